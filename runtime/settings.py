@@ -1,7 +1,7 @@
 """Settings of every process: environment variables with the prefix `FLASHSALE_`, read once at start.
 
 A secret may come by file: `FLASHSALE_X_FILE` names a file whose stripped content becomes `FLASHSALE_X`.
-`docs/configuration.md` and `.env.example` are generated from this module (`python -m runtime.settings`).
+`docs/configuration.md` and `.env.example` are generated from this module (`python -m runtime.settings_docs`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from domain.topology import Topology
 
@@ -32,10 +31,13 @@ class SettingsError(Exception):
     """The environment does not make valid settings; the message names every problem."""
 
 
-class Settings(BaseSettings):
-    """All settings. Cluster settings must be equal everywhere; the others may differ from process to process."""
+class Settings(BaseModel):
+    """All settings. Cluster settings must be equal everywhere; the others may differ from process to process.
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+    Made by `load_settings`; a plain model, so that nothing but its arguments (no ambient environment) gets in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     # Cluster: compared in Redis at start, a process with another fingerprint refuses to run.
     lanes: int = Field(4, ge=1, le=100, description="Cluster: number of lanes over all sales.")
@@ -51,7 +53,7 @@ class Settings(BaseSettings):
     catalogue_dsn: SecretStr = Field(
         SecretStr("postgresql://flashsale@127.0.0.1:5432/catalogue"), description="PostgreSQL catalogue database."
     )
-    shard_dsns: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    shard_dsns: tuple[SecretStr, ...] = Field(
         (), description="PostgreSQL shard databases in shard order, separated by commas."
     )
 
@@ -77,9 +79,7 @@ class Settings(BaseSettings):
         2_000_000, ge=1000, description="Entries in a lane's stream before orders are refused."
     )
     redis_memory_percent_max: int = Field(80, ge=1, le=100, description="Redis memory use at which orders are refused.")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Origins allowed by CORS, separated by commas."
-    )
+    cors_origins: tuple[str, ...] = Field((), description="Origins allowed by CORS, separated by commas.")
 
     # Tokens
     token_issuer: str = Field("flashsale", description="`iss` of access tokens.")
@@ -123,30 +123,42 @@ class Settings(BaseSettings):
         return Topology(lanes=self.lanes, shards=self.shards)
 
 
+def file_variable(name: str) -> str | None:
+    """The variable that gives a setting by file, `FLASHSALE_X_FILE`; None for a setting that names a file itself."""
+    return None if name.endswith("_file") else f"{PREFIX}{name.upper()}_FILE"
+
+
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from the environment (`os.environ` if none is given).
 
     Raises SettingsError with every problem, by variable name and without values.
     """
-    source = dict(os.environ if environ is None else environ)
+    source = os.environ if environ is None else environ
     problems: list[str] = []
     values: dict[str, Any] = {}
+    known: set[str] = set()
     for name in Settings.model_fields:
-        variable = PREFIX + name.upper()
+        variable, by_file = PREFIX + name.upper(), file_variable(name)
+        known.add(variable)
         if variable in source:
             values[name] = source[variable]
-        # `X_FILE` gives X by file, unless X_FILE is a setting of its own or X is a file setting.
-        by_file = source.get(variable + "_FILE")
-        if by_file is not None and f"{name}_file" not in Settings.model_fields:
-            try:
-                values[name] = Path(by_file).read_text(encoding="utf-8").strip()
-            except OSError as error:
-                problems.append(f"{variable}_FILE: {error.strerror}")
-    known = {PREFIX + n.upper() for n in Settings.model_fields}
+        if by_file is None:
+            continue
+        known.add(by_file)
+        if by_file not in source:
+            continue
+        if variable in source:
+            problems.append(f"{variable}: also set by {by_file}")
+        try:
+            values[name] = Path(source[by_file]).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            problems.append(f"{by_file}: {error.strerror}")
+        except UnicodeDecodeError:
+            problems.append(f"{by_file}: not UTF-8 text")
     problems += [
         f"{variable}: unknown setting"
         for variable in sorted(source)
-        if variable.startswith(PREFIX) and variable not in known and variable.removesuffix("_FILE") not in known
+        if variable.startswith(PREFIX) and variable not in known
     ]
     try:
         settings = Settings.model_validate(values)
