@@ -1,0 +1,92 @@
+"""The micro-batcher: orders in, script calls out, no timer and no I/O.
+
+A batch leaves when the connection has room; what arrives meanwhile forms the next one.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from hotpath.sales import SaleView
+
+class Ticket:
+    """One order on its way through Redis, awaitable once, by one waiter, in the loop that owns the batcher."""
+
+    def __init__(self, sale: SaleView, user_id: bytes, key: str, lines: Sequence[tuple[int, int]]) -> None:
+        """`lines`: (SKU index, quantity) in request order."""
+
+    @property
+    def verdict(self) -> int:
+        """`hotpath.counters.Verdict`; PENDING until it ended."""
+
+    @property
+    def argument(self) -> int:
+        """What the script added to its outcome (a wait in ms)."""
+
+    @property
+    def order_id(self) -> bytes:
+        """16 bytes; the first order's when replayed."""
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether an earlier request of the client was accepted (not an attempt of our own)."""
+
+    def answer_body(self) -> bytes:
+        """JSON of the 202. Only for ACCEPTED and REPLAYED."""
+
+    def again(self, sale: SaleView) -> Ticket:
+        """The same order for another version of the sale, with the same order id and deadline."""
+
+    def __await__(self) -> Generator[Any, None, int]: ...
+
+class Batcher:
+    """Queues and batches of one connection. All times are CLOCK_MONOTONIC nanoseconds unless named otherwise."""
+
+    def __init__(
+        self,
+        *,
+        reserve: tuple[str, bytes],
+        lookup: tuple[str, bytes],
+        emission_interval_us: int,
+        burst: int,
+        stream_length_max: int,
+        batch_size_max: int,
+        batches_in_flight_max: int,
+        queue_length_max: int,
+        deadline_ms: int,
+        wake: Callable[[], object],
+    ) -> None:
+        """`reserve`, `lookup`: (SHA-1 in hex, source). `wake` is called once when there is something to write."""
+
+    def submit(self, ticket: Ticket) -> bool:
+        """Queue it; False when it was refused at once (its verdict tells)."""
+
+    def connected(self) -> None:
+        """Batches may leave from now on."""
+
+    def lost(self) -> None:
+        """The connection is gone: what was in flight goes back to the front of its queue."""
+
+    def output(self) -> bytes:
+        """All batches that may leave now; empty when there are none."""
+
+    def receive(self, chunk: bytes) -> None:
+        """Replies; ends tickets. ProtocolViolation when the connection must be dropped."""
+
+    def sweep(self, now_ns: int) -> int:
+        """End what is past its deadline; the number ended."""
+
+    def refuse(self, refusing: bool) -> None:
+        """While true, new orders are OVERLOADED (Redis' memory is high)."""
+
+    @property
+    def queued(self) -> int: ...
+    @property
+    def in_flight(self) -> int:
+        """Batches on the wire."""
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """Redis' clock minus ours, from the last batch."""
+
+    def stats(self) -> dict[str, int]:
+        """batches, orders_sent, resubmitted, noscript, ... since the start."""

@@ -1,0 +1,22 @@
+"""Order ids, short ids, user hash, timestamps: the compiled twins of `domain.ids` and `domain.topology.user_hash`."""
+
+def user_hash(user_id: bytes) -> int:
+    """64-bit FNV-1a of the 16 bytes, folded."""
+
+def short_id(value: bytes) -> str:
+    """22 characters of unpadded base64url for 16 bytes."""
+
+def uuid_text(value: bytes) -> str:
+    """Canonical text of 16 bytes."""
+
+def parse_uuid(text: str) -> bytes | None:
+    """16 bytes of a canonical id (36 characters, either case), None for anything else."""
+
+def rfc3339_ms(unix_ms: int) -> str:
+    """`2026-01-01T00:00:00.123Z`."""
+
+class OrderIds:
+    """Makes UUIDv8 order ids; randomness is read from the system 512 ids at a time."""
+
+    def make(self, *, unix_ms: int, lane: int, bucket: int) -> bytes:
+        """16 bytes of a fresh id."""

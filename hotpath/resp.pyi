@@ -1,0 +1,22 @@
+"""RESP2 commands and replies. Performs no I/O."""
+
+from collections.abc import Sequence
+
+class ReplyError:
+    """An error reply, as a value: `-NOSCRIPT No matching script.`"""
+
+    text: str
+
+class ProtocolViolation(Exception):
+    """The peer's bytes are not RESP2, or a reply is beyond the bounds."""
+
+type Reply = None | int | bytes | ReplyError | list[Reply]
+
+def encode_command(parts: Sequence[bytes]) -> bytes:
+    """`*<n>\\r\\n` and each part as a bulk string."""
+
+class ReplyDecoder:
+    """Cuts arbitrary chunks into whole replies. Holds at most one incomplete reply of 1 MiB."""
+
+    def feed(self, chunk: bytes) -> list[Reply]:
+        """The replies that `chunk` completed. Simple strings come as bytes."""

@@ -1,0 +1,44 @@
+"""What the hot path knows of a sale, with every constant byte of keys and answers prebuilt."""
+
+from collections.abc import Sequence
+
+class LaneNames:
+    """Names of one lane's keys for one sale; the prefixes are followed by a short id."""
+
+    def __init__(
+        self, *, lane: int, state_key: str, stream_key: str, user_key_prefix: str, order_key_prefix: str
+    ) -> None: ...
+
+class Tally:
+    """Counts of refusals of one sale, shared by the views of its versions."""
+
+    def take(self) -> dict[int, int]:
+        """Verdict -> count since the last call, then zero."""
+
+class SaleView:
+    """One version of a published sale, immutable but for what was last seen sold out."""
+
+    def __init__(
+        self,
+        *,
+        sale_id: bytes,
+        epoch: int,
+        version: int,
+        hold_ms: int,
+        currency: str,
+        lanes: Sequence[LaneNames],
+        items: Sequence[tuple[str, int]],
+        tally: Tally | None = None,
+    ) -> None:
+        """`items`: (SKU, unit price in minor units) in index order; `tally`: that of the view this one replaces."""
+
+    @property
+    def sale_id(self) -> bytes: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def tally(self) -> Tally: ...
+    def is_sold_out(self, sku_index: int) -> bool:
+        """Whether the lane last said so. A hint for batching, never a reason to refuse."""

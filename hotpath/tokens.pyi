@@ -1,0 +1,40 @@
+"""Buyers' access tokens: compact JWS, HS256 only, keys by `kid`. Every fault is an int, never an exception."""
+
+from collections.abc import Mapping
+
+TOKEN_MISSING: int
+TOKEN_INVALID: int
+TOKEN_EXPIRED: int
+
+class Claims:
+    """What a valid token says of its holder."""
+
+    @property
+    def user_id(self) -> bytes:
+        """16 bytes of `sub`."""
+
+    @property
+    def expires_at_s(self) -> int:
+        """`exp`, Unix seconds."""
+
+    @property
+    def issued_at_s(self) -> int:
+        """`iat`, Unix seconds."""
+
+class KeyRing:
+    """HS256 keys by `kid`. The algorithm is pinned to the key: a header that names another is refused."""
+
+    def __init__(
+        self,
+        keys: Mapping[str, bytes],
+        *,
+        issuer: str,
+        audience: str = "edge",
+        role: str = "buyer",
+        leeway_s: int = 60,
+    ) -> None: ...
+    def verify(self, token: bytes, now_s: int) -> Claims | int:
+        """Claims, or TOKEN_INVALID / TOKEN_EXPIRED. `leeway_s` is for `iat` and `nbf` in the future, not for `exp`."""
+
+    def authorize(self, authorization: str | None, now_s: int) -> Claims | int:
+        """The same from an `Authorization` header; TOKEN_MISSING when there is none or it is not `Bearer`."""
