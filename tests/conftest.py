@@ -1,3 +1,3 @@
 """Fixtures shared by all tests: real servers, one file per concern under `tests/fixtures/`."""
 
-pytest_plugins = ["tests.fixtures.fix_redis", "tests.fixtures.fix_postgres"]
+pytest_plugins = ["tests.fixtures.fix_redis", "tests.fixtures.fix_postgres", "tests.fixtures.fix_databases"]

@@ -1,0 +1,1 @@
+"""Numbered SQL for the catalogue and the shard databases, and the runner that applies it."""

@@ -1,0 +1,127 @@
+"""Applies numbered SQL files to a database, once each and in order. Synchronous: it runs before anything else does.
+
+Does not create databases and does not undo: a step back is a new migration.
+
+A file is `NNNN_name.sql` and is applied in one transaction together with its record, so a crash leaves it wholly
+applied or not at all. Several processes may start at once: an advisory lock per database lets one of them work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+HERE = Path(__file__).parent
+CATALOGUE = HERE / "catalogue"
+SHARD = HERE / "shard"
+
+LOCK_ID = 0x666C6173_68736C65  # "flashsle"
+LOCK_WAIT_S_MAX = 60
+# A migration that waits for a table lock makes every later query of that table wait behind it.
+TABLE_LOCK_WAIT_S_MAX = 5
+_FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_CREATE_RECORD = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    number integer PRIMARY KEY,
+    name text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+class MigrationError(Exception):
+    """A database could not be brought to the newest schema; the message names database and file, never a password."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file. `checksum` is the SHA-256 of its text: an applied file must never change."""
+
+    number: int
+    name: str
+    text: str
+
+    @property
+    def checksum(self) -> str:
+        """Hexadecimal SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def read_migrations(folder: Path) -> list[Migration]:
+    """The folder's migrations in order; MigrationError for a misnamed file or a number used twice."""
+    migrations: dict[int, Migration] = {}
+    for path in sorted(folder.glob("*.sql")):
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationError(f"{path.name}: not named NNNN_name.sql")
+        number = int(match[1])
+        if number in migrations:
+            raise MigrationError(f"{path.name}: the number is taken by {migrations[number].name}")
+        migrations[number] = Migration(number, path.stem, path.read_text(encoding="utf-8"))
+    return list(migrations.values())
+
+
+def migrate(catalogue_dsn: str, shard_dsns: Sequence[str]) -> dict[str, list[str]]:
+    """Bring all databases to the newest schema; database -> names of the migrations applied now.
+
+    Safe to repeat and to run from several processes. Raises MigrationError at the first database that fails;
+    those before it stay migrated.
+    """
+    applied = {"catalogue": apply(catalogue_dsn, read_migrations(CATALOGUE), database="catalogue")}
+    shard_migrations = read_migrations(SHARD)
+    for shard, dsn in enumerate(shard_dsns):
+        database = f"shard_{shard}"
+        applied[database] = apply(dsn, shard_migrations, database=database)
+    return applied
+
+
+def apply(dsn: str, migrations: Iterable[Migration], *, database: str) -> list[str]:
+    """Apply what one database lacks; names of what was applied. `database` is what error messages call it."""
+    applied: list[str] = []
+    try:
+        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+            _lock(connection)
+            connection.execute(_CREATE_RECORD)
+            done = _done(connection)
+            for migration in migrations:
+                if migration.number in done:
+                    if done[migration.number] != migration.checksum:
+                        raise MigrationError(f"{database}: {migration.name} was changed after it had been applied")
+                    continue
+                _apply_one(connection, migration, database)
+                applied.append(migration.name)
+    except psycopg.Error as error:
+        raise MigrationError(f"{database}: {error.diag.message_primary or type(error).__name__}") from error
+    return applied
+
+
+def _lock(connection: psycopg.Connection[Any]) -> None:
+    """Held until the connection closes, also when this process is killed."""
+    connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{LOCK_WAIT_S_MAX}s")))
+    connection.execute("SELECT pg_advisory_lock(%s)", (LOCK_ID,))
+    connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{TABLE_LOCK_WAIT_S_MAX}s")))
+
+
+def _done(connection: psycopg.Connection[Any]) -> Mapping[int, str]:
+    return dict(connection.execute("SELECT number, checksum FROM schema_migrations").fetchall())
+
+
+def _apply_one(connection: psycopg.Connection[Any], migration: Migration, database: str) -> None:
+    try:
+        with connection.transaction():
+            connection.execute(migration.text)
+            connection.execute(
+                "INSERT INTO schema_migrations (number, name, checksum) VALUES (%s, %s, %s)",
+                (migration.number, migration.name, migration.checksum),
+            )
+    except psycopg.Error as error:
+        reason = error.diag.message_primary or type(error).__name__
+        raise MigrationError(f"{database}: {migration.name}: {reason}") from error

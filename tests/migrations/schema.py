@@ -1,0 +1,29 @@
+"""A database's schema as text, to be compared with a committed file. Reads the catalogue views only."""
+
+from __future__ import annotations
+
+import psycopg
+
+_COLUMNS = """
+SELECT table_name, column_name, data_type, is_nullable = 'NO', coalesce(column_default, '')
+FROM information_schema.columns WHERE table_schema = 'public' ORDER BY table_name, ordinal_position
+"""
+_CONSTRAINTS = """
+SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
+FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY 1, 2
+"""
+_INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexdef"
+_VIEWS = "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY viewname"
+
+
+def describe(dsn: str) -> str:
+    """Columns, constraints, indexes and views, a line each, sorted."""
+    with psycopg.connect(dsn) as connection:
+        lines = [
+            f"{table}.{column} {kind}{' not null' if required else ''}{f' default {default}' if default else ''}"
+            for table, column, kind, required, default in connection.execute(_COLUMNS)
+        ]
+        lines += [f"{table}: {name} {definition}" for table, name, definition in connection.execute(_CONSTRAINTS)]
+        lines += [row[0] for row in connection.execute(_INDEXES)]
+        lines += [f"view {name}: {' '.join(text.split())}" for name, text in connection.execute(_VIEWS)]
+    return "\n".join(lines) + "\n"
