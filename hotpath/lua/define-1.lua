@@ -1,0 +1,41 @@
+#!lua flags=allow-oom
+-- Replaces a sale's definition in a lane by a newer version: state and window. A full memory must not keep a sale open.
+--
+-- KEYS
+--   1 state of the lane
+-- ARGV
+--   1 short sale id
+--   2 packed definition
+-- Returns an integer
+-- Outputs
+--   1 replaced
+--   0 the lane has this version or a newer one
+--   -1 the lane does not know the sale or has another epoch
+
+--- @include names
+--- @include errors
+
+local field, definition = 'd:' .. ARGV[1], ARGV[2]
+if #definition < 30 or #definition ~= 30 + 2 * byte(definition, 30) or byte(definition, 1) > 3 then
+  malformed('definition')
+end
+local known = call('HGET', KEYS[1], field)
+if not known then
+  return -1
+end
+if #known < 30 then
+  corrupt('definition')
+end
+local _, epoch_known, version_known = decode('>BI4I4', known)
+local _, epoch, version = decode('>BI4I4', definition)
+if epoch ~= epoch_known then
+  return -1
+end
+if version <= version_known then
+  return 0
+end
+if sub(definition, 26) ~= sub(known, 26) then
+  malformed('hold time and SKUs of a published sale never change')
+end
+call('HSET', KEYS[1], field, definition)
+return 1

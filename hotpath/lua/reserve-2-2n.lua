@@ -1,0 +1,102 @@
+#!lua
+-- Decides a batch of order requests of one lane and writes the accepted ones: all of them or, after an error, none.
+--
+-- Two phases: decide everything (reads only), then write. The first write is an XADD that fails when the sequence went
+-- back; none after it can fail.
+--
+-- KEYS
+--   1 state of the lane
+--   2 stream of the lane
+--   3 + 2i user hash of request i, i from 0
+--   4 + 2i order of request i
+-- ARGV
+--   1 number of requests n, 1..64
+--   2 number of sales g, 1..n
+--   3 emission interval in microseconds
+--   4 burst in requests
+--   5 bound of the stream's length
+--   6 + 3j short id of sale j, j from 0
+--   7 + 3j epoch
+--   8 + 3j version of the definition
+--   6 + 3g + 3i field of request i: `k` + idempotency key
+--   7 + 3g + 3i lines: 1 byte place of the sale j, then per line 1 byte SKU index, 1 byte quantity
+--   8 + 3g + 3i body of the entry; it begins with the order id
+-- Returns an array: now_ms, then for each request an integer argument * 16 + output (REPLAYED: the record, a string)
+-- Outputs
+--   0 ACCEPTED effects were written
+--   1 REPLAYED same key, same lines: the apply-once record
+--   2 KEY_REUSED same key, other lines
+--   3 STALE unknown sale, other epoch or version, or closed for recovery
+--   4 NOT_OPEN argument: milliseconds until it opens, 0 when paused
+--   5 ENDED
+--   6 RATE_LIMITED argument: milliseconds to wait
+--   7 PURCHASE_LIMIT
+--   8 SOLD_OUT
+--   10 STREAM_FULL
+
+--- @include names
+--- @include errors
+--- @include outcomes
+--- @include batch
+--- @include decide
+
+-- Phase one: decide.
+local reply = { now_ms }
+local reserved_at = pack('>I8', now_ms)
+local orders, next_states, entries = {}, {}, {}
+for i = 0, requests - 1 do
+  local answer, next_state, order = decide(i)
+  reply[i + 2] = answer
+  if next_state then
+    local body = ARGV[first + 3 * i + 2]
+    if #body < 53 then
+      malformed('body')
+    end
+    accepted = accepted + 1
+    local user = KEYS[3 + 2 * i]
+    states[user] = next_state
+    users[accepted] = user
+    orders[accepted] = KEYS[4 + 2 * i]
+    keys[accepted] = ARGV[first + 3 * i]
+    records[accepted] = sub(body, 1, 16) .. reserved_at .. order.tail
+    next_states[accepted] = next_state
+    entries[accepted] = order.sale.head .. body
+    local slots, units = order.slots, order.units
+    for line = 1, order.count do
+      local slot, quantity = slots[line], units[line]
+      available[slot] = available[slot] - quantity
+      reserved[slot] = reserved[slot] + quantity
+    end
+    order.sold = true
+  end
+end
+if accepted == 0 then
+  return reply
+end
+
+-- Phase two: write.
+--- @include sequence
+local stream = KEYS[2]
+for j = 1, accepted do
+  local entry = entries[j]
+  append(stream, entry)
+  call('HSET', users[j], 's', next_states[j], keys[j], records[j])
+  call('SET', orders[j], entry)
+end
+local changes, count, written = { 'seq', seq_text(seq) }, 2, {}
+for i = 1, #distinct do
+  local order = distinct[i]
+  if order.sold then
+    for line = 1, order.count do
+      local slot = order.slots[line]
+      if not written[slot] then
+        written[slot] = true
+        changes[count + 1] = fields[slot]
+        changes[count + 2] = pack('>I4I4', available[slot], reserved[slot]) .. sub(lane[slot], 9)
+        count = count + 2
+      end
+    end
+  end
+end
+call('HSET', KEYS[1], unpack(changes))
+return reply

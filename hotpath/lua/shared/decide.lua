@@ -1,0 +1,117 @@
+-- The decision on one request, in the order that docs/redis-layout.md gives. Reads only.
+-- `states` (user hash key -> its `s` as this batch leaves it), `accepted`, `users`, `keys`, `records`: effects of the
+-- requests before, which the caller keeps up to date.
+local states, users, keys, records = {}, {}, {}, {}
+local accepted = 0
+
+-- The lines of a record or request as sorted numbers: the same content in another order is the same request.
+local function canonical(lines)
+  local pairs_of = {}
+  for line = 1, #lines / 2 do
+    local sku, quantity = byte(lines, 2 * line - 1, 2 * line)
+    pairs_of[line] = sku * 256 + quantity
+  end
+  sort(pairs_of)
+  return concat(pairs_of, ' ')
+end
+
+local function same_lines(a, b)
+  return a == b or (#a == #b and canonical(a) == canonical(b))
+end
+
+-- The purchase counters with `order` added, or nil where a limit forbids it.
+local function add_purchases(purchases, order)
+  for line = 1, order.count do
+    local sku, total, at = order.skus[line], order.units[line], nil
+    for place = 1, #purchases, 3 do
+      if byte(purchases, place) == sku then
+        local high, low = byte(purchases, place + 1, place + 2)
+        total = total + high * 256 + low
+        at = place
+        break
+      end
+    end
+    if total > order.limits[line] then
+      return nil
+    end
+    local counter = char(sku, floor(total / 256), total % 256)
+    if at then
+      purchases = sub(purchases, 1, at - 1) .. counter .. sub(purchases, at + 3)
+    else
+      purchases = purchases .. counter
+    end
+  end
+  return purchases
+end
+
+-- The answer to request `i` (from 0); for ACCEPTED also the user's new `s` and the parsed order.
+local function decide(i)
+  local at = first + 3 * i
+  local order = parsed[ARGV[at + 1]]
+  local sale = order.sale
+  if sale.stale then
+    return STALE
+  end
+
+  local user, key = KEYS[3 + 2 * i], ARGV[at]
+  if byte(key, 1) ~= 107 then
+    malformed('field') -- not `k...`: it could overwrite `s`
+  end
+  local known = call('HMGET', user, 's', key)
+  local state, record = known[1], known[2]
+  local changed = states[user]
+  if changed then
+    state = changed
+    for j = 1, accepted do
+      if users[j] == user and keys[j] == key then
+        record = records[j]
+      end
+    end
+  end
+  if record then
+    if #record < 26 then
+      corrupt('record')
+    end
+    return same_lines(sub(record, 25), order.tail) and record or KEY_REUSED
+  end
+
+  if sale.gate then
+    return sale.gate
+  end
+
+  local next_state
+  if state then
+    if #state < 8 or (#state - 8) % 3 ~= 0 then
+      corrupt('user')
+    end
+    local tat = decode('>I8', state)
+    if tat < now_us then
+      tat = now_us
+    end
+    local wait_us = tat - now_us - ahead_us_max
+    if wait_us > 0 then
+      return RATE_LIMITED + 16 * ceil(wait_us / 1000)
+    end
+    local purchases = add_purchases(sub(state, 9), order)
+    if not purchases then
+      return PURCHASE_LIMIT
+    end
+    next_state = pack('>I8', tat + interval_us) .. purchases
+  else
+    if not order.fresh_fits then
+      return PURCHASE_LIMIT
+    end
+    next_state = order.fresh_state
+  end
+
+  local slots, units = order.slots, order.units
+  for line = 1, order.count do
+    if available[slots[line]] < units[line] then
+      return SOLD_OUT
+    end
+  end
+  if length + accepted >= length_max then
+    return STREAM_FULL
+  end
+  return ACCEPTED, next_state, order
+end

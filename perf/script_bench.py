@@ -1,0 +1,245 @@
+"""Drives the reservation script directly: orders/s with and without fsync, bytes an order in Redis, against a naive script.
+
+Measures Redis and the script only: no HTTP, no tokens. The client builds every command beforehand and keeps two batches
+on the wire. Server and client share the machine, so the ratio to the naive script of the same run says most.
+
+    python -m perf.script_bench [--orders N] [--batch N] [--rounds N] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import redis
+
+from devstack.servers import RedisServer
+from domain import ids, topology
+from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_body
+from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
+from hotpath.scripts import Script, load_script
+
+LANE = 0
+IN_FLIGHT = 2
+# What a first design would do: ten calls an order, sequence, definition and stock read and written for each one.
+NAIVE = """#!lua
+local reply = {}
+local time = redis.call('TIME')
+local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+for i = 1, #KEYS / 6 do
+  local k, a = (i - 1) * 6, (i - 1) * 3
+  local definition = redis.call('HGETALL', KEYS[k + 1])
+  local answer = 'accepted'
+  if redis.call('EXISTS', KEYS[k + 5]) == 1 then
+    answer = redis.call('GET', KEYS[k + 5])
+  else
+    local placed = redis.call('INCR', KEYS[k + 3])
+    redis.call('EXPIRE', KEYS[k + 3], 86400)
+    if tonumber(redis.call('GET', KEYS[k + 2])) < 1 then
+      answer = 'sold_out'
+    else
+      redis.call('DECR', KEYS[k + 2])
+      redis.call('HSET', KEYS[k + 4], 'status', 'reserved', 'at', now_ms, 'body', ARGV[a + 3])
+      redis.call('SET', KEYS[k + 5], ARGV[a + 1], 'EX', 86400)
+      redis.call('XADD', KEYS[k + 6], '*', 'status', 'reserved', 'at', now_ms, 'body', ARGV[a + 3])
+    end
+  end
+  reply[i] = answer
+end
+return reply
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measured run: orders a second and bytes an order in Redis, stream included."""
+
+    orders_per_s: float
+    bytes_an_order: float
+
+
+def pack_command(parts: Sequence[bytes]) -> bytes:
+    """RESP: `*n` then each part as a bulk string."""
+    out = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        out.append(b"$%d\r\n%b\r\n" % (len(part), part))
+    return b"".join(out)
+
+
+def make_sale() -> SaleDefinition:
+    """A sale that is open for an hour, one SKU, no purchase limit."""
+    now_ms = int(time.time() * 1000)
+    return SaleDefinition(
+        ids.new_uuid7(), "bench", 1, 1, LaneSaleState.RUNNING, now_ms - 1000, now_ms + 3_600_000, 600_000, "EUR",
+        (LANE,), (SaleItem("SKU-1", 1999, 0),),
+    )  # fmt: skip
+
+
+def load(client: redis.Redis, sale: SaleDefinition) -> None:
+    client.eval(
+        load_script("load-1").source, 1, topology.lane_state_key(LANE), ids.short(sale.sale_id),
+        sale.pack_for_lane(), Stock.fresh(1_000_000_000).pack(),
+    )  # fmt: skip
+
+
+def make_orders(sale: SaleDefinition, users: Sequence[UUID]) -> list[tuple[UUID, UUID, bytes, bytes]]:
+    """Per user an order: user, order id, idempotency key, body."""
+    orders = []
+    for user in users:
+        key = secrets.token_hex(8)
+        order_id = ids.order_id(
+            unix_ms=int(time.time() * 1000), lane=LANE, bucket=topology.bucket_of_user(user),
+            random=secrets.randbits(52),
+        )  # fmt: skip
+        entry = OrderEntry(
+            order_id, user, sale.sale_id, key, "EUR", (OrderLine(0, "SKU-1", 1, 1999),), OrderStatus.RESERVED, 1, 1,
+            0, 0, 0,
+        )  # fmt: skip
+        orders.append((user, order_id, key.encode(), encode_body(entry)))
+    return orders
+
+
+def reserve_commands(
+    script: Script, sale: SaleDefinition, orders: Sequence[tuple[UUID, UUID, bytes, bytes]], batch: int
+) -> list[bytes]:
+    commands = []
+    for start in range(0, len(orders), batch):
+        part = orders[start : start + batch]
+        keys = [topology.lane_state_key(LANE).encode(), topology.lane_stream_key(LANE).encode()]
+        args = [b"%d" % len(part), b"1", b"1000", b"1000", b"100000000"]
+        args += [ids.short(sale.sale_id).encode(), b"1", b"1"]
+        for user, order_id, key, body in part:
+            keys += [topology.user_key(LANE, sale.sale_id, user).encode(), topology.order_key(order_id).encode()]
+            args += [b"k" + key, b"\0\0\1", body]
+        commands.append(pack_command([b"EVALSHA", script.sha.encode(), b"%d" % len(keys), *keys, *args]))
+    return commands
+
+
+def naive_commands(
+    sha: str, sale: SaleDefinition, orders: Sequence[tuple[UUID, UUID, bytes, bytes]], batch: int
+) -> list[bytes]:
+    commands = []
+    name = f"{topology.lane_tag(LANE)}:n:{ids.short(sale.sale_id)}"
+    for start in range(0, len(orders), batch):
+        keys: list[bytes] = []
+        args: list[bytes] = []
+        for user, order_id, key, body in orders[start : start + batch]:
+            own = f"{name}:{ids.short(user)}"
+            keys += [
+                f"{name}:definition".encode(), f"{name}:stock".encode(), f"{own}:count".encode(),
+                topology.order_key(order_id).encode(), own.encode() + b":" + key, f"{name}:stream".encode(),
+            ]  # fmt: skip
+            args += [str(order_id).encode(), key, body]
+        commands.append(pack_command([b"EVALSHA", sha.encode(), b"%d" % len(keys), *keys, *args]))
+    return commands
+
+
+def drive(port: int, commands: Sequence[bytes]) -> float:
+    """Send all commands, at most IN_FLIGHT unanswered; seconds it took. Raises on an error reply."""
+    # hiredis comes with redis[hiredis].
+    from hiredis import Reader
+
+    reader = Reader()
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        started = time.perf_counter()
+        sent = answered = 0
+        while answered < len(commands):
+            while sent < len(commands) and sent - answered < IN_FLIGHT:
+                sock.sendall(commands[sent])
+                sent += 1
+            reader.feed(sock.recv(65536))
+            while (answer := reader.gets()) is not False:
+                if isinstance(answer, Exception):
+                    raise answer
+                if any(isinstance(member, int) and member % 16 for member in answer[1:]):
+                    raise AssertionError(f"not accepted: {answer}")
+                answered += 1
+        return time.perf_counter() - started
+
+
+def measure(server: RedisServer, *, naive: bool, orders: int, batch: int, orders_per_user: int) -> Sample:
+    """One run on an emptied server; memory before and after, all users fresh."""
+    with redis.Redis(port=server.port) as client:
+        client.flushall()
+        sale = make_sale()
+        if naive:
+            name = f"{topology.lane_tag(LANE)}:n:{ids.short(sale.sale_id)}"
+            client.hset(f"{name}:definition", mapping={"state": 1, "starts": 0, "ends": 1 << 40, "price": 1999})
+            client.set(f"{name}:stock", 1_000_000_000)
+            sha = str(client.script_load(NAIVE))
+        else:
+            client.script_load(load_script("reserve-2-2n").source)
+            load(client, sale)
+            sha = ""
+        users = [ids.new_uuid7() for _ in range(orders // orders_per_user)]
+        commands: list[bytes] = []
+        for _ in range(orders_per_user):
+            made = make_orders(sale, users)
+            commands += (
+                naive_commands(sha, sale, made, batch)
+                if naive
+                else reserve_commands(load_script("reserve-2-2n"), sale, made, batch)
+            )
+        before = client.info("memory")["used_memory_dataset"]
+        seconds = drive(server.port, commands)
+        used = client.info("memory")["used_memory_dataset"] - before
+    count = len(users) * orders_per_user
+    return Sample(count / seconds, used / count)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--orders", type=int, default=60_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    report: dict[str, dict[str, float]] = {}
+    for durable in (False, True):
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # a disk, not a memory file system
+            server = RedisServer(Path(folder), durable=durable)
+            server.start()
+            try:
+                for orders_per_user in (1, 3):
+                    pairs = [
+                        [
+                            measure(
+                                server,
+                                naive=naive,
+                                orders=options.orders,
+                                batch=options.batch,
+                                orders_per_user=orders_per_user,
+                            )
+                            for naive in (False, True)
+                        ]
+                        for _ in range(options.rounds)
+                    ]
+                    name = f"{'fsync' if durable else 'memory'}, {orders_per_user} an user"
+                    report[name] = {
+                        "orders_per_s": round(statistics.median(p[0].orders_per_s for p in pairs)),
+                        "naive_orders_per_s": round(statistics.median(p[1].orders_per_s for p in pairs)),
+                        "ratio": round(statistics.median(p[0].orders_per_s / p[1].orders_per_s for p in pairs), 2),
+                        "bytes_an_order": round(statistics.median(p[0].bytes_an_order for p in pairs)),
+                        "naive_bytes_an_order": round(statistics.median(p[1].bytes_an_order for p in pairs)),
+                    }
+            finally:
+                server.stop()
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    for name, numbers in report.items():
+        print(name, " ".join(f"{key}={value:,}" for key, value in numbers.items()))
+
+
+if __name__ == "__main__":
+    main()
