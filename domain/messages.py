@@ -46,6 +46,8 @@ def decode_orders(body: bytes) -> list[SequencedEntry]:
         fmt, lane, count = _HEAD.unpack_from(body)
         if fmt != MESSAGE_FORMAT:
             raise MalformedMessage(f"format {fmt}")
+        if count == 0:
+            raise MalformedMessage("no entries")
         at = _HEAD.size
         entries = []
         for _ in range(count):

@@ -26,15 +26,18 @@ class SaleState(StrEnum):
     ENDED = "ended"
 
     def may_become(self, later: SaleState) -> bool:
-        """Legal transitions: draft -> scheduled -> open <-> paused; scheduled, open, paused -> ended."""
+        """Legal transitions: draft -> scheduled -> open <-> paused; scheduled, open, paused -> ended.
+
+        A draft whose start has passed opens when it is published.
+        """
         return later in _SALE_TRANSITIONS[self]
 
 
 _SALE_TRANSITIONS: dict[SaleState, frozenset[SaleState]] = {
     SaleState.DRAFT: frozenset({SaleState.SCHEDULED, SaleState.OPEN}),
-    SaleState.SCHEDULED: frozenset({SaleState.OPEN, SaleState.PAUSED, SaleState.ENDED}),
+    SaleState.SCHEDULED: frozenset({SaleState.OPEN, SaleState.ENDED}),
     SaleState.OPEN: frozenset({SaleState.PAUSED, SaleState.ENDED}),
-    SaleState.PAUSED: frozenset({SaleState.OPEN, SaleState.SCHEDULED, SaleState.ENDED}),
+    SaleState.PAUSED: frozenset({SaleState.OPEN, SaleState.ENDED}),
     SaleState.ENDED: frozenset(),
 }
 
