@@ -99,12 +99,19 @@ class Settings(BaseModel):
     admin_password: SecretStr | None = Field(None, description="Password of the first administrator.")
 
     # Workers
+    metrics_host: str = Field("127.0.0.1", description="Address of a worker's /metrics, /livez and /readyz.")
     metrics_port: int = Field(
         0, ge=0, le=65535, description="Port of /metrics, /livez and /readyz of a worker; 0: none."
     )
     relay_batch_max: int = Field(1000, ge=1, le=1000, description="Entries the relay publishes in one message.")
     writer_batch_max: int = Field(2000, ge=1, le=10_000, description="Orders a shard writer stores in one transaction.")
     queue_length_max: int = Field(10_000, ge=10, description="Messages in a queue before publishing waits.")
+    dead_letters_max: int = Field(
+        100_000, ge=10, description="Dead letters of a queue before consumers wait for somebody to look at them."
+    )
+    event_log_records_max: int = Field(
+        20_000, ge=100, description="Records kept in a partition of the event log (redis://); the oldest go first."
+    )
     lease_ms: int = Field(5000, ge=500, le=60_000, description="Life of a lease that is not renewed.")
 
     # Logs

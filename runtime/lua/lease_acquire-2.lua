@@ -1,0 +1,11 @@
+#!lua flags=allow-oom
+-- Take a lease that nobody holds, with a token greater than every token before.
+-- KEYS: 1 lease, 2 counter of tokens
+-- ARGV: 1 life in milliseconds
+-- Answer: the token; 0 when somebody holds the lease
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+local token = redis.call('INCR', KEYS[2])
+redis.call('SET', KEYS[1], token, 'PX', ARGV[1])
+return token
