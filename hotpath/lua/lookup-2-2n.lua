@@ -25,6 +25,7 @@
 --- @include names
 --- @include errors
 --- @include outcomes
+--- @include sequence
 --- @include batch
 --- @include decide
 

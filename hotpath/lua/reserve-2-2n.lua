@@ -37,6 +37,7 @@
 --- @include names
 --- @include errors
 --- @include outcomes
+--- @include sequence
 --- @include batch
 --- @include decide
 
@@ -75,7 +76,7 @@ if accepted == 0 then
 end
 
 -- Phase two: write.
---- @include sequence
+--- @include append
 local stream = KEYS[2]
 for j = 1, accepted do
   local entry = entries[j]

@@ -1,5 +1,6 @@
 -- What a batch says and what the lane knows of it, read once. Makes: `requests`, `sales`, `parsed`, `now_ms`, `now_us`,
 -- `lane` (values read from the state hash; a stock field's place there is its slot), `available`, `reserved` (by slot).
+local seq
 local requests, sale_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 local interval_us, burst, length_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 if not (requests and sale_count and interval_us and burst and length_max) then
@@ -66,13 +67,7 @@ end
 
 local lane = call('HMGET', KEYS[1], unpack(fields))
 local length = call('XLEN', KEYS[2])
-local seq = 0
-if lane[1] then
-  seq = tonumber(lane[1])
-  if not seq or seq < 0 or seq > 9007199254740000 or seq % 1 ~= 0 then
-    corrupt('sequence')
-  end
-end
+seq = read_sequence(lane[1])
 
 -- Per sale: `stale`, or `gate` (the answer to every request that is not a replay) or neither; `head` of a new entry.
 local sales = {}

@@ -1,20 +1,11 @@
--- Appends with the lane's next sequence number; `seq` is the newest one.
--- A number of 15 digits or more would be written with an exponent.
-local function seq_text(value)
-  return value < 100000000000000 and value .. '' or string.format('%.0f', value)
-end
-
-local appended = false
-local function append(stream, entry)
-  seq = seq + 1
-  if appended then
-    call('XADD', stream, seq_text(seq) .. '-0', 'e', entry)
-    return
+-- Reads the lane's newest sequence number.
+local function read_sequence(text)
+  if not text then
+    return 0
   end
-  -- The first write of the script. It fails when the stream is ahead of the sequence: the lane's state went back.
-  local added = redis.pcall('XADD', stream, seq_text(seq) .. '-0', 'e', entry)
-  if type(added) == 'table' then
-    corrupt('the stream refused ' .. seq_text(seq) .. ': ' .. added.err)
+  local value = tonumber(text)
+  if not value or value < 0 or value > 9007199254740000 or value % 1 ~= 0 then
+    corrupt('sequence')
   end
-  appended = true
+  return value
 end

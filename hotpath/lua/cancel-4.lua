@@ -1,0 +1,35 @@
+#!lua flags=allow-oom
+-- A buyer's cancel: a reserved order whose hold lives becomes `cancelled`; its units are available again.
+--
+-- KEYS
+--   1 state of the lane
+--   2 stream of the lane
+--   3 order
+--   4 user hash
+-- ARGV
+--   1 short sale id
+--   2 order id, 16 bytes
+--   3 user id, 16 bytes
+-- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
+-- Outputs
+--   0 DONE
+--   1 REPEATED it was cancelled before
+--   2 CONFLICT another final state, or the hold is over
+--   3 NOT_FOUND no such order, or another user's
+
+--- @include names
+--- @include errors
+--- @include transitions
+--- @include change
+
+local entry, status, expires_at_ms = read_order()
+if not entry or sub(entry, 49, 64) ~= ARGV[3] then
+  return { NOT_FOUND, '' }
+end
+if status == CANCELLED then
+  return { REPEATED, entry }
+end
+if status ~= RESERVED or now_ms >= expires_at_ms then
+  return { CONFLICT, entry }
+end
+return { DONE, change_order(entry, CANCELLED) }

@@ -1,0 +1,38 @@
+#!lua flags=allow-oom
+-- Collects a hold past its time: a reserved order becomes `expired`; its units are available again.
+--
+-- KEYS
+--   1 state of the lane
+--   2 stream of the lane
+--   3 order
+--   4 user hash
+-- ARGV
+--   1 short sale id
+--   2 order id, 16 bytes
+-- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
+-- Outputs
+--   0 DONE
+--   1 REPEATED it was expired before
+--   2 CONFLICT another final state
+--   3 NOT_FOUND no such order
+--   4 NOT_DUE the hold still lives
+
+--- @include names
+--- @include errors
+--- @include transitions
+--- @include change
+
+local entry, status, expires_at_ms = read_order()
+if not entry then
+  return { NOT_FOUND, '' }
+end
+if status == EXPIRED then
+  return { REPEATED, entry }
+end
+if status ~= RESERVED then
+  return { CONFLICT, entry }
+end
+if now_ms < expires_at_ms then
+  return { NOT_DUE, entry }
+end
+return { DONE, change_order(entry, EXPIRED) }

@@ -1,0 +1,34 @@
+#!lua flags=allow-oom
+-- A payment: a reserved order whose hold lives becomes `paid`; its units move from reserved to paid.
+--
+-- KEYS
+--   1 state of the lane
+--   2 stream of the lane
+--   3 order
+--   4 user hash
+-- ARGV
+--   1 short sale id
+--   2 order id, 16 bytes
+-- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
+-- Outputs
+--   0 DONE
+--   1 REPEATED it was paid before
+--   2 CONFLICT another final state, or the hold is over
+--   3 NOT_FOUND no such order
+
+--- @include names
+--- @include errors
+--- @include transitions
+--- @include change
+
+local entry, status, expires_at_ms = read_order()
+if not entry then
+  return { NOT_FOUND, '' }
+end
+if status == PAID then
+  return { REPEATED, entry }
+end
+if status ~= RESERVED or now_ms >= expires_at_ms then
+  return { CONFLICT, entry }
+end
+return { DONE, change_order(entry, PAID) }

@@ -1,0 +1,122 @@
+-- One order's change of state. KEYS and ARGV as of `cancel-4`. Makes: `now_ms`, `read_order`, `change_order`.
+--- @include sequence
+
+local time = call('TIME')
+local now_ms = time[1] * 1000 + floor(time[2] / 1000)
+local seq = 0
+local sale, order_id = ARGV[1], ARGV[2]
+if #sale ~= 22 or #order_id ~= 16 then
+  malformed('ids')
+end
+
+-- The order's entry, its status and the end of its hold; nothing when the lane does not know it.
+local function read_order()
+  local entry = call('GET', KEYS[3])
+  if not entry then
+    return nil
+  end
+  if #entry < 85 or byte(entry, 1) ~= 1 or sub(entry, 33, 48) ~= order_id then
+    corrupt('order')
+  end
+  return entry, byte(entry, 2), (decode('>I8', entry, 17))
+end
+
+-- The lines of an entry: SKU indices and quantities.
+local function read_lines(entry)
+  local at = 85 + byte(entry, 84)
+  local skus, units, seen = {}, {}, {}
+  for line = 1, byte(entry, at) or 0 do
+    local sku, quantity = byte(entry, at + 1, at + 2)
+    local sku_length = byte(entry, at + 11)
+    if not sku_length or seen[sku] then
+      corrupt('lines')
+    end
+    seen[sku] = true
+    skus[line], units[line] = sku, quantity
+    at = at + 11 + sku_length
+  end
+  if #skus == 0 or at ~= #entry then
+    corrupt('lines')
+  end
+  return skus, units
+end
+
+-- The user's `s` with the units taken off its purchase counters; nil when the janitor has removed the user's hash.
+local function return_purchases(skus, units)
+  local state = call('HGET', KEYS[4], 's')
+  if not state then
+    return nil
+  end
+  if #state < 8 or (#state - 8) % 3 ~= 0 then
+    corrupt('user')
+  end
+  local owed, counters, count = {}, { sub(state, 1, 8) }, 1
+  for line = 1, #skus do
+    owed[skus[line]] = units[line]
+  end
+  for at = 9, #state, 3 do
+    local sku, high, low = byte(state, at, at + 2)
+    local bought = high * 256 + low - (owed[sku] or 0)
+    owed[sku] = nil
+    if bought < 0 then
+      corrupt('purchase counter below zero')
+    end
+    if bought > 0 then
+      count = count + 1
+      counters[count] = char(sku, floor(bought / 256), bought % 256)
+    end
+  end
+  if next(owed) then
+    corrupt('purchase counter missing')
+  end
+  return concat(counters)
+end
+
+--- @include append
+
+-- Writes the next version of a reserved order and moves its units; the new entry. Every check is before the first write.
+local function change_order(entry, status)
+  local version = decode('>I2', entry, 3)
+  if version >= 65535 then
+    corrupt('version')
+  end
+  local skus, units = read_lines(entry)
+  local fields = { 'seq', 'd:' .. sale }
+  for line = 1, #skus do
+    fields[line + 2] = 's:' .. sale .. ':' .. skus[line]
+  end
+  local known = call('HMGET', KEYS[1], unpack(fields))
+  seq = read_sequence(known[1])
+  if not known[2] then
+    corrupt('the lane does not know the sale')
+  end
+  local changes = { 'seq', seq_text(seq + 1) }
+  for line = 1, #skus do
+    local stock = known[line + 2]
+    if not stock or #stock ~= 28 then
+      corrupt('stock')
+    end
+    local available, reserved, paid = decode('>I4I4I4', stock)
+    reserved = reserved - units[line]
+    if status == PAID then
+      paid = paid + units[line]
+    else
+      available = available + units[line]
+    end
+    if reserved < 0 or available > 4294967295 or paid > 4294967295 then
+      corrupt('stock counter out of bounds')
+    end
+    changes[2 * line + 1] = fields[line + 2]
+    changes[2 * line + 2] = pack('>I4I4I4', available, reserved, paid) .. sub(stock, 13)
+  end
+  local purchases = status ~= PAID and return_purchases(skus, units)
+
+  local changed = pack('>BBI2', 1, status, version + 1) .. sub(entry, 5, 24) .. pack('>I8', now_ms) .. sub(entry, 33)
+  append(KEYS[2], changed)
+  call('SET', KEYS[3], changed)
+  call('HSET', KEYS[1], unpack(changes))
+  if purchases then
+    call('HSET', KEYS[4], 's', purchases)
+  end
+  return changed
+end
