@@ -79,19 +79,29 @@ def lane_fence_key(lane: int) -> str:
     return f"{lane_tag(lane)}:fence"
 
 
+def user_key_prefix(lane: int, sale_id: UUID) -> str:
+    """What precedes the user's short id in `user_key`."""
+    return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:"
+
+
 def user_key(lane: int, sale_id: UUID, user_id: UUID) -> str:
     """Hash of one user in one sale: `s` (rate and purchase counters), `k<key>` (apply-once records)."""
-    return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:{ids.short(user_id)}"
+    return user_key_prefix(lane, sale_id) + ids.short(user_id)
 
 
 def user_key_pattern(lane: int, sale_id: UUID) -> str:
     """SCAN pattern of every user hash of a sale in a lane."""
-    return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:*"
+    return user_key_prefix(lane, sale_id) + "*"
+
+
+def order_key_prefix(lane: int) -> str:
+    """What precedes the order's short id in `order_key`."""
+    return f"{lane_tag(lane)}:o:"
 
 
 def order_key(order_id: UUID) -> str:
     """String: the order's entry at its newest version."""
-    return f"{lane_tag(ids.lane_of(order_id))}:o:{ids.short(order_id)}"
+    return order_key_prefix(ids.lane_of(order_id)) + ids.short(order_id)
 
 
 def restock_key(lane: int, sale_id: UUID) -> str:

@@ -1,0 +1,64 @@
+"""Documents that buyers see: orders, sales, times. Performs no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from domain.orders import OrderEntry, OrderStatus
+from domain.sales import SaleDefinition, SaleState, Stock
+
+LOW_PERCENT = 10  # below this share of what was allotted an item is `low`
+LOW_UNITS = 3  # and at this many units, once some are gone
+
+
+def timestamp(unix_ms: int) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-01-01T00:00:00.123Z`."""
+    seconds, ms = divmod(unix_ms, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
+
+
+def order_document(entry: OrderEntry, *, now_ms: int) -> dict[str, Any]:
+    """An order for its buyer. A hold past its time reads as expired; `payment` follows the state until payments are rows."""
+    status = entry.status_at(now_ms)
+    return {
+        "order_id": str(entry.order_id),
+        "sale_id": str(entry.sale_id),
+        "status": status.label,
+        "items": [
+            {"sku": line.sku, "quantity": line.quantity, "unit_price_minor": line.unit_price_minor}
+            for line in entry.lines
+        ],
+        "total_minor": entry.total_minor,
+        "currency": entry.currency,
+        "reserved_at": timestamp(entry.reserved_at_ms),
+        "expires_at": timestamp(entry.expires_at_ms),
+        "payment": "captured" if status is OrderStatus.PAID else "none",
+    }
+
+
+def availability(stocks: Sequence[Stock]) -> str:
+    """`available`, `low` or `sold_out` of one SKU from its counters in every lane of the sale."""
+    available = sum(stock.available for stock in stocks)
+    allotted = sum(stock.allotted + stock.borrowed - stock.lent for stock in stocks)
+    if available == 0:
+        return "sold_out"
+    if available * 100 < allotted * LOW_PERCENT or available <= min(LOW_UNITS, allotted - 1):
+        return "low"
+    return "available"
+
+
+def sale_document(definition: SaleDefinition, *, state: SaleState, availabilities: Sequence[str]) -> dict[str, Any]:
+    """A sale for buyers, without the server's time; `availabilities` in order of the SKU index."""
+    return {
+        "id": str(definition.sale_id),
+        "name": definition.name,
+        "state": state.value,
+        "starts_at": timestamp(definition.starts_at_ms),
+        "ends_at": timestamp(definition.ends_at_ms),
+        "items": [
+            {"sku": item.sku, "unit_price_minor": item.unit_price_minor, "availability": availability}
+            for item, availability in zip(definition.items, availabilities, strict=True)
+        ],
+    }

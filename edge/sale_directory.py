@@ -1,0 +1,224 @@
+"""Sales known to this worker: definitions from Redis, kept fresh by a channel. Decides nothing about orders.
+
+`find` never waits; `load` and `refresh` read Redis, many callers sharing one `MGET`. A sale that is not there is
+remembered for a second, so that guesses cost Redis nothing. After each (re)connection of the channel every known sale is
+read again, since messages may have been missed; and a lane answers STALE to whoever still holds an old version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain import ids, topology
+from domain.sales import SaleDefinition
+from hotpath.sales import LaneNames, SaleView, Tally
+
+_log = structlog.get_logger("edge.sales")
+
+SALES_MAX = 1000  # sales kept; beyond it the one that ended first goes
+ABSENT_MAX = 4096  # unknown ids remembered
+ABSENT_S = 1.0
+PENDING_MAX = 1024  # ids waiting for Redis
+READ_MAX = 64  # ids in one MGET
+RECONNECT_S_MAX = 1.0
+PING_S = 5.0
+
+
+class DirectoryUnavailable(Exception):
+    """Redis could not be asked for a sale's definition."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSale:
+    """A published sale as the domain knows it, and as the compiled order path reads it."""
+
+    definition: SaleDefinition
+    view: SaleView
+
+
+def make_view(definition: SaleDefinition, *, tally: Tally | None = None) -> SaleView:
+    """What the compiled order path knows of a sale; `tally` goes on counting from the view that this one replaces."""
+    sale_id = definition.sale_id
+    return SaleView(
+        sale_id=sale_id.bytes,
+        epoch=definition.epoch,
+        version=definition.version,
+        hold_ms=definition.hold_ms,
+        currency=definition.currency,
+        lanes=[
+            LaneNames(
+                lane=lane,
+                state_key=topology.lane_state_key(lane),
+                stream_key=topology.lane_stream_key(lane),
+                user_key_prefix=topology.user_key_prefix(lane, sale_id),
+                order_key_prefix=topology.order_key_prefix(lane),
+            )
+            for lane in definition.lanes
+        ],
+        items=[(item.sku, item.unit_price_minor) for item in definition.items],
+        tally=tally,
+    )
+
+
+class SaleDirectory:
+    """Known sales by canonical id (36 lower-case characters)."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._known: dict[str, KnownSale] = {}
+        self._views: dict[str, SaleView] = {}
+        self._absent: dict[str, float] = {}  # in order of insertion, so the oldest is first
+        self._pending: dict[str, asyncio.Future[KnownSale | None]] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self.synced = False  # the channel is open and every known sale was read since
+        self.find: Callable[[str], SaleView | None] = self._views.get
+
+    def known(self, sale_id: str) -> KnownSale | None:
+        """The sale with its domain definition, without waiting."""
+        return self._known.get(sale_id)
+
+    def __iter__(self) -> Iterator[KnownSale]:
+        """Every known sale."""
+        return iter(tuple(self._known.values()))
+
+    async def load(self, sale_id: str) -> SaleView | None:
+        """The view of a sale, from memory or from Redis; None if there is no such published sale.
+
+        Raises DirectoryUnavailable when Redis does not answer or too many wait already.
+        """
+        sale = await self.load_known(sale_id)
+        return sale.view if sale else None
+
+    async def load_known(self, sale_id: str) -> KnownSale | None:
+        """As `load`, with the domain definition."""
+        parsed = ids.parse_uuid(sale_id)
+        if parsed is None:
+            return None
+        canonical = str(parsed)
+        sale = self._known.get(canonical)
+        if sale is not None:
+            return sale
+        absent_until = self._absent.get(canonical)
+        if absent_until is not None and time.monotonic() < absent_until:
+            return None
+        return await self._read(canonical)
+
+    async def refresh(self, sale_id: str) -> SaleView | None:
+        """The view of a sale read anew, as after STALE; None if there is no such sale any more."""
+        sale = await self._read(sale_id)
+        return sale.view if sale else None
+
+    async def _read(self, sale_id: str) -> KnownSale | None:
+        future = self._pending.get(sale_id)
+        if future is None:
+            if len(self._pending) >= PENDING_MAX:
+                raise DirectoryUnavailable("too many sales are being looked up")
+            future = asyncio.get_running_loop().create_future()
+            self._pending[sale_id] = future
+            if self._reader is None:
+                self._reader = asyncio.create_task(self._read_pending(), name="sale-reader")
+        return await asyncio.shield(future)
+
+    async def _read_pending(self) -> None:
+        """Serve `_pending` until it is empty. An id leaves it before it is read, so a later caller gets a later read."""
+        try:
+            while self._pending:
+                batch = [(i, self._pending.pop(i)) for i in list(self._pending)[:READ_MAX]]
+                try:
+                    documents = await self._redis.mget([topology.sale_key(UUID(i)) for i, _ in batch])
+                except (RedisError, OSError, asyncio.TimeoutError) as error:
+                    for _, future in batch:
+                        future.set_exception(DirectoryUnavailable(str(error)))
+                        future.exception()  # read here: nobody may be waiting any more
+                    continue
+                for (sale_id, future), document in zip(batch, documents, strict=True):
+                    future.set_result(self._keep(sale_id, document))
+        finally:
+            self._reader = None
+
+    def _keep(self, sale_id: str, document: bytes | None) -> KnownSale | None:
+        if document is None:
+            self._known.pop(sale_id, None)
+            self._views.pop(sale_id, None)
+            self._remember_absent(sale_id)
+            return None
+        try:
+            definition = SaleDefinition.from_document(orjson.loads(document))
+        except (KeyError, ValueError, TypeError) as error:
+            _log.error("sale_document_malformed", sale_id=sale_id, error=repr(error))
+            return self._known.get(sale_id)
+        known = self._known.get(sale_id)
+        if known is not None and (definition.epoch, definition.version) <= (
+            known.definition.epoch,
+            known.definition.version,
+        ):
+            return known  # a read that started before the one that brought the newer version
+        sale = KnownSale(definition, make_view(definition, tally=known.view.tally if known else None))
+        self._known[sale_id] = sale
+        self._views[sale_id] = sale.view
+        self._absent.pop(sale_id, None)
+        if len(self._known) > SALES_MAX:
+            oldest = min(self._known, key=lambda i: self._known[i].definition.ends_at_ms)
+            del self._known[oldest], self._views[oldest]
+        return sale
+
+    def _remember_absent(self, sale_id: str) -> None:
+        self._absent.pop(sale_id, None)
+        if len(self._absent) >= ABSENT_MAX:
+            del self._absent[next(iter(self._absent))]
+        self._absent[sale_id] = time.monotonic() + ABSENT_S
+
+    async def follow(self) -> None:
+        """Follow the channel of changes for ever, reconnecting with jitter. Cancel to stop."""
+        while True:
+            try:
+                await self._follow_once()
+            except (RedisError, OSError, asyncio.TimeoutError, DirectoryUnavailable) as error:
+                _log.warning("sale_channel_lost", error=str(error))
+            self.synced = False
+            await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret
+
+    async def _follow_once(self) -> None:
+        async with self._redis.pubsub() as channel:
+            await channel.subscribe(topology.SALES_CHANNEL)
+            await self._read_all()
+            self.synced = True
+            unanswered = 0
+            while unanswered < 2:  # a dead peer answers no PING, where a plain read would wait for ever
+                message = await channel.get_message(timeout=PING_S)
+                if message is None:
+                    unanswered += 1
+                    await channel.ping()
+                    continue
+                unanswered = 0
+                if message["type"] == "message":
+                    await self._changed(message["data"])
+            raise DirectoryUnavailable("the channel is silent")
+
+    async def _changed(self, payload: bytes) -> None:
+        parsed = ids.parse_uuid(payload.decode("ascii", "replace"))
+        if parsed is not None:
+            await self._read(str(parsed))
+
+    async def _read_all(self) -> None:
+        """Read every published sale and every known one: at start, and after messages may have been missed."""
+        self._absent.clear()
+        wanted = set(self._known)
+        async for member in self._redis.sscan_iter(topology.SALES_KEY, count=500):
+            if len(wanted) >= SALES_MAX:
+                break
+            parsed = ids.parse_uuid(member.decode("ascii", "replace"))
+            if parsed is not None:
+                wanted.add(str(parsed))
+        for start in range(0, len(queue := sorted(wanted)), READ_MAX):
+            await asyncio.gather(*(self._read(i) for i in queue[start : start + READ_MAX]))

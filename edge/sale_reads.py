@@ -1,0 +1,125 @@
+"""GET /v1/sales/{id}: a sale with the availability of its items. Reads Redis at most once a second a sale; writes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain import topology
+from domain.problems import Problem
+from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from edge.clock import RedisClock
+from edge.presenting import availability, sale_document, timestamp
+from edge.problems import Answer, refuse
+from edge.routing import Request
+from edge.sale_directory import DirectoryUnavailable, SaleDirectory
+
+_log = structlog.get_logger("edge.sales")
+
+FRESH_S = 1.0
+CACHED_MAX = 1000  # sales; as many as the directory knows
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What is shown of a sale: valid for one version of its definition, refreshed each second."""
+
+    definition: SaleDefinition
+    availabilities: list[str]
+    read_at: float
+    bodies: dict[SaleState, tuple[bytes, str]] = field(default_factory=dict)  # state -> body without its end, entity tag
+
+
+class SaleReads:
+    """Serves sales from memory, reading the lanes' counters once a second for as many requests as come."""
+
+    def __init__(self, redis: Redis, directory: SaleDirectory, clock: RedisClock) -> None:
+        self._redis = redis
+        self._directory = directory
+        self._clock = clock
+        self._shown: dict[str, _Shown] = {}
+        self._reading: dict[str, asyncio.Task[_Shown]] = {}
+
+    async def get(self, request: Request) -> Answer:
+        """The sale, or 304 when the client has it already."""
+        try:
+            sale = await self._directory.load_known(request.params["sale_id"])
+        except DirectoryUnavailable:
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)
+        if sale is None:
+            return refuse(Problem.SALE_NOT_FOUND)
+        try:
+            shown = await self._fresh(str(sale.definition.sale_id), sale.definition)
+        except (RedisError, OSError, asyncio.TimeoutError, LaneStateMissing) as error:
+            _log.warning("sale_read_failed", sale_id=str(sale.definition.sale_id), error=str(error))
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)
+        now_ms = self._clock.now_ms()
+        definition = shown.definition
+        state = state_at(
+            definition.state, starts_at_ms=definition.starts_at_ms, ends_at_ms=definition.ends_at_ms, now_ms=now_ms
+        )
+        body, tag = self._body(shown, state)
+        headers = [("etag", tag), ("cache-control", "public, max-age=1")]
+        if _matches(request.headers.get("if-none-match"), tag):
+            return 304, headers, b""
+        # {"id":...,"items":[...]   ,"server_time":"..."}
+        body += b',"server_time":"' + timestamp(now_ms).encode("ascii") + b'"}'
+        return 200, [("content-type", "application/json"), *headers], body
+
+    @staticmethod
+    def _body(shown: _Shown, state: SaleState) -> tuple[bytes, str]:
+        cached = shown.bodies.get(state)
+        if cached is None:
+            document = orjson.dumps(sale_document(shown.definition, state=state, availabilities=shown.availabilities))
+            # Weak, since the server's time differs under the same tag.
+            tag = f'W/"{hashlib.blake2b(document, digest_size=12).hexdigest()}"'
+            cached = shown.bodies[state] = (document[:-1], tag)
+        return cached
+
+    async def _fresh(self, sale_id: str, definition: SaleDefinition) -> _Shown:
+        shown = self._shown.get(sale_id)
+        if shown is not None and shown.definition is definition and time.monotonic() - shown.read_at < FRESH_S:
+            return shown
+        task = self._reading.get(sale_id)
+        if task is None:
+            task = asyncio.create_task(self._read(sale_id, definition))
+            self._reading[sale_id] = task
+            task.add_done_callback(lambda _: self._reading.pop(sale_id, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, sale_id: str, definition: SaleDefinition) -> _Shown:
+        fields = [topology.stock_field(definition.sale_id, index) for index in range(len(definition.items))]
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for lane in definition.lanes:
+                pipeline.hmget(topology.lane_state_key(lane), fields)
+            lanes: list[list[bytes | None]] = await pipeline.execute()
+        if any(packed is None for lane in lanes for packed in lane):
+            raise LaneStateMissing(f"sale {sale_id} is published, but a lane has no stock for it")
+        availabilities = [
+            availability([Stock.unpack(packed) for packed in counters if packed is not None])
+            for counters in zip(*lanes, strict=True)
+        ]
+        shown = _Shown(definition, availabilities, time.monotonic())
+        if len(self._shown) >= CACHED_MAX and sale_id not in self._shown:
+            del self._shown[min(self._shown, key=lambda i: self._shown[i].read_at)]
+        self._shown[sale_id] = shown
+        return shown
+
+
+class LaneStateMissing(Exception):
+    """Redis has a sale's definition but not its counters: it lost data, and the sale must be rebuilt."""
+
+
+def _matches(header: str | None, tag: str) -> bool:
+    """If-None-Match by weak comparison (RFC 9110, section 13.1.2)."""
+    if not header:
+        return False
+    opaque = tag.removeprefix("W/")
+    return any(part.strip() == "*" or part.strip().removeprefix("W/") == opaque for part in header.split(","))
