@@ -84,3 +84,12 @@ def log_tail(path: Path, length: int = 2000) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return "(no log)"
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"

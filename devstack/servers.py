@@ -73,9 +73,13 @@ class RedisServer:
         """Where the server writes its log."""
         return self.folder / "redis.log"
 
+    def initialise(self) -> None:
+        """Make the folder of its data."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
     def start(self) -> None:
         """Start and return when it answers PING; ServerError otherwise."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.initialise()
         self.process = spawn(self.argv, env=self.env, log=self.log)
         self.wait_ready()
 
@@ -86,12 +90,17 @@ class RedisServer:
             if self.process is not None and self.process.poll() is not None:
                 break
             try:
-                with redis.Redis(port=self.port, socket_timeout=2) as client:
-                    client.ping()
-                return
+                self.ping()
             except redis.RedisError:
                 time.sleep(0.02)
+            else:
+                return
         raise ServerError(f"redis-server on port {self.port}: {log_tail(self.log)}")
+
+    def ping(self) -> None:
+        """Return when the server answers; RedisError while it is away or loads its data."""
+        with redis.Redis(port=self.port, socket_timeout=2) as client:
+            client.ping()
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
@@ -251,12 +260,18 @@ class PostgresServer:
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
                 break
-            try:
-                psycopg.connect(self.dsn(), connect_timeout=2).close()
+            if self.accepts_connections():
                 return
-            except psycopg.OperationalError:
-                time.sleep(0.05)
+            time.sleep(0.05)
         raise ServerError(f"postgres on port {self.port}: {log_tail(self.log)}")
+
+    def accepts_connections(self) -> bool:
+        """Whether a client can log in now."""
+        try:
+            psycopg.connect(self.dsn(), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def create_database(self, name: str) -> str:
         """Create a database if it is not there; its dsn."""

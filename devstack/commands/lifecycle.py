@@ -1,0 +1,195 @@
+"""`up`, `down`, `status`: the life of a stack."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from devstack.children import alive, log_tail
+from devstack.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from devstack.plan import responds
+from devstack.state import PROJECT, Stack, StackError, StateFolder
+from devstack.supervisor import supervise
+
+UP_S_MAX = 180.0
+DOWN_S_MAX = 120.0
+NOT_UP = 3
+
+
+class StackKind(StrEnum):
+    """Which servers the stack stands on."""
+
+    EMBEDDED = "embedded"
+    FULL = "full"
+
+
+def up(
+    stack: Annotated[
+        StackKind, typer.Option(help="embedded: Redis and PostgreSQL out of wheels.")
+    ] = StackKind.EMBEDDED,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when all is ready; `flashsale down` ends it.")
+    ] = False,
+    edge_port: Annotated[
+        int, typer.Option(min=0, max=65535, envvar="FLASHSALE_EDGE_PORT", help="Port of the edge, 0: a free one.")
+    ] = 8080,
+    backoffice_port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65535, envvar="FLASHSALE_BACKOFFICE_PORT", help="Port of the backoffice, 0: a free one."
+        ),
+    ] = 8081,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Start the stack: Redis, PostgreSQL and all processes, supervised. FLASHSALE_* settings are passed on."""
+    if stack is StackKind.FULL:
+        raise StackError(
+            "the full stack (replicas, RabbitMQ, Kafka) comes with the data tier and is not part of this version; "
+            "start the embedded one: flashsale up"
+        )
+    folder = folder_of(state_dir)
+    if folder.supervisor_pid() is not None:
+        running = folder.read_stack()
+        if running is None:
+            raise StackError(f"a stack is just starting or stopping in {folder.path}")
+        print("The stack is up already.")
+        print_addresses(running, folder)
+    elif detach:
+        print_addresses(start_detached(folder, edge_port=edge_port, backoffice_port=backoffice_port), folder)
+    else:
+        status = supervise(
+            folder, edge_port=edge_port, backoffice_port=backoffice_port,
+            on_ready=lambda ready: print_addresses(ready, folder),
+        )  # fmt: skip
+        raise typer.Exit(status)
+
+
+def down(
+    destroy: Annotated[bool, typer.Option("--destroy", help="Also remove its data, keys and logs.")] = False,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Stop the stack: the edge first, then who stores what it accepted, then the servers. Data stays."""
+    folder = folder_of(state_dir)
+    stopped = stop(folder)
+    print("The stack is down." if stopped else "No stack was up.")
+    if destroy:
+        folder.destroy()
+        print(f"Removed {folder.path}.")
+
+
+def status(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+    """Show what runs. Exit status 0: all is ready; 1: something is not; 3: no stack is up."""
+    folder = folder_of(state_dir)
+    stack = folder.read_stack()
+    if stack is None:
+        if as_json:
+            print_json({"up": False})
+        else:
+            print(f"No stack is up in {folder.path}.")
+        raise typer.Exit(NOT_UP)
+    ready = _readiness(stack)
+    if as_json:
+        print_json(
+            {
+                "up": True,
+                "edge_url": stack.edge_url,
+                "backoffice_url": stack.backoffice_url,
+                "supervisor": stack.supervisor,
+                "processes": {
+                    name: {"pid": pid, "ready": ready[name], "metrics_url": _metrics_url(stack, name)}
+                    for name, pid in stack.processes.items()
+                },
+            }
+        )
+    else:
+        print_addresses(stack, folder)
+        for name, pid in stack.processes.items():
+            print(f"  {name:<16} {pid:>8}  {'ready' if ready[name] else 'NOT READY'}")
+    if not all(ready.values()):
+        raise typer.Exit(1)
+
+
+def _metrics_url(stack: Stack, name: str) -> str | None:
+    return f"{stack.metrics[name]}/metrics" if name in stack.metrics else None
+
+
+def _readiness(stack: Stack) -> dict[str, bool]:
+    """Asked of all at once, so that several that hang cost the time of one."""
+
+    def is_ready(name: str) -> bool:
+        if not alive(stack.processes[name]):
+            return False
+        return name not in stack.metrics or responds(f"{stack.metrics[name]}/readyz")
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return dict(zip(stack.processes, pool.map(is_ready, stack.processes), strict=True))
+
+
+def print_addresses(stack: Stack, folder: StateFolder) -> None:
+    """Where to go, and the administrator's login."""
+    print(f"edge        {stack.edge_url}")
+    print(f"backoffice  {stack.backoffice_url}")
+    print(f"admin       {stack.admin['email']}  {stack.admin['password']}")
+    print(f"more in     {folder.stack_file}", flush=True)
+
+
+def start_detached(folder: StateFolder, *, edge_port: int, backoffice_port: int) -> Stack:
+    """Start a supervisor that outlives us and keeps none of our descriptors; the stack when all of it is ready."""
+    folder.make()
+    log = folder.log("supervisor")
+    # What an earlier run had said would only confuse the one who reads this run's error.
+    with log.open("wb") as sink:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-m", "devstack.supervisor", str(folder.path), str(edge_port), str(backoffice_port)],
+            stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=PROJECT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        return wait_until_up(folder, supervisor, log)
+    except BaseException:
+        supervisor.terminate()
+        raise
+
+
+def wait_until_up(folder: StateFolder, supervisor: subprocess.Popen[bytes], log: Path) -> Stack:
+    """The stack when the supervisor says that all is ready; StackError with its last words if it ends first."""
+    console = Console(stderr=True)
+    deadline = time.monotonic() + UP_S_MAX
+    with console.status("Starting servers and processes"):  # shows nothing unless stderr is a terminal
+        while time.monotonic() < deadline:
+            stack = folder.read_stack()
+            if stack is not None and stack.supervisor == supervisor.pid:
+                return stack
+            if supervisor.poll() is not None:
+                raise StackError(f"the stack did not come up:\n{log_tail(log).strip()}")
+            time.sleep(0.05)
+    raise StackError(f"the stack did not come up within {UP_S_MAX:.0f} s:\n{log_tail(log).strip()}")
+
+
+def stop(folder: StateFolder) -> bool:
+    """Stop the stack of a folder, also what a killed supervisor left; False if nothing was up."""
+    pid = folder.supervisor_pid()
+    if pid is None:
+        left = folder.sweep(patience_s=0) if folder.path.exists() else []
+        folder.remove_stack_file()
+        return bool(left)
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_S_MAX
+    with Console(stderr=True).status("Stopping: orders first reach their shards"):
+        while folder.supervisor_pid() == pid:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                folder.sweep(patience_s=5)
+                folder.remove_stack_file()
+                raise StackError("the supervisor did not stop in time and was killed, with all that it had started")
+            time.sleep(0.05)
+    return True

@@ -1,0 +1,189 @@
+"""What an embedded stack consists of: its servers, its processes, their environment, and when each is ready."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from devstack.children import free_port, port_is_free
+from devstack.servers import PostgresServer, RedisServer
+from devstack.state import PROJECT, STATE_VARIABLE, Stack, StackError, StateFolder
+from runtime.settings import PREFIX, Settings, load_settings
+from runtime.token_keys import create_staff_key, create_token_keys
+
+PROBE_S_MAX = 2.0
+# Worker processes by the name they have in `stack.json`, in the order in which an order passes them.
+WORKERS = {
+    "relay-0": "workers.relay",
+    "shard-writer-0": "workers.shard_writer",
+    "dispatcher-0": "workers.dispatcher",
+    "expiry-0": "workers.expiry",
+    "reconciler": "workers.reconciler",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One process to be kept running. `ready_url` answers 200 when it is ready; None: as soon as it runs."""
+
+    name: str
+    argv: list[str]
+    env: Mapping[str, str] = field(repr=False)
+    log: Path
+    cwd: Path = PROJECT
+    user: int | None = None
+    ready_url: str | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_s_max: float = 20.0
+
+    def is_ready(self) -> bool:
+        """Ask the process itself."""
+        return self.ready_url is None or responds(self.ready_url)
+
+
+def responds(url: str) -> bool:
+    """Whether a GET is answered 2xx in time."""
+    try:
+        with urllib.request.urlopen(url, timeout=PROBE_S_MAX) as answer:  # noqa: S310 - our own loopback address
+            return 200 <= int(answer.status) < 300
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@dataclass(slots=True)
+class Plan:
+    """An embedded stack in a folder. Ports of the servers and of /metrics are chosen anew for each run."""
+
+    folder: StateFolder
+    edge_port: int
+    backoffice_port: int
+    environ: Mapping[str, str] = field(repr=False)
+    redis: RedisServer = field(init=False)
+    postgres: PostgresServer = field(init=False)
+    settings: Settings = field(init=False)
+    metrics_ports: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Choose ports and check settings; StackError for a port in use, SettingsError."""
+        self.edge_port = _listening_port(self.edge_port, "edge")
+        self.backoffice_port = _listening_port(self.backoffice_port, "backoffice")
+        self.redis = RedisServer(self.folder.data / "redis")
+        self.postgres = PostgresServer(self.folder.data / "postgres")
+        # All problems of the caller's own settings show before anything starts.
+        self.settings = load_settings(self._callers_settings())
+        self.metrics_ports = {name: free_port() for name in WORKERS}
+
+    def _callers_settings(self) -> dict[str, str]:
+        return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
+
+    def make_secrets(self) -> None:
+        """Keys and passwords, once per folder."""
+        create_token_keys(self.folder.token_keys)
+        create_staff_key(self.folder.staff_key)
+
+    @property
+    def database_names(self) -> list[str]:
+        """The catalogue, then the shards in order."""
+        return ["catalogue", *(f"shard_{shard}" for shard in range(self.settings.shards))]
+
+    def _base_env(self) -> dict[str, str]:
+        passed_on = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
+        return {
+            **{name: self.environ[name] for name in passed_on if name in self.environ},
+            "TZ": "UTC",
+            STATE_VARIABLE: str(self.folder.path),
+        }
+
+    def settings_env(self) -> dict[str, str]:
+        """FLASHSALE_* of all processes: the caller's, overruled by what this stack is. Needs the databases."""
+        return {
+            **self._callers_settings(),
+            **self.folder.settings_env(self.stack()),
+            "FLASHSALE_EDGE_PORT": str(self.edge_port),
+            "FLASHSALE_BACKOFFICE_PORT": str(self.backoffice_port),
+        }
+
+    def _redis_database(self, number: int) -> str:
+        return self.redis.url.rpartition("/")[0] + f"/{number}"
+
+    def servers(self) -> list[Program]:
+        """Redis and PostgreSQL; `initialise` must have been called on the latter."""
+        base = {STATE_VARIABLE: str(self.folder.path)}
+        return [
+            Program("redis", self.redis.argv, {**self.redis.env, **base}, self.folder.log("redis")),
+            Program(
+                "postgres", self.postgres.argv, {**self.postgres.env, **base}, self.folder.log("postgres"),
+                cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
+            ),
+        ]  # fmt: skip
+
+    def processes(self) -> list[Program]:
+        """The project's processes in starting order: who answers buyers last."""
+        env = {**self._base_env(), **self.settings_env()}
+        staff = {
+            "FLASHSALE_STAFF_KEY_FILE": str(self.folder.staff_key),
+            "FLASHSALE_ADMIN_PASSWORD": self.admin_password,
+        }
+        programs = [self._program("backoffice", "backoffice", {**env, **staff}, self.backoffice_url)]
+        for name, module in WORKERS.items():
+            port = self.metrics_ports[name]
+            programs.append(
+                self._program(name, module, {**env, "FLASHSALE_METRICS_PORT": str(port)}, f"http://127.0.0.1:{port}")
+            )
+        programs.append(self._program("edge", "edge", env, self.edge_url))
+        return programs
+
+    def _program(self, name: str, module: str, env: Mapping[str, str], url: str) -> Program:
+        argv = [sys.executable, "-m", module]
+        return Program(name, argv, env, self.folder.log(name), ready_url=f"{url}/readyz")
+
+    @property
+    def edge_url(self) -> str:
+        """Where buyers order."""
+        return f"http://127.0.0.1:{self.edge_port}"
+
+    @property
+    def backoffice_url(self) -> str:
+        """Where staff work."""
+        return f"http://127.0.0.1:{self.backoffice_port}"
+
+    @property
+    def admin_password(self) -> str:
+        """The caller's choice, or one made for this folder."""
+        chosen = self.settings.admin_password
+        return chosen.get_secret_value() if chosen else self.folder.secret("admin_password")
+
+    def stack(self) -> Stack:
+        """`stack.json`, pids still missing."""
+        return Stack(
+            edge_url=self.edge_url,
+            backoffice_url=self.backoffice_url,
+            admin={"email": self.settings.admin_email, "password": self.admin_password},
+            redis_url=self.redis.url,
+            cache_url=self._redis_database(1),
+            catalogue_dsn=self.postgres.dsn("catalogue"),
+            shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:]],
+            queue_url=self.redis.url,
+            event_log_url=self.redis.url,
+            payment_secret=self.folder.secret("payment_secret"),
+            metrics={
+                "edge": self.edge_url,
+                "backoffice": self.backoffice_url,
+                **{name: f"http://127.0.0.1:{port}" for name, port in self.metrics_ports.items()},
+            },
+            supervisor=os.getpid(),
+        )
+
+
+def _listening_port(port: int, name: str) -> int:
+    if port == 0:
+        return free_port()
+    if not port_is_free(port):
+        raise StackError(f"port {port} is in use: give another with --{name}-port N, or --{name}-port 0 for a free one")
+    return port

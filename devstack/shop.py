@@ -1,0 +1,82 @@
+"""The backoffice as staff use it, over HTTP: log in, make products and sales. No more than samples and the demo need."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from devstack.state import Stack
+
+ANSWER_S_MAX = 30.0
+
+
+class ShopError(Exception):
+    """The backoffice refused; the message is its status, code and detail."""
+
+
+@dataclass(slots=True)
+class Shop:
+    """One logged-in member of staff."""
+
+    url: str
+    token: str = field(repr=False)
+
+    @classmethod
+    def log_in(cls, stack: Stack) -> Shop:
+        """As the stack's administrator."""
+        tokens = call("POST", f"{stack.backoffice_url}/v1/auth/login", body=stack.admin)
+        return cls(stack.backoffice_url, tokens["access_token"])
+
+    def create_product(self, *, sku: str, name: str, price_minor: int) -> dict[str, Any]:
+        """The product."""
+        product = {"sku": sku, "name": name, "description": name, "price_minor": price_minor, "currency": "EUR"}
+        return self._call("POST", "/v1/products", product)
+
+    def create_open_sale(
+        self, *, name: str, stock: dict[str, int], price_minor: int, hours: float = 2
+    ) -> dict[str, Any]:
+        """A published sale that is open now, without purchase limits; `stock` maps a SKU to its units."""
+        now = datetime.now(UTC)
+        sale = self._call(
+            "POST",
+            "/v1/sales",
+            {
+                "name": name,
+                "starts_at": (now - timedelta(minutes=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "ends_at": (now + timedelta(hours=hours)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+                "hold_seconds": 600,
+                "items": [
+                    {"sku": sku, "stock": units, "price_minor": price_minor, "per_user_limit": 0}
+                    for sku, units in stock.items()
+                ],
+            },
+        )
+        return self._call("POST", f"/v1/sales/{sale['id']}/publish")
+
+    def report(self, sale_id: str) -> dict[str, Any]:
+        """The sale's report with its verdicts."""
+        return self._call("GET", f"/v1/sales/{sale_id}/report")
+
+    def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        return call(method, self.url + path, token=self.token, body=body)
+
+
+def call(method: str, url: str, *, token: str | None = None, body: Any = None) -> dict[str, Any]:
+    """One request and its JSON answer; ShopError for anything but 2xx."""
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - http only, ours
+    try:
+        with urllib.request.urlopen(request, timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - as above
+            document: dict[str, Any] = json.loads(answer.read() or b"{}")
+            return document
+    except urllib.error.HTTPError as error:
+        raise ShopError(f"{method} {url}: {error.code} {error.read(2000).decode(errors='replace')}") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise ShopError(f"{method} {url}: {error}") from error

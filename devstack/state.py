@@ -1,0 +1,239 @@
+"""The stack's folder, `.flashsale/`: who runs it, its secrets, its logs, and `stack.json` while it is up.
+
+lock          held (flock) by the running supervisor, whose pid it contains
+stack.json    addresses, logins and pids of a stack that is up; mode 0600, replaced atomically
+secrets.json  passwords, mode 0600; made once
+keys/         token keys, mode 0600; made once
+data/         what Redis and PostgreSQL keep
+logs/         one file per process
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from devstack.children import alive
+from devstack.servers import PostgresServer, RedisServer
+
+PROJECT = Path(__file__).resolve().parent.parent
+STATE_VARIABLE = "DEVSTACK_STATE"  # in the environment of every process of a stack: the folder it belongs to
+_LOG_BYTES_MAX = 16 * 1024 * 1024
+_LOCK_S_MAX = 0.5
+
+
+class StackError(Exception):
+    """The stack cannot do what was asked; the message says what to do about it."""
+
+
+@dataclass(slots=True)
+class Stack:
+    """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz."""
+
+    edge_url: str
+    backoffice_url: str
+    admin: dict[str, str] = field(repr=False)
+    redis_url: str
+    cache_url: str
+    catalogue_dsn: str = field(repr=False)
+    shard_dsns: list[str] = field(repr=False)
+    queue_url: str
+    event_log_url: str
+    payment_secret: str = field(repr=False)
+    metrics: dict[str, str]
+    supervisor: int
+    processes: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Self:
+        """The content of a file that this code wrote."""
+        return cls(**document)
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    """Paths of one stack and what is done with them."""
+
+    path: Path
+
+    @classmethod
+    def default(cls) -> StateFolder:
+        """`.flashsale/` of the project."""
+        return cls(PROJECT / ".flashsale")
+
+    @property
+    def logs(self) -> Path:
+        """One log per process."""
+        return self.path / "logs"
+
+    @property
+    def data(self) -> Path:
+        """Data of the servers."""
+        return self.path / "data"
+
+    @property
+    def token_keys(self) -> Path:
+        """The key ring of buyers' tokens."""
+        return self.path / "keys" / "token-keys.json"
+
+    @property
+    def staff_key(self) -> Path:
+        """The private key of staff tokens."""
+        return self.path / "keys" / "staff-key.pem"
+
+    @property
+    def stack_file(self) -> Path:
+        """`stack.json`."""
+        return self.path / "stack.json"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "lock"
+
+    def make(self) -> None:
+        """Create the folders; only their owner and, through the top one, the servers' user may look inside."""
+        for folder in (self.path, self.logs, self.data):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.path / "keys").mkdir(mode=0o700, exist_ok=True)
+        self.path.chmod(0o711)
+
+    def log(self, name: str) -> Path:
+        """The log of a process; one that has grown beyond 16 MiB is put aside first, replacing the one put aside before."""
+        path = self.logs / f"{name}.log"
+        if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
+            path.replace(path.with_suffix(".log.1"))
+        return path
+
+    def secret(self, name: str) -> str:
+        """A random password, the same each time for this folder."""
+        path = self.path / "secrets.json"
+        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if name not in known:
+            known[name] = secrets.token_urlsafe(18)
+            _write_private(path, known)
+        return known[name]
+
+    def acquire(self) -> int | None:
+        """Become the folder's supervisor: a descriptor that holds the lock until it is closed, None if another one has it."""
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + _LOCK_S_MAX
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # perhaps by somebody who only looks, in `supervisor_pid`
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    return None
+                time.sleep(0.02)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return descriptor
+
+    def supervisor_pid(self) -> int | None:
+        """The running supervisor, None when there is none. Trusts the lock, not the files that a crash leaves behind."""
+        try:
+            descriptor = os.open(self._lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(descriptor, 32, 0) or b"0") or None
+        finally:
+            os.close(descriptor)
+        return None
+
+    def settings_env(self, stack: Stack) -> dict[str, str]:
+        """FLASHSALE_* that point a process at this stack."""
+        return {
+            "FLASHSALE_REDIS_URL": stack.redis_url,
+            "FLASHSALE_CACHE_URL": stack.cache_url,
+            "FLASHSALE_QUEUE_URL": stack.queue_url,
+            "FLASHSALE_EVENT_LOG_URL": stack.event_log_url,
+            "FLASHSALE_CATALOGUE_DSN": stack.catalogue_dsn,
+            "FLASHSALE_SHARD_DSNS": ",".join(stack.shard_dsns),
+            "FLASHSALE_TOKEN_KEYS_FILE": str(self.token_keys),
+        }
+
+    def read_stack(self) -> Stack | None:
+        """The stack that is up in this folder, None when none is or it is not ready yet."""
+        pid = self.supervisor_pid()
+        if pid is None:
+            return None
+        try:
+            stack = Stack.from_document(json.loads(self.stack_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        return stack if stack.supervisor == pid else None
+
+    def require_stack(self) -> Stack:
+        """The stack that is up; StackError when there is none."""
+        stack = self.read_stack()
+        if stack is None:
+            raise StackError(f"no stack is up in {self.path}: start one with `flashsale up --detach`")
+        return stack
+
+    def write_stack(self, stack: Stack) -> None:
+        """Replace `stack.json`."""
+        _write_private(self.stack_file, asdict(stack))
+
+    def remove_stack_file(self) -> None:
+        """The stack is down."""
+        self.stack_file.unlink(missing_ok=True)
+
+    def sweep(self, *, patience_s: float) -> list[int]:
+        """End what a killed supervisor left running; the pids that had to be killed.
+
+        The kernel told those processes to stop when their supervisor died; they get `patience_s` to finish.
+        """
+        deadline = time.monotonic() + patience_s
+        while (left := self._members()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        while any(alive(pid) for pid in left):
+            time.sleep(0.02)
+        return left
+
+    def _members(self) -> list[int]:
+        """Pids of processes that carry this folder in their environment, ours apart."""
+        mark = f"{STATE_VARIABLE}={self.path}".encode()
+        members = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
+                continue
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0") and alive(int(entry.name)):
+                    members.append(int(entry.name))
+            except OSError:  # gone, or another user's
+                continue
+        return members
+
+    def destroy(self) -> None:
+        """Remove the folder and what the servers keep elsewhere. Nothing may be running in it."""
+        assert self.supervisor_pid() is None
+        if self.path.exists():
+            PostgresServer(self.data / "postgres", port=0).destroy()
+            RedisServer(self.data / "redis", port=0).destroy()
+            shutil.rmtree(self.path)
+
+
+def _write_private(path: Path, document: dict[str, Any]) -> None:
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(document, file, indent=2)
+        file.write("\n")
+    staging.replace(path)

@@ -1,0 +1,276 @@
+"""Owns a stack: starts its servers and processes, restarts what dies, stops everything in order.
+
+One thread, no polling: it sleeps until a child ends, a signal comes, or a restart is due. A process that keeps dying
+is restarted ever later, up to `RESTART_S_MAX`. Should the supervisor itself be killed, the kernel ends its children.
+
+Run as `python -m devstack.supervisor STATE_DIR EDGE_PORT BACKOFFICE_PORT`. It takes the folder's lock, writes
+`stack.json` when everything is ready, and ends by SIGTERM or SIGINT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from devstack.children import Unsupported, log_tail, spawn
+from devstack.plan import Plan, Program
+from devstack.servers import ServerError
+from devstack.state import Stack, StackError, StateFolder
+from domain.topology import lane_stream_key
+from migrations.runner import MigrationError, migrate
+from runtime.settings import SettingsError
+from runtime.token_keys import TokenKeysError
+
+READY_S_MAX = 60.0
+ORPHAN_S_MAX = 20.0
+DRAIN_S_MAX = 15.0
+RESTART_S_FIRST = 0.1  # before the second restart in a row; the first one comes at once
+RESTART_S_MAX = 10.0
+STEADY_S_MIN = 10.0  # a process that lived this long starts again without having to wait
+FAILED_STARTS_MAX = 5  # while the stack comes up
+
+
+class Stopping(Exception):
+    """SIGTERM or SIGINT came while something was being waited for."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A program with the process that runs it now, if one does."""
+
+    program: Program
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    restarts_in_a_row: int = 0
+
+    def start(self) -> None:
+        """Start the process."""
+        program = self.program
+        self.process = spawn(
+            program.argv, env=program.env, log=program.log, cwd=program.cwd, user=program.user,
+            orphan_signal=program.stop_signal,
+        )  # fmt: skip
+        self.started_at = time.monotonic()
+
+    def buried(self) -> bool:
+        """True once after the process has ended by itself: what it left is killed, and its restart is planned."""
+        if self.process is None or self.process.poll() is None:
+            return False
+        self.kill_group()
+        now = time.monotonic()
+        if now - self.started_at >= STEADY_S_MIN:
+            self.restarts_in_a_row = 0
+        self.restart_at = now + restart_delay_s(self.restarts_in_a_row)
+        self.restarts_in_a_row += 1
+        return True
+
+    def kill_group(self) -> None:
+        """SIGKILL to whatever is left of the process's own group, then forget the process."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+
+def restart_delay_s(restarts_in_a_row: int) -> float:
+    """Wait before the next restart of a process that has just died: 0, 0.1, 0.2, 0.4 ... 10 s."""
+    if restarts_in_a_row == 0:
+        return 0.0
+    return float(min(RESTART_S_MAX, RESTART_S_FIRST * 2 ** min(restarts_in_a_row - 1, 16)))
+
+
+class Supervisor:
+    """A running stack. `run` is its whole life."""
+
+    def __init__(self, plan: Plan, on_ready: Callable[[Stack], None]) -> None:
+        """`plan` says what to run; `on_ready` is called once, when all of it is ready."""
+        self.plan = plan
+        self._on_ready = on_ready
+        self.children: dict[str, Child] = {}
+        self.stack: Stack | None = None
+        self._stop_asked = False
+        self._wakeup_read, self._wakeup_write = os.pipe()
+        for descriptor in (self._wakeup_read, self._wakeup_write):
+            os.set_blocking(descriptor, False)
+
+    def run(self) -> None:
+        """Come up, serve until asked to stop, go down. Raises ServerError, MigrationError, StackError if it cannot come up."""
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes `_sleep`
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._ask_to_stop)
+        try:
+            self._come_up()
+            while True:
+                self._sleep(self._until_next_restart_s())
+                self._tend()
+        except Stopping:
+            _say("stopping")
+        finally:
+            self._go_down()
+
+    def _ask_to_stop(self, *_: object) -> None:
+        self._stop_asked = True
+
+    def _come_up(self) -> None:
+        folder = self.plan.folder
+        folder.remove_stack_file()
+        if left := folder.sweep(patience_s=ORPHAN_S_MAX):
+            _say(f"killed what an earlier supervisor had left: {left}")
+        self.plan.make_secrets()
+        self.plan.redis.initialise()
+        self.plan.postgres.initialise()
+        self._start_all(self.plan.servers())
+        self._wait("redis", self._redis_answers)
+        self._wait("postgres", self._postgres_answers)
+        dsns = [self.plan.postgres.create_database(name) for name in self.plan.database_names]
+        migrate(dsns[0], dsns[1:])
+        processes = self.plan.processes()
+        self._start_all(processes)
+        for program in processes:
+            self._wait(program.name, program.is_ready)
+        self.stack = self.plan.stack()
+        self._publish()
+        self._on_ready(self.stack)
+
+    def _start_all(self, programs: Sequence[Program]) -> None:
+        for program in programs:
+            child = self.children[program.name] = Child(program)
+            child.start()
+
+    def _redis_answers(self) -> bool:
+        try:
+            self.plan.redis.ping()
+        except redis.RedisError:
+            return False
+        return True
+
+    def _postgres_answers(self) -> bool:
+        return self.plan.postgres.accepts_connections()
+
+    def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
+        """Return when the child is ready. ServerError with the tail of its log if it keeps dying or takes too long."""
+        child = self.children[name]
+        deadline = time.monotonic() + READY_S_MAX
+        while not is_ready():
+            self._sleep(0.05)
+            self._tend()
+            if child.restarts_in_a_row >= FAILED_STARTS_MAX or time.monotonic() > deadline:
+                own_log = self.plan.redis.log if name == "redis" else child.program.log
+                raise ServerError(f"{name} does not get ready; its log ends with:\n{log_tail(own_log)}")
+
+    def _tend(self) -> None:
+        """Start again what has died, as far as it is due."""
+        changed = False
+        for child in self.children.values():
+            if child.buried():
+                _say(f"{child.program.name} ended; restart in {max(0.0, child.restart_at - time.monotonic()):.1f} s")
+            if child.process is None and time.monotonic() >= child.restart_at:
+                child.start()
+                changed = True
+        if changed and self.stack is not None:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Put the pids of now into `stack.json`."""
+        assert self.stack is not None
+        self.stack.processes = {
+            name: child.process.pid for name, child in self.children.items() if child.process is not None
+        }
+        self.plan.folder.write_stack(self.stack)
+
+    def _until_next_restart_s(self) -> float | None:
+        due = [child.restart_at for child in self.children.values() if child.process is None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _sleep(self, seconds: float | None) -> None:
+        """Until a signal comes or time is up; raises Stopping when one asked for it."""
+        if not self._stop_asked:
+            select.select([self._wakeup_read], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wakeup_read, 4096):
+                pass
+        if self._stop_asked:
+            raise Stopping
+
+    def _go_down(self) -> None:
+        """Who takes orders first, then who stores them, then the servers."""
+        folder = self.plan.folder
+        folder.remove_stack_file()
+        self._stop(["edge"])
+        self._stop(["backoffice"])
+        self._drain()
+        self._stop([name for name in self.children if name not in ("redis", "postgres")])
+        self._stop(["redis", "postgres"])
+        folder.sweep(patience_s=0)
+
+    def _stop(self, names: Sequence[str]) -> None:
+        """End these children together; SIGKILL for those that take too long."""
+        stopping = [self.children[name] for name in names if name in self.children]
+        stopping = [child for child in stopping if child.process is not None]
+        for child in stopping:
+            assert child.process is not None
+            child.process.send_signal(child.program.stop_signal)
+        deadline = time.monotonic() + max((child.program.stop_s_max for child in stopping), default=0.0)
+        for child in stopping:
+            assert child.process is not None
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _say(f"{child.program.name} did not stop in time")
+            child.kill_group()
+
+    def _drain(self) -> None:
+        """Give the relay time to pass on what was accepted. What is left is in Redis's file, and is passed on next time."""
+        if self.stack is None:
+            return
+        streams = [lane_stream_key(lane) for lane in range(self.plan.settings.lanes)]
+        deadline = time.monotonic() + DRAIN_S_MAX
+        try:
+            with redis.Redis.from_url(self.plan.redis.url, socket_timeout=2) as client:
+                while any(client.xlen(stream) for stream in streams) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+        except redis.RedisError as error:
+            _say(f"not drained: {error}")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} supervisor: {text}\n")
+    sys.stderr.flush()
+
+
+def supervise(
+    folder: StateFolder, *, edge_port: int, backoffice_port: int, on_ready: Callable[[Stack], None] | None = None
+) -> int:
+    """Run a stack in this process until a signal ends it; the exit status."""
+    folder.make()
+    lock = folder.acquire()
+    if lock is None:
+        _say(f"a stack is up in {folder.path} already")
+        return 1
+    try:
+        plan = Plan(folder, edge_port, backoffice_port, dict(os.environ))
+        Supervisor(plan, on_ready or (lambda _: _say("ready"))).run()
+    except (MigrationError, ServerError, SettingsError, StackError, TokenKeysError, Unsupported) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    finally:
+        os.close(lock)
+    return 0
+
+
+if __name__ == "__main__":
+    state_dir, edge, backoffice = sys.argv[1:]
+    sys.exit(supervise(StateFolder(Path(state_dir)), edge_port=int(edge), backoffice_port=int(backoffice)))
