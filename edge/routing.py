@@ -46,6 +46,7 @@ class Route:
 class Match:
     """A path that exists: its handlers by method (HEAD is served by GET), and the placeholders' values."""
 
+    template: str
     handlers: Mapping[str, Handler]
     params: Mapping[str, str]
 
@@ -83,5 +84,5 @@ class Router:
                 elif expected != segment:
                     break
             else:
-                return Match(handlers, params)
+                return Match("/".join(template), handlers, params)
         return None

@@ -34,7 +34,9 @@ class _Shown:
     definition: SaleDefinition
     availabilities: list[str]
     read_at: float
-    bodies: dict[SaleState, tuple[bytes, str]] = field(default_factory=dict)  # state -> body without its end, entity tag
+    bodies: dict[SaleState, tuple[bytes, str]] = field(
+        default_factory=dict
+    )  # state -> body without its end, entity tag
 
 
 class SaleReads:

@@ -1,0 +1,53 @@
+"""`python -m edge`: the edge's main process. Reads settings, refuses what cannot work, serves until SIGTERM, exits 0."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from edge.server import EdgeServer, PortUnavailable, claim_port
+from runtime.settings import Durability, Settings, SettingsError, load_settings
+from runtime.telemetry import configure_logging
+from runtime.token_keys import TokenKeysError, load_token_keys
+
+
+def main() -> int:
+    """Exit status: 0 after a drain, 2 for settings or surroundings that cannot work."""
+    try:
+        settings = load_settings()
+        _check(settings)
+        port = claim_port(settings.edge_host, settings.edge_port)
+    except (SettingsError, TokenKeysError, PortUnavailable) as error:
+        print(f"edge: {error}", file=sys.stderr)
+        return 2
+    configure_logging("edge", settings.log_level)
+    # Inherited by workers: told to drain before they are able to, they must not die of it.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with tempfile.TemporaryDirectory(prefix="flashsale-edge-") as folder:
+        EdgeServer(settings, port=port, folder=Path(folder)).serve()
+    return 0
+
+
+def _check(settings: Settings) -> None:
+    """What a worker could only fail at, said once and clearly."""
+    problems = []
+    if settings.durability is Durability.REPLICATED:
+        problems.append("FLASHSALE_DURABILITY: replicated is not available yet, it comes with the data tier")
+    if settings.token_keys_file is None:
+        problems.append("FLASHSALE_TOKEN_KEYS_FILE: the edge needs the keys of buyers' tokens")
+    else:
+        load_token_keys(settings.token_keys_file)
+    if settings.shard_dsns and len(settings.shard_dsns) != settings.shards:
+        problems.append(
+            f"FLASHSALE_SHARD_DSNS: {len(settings.shard_dsns)} given, FLASHSALE_SHARDS is {settings.shards}"
+        )
+    if problems:
+        raise SettingsError("; ".join(problems))
+
+
+if __name__ == "__main__":
+    multiprocessing.freeze_support()
+    sys.exit(main())

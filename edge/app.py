@@ -1,0 +1,218 @@
+"""The RSGI application: the order route first, then a small router; every answer typed, every exception caught.
+
+Granian calls `__rsgi__` once per request and sets no limits on bodies; only the order path reads one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import structlog
+from granian.rsgi import ProtocolClosed
+
+from domain.problems import Problem
+from edge.cors import Cors
+from edge.problems import Answer, Header, method_not_allowed, refuse
+from edge.routing import Headers, Match, Request, Router
+
+_log = structlog.get_logger("edge.app")
+
+ORDER_TEMPLATE: Final = "/v1/sales/{sale_id}/orders"
+_ORDER_PREFIX: Final = "/v1/sales/"
+_ORDER_SUFFIX: Final = "/orders"
+_ORDER_PATH_LENGTH: Final = len(_ORDER_PREFIX) + 36 + len(_ORDER_SUFFIX)
+QUIET_S: Final = 1.0  # a drain ends when no request came for so long
+_CLOSE: Final[list[Header]] = [("connection", "close")]
+
+
+class Scope(Protocol):
+    """What Granian tells of a request (RSGI 1.5). Each access to `headers` copies them."""
+
+    method: str
+    path: str
+    query_string: str
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers."""
+
+
+class HttpProtocol(Protocol):
+    """How Granian takes an answer, and gives the body when called."""
+
+    def response_bytes(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Answer at once."""
+
+    def response_empty(self, status: int, headers: list[Header]) -> None:
+        """Answer without a body."""
+
+
+OrderExchange = Callable[[Scope, Any, str], Awaitable[None]]
+"""Takes scope, protocol and the sale id of the path; awaiting the result answers the request."""
+
+
+class _Dressed:
+    """A protocol that adds headers to whatever is answered through it."""
+
+    __slots__ = ("_extra", "_inner")
+
+    def __init__(self, inner: Any, extra: list[Header]) -> None:
+        self._inner = inner
+        self._extra = extra
+
+    def __call__(self) -> Any:
+        return self._inner()
+
+    def __aiter__(self) -> Any:
+        return self._inner.__aiter__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def response_bytes(self, status: int, headers: list[Header], body: bytes) -> None:
+        """Answer with the added headers."""
+        self._inner.response_bytes(status, [*headers, *self._extra], body)
+
+    def response_empty(self, status: int, headers: list[Header]) -> None:
+        """Answer with the added headers."""
+        self._inner.response_empty(status, [*headers, *self._extra])
+
+
+class EdgeApplication:
+    """One worker's application. `refuses_orders` is asked before each order: true while a promise cannot be kept."""
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        order_exchange: OrderExchange,
+        refuses_orders: Callable[[], bool],
+        cors: Cors,
+        drain_ms: int,
+        on_start: Callable[[asyncio.AbstractEventLoop], None],
+        on_stop: Callable[[], Awaitable[None]],
+        on_drain: Callable[[], None],
+    ) -> None:
+        self._router = router
+        self._order_exchange = order_exchange
+        self._refuses_orders = refuses_orders
+        self._cors = cors
+        self._drain_s = drain_ms / 1000
+        self._on_start = on_start
+        self._on_stop = on_stop
+        self._on_drain = on_drain
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self.in_flight = 0  # requests that went through `_serve`
+        self._begun = 0
+        self.answers: Counter[tuple[str, int]] = Counter()  # (route, status); routes are few
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Before the first request, the loop not running yet."""
+        self._loop = loop
+        # Ctrl-C reaches the whole process group; the main process alone decides when its workers stop.
+        loop.add_signal_handler(signal.SIGINT, lambda: None)
+        loop.add_signal_handler(signal.SIGUSR1, self.drain)
+        self._on_start(loop)
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        """After the last answer, the loop not running any more."""
+        loop.run_until_complete(self._on_stop())
+
+    def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> Awaitable[None]:
+        """An awaitable that answers the request."""
+        path = scope.path
+        if (
+            len(path) == _ORDER_PATH_LENGTH
+            and path.startswith(_ORDER_PREFIX)
+            and path.endswith(_ORDER_SUFFIX)
+            and scope.method == "POST"
+            and not self._cors.is_active
+            and self._draining is None
+            and not self._refuses_orders()
+        ):
+            return self._order_exchange(scope, protocol, path[10:46])
+        return self._serve(scope, protocol)
+
+    def drain(self) -> None:
+        """Begin to stop: not ready any more, each answer closes its connection, and when it is quiet the server stops."""
+        if self._draining is None:
+            self._on_drain()
+            self._draining = self._loop.create_task(self._leave_when_quiet())
+
+    async def _leave_when_quiet(self) -> None:
+        deadline = time.monotonic() + self._drain_s
+        begun = -1
+        while time.monotonic() < deadline and (begun != self._begun or self.in_flight):
+            begun = self._begun
+            await asyncio.sleep(min(QUIET_S, self._drain_s))
+        # Granian's own way to stop: closes the listener, finishes what is in flight.
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def _serve(self, scope: Scope, protocol: HttpProtocol) -> None:
+        self._begun += 1
+        self.in_flight += 1
+        route, status = "other", 500
+        try:
+            headers = scope.headers
+            extra = self._cors.for_answer(headers.get("origin"))
+            if self._draining is not None:
+                extra = [*extra, *_CLOSE]
+            match = self._router.match(scope.path)
+            if match is not None:
+                route = match.template
+            if match is not None and route == ORDER_TEMPLATE and scope.method == "POST":
+                await self._place(scope, _Dressed(protocol, extra) if extra else protocol, match.params["sale_id"])
+                return  # counted by the order path
+            status, answer_headers, body = await self._answer(scope, headers, match)
+            answer_headers = [*answer_headers, *extra] if extra else answer_headers
+            if body:
+                protocol.response_bytes(status, answer_headers, body)
+            else:
+                protocol.response_empty(status, answer_headers)
+            self.answers[route, status] += 1
+        except ProtocolClosed:
+            self.answers[route, 499] += 1  # the client left
+        except Exception:
+            request_id = secrets.token_hex(8)
+            _log.exception("request_failed", request_id=request_id, route=route)
+            self._answer_failed(protocol, request_id)
+            self.answers[route, 500] += 1
+        finally:
+            self.in_flight -= 1
+
+    async def _place(self, scope: Scope, protocol: Any, sale_id: str) -> None:
+        if self._refuses_orders():
+            status, headers, body = refuse(Problem.DEPENDENCY_UNAVAILABLE)
+            protocol.response_bytes(status, headers, body)
+            self.answers[ORDER_TEMPLATE, status] += 1
+            return
+        await self._order_exchange(scope, protocol, sale_id)
+
+    async def _answer(self, scope: Scope, headers: Headers, match: Match | None) -> Answer:
+        if match is None:
+            return refuse(Problem.NOT_FOUND)
+        if scope.method == "OPTIONS":
+            allow: list[Header] = [("allow", ", ".join(match.methods))]
+            return 204, [*allow, *self._cors.for_preflight(headers.get("origin"), match.methods)], b""
+        handler = match.handlers.get(scope.method)
+        if handler is None:
+            return method_not_allowed(match.methods)
+        return await handler(Request(scope.method, scope.path, scope.query_string, headers, match.params))
+
+    @staticmethod
+    def _answer_failed(protocol: HttpProtocol, request_id: str) -> None:
+        status, headers, body = refuse(
+            Problem.INTERNAL_ERROR, f"Something went wrong here; it is logged as {request_id}"
+        )
+        try:
+            protocol.response_bytes(status, headers, body)
+        except (ProtocolClosed, RuntimeError):
+            _log.info("failure_not_told", request_id=request_id)  # answered already, or the client left

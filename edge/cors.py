@@ -1,0 +1,46 @@
+"""Cross-origin requests (Fetch standard, section 3.2): which headers tell a browser that a page may read an answer. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from edge.problems import Header
+
+ALLOWED_HEADERS: Final = "Authorization, Idempotency-Key, Content-Type"
+EXPOSED_HEADERS: Final = "Location, Retry-After, Idempotency-Replayed, RateLimit, RateLimit-Policy"
+PREFLIGHT_S: Final = 600
+_VARY: Final[list[Header]] = [("vary", "Origin")]
+
+
+class Cors:
+    """Origins that may read answers. Without origins nothing is ever added."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._origins = frozenset(origins)
+        self.is_active = bool(self._origins)
+
+    def for_answer(self, origin: str | None) -> list[Header]:
+        """Headers of any answer, problems included."""
+        if not self.is_active:
+            return []
+        if origin is None or not self._allows(origin):
+            return _VARY
+        return [
+            ("access-control-allow-origin", origin),
+            ("access-control-expose-headers", EXPOSED_HEADERS),
+            *_VARY,
+        ]
+
+    def for_preflight(self, origin: str | None, methods: Sequence[str]) -> list[Header]:
+        """What an OPTIONS answer carries besides those of `for_answer`."""
+        if origin is None or not self._allows(origin):
+            return []
+        return [
+            ("access-control-allow-methods", ", ".join(methods)),
+            ("access-control-allow-headers", ALLOWED_HEADERS),
+            ("access-control-max-age", str(PREFLIGHT_S)),
+        ]
+
+    def _allows(self, origin: str) -> bool:
+        return origin in self._origins or "*" in self._origins

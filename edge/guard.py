@@ -1,0 +1,142 @@
+"""Watches what orders depend on: that Redis is there, keeps what it promised, and has memory left.
+
+Once a second it asks Redis for time, memory and identity; when the server is another one than before (restarted, replaced)
+its configuration and the cluster's fingerprint are checked again. Decides only; the application refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from domain.topology import Topology
+from edge.clock import RedisClock
+from runtime import fingerprint
+from runtime.settings import Durability
+
+_log = structlog.get_logger("edge.guard")
+
+PERIOD_S = 1.0
+ANSWER_S_MAX = 2.0
+RECHECK_S = 30.0  # somebody may change the server's configuration while it runs
+
+
+@dataclass(slots=True)
+class Watched:
+    """What the guard last saw. `faults` maps the name of what is missing to a sentence; empty means all is well."""
+
+    faults: dict[str, str] = field(default_factory=lambda: {"redis": "not reached yet"})
+    memory_percent: float = 0.0
+    memory_high: bool = False
+    run_id: str = ""
+    restarts_seen: int = 0
+
+
+class Guard:
+    """Owns `watched`. `on_memory` is told when memory use crosses the limit, in either direction."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        cluster: Topology,
+        clock: RedisClock,
+        durability: Durability,
+        memory_percent_max: int,
+        on_memory: Callable[[bool], None],
+    ) -> None:
+        self._redis = redis
+        self._cluster = cluster
+        self._clock = clock
+        self._durability = durability
+        self._memory_percent_max = memory_percent_max
+        self._on_memory = on_memory
+        self._checked_at = 0.0
+        self.watched = Watched()
+        # Orders are refused while a promise cannot be kept. Redis being away is no reason: what is sent is resubmitted.
+        self.closed = False
+
+    async def run(self) -> None:
+        """Watch for ever. Cancel to stop."""
+        while True:
+            await self.look()
+            await asyncio.sleep(PERIOD_S)
+
+    async def look(self) -> None:
+        """One look. Never raises for a Redis that is away or misconfigured."""
+        faults = dict(self.watched.faults)
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX):
+                info = await self._ask()
+                faults.pop("redis", None)
+                if info["run_id"] != self.watched.run_id or time.monotonic() - self._checked_at > RECHECK_S:
+                    faults.update(dict.fromkeys(("durability", "eviction", "cluster_settings"), ""))
+                    faults.update(await self._check_promises())
+                    self._checked_at = time.monotonic()
+                    if self.watched.run_id not in ("", info["run_id"]):
+                        self.watched.restarts_seen += 1
+                    self.watched.run_id = info["run_id"]
+        except (RedisError, OSError, TimeoutError) as error:
+            faults["redis"] = f"does not answer ({type(error).__name__})"
+        self._take({name: detail for name, detail in faults.items() if detail})
+
+    def _take(self, faults: dict[str, str]) -> None:
+        for name in faults.keys() - self.watched.faults.keys():
+            _log.error("fault", what=name, detail=faults[name])
+        for name in self.watched.faults.keys() - faults.keys():
+            _log.info("fault_over", what=name)
+        self.watched.faults = faults
+        self.closed = bool(faults.keys() - {"redis"})
+
+    async def _ask(self) -> dict[str, Any]:
+        asked_at = time.time()
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.info("memory")
+            pipeline.info("server")
+            (redis_s, redis_us), memory, server = await pipeline.execute()
+        self._clock.measured(redis_s=redis_s, redis_us=redis_us, asked_at=asked_at, answered_at=time.time())
+        # Without a limit of its own Redis may take all of the machine.
+        limit = memory["maxmemory"] or memory.get("total_system_memory", 0)
+        self.watched.memory_percent = 100 * memory["used_memory"] / limit if limit else 0.0
+        high = self.watched.memory_percent >= self._memory_percent_max
+        if high != self.watched.memory_high:
+            self.watched.memory_high = high
+            _log.warning("memory_high" if high else "memory_normal", percent=round(self.watched.memory_percent, 1))
+            self._on_memory(high)
+        answer: dict[str, Any] = server
+        return answer
+
+    async def _check_promises(self) -> dict[str, str]:
+        """What Redis is configured to do, against what a 202 promises; name -> sentence for each fault."""
+        faults: dict[str, str] = {}
+        try:
+            await fingerprint.check(self._redis, self._cluster)
+        except fingerprint.FingerprintMismatch as error:
+            faults["cluster_settings"] = str(error)
+        try:
+            config = await self._redis.config_get("appendonly", "appendfsync", "maxmemory-policy")
+        except ResponseError as error:
+            faults["durability"] = f"cannot be verified: {error}"
+            return faults
+        seen = {_text(name): _text(value) for name, value in config.items()}
+        synced = seen.get("appendonly") == "yes" and seen.get("appendfsync") == "always"
+        if self._durability is not Durability.MEMORY and not synced:
+            faults["durability"] = (
+                f"{self._durability.value} needs appendonly yes and appendfsync always, "
+                f"Redis has appendonly {seen.get('appendonly')} and appendfsync {seen.get('appendfsync')}"
+            )
+        if seen.get("maxmemory-policy") != "noeviction":
+            faults["eviction"] = f"Redis may evict orders: maxmemory-policy is {seen.get('maxmemory-policy')}"
+        return faults
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,59 @@
+"""/livez and /readyz: whether this worker runs, and whether it should be sent buyers."""
+
+from __future__ import annotations
+
+import orjson
+
+from domain.problems import Problem, ProblemDetails
+from edge.guard import Guard
+from edge.problems import RETRY_AFTER_S, Answer
+from edge.routing import Request
+from edge.sale_directory import SaleDirectory
+from runtime.settings import Durability
+
+_HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
+
+
+class Health:
+    """`draining` is set when the process was told to stop."""
+
+    def __init__(self, guard: Guard, directory: SaleDirectory, durability: Durability) -> None:
+        self._guard = guard
+        self._directory = directory
+        self._durability = durability
+        self.draining = False
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Name of what is missing -> a sentence on it; empty when ready."""
+        missing = dict(self._guard.watched.faults)
+        if not self._directory.synced:
+            missing["sales"] = "the sales are not read, or may be out of date"
+        if self.draining:
+            missing["draining"] = "the process is about to stop"
+        return missing
+
+    async def livez(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
+        """200 as long as the event loop turns."""
+        return 200, _HEADERS, b'{"status":"alive"}'
+
+    async def readyz(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
+        """200, or 503 naming what is missing; the durability level in both."""
+        missing = self.missing
+        if not missing:
+            return 200, _HEADERS, orjson.dumps({"status": "ready", "durability": self._durability.value, "missing": []})
+        details = ProblemDetails(
+            Problem.DEPENDENCY_UNAVAILABLE, "; ".join(f"{name}: {text}" for name, text in missing.items())
+        )
+        # Extension members of a problem document (RFC 9457, section 3.2).
+        document = {
+            **details.as_document(),
+            "durability": self._durability.value,
+            "missing": sorted(missing),
+        }
+        headers = [
+            ("content-type", "application/problem+json"),
+            ("cache-control", "no-store"),
+            ("retry-after", str(RETRY_AFTER_S)),
+        ]
+        return 503, headers, orjson.dumps(document)

@@ -1,0 +1,147 @@
+"""Metrics of every worker of this edge, summed up by nobody: each sample carries its worker's number.
+
+Workers count in C memory and leave a snapshot in a shared folder each second; whichever worker answers /metrics reads them
+all. A restarted worker takes its predecessor's number, so its counters start again as Prometheus expects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from edge.problems import Answer
+from edge.routing import Request
+
+Snapshot = Mapping[str, Any]
+
+
+class SnapshotFolder:
+    """One file a worker, replaced whole, so that a reader never sees half of one."""
+
+    def __init__(self, folder: Path, worker: int) -> None:
+        self._folder = folder
+        self._worker = worker
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Replace this worker's snapshot; OSError when the folder is gone or full."""
+        staging = self._folder / f"worker-{self._worker}.new"
+        staging.write_bytes(orjson.dumps(snapshot))
+        os.replace(staging, self._folder / f"worker-{self._worker}.json")
+
+    def read_others(self) -> dict[int, Snapshot]:
+        """Snapshots of the other workers by number; what cannot be read is left out."""
+        others: dict[int, Snapshot] = {}
+        for path in self._folder.glob("worker-*.json"):
+            worker = int(path.stem.removeprefix("worker-"))
+            if worker == self._worker:
+                continue
+            try:
+                others[worker] = orjson.loads(path.read_bytes())
+            except (OSError, orjson.JSONDecodeError):
+                continue  # being removed with the process
+        return others
+
+
+def worker_is_started(folder: Path, worker: int, *, pid: int | None) -> bool:
+    """Whether the worker's process got as far as leaving its first snapshot."""
+    try:
+        snapshot = orjson.loads((folder / f"worker-{worker}.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    return bool(snapshot["pid"] == pid)
+
+
+class Metrics:
+    """Handler of /metrics. `snapshot` makes this worker's own, fresh for each request."""
+
+    def __init__(self, folder: SnapshotFolder, worker: int, snapshot: Callable[[], Snapshot]) -> None:
+        self._folder = folder
+        self._worker = worker
+        self._snapshot = snapshot
+
+    def publish(self) -> None:
+        """Leave a snapshot for the other workers."""
+        self._folder.publish(self._snapshot())
+
+    async def get(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
+        """Prometheus text format."""
+        snapshots = {self._worker: self._snapshot(), **self._folder.read_others()}
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_EdgeCollector(snapshots))
+        return 200, [("content-type", CONTENT_TYPE_PLAIN_0_0_4)], generate_latest(registry)
+
+
+# Name, help, member of `batcher` in a snapshot.
+_BATCHER_COUNTERS = (
+    ("batches", "Script calls sent to Redis", "batches"),
+    ("batch_orders", "Orders in script calls; divided by batches: the mean batch size", "orders_sent"),
+    ("resubmitted_orders", "Orders sent again after a lost connection", "resubmitted"),
+    ("redis_reconnects", "Connections of the order path to Redis after the first one", "reconnects"),
+)
+_GAUGES = (
+    ("queue_length", "Orders waiting for a batch", "queued"),
+    ("batches_in_flight", "Script calls on the wire", "in_flight"),
+    ("requests_in_flight", "Requests beside the order path being answered", "requests_in_flight"),
+    ("ready", "1 when /readyz of the worker answers 200", "ready"),
+    ("redis_memory_percent", "Memory use of the reservation Redis", "memory_percent"),
+    ("known_sales", "Sales in the worker's directory", "known_sales"),
+)
+
+
+class _EdgeCollector(Collector):
+    def __init__(self, snapshots: Mapping[int, Snapshot]) -> None:
+        self._snapshots = {str(worker): snapshot for worker, snapshot in sorted(snapshots.items())}
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._orders()
+        yield from self._batches()
+        for name, text, member in _GAUGES:
+            gauge = GaugeMetricFamily(f"flashsale_edge_{name}", text, labels=["worker"])
+            for worker, snapshot in self._snapshots.items():
+                gauge.add_metric([worker], float(snapshot[member]))
+            yield gauge
+        requests = CounterMetricFamily(
+            "flashsale_edge_requests", "Answers beside the order path", labels=["worker", "route", "status"]
+        )
+        durability = GaugeMetricFamily(
+            "flashsale_edge_durability_info", "What a 202 promises", labels=["worker", "level"]
+        )
+        for worker, snapshot in self._snapshots.items():
+            durability.add_metric([worker, snapshot["durability"]], 1)
+            for route, status, count in snapshot["requests"]:
+                requests.add_metric([worker, route, str(status)], count)
+        yield requests
+        yield durability
+
+    def _orders(self) -> Iterable[Metric]:
+        orders = CounterMetricFamily(
+            "flashsale_edge_orders", "Order requests by how they ended", labels=["worker", "outcome"]
+        )
+        latency = HistogramMetricFamily(
+            "flashsale_edge_order_duration_seconds", "From an order's headers to its answer", labels=["worker"]
+        )
+        for worker, snapshot in self._snapshots.items():
+            for outcome, count in snapshot["orders"]["verdicts"].items():
+                orders.add_metric([worker, outcome], count)
+            histogram = snapshot["orders"]["latency"]
+            buckets = [(repr(float(bound)), count) for bound, count in histogram["buckets"]]
+            buckets.append(("+Inf", histogram["count"]))
+            latency.add_metric([worker], buckets, sum_value=histogram["sum_s"])
+        yield orders
+        yield latency
+
+    def _batches(self) -> Iterable[Metric]:
+        for name, text, member in _BATCHER_COUNTERS:
+            counter = CounterMetricFamily(f"flashsale_edge_{name}", text, labels=["worker"])
+            for worker, snapshot in self._snapshots.items():
+                counter.add_metric([worker], snapshot["batcher"].get(member, 0))
+            yield counter

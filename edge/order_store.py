@@ -1,0 +1,134 @@
+"""Orders as Redis and the shards hold them. Redis is asked first: it knows every order that is not both final and stored.
+
+Reads only. A shard's rows come from its primary, so that what was stored a moment ago is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from redis.asyncio import Redis
+
+from domain import ids, topology
+from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry
+from domain.sales import SaleDefinition
+from domain.topology import Topology
+from runtime.sql import load_sql
+
+READ_S_MAX = 2.0  # waiting for a connection and for rows together
+SALES_ASKED_MAX = 256  # newest sales whose user hashes a list looks into
+RECORDS_PER_SCAN = 1000
+SCANS_MAX = 10  # per user hash: a list shows at most ten thousand unstored orders of one sale
+
+_SQL = load_sql("edge", "orders.sql")
+
+
+class ShardUnavailable(Exception):
+    """A shard did not answer in time."""
+
+    def __init__(self, shard: int, reason: str) -> None:
+        super().__init__(f"shard {shard}: {reason}")
+        self.shard = shard
+
+
+class OrderStore:
+    """Looks orders up. Redis errors pass through as `RedisError`, a shard's as ShardUnavailable."""
+
+    def __init__(self, redis: Redis, pools: Sequence[AsyncConnectionPool[Any]], cluster: Topology) -> None:
+        self._redis = redis
+        self._pools = pools
+        self._cluster = cluster
+
+    def can_exist(self, order_id: UUID) -> bool:
+        """Whether an id could be an order's: its shape, and a lane of this cluster."""
+        return ids.is_order_id(order_id) and ids.lane_of(order_id) < self._cluster.lanes
+
+    async def held(self, order_id: UUID) -> OrderEntry | None:
+        """The order's newest version in Redis, or None."""
+        value = await self._redis.get(topology.order_key(order_id))
+        return None if value is None else decode_entry(value)
+
+    async def stored(self, order_id: UUID) -> OrderEntry | None:
+        """The order as its shard's primary has it, or None."""
+        async with self._shard(self._cluster.shard_of_order(order_id)) as connection:
+            row = await (await connection.execute(_SQL["order_by_id"], (order_id,))).fetchone()
+        return None if row is None else _entry(row)
+
+    async def stored_page(self, user_id: UUID, *, before: UUID, limit: int) -> list[OrderEntry]:
+        """At most `limit` stored orders of a user with ids below `before`, newest first."""
+        async with self._shard(self._cluster.shard_of_user(user_id)) as connection:
+            rows = await (await connection.execute(_SQL["orders_of_user"], (user_id, before, limit))).fetchall()
+        return [_entry(row) for row in rows]
+
+    async def held_page(
+        self, user_id: UUID, sales: Iterable[SaleDefinition], *, before: UUID, limit: int
+    ) -> list[OrderEntry]:
+        """At most `limit` orders of a user in Redis with ids below `before`, newest first, from the given sales' hashes."""
+        newest = sorted(sales, key=lambda sale: sale.starts_at_ms, reverse=True)[:SALES_ASKED_MAX]
+        keys = [topology.user_key(topology.home_lane(user_id, s.lanes), s.sale_id, user_id) for s in newest]
+        order_ids = [i for i in await self._order_ids(keys) if i.int < before.int]
+        order_ids.sort(key=lambda i: i.int, reverse=True)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for order_id in order_ids[:limit]:
+                pipeline.get(topology.order_key(order_id))
+            values: list[bytes | None] = await pipeline.execute()
+        # A record outlives its order: final, stored, and a day old. Then the shard's page has it.
+        return [decode_entry(value) for value in values if value is not None]
+
+    async def _order_ids(self, keys: Sequence[str]) -> list[UUID]:
+        """Order ids in the apply-once records (fields `k...`, 16 bytes first) of user hashes."""
+        found: list[UUID] = []
+        pending = [(key, 0) for key in keys]
+        for _ in range(SCANS_MAX):
+            if not pending:
+                break
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key, cursor in pending:
+                    pipeline.hscan(key, cursor, match="k*", count=RECORDS_PER_SCAN)
+                answers: list[tuple[int, dict[bytes, bytes]]] = await pipeline.execute()
+            found += [UUID(bytes=record[:16]) for _, records in answers for record in records.values()]
+            pending = [(key, cursor) for (key, _), (cursor, _) in zip(pending, answers, strict=True) if cursor]
+        return found
+
+    @asynccontextmanager
+    async def _shard(self, shard: int) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        if shard >= len(self._pools):
+            raise ShardUnavailable(shard, "not configured")
+        try:
+            async with asyncio.timeout(READ_S_MAX), self._pools[shard].connection() as connection:
+                yield connection
+        except (psycopg.Error, PoolTimeout, TooManyRequests, TimeoutError, OSError) as error:
+            raise ShardUnavailable(shard, type(error).__name__) from error
+
+
+def _entry(row: Sequence[Any]) -> OrderEntry:
+    order_id, user_id, sale_id, key, currency, lines, status, version, epoch, reserved, expires, changed = row
+    return OrderEntry(
+        order_id=order_id,
+        user_id=user_id,
+        sale_id=sale_id,
+        idempotency_key=key,
+        currency=currency,
+        # A row keeps no SKU index: only scripts need one, and they read the entry in Redis.
+        lines=tuple(
+            OrderLine(place, line["sku"], line["quantity"], line["unit_price_minor"])
+            for place, line in enumerate(lines)
+        ),
+        status=OrderStatus(status),
+        version=version,
+        epoch=epoch,
+        reserved_at_ms=_unix_ms(reserved),
+        expires_at_ms=_unix_ms(expires),
+        changed_at_ms=_unix_ms(changed),
+    )
+
+
+def _unix_ms(at: datetime) -> int:
+    return round(at.timestamp() * 1000)

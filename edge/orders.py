@@ -1,0 +1,224 @@
+"""A buyer's own orders: one, the list, and cancelling. Placing an order is `edge.order_path`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any, Final
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+import orjson
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from domain import ids, topology
+from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from domain.outcomes import Transition
+from domain.problems import Problem
+from edge.authentication import Authentication
+from edge.clock import RedisClock
+from edge.order_store import OrderStore, ShardUnavailable
+from edge.presenting import order_document
+from edge.problems import Answer, invalid, refuse
+from edge.routing import Request
+from edge.sale_directory import SaleDirectory
+from hotpath import scripts
+from runtime.backoff import Backoff
+
+_log = structlog.get_logger("edge.orders")
+
+LIMIT_DEFAULT: Final = 20
+LIMIT_MAX: Final = 100
+_HIGHEST: Final = UUID(int=(1 << 128) - 1)
+_HEADERS: Final = [("content-type", "application/json"), ("cache-control", "no-store")]
+_LOST = (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)
+_UNAVAILABLE = (RedisError, OSError, asyncio.TimeoutError, ShardUnavailable)
+
+
+class Orders:
+    """Handlers of `/v1/orders`. `deadline_ms` bounds cancelling, resubmissions included."""
+
+    def __init__(
+        self,
+        *,
+        redis: Redis,
+        store: OrderStore,
+        directory: SaleDirectory,
+        authentication: Authentication,
+        clock: RedisClock,
+        deadline_ms: int,
+    ) -> None:
+        self._redis = redis
+        self._store = store
+        self._directory = directory
+        self._authentication = authentication
+        self._clock = clock
+        self._deadline_s = deadline_ms / 1000
+
+    async def get(self, request: Request) -> Answer:
+        """One order in any state; another buyer's is not found."""
+        return await self._with_order(request, self._shown)
+
+    async def list(self, request: Request) -> Answer:
+        """The buyer's orders, newest first, those not stored yet included."""
+        user_id = self._authentication.buyer(request)
+        if not isinstance(user_id, UUID):
+            return user_id
+        page = _page(request.query_string)
+        if not isinstance(page, _Page):
+            return page
+        # One more than asked for tells whether there is a next page.
+        wanted = page.limit + 1
+        sales = [known.definition for known in self._directory]
+        try:
+            held, stored = await asyncio.gather(
+                self._store.held_page(user_id, sales, before=page.before, limit=wanted),
+                self._store.stored_page(user_id, before=page.before, limit=wanted),
+            )
+        except (*_UNAVAILABLE, MalformedEntry) as error:
+            _log.warning("orders_unreadable", error=str(error))
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)
+        newest: dict[UUID, OrderEntry] = {}
+        for entry in (*held, *stored):
+            known = newest.get(entry.order_id)
+            if known is None or entry.version > known.version:
+                newest[entry.order_id] = entry
+        entries = sorted(newest.values(), key=lambda entry: entry.order_id.int, reverse=True)
+        shown = entries[: page.limit]
+        now_ms = self._clock.now_ms()
+        document = {
+            "items": [order_document(entry, now_ms=now_ms) for entry in shown],
+            "next_cursor": _cursor(shown[-1].order_id) if len(entries) > page.limit else None,
+        }
+        return 200, _HEADERS, orjson.dumps(document)
+
+    async def cancel(self, request: Request) -> Answer:
+        """Give a hold back. Repeating it answers the same."""
+        return await self._with_order(request, self._cancelled)
+
+    async def _with_order(self, request: Request, act: Callable[[OrderEntry, bool], Any]) -> Answer:
+        """Find the buyer's order and let `act` answer; it is told whether the order came from Redis."""
+        user_id = self._authentication.buyer(request)
+        if not isinstance(user_id, UUID):
+            return user_id
+        order_id = ids.parse_uuid(request.params["order_id"])
+        if order_id is None or not self._store.can_exist(order_id):
+            return refuse(Problem.ORDER_NOT_FOUND)
+        try:
+            entry = await self._store.held(order_id)
+            in_redis = entry is not None
+            if entry is None:
+                entry = await self._store.stored(order_id)
+        except (*_UNAVAILABLE, MalformedEntry) as error:
+            _log.warning("order_unreadable", order_id=str(order_id), error=str(error))
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)
+        if entry is None or entry.user_id != user_id:
+            return refuse(Problem.ORDER_NOT_FOUND)
+        answer: Answer = await act(entry, in_redis)
+        return answer
+
+    async def _shown(self, entry: OrderEntry, in_redis: bool) -> Answer:  # noqa: ARG002 - the act's signature
+        return self._answer(entry)
+
+    async def _cancelled(self, entry: OrderEntry, in_redis: bool) -> Answer:
+        if not in_redis:
+            # Final and stored a day ago, or lost by Redis: PostgreSQL knows the former, and a rebuild heals the latter.
+            if entry.status is OrderStatus.CANCELLED:
+                return self._answer(entry)
+            if entry.status_at(self._clock.now_ms()).is_final:
+                return _conflict(entry.status_at(self._clock.now_ms()))
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)
+        try:
+            transition, newest = await self._run_cancel(entry)
+        except _LOST:
+            return refuse(Problem.OUTCOME_UNKNOWN, "The outcome is unknown: repeat the request to learn it")
+        except RedisError as error:
+            _log.error("cancel_failed", order_id=str(entry.order_id), error=str(error))
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)
+        if transition is Transition.NOT_FOUND or newest is None:
+            return refuse(Problem.ORDER_NOT_FOUND)
+        if transition is Transition.CONFLICT:
+            return _conflict(newest.status_at(self._clock.now_ms()))
+        return self._answer(newest)
+
+    async def _run_cancel(self, entry: OrderEntry) -> tuple[Transition, OrderEntry | None]:
+        """Run the script until it answers, at most for the deadline: repeating it is harmless (REPEATED)."""
+        lane = ids.lane_of(entry.order_id)
+        keys = [
+            topology.lane_state_key(lane),
+            topology.lane_stream_key(lane),
+            topology.order_key(entry.order_id),
+            topology.user_key(lane, entry.sale_id, entry.user_id),
+        ]
+        args = [ids.short(entry.sale_id), entry.order_id.bytes, entry.user_id.bytes]
+        backoff = Backoff(first_s=0.02, longest_s=0.3)
+        async with asyncio.timeout(self._deadline_s):
+            while True:
+                try:
+                    transition, value = await scripts.run(self._redis, scripts.CANCEL, keys, args)
+                    return Transition(transition), decode_entry(value) if value else None
+                except _LOST:
+                    await asyncio.sleep(backoff.next_s())
+
+    def _answer(self, entry: OrderEntry) -> Answer:
+        return 200, _HEADERS, orjson.dumps(order_document(entry, now_ms=self._clock.now_ms()))
+
+
+class _Page:
+    """A page of the list: ids below `before`, at most `limit`."""
+
+    __slots__ = ("before", "limit")
+
+    def __init__(self, before: UUID, limit: int) -> None:
+        self.before = before
+        self.limit = limit
+
+
+def _page(query_string: str) -> _Page | Answer:
+    """Read `cursor` and `limit`; unknown parameters are ignored, repeated ones refused."""
+    values: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=16)
+    except ValueError:
+        return invalid("", "too many query parameters")
+    for name, value in pairs:
+        if name in values:
+            return invalid(f"/{name}", "given more than once")
+        if name in ("cursor", "limit"):
+            values[name] = value
+    limit = values.get("limit", str(LIMIT_DEFAULT))
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= LIMIT_MAX):
+        return invalid("/limit", f"a whole number from 1 to {LIMIT_MAX}")
+    before = _HIGHEST
+    if "cursor" in values:
+        parsed = _parse_cursor(values["cursor"])
+        if parsed is None:
+            return invalid("/cursor", "not a cursor of this list")
+        before = parsed
+    return _Page(before, int(limit))
+
+
+def _cursor(order_id: UUID) -> str:
+    """Opaque to clients: the last order's id, marked so that another list's cursor is told apart."""
+    return base64.urlsafe_b64encode(b"o" + order_id.bytes).rstrip(b"=").decode("ascii")
+
+
+def _parse_cursor(text: str) -> UUID | None:
+    try:
+        raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=")
+    except (binascii.Error, ValueError):
+        return None
+    if len(raw) != 17 or raw[:1] != b"o":
+        return None
+    order_id = UUID(bytes=raw[1:])
+    return order_id if ids.is_order_id(order_id) and _cursor(order_id) == text else None
+
+
+def _conflict(status: OrderStatus) -> Answer:
+    return refuse(Problem.ORDER_STATE_CONFLICT, f"The order is {status.label}")

@@ -1,0 +1,73 @@
+"""Counts of refused orders per sale and code: gathered in memory, added up in Redis about once a second.
+
+They are statistics for the sale's report: an edge that is killed loses at most the last second of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain import topology
+from domain.problems import Problem
+from edge.sale_directory import SaleDirectory
+from hotpath.counters import Verdict
+
+_log = structlog.get_logger("edge.refusals")
+
+PERIOD_S = 1.0
+PROBLEM_OF_VERDICT: Final[dict[int, Problem]] = {
+    Verdict.KEY_REUSED: Problem.IDEMPOTENCY_KEY_REUSED,
+    Verdict.STALE: Problem.DEPENDENCY_UNAVAILABLE,
+    Verdict.NOT_OPEN: Problem.SALE_NOT_OPEN,
+    Verdict.ENDED: Problem.SALE_ENDED,
+    Verdict.RATE_LIMITED: Problem.RATE_LIMITED,
+    Verdict.TOO_FAST: Problem.RATE_LIMITED,
+    Verdict.PURCHASE_LIMIT: Problem.PURCHASE_LIMIT_EXCEEDED,
+    Verdict.SOLD_OUT: Problem.SOLD_OUT,
+    Verdict.STREAM_FULL: Problem.OVERLOADED,
+    Verdict.OVERLOADED: Problem.OVERLOADED,
+    Verdict.UNAVAILABLE: Problem.DEPENDENCY_UNAVAILABLE,
+    Verdict.UNKNOWN: Problem.OUTCOME_UNKNOWN,
+}
+
+
+class Refusals:
+    """Flushes the tallies of the directory's sales."""
+
+    def __init__(self, redis: Redis, directory: SaleDirectory) -> None:
+        self._redis = redis
+        self._directory = directory
+        # Not added up yet; bounded by the directory's sales times the codes.
+        self._unflushed: Counter[tuple[str, str]] = Counter()
+
+    async def run(self) -> None:
+        """Flush for ever. Cancel to stop, then `flush` once more."""
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Add what was counted since the last time; kept for the next time when Redis does not answer."""
+        for sale in self._directory:
+            sale_id = str(sale.definition.sale_id)
+            for verdict, count in sale.view.tally.take().items():
+                problem = PROBLEM_OF_VERDICT.get(verdict)
+                if problem is not None:
+                    self._unflushed[sale_id, problem.value] += count
+        if not self._unflushed:
+            return
+        flushing, self._unflushed = self._unflushed, Counter()
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                for (sale_id, code), count in flushing.items():
+                    pipeline.hincrby(topology.REFUSED_KEY_PREFIX + sale_id, code, count)
+                await pipeline.execute()
+        except (RedisError, OSError, asyncio.TimeoutError) as error:
+            self._unflushed += flushing
+            _log.warning("refusals_not_flushed", error=str(error), codes=len(flushing))

@@ -1,0 +1,115 @@
+"""The server process: Granian with the edge's limits, and a drain before Granian's own stop.
+
+Granian stops by closing its listener and finishing what is in flight, but it also closes idle keep-alive connections at
+once, and a client that is just sending there would see a failed request. So workers are told to drain first (SIGUSR1):
+`/readyz` fails, every answer closes its connection, and a worker stops when no request came for a while.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.mp import MPServer, WorkerProcess
+
+from edge import worker
+from edge.metrics import worker_is_started
+from runtime.settings import Settings
+
+HEADER_READ_MS = 30_000  # also how long a connection may idle between requests
+HEADERS_SIZE_MAX = 64 * 1024
+BACKLOG_MAX = 65_535
+PORT_WAIT_S = 3.0  # the workers of a killed predecessor hold the port for a moment
+KILL_AFTER_S = 5  # beyond the drain: a worker that does not stop is killed
+_PR_SET_PDEATHSIG = 1
+
+
+class PortUnavailable(Exception):
+    """The edge cannot listen where it should; the message says why."""
+
+
+class EdgeServer(MPServer):
+    """Granian's multi-process server; `folder` is shared by the workers (metrics)."""
+
+    def __init__(self, settings: Settings, *, port: int, folder: Path) -> None:
+        # Spawned workers share nothing with this process's threads, as a respawn from a forked state would.
+        multiprocessing.set_start_method("spawn", force=True)
+        super().__init__(
+            target="edge.worker",
+            address=settings.edge_host,
+            port=port,
+            interface=Interfaces.RSGI,
+            workers=settings.edge_workers,
+            loop=Loops.uvloop,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=min(BACKLOG_MAX, settings.edge_connections_max),
+            backpressure=settings.edge_connections_max,
+            http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS, max_buffer_size=HEADERS_SIZE_MAX),
+            log_dictconfig={"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}},
+            log_level=LogLevels.warning if settings.log_level == "WARNING" else LogLevels(settings.log_level.lower()),
+            log_access=False,
+            respawn_failed_workers=True,
+            workers_kill_timeout=KILL_AFTER_S,
+        )
+        self._settings = settings
+        self._folder = folder
+
+    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> WorkerProcess:
+        loader = partial(_load, self._settings, idx, self._folder, os.getpid())
+        return super()._spawn_worker(idx, target, loader)
+
+    def shutdown(self, exit_code: int = 0) -> None:
+        """Drain, then stop as Granian does."""
+        draining = []
+        for process in self.wrks:
+            # A worker that is only starting ignores the signal, and has nothing to drain.
+            if process.is_alive() and worker_is_started(self._folder, process.idx, pid=process.inner.pid):
+                process.interrupt_by_parent = True  # its end is expected from now on
+                os.kill(process.inner.pid, signal.SIGUSR1)
+                draining.append(process)
+        deadline = time.monotonic() + self._settings.drain_ms / 1000 + KILL_AFTER_S
+        for process in draining:
+            process.join(max(0.0, deadline - time.monotonic()))
+        super().shutdown(exit_code)
+
+
+def _load(settings: Settings, idx: int, folder: Path, parent: int) -> Any:
+    """In a worker process: its application."""
+    # A worker whose main process was killed would hold the port against the next one.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+    return worker.build(settings, number=idx, folder=folder)
+
+
+def claim_port(host: str, port: int) -> int:
+    """The port (a free one for 0) once it can be listened on; PortUnavailable when it cannot within `PORT_WAIT_S`.
+
+    Workers listen with SO_REUSEPORT, so they would silently share the port with another edge of the same user.
+    """
+    deadline = time.monotonic() + PORT_WAIT_S
+    while True:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+                claimed: int = probe.getsockname()[1]
+            return claimed
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise PortUnavailable(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+            time.sleep(0.1)
