@@ -31,11 +31,12 @@ CREATE TABLE sales (
     epoch           integer NOT NULL DEFAULT 1 CHECK (epoch > 0),
     loaded_epoch    integer NOT NULL DEFAULT 0,  -- newest epoch that was ever loaded into Redis; 0: never
     version         integer NOT NULL DEFAULT 1 CHECK (version > 0),  -- of the definition that lanes and edges compare
-    idempotency_key text UNIQUE,
+    idempotency_key text CHECK (length(idempotency_key) BETWEEN 1 AND 64),
     fingerprint     bytea,  -- of the request that the key came with
     created_by      uuid NOT NULL,
     created_at      timestamptz NOT NULL DEFAULT now(),
     changed_at      timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (created_by, idempotency_key),
     CHECK (starts_at < ends_at),
     CHECK (loaded_epoch BETWEEN 0 AND epoch),
     CHECK ((idempotency_key IS NULL) = (fingerprint IS NULL)),
@@ -45,7 +46,7 @@ CREATE TABLE sales (
 );
 
 -- The synchroniser walks these.
-CREATE INDEX sales_live ON sales (id) WHERE stage <> 'draft' AND NOT ended;
+CREATE INDEX sales_live ON sales (ends_at) WHERE stage <> 'draft';
 
 CREATE TABLE sale_items (
     sale_id        uuid NOT NULL REFERENCES sales ON DELETE CASCADE,
