@@ -1,0 +1,92 @@
+"""Orders a second that one shard writer process stores, from a filled queue into four shards, all on this machine.
+
+    python -m perf.writer_bench [--orders 60000] [--message 250] [--redelivered]
+
+Starts a Redis and a PostgreSQL (fsync on) of its own, puts messages as a relay would into the queue, then starts
+`python -m workers.shard_writer` and waits until every order is stored. The clock runs from the first stored order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+
+from devstack.servers import PostgresServer, RedisServer
+from domain.messages import encode_orders
+from domain.orders import encode_entry
+from domain.topology import order_queue
+from runtime.queue import open_queue
+from tests.fixtures.fix_databases import Databases, migrated_databases
+from tests.workers.making import Maker, stock
+
+
+async def fill(url: str, maker: Maker, *, orders: int, message_orders: int, times: int) -> None:
+    queue = open_queue(url)
+    for shard in range(4):
+        entries = []
+        for _ in range(orders // 4):
+            numbered = maker.numbered(maker.order(shard=shard))
+            entries.append((numbered.lane_seq, numbered.entry))
+        for start in range(0, len(entries), message_orders):
+            body = encode_orders(maker.lane, entries[start : start + message_orders])
+            for _ in range(times):
+                await queue.publish(order_queue(shard), body, message_id=f"{shard}-{start}")
+    await queue.close()
+
+
+def stored(databases: Databases) -> int:
+    total = 0
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn) as connection:
+            row = connection.execute("SELECT coalesce(sum(sold), 0) FROM quota").fetchone()
+            assert row is not None
+            total += int(row[0])
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--orders", type=int, default=60_000)
+    parser.add_argument("--message", type=int, default=250, help="orders in a message")
+    parser.add_argument("--redelivered", action="store_true", help="every message comes twice")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        redis, postgres = RedisServer(Path(folder) / "redis"), PostgresServer(Path(folder) / "postgres")
+        writer = None
+        try:
+            redis.start()
+            postgres.start()
+            databases = migrated_databases(postgres)
+            maker = Maker(random.Random(1), uuid4())
+            stock(databases, maker.sale_id, {"SKU-1": options.orders})
+            times = 2 if options.redelivered else 1
+            asyncio.run(fill(redis.url, maker, orders=options.orders, message_orders=options.message, times=times))
+            environ = databases.environ | {"FLASHSALE_REDIS_URL": redis.url, "FLASHSALE_QUEUE_URL": redis.url}
+            writer = subprocess.Popen([sys.executable, "-m", "workers.shard_writer"], env=os.environ | environ)
+            while (first := stored(databases)) == 0:
+                time.sleep(0.01)
+            began = time.perf_counter()
+            while (count := stored(databases)) < options.orders:
+                time.sleep(0.02)
+            took = time.perf_counter() - began
+            print(f"{count - first} orders in {took:.2f} s: {(count - first) / took:,.0f} orders/s")
+        finally:
+            if writer is not None:
+                writer.terminate()
+                writer.wait(20)
+            postgres.stop()
+            redis.stop()
+
+
+if __name__ == "__main__":
+    main()

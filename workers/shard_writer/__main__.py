@@ -1,0 +1,60 @@
+"""The shard writer's process: one writer and one sweep per shard, all in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from runtime import fingerprint
+from runtime.clients import postgres_pool, redis_client
+from runtime.queue import open_queue
+from runtime.service import Service, run, settings_or_exit
+from workers.shard_writer.grants import Grants
+from workers.shard_writer.store import ShardStore
+from workers.shard_writer.sweep import Sweep
+from workers.shard_writer.worker import ShardWriter
+
+NAME = "shard_writer"
+
+
+class ShardCountMismatch(Exception):
+    """FLASHSALE_SHARD_DSNS must name as many databases as FLASHSALE_SHARDS says."""
+
+
+async def main(service: Service) -> None:
+    """Open clients, write until told to stop, close clients."""
+    settings = service.settings
+    if len(settings.shard_dsns) != settings.shards:
+        raise ShardCountMismatch(f"{len(settings.shard_dsns)} shard databases for {settings.shards} shards")
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        await fingerprint.check(redis, settings.topology)
+        queue = open_queue(settings.queue_url, length_max=settings.queue_length_max)
+        stack.push_async_callback(queue.close)
+        catalogue = postgres_pool(settings.catalogue_dsn, size_max=settings.shards + 1)
+        await stack.enter_async_context(catalogue)
+        tasks = []
+        for shard, dsn in enumerate(settings.shard_dsns):
+            pool = postgres_pool(dsn, size_max=2)
+            await stack.enter_async_context(pool)
+            grants = Grants(catalogue, shard=shard)
+            writer = ShardWriter(
+                shard=shard,
+                cluster=settings.topology,
+                queue=queue,
+                store=ShardStore(pool, grants),
+                grants=grants,
+                redis=redis,
+                service=service,
+                batch_max=settings.writer_batch_max,
+            )
+            tasks.append(writer.run())
+            tasks.append(Sweep(pool, grants, shard=shard).run(service))
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(task)
+
+
+if __name__ == "__main__":
+    run(NAME, settings_or_exit(NAME), main)

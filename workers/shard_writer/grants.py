@@ -1,0 +1,75 @@
+"""The catalogue's half of the guard, as one shard uses it: raise its grants on demand, lower them after releases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from runtime.sql import load_sql
+from workers.shard_writer import columns
+from workers.shard_writer.plan import SkuKey
+
+_SQL = load_sql("workers.shard_writer", "grants.sql")
+# Transactions here are two statements long: whoever waits longer than this waits behind a fault.
+_BOUNDS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '5s'"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the shard may sell of one SKU in total, by grant number `seq`."""
+
+    total: int
+    seq: int
+
+
+class Grants:
+    """Grants of one shard. Every method is one transaction; psycopg errors mean that nothing is known of its outcome."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], *, shard: int) -> None:
+        """`pool` is the catalogue's."""
+        self._pool = pool
+        self._shard = shard
+
+    async def raise_to(self, needs: Mapping[SkuKey, int]) -> dict[SkuKey, Grant]:
+        """Ask for totals; the answer has what there is, which may be less, and nothing for SKUs the ledger lacks."""
+        keys = list(needs)
+        wanted = columns.integers([needs[key] for key in keys])
+        rows = await self._change("raise_grants", keys, {"needs": wanted})
+        return {(sale_id, sku): Grant(total, seq) for sale_id, sku, total, seq in rows}
+
+    async def lower_to(self, given_up: Mapping[SkuKey, Grant]) -> None:
+        """Tell the catalogue what the shard keeps of a grant; a grant with a newer number stays as it is."""
+        keys = list(given_up)
+        keeps = {
+            "granted": columns.integers([given_up[key].total for key in keys]),
+            "seqs": columns.bigints([given_up[key].seq for key in keys]),
+        }
+        await self._change("lower_grants", keys, keeps)
+
+    async def read(self) -> dict[SkuKey, Grant]:
+        """All grants of the shard."""
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(_SQL["read_grants"], {"shard": self._shard})
+            return {(sale_id, sku): Grant(total, seq) for sale_id, sku, total, seq in await cursor.fetchall()}
+
+    async def _change(self, block: str, keys: list[SkuKey], more: dict[str, Any]) -> list[TupleRow]:
+        values = {
+            "sale_ids": columns.uuids([sale_id for sale_id, _ in keys]),
+            "skus": columns.texts([sku for _, sku in keys]),
+            "shard": self._shard,
+            **more,
+        }
+        async with self._pool.connection() as connection:
+            columns.teach(connection)
+            # network op: one round trip, the commit included
+            async with connection.pipeline(), connection.transaction():
+                for bound in _BOUNDS.split("; "):
+                    await connection.execute(bound)
+                await connection.execute(_SQL["lock_ledger"], values)
+                cursor = await connection.execute(_SQL[block], values)
+            return await cursor.fetchall() if block == "raise_grants" else []

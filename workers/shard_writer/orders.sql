@@ -1,0 +1,95 @@
+-- The shard writer's transaction. Order: lock_quotas, read_stored; then, with what they answered, the writes.
+
+-- name: make_quotas
+-- Makes a quota row, without a grant, for SKUs that the shard meets for the first time. Repeating it changes
+-- nothing. Index: quota_pkey.
+INSERT INTO quota (sale_id, sku)
+SELECT w.sale_id, w.sku
+FROM unnest(%(sale_ids)s, %(skus)s) AS w (sale_id, sku)
+ORDER BY w.sale_id, w.sku
+ON CONFLICT (sale_id, sku) DO NOTHING;
+
+-- name: lock_quotas
+-- Locks the quotas of every SKU of the batch, in one order for everybody: from here on no other writer can change
+-- an order of these SKUs. Changes nothing. Index: quota_pkey.
+SELECT q.sale_id, q.sku, q.granted, q.seq, q.sold
+FROM quota q
+JOIN unnest(%(sale_ids)s, %(skus)s) AS w (sale_id, sku) USING (sale_id, sku)
+ORDER BY q.sale_id, q.sku
+FOR UPDATE OF q;
+
+-- name: read_stored
+-- What is stored of the batch's orders. Changes nothing. Index: orders_pkey, order_transitions_pkey.
+SELECT o.id, o.version, o.charged, (SELECT array_agg(t.version) FROM order_transitions t WHERE t.order_id = o.id)
+FROM orders o
+WHERE o.id = ANY(%(ids)s);
+
+-- name: adopt_grants
+-- Takes over grants that are newer than the ones known here. Repeating it changes nothing. Index: quota_pkey.
+UPDATE quota q
+SET granted = g.total, seq = g.seq
+FROM unnest(%(sale_ids)s, %(skus)s, %(totals)s, %(seqs)s) AS g (sale_id, sku, total, seq)
+WHERE q.sale_id = g.sale_id AND q.sku = g.sku AND q.seq < g.seq;
+
+-- name: change_quotas
+-- Charges and releases. Not idempotent by itself: it is in one transaction with the order rows whose versions say
+-- whether they were charged. The table's CHECK refuses to sell what is not granted. Index: quota_pkey.
+UPDATE quota q
+SET sold = q.sold + c.sold, granted = q.granted - c.give_back
+FROM unnest(%(sale_ids)s, %(skus)s, %(sold)s, %(give_back)s) AS c (sale_id, sku, sold, give_back)
+WHERE q.sale_id = c.sale_id AND q.sku = c.sku;
+
+-- name: store_orders
+-- Stores whole orders; an older or equal version changes nothing, so it may be repeated and reordered.
+-- Index: orders_pkey finds the row, orders_one_per_key refuses a second order for a key.
+INSERT INTO orders AS o (
+    id, user_id, sale_id, bucket, idempotency_key, status, version, epoch, currency, total_minor, lines,
+    reserved_at, expires_at, changed_at, lane, charged
+)
+SELECT *
+FROM unnest(
+    %(id)s, %(user_id)s, %(sale_id)s, %(bucket)s, %(idempotency_key)s, %(status)s, %(version)s, %(epoch)s,
+    %(currency)s, %(total_minor)s, %(lines)s, %(reserved_at)s, %(expires_at)s, %(changed_at)s, %(lane)s, %(charged)s
+)
+ON CONFLICT (id) DO UPDATE SET
+    status = excluded.status,
+    version = excluded.version,
+    epoch = excluded.epoch,
+    expires_at = excluded.expires_at,
+    changed_at = excluded.changed_at,
+    charged = excluded.charged
+WHERE excluded.version > o.version;
+
+-- name: store_transitions
+-- Notes each version with its place in its lane, once. Repeating it changes nothing. Index: order_transitions_pkey.
+INSERT INTO order_transitions (order_id, version, status, at, lane, lane_seq)
+SELECT *
+FROM unnest(%(order_id)s, %(version)s, %(status)s, %(at)s, %(lane)s, %(lane_seq)s)
+ON CONFLICT (order_id, version) DO NOTHING;
+
+-- name: store_outbox
+-- Events of the versions that were seen for the first time. Not idempotent by itself: it is in one transaction with
+-- their transitions. No index but the key.
+INSERT INTO outbox (destination, partition, events)
+SELECT %(destination)s, *
+FROM unnest(%(partition)s, %(events)s);
+
+-- name: note_dead_lettered
+-- Notes entries that are in the dead letters by now. Repeating it changes nothing. Index: dead_lettered_pkey.
+INSERT INTO dead_lettered (lane, lane_seq, reason)
+SELECT w.lane, w.lane_seq, %(reason)s
+FROM unnest(%(lane)s, %(lane_seq)s) AS w (lane, lane_seq)
+ON CONFLICT (lane, lane_seq) DO NOTHING;
+
+-- name: read_quotas
+-- Every quota of the shard, for the sweep. Changes nothing. Reads the whole table: a row per SKU ever sold.
+SELECT sale_id, sku, granted, seq, sold FROM quota;
+
+-- name: give_up_idle
+-- Gives up granted units that nobody used, if nothing moved since they were looked at. Repeating it changes nothing.
+-- Index: quota_pkey.
+UPDATE quota q
+SET granted = q.sold
+FROM unnest(%(sale_ids)s, %(skus)s, %(seqs)s, %(sold)s, %(granted)s) AS w (sale_id, sku, seq, sold, granted)
+WHERE q.sale_id = w.sale_id AND q.sku = w.sku AND q.seq = w.seq AND q.sold = w.sold AND q.granted = w.granted
+RETURNING q.sale_id, q.sku, q.granted, q.seq;

@@ -1,0 +1,217 @@
+"""What a batch of order entries changes in a shard. Pure: performs no I/O, decides everything.
+
+The shard's transaction hands in what is stored (under lock) and writes what `make_plan` answers. An order counts
+against its shard's quota exactly as long as its stored row is reserved or paid:
+
+    no row, reserved or paid arrives      charge: sold + n, or wait when nothing is granted
+    no row, cancelled or expired arrives  never charges
+    charged row, final state arrives      release: sold - n, granted - n
+    row at this version or newer          nothing, but the version's transition if it is the first time it is seen
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from domain import ids
+from domain.messages import SequencedEntry
+from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from domain.topology import Topology
+
+SkuKey = tuple[UUID, str]  # sale, SKU
+_BIGINT_MAX = (1 << 63) - 1
+_TIME_MS_MAX = 253_402_300_800_000  # the year 10000
+_HOLDING = frozenset({OrderStatus.RESERVED, OrderStatus.PAID})
+
+
+class PoisonEntry(ValueError):
+    """An entry that no retry of ours can store; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One entry, decoded, with its place in its lane and the bytes it came in."""
+
+    entry: OrderEntry
+    source: SequencedEntry
+
+
+@dataclass(slots=True)
+class Incoming:
+    """All versions of one order in a batch: the unit that is stored, waits, or is poison."""
+
+    order_id: UUID
+    newest: OrderEntry
+    versions: list[Version]
+
+
+@dataclass(slots=True)
+class Quota:
+    """The shard's half of the guard for one SKU: `0 <= sold <= granted`, by grant number `seq`."""
+
+    granted: int
+    seq: int
+    sold: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the shard has of an order: its row's version, whether it is charged, and the versions seen so far."""
+
+    version: int
+    charged: bool
+    versions: frozenset[int]
+
+
+@dataclass(slots=True)
+class Change:
+    """What a batch does to one SKU's quota; `give_back` units leave the grant."""
+
+    sold: int = 0
+    give_back: int = 0
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to write. `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant."""
+
+    rows: list[OrderEntry] = field(default_factory=list)
+    transitions: list[Version] = field(default_factory=list)
+    waiting: list[Incoming] = field(default_factory=list)
+    changes: dict[SkuKey, Change] = field(default_factory=dict)
+
+
+def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Version:
+    """Decode an entry for this shard; PoisonEntry for one that cannot be a row of it."""
+    try:
+        entry = decode_entry(source.entry)
+    except MalformedEntry as error:
+        raise PoisonEntry(f"malformed entry: {error}") from error
+    if topology.shard_of_order(entry.order_id) != shard:
+        raise PoisonEntry(f"order of shard {topology.shard_of_order(entry.order_id)}")
+    if ids.lane_of(entry.order_id) != source.lane:
+        raise PoisonEntry(f"order of lane {ids.lane_of(entry.order_id)} in lane {source.lane}")
+    # PostgreSQL's text has no NUL, and a statement that fails before any order is looked at could not be bisected.
+    if any("\0" in text for text in (entry.idempotency_key, entry.currency, *(line.sku for line in entry.lines))):
+        raise PoisonEntry("NUL in a text")
+    if not entry.lines or entry.version < 1:
+        raise PoisonEntry("no lines" if not entry.lines else "version 0")
+    if entry.total_minor > _BIGINT_MAX or source.lane_seq > _BIGINT_MAX:
+        raise PoisonEntry("number out of range")
+    if max(entry.reserved_at_ms, entry.expires_at_ms, entry.changed_at_ms) > _TIME_MS_MAX:
+        raise PoisonEntry("time out of range")
+    return Version(entry, source)
+
+
+def group_by_order(versions: Iterable[Version]) -> list[Incoming]:
+    """Entries gathered per order, in order of first arrival."""
+    orders: dict[UUID, Incoming] = {}
+    for version in versions:
+        entry = version.entry
+        order = orders.get(entry.order_id)
+        if order is None:
+            orders[entry.order_id] = Incoming(entry.order_id, entry, [version])
+            continue
+        order.versions.append(version)
+        if entry.version > order.newest.version:
+            order.newest = entry
+    return list(orders.values())
+
+
+def sku_keys(orders: Iterable[Incoming]) -> list[SkuKey]:
+    """Every SKU that the orders touch, sorted: the order in which quota rows are locked."""
+    return sorted({(order.newest.sale_id, line.sku) for order in orders for line in order.newest.lines})
+
+
+def needs(
+    orders: Sequence[Incoming], stored: Mapping[UUID, Stored], quotas: Mapping[SkuKey, Quota]
+) -> dict[SkuKey, int]:
+    """Totals to ask the catalogue for: `sold` after this batch, where that is more than is granted."""
+    after: dict[SkuKey, int] = {}
+    for order in orders:
+        before = stored.get(order.order_id)
+        sign = int(_charges(order, before)) - int(_releases(order, before))
+        if sign:
+            for line in order.newest.lines:
+                key = (order.newest.sale_id, line.sku)
+                after[key] = after.get(key, quotas[key].sold) + sign * line.quantity
+    return {key: total for key, total in sorted(after.items()) if total > quotas[key].granted}
+
+
+def make_plan(orders: Sequence[Incoming], stored: Mapping[UUID, Stored], quotas: Mapping[SkuKey, Quota]) -> Plan:
+    """What these orders change, given what is stored; the quotas are left as they are (`apply_changes` moves them).
+
+    Units that the batch releases are there for its charges first; what is left over goes back with the grant.
+    """
+    plan = Plan()
+    changes = plan.changes
+    released: dict[SkuKey, int] = {}
+    for order in orders:
+        if _releases(order, stored.get(order.order_id)):
+            for line in order.newest.lines:
+                key = (order.newest.sale_id, line.sku)
+                changes.setdefault(key, Change()).sold -= line.quantity
+                released[key] = released.get(key, 0) + line.quantity
+    for order in orders:
+        before = stored.get(order.order_id)
+        if _charges(order, before) and not _charge(order, quotas, changes):
+            plan.waiting.append(order)
+            continue
+        if before is None or order.newest.version > before.version:
+            plan.rows.append(order.newest)
+        seen = set() if before is None else set(before.versions)
+        for version in order.versions:
+            if version.entry.version not in seen:
+                seen.add(version.entry.version)
+                plan.transitions.append(version)
+    for key, units in released.items():
+        quota = quotas[key]
+        left_over = quota.granted - (quota.sold + changes[key].sold)
+        changes[key].give_back = max(0, min(units, left_over))
+    plan.rows.sort(key=lambda entry: entry.order_id)  # rows are locked in one order: two writers cannot deadlock
+    return plan
+
+
+def apply_changes(quotas: Mapping[SkuKey, Quota], changes: Mapping[SkuKey, Change]) -> None:
+    """Move the quotas by what was written."""
+    for key, change in changes.items():
+        quotas[key].sold += change.sold
+        quotas[key].granted -= change.give_back
+
+
+def holds_units(entry: OrderEntry) -> bool:
+    """Whether a row at this version counts against the quota: the `charged` column."""
+    return entry.status in _HOLDING
+
+
+def _charges(order: Incoming, before: Stored | None) -> bool:
+    if before is None:
+        return holds_units(order.newest)
+    return not before.charged and order.newest.version > before.version and holds_units(order.newest)
+
+
+def _releases(order: Incoming, before: Stored | None) -> bool:
+    return (
+        before is not None
+        and before.charged
+        and order.newest.version > before.version
+        and not holds_units(order.newest)
+    )
+
+
+def _charge(order: Incoming, quotas: Mapping[SkuKey, Quota], changes: dict[SkuKey, Change]) -> bool:
+    """Take the units of every line, or of none."""
+    wanted: dict[SkuKey, int] = {}
+    for line in order.newest.lines:
+        key = (order.newest.sale_id, line.sku)
+        wanted[key] = wanted.get(key, 0) + line.quantity
+    for key, units in wanted.items():
+        change = changes.get(key)
+        sold = quotas[key].sold + (change.sold if change else 0)
+        if sold + units > quotas[key].granted:
+            return False
+    for key, units in wanted.items():
+        changes.setdefault(key, Change()).sold += units
+    return True

@@ -1,0 +1,131 @@
+"""Brings a shard's quotas and the catalogue's grants together again after crashes between the two.
+
+Heals: a grant that was made and not adopted, a release that the catalogue was not told, and units that were granted and
+not used. Idle units are given up only when nothing moved between two looks, so that a writer between its catalogue
+transaction and its own is not robbed each time; if it is, it asks again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from runtime.service import Service
+from runtime.sql import load_sql
+from workers.shard_writer import columns, metrics
+from workers.shard_writer.grants import Grant, Grants
+from workers.shard_writer.plan import Quota, SkuKey
+
+SWEEP_S = 2.0
+
+_SQL = load_sql("workers.shard_writer", "orders.sql")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    total: int
+    grant_seq: int
+    granted: int
+    seq: int
+    sold: int
+
+
+class Sweep:
+    """The sweep of one shard."""
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[AsyncConnection[TupleRow]],
+        grants: Grants,
+        *,
+        shard: int,
+        every_s: float = SWEEP_S,
+    ) -> None:
+        """`pool` is the shard's, `grants` are the same shard's."""
+        self._pool = pool
+        self._grants = grants
+        self._shard = shard
+        self._every_s = every_s
+        self._before: dict[SkuKey, _Look] = {}
+
+    async def run(self, service: Service) -> None:
+        """Sweep until the service stops; a database that is away is tried again next time."""
+        while not await service.pause(self._every_s):
+            try:
+                await self.sweep()
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                log.warning("sweep failed", shard=self._shard, error=type(error).__name__)
+
+    async def sweep(self) -> int:
+        """One round; how many grants were corrected."""
+        grants = await self._grants.read()
+        async with self._pool.connection() as connection:
+            columns.teach(connection)
+            quotas = await _read_quotas(connection)
+            looks = {key: _look(grants.get(key), quotas.get(key)) for key in grants | quotas}
+            stable = {key: look for key, look in looks.items() if self._before.get(key) == look}
+            unknown = {key: look for key, look in stable.items() if look.grant_seq > look.seq}
+            if unknown:
+                await _adopt(connection, unknown)
+            # The sequence must agree: a writer may have raised the grant since it was read.
+            lower = {
+                key: Grant(look.granted, look.seq)
+                for key, look in looks.items()
+                if look.grant_seq == look.seq and look.total > look.granted
+            }
+            idle = {key: look for key, look in stable.items() if look.granted > look.sold}
+            if idle:
+                lower |= await _give_up(connection, idle)
+        if lower:
+            await self._grants.lower_to(lower)
+        self._before = looks
+        corrected = len(unknown) + len(lower)
+        metrics.GRANTS_SWEPT.labels(self._shard).inc(corrected)
+        return corrected
+
+
+def _look(grant: Grant | None, quota: Quota | None) -> _Look:
+    """Either may be missing: a crash left a grant without a quota, or nothing was granted yet."""
+    total, grant_seq = (grant.total, grant.seq) if grant else (0, 0)
+    return _Look(total, grant_seq, quota.granted, quota.seq, quota.sold) if quota else _Look(total, grant_seq, 0, 0, 0)
+
+
+async def _read_quotas(connection: AsyncConnection[TupleRow]) -> dict[SkuKey, Quota]:
+    cursor = await connection.execute(_SQL["read_quotas"])
+    return {(sale_id, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await cursor.fetchall()}
+
+
+async def _adopt(connection: AsyncConnection[TupleRow], unknown: dict[SkuKey, _Look]) -> None:
+    values = _keys(unknown) | {
+        "totals": columns.integers([look.total for look in unknown.values()]),
+        "seqs": columns.bigints([look.grant_seq for look in unknown.values()]),
+    }
+    await connection.execute(_SQL["make_quotas"], _keys(unknown))
+    await connection.execute(_SQL["adopt_grants"], values)
+
+
+async def _give_up(connection: AsyncConnection[TupleRow], idle: dict[SkuKey, _Look]) -> dict[SkuKey, Grant]:
+    values = _keys(idle) | {
+        "seqs": columns.bigints([look.seq for look in idle.values()]),
+        "sold": columns.integers([look.sold for look in idle.values()]),
+        "granted": columns.integers([look.granted for look in idle.values()]),
+    }
+    cursor = await connection.execute(_SQL["give_up_idle"], values)
+    # Committed before the catalogue is told: the other way round, the shard could sell what it gave up.
+    given_up = {(sale_id, sku): Grant(granted, seq) for sale_id, sku, granted, seq in await cursor.fetchall()}
+    await connection.commit()
+    return given_up
+
+
+def _keys(looks: dict[SkuKey, Any]) -> dict[str, Any]:
+    return {
+        "sale_ids": columns.uuids([sale_id for sale_id, _ in looks]),
+        "skus": columns.texts([sku for _, sku in looks]),
+    }
