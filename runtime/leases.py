@@ -13,6 +13,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from runtime import tasks
 from runtime.redis_scripts import load_script, run
 
 log = structlog.get_logger()
@@ -76,8 +77,7 @@ class Lease:
 
     async def _stop_renewal(self) -> None:
         if self._renewal is not None:
-            self._renewal.cancel()
-            await asyncio.wait({self._renewal})
+            await tasks.cancel(self._renewal)
             self._renewal = None
 
     async def _renew_until_lost(self) -> None:

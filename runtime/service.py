@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import structlog
 import uvloop
 
-from runtime import probes
+from runtime import probes, tasks
 from runtime.settings import Settings, SettingsError, load_settings
 from runtime.telemetry import configure_logging
 
@@ -63,7 +63,7 @@ class DrainTimeout(Exception):
     """In-flight work did not finish in time after SIGTERM."""
 
 
-Main = Callable[[Service], Awaitable[None]]
+Main = Callable[[Service], Coroutine[Any, Any, None]]
 
 
 async def _serve(name: str, settings: Settings, main: Main) -> None:
@@ -74,7 +74,7 @@ async def _serve(name: str, settings: Settings, main: Main) -> None:
     loop.set_exception_handler(_log_unhandled)
     server = await _start_probes(service)
     log.info("started", metrics_port=settings.metrics_port, fingerprint=settings.topology.fingerprint)
-    work = asyncio.ensure_future(main(service))
+    work = asyncio.create_task(main(service), name=name)
     stop = asyncio.create_task(service.stopping.wait())
     try:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,8 +86,8 @@ async def _serve(name: str, settings: Settings, main: Main) -> None:
         work.result()
     finally:
         stop.cancel()
-        work.cancel()
-        await asyncio.wait({work}, timeout=STOP_EXTRA_S)
+        async with asyncio.timeout(STOP_EXTRA_S):
+            await tasks.cancel(work)
         if server is not None:
             await server.stop()
     log.info("stopped")

@@ -1,0 +1,250 @@
+"""A consumer of one queue on Redis Streams: reads ahead up to its prefetch, shows signs of life for what it holds,
+claims what dead consumers left, and moves due retries back. Does not settle: the queue does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from runtime import tasks
+from runtime.backoff import Backoff
+from runtime.queue.port import Delivery
+from runtime.redis_scripts import load_script, run
+
+CLAIM_MS = 5_000
+BLOCK_MS = 1_000
+DUE_MOVED_MAX = 100
+CLAIM_LOOKS = 4  # signs of life, and looks for others', in one claim time
+UPKEEP_MS = 200  # a retry that another consumer made is noticed after this time
+TIDY_S = 60.0
+STALE_CONSUMER_MS = 600_000
+
+log = structlog.get_logger()
+
+_DUE = load_script("queue_due-3")
+_TOUCH = load_script("queue_touch-1")
+_LEAVE = load_script("queue_leave-1")
+
+
+class DeliverySource(Protocol):
+    """Makes deliveries out of stream entries (the queue)."""
+
+    def delivery(
+        self, queue: str, consumer: StreamConsumer, entry_id: bytes, fields: Mapping[bytes, bytes]
+    ) -> Delivery:
+        """A delivery whose settlement calls `consumer.forget`."""
+        ...
+
+
+class StreamConsumer:
+    """See `runtime.queue.port.Consumer`. `prefetch` bounds what is held: read ahead or handed out, and not settled."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        source: DeliverySource,
+        *,
+        queue: str,
+        group: str,
+        prefetch: int,
+        claim_ms: int,
+        stream: str,
+        retries: str,
+        waiting: str,
+    ) -> None:
+        """`stream`, `retries`, `waiting` are the queue's keys."""
+        assert prefetch >= 1
+        self._redis = redis
+        self._source = source
+        self._queue = queue
+        self._group = group
+        self._prefetch = prefetch
+        self._claim_ms = claim_ms
+        self._stream = stream
+        self._retries = retries
+        self._waiting = waiting
+        self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._held: set[str] = set()
+        self._ready: deque[Delivery] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._upkeep = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+        self._problem: str | None = None
+        self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be read at present; None when all is well."""
+        return self._problem
+
+    @property
+    def held_count(self) -> int:
+        """Unsettled deliveries, at most `prefetch`."""
+        return len(self._held)
+
+    async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
+        """What is there, at most `count_max`, as soon as there is one; empty after `wait_s` without any."""
+        if not self._ready and not self._closed:
+            self._changed.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+        return [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
+
+    def __aiter__(self) -> Self:
+        """The consumer itself."""
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """The next delivery."""
+        while not self._ready:
+            if self._closed:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        return self._ready.popleft()
+
+    async def __aenter__(self) -> Self:
+        """Start to read."""
+        self._tasks = [
+            asyncio.create_task(self._forever(self._read), name=f"read {self._queue}"),
+            asyncio.create_task(self._forever(self._keep), name=f"keep {self._queue}"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; what is held may be delivered to others at once."""
+        self._closed = True
+        await tasks.cancel(*self._tasks)
+        self._ready.clear()
+        self._changed.set()
+        try:
+            await run(self._redis, _LEAVE, (self._stream,), (self._group, self._name, *self._held))
+        except (RedisError, OSError) as problem:
+            # Others claim it after claim_ms all the same.
+            log.warning("consumer could not give back", queue=self._queue, error=str(problem))
+        self._held.clear()
+
+    def forget(self, tag: str) -> None:
+        """A delivery was settled, or is left to be claimed: no further sign of life for it, room for another."""
+        self._held.discard(tag)
+        self._room.set()
+
+    def look_after_retries(self) -> None:
+        """A retry was added that may be due before the next look."""
+        self._upkeep.set()
+
+    async def _forever(self, step: Any) -> None:
+        """Repeat `step`; while Redis is away, with pauses."""
+        backoff = Backoff(first_s=0.05, longest_s=1.0)
+        while True:
+            try:
+                await step()
+                self._problem = None
+                backoff.reset()
+            except ResponseError as error:
+                if str(error).startswith("NOGROUP"):
+                    await self._create_group()
+                    continue
+                await self._note(error, backoff)
+            except (RedisError, OSError, TimeoutError) as error:
+                await self._note(error, backoff)
+
+    async def _note(self, error: Exception, backoff: Backoff) -> None:
+        self._problem = f"{self._queue}: {error or type(error).__name__}"
+        log.warning("queue not readable", queue=self._queue, error=str(error) or type(error).__name__)
+        await asyncio.sleep(backoff.next_s())
+
+    async def _create_group(self) -> None:
+        """The group, from the stream's beginning, so that what was published before is delivered."""
+        try:
+            await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
+                self._problem = f"{self._queue}: {error}"
+                await asyncio.sleep(1)
+        except (RedisError, OSError) as error:
+            self._problem = f"{self._queue}: {error}"
+            await asyncio.sleep(0.2)
+
+    async def _read(self) -> None:
+        """Claim if it is time to, then one blocking read. One task does both, so that the prefetch is never exceeded."""
+        if not self._has_room():
+            self._room.clear()
+            await self._room.wait()
+            return
+        if time.monotonic() >= self._claims_next_at:
+            await self._claim()
+            self._claims_next_at = time.monotonic() + self._claim_ms / CLAIM_LOOKS / 1000
+        if self._has_room():
+            count = self._prefetch - len(self._held)
+            block_ms = min(BLOCK_MS, self._claim_ms // CLAIM_LOOKS)
+            reply: Any = await self._redis.xreadgroup(
+                self._group, self._name, {self._stream: ">"}, count=count, block=block_ms
+            )
+            for _, entries in reply or []:
+                self._take(entries)
+
+    def _has_room(self) -> bool:
+        return len(self._held) < self._prefetch
+
+    def _take(self, entries: list[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+        for entry_id, fields in entries:
+            if fields:  # an entry that was deleted while pending has none
+                self._held.add(entry_id.decode())
+                self._ready.append(self._source.delivery(self._queue, self, entry_id, fields))
+        if self._ready:
+            self._changed.set()
+
+    async def _claim(self) -> None:
+        """Take over what consumers without a sign of life hold, as far as there is room. One call may find fewer than
+        there are, so the scan goes on until its cursor is back at 0-0."""
+        cursor = "0-0"
+        while self._has_room():
+            count = self._prefetch - len(self._held)
+            reply: Any = await self._redis.xautoclaim(
+                self._stream, self._group, self._name, self._claim_ms, start_id=cursor, count=count
+            )
+            # What we hold ourselves can be idle for long enough only if the sign of life was late: not a second time.
+            self._take([(entry_id, fields) for entry_id, fields in reply[1] if entry_id.decode() not in self._held])
+            cursor = reply[0].decode()
+            if cursor == "0-0":
+                return
+
+    async def _keep(self) -> None:
+        """A round of upkeep: signs of life, due retries, and now and then the names of dead consumers."""
+        now = time.monotonic()
+        if self._held and now >= self._touches_next_at:
+            self._touches_next_at = now + self._claim_ms / CLAIM_LOOKS / 1000
+            for entry_id in await run(self._redis, _TOUCH, (self._stream,), (self._group, self._name, *self._held)):
+                self.forget(entry_id.decode())
+        if now >= self._tidies_next_at:
+            await self._remove_stale_consumers()
+            self._tidies_next_at = now + TIDY_S
+        keys = (self._stream, self._retries, self._waiting)
+        next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX,)))
+        pause_ms = UPKEEP_MS if next_due_ms < 0 else min(next_due_ms, UPKEEP_MS)
+        self._upkeep.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._upkeep.wait(), pause_ms / 1000)
+
+    async def _remove_stale_consumers(self) -> None:
+        """Forget consumers that died long ago and hold nothing."""
+        for info in await self._redis.xinfo_consumers(self._stream, self._group):
+            if info["pending"] == 0 and info["idle"] > STALE_CONSUMER_MS:
+                await run(self._redis, _LEAVE, (self._stream,), (self._group, info["name"]))
