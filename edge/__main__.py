@@ -21,7 +21,7 @@ def main() -> int:
         _check(settings)
         port = claim_port(settings.edge_host, settings.edge_port)
     except (SettingsError, TokenKeysError, PortUnavailable) as error:
-        print(f"edge: {error}", file=sys.stderr)
+        sys.stderr.write(f"edge: {error}\n")
         return 2
     configure_logging("edge", settings.log_level)
     # Inherited by workers: told to drain before they are able to, they must not die of it.

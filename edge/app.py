@@ -85,6 +85,11 @@ class _Dressed:
         self._inner.response_empty(status, [*headers, *self._extra])
 
 
+async def order_path_only(request: Request) -> Answer:
+    """Stands for the order path in the route table, so that OPTIONS and 405 know of it."""
+    raise AssertionError(f"{request.path} is answered by the order path")
+
+
 class EdgeApplication:
     """One worker's application. `refuses_orders` is asked before each order: true while a promise cannot be kept."""
 
@@ -140,6 +145,13 @@ class EdgeApplication:
         ):
             return self._order_exchange(scope, protocol, path[10:46])
         return self._serve(scope, protocol)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Members of the worker's metrics."""
+        return {
+            "requests_in_flight": self.in_flight,
+            "requests": [(route, status, count) for (route, status), count in self.answers.items()],
+        }
 
     def drain(self) -> None:
         """Begin to stop: not ready any more, each answer closes its connection, and when it is quiet the server stops."""

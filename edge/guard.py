@@ -60,8 +60,11 @@ class Guard:
         self._on_memory = on_memory
         self._checked_at = 0.0
         self.watched = Watched()
-        # Orders are refused while a promise cannot be kept. Redis being away is no reason: what is sent is resubmitted.
-        self.closed = False
+        self._closed = False
+
+    def refuses_orders(self) -> bool:
+        """Whether a promise cannot be kept. Redis being away is no reason: what was sent is resubmitted."""
+        return self._closed
 
     async def run(self) -> None:
         """Watch for ever. Cancel to stop."""
@@ -93,7 +96,7 @@ class Guard:
         for name in self.watched.faults.keys() - faults.keys():
             _log.info("fault_over", what=name)
         self.watched.faults = faults
-        self.closed = bool(faults.keys() - {"redis"})
+        self._closed = bool(faults.keys() - {"redis"})
 
     async def _ask(self) -> dict[str, Any]:
         asked_at = time.time()

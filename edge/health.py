@@ -15,13 +15,17 @@ _HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
 
 
 class Health:
-    """`draining` is set when the process was told to stop."""
+    """Not ready when something is missing, or when the process was told to stop (`drain`)."""
 
     def __init__(self, guard: Guard, directory: SaleDirectory, durability: Durability) -> None:
         self._guard = guard
         self._directory = directory
         self._durability = durability
-        self.draining = False
+        self._draining = False
+
+    def drain(self) -> None:
+        """Not ready from now on."""
+        self._draining = True
 
     @property
     def missing(self) -> dict[str, str]:
@@ -29,7 +33,7 @@ class Health:
         missing = dict(self._guard.watched.faults)
         if not self._directory.synced:
             missing["sales"] = "the sales are not read, or may be out of date"
-        if self.draining:
+        if self._draining:
             missing["draining"] = "the process is about to stop"
         return missing
 

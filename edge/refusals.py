@@ -68,6 +68,6 @@ class Refusals:
                 for (sale_id, code), count in flushing.items():
                     pipeline.hincrby(topology.REFUSED_KEY_PREFIX + sale_id, code, count)
                 await pipeline.execute()
-        except (RedisError, OSError, asyncio.TimeoutError) as error:
+        except (TimeoutError, RedisError, OSError) as error:
             self._unflushed += flushing
             _log.warning("refusals_not_flushed", error=str(error), codes=len(flushing))

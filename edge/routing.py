@@ -1,4 +1,4 @@
-"""Routes of the edge: which handler answers which method and path. Performs no I/O; the order route has a faster check of its own.
+"""Routes of the edge: which handler answers which method and path. Performs no I/O; the order route has a faster check.
 
 A path that exists under another method is told apart from one that does not, so that 405 carries its `Allow`.
 """

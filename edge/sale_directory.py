@@ -91,6 +91,10 @@ class SaleDirectory:
         """Every known sale."""
         return iter(tuple(self._known.values()))
 
+    def __len__(self) -> int:
+        """How many sales are known."""
+        return len(self._known)
+
     async def load(self, sale_id: str) -> SaleView | None:
         """The view of a sale, from memory or from Redis; None if there is no such published sale.
 
@@ -136,7 +140,7 @@ class SaleDirectory:
                 batch = [(i, self._pending.pop(i)) for i in list(self._pending)[:READ_MAX]]
                 try:
                     documents = await self._redis.mget([topology.sale_key(UUID(i)) for i, _ in batch])
-                except (RedisError, OSError, asyncio.TimeoutError) as error:
+                except (TimeoutError, RedisError, OSError) as error:
                     for _, future in batch:
                         future.set_exception(DirectoryUnavailable(str(error)))
                         future.exception()  # read here: nobody may be waiting any more
@@ -183,7 +187,7 @@ class SaleDirectory:
         while True:
             try:
                 await self._follow_once()
-            except (RedisError, OSError, asyncio.TimeoutError, DirectoryUnavailable) as error:
+            except (TimeoutError, RedisError, OSError, DirectoryUnavailable) as error:
                 _log.warning("sale_channel_lost", error=str(error))
             self.synced = False
             await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret

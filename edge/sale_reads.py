@@ -59,7 +59,7 @@ class SaleReads:
             return refuse(Problem.SALE_NOT_FOUND)
         try:
             shown = await self._fresh(str(sale.definition.sale_id), sale.definition)
-        except (RedisError, OSError, asyncio.TimeoutError, LaneStateMissing) as error:
+        except (TimeoutError, RedisError, OSError, LaneStateMissing) as error:
             _log.warning("sale_read_failed", sale_id=str(sale.definition.sale_id), error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
         now_ms = self._clock.now_ms()

@@ -66,7 +66,7 @@ class EdgeServer(MPServer):
         self._settings = settings
         self._folder = folder
 
-    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> WorkerProcess:
+    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> WorkerProcess:  # noqa: ARG002 - Granian's signature
         loader = partial(_load, self._settings, idx, self._folder, os.getpid())
         return super()._spawn_worker(idx, target, loader)
 

@@ -1,3 +1,9 @@
 """Fixtures shared by all tests: real servers, one file per concern under `tests/fixtures/`."""
 
-pytest_plugins = ["tests.fixtures.fix_redis", "tests.fixtures.fix_postgres", "tests.fixtures.fix_databases"]
+pytest_plugins = [
+    "tests.fixtures.fix_redis",
+    "tests.fixtures.fix_postgres",
+    "tests.fixtures.fix_databases",
+    "tests.fixtures.fix_scripts",
+    "tests.fixtures.fix_edge",
+]

@@ -1,0 +1,162 @@
+"""Composition root of one edge worker: makes its parts, starts and stops what runs beside requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from edge.app import ORDER_TEMPLATE, EdgeApplication, order_path_only
+from edge.authentication import Authentication
+from edge.clock import RedisClock
+from edge.cors import Cors
+from edge.guard import Guard
+from edge.health import Health
+from edge.metrics import Metrics, Snapshot, SnapshotFolder
+from edge.openapi import openapi
+from edge.order_path import OrderPath
+from edge.order_store import OrderStore
+from edge.orders import Orders
+from edge.refusals import Refusals
+from edge.routing import Route, Router
+from edge.sale_directory import SaleDirectory
+from edge.sale_reads import SaleReads
+from hotpath.tokens import KeyRing
+from runtime.clients import postgres_pool, redis_client
+from runtime.settings import Settings
+from runtime.telemetry import configure_logging
+from runtime.token_keys import load_token_keys
+
+_log = structlog.get_logger("edge.worker")
+
+REDIS_CONNECTIONS_MAX = 16
+POSTGRES_CONNECTIONS_MAX = 4  # per shard
+SNAPSHOT_PERIOD_S = 1.0
+STOP_S_MAX = 3.0
+
+
+class Worker:
+    """The parts of one worker, wired together. `number` is its place among the workers of this edge, from 0."""
+
+    def __init__(self, settings: Settings, *, number: int, folder: Path) -> None:
+        assert settings.token_keys_file is not None, "checked by the main process"
+        self._number = number
+        self._durability = settings.durability
+        timeout_s = settings.request_deadline_ms / 1000
+        self._redis = redis_client(settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=timeout_s)
+        self._pools = [postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX) for dsn in settings.shard_dsns]
+        ring = KeyRing(load_token_keys(settings.token_keys_file).keys, issuer=settings.token_issuer)
+        clock = RedisClock()
+        self._directory = SaleDirectory(self._redis)
+        self._order_path = OrderPath(settings, ring=ring, directory=self._directory)
+        self._guard = Guard(
+            self._redis,
+            cluster=settings.topology,
+            clock=clock,
+            durability=settings.durability,
+            memory_percent_max=settings.redis_memory_percent_max,
+            on_memory=self._order_path.refuse,
+        )
+        self._health = Health(self._guard, self._directory, settings.durability)
+        self._refusals = Refusals(self._redis, self._directory)
+        self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
+        orders = Orders(
+            redis=self._redis,
+            store=OrderStore(self._redis, self._pools, settings.topology),
+            directory=self._directory,
+            authentication=Authentication(ring),
+            clock=clock,
+            deadline_ms=settings.request_deadline_ms,
+        )
+        sales = SaleReads(self._redis, self._directory, clock)
+        self.application = EdgeApplication(
+            router=Router(routes(orders=orders, sales=sales, health=self._health, metrics=self._metrics)),
+            order_exchange=self._order_path.exchange,
+            refuses_orders=self._guard.refuses_orders,
+            cors=Cors(settings.cors_origins),
+            drain_ms=settings.drain_ms,
+            on_start=self._start,
+            on_stop=self._stop,
+            on_drain=self._health.drain,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        for name, task in (
+            ("order-path", self._order_path.run()),
+            ("guard", self._guard.run()),
+            ("sales", self._directory.follow()),
+            ("refusals", self._refusals.run()),
+            ("snapshots", self._leave_snapshots()),
+            ("pools", self._open_pools()),
+        ):
+            self._tasks.append(loop.create_task(task, name=name))
+            self._tasks[-1].add_done_callback(_report)
+        self._metrics.publish()  # tells the main process that signals are handled from here on
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # What is left is statistics and courtesy: a server that does not answer must not keep the process.
+        try:
+            async with asyncio.timeout(STOP_S_MAX):
+                await self._refusals.flush()
+                await asyncio.gather(*(pool.close(timeout=1.0) for pool in self._pools))
+                await self._redis.aclose()
+        except TimeoutError:
+            _log.warning("stopped_late")
+
+    async def _open_pools(self) -> None:
+        for pool in self._pools:
+            await pool.open()
+
+    async def _leave_snapshots(self) -> None:
+        while True:
+            try:
+                self._metrics.publish()
+            except OSError as error:
+                _log.warning("snapshot_not_left", error=str(error))
+            await asyncio.sleep(SNAPSHOT_PERIOD_S)
+
+    def _snapshot(self) -> Snapshot:
+        return {
+            **self._order_path.snapshot(),
+            **self.application.snapshot(),
+            "durability": self._durability.value,
+            "ready": not self._health.missing,
+            "memory_percent": self._guard.watched.memory_percent,
+            "known_sales": len(self._directory),
+        }
+
+
+def _report(task: asyncio.Task[Any]) -> None:
+    """A background task ends only by being cancelled: anything else is a bug, and a new worker is better than half of one."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("task_died", task=task.get_name(), exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics) -> list[Route]:
+    """Every operation of the edge."""
+    return [
+        Route("POST", ORDER_TEMPLATE, order_path_only),
+        Route("GET", "/v1/sales/{sale_id}", sales.get),
+        Route("GET", "/v1/orders", orders.list),
+        Route("GET", "/v1/orders/{order_id}", orders.get),
+        Route("POST", "/v1/orders/{order_id}/cancel", orders.cancel),
+        Route("GET", "/openapi.json", openapi),
+        Route("GET", "/livez", health.livez),
+        Route("GET", "/readyz", health.readyz),
+        Route("GET", "/metrics", metrics.get),
+    ]
+
+
+def build(settings: Settings, *, number: int, folder: Path) -> EdgeApplication:
+    """In a worker process: its logging and its application."""
+    configure_logging("edge", settings.log_level)
+    return Worker(settings, number=number, folder=folder).application
