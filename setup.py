@@ -20,6 +20,7 @@ EXTENSIONS = [
     "hotpath.resp",  # RESP encoding and decoding
     "hotpath.batcher",  # tickets and micro-batches
     "hotpath.exchange",  # one POST of an order, from headers to answer
+    "perf.driver.loop",  # the bundled load driver
 ]
 
 # A line trace costs more than the kernels themselves; on only when a profile by line is wanted.

@@ -1,0 +1,468 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The loop of the load driver: non-blocking sockets under epoll. Parses no more of an answer than it counts.
+
+Order i belongs to user i modulo users, has the key `<prefix>-<i>` and one unit of a SKU drawn from i.
+    POST <path> HTTP/1.1\\r\\n Host, Content-Type, Authorization, Idempotency-Key, Content-Length \\r\\n\\r\\n
+    {"items": [{"sku": "SKU-1", "quantity": 1}]}
+"""
+
+from libc.errno cimport EAGAIN, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset, strlen
+
+cdef extern from "string.h" nogil:
+    void *memmem(const void *haystack, size_t haystack_length, const void *needle, size_t needle_length)
+
+cdef extern from "strings.h" nogil:
+    int strncasecmp(const char *one, const char *other, size_t length)
+
+cdef extern from "stdlib.h" nogil:
+    long strtol(const char *text, char **end, int base)
+
+cdef extern from "unistd.h" nogil:
+    int close(int fd)
+    ssize_t write(int fd, const void *data, size_t length)
+
+cdef extern from "time.h" nogil:
+    ctypedef int clockid_t
+    struct timespec:
+        int64_t tv_sec
+        long tv_nsec
+    int clock_gettime(clockid_t clock, timespec *time)
+    clockid_t CLOCK_MONOTONIC
+
+cdef extern from "sys/time.h" nogil:
+    struct timeval:
+        long tv_sec
+        long tv_usec
+
+cdef extern from "sys/socket.h" nogil:
+    int AF_INET, SOCK_STREAM, SOCK_CLOEXEC, SOL_SOCKET, SO_SNDTIMEO, MSG_NOSIGNAL, MSG_DONTWAIT
+    struct sockaddr:
+        pass
+    int socket(int domain, int kind, int protocol)
+    int connect(int fd, const sockaddr *address, unsigned int length)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int length)
+    ssize_t send(int fd, const void *data, size_t length, int flags)
+    ssize_t recv(int fd, void *data, size_t length, int flags)
+
+cdef extern from "netinet/in.h" nogil:
+    int IPPROTO_TCP
+    struct in_addr:
+        uint32_t s_addr
+    struct sockaddr_in:
+        unsigned short sin_family
+        unsigned short sin_port
+        in_addr sin_addr
+
+cdef extern from "netinet/tcp.h" nogil:
+    int TCP_NODELAY
+
+cdef extern from "arpa/inet.h" nogil:
+    unsigned short htons(unsigned short port)
+    int inet_pton(int family, const char *text, void *address)
+
+cdef extern from "sys/epoll.h" nogil:
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD
+    unsigned int EPOLLIN
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
+    int epoll_wait(int epoll, epoll_event *events, int count_max, int timeout_ms)
+
+
+cdef enum:
+    REQUEST_BYTES_MAX = 4096
+    ANSWER_BYTES_MAX = 16384
+    CODES_MAX = 48
+    CODE_BYTES_MAX = 40
+    CONNECTIONS_MAX = 4096
+    EVENTS_MAX = 256
+    RECORD_BYTES = 1 << 16
+    RECORD_BYTES_ONE_MAX = 96
+    BIN_MS = 100
+    BINS = 18000  # half an hour; what comes later is counted in the last one
+    SUB_BITS = 6  # 64 steps per power of two: a percentile is right within 1.6 %
+    BUCKETS = 40 << 6
+    ATTEMPTS_MAX = 200
+
+cdef int64_t ANSWER_NS_MAX = 5_000_000_000
+cdef int64_t RETRY_NS_FIRST = 20_000_000
+cdef int64_t RETRY_NS_MAX = 200_000_000
+cdef int64_t SCAN_NS = 5_000_000
+
+cdef enum State:
+    IDLE  # has no order
+    ASKED  # waits for an answer
+    RETRYING  # waits for `wake_ns`
+
+
+cdef struct Connection:
+    int fd  # -1: not connected
+    State state
+    int64_t order
+    int attempts
+    int64_t first_ns  # when the order was first sent: latency includes all repetitions
+    int64_t asked_ns
+    int64_t wake_ns
+    int got
+    char answer[ANSWER_BYTES_MAX]
+
+
+cdef struct Code:
+    int status
+    char name[CODE_BYTES_MAX]
+    int64_t count
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef int bucket_of(int64_t microseconds) noexcept nogil:
+    """Log-linear: exact below 64, then 64 steps per power of two."""
+    cdef int shift = 0
+    cdef int bucket
+    if microseconds < 0:
+        microseconds = 0
+    while (microseconds >> shift) >= (2 << SUB_BITS):
+        shift += 1
+    bucket = (shift << SUB_BITS) + <int>(microseconds >> shift)
+    return bucket if bucket < BUCKETS else BUCKETS - 1
+
+
+def bucket_start_us(int bucket):
+    """The least number of microseconds that falls into a bucket."""
+    cdef int shift = max(0, (bucket >> SUB_BITS) - 1)
+    return <object>((<int64_t>(bucket - (shift << SUB_BITS))) << shift)
+
+
+def bucket_index(microseconds):
+    """The bucket of a latency; for tests of `bucket_start_us`."""
+    return bucket_of(microseconds)
+
+
+cdef class Loop:
+    """Connections that place orders until told otherwise. One thread; `run` holds the GIL, since nothing else runs."""
+
+    cdef Connection *connections
+    cdef int connection_count, epoll, record_fd, record_length
+    cdef sockaddr_in address
+    cdef list tokens, bodies
+    cdef bytes head, prefix
+    cdef char record[RECORD_BYTES]
+    cdef Code codes[CODES_MAX]
+    cdef int code_count
+    cdef int64_t accepted_latency[BUCKETS]
+    cdef int64_t refused_latency[BUCKETS]
+    cdef int64_t accepted_bins[BINS]
+    cdef int64_t refused_bins[BINS]
+    cdef int64_t last_scan_ns
+    cdef readonly int64_t started_ns, next_order, accepted, refused, replayed, retries, transport_errors, given_up
+    cdef bint ending
+
+    def __cinit__(self):
+        self.epoll = -1
+
+    def __init__(
+        self, *, str host, int port, str path, list tokens, list bodies, int connections, str prefix, int record_fd,
+    ):
+        """Connects when it runs. `host` is an IPv4 address, `bodies` one request body per SKU, `record_fd` gets a line
+        `order id<TAB>place of the user<TAB>place of the SKU` for each 202."""
+        assert 1 <= connections <= CONNECTIONS_MAX and tokens and bodies
+        longest = max(map(len, tokens)) + max(map(len, bodies)) + len(path) + len(prefix) + len(host)
+        if longest + 300 > REQUEST_BYTES_MAX:
+            raise ValueError(f"a request would have more than {REQUEST_BYTES_MAX} bytes")
+        self.address.sin_family = AF_INET
+        self.address.sin_port = htons(port)
+        if inet_pton(AF_INET, host.encode(), &self.address.sin_addr) != 1:
+            raise ValueError(f"not an IPv4 address: {host}")
+        self.connections = <Connection *>calloc(connections, sizeof(Connection))
+        if self.connections == NULL:
+            raise MemoryError
+        self.connection_count = connections
+        for i in range(connections):
+            self.connections[i].fd = -1
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, "epoll_create1")
+        self.tokens = tokens
+        self.bodies = bodies
+        self.prefix = prefix.encode("ascii")
+        self.head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n".encode("ascii")
+        self.record_fd = record_fd
+        memset(self.codes, 0, sizeof(self.codes))
+        memset(self.accepted_latency, 0, sizeof(self.accepted_latency))
+        memset(self.refused_latency, 0, sizeof(self.refused_latency))
+        memset(self.accepted_bins, 0, sizeof(self.accepted_bins))
+        memset(self.refused_bins, 0, sizeof(self.refused_bins))
+        self.started_ns = monotonic_ns()
+
+    def __dealloc__(self):
+        if self.connections != NULL:
+            for i in range(self.connection_count):
+                if self.connections[i].fd >= 0:
+                    close(self.connections[i].fd)
+            free(self.connections)
+        if self.epoll >= 0:
+            close(self.epoll)
+
+    def run(self, double seconds):
+        """Drive for that long."""
+        self._run_until(monotonic_ns() + <int64_t>(seconds * 1e9))
+        self._flush()
+
+    def finish(self, double seconds):
+        """Send no new orders; until every open one has its answer, or time is up. The number still open."""
+        cdef int64_t end_ns = monotonic_ns() + <int64_t>(seconds * 1e9)
+        self.ending = True
+        while self._open() and monotonic_ns() < end_ns:
+            self._run_until(min(end_ns, monotonic_ns() + 20_000_000))
+        self._flush()
+        return self._open()
+
+    def codes_seen(self):
+        """How many answers there were by (status, problem code); the code of a 202 is empty."""
+        return {
+            (self.codes[i].status, self.codes[i].name.decode("ascii", "replace")): self.codes[i].count
+            for i in range(self.code_count)
+        }
+
+    def latencies(self):
+        """Two lists of counts per bucket: accepted, refused."""
+        return [self.accepted_latency[i] for i in range(BUCKETS)], [self.refused_latency[i] for i in range(BUCKETS)]
+
+    def timeline(self):
+        """Two lists of counts per 100 ms since `started_ns`: accepted, refused."""
+        cdef int used = self._bin(monotonic_ns()) + 1
+        return [self.accepted_bins[i] for i in range(used)], [self.refused_bins[i] for i in range(used)]
+
+    cdef int _open(self) noexcept:
+        cdef int i, count = 0
+        for i in range(self.connection_count):
+            count += self.connections[i].state != IDLE
+        return count
+
+    cdef int _bin(self, int64_t now_ns) noexcept:
+        cdef int64_t place = (now_ns - self.started_ns) // (BIN_MS * 1_000_000)
+        return <int>place if place < BINS else BINS - 1
+
+    cdef int _run_until(self, int64_t end_ns) except -1:
+        cdef epoll_event events[EVENTS_MAX]
+        cdef int64_t now_ns = monotonic_ns()
+        cdef int count, i
+        while now_ns < end_ns:
+            if now_ns - self.last_scan_ns >= SCAN_NS:
+                self.last_scan_ns = now_ns
+                self._scan(now_ns)
+            count = epoll_wait(self.epoll, events, EVENTS_MAX, 5)
+            for i in range(count):
+                self._receive(&self.connections[events[i].data.u64])
+            now_ns = monotonic_ns()
+        return 0
+
+    cdef int _scan(self, int64_t now_ns) except -1:
+        """Start who is idle, repeat what is due, give up waiting for answers that do not come."""
+        cdef int i
+        cdef Connection *c
+        for i in range(self.connection_count):
+            c = &self.connections[i]
+            if c.state == IDLE:
+                self._next(c)
+            elif c.state == RETRYING and now_ns >= c.wake_ns:
+                self._ask(c)
+            elif c.state == ASKED and now_ns - c.asked_ns > ANSWER_NS_MAX:
+                self._broken(c)
+        return 0
+
+    cdef int _next(self, Connection *c) except -1:
+        """A new order, or none when it is time to end."""
+        c.state = IDLE
+        if self.ending:
+            return 0
+        c.order = self.next_order
+        self.next_order += 1
+        c.attempts = 0
+        c.first_ns = monotonic_ns()
+        return self._ask(c)
+
+    cdef int _sku(self, int64_t order) noexcept:
+        return <int>((<uint64_t>order * 0x9E3779B97F4A7C15ULL >> 33) % <uint64_t>len(self.bodies))
+
+    cdef int _ask(self, Connection *c) except -1:
+        """Send the connection's order; the same bytes each time."""
+        cdef char request[REQUEST_BYTES_MAX]
+        cdef bytes token = self.tokens[c.order % len(self.tokens)]
+        cdef bytes body = self.bodies[self._sku(c.order)]
+        cdef int length
+        if c.fd < 0 and not self._connect(c):
+            self._broken(c)
+            return 0
+        length = snprintf(
+            request, REQUEST_BYTES_MAX,
+            "%sAuthorization: Bearer %s\r\nIdempotency-Key: %s-%lld\r\nContent-Length: %d\r\n\r\n%s",
+            <const char *>self.head, <const char *>token, <const char *>self.prefix, <long long>c.order,
+            <int>len(body), <const char *>body,
+        )
+        c.got = 0
+        c.attempts += 1
+        c.state = ASKED
+        c.asked_ns = monotonic_ns()
+        # One request always fits the empty buffer of an idle connection: anything less is a broken one.
+        if send(c.fd, request, length, MSG_NOSIGNAL | MSG_DONTWAIT) != length:
+            self._broken(c)
+        return 0
+
+    cdef bint _connect(self, Connection *c) except -1:
+        cdef epoll_event event
+        cdef timeval patience
+        cdef int one = 1
+        patience.tv_sec = 1
+        patience.tv_usec = 0
+        c.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)
+        if c.fd < 0:
+            raise OSError(errno, "socket")
+        setsockopt(c.fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience))  # bounds connect, too
+        setsockopt(c.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        if connect(c.fd, <sockaddr *>&self.address, sizeof(self.address)) != 0:
+            return False
+        event.events = EPOLLIN
+        event.data.u64 = c - self.connections
+        if epoll_ctl(self.epoll, EPOLL_CTL_ADD, c.fd, &event) != 0:
+            raise OSError(errno, "epoll_ctl")
+        return True
+
+    cdef int _broken(self, Connection *c) except -1:
+        """No answer will come on this connection: whether the order was taken is unknown, so it is repeated."""
+        self.transport_errors += 1
+        if c.fd >= 0:
+            close(c.fd)
+            c.fd = -1
+        return self._retry(c)
+
+    cdef int _retry(self, Connection *c) except -1:
+        cdef int64_t wait_ns = RETRY_NS_FIRST * c.attempts
+        if c.attempts >= ATTEMPTS_MAX:
+            self.given_up += 1
+            c.state = IDLE
+            return 0
+        self.retries += 1
+        c.attempts += c.attempts == 0
+        c.state = RETRYING
+        c.wake_ns = monotonic_ns() + (wait_ns if wait_ns < RETRY_NS_MAX else RETRY_NS_MAX)
+        return 0
+
+    cdef int _receive(self, Connection *c) except -1:
+        cdef ssize_t got
+        cdef char *end
+        cdef int64_t length
+        if c.fd < 0:
+            return 0
+        got = recv(c.fd, c.answer + c.got, ANSWER_BYTES_MAX - 1 - c.got, MSG_DONTWAIT)
+        if got < 0 and errno == EAGAIN:
+            return 0
+        if got <= 0 or c.state != ASKED:
+            if c.state == ASKED:
+                return self._broken(c)
+            close(c.fd)  # the server ended an idle connection
+            c.fd = -1
+            return 0
+        c.got += <int>got
+        c.answer[c.got] = 0
+        end = <char *>memmem(c.answer, c.got, "\r\n\r\n", 4)
+        if end == NULL:
+            return 0 if c.got < ANSWER_BYTES_MAX - 1 else self._broken(c)
+        length = content_length(c.answer, end)
+        if length < 0 or (end - c.answer) + 4 + length > ANSWER_BYTES_MAX - 1:
+            return self._broken(c)
+        if c.got < (end - c.answer) + 4 + length:
+            return 0
+        return self._answered(c, end + 4)
+
+    cdef int _answered(self, Connection *c, const char *body) except -1:
+        cdef int status = <int>strtol(c.answer + 9, NULL, 10)  # HTTP/1.1 202
+        cdef int64_t now_ns = monotonic_ns()
+        cdef int bucket
+        self._count(status, body)
+        if status >= 500:
+            return self._retry(c)
+        bucket = bucket_of((now_ns - c.first_ns) // 1000)
+        if status == 202:
+            self.accepted += 1
+            self.accepted_latency[bucket] += 1
+            self.accepted_bins[self._bin(now_ns)] += 1
+            self.replayed += memmem(c.answer, body - c.answer, "eplayed: true", 13) != NULL
+            self._keep(c, body)
+        else:
+            self.refused += 1
+            self.refused_latency[bucket] += 1
+            self.refused_bins[self._bin(now_ns)] += 1
+        return self._next(c)
+
+    cdef int _keep(self, Connection *c, const char *body) except -1:
+        """Note the id of an accepted order."""
+        cdef const char *found = <const char *>memmem(body, strlen(body), '"order_id"', 10)
+        cdef int i = 10
+        if found == NULL:
+            raise ValueError("a 202 without order_id")
+        while found[i] in (c':', c' ', c'"'):
+            i += 1
+        if self.record_length + RECORD_BYTES_ONE_MAX > RECORD_BYTES:
+            self._flush()
+        self.record_length += snprintf(
+            self.record + self.record_length, RECORD_BYTES_ONE_MAX, "%.36s\t%lld\t%d\n", found + i,
+            <long long>(c.order % len(self.tokens)), self._sku(c.order),
+        )
+        return 0
+
+    cdef int _flush(self) except -1:
+        if self.record_length and write(self.record_fd, self.record, self.record_length) != self.record_length:
+            raise OSError(errno, "cannot write the list of orders")
+        self.record_length = 0
+        return 0
+
+    cdef int _count(self, int status, const char *body) except -1:
+        cdef char name[CODE_BYTES_MAX]
+        cdef const char *found
+        cdef int i, length = 0
+        memset(name, 0, CODE_BYTES_MAX)
+        if status >= 300:
+            found = <const char *>memmem(body, strlen(body), '"code"', 6)
+            if found != NULL:
+                found += 6
+                while found[0] in (c':', c' ', c'"'):
+                    found += 1
+                while length < CODE_BYTES_MAX - 1 and found[length] not in (c'"', 0):
+                    length += 1
+                memcpy(name, found, length)
+        for i in range(self.code_count):
+            if self.codes[i].status == status and memcmp(self.codes[i].name, name, CODE_BYTES_MAX) == 0:
+                self.codes[i].count += 1
+                return 0
+        if self.code_count == CODES_MAX:
+            raise ValueError(f"more than {CODES_MAX} different answers")
+        self.codes[self.code_count].status = status
+        memcpy(self.codes[self.code_count].name, name, CODE_BYTES_MAX)
+        self.codes[self.code_count].count = 1
+        self.code_count += 1
+        return 0
+
+
+cdef int64_t content_length(const char *head, const char *end) noexcept nogil:
+    """The header's value, -1 if there is none: the driver knows no other framing."""
+    cdef const char *line = head
+    while line != NULL and line < end:
+        line = <const char *>memmem(line, end - line, "\r\n", 2)
+        if line != NULL:
+            line += 2
+            if strncasecmp(line, "content-length:", 15) == 0:
+                return strtol(line + 15, NULL, 10)
+    return -1
