@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from devstack.children import alive, log_tail
+from devstack.children import alive
 from devstack.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from devstack.launch import start_detached, stop
 from devstack.plan import responds
-from devstack.state import PROJECT, Stack, StackError, StateFolder
+from devstack.state import Stack, StackError, StateFolder
 from devstack.supervisor import supervise
 
-UP_S_MAX = 180.0
-DOWN_S_MAX = 120.0
 NOT_UP = 3
 
 
@@ -141,55 +133,3 @@ def print_addresses(stack: Stack, folder: StateFolder) -> None:
     print(f"backoffice  {stack.backoffice_url}")
     print(f"admin       {stack.admin['email']}  {stack.admin['password']}")
     print(f"more in     {folder.stack_file}", flush=True)
-
-
-def start_detached(folder: StateFolder, *, edge_port: int, backoffice_port: int) -> Stack:
-    """Start a supervisor that outlives us and keeps none of our descriptors; the stack when all of it is ready."""
-    folder.make()
-    log = folder.log("supervisor")
-    # What an earlier run had said would only confuse the one who reads this run's error.
-    with log.open("wb") as sink:
-        supervisor = subprocess.Popen(
-            [sys.executable, "-m", "devstack.supervisor", str(folder.path), str(edge_port), str(backoffice_port)],
-            stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=PROJECT, start_new_session=True,
-        )  # fmt: skip
-    try:
-        return wait_until_up(folder, supervisor, log)
-    except BaseException:
-        supervisor.terminate()
-        raise
-
-
-def wait_until_up(folder: StateFolder, supervisor: subprocess.Popen[bytes], log: Path) -> Stack:
-    """The stack when the supervisor says that all is ready; StackError with its last words if it ends first."""
-    console = Console(stderr=True)
-    deadline = time.monotonic() + UP_S_MAX
-    with console.status("Starting servers and processes"):  # shows nothing unless stderr is a terminal
-        while time.monotonic() < deadline:
-            stack = folder.read_stack()
-            if stack is not None and stack.supervisor == supervisor.pid:
-                return stack
-            if supervisor.poll() is not None:
-                raise StackError(f"the stack did not come up:\n{log_tail(log).strip()}")
-            time.sleep(0.05)
-    raise StackError(f"the stack did not come up within {UP_S_MAX:.0f} s:\n{log_tail(log).strip()}")
-
-
-def stop(folder: StateFolder) -> bool:
-    """Stop the stack of a folder, also what a killed supervisor left; False if nothing was up."""
-    pid = folder.supervisor_pid()
-    if pid is None:
-        left = folder.sweep(patience_s=0) if folder.path.exists() else []
-        folder.remove_stack_file()
-        return bool(left)
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_S_MAX
-    with Console(stderr=True).status("Stopping: orders first reach their shards"):
-        while folder.supervisor_pid() == pid:
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGKILL)
-                folder.sweep(patience_s=5)
-                folder.remove_stack_file()
-                raise StackError("the supervisor did not stop in time and was killed, with all that it had started")
-            time.sleep(0.05)
-    return True

@@ -1,0 +1,97 @@
+"""Recounts a sale from the outside: every 202 that the driver noted against the rows of the shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+
+from domain.topology import Topology
+
+_STORED = "SELECT count(*) FROM orders WHERE sale_id = %s"
+_AUDIT = "SELECT order_id, user_id, sku, quantity, status FROM audit_orders WHERE sale_id = %s"
+_HOLDING = ("reserved", "paid")
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One 202: what a buyer was told."""
+
+    order_id: UUID
+    user_id: UUID
+    sku: str
+
+
+@dataclass(slots=True)
+class Recount:
+    """Result. All but the first three and `sold` must be zero."""
+
+    promised: int = 0
+    stored: int = 0
+    promised_and_stored: int = 0
+    missing: int = 0  # a 202 without its row
+    different: int = 0  # a row that is not what the 202 said
+    unasked: int = 0  # a row that no 202 told of
+    repeated: int = 0  # one id, in several rows or told twice
+    misplaced: int = 0  # a row in another shard than its id says
+    oversold: int = 0  # units held beyond the stock
+    sold: dict[str, int] = field(default_factory=dict)  # SKU -> units held
+
+    @property
+    def is_right(self) -> bool:
+        """Whether every 202 is stored once, in its place, as told, and no unit twice."""
+        return not (
+            self.missing or self.different or self.unasked or self.repeated or self.misplaced or self.oversold
+        )  # fmt: skip
+
+
+def read_promises(path: Path, *, users: Sequence[UUID], skus: Sequence[str]) -> list[Promise]:
+    """The driver's list: order id, place of the user, place of the SKU."""
+    promises = []
+    for line in path.read_text(encoding="ascii").splitlines():
+        order, user, sku = line.split("\t")
+        promises.append(Promise(UUID(order), users[int(user)], skus[int(sku)]))
+    return promises
+
+
+def stored_orders(shard_dsns: Sequence[str], sale_id: UUID) -> int:
+    """Orders of a sale in all shards."""
+    count = 0
+    for dsn in shard_dsns:
+        with psycopg.connect(dsn, connect_timeout=5) as connection:
+            row = connection.execute(_STORED, (sale_id,)).fetchone()
+            count += row[0] if row else 0
+    return count
+
+
+def recount(
+    promises: Sequence[Promise], *, shard_dsns: Sequence[str], sale_id: UUID, stock: dict[str, int], topology: Topology
+) -> Recount:
+    """Compare what was promised with what is stored. Every order is expected to have one line of one unit."""
+    told = {promise.order_id: promise for promise in promises}
+    result = Recount(promised=len(promises), repeated=len(promises) - len(told))
+    held: Counter[str] = Counter()
+    seen: set[UUID] = set()
+    for shard, dsn in enumerate(shard_dsns):
+        with psycopg.connect(dsn, connect_timeout=5) as connection:
+            for order_id, user_id, sku, quantity, status in connection.execute(_AUDIT, (sale_id,)):
+                result.stored += 1
+                result.repeated += order_id in seen
+                seen.add(order_id)
+                result.misplaced += topology.shard_of_order(order_id) != shard
+                promise = told.get(order_id)
+                if promise is None:
+                    result.unasked += 1
+                elif (promise.user_id, promise.sku, 1) != (user_id, sku, quantity) or status not in _HOLDING:
+                    result.different += 1
+                if status in _HOLDING:
+                    held[sku] += quantity
+    result.promised_and_stored = len(told.keys() & seen)
+    result.missing = len(told.keys() - seen)
+    result.oversold = sum(max(0, units - stock.get(sku, 0)) for sku, units in held.items())
+    result.sold = dict(sorted(held.items()))
+    return result

@@ -1,0 +1,50 @@
+"""The demo's report as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The whole report, ending with the verdict."""
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    sale, kill, counted = report["sale"], report["redis_kill"], report["recount"]
+    yield (
+        f"Sale        {sale['units']:,} units of {sale['skus']} SKUs, {sale['users']:,} users, "
+        f"{sale['connections']} connections, {report['processors']} processors, durability {report['durability']}"
+    )
+    for name in ("accepted", "refused"):
+        part = report[name]
+        latency = "  ".join(f"{key} {value:.1f} ms" for key, value in part["latency_ms"].items())
+        yield f"{name.capitalize():<11} {part['per_s']:>8,}/s  {part['count']:>9,} answers  {latency}"
+    for answer in report["answers"]:
+        yield f"            {answer['status']} {answer['code'] or 'accepted':<24} {answer['count']:>9,}"
+    yield (
+        f"Repeated    {report['repeated_requests']:,} requests with their own key after no or an unknown answer "
+        f"({report['transport_errors']:,} broken connections); {report['without_answer']:,} without answer in the end"
+    )
+    back = "not restarted" if kill["back_after_s"] is None else f"a new one ran after {kill['back_after_s']:.1f} s"
+    yield f"Redis       killed with SIGKILL: {back}, {kill['seconds_without_orders']:.1f} s without accepted orders"
+    drain = "did not end" if report["drain_s"] is None else f"{report['drain_s']:.1f} s after the last 202"
+    yield f"Drain       everything stored {drain}"
+    yield (
+        f"Recount     {counted['promised_and_stored']:,} of {counted['promised']:,} orders answered 202 are stored; "
+        f"missing {counted['missing']}, different {counted['different']}, unasked {counted['unasked']}, "
+        f"repeated {counted['repeated']}, misplaced {counted['misplaced']}, oversold {counted['oversold']}"
+    )
+    verdicts = report["invariants"]
+    yield f"A           no oversell: {_word(verdicts['A'])}"
+    yield f"B           nothing lost: {_word(verdicts['B'])}"
+    for detail in verdicts["detail"]:
+        yield f"            {detail}"
+    for failure in report["failures"]:
+        yield f"FAILED      {failure}"
+    yield "Result      " + ("FAILED" if report["failures"] else "everything as promised")
+
+
+def _word(verdict: bool | None) -> str:
+    return {True: "holds", False: "VIOLATED", None: "could not be judged"}[verdict]
