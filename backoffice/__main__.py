@@ -1,0 +1,44 @@
+"""`python -m backoffice`: settings, keys, application, server."""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+
+from backoffice.application import Backoffice
+from backoffice.web.guard import Bounds
+from backoffice.web.server import serve
+from runtime.service import settings_or_exit
+from runtime.telemetry import configure_logging
+from runtime.token_keys import TokenKeysError, load_staff_key, load_token_keys
+
+log = structlog.get_logger()
+
+
+def main() -> None:
+    """Serve until SIGTERM; exit status 2 for settings or keys that cannot be used, 1 for a start that failed."""
+    settings = settings_or_exit("backoffice")
+    configure_logging("backoffice", settings.log_level)
+    try:
+        if settings.token_keys_file is None or settings.staff_key_file is None:
+            raise TokenKeysError("FLASHSALE_TOKEN_KEYS_FILE and FLASHSALE_STAFF_KEY_FILE are required")
+        application = Backoffice(
+            settings,
+            buyer_keys=load_token_keys(settings.token_keys_file),
+            staff_key=load_staff_key(settings.staff_key_file),
+        )
+    except (TokenKeysError, ValueError) as error:
+        log.error("fatal", error=str(error))
+        sys.exit(2)
+    serve(
+        application,
+        host=settings.backoffice_host,
+        port=settings.backoffice_port,
+        drain_s_max=settings.drain_ms / 1000,
+        bounds=Bounds(),
+    )
+
+
+if __name__ == "__main__":
+    main()

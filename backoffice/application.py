@@ -1,0 +1,123 @@
+"""The backoffice put together: every subject's parts, their routes, and the work that runs beside requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import psycopg
+import redis.exceptions
+import structlog
+
+from backoffice.auth import routes as auth_routes
+from backoffice.auth.limits import Attempts
+from backoffice.auth.passwords import Passwords
+from backoffice.auth.refresh import RefreshTokens
+from backoffice.auth.tokens import TokenVerifier
+from backoffice.catalogue import routes as catalogue_routes
+from backoffice.catalogue.store import Products
+from backoffice.operations import health as operations
+from backoffice.operations import openapi
+from backoffice.orders import routes as order_routes
+from backoffice.orders.store import Orders
+from backoffice.sales import routes as sale_routes
+from backoffice.sales.lanes import SaleLanes
+from backoffice.sales.service import SaleService
+from backoffice.sales.store import Sales
+from backoffice.sales.synchroniser import Synchroniser
+from backoffice.stores import Stores
+from backoffice.users import routes as user_routes
+from backoffice.users.store import Users
+from backoffice.web.routing import Dispatcher, Route
+from runtime import fingerprint
+from runtime.backoff import Backoff
+from runtime.settings import Settings
+from runtime.token_keys import StaffKey, TokenKeys
+
+log = structlog.get_logger(__name__)
+
+
+class Backoffice:
+    """One process's application (`web.server.Application`)."""
+
+    def __init__(self, settings: Settings, *, buyer_keys: TokenKeys, staff_key: StaffKey) -> None:
+        """Connects to nothing yet; ValueError for settings that contradict one another."""
+        self._settings = settings
+        self._stores = stores = Stores.from_settings(settings)
+        self._passwords = Passwords()
+        self._metrics = operations.Metrics()
+        self._health = operations.Health(stores)
+        users = Users(stores)
+        self._auth = auth_routes.Auth(
+            users=users,
+            refresh=RefreshTokens(stores),
+            passwords=self._passwords,
+            attempts=Attempts(stores.cache),
+            minter=auth_routes.Minter(buyer_keys, staff_key, settings.token_issuer, settings.access_token_s),
+        )
+        sales, lanes = Sales(stores), SaleLanes(stores.redis)
+        service = SaleService(stores, sales, lanes)
+        self._synchroniser = Synchroniser(sales, lanes, service, self._metrics.repaired.inc)
+        subjects = (
+            *auth_routes.routes(self._auth),
+            *user_routes.routes(users),
+            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores))),
+            *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
+            *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
+            *operations.routes(self._health, self._metrics),
+        )
+        self.routes: tuple[Route, ...] = (*subjects, openapi.route(subjects, version=_version()))
+        verifier = TokenVerifier(buyer_keys=buyer_keys, staff_keys=(staff_key,), issuer=settings.token_issuer)
+        self.dispatcher = Dispatcher(verifier, self._metrics.observe)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
+        async with self._stores.opened():
+            await self._check_fingerprint()
+            tasks = (asyncio.create_task(self._prepare()), asyncio.create_task(self._synchroniser.run()))
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self._passwords.close()
+
+    def drain(self) -> None:
+        """Readiness fails from here on."""
+        self._health.draining = True
+
+    async def _check_fingerprint(self) -> None:
+        """Refuses to run against another cluster's Redis; one that is away is waited for."""
+        backoff = Backoff(first_s=0.1, longest_s=2.0)
+        while True:
+            try:
+                await fingerprint.check(self._stores.redis, self._stores.topology)
+                return
+            except redis.exceptions.RedisError as error:
+                log.warning("waiting for Redis", error=type(error).__name__)
+                await asyncio.sleep(backoff.next_s())
+
+    async def _prepare(self) -> None:
+        """The first administrator, as soon as the databases are there."""
+        password = self._settings.admin_password
+        backoff = Backoff(first_s=0.2, longest_s=5.0)
+        while password is not None:
+            try:
+                await self._auth.make_first_admin(self._settings.admin_email, password)
+                break
+            except psycopg.Error as error:
+                log.warning("waiting for the databases", error=type(error).__name__)
+                await asyncio.sleep(backoff.next_s())
+        self._health.prepared = True
+        self._metrics.ready.set(1)
+
+
+def _version() -> str:
+    try:
+        return version("flashsale")
+    except PackageNotFoundError:  # run from a source tree that was not installed
+        return "0"

@@ -1,0 +1,77 @@
+"""Limits against guessing passwords and addresses: attempts per account and per client address, counted in the cache Redis.
+
+The counters are shared by all processes. They fail closed: without the cache Redis nobody logs in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from backoffice.web.messages import Refused
+from domain.problems import Problem
+
+_KEY_PREFIX = "flashsale:attempts:"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """At most `attempts_max` attempts within a window that begins with the first."""
+
+    kind: str
+    attempts_max: int
+    window_s: int
+
+
+# One client guessing one account; many clients guessing one account; one client guessing many accounts.
+LOGIN_ACCOUNT_FROM_CLIENT = Limit("login-pair", 10, 900)
+LOGIN_ACCOUNT = Limit("login-account", 100, 900)
+LOGIN_CLIENT = Limit("login-client", 200, 900)
+REGISTER_CLIENT = Limit("register-client", 100, 3600)
+
+
+class Attempts:
+    """Counts attempts before they are made, so that attempts in parallel count, too."""
+
+    def __init__(self, cache: Redis) -> None:
+        """Uses the client, does not own it."""
+        self._cache = cache
+
+    async def spend(self, *subjects: tuple[Limit, str]) -> None:
+        """One attempt on each; Refused(`rate_limited`) with the longest wait when one is used up."""
+        async with self._cache.pipeline(transaction=True) as pipeline:
+            for limit, subject in subjects:
+                key = _key(limit, subject)
+                pipeline.incr(key)
+                pipeline.expire(key, limit.window_s, nx=True)
+                pipeline.ttl(key)
+            answers = await pipeline.execute()
+        wait_s = 0
+        for place, (limit, _) in enumerate(subjects):
+            count, ttl = answers[3 * place], answers[3 * place + 2]
+            if count > limit.attempts_max:
+                wait_s = max(wait_s, ttl)
+        if wait_s:
+            raise Refused(Problem.RATE_LIMITED, "Too many attempts", retry_after_s=wait_s)
+
+    async def refund(self, subjects: Sequence[tuple[Limit, str]]) -> None:
+        """The attempts were legitimate: they do not count."""
+        async with self._cache.pipeline(transaction=True) as pipeline:
+            for limit, subject in subjects:
+                key = _key(limit, subject)
+                pipeline.decr(key)
+                # A counter that ran out meanwhile is made anew here, and must not stay for ever.
+                pipeline.expire(key, limit.window_s, nx=True)
+            await pipeline.execute()
+
+    async def forget(self, limit: Limit, subject: str) -> None:
+        """Begin at zero: the right password was given."""
+        await self._cache.delete(_key(limit, subject))
+
+
+def _key(limit: Limit, subject: str) -> str:
+    # Hashed: addresses do not belong into a cache, and a key has a bounded length.
+    return f"{_KEY_PREFIX}{limit.kind}:{hashlib.blake2b(subject.encode(), digest_size=16).hexdigest()}"

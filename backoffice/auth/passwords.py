@@ -1,0 +1,62 @@
+"""Argon2id off the event loop, with a bound on how many hashes run and wait. Stores nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import VerificationError
+
+from backoffice.web.messages import Refused
+from domain.problems import Problem
+
+# OWASP password storage cheat sheet, argon2id: m=19456 (19 MiB), t=2, p=1.
+TIME_COST = 2
+MEMORY_KIB = 19_456
+THREADS = 2  # each hash holds 19 MiB and a core for about 25 ms
+WAITING_MAX = 32  # at 2 x 40 a second less than half a second of queue
+
+_T = TypeVar("_T")
+
+
+class Passwords:
+    """Hashes and verifies; beyond `THREADS` running and `WAITING_MAX` waiting it refuses with `overloaded`."""
+
+    def __init__(self) -> None:
+        """Starts no thread until the first hash."""
+        self._hasher = PasswordHasher(time_cost=TIME_COST, memory_cost=MEMORY_KIB, parallelism=1)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
+        self._pending = 0
+        # Verified against when there is no such account: the same work, never a match.
+        self._decoy = self._hasher.hash("no account has this hash")
+
+    async def hash(self, password: str) -> str:
+        """The encoded hash with its parameters and salt."""
+        return await self._run(partial(self._hasher.hash, password))
+
+    async def verify(self, password_hash: str | None, password: str) -> bool:
+        """Whether the password is right; False, after the same work, for no hash at all."""
+        matches = await self._run(partial(self._verify, password_hash or self._decoy, password))
+        return matches and password_hash is not None
+
+    def close(self) -> None:
+        """Give the threads back; what waits is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _verify(self, password_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(password_hash, password)
+        except VerificationError:
+            return False
+
+    async def _run(self, work: partial[_T]) -> _T:
+        if self._pending >= THREADS + WAITING_MAX:
+            raise Refused(Problem.OVERLOADED, retry_after_s=1)
+        self._pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._pending -= 1

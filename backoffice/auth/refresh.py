@@ -1,0 +1,128 @@
+"""Refresh tokens: rotating, in families of one login, with detection of a token that was used twice.
+
+A token is 80 bytes in base64url: user id (tells the shard), token id, 32 random bytes of which only the hash is
+stored, and nothing else. One used again within `GRACE` gets another successor, because a reply may have been lost;
+later it is taken for stolen, and the whole family ends.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from backoffice.statements import load_statements
+from backoffice.stores import Stores
+from backoffice.web.messages import Refused, Role
+from domain import ids
+from domain.problems import Problem
+
+SQL = load_statements(__package__, "refresh.sql")
+GRACE = timedelta(seconds=10)
+LIFE = timedelta(days=30)
+_SECRET_BYTES = 32
+_TOKEN_BYTES = 16 + 16 + _SECRET_BYTES
+TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The outcome of a use: whose it was, and the token's successor."""
+
+    user_id: UUID
+    role: Role
+    refresh_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A token with its family, as `lock_token` answers."""
+
+    family_id: UUID
+    user_id: UUID
+    secret_hash: bytes
+    role: str
+    revoked: bool
+    expired: bool
+    used_long_ago: bool
+
+
+class RefreshTokens:
+    """Families in the shard of their user."""
+
+    def __init__(self, stores: Stores) -> None:
+        """Uses the stores' pools, owns nothing."""
+        self._stores = stores
+
+    async def start_family(self, user_id: UUID) -> str:
+        """The first token of a new login."""
+        family_id = ids.new_uuid7()
+        token_id, secret = ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            await connection.execute(SQL["delete_expired"], {"user_id": user_id})
+            family = {"family_id": family_id, "user_id": user_id, "life": LIFE}
+            await connection.execute(SQL["insert_family"], family)
+            await connection.execute(SQL["insert_token"], _row(token_id, family_id, secret))
+        return _encode(user_id, token_id, secret)
+
+    async def renew(self, token: str) -> Renewed:
+        """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more."""
+        user_id, token_id, secret = _decode(token)
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(_Found))
+            found = await (await cursor.execute(SQL["lock_token"], {"id": token_id, "grace": GRACE})).fetchone()
+            if found is None or found.user_id != user_id or not _matches(found.secret_hash, secret):
+                raise Refused(Problem.TOKEN_INVALID)
+            if found.revoked:
+                raise Refused(Problem.TOKEN_INVALID, "The login was ended")
+            if found.expired:
+                raise Refused(Problem.TOKEN_EXPIRED)
+            if not found.used_long_ago:
+                next_id, next_secret = ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
+                await connection.execute(SQL["mark_used"], {"id": token_id})
+                await connection.execute(SQL["insert_token"], _row(next_id, found.family_id, next_secret))
+                return Renewed(user_id, Role(found.role), _encode(user_id, next_id, next_secret))
+            await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
+        # Outside of the transaction, which an exception would have undone.
+        raise Refused(Problem.TOKEN_INVALID, "The token was used before; the login was ended")
+
+    async def end_family(self, token: str) -> None:
+        """Log out. A token that is not good any more changes nothing and tells nothing."""
+        try:
+            user_id, token_id, secret = _decode(token)
+        except Refused:
+            return
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(_Found))
+            found = await (await cursor.execute(SQL["lock_token"], {"id": token_id, "grace": GRACE})).fetchone()
+            if found is not None and found.user_id == user_id and _matches(found.secret_hash, secret):
+                await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
+
+
+def _row(token_id: UUID, family_id: UUID, secret: bytes) -> dict[str, object]:
+    return {"id": token_id, "family_id": family_id, "secret_hash": hashlib.sha256(secret).digest()}
+
+
+def _matches(secret_hash: bytes, secret: bytes) -> bool:
+    return hmac.compare_digest(bytes(secret_hash), hashlib.sha256(secret).digest())
+
+
+def _encode(user_id: UUID, token_id: UUID, secret: bytes) -> str:
+    return base64.urlsafe_b64encode(user_id.bytes + token_id.bytes + secret).rstrip(b"=").decode("ascii")
+
+
+def _decode(token: str) -> tuple[UUID, UUID, bytes]:
+    try:
+        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(Problem.TOKEN_INVALID) from error
+    if len(raw) != _TOKEN_BYTES:
+        raise Refused(Problem.TOKEN_INVALID)
+    return UUID(bytes=raw[:16]), UUID(bytes=raw[16:32]), raw[32:]

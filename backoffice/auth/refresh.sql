@@ -1,0 +1,31 @@
+-- name: insert_family
+-- Once per login; the id is new each time.
+INSERT INTO refresh_families (id, user_id, expires_at) VALUES (%(family_id)s, %(user_id)s, now() + %(life)s);
+
+-- name: insert_token
+-- Once per token; the id is new each time.
+INSERT INTO refresh_tokens (id, family_id, secret_hash) VALUES (%(id)s, %(family_id)s, %(secret_hash)s);
+
+-- name: lock_token
+-- Primary keys. The family's row is locked, so that uses of its tokens follow one another.
+SELECT family.id AS family_id, family.user_id, token.secret_hash, users.role,
+       family.revoked_at IS NOT NULL AS revoked,
+       family.expires_at <= now() AS expired,
+       coalesce(token.used_at < now() - %(grace)s, false) AS used_long_ago
+FROM refresh_tokens AS token
+JOIN refresh_families AS family ON family.id = token.family_id
+JOIN users ON users.id = family.user_id
+WHERE token.id = %(id)s
+FOR UPDATE OF family;
+
+-- name: mark_used
+-- Primary key. The time of the first use stays.
+UPDATE refresh_tokens SET used_at = coalesce(used_at, now()) WHERE id = %(id)s;
+
+-- name: revoke_family
+-- Primary key. The time of the first revocation stays.
+UPDATE refresh_families SET revoked_at = coalesce(revoked_at, now()) WHERE id = %(family_id)s;
+
+-- name: delete_expired
+-- Index refresh_families_user: a login sweeps what its user's earlier logins left.
+DELETE FROM refresh_families WHERE user_id = %(user_id)s AND expires_at <= now();

@@ -1,0 +1,201 @@
+"""Register, log in, stay logged in, log out; the public keys of staff tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+from uuid import UUID
+
+import orjson
+import structlog
+from pydantic import Field, SecretStr
+
+from backoffice.auth.limits import (
+    LOGIN_ACCOUNT,
+    LOGIN_ACCOUNT_FROM_CLIENT,
+    LOGIN_CLIENT,
+    REGISTER_CLIENT,
+    Attempts,
+)
+from backoffice.auth.passwords import Passwords
+from backoffice.auth.refresh import TOKEN_LENGTH, RefreshTokens
+from backoffice.users.routes import UserView, view
+from backoffice.users.store import Users, fold_email
+from backoffice.web.fields import Model, Name, Resource
+from backoffice.web.messages import Answer, Call, Refused, Role
+from backoffice.web.routing import Route
+from domain.problems import Problem
+from runtime.token_keys import StaffKey, TokenKeys, mint_buyer_token, mint_staff_token, staff_jwks
+
+log = structlog.get_logger(__name__)
+
+# ASCII only: no look-alikes, no normal forms, one folding. Quoted local parts and address literals are left out.
+_EMAIL = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}$"
+Email = Annotated[str, Field(pattern=_EMAIL, max_length=254)]
+
+
+class Registration(Model):
+    """A new buyer."""
+
+    email: Email
+    password: Annotated[SecretStr, Field(min_length=8, max_length=256)]
+    name: Name
+
+
+class Credentials(Model):
+    """Address and password; nothing is said about their shape, since they are compared, not stored."""
+
+    email: Annotated[str, Field(max_length=254)]
+    password: Annotated[SecretStr, Field(max_length=256)]
+
+
+class RefreshToken(Model):
+    """A refresh token as it was given out."""
+
+    refresh_token: Annotated[SecretStr, Field(min_length=1, max_length=4 * TOKEN_LENGTH)]
+
+
+class Tokens(Resource):
+    """What a login gives. `expires_in` is the access token's life in seconds."""
+
+    access_token: str
+    refresh_token: str
+    token_type: Literal["Bearer"] = "Bearer"
+    expires_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Minter:
+    """Makes access tokens of either kind."""
+
+    buyer_keys: TokenKeys
+    staff_key: StaffKey
+    issuer: str
+    ttl_s: int
+
+    def tokens(self, user_id: UUID, role: Role, refresh_token: str) -> Tokens:
+        """The answer to a login or a refresh."""
+        if role is Role.BUYER:
+            access = mint_buyer_token(self.buyer_keys, user_id=user_id, issuer=self.issuer, ttl_s=self.ttl_s)
+        else:
+            access = mint_staff_token(
+                self.staff_key, user_id=user_id, role=role.value, issuer=self.issuer, ttl_s=self.ttl_s
+            )
+        return Tokens(access_token=access, refresh_token=refresh_token, expires_in=self.ttl_s)
+
+
+class Auth:
+    """The operations; one instance a process."""
+
+    def __init__(
+        self, *, users: Users, refresh: RefreshTokens, passwords: Passwords, attempts: Attempts, minter: Minter
+    ) -> None:
+        """Everything is passed in and owned elsewhere."""
+        self._users = users
+        self._refresh = refresh
+        self._passwords = passwords
+        self._attempts = attempts
+        self._minter = minter
+
+    async def register(self, call: Call, body: Registration) -> Answer:
+        """A buyer's account. That an address is in use cannot be hidden here: the number of tries is limited."""
+        await self._attempts.spend((REGISTER_CLIENT, call.client))
+        password_hash = await self._passwords.hash(body.password.get_secret_value())
+        user = await self._users.create(email=body.email, name=body.name, password_hash=password_hash, role=Role.BUYER)
+        if user is None:
+            raise Refused(Problem.EMAIL_TAKEN)
+        return Answer(201, view(user))
+
+    async def login(self, call: Call, body: Credentials) -> Answer:
+        """Tokens for the right password; else one answer, after the same work, whether the address exists or not."""
+        folded = fold_email(body.email)
+        subjects = (
+            (LOGIN_ACCOUNT_FROM_CLIENT, f"{folded} {call.client}"),
+            (LOGIN_ACCOUNT, folded),
+            (LOGIN_CLIENT, call.client),
+        )
+        await self._attempts.spend(*subjects)
+        # What cannot be an address is nobody's: not asked for, since PostgreSQL refuses NUL, but hashed like any other.
+        user = await self._users.find(body.email) if folded.isascii() and folded.isprintable() else None
+        matches = await self._passwords.verify(
+            user.password_hash if user is not None else None, body.password.get_secret_value()
+        )
+        if user is None or not matches:
+            raise Refused(Problem.CREDENTIALS_INVALID)
+        await self._attempts.refund(subjects[1:])
+        await self._attempts.forget(*subjects[0])
+        token = await self._refresh.start_family(user.id)
+        return Answer(200, self._minter.tokens(user.id, Role(user.role), token))
+
+    async def refresh(self, _: Call, body: RefreshToken) -> Answer:
+        """New tokens for a refresh token."""
+        renewed = await self._refresh.renew(body.refresh_token.get_secret_value())
+        return Answer(200, self._minter.tokens(renewed.user_id, renewed.role, renewed.refresh_token))
+
+    async def logout(self, _: Call, body: RefreshToken) -> Answer:
+        """The login's refresh tokens end; access tokens live out their minutes."""
+        await self._refresh.end_family(body.refresh_token.get_secret_value())
+        return Answer(204)
+
+    async def jwks(self, _: Call) -> Answer:
+        """The keys that verify staff tokens (RFC 7517)."""
+        document = orjson.dumps(staff_jwks(self._minter.staff_key))
+        return Answer(
+            body=document, headers={"cache-control": "public, max-age=300"}, media_type="application/jwk-set+json"
+        )
+
+    async def make_first_admin(self, email: str, password: SecretStr) -> None:
+        """The administrator of a new installation. An existing account with this address is left as it is."""
+        if await self._users.find(email) is not None:
+            return
+        password_hash = await self._passwords.hash(password.get_secret_value())
+        user = await self._users.create(email=email, name="Administrator", password_hash=password_hash, role=Role.ADMIN)
+        if user is not None:
+            log.info("first administrator made", user_id=str(user.id))
+
+
+def routes(auth: Auth) -> tuple[Route, ...]:
+    """Operations of this subject."""
+    limited = (Problem.RATE_LIMITED, Problem.OVERLOADED)
+    return (
+        Route(
+            "POST",
+            "/v1/auth/register",
+            auth.register,
+            "Make a buyer's account",
+            "auth",
+            body=Registration,
+            answers=UserView,
+            status=201,
+            problems=(Problem.EMAIL_TAKEN, *limited),
+        ),
+        Route(
+            "POST",
+            "/v1/auth/login",
+            auth.login,
+            "Log in",
+            "auth",
+            body=Credentials,
+            answers=Tokens,
+            problems=(Problem.CREDENTIALS_INVALID, *limited),
+        ),
+        Route(
+            "POST",
+            "/v1/auth/refresh",
+            auth.refresh,
+            "Exchange a refresh token for new tokens",
+            "auth",
+            body=RefreshToken,
+            answers=Tokens,
+            problems=(Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED),
+        ),
+        Route("POST", "/v1/auth/logout", auth.logout, "End a login", "auth", body=RefreshToken, status=204),
+        Route(
+            "GET",
+            "/.well-known/jwks.json",
+            auth.jwks,
+            "Public keys of staff tokens",
+            "auth",
+            media_type="application/jwk-set+json",
+        ),
+    )

@@ -1,0 +1,37 @@
+-- name: insert
+-- The SKU's unique index decides between two at once; no row: it is taken.
+INSERT INTO products (id, sku, name, description, price_minor, currency, attributes, active)
+VALUES (%(id)s, %(sku)s, %(name)s, %(description)s, %(price_minor)s, %(currency)s, %(attributes)s, %(active)s)
+ON CONFLICT (sku) DO NOTHING
+RETURNING id, sku, name, description, price_minor, currency, attributes, active, version;
+
+-- name: get
+-- Primary key.
+SELECT id, sku, name, description, price_minor, currency, attributes, active, version FROM products WHERE id = %(id)s;
+
+-- name: page
+-- Primary key, newest first; the text filter walks the table (search with ranking is a matter of its own).
+SELECT id, sku, name, description, price_minor, currency, attributes, active, version
+FROM products
+WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
+  AND (%(pattern)s::text IS NULL OR name ILIKE %(pattern)s OR sku ILIKE %(pattern)s OR description ILIKE %(pattern)s)
+ORDER BY id DESC LIMIT %(limit)s;
+
+-- name: update
+-- Primary key, compare-and-set on the version: repeating finds another version and changes nothing.
+UPDATE products SET
+    sku = coalesce(%(sku)s, sku),
+    name = coalesce(%(name)s, name),
+    description = coalesce(%(description)s, description),
+    price_minor = coalesce(%(price_minor)s, price_minor),
+    currency = coalesce(%(currency)s, currency),
+    attributes = coalesce(%(attributes)s::jsonb, attributes),
+    active = coalesce(%(active)s, active),
+    version = version + 1,
+    changed_at = now()
+WHERE id = %(id)s AND version = %(version)s
+RETURNING id, sku, name, description, price_minor, currency, attributes, active, version;
+
+-- name: delete
+-- Primary key, compare-and-set on the version.
+DELETE FROM products WHERE id = %(id)s AND version = %(version)s RETURNING id;

@@ -1,0 +1,222 @@
+"""Products over HTTP: public to read, for staff to change, with entity tags against lost updates."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field, FiniteFloat, model_validator
+
+from backoffice.catalogue.store import Product, Products, SkuTaken
+from backoffice.web.fields import (
+    Currency,
+    Model,
+    Name,
+    Page,
+    PriceMinor,
+    Resource,
+    Sku,
+    Text,
+    decode_cursor,
+    encode_cursor,
+)
+from backoffice.web.messages import STAFF, Answer, Call, Refused
+from backoffice.web.routing import Route
+from domain.problems import Problem
+
+_KIND = "products"
+_WHOLE = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]  # what every JSON reader keeps exactly
+_TEXT = Annotated[Text, Field(max_length=1000)]
+_VALUE = bool | _WHOLE | FiniteFloat | _TEXT | Annotated[list[_TEXT], Field(max_length=50)] | None
+Attributes = Annotated[dict[Annotated[Text, Field(min_length=1, max_length=64)], _VALUE], Field(max_length=64)]
+Description = Annotated[Text, Field(max_length=10_000)]
+
+
+class NewProduct(Model):
+    """A product to make."""
+
+    sku: Sku
+    name: Name
+    description: Description = ""
+    price_minor: PriceMinor
+    currency: Currency
+    attributes: Attributes = Field(default_factory=dict)
+    active: bool = True
+
+
+class ProductChange(Model):
+    """Members that are there replace those of the product; `null` is no value here."""
+
+    sku: Sku | None = None
+    name: Name | None = None
+    description: Description | None = None
+    price_minor: PriceMinor | None = None
+    currency: Currency | None = None
+    attributes: Attributes | None = None
+    active: bool | None = None
+
+    @model_validator(mode="after")
+    def _not_null(self) -> ProductChange:
+        nulls = sorted(name for name in self.model_fields_set if getattr(self, name) is None)
+        if nulls:
+            raise ValueError(f"null is not allowed: {', '.join(nulls)}")
+        return self
+
+
+class ProductView(Resource):
+    """A product."""
+
+    id: UUID
+    sku: str
+    name: str
+    description: str
+    price_minor: int
+    currency: str
+    attributes: dict[str, bool | int | float | str | list[str] | None]
+    active: bool
+
+
+class ProductList(Resource):
+    """A page of products, newest first."""
+
+    items: list[ProductView]
+    next_cursor: str | None
+
+
+class ProductQuery(Page):
+    """Which products."""
+
+    q: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(None, description="Text to look for")
+
+
+def _tag(version: int) -> str:
+    return f'"{version}"'
+
+
+def _answer(product: Product, status: int = 200, **headers: str) -> Answer:
+    body = ProductView.model_validate(product, from_attributes=True)
+    # Readers may keep it but must ask whether it is still the same.
+    return Answer(status, body, {"etag": _tag(product.version), "cache-control": "no-cache", **headers})
+
+
+def _expected_version(call: Call) -> int:
+    """The version in `If-Match`; 0, which no product has, for a tag that is not one of ours."""
+    header = call.headers.get("if-match", "").strip()
+    if not header:
+        raise Refused(Problem.PRECONDITION_REQUIRED)
+    tag = header.removeprefix('"').removesuffix('"')
+    return int(tag) if header == f'"{tag}"' and tag.isascii() and tag.isdigit() and len(tag) < 10 else 0
+
+
+class Catalogue:
+    """The operations."""
+
+    def __init__(self, products: Products) -> None:
+        """Uses the store, owns nothing."""
+        self._products = products
+
+    async def create(self, _: Call, body: NewProduct) -> Answer:
+        """A new product."""
+        try:
+            product = await self._products.create(body.model_dump())
+        except SkuTaken as error:
+            raise Refused(Problem.SKU_TAKEN) from error
+        return _answer(product, 201, location=f"/v1/products/{product.id}")
+
+    async def get(self, call: Call) -> Answer:
+        """One product; 304 when the reader has it."""
+        product = await self._products.get(call.path_id("product_id", Problem.PRODUCT_NOT_FOUND))
+        if product is None:
+            raise Refused(Problem.PRODUCT_NOT_FOUND)
+        known = [tag.strip().removeprefix("W/") for tag in call.headers.get("if-none-match", "").split(",")]
+        if _tag(product.version) in known or known == ["*"]:
+            return Answer(304, None, {"etag": _tag(product.version), "cache-control": "no-cache"})
+        return _answer(product)
+
+    async def page(self, _: Call, query: ProductQuery) -> Answer:
+        """Products, newest first."""
+        before = decode_cursor(_KIND, query.cursor)
+        found = await self._products.page(before=before, text=query.q, limit=query.limit + 1)
+        shown = found[: query.limit]
+        next_cursor = encode_cursor(_KIND, shown[-1].id) if len(found) > query.limit else None
+        items = [ProductView.model_validate(product, from_attributes=True) for product in shown]
+        return Answer(body=ProductList(items=items, next_cursor=next_cursor))
+
+    async def change(self, call: Call, body: ProductChange) -> Answer:
+        """Change members of a product that still has the expected version."""
+        product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
+        version = _expected_version(call)
+        try:
+            product = await self._products.change(product_id, version, body.model_dump(exclude_unset=True))
+        except SkuTaken as error:
+            raise Refused(Problem.SKU_TAKEN) from error
+        if product is None:
+            raise await self._why_not(product_id)
+        return _answer(product)
+
+    async def delete(self, call: Call) -> Answer:
+        """Remove a product that still has the expected version. Sales that have it keep their own copy of SKU and price."""
+        product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
+        if not await self._products.delete(product_id, _expected_version(call)):
+            raise await self._why_not(product_id)
+        return Answer(204)
+
+    async def _why_not(self, product_id: UUID) -> Refused:
+        there = await self._products.get(product_id) is not None
+        return Refused(Problem.PRECONDITION_FAILED if there else Problem.PRODUCT_NOT_FOUND)
+
+
+def routes(catalogue: Catalogue) -> tuple[Route, ...]:
+    """Operations of this subject."""
+    conditional = (Problem.PRODUCT_NOT_FOUND, Problem.PRECONDITION_FAILED, Problem.PRECONDITION_REQUIRED)
+    one = "/v1/products/{product_id}"
+    return (
+        Route(
+            "GET", "/v1/products", catalogue.page, "List products", "products", query=ProductQuery, answers=ProductList
+        ),
+        Route(
+            "POST",
+            "/v1/products",
+            catalogue.create,
+            "Make a product",
+            "products",
+            roles=STAFF,
+            body=NewProduct,
+            answers=ProductView,
+            status=201,
+            problems=(Problem.SKU_TAKEN,),
+        ),
+        Route(
+            "GET",
+            one,
+            catalogue.get,
+            "Read a product",
+            "products",
+            answers=ProductView,
+            problems=(Problem.PRODUCT_NOT_FOUND,),
+            headers=("If-None-Match",),
+        ),
+        Route(
+            "PATCH",
+            one,
+            catalogue.change,
+            "Change a product",
+            "products",
+            roles=STAFF,
+            body=ProductChange,
+            answers=ProductView,
+            problems=(*conditional, Problem.SKU_TAKEN),
+            headers=("If-Match!",),
+        ),
+        Route(
+            "DELETE",
+            one,
+            catalogue.delete,
+            "Remove a product",
+            "products",
+            roles=STAFF,
+            status=204,
+            problems=conditional,
+            headers=("If-Match!",),
+        ),
+    )

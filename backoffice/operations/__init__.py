@@ -1,0 +1,1 @@
+"""Running the backoffice: health, metrics, its own description."""

@@ -1,0 +1,1 @@
+"""Orders of all buyers, for staff."""

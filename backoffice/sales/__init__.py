@@ -1,0 +1,1 @@
+"""Sales: from draft to end, their stock, and what happens in them."""

@@ -1,0 +1,267 @@
+"""The catalogue database's sales. Each change is one transaction and compare-and-set; Redis is somebody else's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row, dict_row
+
+from backoffice.sales.model import Item, Sale
+from backoffice.statements import load_statements
+from backoffice.stores import Stores
+from domain.sales import STOCK_MAX
+
+SQL = load_statements(__package__, "sales.sql")
+
+
+class ProductsMissing(Exception):
+    """SKUs that cannot be sold: unknown, inactive, or priced in another currency than the first."""
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        """`reasons` by SKU."""
+        super().__init__(", ".join(reasons))
+        self.reasons = reasons
+
+
+class KeyReused(Exception):
+    """The idempotency key came with something else before."""
+
+
+class StockTooHigh(Exception):
+    """More units than counters can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSale:
+    """What staff ask for; `idempotency_key` and `fingerprint` are both there or both not."""
+
+    id: UUID
+    name: str
+    starts_at: Any
+    ends_at: Any
+    hold_seconds: int
+    lane_count: int
+    items: tuple[Item, ...]
+    created_by: UUID
+    idempotency_key: str | None = None
+    fingerprint: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSale:
+    """What the synchroniser compares; `settled` when nobody can be at work on it any more."""
+
+    id: UUID
+    stage: str
+    epoch: int
+    version: int
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Restock:
+    """Units added to one SKU, once per key."""
+
+    sale_id: UUID
+    idempotency_key: str
+    sku_index: int
+    quantity: int
+
+
+class Sales:
+    """Reads and changes sales, their items and restocks."""
+
+    def __init__(self, stores: Stores) -> None:
+        """Uses the stores' pool, owns nothing."""
+        self._catalogue = stores.catalogue
+
+    async def create(self, new: NewSale) -> tuple[UUID, bool]:
+        """The sale's id, and whether it was made before with this key. ProductsMissing, KeyReused."""
+        async with self._catalogue.connection() as connection:
+            if new.idempotency_key is not None:
+                found = await self._made_before(connection, new)
+                if found is not None:
+                    return found, True
+            currency = await _currency_of(connection, new.items)
+            row = {
+                "id": new.id,
+                "name": new.name,
+                "starts_at": new.starts_at,
+                "ends_at": new.ends_at,
+                "hold_seconds": new.hold_seconds,
+                "lane_count": new.lane_count,
+                "currency": currency,
+                "idempotency_key": new.idempotency_key,
+                "fingerprint": new.fingerprint,
+                "created_by": new.created_by,
+            }
+            if await (await connection.execute(SQL["insert_sale"], row)).fetchone() is None:
+                # The same key at the same moment; the other one is committed by now.
+                found = await self._made_before(connection, new)
+                assert found is not None
+                return found, True
+            await _insert_items(connection, new.id, new.items)
+        return new.id, False
+
+    async def was_made(self, new: NewSale) -> bool:
+        """Whether the key made a sale before, whose window may be over by now. KeyReused."""
+        async with self._catalogue.connection() as connection:
+            return await self._made_before(connection, new) is not None
+
+    async def _made_before(self, connection: AsyncConnection[TupleRow], new: NewSale) -> UUID | None:
+        parameters = {"created_by": new.created_by, "idempotency_key": new.idempotency_key}
+        row = await (await connection.execute(SQL["find_key"], parameters)).fetchone()
+        if row is None:
+            return None
+        if bytes(row[1]) != new.fingerprint:
+            raise KeyReused
+        found: UUID = row[0]
+        return found
+
+    async def get(self, sale_id: UUID) -> Sale | None:
+        """The sale with its items."""
+        async with self._catalogue.connection() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            row = await (await cursor.execute(SQL["get"], {"id": sale_id})).fetchone()
+        return None if row is None else Sale.from_row(row)
+
+    async def page(self, *, before: UUID | None, limit: int) -> list[Sale]:
+        """Sales, newest first."""
+        async with self._catalogue.connection() as connection:
+            cursor = connection.cursor(row_factory=dict_row)
+            rows = await (await cursor.execute(SQL["page"], {"before": before, "limit": limit})).fetchall()
+        return [Sale.from_row(row) for row in rows]
+
+    async def change_draft(self, sale: Sale) -> bool:
+        """Write a changed draft over the one of the same version; False when that is not there any more. ProductsMissing."""
+        async with self._catalogue.connection() as connection:
+            currency = await _currency_of(connection, sale.items)
+            row = {
+                "id": sale.id,
+                "version": sale.version,
+                "name": sale.name,
+                "starts_at": sale.starts_at,
+                "ends_at": sale.ends_at,
+                "hold_seconds": sale.hold_seconds,
+                "lane_count": sale.lane_count,
+                "currency": currency,
+            }
+            if await (await connection.execute(SQL["change_draft"], row)).fetchone() is None:
+                return False
+            await connection.execute(SQL["delete_items"], {"sale_id": sale.id})
+            await _insert_items(connection, sale.id, sale.items)
+        return True
+
+    async def start_loading(self, sale: Sale, lanes: tuple[int, ...]) -> bool:
+        """Commit that lanes are about to be loaded, with the ledger; False when the draft has changed. ProductsMissing."""
+        async with self._catalogue.connection() as connection:
+            await _currency_of(connection, sale.items)
+            row = {"id": sale.id, "version": sale.version, "lanes": list(lanes)}
+            if await (await connection.execute(SQL["start_loading"], row)).fetchone() is None:
+                return False
+            await connection.execute(SQL["fill_ledger"], {"id": sale.id})
+        return True
+
+    async def mark_published(self, sale_id: UUID) -> None:
+        """Lanes are loaded: buyers may see the sale."""
+        async with self._catalogue.connection() as connection:
+            await connection.execute(SQL["mark_published"], {"id": sale_id})
+
+    async def change_published(self, sale: Sale) -> bool:
+        """Write name, window and flags over the version that the sale has; False when that is not there any more."""
+        row = {
+            "id": sale.id,
+            "version": sale.version,
+            "name": sale.name,
+            "starts_at": sale.starts_at,
+            "ends_at": sale.ends_at,
+            "paused": sale.paused,
+            "ended": sale.ended,
+        }
+        async with self._catalogue.connection() as connection:
+            return await (await connection.execute(SQL["change_published"], row)).fetchone() is not None
+
+    async def live(self, *, settled: timedelta, kept: timedelta, limit: int) -> list[LiveSale]:
+        """Sales that edges must know, until `kept` after their end."""
+        parameters = {"settled": settled, "kept": kept, "limit": limit}
+        async with self._catalogue.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(LiveSale))
+            return await (await cursor.execute(SQL["live"], parameters)).fetchall()
+
+    async def find_restock(self, sale_id: UUID, key: str) -> tuple[str, int] | None:
+        """SKU and quantity that came with a key before."""
+        async with self._catalogue.connection() as connection:
+            cursor = await connection.execute(SQL["find_restock"], {"sale_id": sale_id, "key": key})
+            row = await cursor.fetchone()
+        return None if row is None else (row[0], row[1])
+
+    async def add_restock(self, restock: Restock, *, sku: str, created_by: UUID) -> None:
+        """Commit a restock and the raised ledger, once per key. KeyReused, StockTooHigh."""
+        parameters = {
+            "sale_id": restock.sale_id,
+            "key": restock.idempotency_key,
+            "sku": sku,
+            "sku_index": restock.sku_index,
+            "quantity": restock.quantity,
+            "created_by": created_by,
+            "stock_max": STOCK_MAX,
+        }
+        async with self._catalogue.connection() as connection:
+            if await (await connection.execute(SQL["insert_restock"], parameters)).fetchone() is None:
+                row = await (await connection.execute(SQL["find_restock"], parameters)).fetchone()
+                if row != (sku, restock.quantity):
+                    raise KeyReused
+            elif await (await connection.execute(SQL["raise_ledger"], parameters)).fetchone() is None:
+                raise StockTooHigh  # and undo the row
+
+    async def mark_restocked(self, restock: Restock) -> None:
+        """The lane has the units."""
+        parameters = {"sale_id": restock.sale_id, "key": restock.idempotency_key}
+        async with self._catalogue.connection() as connection:
+            await connection.execute(SQL["mark_restocked"], parameters)
+
+    async def unapplied_restocks(self, *, settled: timedelta, limit: int) -> list[Restock]:
+        """Restocks whose lane may not have them, oldest first."""
+        async with self._catalogue.connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Restock))
+            parameters = {"settled": settled, "limit": limit}
+            return await (await cursor.execute(SQL["unapplied_restocks"], parameters)).fetchall()
+
+    async def restocked_units(self, sale_id: UUID) -> dict[int, int]:
+        """Units added so far, by SKU index."""
+        async with self._catalogue.connection() as connection:
+            cursor = await connection.execute(SQL["restocked_units"], {"sale_id": sale_id})
+            return {row[0]: row[1] for row in await cursor.fetchall()}
+
+
+async def _currency_of(connection: AsyncConnection[TupleRow], items: tuple[Item, ...]) -> str:
+    """The one currency of the items' products, locked until the transaction's end. ProductsMissing."""
+    cursor = await connection.execute(SQL["products_of"], {"skus": [item.sku for item in items]})
+    products = {sku: (currency, active) for sku, currency, active in await cursor.fetchall()}
+    first = next((products[item.sku][0] for item in items if item.sku in products), "")
+    reasons: dict[str, str] = {}
+    for item in items:
+        if item.sku not in products:
+            reasons[item.sku] = "there is no product with this SKU"
+        elif not products[item.sku][1]:
+            reasons[item.sku] = "the product is not active"
+        elif products[item.sku][0] != first:
+            reasons[item.sku] = f"the product's currency is {products[item.sku][0]}, not {first}"
+    if reasons:
+        raise ProductsMissing(reasons)
+    return first
+
+
+async def _insert_items(connection: AsyncConnection[TupleRow], sale_id: UUID, items: tuple[Item, ...]) -> None:
+    columns = {
+        "sale_id": sale_id,
+        "skus": [item.sku for item in items],
+        "stocks": [item.stock for item in items],
+        "prices": [item.price_minor for item in items],
+        "limits": [item.per_user_limit for item in items],
+    }
+    await connection.execute(SQL["insert_items"], columns)

@@ -1,0 +1,90 @@
+"""Finishes what crashes interrupted: publishing, pushed changes, restocks; puts documents that Redis lost. Repeats for ever.
+
+Several processes may run it: every step is idempotent and compare-and-set. Does not rebuild a lane that lost a sale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import psycopg
+import redis.exceptions
+import structlog
+
+from backoffice.sales.lanes import LaneForgot, SaleLanes
+from backoffice.sales.model import Stage
+from backoffice.sales.service import KeyClash, SaleService
+from backoffice.sales.store import LiveSale, Sales
+
+PERIOD_S = 2.0
+SETTLED = timedelta(seconds=10)  # no request works longer on a sale
+KEPT = timedelta(hours=25)  # lanes keep a sale for 24 h after its end
+SALES_MAX = 1000  # live at once; far more than anybody runs
+RESTOCKS_MAX = 100  # in one round
+
+log = structlog.get_logger(__name__)
+
+
+class Synchroniser:
+    """One pass is `step`; `run` makes one every `PERIOD_S`."""
+
+    def __init__(self, sales: Sales, lanes: SaleLanes, service: SaleService, repaired: Callable[[int], None]) -> None:
+        """Uses them, owns nothing; `repaired` is told how much a round put right."""
+        self._sales = sales
+        self._lanes = lanes
+        self._service = service
+        self._repaired = repaired
+        self._failing = False
+
+    async def run(self) -> None:
+        """For ever; what is unavailable is tried again in the next round, and told once."""
+        while True:
+            try:
+                self._repaired(await self.step())
+            except (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError) as error:
+                if not self._failing:
+                    log.warning("synchroniser cannot work", error=type(error).__name__)
+                self._failing = True
+            except Exception:
+                log.exception("synchroniser failed")
+                self._failing = True
+            else:
+                self._failing = False
+            await asyncio.sleep(PERIOD_S)
+
+    async def step(self, *, settled: timedelta = SETTLED) -> int:
+        """One round over what is older than `settled`; the number of things that had to be put right."""
+        repaired = 0
+        live = await self._sales.live(settled=settled, kept=KEPT, limit=SALES_MAX)
+        published = [sale for sale in live if sale.stage == Stage.PUBLISHED]
+        for sale in live:
+            if sale.stage == Stage.LOADING and sale.settled:
+                await self._service.publish(sale.id)
+                repaired += 1
+        for sale in await self._behind(published):
+            try:
+                await self._service.push(await self._service.get(sale.id))
+                repaired += 1
+            except LaneForgot as error:
+                log.error("lane lost a sale, it must be rebuilt", sale_id=str(error.sale_id), lane=error.lane)
+        for restock in await self._sales.unapplied_restocks(settled=settled, limit=RESTOCKS_MAX):
+            try:
+                await self._service.apply_restock(await self._service.get(restock.sale_id), restock)
+                repaired += 1
+            except (LaneForgot, KeyClash) as error:
+                log.error("restock waits", sale_id=str(restock.sale_id), error=type(error).__name__)
+        return repaired
+
+    async def _behind(self, published: list[LiveSale]) -> list[LiveSale]:
+        """Sales whose document is missing or older, or which edges would not find."""
+        if not published:
+            return []
+        documents = await self._lanes.documents([sale.id for sale in published])
+        listed = await self._lanes.listed()
+        return [
+            sale
+            for sale, known in zip(published, documents, strict=True)
+            if known is None or known < (sale.epoch, sale.version) or str(sale.id) not in listed
+        ]

@@ -1,0 +1,106 @@
+"""Types of fields that several subjects share: text that PostgreSQL can hold, ids, times. Performs no I/O."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+
+from backoffice.web.messages import invalid
+from domain import ids
+
+LIMIT_DEFAULT = 50
+LIMIT_MAX = 200
+
+
+class Model(BaseModel):
+    """What is sent: members beside those named are refused when it comes in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Resource(BaseModel):
+    """What is answered."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+def _printable(text: str) -> str:
+    # NUL cannot be stored, other control characters have no use in a name and some in an attack on a terminal or log.
+    if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if "\n" in text or "\t" in text:
+        raise ValueError("line breaks and tabs are not allowed")
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _in_utc(time: datetime) -> datetime:
+    if time.tzinfo is None:
+        raise ValueError("needs a time zone, as in 2026-01-01T00:00:00Z")
+    try:
+        # Redis time has milliseconds; what is finer could not be compared with it.
+        return time.astimezone(UTC).replace(microsecond=time.microsecond // 1000 * 1000)
+    except OverflowError as error:
+        raise ValueError("is out of range") from error
+
+
+def format_time(time: datetime) -> str:
+    """`2026-01-01T00:00:00.123Z`."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable), AfterValidator(_one_line)]
+Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
+PriceMinor = Annotated[int, Field(ge=0, le=10**12, description="In minor units of the currency")]
+
+
+class Page(Model):
+    """Query of a list."""
+
+    cursor: str | None = Field(None, max_length=512, description="`next_cursor` of the page before")
+    limit: int = Field(LIMIT_DEFAULT, ge=1, le=LIMIT_MAX)
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def encode_cursor(kind: str, last: UUID) -> str:
+    """An opaque cursor: behind `last` in a list of this kind."""
+    return base64.urlsafe_b64encode(f"{kind}:".encode() + last.bytes).rstrip(b"=").decode("ascii")
+
+
+def decode_cursor(kind: str, cursor: str | None) -> UUID | None:
+    """Inverse of `encode_cursor`, None for none; Refused for anything that this list did not give out."""
+    if cursor is None:
+        return None
+    prefix = f"{kind}:".encode()
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid("/cursor", "is not a cursor of this list") from error
+    if not raw.startswith(prefix) or len(raw) != len(prefix) + 16:
+        raise invalid("/cursor", "is not a cursor of this list")
+    return UUID(bytes=raw[len(prefix) :])
+
+
+def query_id(pointer: str, text: str | None) -> UUID | None:
+    """An id in a query; Refused when it cannot be one."""
+    if text is None:
+        return None
+    value = ids.parse_uuid(text)
+    if value is None:
+        raise invalid(pointer, "is not an id")
+    return value

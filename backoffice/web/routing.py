@@ -1,0 +1,194 @@
+"""Routes and what happens around a handler: roles, body and query, bounded time, problems. Knows no subject.
+
+Answers are made here for every outcome of a handler; an exception never reaches Robyn, whose own error answers have no body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import psycopg
+import redis.exceptions
+import structlog
+from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
+from pydantic import BaseModel, ValidationError
+
+from backoffice.web.messages import JSON, Answer, Call, Caller, Refused, Rendered, Role, render, render_problem
+from domain.problems import FieldError, Problem, ProblemDetails
+
+HANDLER_S_MAX = 15.0  # a handler's whole time; its pools and clients give up earlier
+ERRORS_MAX = 50  # offending places told in one answer
+_PARAMETER = re.compile(r"\{([a-z_]+)\}")
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[..., Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One operation. `roles` is None where no token is asked for; `body` and `query` are handed to the handler, parsed.
+
+    `path` names parameters in braces, as OpenAPI does. The rest describes the operation in `/openapi.json`.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    tag: str
+    roles: frozenset[Role] | None = None
+    body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    answers: type[BaseModel] | None = None
+    status: int = 200
+    media_type: str = JSON
+    problems: tuple[Problem, ...] = ()
+    headers: tuple[str, ...] = field(default=())
+    """Request headers that the operation reads, a `!` behind those it requires."""
+
+    @property
+    def robyn_path(self) -> str:
+        """The path as Robyn writes it: `:name` for a parameter."""
+        return _PARAMETER.sub(r":\1", self.path)
+
+
+class Authenticate(Protocol):
+    """Turns an `Authorization` header into a caller, or raises Refused."""
+
+    def __call__(self, authorization: str | None) -> Caller:
+        """The caller; Refused for a header that is missing, malformed, forged or out of date."""
+        ...
+
+
+class Observe(Protocol):
+    """Takes note of one answered request."""
+
+    def __call__(self, *, route: str, method: str, status: int, seconds: float) -> None:
+        """`route` is the path with its parameters in braces."""
+        ...
+
+
+class RouteTable:
+    """All routes by the shape of their path; tells what exists before any body is read."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        """Asserts that no operation is there twice."""
+        self.routes = tuple(routes)
+        self._by_segments: dict[int, list[tuple[re.Pattern[str], set[str]]]] = {}
+        patterns: dict[str, set[str]] = {}
+        for route in self.routes:
+            methods = patterns.setdefault(route.path, set())
+            assert route.method not in methods, f"{route.method} {route.path} twice"
+            methods.add(route.method)
+            if route.method == "GET":
+                methods.add("HEAD")
+        # Fixed segments win over parameters: /v1/users/me before /v1/users/{user_id}.
+        for path in sorted(patterns, key=lambda path: path.count("{")):
+            expression = re.compile(_PARAMETER.sub(r"[^/]+", path.replace(".", r"\.")))
+            self._by_segments.setdefault(path.count("/"), []).append((expression, patterns[path]))
+
+    def methods(self, path: str) -> tuple[str, ...]:
+        """Methods of a concrete path, sorted for `Allow`; none when nothing is there."""
+        for expression, methods in self._by_segments.get(path.count("/"), ()):
+            if expression.fullmatch(path):
+                return tuple(sorted(methods))
+        return ()
+
+
+class Dispatcher:
+    """Runs one route's handler and makes the answer, whatever happens."""
+
+    def __init__(self, authenticate: Authenticate, observe: Observe) -> None:
+        """Both are called once per request."""
+        self._authenticate = authenticate
+        self._observe = observe
+
+    async def answer(self, route: Route, call: Call) -> Rendered:
+        """The answer as it goes on the wire; never raises but for cancellation."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(HANDLER_S_MAX):
+                rendered = render(await self._run(route, call))
+        except Refused as refusal:
+            rendered = render_problem(refusal.details)
+        except TooManyRequests:  # a pool's queue is full
+            rendered = render_problem(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
+        except _UNAVAILABLE as error:
+            # Not the error's text: it may name hosts and databases.
+            log.warning("dependency unavailable", method=route.method, route=route.path, error=type(error).__name__)
+            rendered = render_problem(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1))
+        except Exception:
+            log.exception("handler failed", method=route.method, route=route.path)
+            rendered = render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
+        self._observe(
+            route=route.path, method=call.method, status=rendered.status, seconds=time.perf_counter() - started
+        )
+        return rendered
+
+    async def _run(self, route: Route, call: Call) -> Answer:
+        if route.roles is not None:
+            caller = self._authenticate(call.headers.get("authorization"))
+            if caller.role not in route.roles:
+                raise Refused(Problem.FORBIDDEN, "The token's role does not allow this")
+            call = replace(call, caller=caller)
+        arguments: list[BaseModel] = []
+        if route.body is not None:
+            arguments.append(parse_body(route.body, call))
+        if route.query is not None:
+            arguments.append(parse_query(route.query, call))
+        return await route.handler(call, *arguments)
+
+
+_UNAVAILABLE = (
+    redis.exceptions.ConnectionError,
+    redis.exceptions.TimeoutError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.OutOfMemoryError,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolTimeout,
+    PoolClosed,
+    TimeoutError,
+    ConnectionError,
+)
+
+
+def parse_body(model: type[BaseModel], call: Call) -> BaseModel:
+    """The body as a model; `unsupported_media_type`, `malformed_request` or `validation_failed` otherwise."""
+    media_type, _, parameters = call.headers.get("content-type", "").partition(";")
+    charset = parameters.strip().lower().replace('"', "")
+    if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
+        raise Refused(Problem.UNSUPPORTED_MEDIA_TYPE)
+    if call.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise Refused(Problem.UNSUPPORTED_MEDIA_TYPE)
+    try:
+        return model.model_validate_json(call.body, strict=True)
+    except ValidationError as error:
+        if any(place["type"] == "json_invalid" for place in error.errors(include_url=False, include_input=False)):
+            raise Refused(Problem.MALFORMED_REQUEST, "The body is not JSON") from error
+        raise _not_valid(error) from error
+
+
+def parse_query(model: type[BaseModel], call: Call) -> BaseModel:
+    """The query as a model, unknown parameters left out; `validation_failed` otherwise."""
+    try:
+        return model.model_validate(dict(call.query))
+    except ValidationError as error:
+        raise _not_valid(error) from error
+
+
+def _not_valid(error: ValidationError) -> Refused:
+    places = error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]
+    return Refused(Problem.VALIDATION_FAILED, errors=tuple(_field_error(place) for place in places))
+
+
+def _field_error(place: Mapping[str, Any]) -> FieldError:
+    # RFC 6901, section 3: `~` and `/` of a member's name are escaped.
+    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place["loc"])
+    return FieldError(pointer, place["msg"].removeprefix("Value error, "))

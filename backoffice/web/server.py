@@ -1,0 +1,209 @@
+"""Robyn behind the guard: one process, one event loop, a clean start and a clean end.
+
+Robyn runs the loop itself and never returns from it, installs signal handlers of its own that drop connections, asks
+on stdin when a port is busy and reads `robyn.env`; this module is where all of that is dealt with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from typing import Protocol
+from urllib.parse import unquote_plus
+
+import robyn
+import structlog
+from robyn.argument_parser import Config
+from robyn.dependency_injection import DependencyMap
+
+from backoffice.web.guard import CLIENT_HEADER, Bounds, Guard
+from backoffice.web.messages import Call, render_problem
+from backoffice.web.routing import Dispatcher, Route, RouteTable
+from domain.problems import Problem, ProblemDetails
+
+_LOOPBACK = "127.0.0.1"
+_PROBE_S_MAX = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Application(Protocol):
+    """What is served: its routes, and what runs around them."""
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """All operations."""
+        ...
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Runs them."""
+        ...
+
+    def running(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Open while requests are served: pools, background tasks."""
+        ...
+
+    def drain(self) -> None:
+        """The process is about to end: readiness fails from here on."""
+        ...
+
+
+def serve(
+    application: Application,
+    *,
+    host: str,
+    port: int,
+    drain_s_max: float,
+    bounds: Bounds,
+) -> None:
+    """Serve until SIGTERM or SIGINT; does not return but ends the process, with status 0 after a clean end.
+
+    Status 1 when the port is taken or the application fails to start.
+    """
+    table = RouteTable(application.routes)
+    secret = secrets.token_urlsafe(24)
+    # Bound and never listening: Robyn shares the port by SO_REUSEPORT, nobody else can take it meanwhile.
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((_LOOPBACK, 0))
+        upstream = (_LOOPBACK, int(reserved.getsockname()[1]))
+        guard = Guard(upstream=upstream, secret=secret, methods=table.methods, bounds=bounds)
+        life = _Life(application, guard, (host, port), upstream, drain_s_max)
+        app = _robyn(table, application.dispatcher, secret)
+        app.startup_handler(life.start)
+        for name in ("ROBYN_HOST", "ROBYN_PORT", "ROBYN_BROWSER_OPEN"):
+            os.environ.pop(name, None)
+        app.start(*upstream, _check_port=False)
+    raise AssertionError("Robyn returned")
+
+
+class _Life:
+    """From the loop's first step to the end of the process."""
+
+    def __init__(
+        self,
+        application: Application,
+        guard: Guard,
+        address: tuple[str, int],
+        upstream: tuple[str, int],
+        drain_s_max: float,
+    ) -> None:
+        """Not started yet."""
+        self._application = application
+        self._guard = guard
+        self._address = address
+        self._upstream = upstream
+        self._drain_s_max = drain_s_max
+        self._stopping = asyncio.Event()
+        self._listening = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Robyn's start-up handler; an exception here would abort the process, so all work is in a task of ours."""
+        self._catch_signals()
+        self._task = asyncio.get_running_loop().create_task(self._live())
+
+    def _catch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            loop.add_signal_handler(number, self._stop)
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        if not self._listening and self._task is not None:
+            self._task.cancel()  # still waiting for something to start
+
+    async def _live(self) -> None:
+        status = 1
+        try:
+            async with self._application.running():
+                await self._probe()
+                # Robyn's server has put its own handlers in place by now, which would close connections at once.
+                self._catch_signals()
+                port = await self._guard.start(*self._address)
+                self._listening = True
+                log.info("listening", host=self._address[0], port=port)
+                await self._stopping.wait()
+                log.info("draining")
+                self._application.drain()
+                await self._guard.drain(self._drain_s_max)
+            status = 0
+        except asyncio.CancelledError:
+            status = 0
+        except OSError as error:
+            log.error("cannot listen", host=self._address[0], port=self._address[1], reason=error.strerror)
+        except Exception:
+            log.exception("the backoffice failed")
+        finally:
+            # Robyn's threads outlive the loop and its `start` never returns: there is nothing left that needs an orderly exit.
+            logging.shutdown()
+            os._exit(status)
+
+    async def _probe(self) -> None:
+        """Return when Robyn answers."""
+        async with asyncio.timeout(_PROBE_S_MAX):
+            while True:
+                with contextlib.suppress(OSError):
+                    reader, writer = await asyncio.open_connection(*self._upstream)
+                    try:
+                        writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                        if await reader.read(1):
+                            return
+                    finally:
+                        writer.close()
+                await asyncio.sleep(0.02)
+
+
+def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str) -> robyn.Robyn:
+    for chatty in ("robyn", "actix_server", "actix_web"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    config = Config()
+    config.disable_openapi = True  # its page loads from another host; we have a document of our own
+    config.log_level = "WARN"
+    config.processes = config.workers = 1
+    config.open_browser = False
+    app = robyn.Robyn(__file__, config=config, dependencies=DependencyMap())
+    for route in table.routes:
+        handler = _handler(route, dispatcher, secret)
+        app.add_route(route.method, route.robyn_path, handler)
+        if route.method == "GET":
+            app.add_route("HEAD", route.robyn_path, handler)
+    return app
+
+
+def _handler(route: Route, dispatcher: Dispatcher, secret: str) -> Callable[..., object]:
+    prefix = secret + ":"
+    client_header = CLIENT_HEADER.decode("ascii")
+
+    async def handle(request: robyn.Request) -> robyn.Response:
+        headers = {name: request.headers.get(name) or "" for name in request.headers.keys()}  # noqa: SIM118 - no mapping
+        forwarded = headers.pop(client_header, "")
+        if not forwarded.startswith(prefix):
+            # Somebody on this machine found the private port.
+            rendered = render_problem(ProblemDetails(Problem.FORBIDDEN))
+        else:
+            body = request.body
+            call = Call(
+                method=request.method,
+                path=request.url.path,
+                path_params=dict(request.path_params),
+                query={
+                    unquote_plus(name): unquote_plus(request.query_params.get(name) or "")
+                    for name in request.query_params.keys()  # noqa: SIM118
+                },
+                headers=headers,
+                body=body.encode() if isinstance(body, str) else bytes(body),
+                client=forwarded.removeprefix(prefix),
+            )
+            rendered = await dispatcher.answer(route, call)
+        return robyn.Response(rendered.status, rendered.headers, rendered.body)
+
+    return handle
