@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fixtures.fix_databases",
     "tests.fixtures.fix_scripts",
     "tests.fixtures.fix_edge",
+    "tests.fixtures.fix_backoffice",
 ]
