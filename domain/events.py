@@ -19,15 +19,16 @@ def order_event_id(entry: OrderEntry) -> str:
 
 def order_event(entry: OrderEntry) -> dict[str, Any]:
     """`order.<status>`: the whole order at one version. `time_ms` is when the version came to be (Redis time)."""
+    order_id = str(entry.order_id)
     return {
-        "id": order_event_id(entry),
+        "id": f"{order_id}:{entry.version}",
         "type": f"order.{entry.status.label}",
         "schema": ORDER_SCHEMA,
-        "key": str(entry.order_id),
+        "key": order_id,
         "version": entry.version,
         "time_ms": entry.changed_at_ms,
         "data": {
-            "order_id": str(entry.order_id),
+            "order_id": order_id,
             "user_id": str(entry.user_id),
             "sale_id": str(entry.sale_id),
             "status": entry.status.label,

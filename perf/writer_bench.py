@@ -23,7 +23,6 @@ import psycopg
 
 from devstack.servers import PostgresServer, RedisServer
 from domain.messages import encode_orders
-from domain.orders import encode_entry
 from domain.topology import order_queue
 from runtime.queue import open_queue
 from tests.fixtures.fix_databases import Databases, migrated_databases
@@ -54,6 +53,16 @@ def stored(databases: Databases) -> int:
     return total
 
 
+def cpu_s(process: subprocess.Popen[bytes]) -> float:
+    """Processor time of a process and its living children: how much there is to gain, whoever else uses the machine."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ticks = 0
+    for pid in (str(process.pid), *children):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orders", type=int, default=60_000)
@@ -75,11 +84,18 @@ def main() -> None:
             writer = subprocess.Popen([sys.executable, "-m", "workers.shard_writer"], env=os.environ | environ)
             while (first := stored(databases)) == 0:
                 time.sleep(0.01)
+            assert postgres.process is not None
+            before = [cpu_s(writer), cpu_s(postgres.process)]
             began = time.perf_counter()
             while (count := stored(databases)) < options.orders:
                 time.sleep(0.02)
             took = time.perf_counter() - began
-            print(f"{count - first} orders in {took:.2f} s: {(count - first) / took:,.0f} orders/s")
+            spent = [cpu_s(writer) - before[0], cpu_s(postgres.process) - before[1]]
+            orders = count - first
+            print(
+                f"{orders} orders in {took:.2f} s: {orders / took:,.0f} orders/s; processor time per order: "
+                f"writer {spent[0] / orders * 1e6:.1f} us, PostgreSQL {spent[1] / orders * 1e6:.1f} us"
+            )
         finally:
             if writer is not None:
                 writer.terminate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -40,7 +41,7 @@ class Grants:
         keys = list(needs)
         wanted = columns.integers([needs[key] for key in keys])
         rows = await self._change("raise_grants", keys, {"needs": wanted})
-        return {(sale_id, sku): Grant(total, seq) for sale_id, sku, total, seq in rows}
+        return {(sale_id.int, sku): Grant(total, seq) for sale_id, sku, total, seq in rows}
 
     async def lower_to(self, given_up: Mapping[SkuKey, Grant]) -> None:
         """Tell the catalogue what the shard keeps of a grant; a grant with a newer number stays as it is."""
@@ -55,11 +56,11 @@ class Grants:
         """All grants of the shard."""
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_SQL["read_grants"], {"shard": self._shard})
-            return {(sale_id, sku): Grant(total, seq) for sale_id, sku, total, seq in await cursor.fetchall()}
+            return {(sale_id.int, sku): Grant(total, seq) for sale_id, sku, total, seq in await cursor.fetchall()}
 
     async def _change(self, block: str, keys: list[SkuKey], more: dict[str, Any]) -> list[TupleRow]:
         values = {
-            "sale_ids": columns.uuids([sale_id for sale_id, _ in keys]),
+            "sale_ids": columns.uuids([UUID(int=sale_id) for sale_id, _ in keys]),
             "skus": columns.texts([sku for _, sku in keys]),
             "shard": self._shard,
             **more,

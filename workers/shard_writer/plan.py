@@ -20,7 +20,8 @@ from domain.messages import SequencedEntry
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import Topology
 
-SkuKey = tuple[UUID, str]  # sale, SKU
+# The batch's dictionaries are keyed by integers: the hash of a UUID is Python code and would cost more than the planning.
+SkuKey = tuple[int, str]  # sale id as an integer, SKU
 _BIGINT_MAX = (1 << 63) - 1
 _TIME_MS_MAX = 253_402_300_800_000  # the year 10000
 _HOLDING = frozenset({OrderStatus.RESERVED, OrderStatus.PAID})
@@ -45,6 +46,13 @@ class Incoming:
     order_id: UUID
     newest: OrderEntry
     versions: list[Version]
+
+    @property
+    def units(self) -> list[tuple[SkuKey, int]]:
+        """Units per line."""
+        entry = self.newest
+        sale = entry.sale_id.int
+        return [((sale, line.sku), line.quantity) for line in entry.lines]
 
 
 @dataclass(slots=True)
@@ -107,12 +115,12 @@ def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Ver
 
 def group_by_order(versions: Iterable[Version]) -> list[Incoming]:
     """Entries gathered per order, in order of first arrival."""
-    orders: dict[UUID, Incoming] = {}
+    orders: dict[int, Incoming] = {}
     for version in versions:
         entry = version.entry
-        order = orders.get(entry.order_id)
+        order = orders.get(entry.order_id.int)
         if order is None:
-            orders[entry.order_id] = Incoming(entry.order_id, entry, [version])
+            orders[entry.order_id.int] = Incoming(entry.order_id, entry, [version])
             continue
         order.versions.append(version)
         if entry.version > order.newest.version:
@@ -122,25 +130,25 @@ def group_by_order(versions: Iterable[Version]) -> list[Incoming]:
 
 def sku_keys(orders: Iterable[Incoming]) -> list[SkuKey]:
     """Every SKU that the orders touch, sorted: the order in which quota rows are locked."""
-    return sorted({(order.newest.sale_id, line.sku) for order in orders for line in order.newest.lines})
+    return sorted({key for order in orders for key, _ in order.units})
 
 
 def needs(
-    orders: Sequence[Incoming], stored: Mapping[UUID, Stored], quotas: Mapping[SkuKey, Quota]
+    orders: Sequence[Incoming], stored: Mapping[int, Stored], quotas: Mapping[SkuKey, Quota]
 ) -> dict[SkuKey, int]:
     """Totals to ask the catalogue for: `sold` after this batch, where that is more than is granted."""
     after: dict[SkuKey, int] = {}
     for order in orders:
-        before = stored.get(order.order_id)
-        sign = int(_charges(order, before)) - int(_releases(order, before))
+        before = stored.get(order.order_id.int)
+        sign = _charges(order, before) - _releases(order, before)
         if sign:
-            for line in order.newest.lines:
-                key = (order.newest.sale_id, line.sku)
-                after[key] = after.get(key, quotas[key].sold) + sign * line.quantity
-    return {key: total for key, total in sorted(after.items()) if total > quotas[key].granted}
+            for key, units in order.units:
+                after[key] = after.get(key, 0) + sign * units
+    totals = {key: quotas[key].sold + units for key, units in after.items()}
+    return {key: total for key, total in sorted(totals.items()) if total > quotas[key].granted}
 
 
-def make_plan(orders: Sequence[Incoming], stored: Mapping[UUID, Stored], quotas: Mapping[SkuKey, Quota]) -> Plan:
+def make_plan(orders: Sequence[Incoming], stored: Mapping[int, Stored], quotas: Mapping[SkuKey, Quota]) -> Plan:
     """What these orders change, given what is stored; the quotas are left as they are (`apply_changes` moves them).
 
     Units that the batch releases are there for its charges first; what is left over goes back with the grant.
@@ -149,13 +157,12 @@ def make_plan(orders: Sequence[Incoming], stored: Mapping[UUID, Stored], quotas:
     changes = plan.changes
     released: dict[SkuKey, int] = {}
     for order in orders:
-        if _releases(order, stored.get(order.order_id)):
-            for line in order.newest.lines:
-                key = (order.newest.sale_id, line.sku)
-                changes.setdefault(key, Change()).sold -= line.quantity
-                released[key] = released.get(key, 0) + line.quantity
+        if stored and _releases(order, stored.get(order.order_id.int)):
+            for key, units in order.units:
+                changes.setdefault(key, Change()).sold -= units
+                released[key] = released.get(key, 0) + units
     for order in orders:
-        before = stored.get(order.order_id)
+        before = stored.get(order.order_id.int)
         if _charges(order, before) and not _charge(order, quotas, changes):
             plan.waiting.append(order)
             continue
@@ -170,7 +177,7 @@ def make_plan(orders: Sequence[Incoming], stored: Mapping[UUID, Stored], quotas:
         quota = quotas[key]
         left_over = quota.granted - (quota.sold + changes[key].sold)
         changes[key].give_back = max(0, min(units, left_over))
-    plan.rows.sort(key=lambda entry: entry.order_id)  # rows are locked in one order: two writers cannot deadlock
+    plan.rows.sort(key=lambda entry: entry.order_id.int)  # rows are locked in one order: two writers cannot deadlock
     return plan
 
 
@@ -203,15 +210,16 @@ def _releases(order: Incoming, before: Stored | None) -> bool:
 
 def _charge(order: Incoming, quotas: Mapping[SkuKey, Quota], changes: dict[SkuKey, Change]) -> bool:
     """Take the units of every line, or of none."""
-    wanted: dict[SkuKey, int] = {}
-    for line in order.newest.lines:
-        key = (order.newest.sale_id, line.sku)
-        wanted[key] = wanted.get(key, 0) + line.quantity
-    for key, units in wanted.items():
+    taken: list[tuple[Change, int]] = []
+    for key, units in order.units:
         change = changes.get(key)
-        sold = quotas[key].sold + (change.sold if change else 0)
-        if sold + units > quotas[key].granted:
+        if change is None:
+            change = changes[key] = Change()
+        quota = quotas[key]
+        if quota.sold + change.sold + units > quota.granted:
+            for earlier, earlier_units in taken:
+                earlier.sold -= earlier_units
             return False
-    for key, units in wanted.items():
-        changes.setdefault(key, Change()).sold += units
+        change.sold += units
+        taken.append((change, units))
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -149,14 +150,14 @@ class ShardStore:
 
 def _sku_columns(keys: Sequence[SkuKey]) -> dict[str, columns.Column]:
     return {
-        "sale_ids": columns.uuids([sale_id for sale_id, _ in keys]),
+        "sale_ids": columns.uuids([UUID(int=sale_id) for sale_id, _ in keys]),
         "skus": columns.texts([sku for _, sku in keys]),
     }
 
 
 async def _lock_and_read(
     connection: AsyncConnection[TupleRow], orders: Sequence[Incoming]
-) -> tuple[dict[SkuKey, Quota], dict[UUID, Stored]]:
+) -> tuple[dict[SkuKey, Quota], dict[int, Stored]]:
     skus = _sku_columns(sku_keys(orders))
     async with connection.pipeline():  # network op: one round trip
         for bound in _BOUNDS:
@@ -166,9 +167,11 @@ async def _lock_and_read(
         found = await connection.execute(
             _SQL["read_stored"], {"ids": columns.uuids([order.order_id for order in orders])}
         )
-    quotas = {(sale_id, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await locked.fetchall()}
+    quotas = {
+        (sale_id.int, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await locked.fetchall()
+    }
     stored = {
-        order_id: Stored(version, charged, frozenset(versions or ()))
+        order_id.int: Stored(version, charged, frozenset(versions or ()))
         for order_id, version, charged, versions in await found.fetchall()
     }
     return quotas, stored
@@ -177,7 +180,7 @@ async def _lock_and_read(
 async def _store_by_halves(
     connection: AsyncConnection[TupleRow],
     orders: Sequence[Incoming],
-    stored: dict[UUID, Stored],
+    stored: dict[int, Stored],
     quotas: dict[SkuKey, Quota],
     result: StoreResult,
     changed: set[SkuKey],
@@ -228,13 +231,13 @@ def _account(plan: Plan, quotas: dict[SkuKey, Quota], changed: set[SkuKey]) -> N
     changed.update(key for key, change in plan.changes.items() if change.give_back)
 
 
-def _count_final(orders: Sequence[Incoming], stored: dict[UUID, Stored], result: StoreResult) -> None:
+def _count_final(orders: Sequence[Incoming], stored: dict[int, Stored], result: StoreResult) -> None:
     """Final states that are stored by now, also those that a redelivery repeats: their Redis value gets its TTL."""
-    left_out = {order.order_id for order in result.waiting} | {order.order_id for order, _ in result.poison}
+    left_out = {order.order_id.int for order in (*result.waiting, *(order for order, _ in result.poison))}
     for order in orders:
-        if order.order_id in left_out:
+        if order.order_id.int in left_out:
             continue
-        before = stored.get(order.order_id)
+        before = stored.get(order.order_id.int)
         if before is not None and before.version >= order.newest.version:
             result.repeated_count += 1
         if order.newest.status.is_final:
@@ -288,12 +291,12 @@ def _transition_columns(transitions: Sequence[Version]) -> dict[str, columns.Col
 
 def _outbox_columns(transitions: Sequence[Version]) -> dict[str, columns.Column | str]:
     """One row per partition, its events in the order of the batch."""
-    partitions: dict[int, list[bytes]] = {}
+    partitions: dict[int, list[dict[str, Any]]] = {}
     for version in transitions:
-        partition = outbox_partition(str(version.entry.order_id))
-        partitions.setdefault(partition, []).append(orjson.dumps(order_event(version.entry)))
+        event = order_event(version.entry)
+        partitions.setdefault(outbox_partition(event["key"]), []).append(event)
     return {
         "destination": DESTINATION_ORDER_EVENTS,
         "partition": columns.smallints(list(partitions)),
-        "events": columns.jsonbs([b"[" + b",".join(events) + b"]" for events in partitions.values()]),
+        "events": columns.jsonbs([orjson.dumps(events) for events in partitions.values()]),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -99,7 +100,9 @@ def _look(grant: Grant | None, quota: Quota | None) -> _Look:
 
 async def _read_quotas(connection: AsyncConnection[TupleRow]) -> dict[SkuKey, Quota]:
     cursor = await connection.execute(_SQL["read_quotas"])
-    return {(sale_id, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await cursor.fetchall()}
+    return {
+        (sale_id.int, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await cursor.fetchall()
+    }
 
 
 async def _adopt(connection: AsyncConnection[TupleRow], unknown: dict[SkuKey, _Look]) -> None:
@@ -119,13 +122,13 @@ async def _give_up(connection: AsyncConnection[TupleRow], idle: dict[SkuKey, _Lo
     }
     cursor = await connection.execute(_SQL["give_up_idle"], values)
     # Committed before the catalogue is told: the other way round, the shard could sell what it gave up.
-    given_up = {(sale_id, sku): Grant(granted, seq) for sale_id, sku, granted, seq in await cursor.fetchall()}
+    given_up = {(sale_id.int, sku): Grant(granted, seq) for sale_id, sku, granted, seq in await cursor.fetchall()}
     await connection.commit()
     return given_up
 
 
 def _keys(looks: dict[SkuKey, Any]) -> dict[str, Any]:
     return {
-        "sale_ids": columns.uuids([sale_id for sale_id, _ in looks]),
+        "sale_ids": columns.uuids([UUID(int=sale_id) for sale_id, _ in looks]),
         "skus": columns.texts([sku for _, sku in looks]),
     }

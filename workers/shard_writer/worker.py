@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
-from uuid import UUID
 
 import psycopg
 import structlog
@@ -48,13 +47,13 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Parcel:
-    """A delivery taken apart. `units` are its orders by id, and by place what could not be decoded."""
+    """A delivery taken apart. `units` are its orders by id, and by place (below 1000) what could not be decoded."""
 
     delivery: Delivery
     versions: list[Version] = field(default_factory=list)
-    units: dict[UUID | int, list[SequencedEntry]] = field(default_factory=dict)
-    waiting: dict[UUID | int, str] = field(default_factory=dict)
-    poison: dict[UUID | int, str] = field(default_factory=dict)
+    units: dict[int, list[SequencedEntry]] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+    poison: dict[int, str] = field(default_factory=dict)
 
 
 class Stopping(Exception):
@@ -130,7 +129,7 @@ class ShardWriter:
                 parcel.poison[place] = str(error)
                 continue
             parcel.versions.append(version)
-            parcel.units.setdefault(version.entry.order_id, []).append(entry)
+            parcel.units.setdefault(version.entry.order_id.int, []).append(entry)
         return parcel
 
     async def process(self, parcels: Sequence[Parcel]) -> None:
@@ -142,14 +141,12 @@ class ShardWriter:
             # Before the acknowledgement: after a crash in between, the redelivery repeats it.
             await self._give_final_orders_their_ttl(result)
             await self._give_up_grants(result)
-            waiting = {order.order_id for order in result.waiting}
-            refused = {order.order_id: reason for order, reason in result.poison}
-            for parcel in parcels:
-                for order_id in parcel.units:
-                    if order_id in waiting:
-                        parcel.waiting[order_id] = f"{_WAITING}no grant"
-                    elif isinstance(order_id, UUID) and order_id in refused:
-                        parcel.poison[order_id] = refused[order_id]
+            waiting = {order.order_id.int for order in result.waiting}
+            refused = {order.order_id.int: reason for order, reason in result.poison}
+            if waiting or refused:
+                for parcel in parcels:
+                    parcel.waiting.update(waiting & parcel.units.keys())
+                    parcel.poison.update({unit: refused[unit] for unit in refused.keys() & parcel.units.keys()})
         # All of them come to an end before an error is raised: none goes on behind our back.
         ends = await asyncio.gather(*(self._settle(parcel) for parcel in parcels), return_exceptions=True)
         for end in ends:
@@ -167,7 +164,7 @@ class ShardWriter:
             await self._settle_poison(delivery, parcel.units[unit], reason)
         else:
             # Publish before ack: a crash between repeats, never loses.
-            together = [entry for unit in parcel.waiting for entry in parcel.units[unit]]
+            together = sorted((entry for unit in parcel.waiting for entry in parcel.units[unit]), key=_lane_seq)
             for entries in (together, *(parcel.units[unit] for unit in parcel.poison)):
                 if entries:
                     await self._publish(entries)
@@ -250,3 +247,7 @@ class ShardWriter:
 
     def _report(self, problem: str | None) -> None:
         self._service.ready(f"shard {self._shard}", problem is None, problem or "")
+
+
+def _lane_seq(entry: SequencedEntry) -> int:
+    return entry.lane_seq
