@@ -6,6 +6,7 @@ A batch leaves when the connection has room; what arrives meanwhile forms the ne
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
+from hotpath.resp import Reply
 from hotpath.sales import SaleView
 
 class Ticket:
@@ -54,8 +55,12 @@ class Batcher:
         queue_length_max: int,
         deadline_ms: int,
         wake: Callable[[], object],
+        batch_size_early: int = 0,
     ) -> None:
-        """`reserve`, `lookup`: (SHA-1 in hex, source). `wake` is called once when there is something to write."""
+        """`reserve`, `lookup`: (SHA-1 in hex, source). `wake` is called once when there is something to write.
+
+        A lone batch leaves at any size; a further one when at least `batch_size_early` orders wait (0: a full batch).
+        """
 
     def submit(self, ticket: Ticket) -> bool:
         """Queue it; False when it was refused at once (its verdict tells)."""
@@ -72,6 +77,12 @@ class Batcher:
     def receive(self, chunk: bytes) -> None:
         """Replies; ends tickets. ProtocolViolation when the connection must be dropped."""
 
+    def settle(self) -> None:
+        """Wake the waiters of all tickets that ended. Write `output` first: then Redis works meanwhile."""
+
+    def call(self, parts: Sequence[bytes], on_reply: Callable[[Reply], None]) -> None:
+        """Send a command of the link's own between batches; ReplyError when the connection is lost."""
+
     def sweep(self, now_ns: int) -> int:
         """End what is past its deadline; the number ended."""
 
@@ -79,7 +90,13 @@ class Batcher:
         """While true, new orders are OVERLOADED (Redis' memory is high)."""
 
     @property
-    def queued(self) -> int: ...
+    def is_connected(self) -> bool:
+        """Whether batches may leave."""
+
+    @property
+    def queued(self) -> int:
+        """Orders waiting for a batch."""
+
     @property
     def in_flight(self) -> int:
         """Batches on the wire."""
@@ -89,4 +106,4 @@ class Batcher:
         """Redis' clock minus ours, from the last batch."""
 
     def stats(self) -> dict[str, int]:
-        """batches, orders_sent, resubmitted, noscript, ... since the start."""
+        """batches, orders_sent, lookups_sent, resubmitted, noscript, error_replies, expired: since the start."""

@@ -1,6 +1,7 @@
 """RESP2 commands and replies. Performs no I/O."""
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 class ReplyError:
     """An error reply, as a value: `-NOSCRIPT No matching script.`"""
@@ -10,7 +11,7 @@ class ReplyError:
 class ProtocolViolation(Exception):
     """The peer's bytes are not RESP2, or a reply is beyond the bounds."""
 
-type Reply = None | int | bytes | ReplyError | list[Reply]
+Reply: TypeAlias = None | int | bytes | ReplyError | list[Reply]
 
 def encode_command(parts: Sequence[bytes]) -> bytes:
     """`*<n>\\r\\n` and each part as a bulk string."""

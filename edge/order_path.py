@@ -1,0 +1,237 @@
+"""`POST /v1/sales/{sale_id}/orders`: wires the compiled order path to settings, sales and problem answers.
+
+The usual request never runs Python code of this module after `exchange`. What is rare goes on in `_go_on`: a sale this
+worker has not read yet, a body without a length, a definition that the lane knows to be stale.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
+
+import structlog
+
+from domain.problems import FieldError, Problem, ProblemDetails
+from edge.problems import Answer, rate_limited, refuse, render
+from edge.redis_link import RedisAddress, RedisLink
+from edge.refusals import PROBLEM_OF_VERDICT
+from edge.sale_directory import DirectoryUnavailable
+from hotpath.batcher import Batcher, Ticket
+from hotpath.counters import Counters, Verdict
+from hotpath.exchange import DEFINITION_STALE, Exchange, OrderCore
+from hotpath.sales import SaleView
+from hotpath.scripts import load_script
+from hotpath.tokens import KeyRing
+from runtime.settings import Settings
+
+_log = structlog.get_logger("edge.order_path")
+
+BODY_LENGTH_MAX: Final = 4096
+REFRESHES_MAX: Final = 3  # a definition that is stale after so many reads belongs to a lane that is being rebuilt
+LOCAL_LIMIT_FACTOR: Final = 10  # the local limiter only keeps a runaway client off Redis, which has the true one
+SILENCE_FACTOR: Final = 2.0  # Redis may owe replies for so many request deadlines
+
+_PROBLEMS: Final[dict[int, Problem]] = {
+    **PROBLEM_OF_VERDICT,
+    Verdict.TOKEN_MISSING: Problem.TOKEN_MISSING,
+    Verdict.TOKEN_INVALID: Problem.TOKEN_INVALID,
+    Verdict.TOKEN_EXPIRED: Problem.TOKEN_EXPIRED,
+    Verdict.KEY_MISSING: Problem.IDEMPOTENCY_KEY_MISSING,
+    Verdict.MEDIA_TYPE: Problem.UNSUPPORTED_MEDIA_TYPE,
+    Verdict.BODY_TOO_LARGE: Problem.BODY_TOO_LARGE,
+    Verdict.BODY_TIMEOUT: Problem.REQUEST_TIMEOUT,
+    Verdict.SKU_NOT_FOUND: Problem.SKU_NOT_FOUND,
+    Verdict.SALE_NOT_FOUND: Problem.SALE_NOT_FOUND,
+    Verdict.INTERNAL_ERROR: Problem.INTERNAL_ERROR,
+}
+
+
+class Directory(Protocol):
+    """Where the order path finds sales (`edge.sale_directory.SaleDirectory`)."""
+
+    find: Callable[[str], SaleView | None]
+
+    async def load(self, sale_id: str) -> SaleView | None:
+        """The view of a sale, read when it is not known; None if there is none."""
+        ...
+
+    async def refresh(self, sale_id: str) -> SaleView | None:
+        """The view of a sale read anew."""
+        ...
+
+
+class OrderPath:
+    """The order path of one worker. `run` must be running while `exchange` is used."""
+
+    def __init__(self, settings: Settings, *, ring: KeyRing, directory: Directory) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._deadline_s = settings.request_deadline_ms / 1000
+        self._body_deadline_s = settings.body_deadline_ms / 1000
+        self._counters = Counters()
+        self._link = RedisLink(
+            RedisAddress.parse(settings.redis_url),
+            self._make_batcher,
+            silence_s_max=SILENCE_FACTOR * self._deadline_s,
+            on_sweep=self._sweep,
+        )
+        self._batcher = self._link.batcher
+        interval_us = 1_000_000 // (settings.user_rate * LOCAL_LIMIT_FACTOR)
+        self._core = OrderCore(
+            ring=ring,
+            batcher=self._batcher,
+            counters=self._counters,
+            fixed_answers=fixed_answers(),
+            answer_with_argument=self._answer_with_argument,
+            answer_invalid=_answer_invalid,
+            finish_elsewhere=self._go_on,
+            report=_report,
+            location_prefix="/v1/orders/",
+            body_length_max=BODY_LENGTH_MAX,
+            body_deadline_ms=settings.body_deadline_ms,
+            local_interval_us=max(1, interval_us),
+            local_burst=settings.user_burst * LOCAL_LIMIT_FACTOR,
+        )
+
+    def exchange(self, scope: Any, protocol: Any, sale_id: str) -> Awaitable[None]:
+        """An awaitable that answers the request; never raises."""
+        return Exchange(self._core, scope, protocol, sale_id, self._directory.find(sale_id))
+
+    async def run(self) -> None:
+        """Keep the connection to Redis and all deadlines. Cancel to stop."""
+        await self._link.run()
+
+    def refuse(self, refusing: bool) -> None:  # noqa: FBT001 - one flag, told by one caller
+        """While true new orders are `overloaded`: Redis' memory is high."""
+        self._batcher.refuse(refusing)
+
+    def snapshot(self) -> dict[str, Any]:
+        """`orders` (hotpath.counters.Snapshot), `batcher` (counts), `queued`, `in_flight`, `waiting_for_body`."""
+        return {
+            "orders": self._counters.snapshot(),
+            "batcher": {**self._batcher.stats(), "reconnects": max(0, self._link.connections - 1)},
+            "queued": self._batcher.queued,
+            "in_flight": self._batcher.in_flight,
+            "waiting_for_body": self._core.waiting_for_body,
+        }
+
+    def _make_batcher(self, wake: Callable[[], None]) -> Batcher:
+        settings = self._settings
+        reserve, lookup = load_script("reserve-2-2n"), load_script("lookup-2-2n")
+        return Batcher(
+            reserve=(reserve.sha, reserve.source.encode()),
+            lookup=(lookup.sha, lookup.source.encode()),
+            emission_interval_us=1_000_000 // settings.user_rate,
+            burst=settings.user_burst,
+            stream_length_max=settings.stream_length_max,
+            batch_size_max=settings.batch_size_max,
+            batches_in_flight_max=settings.batches_in_flight_max,
+            queue_length_max=settings.edge_queue_length_max,
+            deadline_ms=settings.request_deadline_ms,
+            wake=wake,
+        )
+
+    def _sweep(self, now_ns: int) -> None:
+        self._core.sweep(now_ns)
+
+    def _answer_with_argument(self, verdict: int, wait_ms: int) -> Answer:
+        if verdict == Verdict.NOT_OPEN:
+            retry_after_s = math.ceil(wait_ms / 1000) if wait_ms else None  # paused: nobody knows how long
+            return render(ProblemDetails(Problem.SALE_NOT_OPEN, retry_after_s=retry_after_s))
+        return rate_limited(wait_ms, rate=self._settings.user_rate, burst=self._settings.user_burst)
+
+    # ---- what is rare ------------------------------------------------------------------------------------------
+
+    async def _go_on(self, exchange: Exchange, reason: int) -> None:
+        ticket: Ticket | None = exchange
+        try:
+            if reason != DEFINITION_STALE:
+                ticket = await self._first_ticket(exchange)
+                if ticket is None:
+                    return
+                await self._ask(ticket)
+            for _ in range(REFRESHES_MAX):
+                if ticket.verdict != Verdict.STALE:
+                    break
+                async with asyncio.timeout(self._deadline_s):
+                    sale = await self._directory.refresh(exchange.sale_id)
+                if sale is None:
+                    break  # published once, gone now: answered as what it is, a lane or a directory that is not there
+                ticket = ticket.again(sale)
+                await self._ask(ticket)
+            exchange.respond(ticket)
+        except (DirectoryUnavailable, TimeoutError) as error:
+            _log.warning("sale_not_read", sale_id=exchange.sale_id, error=str(error) or type(error).__name__)
+            if ticket is not None and ticket.verdict == Verdict.STALE:
+                exchange.respond(ticket)
+            else:
+                exchange.refuse(Verdict.UNAVAILABLE)
+
+    async def _first_ticket(self, exchange: Exchange) -> Ticket | None:
+        """The order, not submitted yet; None when the request was answered."""
+        sale = exchange.known_sale
+        if sale is None:
+            async with asyncio.timeout(self._deadline_s):
+                sale = await self._directory.load(exchange.sale_id)
+        if sale is None:
+            exchange.refuse(Verdict.SALE_NOT_FOUND)
+            return None
+        body = await self._read_body(exchange)
+        return None if body is None else exchange.ticket_for(sale, body)
+
+    async def _ask(self, ticket: Ticket) -> None:
+        if self._batcher.submit(ticket):
+            await ticket
+
+    async def _read_body(self, exchange: Exchange) -> bytes | None:
+        """The whole body; None when the request was answered instead."""
+        protocol = exchange.rsgi_protocol
+        try:
+            async with asyncio.timeout(self._body_deadline_s):
+                if exchange.has_length:
+                    whole: bytes = await protocol()
+                    return whole
+                parts, length = [], 0
+                async for part in protocol:
+                    length += len(part)
+                    if length > BODY_LENGTH_MAX:
+                        exchange.refuse(Verdict.BODY_TOO_LARGE)
+                        return None
+                    parts.append(part)
+                return b"".join(parts)
+        except TimeoutError:
+            exchange.refuse(Verdict.BODY_TIMEOUT)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # Granian's own error for a body that breaks off.
+            _log.info("body_broke_off", error=str(error))
+            exchange.refuse(Verdict.BODY_TRUNCATED)
+        return None
+
+
+def fixed_answers() -> dict[int, Answer]:
+    """The answers without particulars, by verdict."""
+    return {
+        **{int(verdict): render(ProblemDetails(problem)) for verdict, problem in _PROBLEMS.items()},
+        int(Verdict.KEY_MALFORMED): refuse(
+            Problem.MALFORMED_REQUEST, "The Idempotency-Key must be 1 to 64 visible ASCII characters"
+        ),
+        int(Verdict.BODY_TRUNCATED): refuse(Problem.MALFORMED_REQUEST, "The body is shorter than its Content-Length"),
+    }
+
+
+def _answer_invalid(verdict: int, errors: list[tuple[str, str]]) -> Answer:
+    if verdict == Verdict.BODY_MALFORMED:
+        return refuse(Problem.MALFORMED_REQUEST, f"The body is {errors[0][1]}")
+    return render(
+        ProblemDetails(
+            Problem.VALIDATION_FAILED, errors=tuple(FieldError(pointer, detail) for pointer, detail in errors)
+        )
+    )
+
+
+def _report(error: BaseException) -> None:
+    _log.error("order_failed", exc_info=error)

@@ -1,0 +1,237 @@
+"""The order path's connection to Redis: carries script batches, one write and one read each. Decides nothing about orders.
+
+Reconnects with jitter for as long as it runs; what was in flight is resubmitted by the batcher. A peer that is silent
+while it owes replies counts as lost, since a cut cable sends no end of stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import structlog
+
+from hotpath.batcher import Batcher
+from hotpath.resp import ProtocolViolation, ReplyDecoder, ReplyError, encode_command
+
+_log = structlog.get_logger("edge.redis_link")
+
+SWEEP_S: Final = 0.025
+RECONNECT_S_MIN: Final = 0.02
+RECONNECT_S_MAX: Final = 0.5
+_PORT: Final = 6379
+
+
+class LinkRefused(Exception):
+    """The server answered the handshake with an error (a wrong password, loading its data); carries the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAddress:
+    """Where a `redis://`, `rediss://` or `unix://` URL points."""
+
+    host: str = ""
+    port: int = _PORT
+    path: str = ""
+    database: int = 0
+    username: str = ""
+    password: str = ""
+    tls: bool = False
+
+    def __repr__(self) -> str:
+        """Without the password."""
+        return f"RedisAddress({self.path or f'{self.host}:{self.port}'}, database={self.database})"
+
+    @classmethod
+    def parse(cls, url: str) -> RedisAddress:
+        """ValueError for another scheme."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError(f"not a Redis URL scheme: {parts.scheme!r}")
+        database = parse_qs(parts.query).get("db", [""])[0]
+        if parts.scheme != "unix":
+            database = database or parts.path.strip("/")
+        return cls(
+            host=parts.hostname or "127.0.0.1",
+            port=parts.port or _PORT,
+            path=unquote(parts.path) if parts.scheme == "unix" else "",
+            database=int(database or 0),
+            username=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            tls=parts.scheme == "rediss",
+        )
+
+    @property
+    def greeting(self) -> list[list[bytes]]:
+        """The commands that begin a connection."""
+        commands = []
+        if self.password:
+            user = [self.username.encode()] if self.username else []
+            commands.append([b"AUTH", *user, self.password.encode()])
+        if self.database:
+            commands.append([b"SELECT", str(self.database).encode()])
+        return [*commands, [b"CLIENT", b"SETNAME", b"flashsale-edge-orders"], [b"PING"]]
+
+
+class RedisLink(asyncio.Protocol):
+    """One connection at a time, owned by one event loop."""
+
+    def __init__(
+        self,
+        address: RedisAddress,
+        make_batcher: Callable[[Callable[[], None]], Batcher],
+        *,
+        silence_s_max: float,
+        on_sweep: Callable[[int], object],
+    ) -> None:
+        """`make_batcher` gets the function that asks for a write; `on_sweep` is called with CLOCK_MONOTONIC ns."""
+        self._address = address
+        self._silence_s_max = silence_s_max
+        self._on_sweep = on_sweep
+        self._transport: asyncio.Transport | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._greeted: asyncio.Future[None] | None = None
+        self._greeting_replies = 0
+        self._decoder = ReplyDecoder()
+        self._heard_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.connections = 0
+        self.batcher = make_batcher(self._wake)
+
+    async def run(self) -> None:
+        """Keep the connection and the deadlines for ever. Cancel to stop; what is left then ends at once."""
+        self._loop = asyncio.get_running_loop()
+        sweeper = asyncio.create_task(self._sweep(), name="order-path-sweep")
+        pause_s = RECONNECT_S_MIN
+        try:
+            while True:
+                try:
+                    lost = await self._connect()
+                    pause_s = RECONNECT_S_MIN
+                    await lost
+                    _log.warning("redis_lost")
+                except (OSError, TimeoutError, LinkRefused, ProtocolViolation) as error:
+                    _log.warning("redis_unreachable", error=str(error) or type(error).__name__)
+                await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - jitter, no secret
+                pause_s = min(RECONNECT_S_MAX, pause_s * 2)
+        finally:
+            sweeper.cancel()
+            self._drop()
+            self.batcher.sweep(2**62)  # nobody will ask Redis any more
+
+    async def _connect(self) -> asyncio.Future[None]:
+        """A connection that is ready for batches; the future is done when it is lost."""
+        loop = asyncio.get_running_loop()
+        self._lost = lost = loop.create_future()
+        self._greeted = greeted = loop.create_future()
+        self._decoder = ReplyDecoder()
+        commands = self._address.greeting
+        self._greeting_replies = len(commands)
+        try:
+            async with asyncio.timeout(self._silence_s_max):
+                if self._address.path:
+                    await loop.create_unix_connection(lambda: self, self._address.path)
+                else:
+                    await loop.create_connection(
+                        lambda: self, self._address.host, self._address.port, ssl=self._address.tls or None
+                    )
+                assert self._transport is not None
+                self._transport.write(b"".join(encode_command(command) for command in commands))
+                await greeted
+        except BaseException:
+            greeted.cancel()
+            self._drop()
+            raise
+        self.connections += 1
+        self._greeted = None
+        self._heard_at = time.monotonic()
+        _log.info("redis_connected", connections=self.connections)
+        self.batcher.connected()
+        return lost
+
+    def _drop(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- asyncio.Protocol --------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; the greeting follows."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like one
+
+    def data_received(self, data: bytes) -> None:
+        """Replies: first what they make room for is written, then the waiters are woken, while Redis works."""
+        if self._greeted is not None:
+            self._take_greeting(data)
+            return
+        self._heard_at = time.monotonic()
+        try:
+            self.batcher.receive(data)
+        except ProtocolViolation as error:
+            _log.error("redis_reply_malformed", error=str(error))
+            self._drop()
+        else:
+            self._flush()
+        self.batcher.settle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """What was in flight goes back to its queue."""
+        self._transport = None
+        if self.batcher.is_connected:
+            self.batcher.lost()
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_exception(exc or ConnectionResetError("closed during the handshake"))
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+    def _take_greeting(self, data: bytes) -> None:
+        assert self._greeted is not None
+        try:
+            replies = self._decoder.feed(data)
+        except ProtocolViolation as error:
+            self._end_greeting(error)
+            return
+        for reply in replies:
+            self._greeting_replies -= 1
+            if isinstance(reply, ReplyError):
+                self._end_greeting(LinkRefused(reply.text))
+        if self._greeting_replies == 0:
+            self._end_greeting(None)
+
+    def _end_greeting(self, error: Exception | None) -> None:
+        if self._greeted is None or self._greeted.done():
+            return
+        if error is None:
+            self._greeted.set_result(None)
+        else:
+            self._greeted.set_exception(error)
+
+    # ---- writing and deadlines ---------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        # Not at once: what the loop still has to do in this pass may add orders to the batch.
+        assert self._loop is not None
+        self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        output = self.batcher.output()
+        if output and self._transport is not None:
+            self._transport.write(output)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_ns = time.monotonic_ns()
+            self.batcher.sweep(now_ns)
+            self._on_sweep(now_ns)
+            if self.batcher.in_flight == 0:
+                self._heard_at = now_ns / 1e9
+            elif now_ns / 1e9 - self._heard_at > self._silence_s_max:
+                _log.warning("redis_silent", silence_s=round(now_ns / 1e9 - self._heard_at, 1))
+                self._drop()

@@ -1,0 +1,113 @@
+"""Tickets, lanes' queues, batches on the wire."""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from hotpath.counters cimport Counters
+from hotpath.ids cimport OrderIds
+from hotpath.resp cimport Writer
+from hotpath.sales cimport LaneNames, SaleView
+from hotpath.validation cimport KEY_LENGTH_MAX, LINES_MAX
+
+cdef enum:
+    NS_PER_MS = 1000000
+
+cdef int64_t monotonic_ns() noexcept nogil
+cdef int64_t unix_ms() noexcept nogil
+
+cdef class Ticket:
+    # what is wanted
+    cdef SaleView sale
+    cdef uint8_t user[16]
+    cdef uint64_t user_hash
+    cdef char key[KEY_LENGTH_MAX]
+    cdef int key_length
+    cdef uint8_t sku_index[LINES_MAX]
+    cdef uint8_t quantity[LINES_MAX]
+    cdef int line_count
+    # on its way
+    cdef int64_t deadline_ns  # 0: set by the first submit
+    cdef uint8_t id[16]
+    cdef bint has_id  # an order keeps its id over all attempts
+    cdef bint in_flight
+    cdef bint may_have_run  # an attempt was lost after it was sent
+    cdef int place  # of its sale in the batch being built
+    # how it ended
+    cdef bint ended
+    cdef int outcome
+    cdef readonly int64_t argument
+    cdef int64_t reserved_at_ms
+    cdef bint replayed
+    # who waits
+    cdef bint blocking
+    cdef object callback
+    cdef object context
+
+    cdef int end(self, int verdict) except -1
+    cdef int settle(self, bint inside_task) except -1
+    cdef bytes answer(self)
+    cdef Ticket copy_for(self, SaleView sale)
+
+cdef class LaneQueue:
+    cdef readonly int lane
+    cdef bytes keys  # RESP: the two keys of the lane
+    cdef object reserve  # deque of Ticket
+    cdef object lookup
+
+cdef class Batch:
+    cdef int kind
+    cdef LaneQueue lane
+    cdef list tickets
+    cdef object on_reply
+
+cdef class Batcher:
+    cdef bytes reserve_source
+    cdef bytes lookup_source
+    cdef bytes reserve_head  # RESP: EVALSHA and the hash
+    cdef bytes lookup_head
+    cdef bytes limits  # RESP: interval, burst, bound of the stream
+    cdef int batch_size_max
+    cdef int batch_size_early
+    cdef int batches_in_flight_max
+    cdef int queue_length_max
+    cdef int64_t deadline_ns
+    cdef object wake
+    cdef OrderIds ids
+    cdef Writer writer
+    cdef dict lanes
+    cdef list lane_list
+    cdef int next_lane
+    cdef object flight  # deque of Batch, in the order of the wire
+    cdef list done
+    cdef bytes rest
+    cdef int reserve_flight
+    cdef int lookup_flight
+    cdef readonly int queued
+    cdef int reserve_queued
+    cdef bint is_up
+    cdef bint is_woken
+    cdef bint scripts_missing
+    cdef bint refusing
+    cdef int64_t hold_until_ns
+    cdef readonly int64_t clock_offset_ms
+    cdef uint64_t serial
+    cdef uint64_t sent_batches
+    cdef uint64_t sent_orders
+    cdef uint64_t sent_lookups
+    cdef uint64_t resubmitted
+    cdef uint64_t noscript
+    cdef uint64_t error_replies
+    cdef uint64_t expired
+
+    cdef bint take(self, Ticket ticket) except -1
+    cdef int enqueue(self, Ticket ticket, bint front) except -1
+    cdef bint has_room(self, int in_flight, int waiting) noexcept
+    cdef int call_wake(self) except -1
+    cdef int put_batches(self, bint lookup) except -1
+    cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1
+    cdef int put_order(self, Ticket ticket) except -1
+    cdef int digest(self, Batch batch, const char* at) except -1
+    cdef int decide(self, Ticket ticket, int64_t value) except -1
+    cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1
+    cdef int refuse_batch(self, Batch batch, str text) except -1
+    cdef int put_back(self, Batch batch, bint may_have_run) except -1
+    cdef int end_ticket(self, Ticket ticket, int verdict) except -1

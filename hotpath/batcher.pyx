@@ -1,0 +1,809 @@
+"""The micro-batcher of one connection. Performs no I/O and sets no timer: bytes in, bytes out, told when to sweep.
+
+A batch leaves when the connection has room; what arrives meanwhile forms the next one. Orders for SKUs last seen sold
+out go by the read-only lookup in batches of their own, with room of their own, so that an order that can be accepted
+never waits behind the crowd. Replies end tickets; `settle` then wakes their waiters straight from the caller's stack.
+
+    submit -> queue of the lane -> output -> in flight -> receive -> settle
+                 ^ lost connection, NOSCRIPT, LOADING, HAS_STOCK |
+"""
+
+import asyncio
+from collections import deque
+
+cimport cython
+from libc.string cimport memcmp, memcpy
+from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
+
+from hotpath.counters cimport (
+    V_ACCEPTED,
+    V_HAS_STOCK,
+    V_OVERLOADED,
+    V_PENDING,
+    V_REPLAYED,
+    V_SOLD_OUT,
+    V_UNAVAILABLE,
+    V_UNKNOWN,
+)
+from hotpath.ids cimport (
+    SHORT_ID_CHARS,
+    TIMESTAMP_CHARS,
+    UUID_CHARS,
+    fnv1a_folded,
+    put_decimal,
+    put_rfc3339_ms,
+    put_short,
+    put_uuid,
+)
+from hotpath.resp cimport bulk_head, build, read_number, scan
+from hotpath.validation cimport QUANTITY_MAX
+
+from hotpath.resp import ProtocolViolation, ReplyError, encode_command
+
+cdef extern from "Python.h":
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+
+cdef enum Kind:
+    RESERVE
+    LOOKUP
+    COMMAND
+
+cdef enum:
+    OUTCOME_BITS = 4
+    OUTCOME_MASK = 15
+    RECORD_HEAD = 24  # 16 order id, 8 reserved_at_ms
+    ENTRY_HEAD_MAX = 16 + 16 + 16 + 3 + 1 + 64 + 1
+    # One request: two keys (heads are counted apart), the field, the lines, the body, their RESP heads.
+    ORDER_BYTES_MAX = 2 * (22 + 2) + 32 + 66 + 32 + 18 + 32 + ENTRY_HEAD_MAX + 8 * (2 + 8 + 1 + 64)
+    ANSWER_BYTES_MAX = 4096
+    HOLD_MS = 50  # pause after LOADING and its like
+    REPLY_BYTES_MAX = 1048576
+
+# Redis did not run the script and may do so soon.
+_RETRY = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
+
+cdef int64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef int64_t unix_ms() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+@cython.freelist(256)
+cdef class Ticket:
+    """One order on its way. Implements what asyncio wants of a future, for one waiter."""
+
+    def __init__(self, SaleView sale not None, bytes user_id not None, str key not None, lines):
+        raw = key.encode("ascii")
+        assert len(user_id) == 16 and 0 < len(raw) <= KEY_LENGTH_MAX and 0 < len(lines) <= LINES_MAX
+        self.sale = sale
+        memcpy(self.user, <const char*>user_id, 16)
+        self.user_hash = fnv1a_folded(self.user)
+        memcpy(self.key, <const char*>raw, len(raw))
+        self.key_length = len(raw)
+        for place, (index, quantity) in enumerate(lines):
+            assert 0 <= index < sale.item_count and 0 < quantity <= QUANTITY_MAX
+            self.sku_index[place] = index
+            self.quantity[place] = quantity
+        self.line_count = len(lines)
+
+    def again(self, SaleView sale not None):
+        """The same order for another version of the sale, whose items are the same."""
+        assert self.ended and sale.item_count == self.sale.item_count
+        return self.copy_for(sale)
+
+    cdef Ticket copy_for(self, SaleView sale):
+        cdef Ticket other = Ticket.__new__(Ticket)
+        other.sale = sale
+        memcpy(other.user, self.user, sizeof(self.user))
+        other.user_hash = self.user_hash
+        memcpy(other.key, self.key, sizeof(self.key))
+        other.key_length = self.key_length
+        memcpy(other.sku_index, self.sku_index, sizeof(self.sku_index))
+        memcpy(other.quantity, self.quantity, sizeof(self.quantity))
+        other.line_count = self.line_count
+        other.deadline_ns = self.deadline_ns
+        memcpy(other.id, self.id, sizeof(self.id))
+        other.has_id = self.has_id
+        other.may_have_run = self.may_have_run
+        return other
+
+    @property
+    def verdict(self):
+        """PENDING until it ended."""
+        return self.outcome if self.ended else V_PENDING
+
+    @property
+    def order_id(self):
+        """16 bytes."""
+        return (<char*>self.id)[:16]
+
+    @property
+    def is_replayed(self):
+        """Whether an earlier request of the client was accepted."""
+        return bool(self.replayed)
+
+    def answer_body(self):
+        """JSON of the 202."""
+        assert self.ended and (self.outcome == V_ACCEPTED or self.outcome == V_REPLAYED)
+        return self.answer()
+
+    cdef bytes answer(self):
+        """`{"order_id": ..., "expires_at": ...}`, as the edge's contract orders the members."""
+        cdef char text[ANSWER_BYTES_MAX]
+        cdef char* at = text
+        cdef SaleView sale = self.sale
+        cdef bytes part
+        cdef int64_t total = 0
+        cdef int i
+        at = literal(at, b'{"order_id":"')
+        put_uuid(at, self.id)
+        at = literal(at + UUID_CHARS, b'","sale_id":"')
+        memcpy(at, sale.id_text, UUID_CHARS)
+        at = literal(at + UUID_CHARS, b'","status":"reserved","items":[')
+        for i in range(self.line_count):
+            if i:
+                at = literal(at, b",")
+            part = <bytes>sale.json_items[self.sku_index[i]]
+            at = literal(at, part)
+            at += put_decimal(at, self.quantity[i])
+            part = <bytes>sale.json_item_tails[self.sku_index[i]]
+            at = literal(at, part)
+            total += self.quantity[i] * sale.price[self.sku_index[i]]
+        at = literal(at, b'],"total_minor":')
+        at += put_decimal(at, <uint64_t>total)
+        at = literal(at, b',"currency":"')
+        memcpy(at, sale.currency, 3)
+        at = literal(at + 3, b'","reserved_at":"')
+        put_rfc3339_ms(at, self.reserved_at_ms)
+        at = literal(at + TIMESTAMP_CHARS, b'","expires_at":"')
+        put_rfc3339_ms(at, self.reserved_at_ms + sale.hold_ms)
+        at = literal(at + TIMESTAMP_CHARS, b'"}')
+        return text[: at - text]
+
+    cdef int end(self, int verdict) except -1:
+        self.outcome = verdict
+        self.ended = True
+        return 0
+
+    cdef int settle(self, bint inside_task) except -1:
+        """Wake the waiter. Straight, unless a task is running: a task cannot be entered from within another."""
+        callback, context = self.callback, self.context
+        if callback is None:
+            return 0  # whoever awaits it later finds it ended
+        self.callback = None
+        self.context = None
+        if inside_task:
+            asyncio.get_running_loop().call_soon(callback, self, context=context)
+            return 0
+        if context is not None:
+            PyContext_Enter(context)
+        try:
+            callback(self)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "waking the waiter of a ticket failed", "exception": error}
+            )
+        finally:
+            if context is not None:
+                PyContext_Exit(context)
+        return 0
+
+    # The future protocol (asyncio.isfuture looks for `_asyncio_future_blocking`).
+
+    @property
+    def _asyncio_future_blocking(self):
+        return bool(self.blocking)
+
+    @_asyncio_future_blocking.setter
+    def _asyncio_future_blocking(self, bint value):
+        self.blocking = value
+
+    def get_loop(self):
+        """The loop of the waiter: tickets live in one loop."""
+        return asyncio.get_running_loop()
+
+    def add_done_callback(self, callback, *, context=None):
+        """Called once with the ticket when it ends; only one can be kept."""
+        if self.ended:
+            asyncio.get_running_loop().call_soon(callback, self, context=context)
+            return
+        if self.callback is not None:
+            raise RuntimeError("a ticket has one waiter")
+        self.callback = callback
+        self.context = context
+
+    def remove_done_callback(self, callback):
+        """How many were removed."""
+        if self.callback is None or self.callback != callback:
+            return 0
+        self.callback = None
+        return 1
+
+    def cancel(self, msg=None):
+        """A ticket cannot be recalled from Redis: it ends by its deadline, and the waiter is cancelled then."""
+        return False
+
+    def cancelled(self):
+        """Never."""
+        return False
+
+    def done(self):
+        """Whether it ended."""
+        return bool(self.ended)
+
+    def result(self):
+        """The verdict."""
+        if not self.ended:
+            raise asyncio.InvalidStateError("the ticket has not ended")
+        return self.outcome
+
+    def exception(self):
+        """None: every end is a verdict."""
+        return None
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.ended:
+            self.blocking = True
+            return self
+        raise StopIteration(self.outcome)
+
+
+cdef inline char* literal(char* at, bytes data) noexcept:
+    cdef Py_ssize_t length = len(data)
+    memcpy(at, <const char*>data, length)
+    return at + length
+
+
+cdef class LaneQueue:
+    """What waits for one lane."""
+
+    def __cinit__(self, LaneNames names not None):
+        self.lane = names.lane
+        self.keys = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            len(names.state_key), names.state_key, len(names.stream_key), names.stream_key
+        )
+        self.reserve = deque()
+        self.lookup = deque()
+
+
+cdef class Batch:
+    """One command on the wire."""
+
+
+cdef class Batcher:
+    """Queues and batches of one connection. One event loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        reserve,
+        lookup,
+        int emission_interval_us,
+        int burst,
+        long stream_length_max,
+        int batch_size_max,
+        int batches_in_flight_max,
+        int queue_length_max,
+        int deadline_ms,
+        wake,
+        int batch_size_early=0,
+    ):
+        assert 1 <= batch_size_max <= 64 and batches_in_flight_max >= 1 and queue_length_max >= 1
+        self.reserve_source = reserve[1]
+        self.lookup_source = lookup[1]
+        self.reserve_head = _evalsha(reserve[0])
+        self.lookup_head = _evalsha(lookup[0])
+        self.limits = b"".join(_bulk(str(n)) for n in (emission_interval_us, burst, stream_length_max))
+        self.batch_size_max = batch_size_max
+        self.batch_size_early = batch_size_early if batch_size_early > 0 else batch_size_max
+        self.batches_in_flight_max = batches_in_flight_max
+        self.queue_length_max = queue_length_max
+        self.deadline_ns = <int64_t>deadline_ms * NS_PER_MS
+        self.wake = wake
+        self.ids = OrderIds()
+        self.writer = Writer()
+        self.lanes = {}
+        self.lane_list = []
+        self.flight = deque()
+        self.done = []
+        self.rest = b""
+
+    # ---- in ----------------------------------------------------------------------------------------------------
+
+    def submit(self, Ticket ticket not None):
+        """Queue it; False when it was refused at once."""
+        return self.take(ticket)
+
+    cdef bint take(self, Ticket ticket) except -1:
+        assert not ticket.ended and not ticket.in_flight
+        if self.queued >= self.queue_length_max or self.refusing:
+            ticket.end(V_UNKNOWN if ticket.may_have_run else V_OVERLOADED)
+            return False
+        if ticket.deadline_ns == 0:
+            ticket.deadline_ns = monotonic_ns() + self.deadline_ns
+        self.enqueue(ticket, False)
+        if self.is_up and not self.is_woken and (
+            self.has_room(self.reserve_flight, self.reserve_queued)
+            or self.has_room(self.lookup_flight, self.queued - self.reserve_queued)
+        ):
+            self.call_wake()
+        return True
+
+    cdef int enqueue(self, Ticket ticket, bint front) except -1:
+        cdef LaneNames names = ticket.sale.lane_for(ticket.user_hash)
+        cdef LaneQueue lane = <LaneQueue>self.lanes.get(names.lane)
+        cdef int i
+        if lane is None:
+            lane = LaneQueue(names)
+            self.lanes[names.lane] = lane
+            self.lane_list.append(lane)
+        source = lane.reserve
+        for i in range(ticket.line_count):
+            if ticket.sale.sold_out[ticket.sku_index[i]]:
+                source = lane.lookup
+                break
+        if source is lane.reserve:
+            self.reserve_queued += 1
+        if front:
+            source.appendleft(ticket)
+        else:
+            source.append(ticket)
+        self.queued += 1
+        return 0
+
+    cdef bint has_room(self, int in_flight, int waiting) noexcept:
+        """A lone batch leaves at any size; a further one only when it is worth the round trip."""
+        return waiting > 0 and (
+            in_flight == 0 or (in_flight < self.batches_in_flight_max and waiting >= self.batch_size_early)
+        )
+
+    cdef int call_wake(self) except -1:
+        self.is_woken = True
+        self.wake()
+        return 0
+
+    def call(self, parts, on_reply):
+        """Send a command of the link's own between batches; `on_reply` gets its reply, ReplyError when it is lost."""
+        cdef Batch batch = Batch.__new__(Batch)
+        assert self.is_up
+        batch.kind = COMMAND
+        batch.on_reply = on_reply
+        self.flight.append(batch)
+        self.writer.put(encode_command(parts))
+        if not self.is_woken:
+            self.call_wake()
+
+    def refuse(self, bint refusing):
+        """While true, new orders are OVERLOADED."""
+        self.refusing = refusing
+
+    # ---- out ---------------------------------------------------------------------------------------------------
+
+    def connected(self):
+        """Batches may leave from now on. The server is asked to load the scripts: it may be another one."""
+        assert not self.is_up
+        self.is_up = True
+        self.scripts_missing = True
+        self.hold_until_ns = 0
+        self.call_wake()
+
+    def output(self):
+        """All batches that may leave now."""
+        self.is_woken = False
+        if not self.is_up:
+            return b""
+        if self.scripts_missing:
+            self.scripts_missing = False
+            self.call([b"SCRIPT", b"LOAD", self.reserve_source], _check_loaded)
+            self.call([b"SCRIPT", b"LOAD", self.lookup_source], _check_loaded)
+            self.is_woken = False
+        if self.hold_until_ns != 0:
+            if monotonic_ns() < self.hold_until_ns:
+                return self.writer.take()
+            self.hold_until_ns = 0
+        self.put_batches(False)
+        self.put_batches(True)
+        return self.writer.take()
+
+    cdef int put_batches(self, bint lookup) except -1:
+        """Batches of one kind, lanes in turn, while there is room."""
+        cdef int lanes = len(self.lane_list)
+        cdef int tried = 0
+        cdef LaneQueue lane
+        while tried < lanes:
+            if lookup:
+                if not self.has_room(self.lookup_flight, self.queued - self.reserve_queued):
+                    return 0
+            elif not self.has_room(self.reserve_flight, self.reserve_queued):
+                return 0
+            self.next_lane = (self.next_lane + 1) % lanes
+            lane = <LaneQueue>self.lane_list[self.next_lane]
+            source = lane.lookup if lookup else lane.reserve
+            tried += 1
+            if source and self.put_batch(lane, source, lookup):
+                tried = 0
+        return 0
+
+    cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1:
+        """Encode one script call.
+
+            *<10 + 3g + 5n> EVALSHA <sha> <2 + 2n> state stream (user order)*n
+            n g interval burst bound (sale epoch version)*g (field lines body)*n
+        """
+        cdef Batch batch = Batch.__new__(Batch)
+        cdef list tickets = []
+        cdef list sales = []
+        cdef Ticket ticket
+        cdef SaleView sale, other
+        cdef Writer writer = self.writer
+        cdef LaneNames names
+        cdef char* at
+        cdef int64_t now_ms = unix_ms() + self.clock_offset_ms
+        cdef int n, g, place
+        self.serial += 1
+        while source and len(tickets) < self.batch_size_max:
+            ticket = <Ticket>source.popleft()
+            sale = ticket.sale
+            if sale.batch_serial != self.serial:
+                # Another view of a sale that is in the batch already: share its place when it is the same version,
+                # otherwise wait for the next batch, for the script must see a sale once.
+                place = 0
+                for other in sales:
+                    if memcmp(other.id, sale.id, 16) == 0:
+                        break
+                    place += 1
+                if place < len(sales):
+                    other = <SaleView>sales[place]
+                    if other.epoch != sale.epoch or other.version != sale.version:
+                        source.appendleft(ticket)
+                        break
+                else:
+                    sales.append(sale)
+                sale.batch_serial = self.serial
+                sale.batch_place = place
+            self.queued -= 1
+            if not lookup:
+                self.reserve_queued -= 1
+            ticket.place = sale.batch_place
+            if not ticket.has_id:
+                self.ids.put(ticket.id, now_ms, lane.lane, <int>(ticket.user_hash & 1023))
+                ticket.has_id = True
+            ticket.in_flight = True
+            tickets.append(ticket)
+        n = len(tickets)
+        g = len(sales)
+        writer.put_head(c"*", 10 + 3 * g + 5 * n)
+        writer.put(self.lookup_head if lookup else self.reserve_head)
+        at = bulk_number(writer.reserve(64), 2 + 2 * n)
+        writer.length = at - writer.start
+        writer.put(lane.keys)
+        for ticket in tickets:
+            names = ticket.sale.lane_for(ticket.user_hash)
+            at = writer.reserve(len(names.user_key_head) + len(names.order_key_head) + 2 * (SHORT_ID_CHARS + 2))
+            at = short_key(at, names.user_key_head, ticket.user)
+            at = short_key(at, names.order_key_head, ticket.id)
+            writer.length = at - writer.start
+        at = bulk_number(writer.reserve(64), n)
+        at = bulk_number(at, g)
+        writer.length = at - writer.start
+        writer.put(self.limits)
+        for sale in sales:
+            writer.put(sale.script_arguments)
+        for ticket in tickets:
+            self.put_order(ticket)
+        batch.kind = LOOKUP if lookup else RESERVE
+        batch.lane = lane
+        batch.tickets = tickets
+        self.flight.append(batch)
+        self.sent_batches += 1
+        if lookup:
+            self.lookup_flight += 1
+            self.sent_lookups += n
+        else:
+            self.reserve_flight += 1
+            self.sent_orders += n
+        return n
+
+    cdef int put_order(self, Ticket ticket) except -1:
+        """Field, lines and body of one request (`docs/redis-layout.md`, `domain.orders.encode_body`)."""
+        cdef char* at = self.writer.reserve(ORDER_BYTES_MAX)
+        cdef SaleView sale = ticket.sale
+        cdef bytes part
+        cdef Py_ssize_t length
+        cdef int i
+        at = bulk_head(at, 1 + ticket.key_length)
+        at[0] = c"k"
+        memcpy(at + 1, ticket.key, ticket.key_length)
+        at += 1 + ticket.key_length
+        at = literal(at, b"\r\n")
+        at = bulk_head(at, 1 + 2 * ticket.line_count)
+        at[0] = <char>ticket.place
+        at += 1
+        for i in range(ticket.line_count):
+            at[0] = <char>ticket.sku_index[i]
+            at[1] = <char>ticket.quantity[i]
+            at += 2
+        at = literal(at, b"\r\n")
+        length = 16 + 16 + 16 + 3 + 1 + ticket.key_length + 1
+        for i in range(ticket.line_count):
+            length += 2 + len(<bytes>sale.entry_items[ticket.sku_index[i]])
+        at = bulk_head(at, length)
+        memcpy(at, ticket.id, 16)
+        memcpy(at + 16, ticket.user, 16)
+        memcpy(at + 32, sale.id, 16)
+        memcpy(at + 48, sale.currency, 3)
+        at[51] = <char>ticket.key_length
+        memcpy(at + 52, ticket.key, ticket.key_length)
+        at += 52 + ticket.key_length
+        at[0] = <char>ticket.line_count
+        at += 1
+        for i in range(ticket.line_count):
+            at[0] = <char>ticket.sku_index[i]
+            at[1] = <char>ticket.quantity[i]
+            part = <bytes>sale.entry_items[ticket.sku_index[i]]
+            at = literal(at + 2, part)
+        at = literal(at, b"\r\n")
+        self.writer.length = at - self.writer.start
+        return 0
+
+    # ---- back --------------------------------------------------------------------------------------------------
+
+    def receive(self, bytes chunk not None):
+        """Replies. Waiters are woken by `settle`: write the next batches first, then Redis works meanwhile."""
+        cdef bytes data = self.rest + chunk if self.rest else chunk
+        cdef const char* at = data
+        cdef const char* end = at + len(data)
+        cdef Py_ssize_t length
+        while True:
+            length = scan(at, end, 0)
+            if length == 0:
+                break
+            if length < 0 or not self.flight:
+                raise ProtocolViolation(f"not a reply that is due: {at[: min(end - at, 32)]!r}")
+            self.digest(<Batch>self.flight.popleft(), at)
+            at += length
+        self.rest = at[: end - at]
+        if len(self.rest) > REPLY_BYTES_MAX:
+            raise ProtocolViolation("a reply is beyond the bounds")
+
+    def settle(self):
+        """Wake the waiters of all tickets that ended."""
+        cdef Ticket ticket
+        cdef list done = self.done
+        if not done:
+            return
+        self.done = []
+        inside_task = asyncio.current_task() is not None
+        for ticket in done:
+            ticket.settle(inside_task)
+
+    cdef int digest(self, Batch batch, const char* at) except -1:
+        cdef const char* after = NULL
+        cdef Ticket ticket
+        cdef int64_t number, now_ms
+        if batch.kind == COMMAND:
+            batch.on_reply(build(at, &after))
+            return 0
+        if batch.kind == RESERVE:
+            self.reserve_flight -= 1
+        else:
+            self.lookup_flight -= 1
+        if at[0] == c"-":
+            self.refuse_batch(batch, (<object>build(at, &after)).text)
+            return 0
+        if at[0] != c"*" or read_number(at, &after) != 1 + len(batch.tickets) or after[0] != c":":
+            raise ProtocolViolation("a reply of another shape than the script's")
+        now_ms = read_number(after, &after)
+        at = after
+        self.clock_offset_ms = now_ms - unix_ms()
+        for ticket in batch.tickets:
+            ticket.in_flight = False
+            ticket.reserved_at_ms = now_ms
+            if at[0] == c":":
+                number = read_number(at, &after)
+                at = after
+                self.decide(ticket, number)
+            elif at[0] == c"$":
+                number = read_number(at, &after)
+                at = after + number + 2
+                self.replay(ticket, <const uint8_t*>after, number)
+            else:
+                raise ProtocolViolation("a reply of another shape than the script's")
+        return 0
+
+    cdef int decide(self, Ticket ticket, int64_t value) except -1:
+        """An integer answer: argument * 16 + outcome."""
+        cdef int outcome = <int>(value & OUTCOME_MASK)
+        cdef int i
+        if outcome == V_SOLD_OUT and ticket.line_count == 1:
+            ticket.sale.sold_out[ticket.sku_index[0]] = 1
+        elif outcome == V_HAS_STOCK:
+            for i in range(ticket.line_count):
+                ticket.sale.sold_out[ticket.sku_index[i]] = 0
+        if ticket.ended:
+            return 0
+        if outcome == V_HAS_STOCK:
+            self.enqueue(ticket, True)
+            return 0
+        ticket.argument = value >> OUTCOME_BITS
+        return self.end_ticket(ticket, outcome)
+
+    cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1:
+        """The apply-once record: 16 order id, 8 reserved_at_ms, 2 bytes per line in the order of the first request."""
+        cdef int count = <int>((length - RECORD_HEAD) // 2)
+        cdef int i
+        if ticket.ended:
+            return 0
+        if length < RECORD_HEAD or (length - RECORD_HEAD) % 2 or count != ticket.line_count:
+            raise ProtocolViolation("not an apply-once record")
+        for i in range(count):
+            if record[RECORD_HEAD + 2 * i] >= ticket.sale.item_count:
+                raise ProtocolViolation("not an apply-once record")
+            ticket.sku_index[i] = record[RECORD_HEAD + 2 * i]
+            ticket.quantity[i] = record[RECORD_HEAD + 2 * i + 1]
+        # Our own order id: an attempt of ours ran and its reply was lost. To the client it is the first answer.
+        ticket.replayed = memcmp(ticket.id, record, 16) != 0
+        memcpy(ticket.id, record, 16)
+        ticket.reserved_at_ms = 0
+        for i in range(8):
+            ticket.reserved_at_ms = ticket.reserved_at_ms << 8 | record[16 + i]
+        return self.end_ticket(ticket, V_REPLAYED if ticket.replayed else V_ACCEPTED)
+
+    cdef int refuse_batch(self, Batch batch, str text) except -1:
+        """An error instead of answers: the script did nothing (it checks first and writes after)."""
+        cdef Ticket ticket
+        cdef int verdict
+        word = text.partition(" ")[0]
+        if word == "NOSCRIPT":
+            self.noscript += 1
+            self.scripts_missing = True
+            return self.put_back(batch, False)
+        self.error_replies += 1
+        if word in _RETRY:
+            self.hold_until_ns = monotonic_ns() + HOLD_MS * NS_PER_MS
+            return self.put_back(batch, False)
+        verdict = V_OVERLOADED if word == "OOM" else V_UNAVAILABLE
+        for ticket in batch.tickets:
+            ticket.in_flight = False
+            if not ticket.ended:
+                self.end_ticket(ticket, V_UNKNOWN if ticket.may_have_run else verdict)
+        return 0
+
+    def lost(self):
+        """The connection is gone: what was in flight goes back to the front of its queue."""
+        cdef Batch batch
+        self.is_up = False
+        self.is_woken = False
+        self.rest = b""
+        self.writer.length = 0
+        flight = self.flight
+        self.flight = deque()
+        self.reserve_flight = 0
+        self.lookup_flight = 0
+        while flight:
+            batch = <Batch>flight.pop()
+            if batch.kind == COMMAND:
+                batch.on_reply(ReplyError("LOST the connection"))
+            else:
+                self.put_back(batch, True)
+
+    cdef int put_back(self, Batch batch, bint may_have_run) except -1:
+        cdef Ticket ticket
+        for ticket in reversed(batch.tickets):
+            ticket.in_flight = False
+            if may_have_run:
+                ticket.may_have_run = True
+            if not ticket.ended:
+                self.resubmitted += 1
+                self.enqueue(ticket, True)
+        return 0
+
+    cdef int end_ticket(self, Ticket ticket, int verdict) except -1:
+        ticket.end(verdict)
+        self.done.append(ticket)
+        return 0
+
+    def sweep(self, int64_t now_ns):
+        """End and settle what is past its deadline. Also wakes the link when a pause is over."""
+        cdef LaneQueue lane
+        cdef Batch batch
+        cdef Ticket ticket
+        cdef int ended = 0
+        for lane in self.lane_list:
+            for source in (lane.reserve, lane.lookup):
+                while source:  # the oldest is in front
+                    ticket = <Ticket>source[0]
+                    if ticket.deadline_ns > now_ns:
+                        break
+                    source.popleft()
+                    self.queued -= 1
+                    if source is lane.reserve:
+                        self.reserve_queued -= 1
+                    if ticket.may_have_run:
+                        self.end_ticket(ticket, V_UNKNOWN)
+                    else:
+                        self.end_ticket(ticket, V_OVERLOADED if self.is_up else V_UNAVAILABLE)
+                    ended += 1
+        for batch in self.flight:
+            if batch.kind != COMMAND:
+                for ticket in batch.tickets:
+                    if not ticket.ended and ticket.deadline_ns <= now_ns:
+                        self.end_ticket(ticket, V_UNKNOWN)
+                        ended += 1
+        self.expired += ended
+        if self.is_up and not self.is_woken and self.queued and self.hold_until_ns and now_ns >= self.hold_until_ns:
+            self.call_wake()
+        self.settle()
+        return ended
+
+    @property
+    def in_flight(self):
+        """Script calls on the wire."""
+        return self.reserve_flight + self.lookup_flight
+
+    @property
+    def is_connected(self):
+        """Whether batches may leave."""
+        return bool(self.is_up)
+
+    def stats(self):
+        """Counts since the start."""
+        return {
+            "batches": self.sent_batches,
+            "orders_sent": self.sent_orders,
+            "lookups_sent": self.sent_lookups,
+            "resubmitted": self.resubmitted,
+            "noscript": self.noscript,
+            "error_replies": self.error_replies,
+            "expired": self.expired,
+        }
+
+
+cdef inline char* bulk_number(char* at, uint64_t number) noexcept nogil:
+    """A number as a bulk string."""
+    cdef char digits[20]
+    cdef int count = put_decimal(digits, number)
+    at = bulk_head(at, count)
+    memcpy(at, digits, count)
+    memcpy(at + count, b"\r\n", 2)
+    return at + count + 2
+
+
+cdef inline char* short_key(char* at, bytes head, const uint8_t* sixteen) noexcept:
+    """A key that ends in a short id."""
+    at = literal(at, head)
+    put_short(at, sixteen)
+    memcpy(at + SHORT_ID_CHARS, b"\r\n", 2)
+    return at + SHORT_ID_CHARS + 2
+
+
+def _bulk(str text):
+    return b"$%d\r\n%b\r\n" % (len(text), text.encode("ascii"))
+
+
+def _evalsha(str sha):
+    assert len(sha) == 40
+    return _bulk("EVALSHA") + _bulk(sha)
+
+
+def _check_loaded(reply):
+    # A lost reply is not a fault of the server: the next connection loads again.
+    if isinstance(reply, ReplyError) and not reply.text.startswith("LOST"):
+        if reply.text.partition(" ")[0] not in _RETRY:
+            raise ProtocolViolation(f"a script could not be loaded: {reply.text}")

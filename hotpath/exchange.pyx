@@ -1,0 +1,445 @@
+"""One POST of an order, from headers to answer: a hand-written awaitable, for a coroutine costs more than the work.
+
+    headers -> token -> key -> body (Granian's future) -> lines -> ticket (this object is it) -> answer
+
+What is rare (an unknown sale, a body without a length, a stale definition) goes on in a coroutine of the edge. Knows
+Granian's RSGI scope and protocol by their methods only; performs no I/O of its own.
+"""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from hotpath.batcher cimport monotonic_ns, unix_ms
+from hotpath.counters cimport (
+    V_ACCEPTED,
+    V_BODY_INVALID,
+    V_BODY_MALFORMED,
+    V_BODY_TIMEOUT,
+    V_BODY_TOO_LARGE,
+    V_BODY_TRUNCATED,
+    V_INTERNAL_ERROR,
+    V_KEY_MALFORMED,
+    V_KEY_MISSING,
+    V_MEDIA_TYPE,
+    V_NOT_OPEN,
+    V_RATE_LIMITED,
+    V_REPLAYED,
+    V_SKU_NOT_FOUND,
+    V_STALE,
+    V_TOKEN_MISSING,
+    V_TOO_FAST,
+    V_UNKNOWN,
+)
+from hotpath.ids cimport UUID_CHARS, put_uuid
+from hotpath.validation cimport Invalid, Lines, examine, parse_key, parse_plain
+
+cdef extern from "Python.h":
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* length) except NULL
+    object PyUnicode_New(Py_ssize_t length, Py_UCS4 largest)
+    void* PyUnicode_DATA(object text)
+    bint PyUnicode_IS_ASCII(object text)
+
+cdef enum State:
+    NEW
+    READING
+    WAITING
+    ELSEWHERE
+    FINISHED
+
+# Why an exchange goes on elsewhere.
+SALE_UNKNOWN = 1
+LENGTH_UNKNOWN = 2
+DEFINITION_STALE = 3
+
+cdef str AUTHORIZATION = "authorization"
+cdef str IDEMPOTENCY_KEY = "idempotency-key"
+cdef str CONTENT_TYPE = "content-type"
+cdef str CONTENT_LENGTH = "content-length"
+cdef str CONTENT_ENCODING = "content-encoding"
+cdef str JSON_TYPE = "application/json"
+cdef tuple JSON_HEADER = ("content-type", "application/json")
+cdef tuple REPLAYED_HEADER = ("idempotency-replayed", "true")
+
+
+cdef class OrderCore:
+    """What every exchange of a worker shares."""
+
+    def __cinit__(self):
+        self.limiter = <LimiterSlot*>calloc(LIMITER_SLOTS, sizeof(LimiterSlot))
+        if self.limiter == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.limiter)
+
+    def __init__(
+        self,
+        *,
+        KeyRing ring not None,
+        Batcher batcher not None,
+        Counters counters not None,
+        dict fixed_answers not None,
+        answer_with_argument,
+        answer_invalid,
+        finish_elsewhere,
+        report,
+        str location_prefix not None,
+        Py_ssize_t body_length_max,
+        int64_t body_deadline_ms,
+        int64_t local_interval_us,
+        int64_t local_burst,
+    ):
+        assert location_prefix.isascii()
+        self.ring = ring
+        self.batcher = batcher
+        self.counters = counters
+        self.fixed_answers = [fixed_answers.get(verdict) for verdict in range(VERDICTS_MAX)]
+        self.answer_with_argument = answer_with_argument
+        self.answer_invalid = answer_invalid
+        self.finish_elsewhere = finish_elsewhere
+        self.report = report
+        self.location_prefix = location_prefix
+        self.body_length_max = body_length_max
+        self.body_deadline_ns = body_deadline_ms * 1000000
+        self.local_interval_us = local_interval_us
+        self.local_allowance_us = local_interval_us * local_burst
+        self.bodies = {}
+        self.claims = Claims.__new__(Claims)
+
+    cdef int64_t limited_us(self, uint64_t user_hash, int64_t now_us) noexcept:
+        """0 when the user may pass, else the wait. Loose: two users of one slot forget one another's past."""
+        cdef LimiterSlot* slot = &self.limiter[user_hash & (LIMITER_SLOTS - 1)]
+        cdef int64_t arrival
+        if slot.user_hash != user_hash:
+            slot.user_hash = user_hash
+            slot.arrival_us = now_us
+        arrival = slot.arrival_us if slot.arrival_us > now_us else now_us
+        arrival += self.local_interval_us
+        if arrival - now_us > self.local_allowance_us:
+            return arrival - now_us - self.local_allowance_us
+        slot.arrival_us = arrival
+        return 0
+
+    def sweep(self, int64_t now_ns):
+        """Ends the wait for bodies past their deadline."""
+        cdef Exchange exchange
+        late = []
+        for exchange in self.bodies:
+            if exchange.body_deadline > now_ns:
+                break
+            late.append(exchange)
+        for exchange in late:
+            del self.bodies[exchange]
+            exchange.timed_out = True
+            # Wakes the exchange by a CancelledError, and drops the body, so that the connection closes.
+            exchange.body_future.cancel()
+        return len(late)
+
+    @property
+    def waiting_for_body(self):
+        """Exchanges whose body has not arrived."""
+        return len(self.bodies)
+
+
+cdef class Exchange(Ticket):
+    """Awaiting it answers the request."""
+
+    def __init__(self, OrderCore core not None, scope, protocol, str sale_id not None, SaleView sale):
+        self.core = core
+        self.scope = scope
+        self.protocol = protocol
+        self.asked_sale = sale_id
+        self.sale = sale
+        self.started_ns = monotonic_ns()
+
+    # ---- the awaitable -----------------------------------------------------------------------------------------
+
+    def __next__(self):
+        try:
+            waited = self.step()
+        except Exception as error:
+            self.give_up(error)
+        if self.state == FINISHED:
+            raise StopIteration
+        return waited
+
+    cdef object step(self):
+        """As far as it goes without waiting; what to wait for unless FINISHED."""
+        cdef int reason
+        if self.state == ELSEWHERE:
+            return self.step_elsewhere()
+        if self.state == NEW:
+            reason = self.open()
+            if reason:
+                return self.go_elsewhere(reason)
+            if self.answered:
+                self.state = FINISHED
+                return None
+            self.state = READING
+            self.body_future = self.protocol()
+            self.body_deadline = self.started_ns + self.core.body_deadline_ns
+            self.core.bodies[self] = None
+            return self.body_future
+        if self.state == READING:
+            self.core.bodies.pop(self, None)
+            future, self.body_future = self.body_future, None
+            body = future.result()
+            if not self.read_order(body):
+                self.state = FINISHED
+                return None
+            if not self.core.batcher.take(self):
+                self.answer_request(self)
+                self.state = FINISHED
+                return None
+            self.state = WAITING
+        if not self.ended:
+            self.blocking = True
+            return self
+        if self.outcome == V_STALE:
+            return self.go_elsewhere(DEFINITION_STALE)
+        self.answer_request(self)
+        self.state = FINISHED
+        return None
+
+    cdef object go_elsewhere(self, int reason):
+        self.state = ELSEWHERE
+        self.delegate = self.core.finish_elsewhere(self, reason)
+        return self.step_elsewhere()
+
+    cdef object step_elsewhere(self):
+        try:
+            return self.delegate.send(None)
+        except StopIteration:
+            self.state = FINISHED
+            self.delegate = None
+
+    cdef int give_up(self, error) except -1:
+        """A fault of ours: the client gets its typed answer, the operator the trace."""
+        self.state = FINISHED
+        self.core.bodies.pop(self, None)
+        if not self.answered:
+            self.respond_fixed(V_INTERNAL_ERROR)
+        self.core.report(error)
+        return 0
+
+    def send(self, value):
+        """What a driver without `__next__` calls."""
+        return self.__next__()
+
+    def throw(self, kind, value=None, traceback=None):
+        """A fault of what was waited for: the body's future failed or was cancelled, or the task was."""
+        error = kind if isinstance(kind, BaseException) else (kind() if value is None else value)
+        if self.state == ELSEWHERE:
+            try:
+                return self.delegate.throw(error)
+            except Exception as fault:
+                if not isinstance(fault, StopIteration):
+                    self.give_up(fault)
+            self.state = FINISHED
+            raise StopIteration
+        if self.state == READING and (self.timed_out or isinstance(error, Exception)):
+            self.core.bodies.pop(self, None)
+            self.body_future = None
+            # A body that breaks off: its client is gone most likely, and nobody reads the answer.
+            self.respond_fixed(V_BODY_TIMEOUT if self.timed_out else V_BODY_TRUNCATED)
+            self.state = FINISHED
+            raise StopIteration
+        self.close()
+        raise error
+
+    def close(self):
+        """The driver gives up."""
+        self.core.bodies.pop(self, None)
+        if self.delegate is not None:
+            self.delegate.close()
+
+    # ---- for the coroutine that goes on elsewhere ----------------------------------------------------------------
+
+    @property
+    def rsgi_protocol(self):
+        """Granian's protocol object."""
+        return self.protocol
+
+    @property
+    def sale_id(self):
+        """As the client wrote it."""
+        return self.asked_sale
+
+    @property
+    def known_sale(self):
+        """The view it was made with, None when the worker did not know the sale."""
+        return self.sale
+
+    @property
+    def has_length(self):
+        """Whether the client said how long the body is."""
+        return self.content_length >= 0
+
+    def ticket_for(self, SaleView sale not None, bytes body not None):
+        """The order of the body, not submitted yet; None when the request was answered instead."""
+        self.sale = sale
+        return self.copy_for(sale) if self.read_order(body) else None
+
+    def respond(self, Ticket ticket not None):
+        """Answer with the ticket's verdict."""
+        self.answer_request(ticket)
+
+    def refuse(self, int verdict):
+        """Answer with a fixed problem."""
+        self.respond_fixed(verdict)
+
+    # ---- the steps ---------------------------------------------------------------------------------------------
+
+    cdef int open(self) except -1:
+        """Headers. 0: read the body next, or why it goes on elsewhere; or it is answered."""
+        cdef OrderCore core = self.core
+        cdef const char* text
+        cdef Py_ssize_t length = 0
+        cdef int fault
+        headers = self.scope.headers  # a clone at each access: once
+        authorization = headers.get(AUTHORIZATION)
+        if authorization is None:
+            return self.respond_fixed(V_TOKEN_MISSING)
+        text = PyUnicode_AsUTF8AndSize(authorization, &length)
+        if not is_bearer(text, length):
+            return self.respond_fixed(V_TOKEN_MISSING)
+        text += 7
+        length -= 7
+        while length > 0 and text[0] == c" ":
+            text += 1
+            length -= 1
+        fault = core.ring.check(text, length, (unix_ms() + core.batcher.clock_offset_ms) // 1000, core.claims)
+        if fault:
+            return self.respond_fixed(fault)
+        memcpy(self.user, core.claims.user, sizeof(self.user))
+        self.user_hash = core.claims.user_hash
+        fault = self.read_key(headers)
+        if fault:
+            return self.respond_fixed(fault)
+        media_type = headers.get(CONTENT_TYPE)
+        if (media_type != JSON_TYPE and not is_json_type(media_type)) or CONTENT_ENCODING in headers:
+            return self.respond_fixed(V_MEDIA_TYPE)
+        self.content_length = parse_length(headers.get(CONTENT_LENGTH))
+        if self.content_length > core.body_length_max:
+            return self.respond_fixed(V_BODY_TOO_LARGE)
+        if self.sale is None:
+            return SALE_UNKNOWN
+        return LENGTH_UNKNOWN if self.content_length < 0 else 0
+
+    cdef int read_key(self, headers) except -1:
+        cdef const char* text
+        cdef Py_ssize_t length = 0
+        header = headers.get(IDEMPOTENCY_KEY)
+        if header is None:
+            # A value that is not ASCII reads as absent.
+            return V_KEY_MALFORMED if IDEMPOTENCY_KEY in headers else V_KEY_MISSING
+        text = PyUnicode_AsUTF8AndSize(header, &length)
+        self.key_length = parse_key(text, length, self.key)
+        if self.key_length > 0:
+            return 0
+        return V_KEY_MISSING if self.key_length == 0 else V_KEY_MALFORMED
+
+    cdef bint read_order(self, bytes body) except -1:
+        """The order's lines from the body; False when it is answered instead."""
+        cdef OrderCore core = self.core
+        cdef Lines lines
+        cdef int64_t wait_us
+        cdef int i, index
+        if self.content_length >= 0 and len(body) != self.content_length:
+            return self.respond_fixed(V_BODY_TRUNCATED)
+        wait_us = core.limited_us(self.user_hash, monotonic_ns() // 1000)
+        if wait_us > 0:
+            return self.respond_with(V_TOO_FAST, core.answer_with_argument(V_TOO_FAST, wait_us // 1000 + 1))
+        if not parse_plain(body, len(body), &lines):
+            parsed = examine(body)
+            if type(parsed) is Invalid:
+                return self.respond_with(V_BODY_INVALID, core.answer_invalid(V_BODY_INVALID, parsed.errors))
+            if type(parsed) is not list:
+                return self.respond_with(V_BODY_MALFORMED, core.answer_invalid(V_BODY_MALFORMED, [("", parsed.detail)]))
+            kept = [sku.encode("ascii") for sku, _ in parsed]  # the lines point into these
+            lines.count = len(kept)
+            for i in range(lines.count):
+                lines.line[i].sku = <const char*>(<bytes>kept[i])
+                lines.line[i].sku_length = len(<bytes>kept[i])
+                lines.line[i].quantity = parsed[i][1]
+        for i in range(lines.count):
+            index = self.sale.find_sku(lines.line[i].sku, lines.line[i].sku_length)
+            if index < 0:
+                return self.respond_fixed(V_SKU_NOT_FOUND)
+            self.sku_index[i] = index
+            self.quantity[i] = lines.line[i].quantity
+        self.line_count = lines.count
+        return True
+
+    cdef int answer_request(self, Ticket ticket) except -1:
+        """The answer to an ended ticket."""
+        cdef int verdict = ticket.outcome
+        cdef OrderCore core = self.core
+        if verdict == V_ACCEPTED or verdict == V_REPLAYED:
+            location = PyUnicode_New(len(core.location_prefix) + UUID_CHARS, 127)
+            memcpy(PyUnicode_DATA(location), PyUnicode_DATA(core.location_prefix), len(core.location_prefix))
+            put_uuid(<char*>PyUnicode_DATA(location) + len(core.location_prefix), ticket.id)
+            headers = [JSON_HEADER, ("location", location)]
+            if verdict == V_REPLAYED:
+                headers.append(REPLAYED_HEADER)
+            self.answered = True
+            core.counters.add(verdict)
+            core.counters.record_us((monotonic_ns() - self.started_ns) // 1000)
+            self.protocol.response_bytes(202, headers, ticket.answer())
+            return 0
+        if verdict == V_RATE_LIMITED or verdict == V_NOT_OPEN:
+            return self.respond_with(verdict, core.answer_with_argument(verdict, ticket.argument))
+        if verdict == V_STALE and ticket.may_have_run:
+            verdict = V_UNKNOWN  # staleness is decided before replays: an attempt that was lost may have run
+        return self.respond_fixed(verdict)
+
+    cdef int respond_fixed(self, int verdict) except -1:
+        return self.respond_with(verdict, self.core.fixed_answers[verdict])
+
+    cdef int respond_with(self, int verdict, answer) except -1:
+        cdef OrderCore core = self.core
+        self.answered = True
+        core.counters.add(verdict)
+        core.counters.record_us((monotonic_ns() - self.started_ns) // 1000)
+        if self.sale is not None:
+            self.sale.tally.counts[verdict] += 1
+        self.protocol.response_bytes(answer[0], answer[1], answer[2])
+        return 0
+
+
+cdef inline bint is_bearer(const char* text, Py_ssize_t length) noexcept nogil:
+    """`Bearer ` in any case (RFC 9110, section 11.1)."""
+    return (
+        length > 7
+        and text[0] | 0x20 == c"b"
+        and text[1] | 0x20 == c"e"
+        and text[2] | 0x20 == c"a"
+        and text[3] | 0x20 == c"r"
+        and text[4] | 0x20 == c"e"
+        and text[5] | 0x20 == c"r"
+        and text[6] == c" "
+    )
+
+
+cdef bint is_json_type(media_type):
+    """`application/json`, alone or with `charset=utf-8`."""
+    if media_type is None:
+        return False
+    kind, _, parameters = media_type.lower().partition(";")
+    if kind.strip(" \t") != JSON_TYPE:
+        return False
+    return all(p.strip(" \t") in ("", "charset=utf-8", 'charset="utf-8"') for p in parameters.split(";"))
+
+
+cdef Py_ssize_t parse_length(text) except -2:
+    """Content-Length, -1 without one; a number beyond all bounds for what is none."""
+    cdef const char* digits
+    cdef Py_ssize_t length = 0, value = 0, i
+    if text is None:
+        return -1
+    digits = PyUnicode_AsUTF8AndSize(text, &length)
+    for i in range(length):
+        if not c"0" <= digits[i] <= c"9" or i == 18:
+            return <Py_ssize_t>1 << 62
+        value = 10 * value + (digits[i] - c"0")
+    return value

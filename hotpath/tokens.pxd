@@ -1,0 +1,25 @@
+"""Claims of a verified token, and the key ring that verifies."""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+cdef class Claims:
+    cdef uint8_t user[16]
+    cdef uint64_t user_hash
+    cdef int64_t expires_at
+    cdef int64_t issued_at
+
+cdef class KeyRing:
+    cdef dict keys  # kid -> key
+    cdef dict headers  # encoded header -> key, bounded
+    cdef str issuer
+    cdef str audience
+    cdef str role
+    cdef bytes issuer_ascii
+    cdef bytes audience_ascii
+    cdef bytes role_ascii
+    cdef int64_t leeway_s
+
+    # 0, V_TOKEN_INVALID or V_TOKEN_EXPIRED; on 0 `claims` is filled.
+    cdef int check(self, const char* token, Py_ssize_t length, int64_t now_s, Claims claims) except -1
+    cdef bytes key_for(self, bytes header)
+    cdef int read_claims(self, bytes payload, Claims claims, int64_t* not_before) except -1
