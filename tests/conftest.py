@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.fixtures.fix_scripts",
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
+    "tests.fixtures.fix_stack",
 ]

@@ -1,0 +1,123 @@
+"""The embedded stack as a user handles it: up, status, kills, a second up, down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+
+from devstack.children import alive
+from devstack.plan import WORKERS, responds
+from devstack.state import StateFolder
+from tests.fixtures.fix_stack import ROOT, RunningStack, eventually, flashsale
+
+NAMES = ["redis", "postgres", "backoffice", *WORKERS, "edge"]
+
+
+def test_stack_file_names_everything_that_runs(running_stack: RunningStack) -> None:
+    assert stat.S_IMODE(running_stack.folder.stack_file.stat().st_mode) == 0o600
+    stack = running_stack.stack
+    assert sorted(stack.processes) == sorted(NAMES)
+    assert all(alive(pid) for pid in stack.processes.values())
+    assert responds(f"{stack.edge_url}/readyz") and responds(f"{stack.backoffice_url}/readyz")
+    for dsn in (stack.catalogue_dsn, *stack.shard_dsns):
+        psycopg.connect(dsn).close()
+    with redis.Redis.from_url(stack.redis_url) as client:
+        assert client.config_get("appendfsync") == {"appendfsync": "always"}
+
+
+def test_background_processes_keep_no_descriptor_of_the_caller(running_stack: RunningStack) -> None:
+    for pid in (running_stack.stack.supervisor, *running_stack.stack.processes.values()):
+        standard = [os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)]
+        assert standard[0] == "/dev/null"
+        assert {Path(target).parent for target in standard[1:]} == {running_stack.folder.logs}
+
+
+def test_no_password_in_command_lines_or_logs(running_stack: RunningStack) -> None:
+    stack = running_stack.stack
+    secrets = [stack.admin["password"], stack.catalogue_dsn.split(":")[2].split("@")[0], stack.payment_secret]
+    texts = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in stack.processes.values()]
+    texts += [path.read_text(errors="replace") for path in running_stack.folder.logs.iterdir()]
+    assert not [text for text in texts if any(secret in text for secret in secrets)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_process_is_back_under_a_new_pid(running_stack: RunningStack, name: str) -> None:
+    killed = running_stack.stack.processes[name]
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: running_stack.stack.processes[name] != killed)
+    assert alive(running_stack.stack.processes[name])
+    eventually(lambda: running_stack.flashsale("status", check=False).returncode == 0)
+
+
+def test_status_tells_what_runs(running_stack: RunningStack) -> None:
+    answer = json.loads(running_stack.flashsale("status", "--json").stdout)
+    assert answer["up"] and sorted(answer["processes"]) == sorted(NAMES)
+    assert all(process["ready"] for process in answer["processes"].values())
+
+
+def test_second_up_says_what_runs(running_stack: RunningStack) -> None:
+    before = running_stack.stack
+    done = running_stack.flashsale("up", "--detach")
+    assert "up already" in done.stdout and before.edge_url in done.stdout
+    assert running_stack.stack == before
+
+
+def test_status_without_a_stack(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "none")
+    done = flashsale(folder, "status", check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert json.loads(flashsale(folder, "status", "--json", check=False).stdout) == {"up": False}
+    assert "No stack was up" in flashsale(folder, "down").stdout
+    assert not folder.path.exists()
+
+
+def test_full_stack_is_refused_with_a_reason(tmp_path: Path) -> None:
+    done = flashsale(StateFolder(tmp_path / "none"), "up", "--stack", "full", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("flashsale: ") and "data tier" in done.stderr
+
+
+def test_port_in_use_is_said_before_anything_starts(running_stack: RunningStack, tmp_path: Path) -> None:
+    port = running_stack.stack.edge_url.rpartition(":")[2]
+    done = flashsale(StateFolder(tmp_path / "other"), "up", "--detach", "--edge-port", port, check=False)
+    assert done.returncode == 1
+    assert f"port {port} is in use" in done.stderr and "--edge-port" in done.stderr
+
+
+def test_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "devstack.cli", "up", "--detach", "--state-dir", str(tmp_path / "s"), "--edge-port", "0",
+         "--backoffice-port", "0"],
+        env={**os.environ, "FLASHSALE_USER_RATE": "fast"}, capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "FLASHSALE_USER_RATE" in done.stderr and "fast" not in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["down", "supervisor-killed"])
+def test_nothing_is_left_running(tmp_path: Path, how: signal.Signals) -> None:
+    folder = StateFolder(tmp_path / "stack")
+    try:
+        flashsale(folder, "up", "--detach", "--edge-port", "0", "--backoffice-port", "0")
+        stack = folder.require_stack()
+        pids = [stack.supervisor, *stack.processes.values()]
+        if how is signal.SIGKILL:
+            os.kill(stack.supervisor, how)  # the kernel tells its children
+        else:
+            flashsale(folder, "down")
+            assert not [pid for pid in pids if alive(pid)]
+            assert not folder.stack_file.exists()
+        eventually(lambda: not [pid for pid in pids if alive(pid)])
+        assert flashsale(folder, "status", check=False).returncode == 3
+    finally:
+        flashsale(folder, "down", "--destroy")
+    assert not folder.path.exists()

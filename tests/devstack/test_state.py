@@ -1,0 +1,114 @@
+"""The stack's folder: the lock decides who runs, files are private, what a crash left is not trusted."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from devstack.children import alive, spawn
+from devstack.servers import PostgresServer
+from devstack.state import STATE_VARIABLE, Stack, StackError, StateFolder
+from devstack.supervisor import RESTART_S_MAX, restart_delay_s
+
+
+def _stack(supervisor: int) -> Stack:
+    return Stack(
+        edge_url="http://edge", backoffice_url="http://backoffice", admin={"email": "a@b.c", "password": "p"},
+        redis_url="redis://r", cache_url="redis://c", catalogue_dsn="postgresql://c", shard_dsns=["postgresql://s"],
+        queue_url="redis://q", event_log_url="redis://e", payment_secret="secret", metrics={}, supervisor=supervisor,
+        processes={"edge": 1},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    folder = StateFolder(tmp_path / "state")
+    folder.make()
+    return folder
+
+
+def test_only_one_supervisor_has_the_lock(folder: StateFolder) -> None:
+    assert folder.supervisor_pid() is None
+    lock = folder.acquire()
+    assert lock is not None
+    assert folder.acquire() is None
+    assert folder.supervisor_pid() == os.getpid()
+    os.close(lock)
+    assert folder.supervisor_pid() is None
+
+
+def test_stack_file_is_private_and_believed_only_while_its_supervisor_runs(folder: StateFolder) -> None:
+    folder.write_stack(_stack(os.getpid()))
+    assert stat.S_IMODE(folder.stack_file.stat().st_mode) == 0o600
+    assert folder.read_stack() is None  # nobody holds the lock: a crash left the file
+    with pytest.raises(StackError, match="no stack is up"):
+        folder.require_stack()
+    lock = folder.acquire()
+    assert lock is not None
+    assert folder.read_stack() == _stack(os.getpid())
+    folder.write_stack(_stack(os.getpid() + 1))
+    assert folder.read_stack() is None  # of an earlier supervisor
+    os.close(lock)
+
+
+def test_stack_file_has_every_member_of_the_contract() -> None:
+    assert asdict(_stack(1)).keys() >= {
+        "edge_url", "backoffice_url", "admin", "redis_url", "cache_url", "catalogue_dsn", "shard_dsns", "queue_url",
+        "event_log_url", "payment_secret", "processes",
+    }  # fmt: skip
+
+
+def test_secrets_stay_the_same_and_are_private(folder: StateFolder) -> None:
+    assert folder.secret("one") == folder.secret("one") != folder.secret("other")
+    assert stat.S_IMODE((folder.path / "secrets.json").stat().st_mode) == 0o600
+
+
+def test_secrets_are_not_in_representations() -> None:
+    assert "secret" not in repr(_stack(1)) and "password" not in repr(_stack(1))
+
+
+def test_sweep_ends_what_belongs_to_the_folder_and_nothing_else(folder: StateFolder, tmp_path: Path) -> None:
+    ours = spawn(["/bin/sleep", "600"], env={STATE_VARIABLE: str(folder.path)}, log=tmp_path / "log")
+    another = spawn(["/bin/sleep", "600"], env={STATE_VARIABLE: str(tmp_path / "another")}, log=tmp_path / "log")
+    assert folder.sweep(patience_s=0) == [ours.pid]
+    assert alive(another.pid) and not alive(ours.pid)
+    another.kill()
+    another.wait()
+    ours.wait()
+
+
+def test_log_that_has_grown_is_put_aside(folder: StateFolder) -> None:
+    path = folder.log("edge")
+    path.write_bytes(b"x" * (16 * 1024 * 1024 + 1))
+    assert folder.log("edge") == path
+    assert not path.exists()
+    assert path.with_suffix(".log.1").stat().st_size == 16 * 1024 * 1024 + 1
+
+
+def test_destroy_leaves_nothing_where_the_folder_was_closed(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    folder.make()
+    tmp_path.chmod(0o700)
+    (folder.data / "postgres").mkdir()
+    data = PostgresServer(folder.data / "postgres").data
+    data.mkdir()
+    folder.destroy()
+    assert not folder.path.exists()
+    assert not data.parent.exists()  # as root: a place that PostgreSQL's own user can reach
+
+
+def test_restarts_are_at_once_first_and_bounded_in_a_crash_loop() -> None:
+    delays = [restart_delay_s(row) for row in range(2000)]
+    assert delays[:5] == [0.0, 0.1, 0.2, 0.4, 0.8]
+    assert delays == sorted(delays) and delays[-1] == RESTART_S_MAX
+
+
+def test_zombie_is_not_alive() -> None:
+    with subprocess.Popen(["/bin/true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not alive(process.pid)
