@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
+import structlog
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from domain.topology import FINGERPRINT_KEY, Topology
+from runtime.backoff import Backoff
+
+log = structlog.get_logger()
 
 
 class FingerprintMismatch(Exception):
@@ -32,3 +39,20 @@ async def check(redis: Redis, topology: Topology) -> None:
     theirs = stored.decode("ascii", "replace")
     if theirs != topology.fingerprint:
         raise FingerprintMismatch(ours=topology.fingerprint, theirs=theirs)
+
+
+async def check_when_reachable(redis: Redis, topology: Topology, pause: Callable[[float], Awaitable[bool]]) -> bool:
+    """`check`, again and again while Redis cannot be asked; False when `pause` says that the process is to stop.
+
+    `pause(seconds)` is `Service.pause`. Raises FingerprintMismatch.
+    """
+    backoff = Backoff(first_s=0.1, longest_s=1.0)
+    while True:
+        try:
+            await check(redis, topology)
+        except (RedisError, OSError) as error:
+            log.warning("redis not reachable", error=str(error) or type(error).__name__)
+            if await pause(backoff.next_s()):
+                return False
+            continue
+        return True

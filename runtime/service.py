@@ -105,6 +105,13 @@ def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> Non
     log.error("unhandled", detail=context["message"], exc_info=context.get("exception"))
 
 
+def _cause(error: Exception) -> Exception:
+    """The one exception inside of groups of one: task groups wrap what went wrong."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def settings_or_exit(name: str) -> Settings:
     """The settings of the environment, or exit status 2 with one line that names every problem."""
     try:
@@ -121,7 +128,8 @@ def run(name: str, settings: Settings, main: Main) -> NoReturn:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(name, settings, main))
-    except Exception as error:
+    except Exception as raised:
+        error = _cause(raised)
         log.error("fatal", error=f"{type(error).__name__}: {error}", exc_info=error)
         sys.exit(1)
     sys.exit(0)

@@ -81,7 +81,7 @@ def load_token_keys(path: Path) -> TokenKeys:
         if len(raw) < KEY_BYTES_MIN:
             raise TokenKeysError(f"{path}: key {kid} is shorter than {KEY_BYTES_MIN} bytes")
         keys[kid] = raw
-    if document.get("active") not in keys:
+    if document.get("active") not in list(keys):
         raise TokenKeysError(f"{path}: the active kid is not among the keys")
     return TokenKeys(document["active"], keys)
 

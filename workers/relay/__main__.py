@@ -1,0 +1,34 @@
+"""`python -m workers.relay`: all lanes whose leases this process gets. Composition root, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+
+from runtime import fingerprint, service
+from runtime.clients import redis_client
+from runtime.queue import open_queue
+from workers.relay.lanes import measure_lanes, own_lane
+
+
+async def main(process: service.Service) -> None:
+    """Relay until the process is to stop."""
+    settings = process.settings
+    # A lane keeps one connection waiting for entries, and shares the rest.
+    redis = redis_client(settings.redis_url, connections_max=2 * settings.lanes + 4)
+    queue = open_queue(
+        settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
+    )
+    try:
+        if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
+            return
+        async with asyncio.TaskGroup() as group:
+            group.create_task(measure_lanes(service=process, redis=redis))
+            for lane in range(settings.lanes):
+                group.create_task(own_lane(lane, service=process, redis=redis, queue=queue))
+    finally:
+        await queue.close()
+        await redis.aclose()
+
+
+if __name__ == "__main__":
+    service.run("relay", service.settings_or_exit("relay"), main)

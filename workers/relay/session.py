@@ -1,0 +1,254 @@
+"""One tenure of a lane: from the stream's head on, read, publish with confirms, trim the confirmed prefix.
+
+A session ends with its lease, with the process, or with any trouble of the lane's Redis; the next one begins at the
+head again. It keeps nothing, so a crash between any two steps only repeats: an entry is trimmed after its confirm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+
+from domain.messages import encode_orders
+from domain.topology import Topology, lane_lease_key, lane_stream_key, order_queue
+from hotpath import scripts
+from runtime import tasks
+from runtime.backoff import Backoff
+from runtime.leases import Lease
+from runtime.queue import Queue, QueueFull, QueueUnavailable
+from workers.relay import metrics
+from workers.relay.backlog import Backlog
+from workers.relay.entries import RawEntry, seq_of, shard_table, sort_page
+
+POISON_QUEUE = "orders.poison"
+
+PAGE_ENTRIES = 1_000
+BACKLOG_ENTRIES_MAX = 5_000
+PUBLISHES_IN_FLIGHT = 2  # for each shard of a lane
+LINGER_S = 0.008  # between two pages that were not full: fewer, larger messages
+WAKE_BLOCK_MS = 500
+ROOM_WAIT_S = 0.25  # so long a shard may hold the others up before its entries are left out
+TRIM_PAUSE_S = 0.02
+DRAIN_S = 5.0
+
+log = structlog.get_logger()
+
+
+class LeaseLost(Exception):
+    """The trim script says that the lane's lease is not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A shard's queue, or the dead letters of what belongs to no shard."""
+
+    name: str
+    backlog: Backlog
+    batch_max: int
+    publish: Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]
+
+
+class LaneSession:
+    """See the module. `lease` is held when `run` is called."""
+
+    def __init__(
+        self, lane: int, *, redis: Redis, queue: Queue, lease: Lease, topology: Topology, batch_max: int
+    ) -> None:
+        """`batch_max`: entries in one message."""
+        self._lane = lane
+        self._redis = redis
+        self._queue = queue
+        self._lease = lease
+        self._stream = lane_stream_key(lane)
+        self._shard_by_bucket = shard_table(topology)
+        self._destinations = [
+            Destination(str(shard), Backlog(BACKLOG_ENTRIES_MAX), batch_max, self._publisher_to(shard))
+            for shard in range(topology.shards)
+        ]
+        # Last, behind the shards: what belongs to none of them.
+        self._destinations.append(Destination("poison", Backlog(BACKLOG_ENTRIES_MAX), 1, self._bury))
+        self._cursor: bytes | None = None  # id of the last entry that was offered to its destination
+        self._trimmed_seq = -1
+        self._progress = asyncio.Event()
+        self._draining = False
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Relay until the process is to stop (then what is in flight is awaited) or the lease is lost.
+
+        Raises RedisError or OSError when the lane's Redis fails, LeaseLost when the trim script refuses.
+        """
+        publishers = [
+            asyncio.create_task(self._publish(destination), name=f"publish {self._stream} {destination.name}")
+            for destination in self._destinations
+            for _ in range(PUBLISHES_IN_FLIGHT)
+        ]
+        work = [asyncio.create_task(self._read()), asyncio.create_task(self._trim()), *publishers]
+        ends = [asyncio.create_task(stopping.wait()), asyncio.create_task(self._lease.lost.wait())]
+        try:
+            done, _ = await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
+            for task in done.intersection(work):
+                task.result()  # raises: work ends by itself only with an exception
+            if self._lease.held:
+                await self._drain(work[0], publishers)
+        finally:
+            await tasks.cancel(*work, *ends)
+
+    async def _drain(self, reader: asyncio.Task[None], publishers: Sequence[asyncio.Task[None]]) -> None:
+        """No more reading; wait for the confirms of what is in flight, then trim what they allow."""
+        await tasks.cancel(reader)
+        self._draining = True
+        for destination in self._destinations:
+            destination.backlog.work.set()
+        await asyncio.wait(publishers, timeout=DRAIN_S)
+        await self._trim_confirmed()
+
+    # Reading
+
+    async def _read(self) -> None:
+        while True:
+            progressed = await self._read_page()
+            for number, destination in enumerate(self._destinations):
+                progressed |= await self._read_again(number, destination.backlog)
+            if progressed:
+                continue
+            if any(destination.backlog.left_out_from is not None for destination in self._destinations):
+                await asyncio.sleep(LINGER_S)
+            else:
+                await self._wait_for_entries()
+
+    async def _read_page(self) -> bool:
+        """Offer the next page to its destinations; False when there was none."""
+        if all(destination.backlog.left_out_from is not None for destination in self._destinations[:-1]):
+            # No shard takes anything: reading on would only mean to read it all again.
+            return False
+        page = await self._page("-" if self._cursor is None else f"({self._cursor.decode()}", "+")
+        for seq, number, entry in self._sorted(page):
+            backlog = self._destinations[number].backlog
+            if not backlog.has_room and backlog.left_out_from is None:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(backlog.room.wait(), ROOM_WAIT_S)
+            if not backlog.offer(seq, entry) and backlog.left_out_from == seq:
+                name = self._destinations[number].name
+                metrics.LEFT_OUT.labels(self._lane, name).inc()
+                log.warning("destination left out", lane=self._lane, destination=name, lane_seq=seq)
+        if page:
+            self._cursor = page[-1][0]
+            self._progress.set()
+        if 0 < len(page) < PAGE_ENTRIES:
+            await asyncio.sleep(LINGER_S)
+        return bool(page)
+
+    async def _read_again(self, number: int, backlog: Backlog) -> bool:
+        """A page of what was left out for a destination, when it has room again; whether anything was read."""
+        if backlog.left_out_from is None or not backlog.is_half_empty or self._cursor is None:
+            return False
+        page = await self._page(f"{backlog.left_out_from}-0", self._cursor.decode())
+        for seq, owner, entry in self._sorted(page):
+            if owner == number and not backlog.offer_again(seq, entry):
+                return True
+        # All up to the page's last entry was offered; behind the cursor the ordinary reading goes on.
+        read_seq, cursor_seq = seq_of(page[-1][0] if page else self._cursor), seq_of(self._cursor)
+        backlog.left_out_from = read_seq + 1 if read_seq < cursor_seq else None
+        if backlog.left_out_from is None:
+            log.info("destination takes part again", lane=self._lane, destination=self._destinations[number].name)
+        self._progress.set()
+        return True
+
+    def _sorted(self, page: Sequence[RawEntry]) -> list[tuple[int, int, bytes]]:
+        poison = len(self._destinations) - 1
+        return sort_page(page, lane=self._lane, shard_by_bucket=self._shard_by_bucket, poison=poison)
+
+    async def _page(self, start: str, end: str) -> list[RawEntry]:
+        page: Any = await self._redis.xrange(self._stream, start, end, count=PAGE_ENTRIES)
+        return list(page)
+
+    async def _wait_for_entries(self) -> None:
+        """Return as soon as there is an entry behind the cursor, or after a while without any."""
+        after = self._cursor.decode() if self._cursor is not None else "0-0"
+        await self._redis.xread({self._stream: after}, count=1, block=WAKE_BLOCK_MS)
+
+    # Publishing
+
+    async def _publish(self, destination: Destination) -> None:
+        """One publish at a time, each repeated until it is confirmed. Ends when draining."""
+        backoff = Backoff(first_s=0.02, longest_s=0.5)
+        batch: list[tuple[int, bytes]] = []
+        while not self._draining:
+            batch = batch or destination.backlog.take(destination.batch_max)
+            if not batch:
+                await destination.backlog.work.wait()
+            elif await self._publish_once(destination, batch):
+                destination.backlog.confirm(batch[0][0])
+                self._progress.set()
+                backoff.reset()
+                batch = []
+            else:
+                await asyncio.sleep(backoff.next_s())
+
+    async def _publish_once(self, destination: Destination, batch: Sequence[tuple[int, bytes]]) -> bool:
+        try:
+            await destination.publish(batch)
+        except QueueFull:
+            metrics.FAILURES.labels(destination.name, "full").inc()
+            return False
+        except QueueUnavailable as error:
+            metrics.FAILURES.labels(destination.name, "unavailable").inc()
+            log.warning("publish not confirmed", lane=self._lane, destination=destination.name, error=error.detail)
+            return False
+        return True
+
+    def _publisher_to(self, shard: int) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
+        name = order_queue(shard)
+        published = metrics.PUBLISHED.labels(self._lane, shard)
+        messages = metrics.MESSAGES.labels(self._lane, shard)
+
+        async def publish(batch: Sequence[tuple[int, bytes]]) -> None:
+            message_id = f"{self._lane}:{batch[0][0]}-{batch[-1][0]}"
+            await self._queue.publish(name, encode_orders(self._lane, batch), message_id=message_id)
+            published.inc(len(batch))
+            messages.inc()
+
+        return publish
+
+    async def _bury(self, batch: Sequence[tuple[int, bytes]]) -> None:
+        [(seq, body)] = batch
+        await self._queue.dead_letters.add(
+            POISON_QUEUE,
+            body,
+            message_id=f"{self._lane}:{seq}",
+            reason="entry of the lane's stream belongs to no shard: malformed",
+            headers={"lane": str(self._lane), "lane_seq": str(seq)},
+        )
+        metrics.POISON.labels(self._lane).inc()
+        log.error("poison entry", lane=self._lane, lane_seq=seq)
+
+    # Trimming
+
+    async def _trim(self) -> None:
+        while True:
+            await self._progress.wait()
+            self._progress.clear()
+            await self._trim_confirmed()
+            await asyncio.sleep(TRIM_PAUSE_S)
+
+    async def _trim_confirmed(self) -> None:
+        """Trim up to the last entry before which nothing is unconfirmed. The script checks the lease, not our clock."""
+        if self._cursor is None:
+            return
+        oldest = [destination.backlog.oldest_unconfirmed for destination in self._destinations]
+        confirmed = min((seq - 1 for seq in oldest if seq is not None), default=seq_of(self._cursor))
+        confirmed = min(confirmed, seq_of(self._cursor))
+        if confirmed <= self._trimmed_seq:
+            return
+        keys = (self._stream, lane_lease_key(self._lane))
+        trimmed = await scripts.run(self._redis, scripts.TRIM, keys, (self._lease.token, confirmed))
+        if trimmed < 0:
+            raise LeaseLost(self._stream)
+        self._trimmed_seq = confirmed
+        metrics.TRIMMED.labels(self._lane).inc(trimmed)
