@@ -1,0 +1,260 @@
+"""A lane of the reservation Redis in plain Python: the oracle of the scripts. Dicts and loops, one order after another.
+
+Knows nothing of packing, batching or two phases: a batch is its requests one by one. Times come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from domain.orders import OrderEntry, OrderStatus
+from domain.outcomes import Outcome, Transition
+from domain.sales import LaneSaleState, SaleDefinition, Stock
+
+PURCHASES_MAX = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One order request: `order` holds what the client made of it; its state, version, epoch and times are not read."""
+
+    order: OrderEntry
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An apply-once record: the order that a key got."""
+
+    order_id: UUID
+    reserved_at_ms: int
+    lines: tuple[tuple[int, int], ...]  # (SKU index, quantity) in the order of the request
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer to one request; `record` for REPLAYED only."""
+
+    outcome: Outcome
+    argument: int = 0
+    record: Record | None = None
+
+
+@dataclass(slots=True)
+class User:
+    """One user in one sale."""
+
+    arrival_us: int = 0  # GCRA theoretical arrival time
+    purchases: dict[int, int] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """GCRA: one request per interval, `burst` at once."""
+
+    interval_us: int
+    burst: int
+
+
+@dataclass(slots=True)
+class Lane:
+    """All that a lane holds."""
+
+    seq: int = 0
+    definitions: dict[UUID, SaleDefinition] = field(default_factory=dict)
+    stock: dict[tuple[UUID, int], Stock] = field(default_factory=dict)
+    users: dict[tuple[UUID, UUID], User] = field(default_factory=dict)
+    orders: dict[UUID, OrderEntry] = field(default_factory=dict)
+    stream: dict[int, OrderEntry] = field(default_factory=dict)
+    restocks: dict[tuple[UUID, str], tuple[int, int]] = field(default_factory=dict)
+    lease: str | None = None
+
+    def reserve(self, requests: Sequence[Request], *, now_us: int, rate: Rate, stream_length_max: int) -> list[Answer]:
+        """Decide and take effect, one after another."""
+        answers = []
+        for request in requests:
+            answer = self._decide(request, now_us, rate, stream_length_max)
+            if answer.outcome is Outcome.ACCEPTED:
+                self._accept(request.order, now_us, rate)
+            answers.append(answer)
+        return answers
+
+    def lookup(self, requests: Sequence[Request], *, now_us: int, rate: Rate, stream_length_max: int) -> list[Answer]:
+        """Decide each alone, without effect."""
+        answers = [self._decide(request, now_us, rate, stream_length_max) for request in requests]
+        return [Answer(Outcome.HAS_STOCK) if a.outcome is Outcome.ACCEPTED else a for a in answers]
+
+    def _decide(self, request: Request, now_us: int, rate: Rate, stream_length_max: int) -> Answer:
+        order, now_ms = request.order, now_us // 1000
+        lines = tuple((line.sku_index, line.quantity) for line in order.lines)
+        sale = self.definitions.get(order.sale_id)
+        if sale is None or (sale.epoch, sale.version) != (request.epoch, request.version):
+            return Answer(Outcome.STALE)
+        if sale.state is LaneSaleState.CLOSED:
+            return Answer(Outcome.STALE)
+        user = self.users.get((order.sale_id, order.user_id), User())
+        record = user.records.get(order.idempotency_key)
+        if record is not None:
+            if sorted(record.lines) == sorted(lines):
+                return Answer(Outcome.REPLAYED, record=record)
+            return Answer(Outcome.KEY_REUSED)
+        if sale.state is LaneSaleState.ENDED or now_ms >= sale.ends_at_ms:
+            return Answer(Outcome.ENDED)
+        if sale.state is LaneSaleState.PAUSED:
+            return Answer(Outcome.NOT_OPEN)
+        if now_ms < sale.starts_at_ms:
+            return Answer(Outcome.NOT_OPEN, sale.starts_at_ms - now_ms)
+        ahead_us = max(user.arrival_us, now_us) + rate.interval_us - now_us
+        if ahead_us > rate.interval_us * rate.burst:
+            wait_us = ahead_us - rate.interval_us * rate.burst
+            return Answer(Outcome.RATE_LIMITED, max(1, -(-wait_us // 1000)))
+        for index, quantity in lines:
+            limit = sale.items[index].per_user_limit or PURCHASES_MAX
+            if user.purchases.get(index, 0) + quantity > limit:
+                return Answer(Outcome.PURCHASE_LIMIT)
+        for index, quantity in lines:
+            if self.stock[order.sale_id, index].available < quantity:
+                return Answer(Outcome.SOLD_OUT)
+        if len(self.stream) >= stream_length_max:
+            return Answer(Outcome.STREAM_FULL)
+        return Answer(Outcome.ACCEPTED)
+
+    def _accept(self, order: OrderEntry, now_us: int, rate: Rate) -> None:
+        sale, now_ms = self.definitions[order.sale_id], now_us // 1000
+        user = self.users.setdefault((order.sale_id, order.user_id), User())
+        user.arrival_us = max(user.arrival_us, now_us) + rate.interval_us
+        for line in order.lines:
+            user.purchases[line.sku_index] = user.purchases.get(line.sku_index, 0) + line.quantity
+            self._move(order.sale_id, line.sku_index, available=-line.quantity, reserved=line.quantity)
+        user.records[order.idempotency_key] = Record(
+            order.order_id, now_ms, tuple((line.sku_index, line.quantity) for line in order.lines)
+        )
+        self._store(
+            replace(
+                order,
+                status=OrderStatus.RESERVED,
+                version=1,
+                epoch=sale.epoch,
+                reserved_at_ms=now_ms,
+                expires_at_ms=now_ms + sale.hold_ms,
+                changed_at_ms=now_ms,
+            )
+        )
+
+    def _move(self, sale_id: UUID, index: int, *, available: int = 0, reserved: int = 0, paid: int = 0) -> None:
+        stock = self.stock[sale_id, index]
+        self.stock[sale_id, index] = replace(
+            stock,
+            available=stock.available + available,
+            reserved=stock.reserved + reserved,
+            paid=stock.paid + paid,
+        )
+
+    def _store(self, entry: OrderEntry) -> None:
+        self.seq += 1
+        self.stream[self.seq] = entry
+        self.orders[entry.order_id] = entry
+
+    def cancel(self, order_id: UUID, user_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
+        """A buyer's cancel."""
+        order = self.orders.get(order_id)
+        if order is None or order.user_id != user_id:
+            return Transition.NOT_FOUND, None
+        return self._change(order, OrderStatus.CANCELLED, now_ms)
+
+    def settle(self, order_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
+        """A payment."""
+        order = self.orders.get(order_id)
+        if order is None:
+            return Transition.NOT_FOUND, None
+        return self._change(order, OrderStatus.PAID, now_ms)
+
+    def expire(self, order_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
+        """A collected hold."""
+        order = self.orders.get(order_id)
+        if order is None:
+            return Transition.NOT_FOUND, None
+        return self._change(order, OrderStatus.EXPIRED, now_ms)
+
+    def _change(self, order: OrderEntry, wanted: OrderStatus, now_ms: int) -> tuple[Transition, OrderEntry]:
+        if order.status is wanted:
+            return Transition.REPEATED, order
+        if order.status is not OrderStatus.RESERVED:
+            return Transition.CONFLICT, order
+        over = now_ms >= order.expires_at_ms
+        if wanted is OrderStatus.EXPIRED and not over:
+            return Transition.NOT_DUE, order
+        if wanted is not OrderStatus.EXPIRED and over:
+            return Transition.CONFLICT, order
+        user = self.users.get((order.sale_id, order.user_id))
+        for line in order.lines:
+            if wanted is OrderStatus.PAID:
+                self._move(order.sale_id, line.sku_index, reserved=-line.quantity, paid=line.quantity)
+                continue
+            self._move(order.sale_id, line.sku_index, reserved=-line.quantity, available=line.quantity)
+            if user is not None:
+                user.purchases[line.sku_index] -= line.quantity
+        changed = order.becoming(wanted, at_ms=now_ms)
+        self._store(changed)
+        return Transition.DONE, changed
+
+    def load(self, sale: SaleDefinition, stock: Sequence[Stock]) -> int:
+        """Give the lane a sale once."""
+        if sale.sale_id in self.definitions:
+            return 0
+        self.definitions[sale.sale_id] = sale
+        for index, counters in enumerate(stock):
+            self.stock[sale.sale_id, index] = counters
+        return 1
+
+    def define(self, sale: SaleDefinition) -> int:
+        """Replace a definition by a newer one of the same epoch."""
+        known = self.definitions.get(sale.sale_id)
+        if known is None or known.epoch != sale.epoch:
+            return -1
+        if sale.version <= known.version:
+            return 0
+        self.definitions[sale.sale_id] = sale
+        return 1
+
+    def restock(self, sale_id: UUID, index: int, quantity: int, key: str) -> int:
+        """Add units once per key."""
+        stock = self.stock.get((sale_id, index))
+        if stock is None:
+            return -1
+        applied = self.restocks.get((sale_id, key))
+        if applied is not None:
+            return 0 if applied == (index, quantity) else -2
+        self.restocks[sale_id, key] = (index, quantity)
+        self.stock[sale_id, index] = replace(
+            stock, available=stock.available + quantity, allotted=stock.allotted + quantity
+        )
+        return 1
+
+    def forget(self, sale_id: UUID, *, now_ms: int) -> int:
+        """Remove a sale that is over and holds nothing."""
+        sale = self.definitions.get(sale_id)
+        if sale is None:
+            return 0
+        if sale.state is not LaneSaleState.ENDED and now_ms < sale.ends_at_ms:
+            return -1
+        places = [place for place in self.stock if place[0] == sale_id]
+        if any(self.stock[place].reserved for place in places):
+            return -2
+        del self.definitions[sale_id]
+        for place in places:
+            del self.stock[place]
+        return 1 + len(places)
+
+    def trim(self, token: str, confirmed_seq: int) -> int:
+        """Drop the confirmed prefix, for the lease's owner."""
+        if token != self.lease:
+            return -1
+        confirmed = [seq for seq in self.stream if seq <= confirmed_seq]
+        for seq in confirmed:
+            del self.stream[seq]
+        return len(confirmed)
