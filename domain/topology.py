@@ -79,6 +79,16 @@ def lane_fence_key(lane: int) -> str:
     return f"{lane_tag(lane)}:fence"
 
 
+def worker_lease_key(role: str) -> str:
+    """String: fencing token of the process that does a worker's work alone, such as `expiry-shard-2`."""
+    return f"{{{role}}}:lease"
+
+
+def worker_fence_key(role: str) -> str:
+    """Counter from which a role's fencing tokens are drawn."""
+    return f"{{{role}}}:fence"
+
+
 def user_key_prefix(lane: int, sale_id: UUID) -> str:
     """What precedes the user's short id in `user_key`."""
     return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:"
@@ -97,6 +107,9 @@ def user_key_pattern(lane: int, sale_id: UUID) -> str:
 def order_key_prefix(lane: int) -> str:
     """What precedes the order's short id in `order_key`."""
     return f"{lane_tag(lane)}:o:"
+
+
+ORDER_KEYS_PATTERN = "{lane-*}:o:*"  # SCAN pattern of every order's value
 
 
 def order_key(order_id: UUID) -> str:

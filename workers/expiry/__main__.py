@@ -1,0 +1,42 @@
+"""The expiry worker's process: a collector per shard, the backstop and the janitor, each under a lease of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from runtime import fingerprint
+from runtime.clients import postgres_pool, redis_client
+from runtime.service import Service, run, settings_or_exit
+from workers.expiry import backstop, collector, janitor
+from workers.rounds import Round, run_rounds
+
+NAME = "expiry"
+
+
+async def main(service: Service) -> None:
+    """Open clients, work until told to stop, close clients."""
+    settings = service.settings
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        await fingerprint.check(redis, settings.topology)
+        pools = []
+        for dsn in settings.shard_dsns:
+            pools.append(await stack.enter_async_context(postgres_pool(dsn, size_max=2)))
+        roles: list[tuple[str, float, Round]] = [
+            (f"expiry-shard-{shard}", collector.EVERY_S, collector.Collector(pool, redis).collect)
+            for shard, pool in enumerate(pools)
+        ]
+        look = backstop.Backstop(pools, redis, cluster=settings.topology)
+        roles.append(("expiry-backstop", backstop.EVERY_S, look.step))
+        roles.append(("expiry-janitor", janitor.EVERY_S, janitor.Janitor(redis, kept_s=settings.sale_kept_s).clear))
+        async with asyncio.TaskGroup() as group:
+            for role, every_s, work in roles:
+                group.create_task(
+                    run_rounds(service, redis, role=role, every_s=every_s, work=work, life_ms=settings.lease_ms)
+                )
+
+
+if __name__ == "__main__":
+    run(NAME, settings_or_exit(NAME), main)

@@ -1,0 +1,121 @@
+"""A slow look through the orders in Redis for what the shards' indexes cannot tell.
+
+Finds holds that are long over and not collected (not stored yet), and final orders that missed their TTL. One step
+reads a bounded number of keys and then pauses; nothing is remembered but the cursor, so a new holder starts over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import cast
+from uuid import UUID
+
+import structlog
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import Redis
+
+from domain import topology
+from domain.orders import ENTRY_HEAD, MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from domain.topology import Topology
+from runtime.leases import Lease
+from runtime.sql import load_sql
+from workers.expiry.expire import BATCH_MAX, DueOrder, expire
+
+EVERY_S = 0.1
+KEYS_PER_STEP = 500
+REST_S = 10.0
+# Far beyond what the index collector and the way through the queue take.
+OVERDUE_MS = 60_000
+FINAL_SINCE_MS = 3_600_000
+FINAL_TTL_S = 24 * 3600
+
+_SQL = load_sql("workers.expiry", "expiry.sql")
+log = structlog.get_logger()
+
+
+class Backstop:
+    """The look through all lanes; `step` is one round."""
+
+    def __init__(
+        self,
+        pools: Sequence[AsyncConnectionPool[AsyncConnection[TupleRow]]],
+        redis: Redis,
+        *,
+        cluster: Topology,
+        overdue_ms: int = OVERDUE_MS,
+        final_since_ms: int = FINAL_SINCE_MS,
+        rest_s: float = REST_S,
+    ) -> None:
+        """`pools` in shard order; `rest_s` is the pause after all keys were looked at."""
+        self._pools = pools
+        self._redis = redis
+        self._cluster = cluster
+        self._overdue_ms = overdue_ms
+        self._final_since_ms = final_since_ms
+        self._rest_s = rest_s
+        self._rests_until = 0.0
+        self._cursor = 0
+
+    async def step(self, _: Lease) -> bool:
+        """Look at about `KEYS_PER_STEP` keys; never more at once, however much there is to look at."""
+        if time.monotonic() < self._rests_until:
+            return False
+        seconds, microseconds = await self._redis.time()
+        now_ms = seconds * 1000 + microseconds // 1000
+        self._cursor, keys = await self._redis.scan(
+            self._cursor, match=topology.ORDER_KEYS_PATTERN, count=KEYS_PER_STEP
+        )
+        if self._cursor == 0:
+            self._rests_until = time.monotonic() + self._rest_s
+        if not keys:
+            return False
+        overdue: list[DueOrder] = []
+        final: list[OrderEntry] = []
+        for value in cast(list[bytes | None], await self._redis.mget(keys)):
+            entry = self._interesting(value, now_ms)
+            if entry is None:
+                continue
+            if entry.status.is_final:
+                final.append(entry)
+            else:
+                overdue.append(DueOrder(entry.order_id, entry.user_id, entry.sale_id))
+        for start in range(0, len(overdue), BATCH_MAX):
+            await expire(self._redis, overdue[start : start + BATCH_MAX], found_by="scan")
+        if final:
+            await self._give_ttl(final)
+        return False
+
+    def _interesting(self, value: bytes | None, now_ms: int) -> OrderEntry | None:
+        """The entry if it is overdue, or final for long; the head alone decides, since nearly all are neither."""
+        if value is None or len(value) < ENTRY_HEAD.size:
+            return None
+        _, status, _, _, _, expires_at_ms, changed_at_ms = ENTRY_HEAD.unpack_from(value)
+        if status == OrderStatus.RESERVED:
+            if now_ms < expires_at_ms + self._overdue_ms:
+                return None
+        elif now_ms < changed_at_ms + self._final_since_ms:
+            return None
+        try:
+            return decode_entry(value)
+        except MalformedEntry as error:
+            log.error("order value is malformed", error=str(error))
+            return None
+
+    async def _give_ttl(self, final: list[OrderEntry]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for entry in final:
+            pipeline.pttl(topology.order_key(entry.order_id))
+        lasting = [e for e, ttl_ms in zip(final, await pipeline.execute(), strict=True) if ttl_ms == -1]
+        by_shard: dict[int, list[UUID]] = {}
+        for entry in lasting:
+            by_shard.setdefault(self._cluster.shard_of_order(entry.order_id), []).append(entry.order_id)
+        for shard, order_ids in by_shard.items():
+            async with self._pools[shard].connection() as connection:
+                rows = await (await connection.execute(_SQL["final"], {"ids": order_ids})).fetchall()
+            pipeline = self._redis.pipeline(transaction=False)
+            for (order_id,) in rows:
+                pipeline.expire(topology.order_key(order_id), FINAL_TTL_S)
+            await pipeline.execute()

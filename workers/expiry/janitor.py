@@ -1,0 +1,84 @@
+"""Clears Redis of sales that ended long ago: users' records, applied restocks, then definition and stock.
+
+A lane is cleared only when none of its units is reserved: a hold must be able to end as it would at any other time.
+The definition goes last, so a crash in the middle starts over. Does not touch orders: their values have a TTL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+from uuid import UUID
+
+import orjson
+import structlog
+from prometheus_client import Counter
+from redis.asyncio import Redis
+
+from domain import ids, topology
+from domain.sales import SaleDefinition, Stock
+from hotpath import scripts
+from runtime.leases import Lease
+
+EVERY_S = 60.0
+KEYS_PER_STEP = 500
+STEP_PAUSE_S = 0.02
+
+UNLINKED = Counter("flashsale_janitor_unlinked", "Users' records removed from Redis after a sale.")
+log = structlog.get_logger()
+
+
+class Janitor:
+    """`clear` is one round over all published sales."""
+
+    def __init__(self, redis: Redis, *, kept_s: int) -> None:
+        """`kept_s`: how long after its end a sale stays."""
+        self._redis = redis
+        self._kept_ms = kept_s * 1000
+
+    async def clear(self, lease: Lease) -> bool:
+        """Clear every lane of every sale whose time has come."""
+        seconds, _ = await self._redis.time()
+        for raw_id in sorted(cast(set[bytes], await self._redis.smembers(topology.SALES_KEY))):
+            document = await self._redis.get(topology.sale_key(UUID(raw_id.decode("ascii"))))
+            if document is None:
+                continue
+            try:
+                sale = SaleDefinition.from_document(orjson.loads(document))
+            except (ValueError, KeyError, TypeError) as error:
+                log.error("sale document is malformed", sale_id=raw_id.decode("ascii"), error=repr(error))
+                continue
+            if seconds * 1000 < sale.ends_at_ms + self._kept_ms:
+                continue
+            for lane in sale.lanes:
+                if not lease.held:
+                    return False
+                await self._clear_lane(lease, sale, lane)
+        return False
+
+    async def _clear_lane(self, lease: Lease, sale: SaleDefinition, lane: int) -> None:
+        state = topology.lane_state_key(lane)
+        fields = [topology.stock_field(sale.sale_id, index) for index in range(len(sale.items))]
+        values = await self._redis.hmget(state, [topology.definition_field(sale.sale_id), *fields])
+        definition, *stocks = cast(list[bytes | None], values)
+        if definition is None:
+            return  # cleared before
+        reserved = sum(Stock.unpack(value).reserved for value in stocks if value is not None)
+        if reserved:
+            log.warning(
+                "sale is not cleared: units are reserved", sale_id=str(sale.sale_id), lane=lane, reserved=reserved
+            )
+            return
+        cursor, pattern = 0, topology.user_key_pattern(lane, sale.sale_id)
+        while True:
+            cursor, keys = await self._redis.scan(cursor, match=pattern, count=KEYS_PER_STEP)
+            if keys:
+                UNLINKED.inc(await self._redis.unlink(*keys))
+            if cursor == 0:
+                break
+            await asyncio.sleep(STEP_PAUSE_S)
+            if not lease.held:
+                return
+        await self._redis.unlink(topology.restock_key(lane, sale.sale_id))
+        await scripts.run(self._redis, scripts.FORGET, [state], [ids.short(sale.sale_id)])
+        log.info("sale cleared from lane", sale_id=str(sale.sale_id), lane=lane)

@@ -1,0 +1,49 @@
+"""Work that comes in rounds and that one process at a time does: a lease, a pause, and calm about weather.
+
+Knows nothing of what a round does. A round must be idempotent: after a lost lease two processes may overlap for a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import psycopg
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain.topology import worker_fence_key, worker_lease_key
+from runtime.backoff import Backoff
+from runtime.leases import Lease
+from runtime.service import Service
+
+PAUSE_S_MAX = 5.0
+WEATHER = (RedisError, psycopg.Error, OSError, TimeoutError)
+
+log = structlog.get_logger()
+
+Round = Callable[[Lease], Awaitable[bool]]
+
+
+async def run_rounds(service: Service, redis: Redis, *, role: str, every_s: float, work: Round, life_ms: int) -> None:
+    """Call `work` every `every_s` seconds, at once when it answers that there is more, until the service stops.
+
+    Only while the role's lease is held; a long round looks at `lease.held` between its steps. A server that is away
+    makes the role not ready and is asked again after growing pauses.
+    """
+    lease = Lease(redis, key=worker_lease_key(role), fence_key=worker_fence_key(role), life_ms=life_ms)
+    backoff = Backoff(longest_s=PAUSE_S_MAX)
+    pause_s = 0.0
+    service.ready(role, ok=True)
+    while not await service.pause(pause_s):
+        try:
+            more = await work(lease) if lease.held or await lease.acquire() else False
+        except WEATHER as error:
+            pause_s = backoff.next_s()
+            service.ready(role, ok=False, detail=type(error).__name__)
+            log.warning("round failed", role=role, error=f"{type(error).__name__}: {error}")
+            continue
+        backoff.reset()
+        service.ready(role, ok=True)
+        pause_s = 0.0 if more else every_s
+    await lease.release()
