@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 from urllib.parse import quote
 
 import h11
@@ -28,6 +29,7 @@ _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
 )
 CLIENT_HEADER = b"x-flashsale-client"
+_NOT_FORWARDED = _HOP_BY_HOP | {CLIENT_HEADER, b"content-length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,12 @@ class _Connection:
         except h11.RemoteProtocolError:
             await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, "The head is not HTTP/1.1, or too large"))
             raise _Closed from None
-        if len(event.headers) > self._bounds.headers_max:
-            await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, "Too many headers"))
+        size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
+        if len(event.headers) > self._bounds.headers_max or size > self._bounds.head_bytes_max:
+            await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, "The head is too large"))
+            raise _Closed
+        if event.http_version not in (b"1.0", b"1.1"):
+            await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, "HTTP/1.1 is spoken here"))
             raise _Closed
         return event
 
@@ -222,8 +228,12 @@ class _Connection:
 
     async def _forward(self, head: h11.Request, target: bytes, body: bytes) -> None:
         """Hand the request to Robyn and its answer back, chunk by chunk."""
-        headers = [(name, value) for name, value in head.headers if name not in _HOP_BY_HOP and name != CLIENT_HEADER]
-        headers = [(name, value) for name, value in headers if name != b"content-length"]
+        headers = [(name, value) for name, value in head.headers if name not in _NOT_FORWARDED]
+        if not any(name == b"host" for name, _ in headers):
+            headers.append((b"host", b"localhost"))  # HTTP/1.0 may do without
+        if any(name == b"content-type" and b"multipart/" in value.lower() for name, value in headers):
+            # Robyn would parse it, and answer what it cannot parse by a bare 500. No route takes it.
+            headers = [(name, value) for name, value in headers if name != b"content-type"]
         headers.append((CLIENT_HEADER, self._guard._secret + b":" + self._address.encode("ascii")))
         headers.append((b"content-length", str(len(body)).encode("ascii")))
         started = False
@@ -274,7 +284,8 @@ class _Connection:
     async def _send(self, rendered: Rendered) -> None:
         headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in rendered.headers.items()]
         headers.append((b"content-length", str(len(rendered.body)).encode("ascii")))
-        data = self._client.send(h11.Response(status_code=rendered.status, headers=headers)) or b""
+        reason = HTTPStatus(rendered.status).phrase.encode("ascii")
+        data = self._client.send(h11.Response(status_code=rendered.status, headers=headers, reason=reason)) or b""
         if rendered.body and not self._head_only:
             data += self._client.send(h11.Data(data=rendered.body)) or b""
         await self._write(data + (self._client.send(h11.EndOfMessage()) or b""))

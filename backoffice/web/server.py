@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
 import os
 import secrets
@@ -23,7 +24,7 @@ from robyn.argument_parser import Config
 from robyn.dependency_injection import DependencyMap
 
 from backoffice.web.guard import CLIENT_HEADER, Bounds, Guard
-from backoffice.web.messages import Call, render_problem
+from backoffice.web.messages import Call, Refused, render_problem
 from backoffice.web.routing import Dispatcher, Route, RouteTable
 from domain.problems import Problem, ProblemDetails
 
@@ -180,30 +181,33 @@ def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str) -> robyn.Roby
 
 
 def _handler(route: Route, dispatcher: Dispatcher, secret: str) -> Callable[..., object]:
-    prefix = secret + ":"
-    client_header = CLIENT_HEADER.decode("ascii")
-
     async def handle(request: robyn.Request) -> robyn.Response:
-        headers = {name: request.headers.get(name) or "" for name in request.headers.keys()}  # noqa: SIM118 - no mapping
-        forwarded = headers.pop(client_header, "")
-        if not forwarded.startswith(prefix):
-            # Somebody on this machine found the private port.
-            rendered = render_problem(ProblemDetails(Problem.FORBIDDEN))
-        else:
-            body = request.body
-            call = Call(
-                method=request.method,
-                path=request.url.path,
-                path_params=dict(request.path_params),
-                query={
-                    unquote_plus(name): unquote_plus(request.query_params.get(name) or "")
-                    for name in request.query_params.keys()  # noqa: SIM118
-                },
-                headers=headers,
-                body=body.encode() if isinstance(body, str) else bytes(body),
-                client=forwarded.removeprefix(prefix),
-            )
+        try:
+            call = _call(request, secret)
             rendered = await dispatcher.answer(route, call)
+        except Refused as refusal:
+            rendered = render_problem(refusal.details)
+        except Exception:
+            log.exception("request could not be handed over", route=route.path)
+            rendered = render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
         return robyn.Response(rendered.status, rendered.headers, rendered.body)
 
     return handle
+
+
+def _call(request: robyn.Request, secret: str) -> Call:
+    """The request as handlers see it; Refused when it did not come through the guard."""
+    headers = {name: request.headers.get(name) or "" for name in request.headers.keys()}  # noqa: SIM118 - no mapping
+    forwarder, _, client = headers.pop(CLIENT_HEADER.decode("ascii"), "").partition(":")
+    if not hmac.compare_digest(forwarder.encode(), secret.encode()):
+        raise Refused(Problem.FORBIDDEN)  # somebody on this machine found the private port
+    body = request.body
+    return Call(
+        method=request.method,
+        path=request.url.path,
+        path_params=dict(request.path_params),
+        query={unquote_plus(name): unquote_plus(values[-1]) for name, values in request.query_params.to_dict().items()},
+        headers=headers,
+        body=body.encode() if isinstance(body, str) else bytes(body),
+        client=client,
+    )

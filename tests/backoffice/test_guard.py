@@ -1,0 +1,279 @@
+"""What Robyn leaves open, closed: bodies without bound or end, slow clients, unknown paths and methods, odd framing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from backoffice.web.guard import Bounds, Guard
+from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
+
+MIB = 1024 * 1024
+
+
+def exchange(port: int, *parts: bytes, half_close: bool = False, timeout: float = 15) -> bytes:
+    """Send raw bytes, read until the server closes or is silent after a whole answer."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
+        for part in parts:
+            sock.sendall(part)
+        if half_close:
+            sock.shutdown(socket.SHUT_WR)
+        received = b""
+        while True:
+            head, _, body = received.partition(b"\r\n\r\n")
+            length = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")), None)
+            if length is not None and b"100 Continue" not in head and len(body) >= int(length.split(b":")[1]):
+                return received
+            chunk = sock.recv(65536)
+            if not chunk:
+                return received
+            received += chunk
+
+
+def problem(raw: bytes) -> tuple[int, dict[str, Any], str]:
+    """Status, document and head of a problem."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head, raw
+    document = json.loads(body)
+    status = int(head.split(b" ")[1])
+    assert document["status"] == status
+    return status, document, head.decode().lower()
+
+
+def request(method: str, path: str, headers: str = "", body: str = "") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n{body}".encode()
+
+
+def test_unknown_path_and_method(backoffice: BackofficeProcess) -> None:
+    status, document, _ = problem(exchange(backoffice.port, request("GET", "/nowhere")))
+    assert (status, document["code"]) == (404, "not_found")
+    for method in ("PUT", "TRACE", "PROPFIND", "CONNECT", "get"):
+        status, document, head = problem(exchange(backoffice.port, request(method, "/v1/products")))
+        assert (status, document["code"]) == (405, "method_not_allowed")
+        assert "allow: get, head, post" in head
+    status, document, _ = problem(exchange(backoffice.port, request("GET", "/docs")))
+    assert (status, document["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "*",
+        "//",
+        "/v1/products/",
+        "/v1//products",
+        "/v1/products/../users/me",
+        "/%2e%2e/etc/passwd",
+        "/v1/sales/{sale_id}",
+    ],
+)
+def test_odd_targets_are_not_found_or_refused(backoffice: BackofficeProcess, target: str) -> None:
+    status, _, _ = problem(exchange(backoffice.port, request("GET", target)))
+    assert status in (401, 404)
+
+
+def test_absolute_form_and_odd_queries(backoffice: BackofficeProcess) -> None:
+    for target in ("http://x/livez", "/livez?a=<>\"^`{|}'", "/livez?" + "a=%00&" * 100, "/livez?#"):
+        assert exchange(backoffice.port, request("GET", target)).startswith(b"HTTP/1.1 200 "), target
+
+
+def test_http_1_0_without_host(backoffice: BackofficeProcess) -> None:
+    assert b"200 OK" in exchange(backoffice.port, b"GET /livez HTTP/1.0\r\n\r\n")
+
+
+def test_head_has_no_body(backoffice: BackofficeProcess) -> None:
+    for path in ("/livez", "/nowhere", "/v1/sales"):
+        raw = exchange(backoffice.port, request("HEAD", path, "Connection: close\r\n"), half_close=True)
+        assert raw.partition(b"\r\n\r\n")[2] == b"", path
+    assert httpx.head(backoffice.url + "/livez").status_code == 200
+
+
+def test_malformed_heads(backoffice: BackofficeProcess) -> None:
+    for raw in (
+        b"nonsense\r\n\r\n",
+        b"GET /livez HTTP/3.0\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n",  # no Host
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nBad Header: y\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nA: b\x00c\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 65 + b"\r\n",
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n",  # TLS
+    ):
+        status, document, head = problem(exchange(backoffice.port, raw))
+        assert (status, document["code"]) == (400, "malformed_request"), raw
+        assert "connection: close" in head
+
+
+def test_body_cap(backoffice: BackofficeProcess, staff: Staff) -> None:
+    declared = request("POST", "/v1/auth/login", f"Content-Type: application/json\r\nContent-Length: {MIB + 1}\r\n")
+    status, document, head = problem(exchange(backoffice.port, declared))
+    assert (status, document["code"]) == (413, "body_too_large")
+    assert "connection: close" in head
+    absurd = request("POST", "/v1/auth/login", "Content-Length: 99999999999999999999\r\n")
+    assert problem(exchange(backoffice.port, absurd))[0] in (400, 413)
+    chunk = f"{65536:x}\r\n".encode() + bytes(65536) + b"\r\n"
+    chunked = request("POST", "/v1/auth/login", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n")
+    status, _, _ = problem(exchange(backoffice.port, chunked, *[chunk] * 17))
+    assert status == 413
+    # Exactly at the cap it is read and judged by its content.
+    answer = staff.http.post("/v1/products", content=b" " * MIB, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+
+
+def test_truncated_bodies_do_not_end_the_process(backoffice: BackofficeProcess) -> None:
+    # Straight to Robyn, each of these would abort the whole process.
+    for head, part in (
+        ("Content-Length: 100\r\n", b'{"a": '),
+        ("Transfer-Encoding: chunked\r\n", b"20\r\nabc"),
+        ("Transfer-Encoding: chunked\r\n", b"zz\r\nabc\r\n"),
+        ("Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 10\r\n", b"--x"),
+    ):
+        raw = exchange(backoffice.port, request("POST", "/v1/auth/login", head), part, half_close=True)
+        assert problem(raw)[1]["code"] == "malformed_request"
+        with socket.create_connection(("127.0.0.1", backoffice.port)) as sock:
+            sock.sendall(request("POST", "/v1/auth/login", head) + part)
+    assert httpx.get(backoffice.url + "/livez").status_code == 200
+
+
+def test_content_types(backoffice: BackofficeProcess) -> None:
+    url = backoffice.url + "/v1/auth/login"
+    body = b'{"email": "a@b.example", "password": "x"}'
+    for headers in (
+        {},
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/jsonx"},
+        {"Content-Type": "application/json; charset=latin-1"},
+        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+    ):
+        answer = httpx.post(url, content=body, headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type"), headers
+    for media_type in ("application/json", "Application/JSON;charset=UTF-8", 'application/json; charset="utf-8"'):
+        answer = httpx.post(url, content=body, headers={"Content-Type": media_type})
+        assert answer.json()["code"] == "credentials_invalid"
+
+
+def test_keep_alive_pipelining_and_continue(backoffice: BackofficeProcess) -> None:
+    with socket.create_connection(("127.0.0.1", backoffice.port), timeout=10) as sock:
+        sock.sendall(request("GET", "/livez") * 3 + request("GET", "/nowhere", "Connection: close\r\n"))
+        received = b""
+        while chunk := sock.recv(65536):
+            received += chunk
+    assert received.count(b"HTTP/1.1 200 ") == 3
+    assert received.count(b"HTTP/1.1 404 ") == 1
+    head = "Expect: 100-continue\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+    with socket.create_connection(("127.0.0.1", backoffice.port), timeout=10) as sock:
+        sock.sendall(request("POST", "/v1/auth/login", head))
+        assert sock.recv(1024).startswith(b"HTTP/1.1 100 ")
+        sock.sendall(b"{}")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 422 ")
+
+
+def test_forged_client_header_is_not_believed(backoffice: BackofficeProcess) -> None:
+    answer = httpx.get(backoffice.url + "/livez", headers={"X-Flashsale-Client": "secret:1.2.3.4"})
+    assert answer.status_code == 200
+
+
+@asynccontextmanager
+async def guarded(bounds: Bounds, upstream: Callable[..., Any] | None = None) -> AsyncIterator[tuple[int, Guard]]:
+    """A guard alone, before an upstream that the test scripts (or none at all)."""
+    server = await asyncio.start_server(upstream or _never, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()[:2]
+    if upstream is None:
+        server.close()
+    guard = Guard(upstream=address, secret="s", methods=lambda path: ("GET", "POST") * (path == "/"), bounds=bounds)
+    port = await guard.start("127.0.0.1", 0)
+    yield port, guard
+    await guard.drain(0.1)
+    server.close()
+
+
+async def _never(*_: object) -> None:
+    raise AssertionError("nothing gets here")
+
+
+async def test_slow_clients_are_timed_out() -> None:
+    async with guarded(Bounds(head_s_max=0.2, body_s_max=0.2, idle_s_max=0.4)) as (port, _):
+        slow_head = await asyncio.to_thread(exchange, port, b"GET / HTT")
+        assert problem(slow_head)[1]["code"] == "request_timeout"
+        slow_body = await asyncio.to_thread(exchange, port, request("POST", "/", "Content-Length: 5\r\n"), b"ab")
+        assert problem(slow_body)[1]["code"] == "request_timeout"
+        idle = await asyncio.to_thread(exchange, port)
+        assert idle == b""
+
+
+async def test_upstream_that_is_gone_silent_or_breaks_off() -> None:
+    async with guarded(Bounds()) as (port, _):
+        raw = await asyncio.to_thread(exchange, port, request("GET", "/"))
+        assert problem(raw)[1]["code"] == "internal_error"
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with guarded(Bounds(answer_s_max=0.2), silent) as (port, _):
+        raw = await asyncio.to_thread(exchange, port, request("GET", "/"))
+        assert problem(raw)[1]["code"] == "outcome_unknown"
+
+    async def breaks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+        writer.close()
+
+    async with guarded(Bounds(), breaks) as (port, _):
+        raw = await asyncio.to_thread(exchange, port, request("GET", "/"))
+        assert raw.endswith(b"abc")  # and the connection closes: the client sees that it is not whole
+
+
+async def test_bounds_on_connections_and_requests() -> None:
+    held = asyncio.Event()
+
+    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await held.wait()
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+
+    async with guarded(Bounds(connections_max=2, requests_max=1), waits) as (port, _):
+        first = asyncio.create_task(asyncio.to_thread(exchange, port, request("GET", "/", "Connection: close\r\n")))
+        await asyncio.sleep(0.1)
+        refused = await asyncio.to_thread(exchange, port, request("GET", "/"))
+        status, document, head = problem(refused)
+        assert (status, document["code"]) == (503, "overloaded")
+        assert "retry-after: 1" in head
+        _, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.sleep(0.1)
+        turned_away = await asyncio.to_thread(exchange, port, request("GET", "/"))
+        assert problem(turned_away)[1]["code"] == "overloaded"
+        held.set()
+        assert (await first).startswith(b"HTTP/1.1 204 ")
+        idle_writer.close()
+
+
+async def test_a_stream_is_passed_on_piece_by_piece() -> None:
+    go_on = asyncio.Event()
+
+    async def streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+        await go_on.wait()
+        writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
+        await writer.drain()
+
+    async with guarded(Bounds(), streams) as (port, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request("GET", "/"))
+        await reader.readuntil(b"one\r\n")
+        go_on.set()
+        assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"3\r\ntwo")
+        writer.close()
