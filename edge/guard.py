@@ -125,7 +125,7 @@ class Guard:
         except fingerprint.FingerprintMismatch as error:
             faults["cluster_settings"] = str(error)
         try:
-            config = await self._redis.config_get("appendonly", "appendfsync", "maxmemory-policy")
+            config: dict[Any, Any] = await self._redis.config_get("appendonly", "appendfsync", "maxmemory-policy")
         except ResponseError as error:
             faults["durability"] = f"cannot be verified: {error}"
             return faults

@@ -103,7 +103,7 @@ class OrderPath:
         """Keep the connection to Redis and all deadlines. Cancel to stop."""
         await self._link.run()
 
-    def refuse(self, refusing: bool) -> None:  # noqa: FBT001 - one flag, told by one caller
+    def refuse(self, refusing: bool) -> None:
         """While true new orders are `overloaded`: Redis' memory is high."""
         self._batcher.refuse(refusing)
 
@@ -145,29 +145,34 @@ class OrderPath:
     # ---- what is rare ------------------------------------------------------------------------------------------
 
     async def _go_on(self, exchange: Exchange, reason: int) -> None:
-        ticket: Ticket | None = exchange
+        if reason == DEFINITION_STALE:
+            await self._go_on_stale(exchange, exchange)
+            return
         try:
-            if reason != DEFINITION_STALE:
-                ticket = await self._first_ticket(exchange)
-                if ticket is None:
-                    return
-                await self._ask(ticket)
+            ticket = await self._first_ticket(exchange)
+        except (DirectoryUnavailable, TimeoutError) as error:
+            _log.warning("sale_not_read", sale_id=exchange.sale_id, error=str(error) or type(error).__name__)
+            exchange.refuse(Verdict.UNAVAILABLE)
+            return
+        if ticket is not None:
+            await self._ask(ticket)
+            await self._go_on_stale(exchange, ticket)
+
+    async def _go_on_stale(self, exchange: Exchange, ticket: Ticket) -> None:
+        """Answer; first, while the lane calls the definition stale, read it anew and ask again."""
+        try:
             for _ in range(REFRESHES_MAX):
                 if ticket.verdict != Verdict.STALE:
                     break
                 async with asyncio.timeout(self._deadline_s):
                     sale = await self._directory.refresh(exchange.sale_id)
                 if sale is None:
-                    break  # published once, gone now: answered as what it is, a lane or a directory that is not there
+                    break  # published once: a directory without it is one that is not there
                 ticket = ticket.again(sale)
                 await self._ask(ticket)
-            exchange.respond(ticket)
         except (DirectoryUnavailable, TimeoutError) as error:
             _log.warning("sale_not_read", sale_id=exchange.sale_id, error=str(error) or type(error).__name__)
-            if ticket is not None and ticket.verdict == Verdict.STALE:
-                exchange.respond(ticket)
-            else:
-                exchange.refuse(Verdict.UNAVAILABLE)
+        exchange.respond(ticket)
 
     async def _first_ticket(self, exchange: Exchange) -> Ticket | None:
         """The order, not submitted yet; None when the request was answered."""

@@ -52,7 +52,7 @@ class OrderStore:
 
     async def held(self, order_id: UUID) -> OrderEntry | None:
         """The order's newest version in Redis, or None."""
-        value = await self._redis.get(topology.order_key(order_id))
+        value: Any = await self._redis.get(topology.order_key(order_id))
         return None if value is None else decode_entry(value)
 
     async def stored(self, order_id: UUID) -> OrderEntry | None:

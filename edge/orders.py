@@ -156,7 +156,7 @@ class Orders:
             topology.order_key(entry.order_id),
             topology.user_key(lane, entry.sale_id, entry.user_id),
         ]
-        args = [ids.short(entry.sale_id), entry.order_id.bytes, entry.user_id.bytes]
+        args: list[bytes | str | int] = [ids.short(entry.sale_id), entry.order_id.bytes, entry.user_id.bytes]
         backoff = Backoff(first_s=0.02, longest_s=0.3)
         async with asyncio.timeout(self._deadline_s):
             while True:

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -32,6 +33,7 @@ PENDING_MAX = 1024  # ids waiting for Redis
 READ_MAX = 64  # ids in one MGET
 RECONNECT_S_MAX = 1.0
 PING_S = 5.0
+REFRESH_AGAIN_S = 0.02
 
 
 class DirectoryUnavailable(Exception):
@@ -119,7 +121,12 @@ class SaleDirectory:
 
     async def refresh(self, sale_id: str) -> SaleView | None:
         """The view of a sale read anew, as after STALE; None if there is no such sale any more."""
+        before = self._known.get(sale_id)
         sale = await self._read(sale_id)
+        if sale is not None and sale is before:
+            # Lanes are told of a new version before the document is: it is on its way.
+            await asyncio.sleep(REFRESH_AGAIN_S)
+            sale = await self._read(sale_id)
         return sale.view if sale else None
 
     async def _read(self, sale_id: str) -> KnownSale | None:
@@ -139,7 +146,7 @@ class SaleDirectory:
             while self._pending:
                 batch = [(i, self._pending.pop(i)) for i in list(self._pending)[:READ_MAX]]
                 try:
-                    documents = await self._redis.mget([topology.sale_key(UUID(i)) for i, _ in batch])
+                    documents: list[Any] = await self._redis.mget([topology.sale_key(UUID(i)) for i, _ in batch])
                 except (TimeoutError, RedisError, OSError) as error:
                     for _, future in batch:
                         future.set_exception(DirectoryUnavailable(str(error)))

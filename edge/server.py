@@ -66,14 +66,20 @@ class EdgeServer(MPServer):
         self._settings = settings
         self._folder = folder
 
-    def _spawn_worker(self, idx: int, target: Any, callback_loader: Any) -> WorkerProcess:  # noqa: ARG002 - Granian's signature
+    def _spawn_worker(  # type: ignore[override]  # Granian's MPServer has three arguments, too
+        self,
+        idx: int,
+        target: Any,
+        callback_loader: Any,  # noqa: ARG002
+    ) -> WorkerProcess:
         loader = partial(_load, self._settings, idx, self._folder, os.getpid())
         return super()._spawn_worker(idx, target, loader)
 
     def shutdown(self, exit_code: int = 0) -> None:
         """Drain, then stop as Granian does."""
-        draining = []
-        for process in self.wrks:
+        draining: list[Any] = []
+        workers: list[Any] = self.wrks
+        for process in workers:
             # A worker that is only starting ignores the signal, and has nothing to drain.
             if process.is_alive() and worker_is_started(self._folder, process.idx, pid=process.inner.pid):
                 process.interrupt_by_parent = True  # its end is expected from now on
@@ -82,7 +88,7 @@ class EdgeServer(MPServer):
         deadline = time.monotonic() + self._settings.drain_ms / 1000 + KILL_AFTER_S
         for process in draining:
             process.join(max(0.0, deadline - time.monotonic()))
-        super().shutdown(exit_code)
+        super().shutdown(exit_code)  # type: ignore[no-untyped-call]
 
 
 def _load(settings: Settings, idx: int, folder: Path, parent: int) -> Any:

@@ -127,6 +127,7 @@ class Worker:
         return {
             **self._order_path.snapshot(),
             **self.application.snapshot(),
+            "pid": os.getpid(),
             "durability": self._durability.value,
             "ready": not self._health.missing,
             "memory_percent": self._guard.watched.memory_percent,
