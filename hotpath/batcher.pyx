@@ -576,7 +576,9 @@ cdef class Batcher:
                 break
             if length < 0 or not self.flight:
                 raise ProtocolViolation(f"not a reply that is due: {at[: min(end - at, 32)]!r}")
-            self.digest(<Batch>self.flight.popleft(), at)
+            # Digested first: what it raises loses the connection, and the batch must be in flight to be put back.
+            self.digest(<Batch>self.flight[0], at)
+            self.flight.popleft()
             at += length
         self.rest = at[: end - at]
         if len(self.rest) > REPLY_BYTES_MAX:

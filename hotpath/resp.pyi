@@ -11,7 +11,7 @@ class ReplyError:
 class ProtocolViolation(Exception):
     """The peer's bytes are not RESP2, or a reply is beyond the bounds."""
 
-Reply: TypeAlias = None | int | bytes | ReplyError | list[Reply]
+Reply: TypeAlias = int | bytes | ReplyError | list[Reply] | None
 
 def encode_command(parts: Sequence[bytes]) -> bytes:
     """`*<n>\\r\\n` and each part as a bulk string."""

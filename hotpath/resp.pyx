@@ -1,4 +1,6 @@
-"""RESP2 encoding and decoding (https://redis.io/docs/latest/develop/reference/protocol-spec/). Performs no I/O.
+"""RESP2 encoding and decoding. Performs no I/O.
+
+https://redis.io/docs/latest/develop/reference/protocol-spec/
 
     command  *<n>\\r\\n then n times $<length>\\r\\n<bytes>\\r\\n
     reply    +text\\r\\n | -error\\r\\n | :integer\\r\\n | $<length>\\r\\n<bytes>\\r\\n | $-1\\r\\n | *<n>\\r\\n then n replies

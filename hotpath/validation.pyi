@@ -13,5 +13,5 @@ class Invalid:
 def parse_order(body: bytes) -> list[tuple[str, int]] | Malformed | Invalid:
     """Lines (SKU, quantity) in request order, or what is wrong with the body."""
 
-def parse_idempotency_key(header: str | None) -> str | None | Malformed:
+def parse_idempotency_key(header: str | None) -> str | Malformed | None:
     """The key without the draft's quotes; None when there is none; Malformed when it cannot be a key."""

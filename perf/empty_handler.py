@@ -1,0 +1,10 @@
+"""A of the gate: the least an RSGI application can do with an order: read the body, answer as many bytes."""
+
+ANSWER = b"{" + b" " * 298 + b"}"
+HEADERS = [("content-type", "application/json"), ("location", "/v1/orders/01a204f9-84f5-8000-abca-dbe2f1077623")]
+
+
+async def app(scope, protocol):  # type: ignore[no-untyped-def]
+    """Answer 202."""
+    await protocol()
+    protocol.response_bytes(202, HEADERS, ANSWER)
