@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
     "tests.fixtures.fix_stack",
+    "tests.fixtures.skips",
 ]

@@ -35,21 +35,21 @@ def sample_sale(
     ((user, token),) = mint_many(
         load_token_keys(folder.token_keys), count=1, issuer=load_settings().token_issuer, ttl_s=DAY_S
     )
-    orders_url = f"{stack.edge_url}/v1/sales/{sale['id']}/orders"
+    sale_url = f"{stack.edge_url}/v1/sales/{sale['id']}"
+    orders_url = f"{sale_url}/orders"
     curl = (
         f"curl -i {orders_url} -H 'Authorization: Bearer {token}' -H 'Idempotency-Key: {secrets.token_hex(8)}' "
         f"""-H 'Content-Type: application/json' -d '{{"items": [{{"sku": "{sku}", "quantity": 1}}]}}'"""
     )
-    shop_url = f"{stack.backoffice_url}/shop/{sale['id']}"
     if as_json:
         answer = {
-            "sale_id": sale["id"], "sku": sku, "orders_url": orders_url, "shop_url": shop_url,
+            "sale_id": sale["id"], "sku": sku, "orders_url": orders_url, "sale_url": sale_url,
             "user_id": user, "token": token, "curl": curl,
         }  # fmt: skip
         print_json(answer)
         return
     print(f"sale   {sale['id']}  ({units} x {sku})")
-    print(f"shop   {shop_url}")
+    print(f"see    {sale_url}")
     print(f"buy    {curl}")
 
 

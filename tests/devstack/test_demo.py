@@ -1,0 +1,43 @@
+"""A small demo from end to end: what `make demo` does, with its crash."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from devstack.children import alive
+from devstack.demo.report import as_text
+from tests.fixtures.fix_stack import ROOT
+
+
+def _processes_of_demos() -> list[str]:
+    mark = f"DEVSTACK_STATE={ROOT}/.flashsale/demo-".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and mark in (entry / "environ").read_bytes() and alive(int(entry.name)):
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
+
+
+def test_small_demo_proves_both_invariants_and_leaves_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "devstack.cli", "demo", "--json", "--units", "3000", "--users", "1500",
+         "--connections", "32", "--sold-out-seconds", "1"],
+        capture_output=True, text=True, timeout=110, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stderr == ""  # no progress where there is no terminal
+    report = json.loads(done.stdout)
+    assert report["failures"] == []
+    assert report["accepted"]["count"] == report["recount"]["promised_and_stored"] == 3000
+    assert report["refused"]["count"] > 0
+    assert report["redis_kill"]["back_after_s"] is not None
+    assert (report["invariants"]["A"], report["invariants"]["B"]) == (True, True)
+    assert not list((ROOT / ".flashsale").glob("demo-*"))
+    assert _processes_of_demos() == []
+    assert "everything as promised" in as_text(report)
