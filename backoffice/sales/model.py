@@ -124,8 +124,10 @@ def unix_ms(time: datetime) -> int:
 
 
 def paused(sale: Sale, now_ms: int) -> Sale:
-    """No orders until resumed."""
-    _alive(sale, now_ms, "paused")
+    """No orders until resumed. Only an open sale is paused; one that is to come can be moved or ended."""
+    state = _alive(sale, now_ms, "paused")
+    if state is not SaleState.PAUSED and not state.may_become(SaleState.PAUSED):
+        raise NotNow(f"The sale is {state}: only an open one can be paused")
     return replace(sale, paused=True)
 
 
