@@ -13,7 +13,7 @@ from pathlib import Path
 
 from devstack.children import free_port, port_is_free
 from devstack.servers import PostgresServer, RedisServer
-from devstack.state import PROJECT, STATE_VARIABLE, Stack, StackError, StateFolder
+from devstack.state import PROJECT, STATE_VARIABLE, Stack, StackError, StateFolder, overrule
 from runtime.settings import PREFIX, Settings, load_settings
 from runtime.token_keys import create_staff_key, create_token_keys
 
@@ -102,12 +102,12 @@ class Plan:
 
     def settings_env(self) -> dict[str, str]:
         """FLASHSALE_* of all processes: the caller's, overruled by what this stack is. Needs the databases."""
-        return {
-            **self._callers_settings(),
+        ours = {
             **self.folder.settings_env(self.stack()),
             "FLASHSALE_EDGE_PORT": str(self.edge_port),
             "FLASHSALE_BACKOFFICE_PORT": str(self.backoffice_port),
         }
+        return overrule(self._callers_settings(), ours)
 
     def _redis_database(self, number: int) -> str:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
@@ -130,7 +130,7 @@ class Plan:
             "FLASHSALE_STAFF_KEY_FILE": str(self.folder.staff_key),
             "FLASHSALE_ADMIN_PASSWORD": self.admin_password,
         }
-        programs = [self._program("backoffice", "backoffice", {**env, **staff}, self.backoffice_url)]
+        programs = [self._program("backoffice", "backoffice", overrule(env, staff), self.backoffice_url)]
         for name, module in WORKERS.items():
             port = self.metrics_ports[name]
             programs.append(

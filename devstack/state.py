@@ -17,6 +17,7 @@ import secrets
 import shutil
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -56,6 +57,12 @@ class Stack:
     def from_document(cls, document: dict[str, Any]) -> Self:
         """The content of a file that this code wrote."""
         return cls(**document)
+
+
+def overrule(environ: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with `values`, and without the `X_FILE` that would set an `X` of theirs a second time."""
+    by_file = {f"{name}_FILE" for name in values}
+    return {**{name: value for name, value in environ.items() if name not in by_file}, **values}
 
 
 @dataclass(frozen=True, slots=True)

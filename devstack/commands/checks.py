@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from devstack.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
-from devstack.state import PROJECT
+from devstack.state import PROJECT, overrule
 from migrations.runner import migrate as migrate_databases
 from runtime.settings import load_settings
 
@@ -44,5 +44,5 @@ def reconcile(
         argv += ["--sale", sale]
     if as_json:
         argv.append("--json")
-    env = {**os.environ, **folder.settings_env(folder.require_stack())}
+    env = overrule(os.environ, folder.settings_env(folder.require_stack()))
     raise typer.Exit(subprocess.run(argv, cwd=PROJECT, env=env, check=False).returncode)

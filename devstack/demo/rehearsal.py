@@ -23,7 +23,7 @@ from devstack.demo.load import Course, Crowd
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
 from devstack.shop import Shop, call
-from devstack.state import PROJECT, Stack, StackError, StateFolder
+from devstack.state import PROJECT, Stack, StackError, StateFolder, overrule
 from devstack.tokens import mint_many
 from runtime.settings import load_settings
 from runtime.token_keys import load_token_keys
@@ -146,7 +146,7 @@ def _verdicts(stack: Stack, folder: StateFolder, sale_id: UUID) -> dict[str, Any
     """A and B of the sale, by the reconciler."""
     done = subprocess.run(
         [sys.executable, "-m", "workers.reconciler", "--once", "--json", "--sale", str(sale_id)],
-        cwd=PROJECT, env={**os.environ, **folder.settings_env(stack)}, capture_output=True,
+        cwd=PROJECT, env=overrule(os.environ, folder.settings_env(stack)), capture_output=True,
         timeout=VERDICT_S_MAX, check=False,
     )  # fmt: skip
     try:

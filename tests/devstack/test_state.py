@@ -12,7 +12,7 @@ import pytest
 
 from devstack.children import alive, spawn
 from devstack.servers import PostgresServer
-from devstack.state import STATE_VARIABLE, Stack, StackError, StateFolder
+from devstack.state import STATE_VARIABLE, Stack, StackError, StateFolder, overrule
 from devstack.supervisor import RESTART_S_MAX, restart_delay_s
 
 
@@ -112,3 +112,9 @@ def test_zombie_is_not_alive() -> None:
     with subprocess.Popen(["/bin/true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not alive(process.pid)
+
+
+def test_a_value_of_the_stack_replaces_both_ways_to_set_it() -> None:
+    environ = {"FLASHSALE_CATALOGUE_DSN_FILE": "theirs", "FLASHSALE_TOKEN_KEYS_FILE": "theirs", "HOME": "kept"}
+    ours = {"FLASHSALE_CATALOGUE_DSN": "ours", "FLASHSALE_TOKEN_KEYS_FILE": "ours"}
+    assert overrule(environ, ours) == {**ours, "HOME": "kept"}
