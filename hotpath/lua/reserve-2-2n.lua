@@ -44,7 +44,7 @@
 -- Phase one: decide.
 local reply = { now_ms }
 local reserved_at = pack('>I8', now_ms)
-local orders, next_states, entries = {}, {}, {}
+local next_states, orders = {}, {}
 for i = 0, requests - 1 do
   local answer, next_state, order = decide(i)
   reply[i + 2] = answer
@@ -54,14 +54,12 @@ for i = 0, requests - 1 do
       malformed('body')
     end
     accepted = accepted + 1
-    local user = KEYS[3 + 2 * i]
-    states[user] = next_state
-    users[accepted] = user
-    orders[accepted] = KEYS[4 + 2 * i]
-    keys[accepted] = ARGV[first + 3 * i]
+    places[accepted] = i
     records[accepted] = sub(body, 1, 16) .. reserved_at .. order.tail
     next_states[accepted] = next_state
-    entries[accepted] = order.sale.head .. body
+    states[KEYS[3 + 2 * i]] = next_state
+    orders[2 * accepted - 1] = KEYS[4 + 2 * i]
+    orders[2 * accepted] = order.sale.head .. body
     local slots, units = order.slots, order.units
     for line = 1, order.count do
       local slot, quantity = slots[line], units[line]
@@ -79,12 +77,12 @@ end
 --- @include append
 local stream = KEYS[2]
 for j = 1, accepted do
-  local entry = entries[j]
-  append(stream, entry)
-  call('HSET', users[j], 's', next_states[j], keys[j], records[j])
-  call('SET', orders[j], entry)
+  local i = places[j]
+  append(stream, orders[2 * j])
+  call('HSET', KEYS[3 + 2 * i], 's', next_states[j], ARGV[first + 3 * i], records[j])
 end
-local changes, count, written = { 'seq', seq_text(seq) }, 2, {}
+call('MSET', unpack(orders))
+local changes, count, written = { 'seq', seq }, 2, {}
 for i = 1, #distinct do
   local order = distinct[i]
   if order.sold then

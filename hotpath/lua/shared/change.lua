@@ -90,7 +90,7 @@ local function change_order(entry, status)
   if not known[2] then
     corrupt('the lane does not know the sale')
   end
-  local changes = { 'seq', seq_text(seq + 1) }
+  local changes = { 'seq', seq + 1 }
   for line = 1, #skus do
     local stock = known[line + 2]
     if not stock or #stock ~= 28 then

@@ -1,7 +1,7 @@
 -- The decision on one request, in the order that docs/redis-layout.md gives. Reads only.
--- `states` (user hash key -> its `s` as this batch leaves it), `accepted`, `users`, `keys`, `records`: effects of the
--- requests before, which the caller keeps up to date.
-local states, users, keys, records = {}, {}, {}, {}
+-- `states` (user hash key -> its `s` as this batch leaves it), `accepted` (how many), `places` and `records` (of each
+-- accepted one): effects of the requests before, which the caller keeps up to date.
+local states, places, records = {}, {}, {}
 local accepted = 0
 
 -- The lines of a record or request as sorted numbers: the same content in another order is the same request.
@@ -63,7 +63,8 @@ local function decide(i)
   if changed then
     state = changed
     for j = 1, accepted do
-      if users[j] == user and keys[j] == key then
+      local other = places[j]
+      if KEYS[3 + 2 * other] == user and ARGV[first + 3 * other] == key then
         record = records[j]
       end
     end
