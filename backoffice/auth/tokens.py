@@ -42,7 +42,7 @@ class TokenVerifier:
             return self._verify(token)
         except jwt.ExpiredSignatureError as error:
             raise Refused(Problem.TOKEN_EXPIRED) from error
-        except jwt.InvalidTokenError as error:
+        except jwt.PyJWTError as error:
             raise Refused(Problem.TOKEN_INVALID) from error
 
     def _verify(self, token: str) -> Caller:
@@ -55,7 +55,7 @@ class TokenVerifier:
         elif algorithm == "HS256" and kid in self._buyer:
             key, audience, admitted = self._buyer[kid], BUYER_AUDIENCE, (Role.BUYER,)
         else:
-            raise jwt.InvalidKeyError("unknown key")
+            raise jwt.InvalidTokenError("unknown key")
         claims = self._jwt.decode(token, key, algorithms=[algorithm], audience=audience, issuer=self._issuer)
         return _caller(claims, audience, admitted)
 

@@ -1,0 +1,334 @@
+"""Register, log in, refresh, log out; limits; what must not be told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import UUID
+
+import httpx
+import jwt
+import psycopg
+import pytest
+import redis
+
+from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT
+from backoffice.stores import Stores
+from backoffice.users.store import Users
+from backoffice.web.messages import Role
+from domain.topology import Topology
+from runtime.settings import load_settings
+from tests.fixtures.fix_backoffice import BackofficeProcess
+from tests.fixtures.fix_databases import Databases
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def http(backoffice: BackofficeProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=backoffice.url, timeout=20) as client:
+        yield client
+
+
+def register(http: httpx.Client, email: str = "buyer@shop.example", **members: Any) -> httpx.Response:
+    return http.post("/v1/auth/register", json={"email": email, "password": PASSWORD, "name": "Ada", **members})
+
+
+def login(http: httpx.Client, email: str = "buyer@shop.example", password: str = PASSWORD) -> httpx.Response:
+    return http.post("/v1/auth/login", json={"email": email, "password": password})
+
+
+def test_register_and_log_in(http: httpx.Client, backoffice: BackofficeProcess, databases: Databases) -> None:
+    made = register(http, "Buyer@Shop.example")
+    assert made.status_code == 201
+    user = made.json()
+    assert set(user) == {"id", "email", "name", "role", "created_at"}
+    assert (user["email"], user["name"], user["role"]) == ("Buyer@Shop.example", "Ada", "buyer")
+    tokens = login(http, "buyer@SHOP.example").json()
+    assert (tokens["token_type"], tokens["expires_in"]) == ("Bearer", 900)
+    claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+    assert (claims["aud"], claims["roles"], claims["sub"]) == ("edge", ["buyer"], user["id"])
+    me = http.get("/v1/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
+    assert me.json() == user
+    # In the shard of its bucket, the password as argon2id only, and nowhere in the log.
+    dsn = databases.shard_dsns[Topology().shard_of_user(UUID(user["id"]))]
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT password_hash FROM users WHERE id = %s", (user["id"],)).fetchone()
+    assert row is not None
+    assert row[0].startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert PASSWORD not in backoffice.log
+    assert tokens["refresh_token"] not in backoffice.log
+
+
+def test_an_address_is_used_once_whatever_its_case(http: httpx.Client, databases: Databases) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda n: register(http, f"Race{'R' * (n % 2)}@shop.example".upper()), range(8)))
+    codes = sorted(answer.status_code for answer in answers)
+    assert codes == [201, 201, 409, 409, 409, 409, 409, 409]
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 409} == {"email_taken"}
+    assert _count(databases, "users") == _count(databases, "login_index") == 2
+
+
+def _count(databases: Databases, table: str) -> int:
+    total = 0
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn) as connection:
+            row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+            assert row is not None
+            total += row[0]
+    return total
+
+
+@pytest.fixture
+async def users(databases: Databases, redis_client: redis.Redis) -> Any:
+    port = redis_client.get_connection_kwargs()["port"]
+    settings = load_settings({**databases.environ, "FLASHSALE_REDIS_URL": f"redis://127.0.0.1:{port}/0"})
+    stores = Stores.from_settings(settings)
+    async with stores.opened():
+        yield Users(stores)
+
+
+async def test_a_crashed_registration_is_taken_over(users: Users, databases: Databases) -> None:
+    fields = {"email": "a@b.example", "name": "A", "password_hash": "x", "role": Role.BUYER}
+    topology = Topology()
+    assert topology.shards == len(databases.shard_dsns)
+    # The claim of a registration that died before it made the user.
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO login_index (email_folded, user_id) VALUES ('a@b.example', gen_random_uuid())"
+            )
+    assert await users.create(**fields) is None  # it may still be at work
+    assert await users.find("a@b.example") is None
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE login_index SET claimed_at = now() - interval '61 seconds'")
+    made = await users.create(**fields)
+    assert made is not None
+    assert await users.find("A@B.example") == made
+    assert await users.create(**fields) is None
+
+
+async def test_a_slow_registration_that_lost_its_claim_leaves_nothing(users: Users, databases: Databases) -> None:
+    """Between claim and confirmation somebody else takes over: a trigger plays the other one."""
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(
+                "CREATE FUNCTION rob() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN NEW.user_id = gen_random_uuid(); RETURN NEW; END $$"
+            )
+            connection.execute("CREATE TRIGGER rob BEFORE INSERT ON login_index FOR EACH ROW EXECUTE FUNCTION rob()")
+    try:
+        made = await users.create(email="a@b.example", name="A", password_hash="x", role=Role.BUYER)
+        assert made is None
+        assert _count(databases, "users") == 0
+    finally:
+        for dsn in databases.shard_dsns:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute("DROP TRIGGER rob ON login_index; DROP FUNCTION rob()")
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "",
+        "a",
+        "a@b",
+        "@b.example",
+        "a@",
+        "a b@c.example",
+        "a@b..example",
+        "a@-b.example",
+        "a@b.example\r\nBcc: x@y.example",
+        "a@b.example\x00",
+        "\u0430@b.example",  # Cyrillic
+        "a@b\u0131.example",
+        "a@b.exampl\uff45",
+        '"a b"@c.example',
+        "a@[127.0.0.1]",
+        "a" * 65 + "@b.example",
+        "a@" + "b" * 250 + ".example",
+    ],
+)
+def test_addresses_that_are_not_taken(http: httpx.Client, email: str) -> None:
+    answer = register(http, email)
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert answer.json()["errors"][0]["pointer"] == "/email"
+    assert login(http, email).status_code in (401, 422)
+
+
+@pytest.mark.parametrize(
+    ("members", "pointer"),
+    [
+        ({"password": "short"}, "/password"),
+        ({"password": "x" * 257}, "/password"),
+        ({"password": 12345678}, "/password"),
+        ({"password": None}, "/password"),
+        ({"name": ""}, "/name"),
+        ({"name": "  "}, "/name"),
+        ({"name": "a\nb"}, "/name"),
+        ({"name": "a\x00"}, "/name"),
+        ({"name": "\x1b[2J"}, "/name"),
+        ({"role": "admin"}, "/role"),
+        ({"is_admin": True}, "/is_admin"),
+    ],
+)
+def test_registrations_that_are_not_valid(http: httpx.Client, members: dict[str, Any], pointer: str) -> None:
+    answer = register(http, **members)
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert answer.json()["errors"][0]["pointer"] == pointer
+    assert "short" not in answer.text or "password" in pointer
+
+
+def test_login_tells_nothing(http: httpx.Client) -> None:
+    register(http)
+    wrong, unknown = login(http, password="wrong"), login(http, "nobody@shop.example")
+    assert wrong.status_code == unknown.status_code == 401
+    assert wrong.json() == unknown.json()
+    assert wrong.json()["code"] == "credentials_invalid"
+    assert {**wrong.headers, "date": ""} == {**unknown.headers, "date": ""}
+    for odd in ("\x00", "'; DROP TABLE users; --@x.example", "\U0001f600@x.example", "a" * 254):
+        assert login(http, odd).json() == wrong.json()
+
+
+def test_password_is_compared_whole(http: httpx.Client) -> None:
+    register(http, password="p\u00e4ssw\u00f6rd \U0001f600" + "x" * 200)
+    assert login(http, password="p\u00e4ssw\u00f6rd \U0001f600" + "x" * 200).status_code == 200
+    assert login(http, password="p\u00e4ssw\u00f6rd \U0001f600" + "x" * 199).status_code == 401
+
+
+def test_guessing_is_limited(http: httpx.Client) -> None:
+    register(http)
+    register(http, "other@shop.example")
+    for _ in range(LOGIN_ACCOUNT_FROM_CLIENT.attempts_max):
+        assert login(http, password="guess").status_code == 401
+    # The right password, too: else the limit would tell which it is. An unknown address alike.
+    for email in ("buyer@shop.example", "BUYER@shop.example"):
+        limited = login(http, email)
+        assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
+        assert 1 <= int(limited.headers["retry-after"]) <= LOGIN_ACCOUNT_FROM_CLIENT.window_s
+    assert login(http, "other@shop.example").status_code == 200
+    for _ in range(LOGIN_ACCOUNT_FROM_CLIENT.attempts_max):
+        login(http, "nobody@shop.example")
+    assert login(http, "nobody@shop.example").status_code == 429
+
+
+def test_the_right_password_begins_anew(http: httpx.Client) -> None:
+    register(http)
+    for _ in range(2):
+        for _ in range(LOGIN_ACCOUNT_FROM_CLIENT.attempts_max - 1):
+            assert login(http, password="typo").status_code == 401
+        assert login(http).status_code == 200
+
+
+def test_guessing_in_parallel_counts_every_guess(http: httpx.Client) -> None:
+    register(http)
+    with ThreadPoolExecutor(20) as pool:
+        codes = [answer.status_code for answer in pool.map(lambda _: login(http, password="guess"), range(20))]
+    assert codes.count(401) == LOGIN_ACCOUNT_FROM_CLIENT.attempts_max
+    assert codes.count(429) == 20 - LOGIN_ACCOUNT_FROM_CLIENT.attempts_max
+
+
+def test_registering_is_limited(http: httpx.Client, redis_client: redis.Redis) -> None:
+    register(http)
+    with redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=1) as cache:
+        (key,) = [key for key in cache.scan_iter() if b"register" in key]
+        assert 0 < cache.ttl(key) <= REGISTER_CLIENT.window_s
+        cache.incrby(key, REGISTER_CLIENT.attempts_max)
+    answer = register(http, "b@shop.example")
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+
+
+def test_more_hashes_than_may_wait_are_refused(http: httpx.Client) -> None:
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(lambda n: login(http, f"user-{n}@shop.example"), range(60)))
+    codes = {answer.status_code for answer in answers}
+    assert codes <= {401, 503}
+    for answer in answers:
+        assert answer.json()["code"] in ("credentials_invalid", "overloaded")
+
+
+def refresh(http: httpx.Client, token: str) -> httpx.Response:
+    return http.post("/v1/auth/refresh", json={"refresh_token": token})
+
+
+def _age_use(databases: Databases) -> None:
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE refresh_tokens SET used_at = used_at - interval '11 seconds'")
+
+
+def test_refresh_tokens_rotate(http: httpx.Client, databases: Databases) -> None:
+    register(http)
+    first = login(http).json()["refresh_token"]
+    second = refresh(http, first)
+    assert second.status_code == 200
+    assert set(second.json()) == {"access_token", "refresh_token", "token_type", "expires_in"}
+    # A reply that was lost: the same token again within ten seconds.
+    again = refresh(http, first)
+    assert again.status_code == 200
+    tokens = {first, second.json()["refresh_token"], again.json()["refresh_token"]}
+    assert len(tokens) == 3
+    assert refresh(http, again.json()["refresh_token"]).status_code == 200
+    # Later it is a stolen one: nobody of the family goes on.
+    _age_use(databases)
+    stolen = refresh(http, first)
+    assert (stolen.status_code, stolen.json()["code"]) == (401, "token_invalid")
+    assert refresh(http, second.json()["refresh_token"]).status_code == 401
+    assert login(http).status_code == 200
+
+
+def test_refresh_of_many_at_once(http: httpx.Client) -> None:
+    register(http)
+    token = login(http).json()["refresh_token"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: refresh(http, token), range(8)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["refresh_token"] for answer in answers}) == 8
+
+
+def test_logout_ends_the_family(http: httpx.Client) -> None:
+    register(http)
+    token, other = login(http).json()["refresh_token"], login(http).json()["refresh_token"]
+    renewed = refresh(http, token).json()["refresh_token"]
+    for _ in range(2):
+        assert http.post("/v1/auth/logout", json={"refresh_token": token}).status_code == 204
+    assert refresh(http, renewed).status_code == 401
+    assert refresh(http, other).status_code == 200
+
+
+def test_a_family_ends_by_time(http: httpx.Client, databases: Databases) -> None:
+    register(http)
+    token = login(http).json()["refresh_token"]
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE refresh_families SET expires_at = now()")
+    answer = refresh(http, token)
+    assert (answer.status_code, answer.json()["code"]) == (401, "token_expired")
+    login(http)
+    assert _count(databases, "refresh_families") == 1  # the login swept what was over
+
+
+def test_refresh_tokens_that_are_none(http: httpx.Client) -> None:
+    register(http)
+    tokens = login(http).json()
+    good = tokens["refresh_token"]
+    bad = ["x", good[:-4] + "AAAA", "A" * len(good), good + "AAAA", good[:-1], tokens["access_token"], "\u00e9" * 86]
+    for token in bad:
+        answer = refresh(http, token)
+        assert (answer.status_code, answer.json()["code"]) in ((401, "token_invalid"), (422, "validation_failed")), (
+            token
+        )
+        assert http.post("/v1/auth/logout", json={"refresh_token": token}).status_code in (204, 422)
+    assert refresh(http, good).status_code == 200
+    for body in ({}, {"refresh_token": None}, {"refresh_token": 1}, {"refresh_token": good, "x": 1}, [], "x"):
+        assert http.post("/v1/auth/refresh", json=body).status_code == 422
+
+
+def test_jwks(http: httpx.Client) -> None:
+    answer = http.get("/.well-known/jwks.json")
+    assert answer.headers["content-type"] == "application/jwk-set+json"
+    (key,) = answer.json()["keys"]
+    assert (key["kty"], key["crv"], key["alg"]) == ("OKP", "Ed25519", "EdDSA")
+    assert "d" not in key

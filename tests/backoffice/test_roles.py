@@ -1,0 +1,186 @@
+"""Every route by every kind of caller, and every token that must not be believed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from runtime.token_keys import load_staff_key, load_token_keys, mint_buyer_token, mint_staff_token
+from tests.fixtures.fix_backoffice import BackofficeProcess
+
+ANYONE, NEEDS_TOKEN, NEEDS_STAFF = "anyone", "needs a token", "needs staff"
+ID = "01890000-0000-7000-8000-000000000001"
+ROUTES = {
+    "POST /v1/auth/register": ANYONE,
+    "POST /v1/auth/login": ANYONE,
+    "POST /v1/auth/refresh": ANYONE,
+    "POST /v1/auth/logout": ANYONE,
+    "GET /.well-known/jwks.json": ANYONE,
+    "GET /v1/users/me": NEEDS_TOKEN,
+    "GET /v1/products": ANYONE,
+    "POST /v1/products": NEEDS_STAFF,
+    "GET /v1/products/{product_id}": ANYONE,
+    "PATCH /v1/products/{product_id}": NEEDS_STAFF,
+    "DELETE /v1/products/{product_id}": NEEDS_STAFF,
+    "GET /v1/sales": NEEDS_STAFF,
+    "POST /v1/sales": NEEDS_STAFF,
+    "GET /v1/sales/{sale_id}": NEEDS_STAFF,
+    "PATCH /v1/sales/{sale_id}": NEEDS_STAFF,
+    "POST /v1/sales/{sale_id}/publish": NEEDS_STAFF,
+    "POST /v1/sales/{sale_id}/pause": NEEDS_STAFF,
+    "POST /v1/sales/{sale_id}/resume": NEEDS_STAFF,
+    "POST /v1/sales/{sale_id}/end": NEEDS_STAFF,
+    "POST /v1/sales/{sale_id}/restock": NEEDS_STAFF,
+    "GET /v1/sales/{sale_id}/report": NEEDS_STAFF,
+    "GET /v1/orders": NEEDS_STAFF,
+    "GET /v1/orders/{order_id}": NEEDS_STAFF,
+    "GET /livez": ANYONE,
+    "GET /readyz": ANYONE,
+    "GET /metrics": ANYONE,
+    "GET /openapi.json": ANYONE,
+}
+
+
+class Minting:
+    """The keys of a running backoffice, to make tokens good and bad."""
+
+    def __init__(self, process: BackofficeProcess) -> None:
+        self.ring = load_token_keys(process.token_keys_file)
+        self.staff = load_staff_key(process.staff_key_file)
+        self.buyer_key = self.ring.keys[self.ring.active]
+
+    def buyer(self, **members: Any) -> str:
+        return mint_buyer_token(self.ring, **{"user_id": uuid4(), "issuer": "flashsale", "ttl_s": 900, **members})
+
+    def of_staff(self, role: str = "staff", **members: Any) -> str:
+        return mint_staff_token(
+            self.staff, role=role, **{"user_id": uuid4(), "issuer": "flashsale", "ttl_s": 900, **members}
+        )
+
+    def claims(self, **members: Any) -> dict[str, Any]:
+        now = int(time.time())
+        return {
+            "sub": ID,
+            "iss": "flashsale",
+            "aud": "backoffice",
+            "roles": ["admin"],
+            "iat": now,
+            "exp": now + 900,
+            **members,
+        }
+
+
+@pytest.fixture
+def minting(backoffice: BackofficeProcess) -> Minting:
+    return Minting(backoffice)
+
+
+def test_the_table_is_whole(backoffice: BackofficeProcess) -> None:
+    paths = httpx.get(backoffice.url + "/openapi.json").json()["paths"]
+    described = {f"{method.upper()} {path}" for path, operations in paths.items() for method in operations}
+    assert described == set(ROUTES)
+
+
+@pytest.mark.parametrize("operation", ROUTES)
+def test_route_by_role(backoffice: BackofficeProcess, minting: Minting, operation: str) -> None:
+    method, path = operation.split(" ")
+    url = backoffice.url + path.replace("{product_id}", ID).replace("{sale_id}", ID).replace("{order_id}", ID)
+    tokens = {"nobody": None, "buyer": minting.buyer(), "staff": minting.of_staff(), "admin": minting.of_staff("admin")}
+    for caller, token in tokens.items():
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        answer = httpx.request(method, url, headers=headers)
+        code = answer.json().get("code") if answer.status_code >= 400 else None
+        needs = ROUTES[operation]
+        if needs != ANYONE and caller == "nobody":
+            assert (answer.status_code, code) == (401, "token_missing")
+            assert "error=" not in answer.headers["www-authenticate"]
+        elif needs == NEEDS_STAFF and caller == "buyer":
+            assert (answer.status_code, code) == (403, "forbidden")
+        else:
+            assert code not in ("token_missing", "token_invalid", "token_expired", "forbidden"), caller
+
+
+def _segment(document: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(document).encode()).rstrip(b"=").decode()
+
+
+def test_tokens_that_are_not_believed(backoffice: BackofficeProcess, minting: Minting) -> None:
+    kid, private, active = minting.staff.kid, minting.staff.private, minting.ring.active
+    public = httpx.get(backoffice.url + "/.well-known/jwks.json").json()["keys"][0]["x"]
+    good = minting.of_staff("admin")
+    head, body, signature = good.split(".")
+    claims = minting.claims
+    without = {name: {k: v for k, v in claims().items() if k != name} for name in claims()}
+    forged = {
+        "changed body": f"{head}.{_segment(claims(sub=str(uuid4())))}.{signature}",
+        "no signature": f"{head}.{body}.",
+        "alg none": f"{_segment({'alg': 'none', 'kid': kid})}.{body}.",
+        "alg None": f"{_segment({'alg': 'None', 'kid': kid})}.{body}.{signature}",
+        "public key as HS256 secret": jwt.encode(claims(), public * 2, "HS256", {"kid": kid}),
+        "HS256 by the ring, staff claims": jwt.encode(claims(), minting.buyer_key, "HS256", {"kid": active}),
+        "HS256 by the ring, edge, role staff": jwt.encode(
+            claims(aud="edge", roles=["staff"]), minting.buyer_key, "HS256", {"kid": active}
+        ),
+        "HS256 by the ring, buyer and admin": jwt.encode(
+            claims(aud="edge", roles=["buyer", "admin"]), minting.buyer_key, "HS256", {"kid": active}
+        ),
+        "HS256 by the ring, both audiences": jwt.encode(
+            claims(aud=["edge", "backoffice"], roles=["buyer"]), minting.buyer_key, "HS256", {"kid": active}
+        ),
+        "HS512 by the ring": jwt.encode(
+            claims(aud="edge", roles=["buyer"]), minting.buyer_key * 2, "HS512", {"kid": active}
+        ),
+        "EdDSA for the edge": jwt.encode(claims(aud="edge"), private, "EdDSA", {"kid": kid}),
+        "EdDSA with role buyer": jwt.encode(claims(roles=["buyer"]), private, "EdDSA", {"kid": kid}),
+        "EdDSA without roles": jwt.encode(without["roles"], private, "EdDSA", {"kid": kid}),
+        "roles as text": jwt.encode(claims(roles="admin"), private, "EdDSA", {"kid": kid}),
+        "unknown role": jwt.encode(claims(roles=["root"]), private, "EdDSA", {"kid": kid}),
+        "unknown kid": jwt.encode(claims(), private, "EdDSA", {"kid": "other"}),
+        "no kid": jwt.encode(claims(), private, "EdDSA"),
+        "another's key": jwt.encode(claims(), Ed25519PrivateKey.generate(), "EdDSA", {"kid": kid}),
+        "another issuer": minting.of_staff("admin", issuer="someone"),
+        "subject is no id": jwt.encode(claims(sub="admin"), private, "EdDSA", {"kid": kid}),
+        "issued in the future": jwt.encode(claims(iat=int(time.time()) + 600), private, "EdDSA", {"kid": kid}),
+        "not valid yet": jwt.encode(claims(nbf=int(time.time()) + 600), private, "EdDSA", {"kid": kid}),
+        **{
+            f"without {name}": jwt.encode(without[name], private, "EdDSA", {"kid": kid})
+            for name in ("sub", "iss", "aud", "iat", "exp")
+        },
+        "own key in the header": jwt.encode(claims(), private, "EdDSA", {"kid": "x", "jwk": {"kty": "OKP"}}),
+        "rubbish": "abc",
+        "dots": "..",
+        "not base64": "%%%.%%%.%%%",
+        "huge": "a" * 5000,
+        "not ASCII": "caf\u00e9",
+    }
+    for name, token in forged.items():
+        header = f"Bearer {token}".encode("latin-1")
+        answer = httpx.get(backoffice.url + "/v1/sales", headers={"Authorization": header})
+        # Robyn drops a header that is not ASCII: the token is missing then.
+        expected = "token_missing" if name == "not ASCII" else "token_invalid"
+        assert (answer.status_code, answer.json()["code"]) == (401, expected), name
+    expired = jwt.encode(claims(exp=int(time.time()) - 1), private, "EdDSA", {"kid": kid})
+    answer = httpx.get(backoffice.url + "/v1/sales", headers={"Authorization": f"Bearer {expired}"})
+    assert (answer.status_code, answer.json()["code"]) == (401, "token_expired")
+    assert 'error="invalid_token"' in answer.headers["www-authenticate"]
+    assert httpx.get(backoffice.url + "/v1/sales", headers={"Authorization": f"bearer {good}"}).status_code == 200
+
+
+def test_other_schemes_are_no_token(backoffice: BackofficeProcess) -> None:
+    for value in ("", "Basic YWRtaW46eA==", "Bearer", "Token x"):
+        answer = httpx.get(backoffice.url + "/v1/sales", headers={"Authorization": value})
+        assert (answer.status_code, answer.json()["code"]) == (401, "token_missing"), value
+
+
+def test_a_buyer_without_account_is_not_found(backoffice: BackofficeProcess, minting: Minting) -> None:
+    token = minting.buyer(user_id=UUID(ID))
+    answer = httpx.get(backoffice.url + "/v1/users/me", headers={"Authorization": f"Bearer {token}"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "user_not_found")
