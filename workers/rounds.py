@@ -15,10 +15,11 @@ from redis.exceptions import RedisError
 from domain.topology import worker_fence_key, worker_lease_key
 from runtime.backoff import Backoff
 from runtime.leases import Lease
+from runtime.queue import QueueUnavailable
 from runtime.service import Service
 
 PAUSE_S_MAX = 5.0
-WEATHER = (RedisError, psycopg.Error, OSError, TimeoutError)
+WEATHER = (RedisError, psycopg.Error, QueueUnavailable, OSError, TimeoutError)
 
 log = structlog.get_logger()
 

@@ -1,0 +1,174 @@
+"""The reconciler's process, and one judgement on demand.
+
+    python -m workers.reconciler                                      a service: a look every two seconds
+    python -m workers.reconciler --once [--sale ID] [--wait-s 60] [--json]
+
+`--once` looks until every sale is judged, at most for the time given. Exit status 0 if A and B are proved for all of
+them, 1 if one is violated or still unproved, 2 for wrong arguments. JSON: the verdict of the sale asked for, or
+`{"A", "B", "sales": [verdicts]}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from uuid import UUID
+
+import orjson
+from prometheus_client import Counter, Gauge
+from redis.asyncio import Redis
+
+from domain import topology
+from domain.ids import parse_uuid
+from runtime import fingerprint
+from runtime.clients import postgres_pool, redis_client
+from runtime.leases import Lease
+from runtime.queue import QueueUnavailable, open_queue
+from runtime.service import Service, run, settings_or_exit
+from runtime.settings import Settings
+from runtime.telemetry import configure_logging
+from workers.reconciler.looking import Looking
+from workers.reconciler.progress import STORED_WITHIN_S
+from workers.reconciler.reading import Reading
+from workers.reconciler.verdict import Verdict
+from workers.rounds import WEATHER, run_rounds
+
+NAME = "reconciler"
+EVERY_S = 2.0
+ONCE_EVERY_S = 0.5
+WAIT_S_MAX = 600.0
+
+INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged yet.", ["sale", "invariant"])
+VERIFIED_SEQ = Gauge("flashsale_lane_verified_seq", "Every entry of the lane up to here is stored.", ["lane"])
+LOOKS = Counter("flashsale_reconciler_looks", "Looks at all published sales.")
+
+
+def main() -> None:
+    """Parse the command line, then run the service or judge once."""
+    options = _parse(sys.argv[1:])
+    if options.once:
+        settings = settings_or_exit(NAME)
+        configure_logging(NAME, "WARNING")
+        sys.exit(asyncio.run(_judge_once(settings, options.sale, options.wait_s, as_json=options.json)))
+    run(NAME, settings_or_exit(NAME), serve)
+
+
+async def serve(service: Service) -> None:
+    """Look until told to stop; one process at a time does."""
+    settings = service.settings
+    async with _clients(settings) as (redis, reading):
+        await fingerprint.check(redis, settings.topology)
+        looking = Looking(reading, kept_s=settings.sale_kept_s)
+        work = partial(_publish_look, redis, looking)
+        await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=work, life_ms=settings.lease_ms)
+
+
+async def _publish_look(redis: Redis, looking: Looking, _: Lease) -> bool:
+    verdicts = await looking.look()
+    if verdicts:
+        documents = {str(v.sale_id): orjson.dumps(v.as_document()) for v in verdicts}
+        await redis.hset(topology.VERDICTS_KEY, mapping=documents)  # type: ignore[arg-type] # Mapping is invariant in its key
+    for verdict in verdicts:
+        for invariant, held in (("A", verdict.a), ("B", verdict.b)):
+            INVARIANT.labels(verdict.sale_id, invariant).set(-1 if held is None else int(held))
+    for lane, progress in looking.progress.items():
+        VERIFIED_SEQ.labels(lane).set(progress.verified)
+    LOOKS.inc()
+    return False
+
+
+async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:
+    async with _clients(settings) as (redis, reading):
+        await fingerprint.check(redis, settings.topology)
+        looking = Looking(
+            reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
+        )
+        settled_looks = 0
+        deadline = time.monotonic() + wait_s
+        verdicts: list[Verdict] = []
+        problem = "no published sale in Redis" if sale_id is None else f"sale {sale_id} is not in Redis"
+        while True:
+            try:
+                verdicts = await looking.look(only=sale_id)
+            except (*WEATHER, QueueUnavailable) as error:
+                verdicts, problem = [], f"{type(error).__name__}: {error}"
+            settled = bool(verdicts) and all(v.a is not None and v.b is not None for v in verdicts)
+            settled_looks = settled_looks + 1 if settled else 0
+            # A settled verdict is looked at once more, deeply: the deep look before it may have come too early.
+            # The last look comes after the deadline, so that what had the whole time to be stored is judged.
+            if settled_looks == 2 or (not settled and time.monotonic() > deadline):
+                break
+            if settled:
+                looking.demand_deep()
+                continue
+            await asyncio.sleep(min(ONCE_EVERY_S, max(0.01, deadline - time.monotonic())))
+    _print(verdicts, problem, one=sale_id is not None, as_json=as_json)
+    return 0 if verdicts and all(verdict.is_proved for verdict in verdicts) else 1
+
+
+def _print(verdicts: Sequence[Verdict], problem: str, *, one: bool, as_json: bool) -> None:
+    documents = [verdict.as_document() for verdict in verdicts]
+    if as_json:
+        summary = {name: _all_of([document[name] for document in documents]) for name in ("A", "B")}
+        answer = {**summary, "sales": documents} if documents and not one else documents[0] if documents else None
+        sys.stdout.write(orjson.dumps(answer or {"A": None, "B": None, "detail": [problem]}).decode() + "\n")
+        return
+    words = {True: "proved", False: "VIOLATED", None: "not proved yet"}
+    for document in documents:
+        sys.stdout.write(f"sale {document['sale_id']}: A {words[document['A']]}, B {words[document['B']]}\n")
+        for line in document["detail"]:
+            sys.stdout.write(f"  {line}\n")
+    if not documents:
+        sys.stdout.write(f"{problem}\n")
+
+
+def _all_of(values: Sequence[bool | None]) -> bool | None:
+    if False in values:
+        return False
+    return None if None in values else True
+
+
+@asynccontextmanager
+async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading]]:
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        queue = open_queue(settings.queue_url)
+        stack.push_async_callback(queue.close)
+        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
+        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
+        yield redis, Reading(redis=redis, catalogue=catalogue, shards=shards, queue=queue)
+
+
+def _sale_id(text: str) -> UUID:
+    sale_id = parse_uuid(text)
+    if sale_id is None:
+        raise argparse.ArgumentTypeError("not a sale id")
+    return sale_id
+
+
+def _wait_s(text: str) -> float:
+    wait_s = float(text)
+    if not 0 <= wait_s <= WAIT_S_MAX:
+        raise argparse.ArgumentTypeError(f"from 0 to {WAIT_S_MAX:.0f} seconds")
+    return wait_s
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m workers.{NAME}", description="Judges invariants A and B.")
+    parser.add_argument("--once", action="store_true", help="judge once and exit")
+    parser.add_argument("--sale", type=_sale_id, help="judge this sale only")
+    parser.add_argument(
+        "--wait-s", type=_wait_s, default=STORED_WITHIN_S, help="wait so long for entries to be stored (default: 60)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

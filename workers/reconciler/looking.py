@@ -1,0 +1,137 @@
+"""One look at all sales: reads, compares, and gives each sale its verdict. Remembers the look before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from uuid import UUID
+
+from domain.sales import SaleDefinition
+from workers.reconciler.progress import STORED_WITHIN_S, LaneProgress
+from workers.reconciler.reading import Reading
+from workers.reconciler.stock import (
+    LaneLook,
+    LedgerLook,
+    guard,
+    lanes_against_ledger,
+    lanes_against_shards,
+    shards_against_grants,
+)
+from workers.reconciler.verdict import Finding, Verdict, judge
+
+DEEP_EVERY_S = 15.0
+# A deep look reads every order: it may take this share of the time, whatever the tables' size.
+DEEP_SHARE_MAX = 0.05
+
+
+class Looking:
+    """Looks at sales again and again; `look` is one round."""
+
+    def __init__(
+        self,
+        reading: Reading,
+        *,
+        kept_s: int,
+        stored_within_s: float = STORED_WITHIN_S,
+        deep_every_s: float = DEEP_EVERY_S,
+        deep_share_max: float = DEEP_SHARE_MAX,
+    ) -> None:
+        """`kept_s`: sales that ended so long ago have left Redis and are not looked at."""
+        self._reading = reading
+        self._kept_ms = kept_s * 1000
+        self._stored_within_s = stored_within_s
+        self._deep_every_s = deep_every_s
+        self._deep_share_max = deep_share_max
+        self._deep_at = 0.0
+        self._deep_a: dict[UUID, list[Finding]] = {}
+        self._deep_b: dict[int, list[Finding]] = {}
+        self._earlier: dict[UUID, frozenset[str]] = {}
+        self.progress: dict[int, LaneProgress] = {}
+
+    def demand_deep(self) -> None:
+        """Let the next look be a deep one."""
+        self._deep_at = 0.0
+
+    async def look(self, *, only: UUID | None = None) -> list[Verdict]:
+        """A verdict for each published sale that is still in Redis, or for one. Raises what the servers' clients raise."""
+        at_ms = await self._reading.now_ms()
+        sales = [s for s in await self._reading.sales(only=only) if at_ms < s.ends_at_ms + self._kept_ms]
+        if not sales:
+            return []
+        await self._follow_lanes(sales)
+        if time.monotonic() >= self._deep_at:
+            await self._look_deep(sales)
+        lanes = await self._reading.lanes(sales)
+        ledger = await self._reading.ledger([sale.sale_id for sale in sales])
+        return [self._verdict(sale, at_ms, lanes, ledger[sale.sale_id]) for sale in sales]
+
+    async def _follow_lanes(self, sales: list[SaleDefinition]) -> None:
+        """Move the watermarks up to the sequences of this moment."""
+        lanes = await self._reading.lanes(sales)
+        if not lanes.keys() <= self.progress.keys():
+            watermarks = await self._reading.watermarks()
+            for lane in lanes.keys() - self.progress.keys():
+                self.progress[lane] = LaneProgress(lane, watermarks.get(lane, 0), self._stored_within_s)
+        for lane, look in lanes.items():
+            await self.progress[lane].look(self._reading, look.seq)
+
+    async def _look_deep(self, sales: list[SaleDefinition]) -> None:
+        began = time.monotonic()
+        before = await self._reading.lanes(sales)
+        shards = await self._reading.units()
+        strays = await self._reading.strays()
+        after = await self._reading.lanes(sales)  # after the shards, as the ledger is: grants grow there first
+        ledger = await self._reading.ledger([sale.sale_id for sale in sales])
+        for lane in after:
+            self._deep_b[lane] = [*_stray_findings(lane, strays), *await self.progress[lane].recount(self._reading)]
+        for sale in sales:
+            units = [shard.get(sale.sale_id, {}) for shard in shards]
+            findings = list(shards_against_grants(ledger[sale.sale_id], units))
+            if await self._is_at_rest(sale, before, after):
+                findings += lanes_against_shards(sale, after, units)
+            # A doubt of this deep look is settled by the next one, not by a look that did not read the shards again.
+            before_texts = {finding.text for finding in self._deep_a.get(sale.sale_id, ())}
+            self._deep_a[sale.sale_id] = [Finding(f.text, f.certain or f.text in before_texts) for f in findings]
+        took_s = time.monotonic() - began
+        doubts = any(not finding.certain for sale in sales for finding in self._deep_a[sale.sale_id])
+        self._deep_at = time.monotonic() + max(0.0 if doubts else self._deep_every_s, took_s / self._deep_share_max)
+
+    async def _is_at_rest(
+        self, sale: SaleDefinition, before: Mapping[int, LaneLook], after: Mapping[int, LaneLook]
+    ) -> bool:
+        """Nothing moved while the shards were read, everything is stored, and nothing is in the dead letters."""
+        still = all(before[lane].seq == after[lane].seq == self.progress[lane].verified for lane in sale.lanes)
+        return still and not await self._reading.dead_lettered(sale.lanes)
+
+    def _verdict(
+        self, sale: SaleDefinition, at_ms: int, lanes: Mapping[int, LaneLook], ledger: Mapping[str, LedgerLook]
+    ) -> Verdict:
+        shallow = [*lanes_against_ledger(sale, lanes, ledger), *guard(ledger)]
+        about_a = [
+            *shallow,
+            *self._deep_a.get(sale.sale_id, [Finding("the shards were not read yet", certain=False)]),
+        ]
+        about_b: list[Finding] = []
+        waits: list[str] = []
+        for lane in sale.lanes:
+            progress = self.progress[lane]
+            about_b += [*progress.findings, *self._deep_b.get(lane, [])]
+            if not progress.is_proved(lanes[lane].seq):
+                waits.append(f"lane {lane}: {lanes[lane].seq - progress.verified} entries are not stored yet")
+        earlier = self._earlier.get(sale.sale_id, frozenset())
+        a, detail_a = judge(about_a, earlier)
+        b, detail_b = judge(about_b, earlier)
+        if b is True and waits:
+            b, detail_b = None, waits
+        self._earlier[sale.sale_id] = frozenset(finding.text for finding in shallow)
+        return Verdict(sale.sale_id, at_ms, a, b, (*detail_a, *detail_b))
+
+
+def _stray_findings(lane: int, strays: Mapping[int, tuple[int, int]]) -> list[Finding]:
+    versions, orders = strays.get(lane, (0, 0))
+    findings = []
+    if versions:
+        findings.append(Finding(f"lane {lane}: {versions} stored versions have no order"))
+    if orders:
+        findings.append(Finding(f"lane {lane}: {orders} stored orders came from no entry"))
+    return findings

@@ -1,0 +1,123 @@
+"""Judges invariant A from what was read: lanes, ledger, grants, quotas, stored units. Performs no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from domain.sales import SaleDefinition, Stock
+from workers.reconciler.verdict import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLook:
+    """A lane's state hash at one moment. `stocks` by sale, by SKU index; a sale that the lane does not know has None."""
+
+    seq: int
+    stocks: Mapping[UUID, list[Stock] | None]
+
+
+@dataclass(slots=True)
+class LedgerLook:
+    """The catalogue's row of one SKU with its grants: shard -> (total, seq)."""
+
+    stock: int
+    granted: int
+    grants: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitsLook:
+    """One SKU in one shard: units of stored reserved and paid orders, and the quota."""
+
+    held: int
+    granted: int
+    seq: int
+    sold: int
+
+
+def lanes_against_ledger(
+    sale: SaleDefinition, lanes: Mapping[int, LaneLook], ledger: Mapping[str, LedgerLook]
+) -> Iterator[Finding]:
+    """Every lane balanced, and the lanes together have exactly the stock of the ledger."""
+    known: list[list[Stock]] = []
+    for lane in sale.lanes:
+        stocks = lanes[lane].stocks.get(sale.sale_id)
+        if stocks is None:
+            yield Finding(f"lane {lane} does not know the sale", certain=False)
+            return
+        known.append(stocks)
+        for item, stock in zip(sale.items, stocks, strict=True):
+            if not stock.is_balanced:
+                yield Finding(f"{item.sku}: lane {lane} is not balanced: {stock}")
+    for index, item in enumerate(sale.items):
+        total = _sum([stocks[index] for stocks in known])
+        row = ledger.get(item.sku)
+        if row is None:
+            yield Finding(f"{item.sku}: not in the ledger")
+            continue
+        if total.borrowed > total.lent:
+            yield Finding(f"{item.sku}: lanes borrowed {total.borrowed} units, lent {total.lent}", certain=False)
+        if total.allotted != row.stock:
+            # A restock raises the ledger first: for a moment there is more there than in the lanes.
+            yield Finding(f"{item.sku}: ledger has {row.stock} units, lanes were given {total.allotted}", certain=False)
+
+
+def guard(ledger: Mapping[str, LedgerLook]) -> Iterator[Finding]:
+    """The catalogue's half: no more granted than there is, and the sum is the sum."""
+    for sku, row in ledger.items():
+        total = sum(total for total, _ in row.grants.values())
+        if row.granted != total:
+            yield Finding(f"{sku}: ledger says {row.granted} units are granted, grants are {total}")
+        if total > row.stock:
+            yield Finding(f"{sku}: {total} units granted of {row.stock}")
+
+
+def shards_against_grants(
+    ledger: Mapping[str, LedgerLook], shards: Sequence[Mapping[str, UnitsLook]]
+) -> Iterator[Finding]:
+    """The shards' half: each sells within its grant, and what it counts as sold is what is stored."""
+    for shard, skus in enumerate(shards):
+        for sku, units in skus.items():
+            if units.held != units.sold:
+                yield Finding(
+                    f"{sku}: shard {shard} stores {units.held} reserved or paid units, counts {units.sold} as sold"
+                )
+            if units.sold > units.granted:
+                yield Finding(f"{sku}: shard {shard} sold {units.sold} of {units.granted} granted units")
+            total, seq = ledger[sku].grants.get(shard, (0, 0)) if sku in ledger else (0, 0)
+            if units.granted > total:
+                # The shard was read before the catalogue: a release may have come in between.
+                yield Finding(
+                    f"{sku}: shard {shard} has {units.granted} units by grant {units.seq}, catalogue gave {total} by {seq}",
+                    certain=False,
+                )
+    for sku, row in ledger.items():
+        held = sum(skus[sku].held for skus in shards if sku in skus)
+        if held > row.stock:
+            yield Finding(f"{sku}: {held} units stored as sold of {row.stock}: oversold", certain=held > row.stock)
+
+
+def lanes_against_shards(
+    sale: SaleDefinition, lanes: Mapping[int, LaneLook], shards: Sequence[Mapping[str, UnitsLook]]
+) -> Iterator[Finding]:
+    """At rest, with everything stored, Redis and PostgreSQL count the same units. Call it only then."""
+    for index, item in enumerate(sale.items):
+        stocks = [known[index] for lane in sale.lanes if (known := lanes[lane].stocks.get(sale.sale_id)) is not None]
+        here = sum(stock.reserved + stock.paid for stock in stocks)
+        there = sum(skus[item.sku].held for skus in shards if item.sku in skus)
+        if here != there:
+            yield Finding(f"{item.sku}: {here} reserved or paid units in Redis, {there} stored", certain=False)
+
+
+def _sum(stocks: Sequence[Stock]) -> Stock:
+    return Stock(
+        available=sum(stock.available for stock in stocks),
+        reserved=sum(stock.reserved for stock in stocks),
+        paid=sum(stock.paid for stock in stocks),
+        rejected=sum(stock.rejected for stock in stocks),
+        allotted=sum(stock.allotted for stock in stocks),
+        borrowed=sum(stock.borrowed for stock in stocks),
+        lent=sum(stock.lent for stock in stocks),
+    )
