@@ -3,6 +3,7 @@
 PYTHON ?= python3
 STACK ?= embedded
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXTENSION_SOURCES := $(shell find hotpath perf -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi')
 
 .DEFAULT_GOAL := help
@@ -52,7 +53,11 @@ clean: ## Remove .venv and everything that was built; never data of a stack
 	@touch $@
 
 .venv/.installed: .venv/.created pyproject.toml setup.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[devstack,dev]'
+	@# Build tools first, and then no isolation: the modules are compiled once, by the tools that rebuild them later.
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		> .venv/.build-requires
+	$(PIP) -r .venv/.build-requires
+	$(PIP) --no-build-isolation -e '.[devstack,dev]'
 	@touch $@
 
 .venv/.built: .venv/.installed $(EXTENSION_SOURCES)
