@@ -26,6 +26,7 @@ REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flus
 DESTINATION_ORDER_EVENTS = "events.orders"
 DESTINATION_NOTICES = "notices"
 OUTBOX_PARTITIONS = 16
+TOPIC_ORDERS = "orders"  # of the event log, OUTBOX_PARTITIONS partitions
 
 
 def user_hash(user_id: UUID) -> int:
@@ -140,6 +141,16 @@ def stock_field(sale_id: UUID, sku_index: int) -> str:
 def order_queue(shard: int) -> str:
     """Queue of order entries for one shard."""
     return f"orders.shard.{shard}"
+
+
+def dispatcher_lease_key(database: str, destination: str) -> str:
+    """String: fencing token of the dispatcher of one database's rows for one destination."""
+    return f"flashsale:{{dispatcher:{database}:{destination}}}:lease"
+
+
+def dispatcher_fence_key(database: str, destination: str) -> str:
+    """Counter from which fencing tokens are drawn."""
+    return f"flashsale:{{dispatcher:{database}:{destination}}}:fence"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class Lease:
         self.lost.set()
         self._redis = redis
         self._fence_key = fence_key
-        self._life_ms = life_ms
+        self.life_ms = life_ms
         self._ends_at = 0.0
         self._renewal: asyncio.Task[None] | None = None
 
@@ -56,11 +56,11 @@ class Lease:
         assert not self.held, "a held lease is not acquired again"
         await self._stop_renewal()
         asked_at = time.monotonic()
-        token = int(await run(self._redis, _ACQUIRE, (self.key, self._fence_key), (self._life_ms,)))
+        token = int(await run(self._redis, _ACQUIRE, (self.key, self._fence_key), (self.life_ms,)))
         if token == 0:
             return False
         self.token = token
-        self._ends_at = asked_at + self._life_ms / 1000
+        self._ends_at = asked_at + self.life_ms / 1000
         self.lost.clear()
         self._renewal = asyncio.create_task(self._renew_until_lost(), name=f"renew {self.key}")
         return True
@@ -82,7 +82,7 @@ class Lease:
 
     async def _renew_until_lost(self) -> None:
         """Renew a few times in a life; after an error more often, until the lease's end by our own clock."""
-        interval_s = self._life_ms / 1000 / RENEWALS_PER_LIFE
+        interval_s = self.life_ms / 1000 / RENEWALS_PER_LIFE
         pause_s = interval_s
         while self.held:
             await asyncio.sleep(min(pause_s, max(0.0, self._ends_at - time.monotonic())))
@@ -90,14 +90,14 @@ class Lease:
             try:
                 # An answer after the lease's end is worth nothing, so the wait ends there, too.
                 async with asyncio.timeout(max(0.001, self._ends_at - asked_at)):
-                    renewed = await run(self._redis, _RENEW, (self.key,), (self.token, self._life_ms))
+                    renewed = await run(self._redis, _RENEW, (self.key,), (self.token, self.life_ms))
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("lease not renewed", lease=self.key, error=str(error) or type(error).__name__)
                 pause_s = interval_s / 5
                 continue
             if not renewed:
                 break
-            self._ends_at = asked_at + self._life_ms / 1000
+            self._ends_at = asked_at + self.life_ms / 1000
             pause_s = interval_s
         self.lost.set()
         log.warning("lease lost", lease=self.key, token=self.token)

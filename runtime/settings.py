@@ -113,7 +113,9 @@ class Settings(BaseModel):
         20_000, ge=100, description="Records kept in a partition of the event log (redis://); the oldest go first."
     )
     sale_kept_s: int = Field(
-        86_400, ge=60, description="Seconds after a sale's end at which it leaves Redis: users' records, definition, stock."
+        86_400,
+        ge=60,
+        description="Seconds after a sale's end at which it leaves Redis: users' records, definition, stock.",
     )
     lease_ms: int = Field(5000, ge=500, le=60_000, description="Life of a lease that is not renewed.")
 

@@ -16,11 +16,12 @@ from domain.messages import decode_orders
 from domain.topology import lane_fence_key, lane_lease_key, lane_stream_key, order_queue
 from runtime.clients import redis_client as new_client
 from runtime.leases import Lease
+from runtime.ownership import LeaseLost
 from runtime.queue import Queue, open_queue
 from runtime.queue.redis_streams import stream_key
 from tests.workers.lane_entries import TOPOLOGY, fill_lane, queued, queued_anywhere
 from workers.relay import session as session_module
-from workers.relay.session import POISON_QUEUE, LaneSession, LeaseLost
+from workers.relay.session import POISON_QUEUE, LaneSession
 
 LANE = 2
 WAIT_S = 15.0

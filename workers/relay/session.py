@@ -21,6 +21,7 @@ from hotpath import scripts
 from runtime import tasks
 from runtime.backoff import Backoff
 from runtime.leases import Lease
+from runtime.ownership import LeaseLost
 from runtime.queue import Queue, QueueFull, QueueUnavailable
 from workers.relay import metrics
 from workers.relay.backlog import Backlog
@@ -38,10 +39,6 @@ TRIM_PAUSE_S = 0.02
 DRAIN_S = 5.0
 
 log = structlog.get_logger()
-
-
-class LeaseLost(Exception):
-    """The trim script says that the lane's lease is not ours."""
 
 
 @dataclass(frozen=True, slots=True)

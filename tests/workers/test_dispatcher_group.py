@@ -1,0 +1,222 @@
+"""Dispatching one outbox on real servers: order, isolation of partitions, poison, and what a crash may do."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import orjson
+import psycopg
+import pytest
+import redis
+from pydantic import SecretStr
+
+from devstack.servers import RedisServer
+from domain.topology import DESTINATION_ORDER_EVENTS, OUTBOX_PARTITIONS, TOPIC_ORDERS, outbox_partition
+from runtime.clients import postgres_pool
+from runtime.clients import redis_client as new_client
+from runtime.event_log import EventLog, open_event_log
+from runtime.leases import Lease
+from runtime.queue import Queue, open_queue
+from runtime.service import Service
+from runtime.settings import load_settings
+from tests.fixtures.fix_databases import Databases
+from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, OrderEvents, events_of
+from workers.dispatcher.group import PAGE_ROWS_MAX, POISON_QUEUE, DispatchGroup
+from workers.dispatcher.outbox import Outbox
+
+WAIT_S = 15.0
+DATABASE = "shard-0"
+
+
+def event(key: str, version: int) -> dict[str, object]:
+    return {"id": f"{key}:{version}", "key": key, "version": version, "type": "order.reserved"}
+
+
+def put(dsn: str, partition: int, events: object, *, destination: str = DESTINATION_ORDER_EVENTS) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO outbox (destination, partition, events) VALUES (%s, %s, %s)",
+            (destination, partition, orjson.dumps(events).decode()),
+        )
+
+
+def waiting_rows(dsn: str) -> int:
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT count(*) FROM outbox").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - looks at a server
+            await asyncio.sleep(0.02)
+
+
+class Failing:
+    """The real destination, but some partitions are told to fail: what an unavailable partition looks like."""
+
+    name = DESTINATION_ORDER_EVENTS
+
+    def __init__(self, destination: Destination, failing: Sequence[int]) -> None:
+        self._destination = destination
+        self.failing = set(failing)
+
+    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
+        if partition in self.failing:
+            raise DeliveryFailed("told to")
+        await self._destination.deliver(partition, events)
+
+
+class Setup:
+    """Everything a group needs, on the test's servers."""
+
+    def __init__(self, url: str, dsn: str) -> None:
+        self.dsn = dsn
+        self.redis = new_client(url)
+        self.queue: Queue = open_queue(url)
+        self.log: EventLog = open_event_log(url)
+        self.pool = postgres_pool(SecretStr(dsn), size_max=2)
+        self.service = Service("dispatcher", load_settings({}))
+        self.lease = Lease(self.redis, key="{t}:lease", fence_key="{t}:fence", life_ms=5_000)
+        self.destination: Destination = OrderEvents(self.log)
+
+    def group(self) -> DispatchGroup:
+        return DispatchGroup(
+            database=DATABASE,
+            outbox=Outbox(self.pool, destination=DESTINATION_ORDER_EVENTS),
+            destination=self.destination,
+            poison=self.queue,
+            lease=self.lease,
+            service=self.service,
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        assert await self.lease.acquire()
+        task = asyncio.create_task(self.group().run())
+        try:
+            yield
+            assert not task.done()
+        finally:
+            self.service.stopping.set()
+            await asyncio.wait_for(task, WAIT_S)
+            await self.lease.release()
+
+    async def logged(self, partition: int) -> list[dict[str, object]]:
+        records = await self.log.read(TOPIC_ORDERS, partition, after=None, limit=10_000)
+        events = [orjson.loads(record.value) for record in records]
+        assert [e["key"] for e in events] == [record.key for record in records]
+        return events
+
+
+@pytest.fixture
+async def setup(redis_client: redis.Redis, redis_server: RedisServer, databases: Databases) -> AsyncIterator[Setup]:
+    assert redis_client.dbsize() == 0
+    made = Setup(redis_server.url, databases.shard_dsns[0])
+    await made.pool.open()
+    yield made
+    await made.pool.close()
+    await made.log.close()
+    await made.queue.close()
+    await made.redis.aclose()
+
+
+async def test_events_are_appended_in_row_order_and_rows_deleted(setup: Setup) -> None:
+    rng = random.Random(5)
+    expected: dict[int, list[dict[str, object]]] = {}
+    for row in range(3 * PAGE_ROWS_MAX):
+        events = [event(f"{rng.getrandbits(64):x}", row) for _ in range(rng.randint(1, 5))]
+        partition = rng.randrange(3)
+        expected.setdefault(partition, []).extend(events)
+        put(setup.dsn, partition, events)
+    put(setup.dsn, 1, [event("other", 1)], destination="notices")
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 1)
+        put(setup.dsn, 15, [event("later", 1)])
+        await until(lambda: waiting_rows(setup.dsn) == 1)
+    for partition, events in expected.items():
+        assert await setup.logged(partition) == events
+    assert await setup.logged(15) == [event("later", 1)]
+
+
+async def test_a_row_larger_than_one_append_is_told_whole(setup: Setup) -> None:
+    events = [event("k", version) for version in range(2_500)]
+    put(setup.dsn, 4, events)
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert await setup.logged(4) == events
+
+
+async def test_a_failing_partition_keeps_its_rows_in_order_and_delays_no_other(setup: Setup) -> None:
+    destination = Failing(setup.destination, [2])
+    setup.destination = destination
+    for row in range(20):
+        for partition in (1, 2, 3):
+            put(setup.dsn, partition, [event(f"p{partition}", row)])
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 20)
+        assert await setup.logged(2) == []
+        put(setup.dsn, 2, [event("p2", 20)])
+        destination.failing.clear()
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert [e["version"] for e in await setup.logged(2)] == list(range(21))
+    assert [e["version"] for e in await setup.logged(3)] == list(range(20))
+
+
+async def test_a_row_that_cannot_be_told_goes_to_the_dead_letters(setup: Setup) -> None:
+    put(setup.dsn, 0, [event("before", 1)])
+    put(setup.dsn, 0, [{"id": "no key"}])
+    put(setup.dsn, 0, ["text"])
+    put(setup.dsn, 0, [event("after", 1)])
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert [e["key"] for e in await setup.logged(0)] == ["before", "after"]
+    letters, _ = await setup.queue.dead_letters.list(POISON_QUEUE)
+    assert [letter.reason for letter in letters] == ["outbox row: event 0 has no key"] * 2
+    assert orjson.loads(letters[0].body) == [{"id": "no key"}]
+    assert letters[0].headers == {"destination": DESTINATION_ORDER_EVENTS, "partition": "0"}
+    assert letters[0].message_id.startswith(f"{DATABASE}:")
+
+
+async def test_a_lost_lease_ends_the_work_and_what_stays_is_told_by_the_next(setup: Setup) -> None:
+    assert await setup.lease.acquire()
+    task = asyncio.create_task(setup.group().run())
+    put(setup.dsn, 0, [event("a", 1)])
+    await until(lambda: waiting_rows(setup.dsn) == 0)
+    setup.lease.lost.set()
+    await asyncio.wait_for(task, WAIT_S)
+    put(setup.dsn, 0, [event("a", 2)])
+    await setup.redis.delete(setup.lease.key)
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert [e["version"] for e in await setup.logged(0)] == [1, 2]
+
+
+async def test_delete_removes_exactly_the_given_rows_and_measure_counts_the_rest(setup: Setup) -> None:
+    for partition in range(OUTBOX_PARTITIONS):
+        put(setup.dsn, partition, [event("k", partition)])
+    outbox = Outbox(setup.pool, destination=DESTINATION_ORDER_EVENTS)
+    pages = await outbox.next_rows([0, 3, 9], rows_max=5)
+    assert {partition: len(rows) for partition, rows in pages.items()} == {0: 1, 3: 1, 9: 1}
+    await outbox.delete([pages[3][0].id, 10**12])
+    await outbox.delete([pages[3][0].id])
+    rows, age_s = await outbox.measure()
+    assert rows == OUTBOX_PARTITIONS - 1
+    assert age_s >= 0
+    assert 3 not in await outbox.next_rows(range(OUTBOX_PARTITIONS), rows_max=5)
+    assert await Outbox(setup.pool, destination="nothing").measure() == (0, 0.0)
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '[{"key": 1}]', "[", '"x"', '[{"key": "a"}, null]'])
+def test_malformed_events(text: str) -> None:
+    with pytest.raises(MalformedEvents):
+        events_of(text)
+
+
+def test_one_aggregate_stays_in_one_partition() -> None:
+    assert outbox_partition("a") == outbox_partition("a")
+    assert {outbox_partition(str(i)) for i in range(500)} == set(range(OUTBOX_PARTITIONS))

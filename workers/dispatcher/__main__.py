@@ -1,0 +1,62 @@
+"""`python -m workers.dispatcher`: the outboxes of all shards. Composition root, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from domain.topology import dispatcher_fence_key, dispatcher_lease_key
+from runtime import fingerprint, service
+from runtime.clients import postgres_pool, redis_client
+from runtime.event_log import open_event_log
+from runtime.leases import Lease
+from runtime.ownership import own
+from runtime.queue import open_queue
+from workers.dispatcher import metrics
+from workers.dispatcher.destinations import OrderEvents
+from workers.dispatcher.group import DispatchGroup
+from workers.dispatcher.outbox import Outbox
+
+
+async def main(process: service.Service) -> None:
+    """Dispatch until the process is to stop."""
+    settings = process.settings
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        queue = open_queue(
+            settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
+        )
+        stack.push_async_callback(queue.close)
+        event_log = open_event_log(settings.event_log_url, records_max=settings.event_log_records_max)
+        stack.push_async_callback(event_log.close)
+        if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
+            return
+        destination = OrderEvents(event_log)
+        work = []
+        for shard, dsn in enumerate(settings.shard_dsns):
+            database = f"shard-{shard}"
+            pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2))
+            lease = Lease(
+                redis,
+                key=dispatcher_lease_key(database, destination.name),
+                fence_key=dispatcher_fence_key(database, destination.name),
+                life_ms=settings.lease_ms,
+            )
+            group = DispatchGroup(
+                database=database,
+                outbox=Outbox(pool, destination=destination.name),
+                destination=destination,
+                poison=queue,
+                lease=lease,
+                service=process,
+            )
+            held = metrics.LEASE_HELD.labels(database, destination.name)
+            work += [own(lease, group.run, service=process, held=held), group.measure()]
+        async with asyncio.TaskGroup() as tasks:
+            for coroutine in work:
+                tasks.create_task(coroutine)
+
+
+if __name__ == "__main__":
+    service.run("dispatcher", service.settings_or_exit("dispatcher"), main)

@@ -1,0 +1,173 @@
+"""Dispatches one (database, destination): pages of all partitions, each partition in id order and on its own.
+
+Deletes exactly what was acknowledged, afterwards: a crash between the two repeats events, never loses one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import psycopg
+import structlog
+
+from domain.topology import OUTBOX_PARTITIONS
+from runtime import tasks
+from runtime.backoff import Backoff
+from runtime.leases import Lease
+from runtime.queue import Queue, QueueFull, QueueUnavailable
+from runtime.service import Service
+from workers.dispatcher import metrics
+from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, events_of
+from workers.dispatcher.outbox import Outbox, OutboxRow
+
+POISON_QUEUE = "outbox.poison"
+
+PAGE_ROWS_MAX = 16  # of each partition; a row carries the events of a writer's batch
+STRAGGLER_S = 0.25  # the next page does not wait longer for slow partitions
+IDLE_FIRST_S = 0.02
+IDLE_LONGEST_S = 0.2
+DRAIN_S = 5.0
+MEASURE_S = 2.0
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Partition:
+    """A partition's delivery under way and, after a failure, when it may be tried again."""
+
+    delivery: asyncio.Task[list[int]] | None = None
+    resumes_at: float = 0.0
+    backoff: Backoff = field(default_factory=lambda: Backoff(first_s=0.1, longest_s=2.0))
+
+
+class DispatchGroup:
+    """See the module. `lease` is held when `run` is called."""
+
+    def __init__(
+        self,
+        *,
+        database: str,
+        outbox: Outbox,
+        destination: Destination,
+        poison: Queue,
+        lease: Lease,
+        service: Service,
+    ) -> None:
+        """`database` names the database in metrics and dead letters; `poison` takes rows that cannot be delivered."""
+        self._database = database
+        self._outbox = outbox
+        self._destination = destination
+        self._poison = poison
+        self._lease = lease
+        self._service = service
+        self._labels = (database, destination.name)
+        self._partitions = [_Partition() for _ in range(OUTBOX_PARTITIONS)]
+
+    async def run(self) -> None:
+        """Dispatch until the process is to stop (then deliveries under way are awaited) or the lease is lost."""
+        idle = Backoff(first_s=IDLE_FIRST_S, longest_s=IDLE_LONGEST_S)
+        try:
+            while self._lease.held and not self._service.stopping.is_set():
+                try:
+                    moved = await self._round()
+                except psycopg.Error as error:
+                    moved = False
+                    log.warning("outbox not reachable", database=self._database, error=_words(error))
+                if moved:
+                    idle.reset()
+                else:
+                    await self._service.pause(idle.next_s())
+            if self._lease.held:
+                await self._finish()
+        finally:
+            await tasks.cancel(*self._deliveries())
+
+    async def measure(self) -> None:
+        """Show the lag and whether the database answers, whoever dispatches, until the process is to stop."""
+        while not self._service.stopping.is_set():
+            try:
+                rows, age_s = await self._outbox.measure()
+                metrics.LAG_ROWS.labels(*self._labels).set(rows)
+                metrics.LAG_SECONDS.labels(*self._labels).set(max(0.0, age_s))
+                self._service.ready(self._database, ok=True)
+            except psycopg.Error as error:
+                self._service.ready(self._database, ok=False, detail=_words(error))
+            await self._service.pause(MEASURE_S)
+
+    async def _round(self) -> bool:
+        """Start a delivery in each partition that may have one, and delete what has been acknowledged; whether any was."""
+        now = time.monotonic()
+        free = [n for n, p in enumerate(self._partitions) if p.delivery is None and now >= p.resumes_at]
+        if free:
+            for number, rows in (await self._outbox.next_rows(free, rows_max=PAGE_ROWS_MAX)).items():
+                self._partitions[number].delivery = asyncio.create_task(
+                    self._deliver(number, rows), name=f"deliver {self._database} {number}"
+                )
+        return await self._settle(STRAGGLER_S)
+
+    async def _settle(self, wait_s: float) -> bool:
+        """Wait for deliveries, at most `wait_s`; delete the rows of those that ended; whether there were any."""
+        deliveries = self._deliveries()
+        if not deliveries:
+            return False
+        await asyncio.wait(deliveries, timeout=wait_s)
+        acknowledged: list[int] = []
+        for partition in self._partitions:
+            if partition.delivery is not None and partition.delivery.done():
+                acknowledged += partition.delivery.result()
+                partition.delivery = None
+        if acknowledged:
+            await self._outbox.delete(acknowledged)
+            metrics.DELETED.labels(*self._labels).inc(len(acknowledged))
+        return bool(acknowledged)
+
+    async def _finish(self) -> None:
+        try:
+            await self._settle(DRAIN_S)
+        except psycopg.Error as error:
+            # The rows are still there: they will be told again.
+            log.warning("acknowledged rows not deleted", database=self._database, error=_words(error))
+
+    def _deliveries(self) -> list[asyncio.Task[list[int]]]:
+        return [partition.delivery for partition in self._partitions if partition.delivery is not None]
+
+    async def _deliver(self, number: int, rows: Sequence[OutboxRow]) -> list[int]:
+        """Deliver a page as one piece; the ids that may be deleted, none if the destination did not acknowledge it all."""
+        partition = self._partitions[number]
+        events: list[tuple[str, bytes]] = []
+        try:
+            for row in rows:
+                try:
+                    events += events_of(row.events)
+                except MalformedEvents as error:
+                    await self._bury(row, str(error))
+            if events:
+                await self._destination.deliver(number, events)
+        except (DeliveryFailed, QueueFull, QueueUnavailable) as error:
+            metrics.FAILURES.labels(*self._labels).inc()
+            log.warning("not delivered", database=self._database, destination=self._destination.name, error=str(error))
+            partition.resumes_at = time.monotonic() + partition.backoff.next_s()
+            return []
+        metrics.DISPATCHED.labels(*self._labels).inc(len(events))
+        partition.backoff.reset()
+        return [row.id for row in rows]
+
+    async def _bury(self, row: OutboxRow, reason: str) -> None:
+        """A row that can never be delivered must not hold up those behind it; people look at the dead letters."""
+        await self._poison.dead_letters.add(
+            POISON_QUEUE,
+            row.events.encode(),
+            message_id=f"{self._database}:{row.id}",
+            reason=f"outbox row: {reason}",
+            headers={"destination": self._destination.name, "partition": str(row.partition)},
+        )
+        metrics.POISON.labels(*self._labels).inc()
+        log.error("poison outbox row", database=self._database, row=row.id, reason=reason)
+
+
+def _words(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
