@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from backoffice.catalogue.store import Product, Products, SkuTaken
 from backoffice.web.fields import (
@@ -19,16 +19,48 @@ from backoffice.web.fields import (
     Text,
     decode_cursor,
     encode_cursor,
+    printable,
 )
 from backoffice.web.messages import STAFF, Answer, Call, Refused
 from backoffice.web.routing import Route
 from domain.problems import Problem
 
 _KIND = "products"
-_WHOLE = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]  # what every JSON reader keeps exactly
-_TEXT = Annotated[Text, Field(max_length=1000)]
-_VALUE = bool | _WHOLE | FiniteFloat | _TEXT | Annotated[list[_TEXT], Field(max_length=50)] | None
-Attributes = Annotated[dict[Annotated[Text, Field(min_length=1, max_length=64)], _VALUE], Field(max_length=64)]
+NUMBER_MAX = 2**53 - 1  # what every JSON reader keeps exactly
+TEXT_LENGTH_MAX = 1000
+TEXTS_MAX = 50
+
+
+def _attribute(value: Any) -> Any:
+    # By hand: the errors of a union would point to its branches, not to places of the body.
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        if not -NUMBER_MAX <= value <= NUMBER_MAX:  # also infinities and NaN
+            raise ValueError(f"a number is between -{NUMBER_MAX} and {NUMBER_MAX}")
+        return value
+    texts = value if isinstance(value, list) else [value]
+    if len(texts) > TEXTS_MAX or not all(isinstance(text, str) and len(text) <= TEXT_LENGTH_MAX for text in texts):
+        raise ValueError(
+            f"is a text of up to {TEXT_LENGTH_MAX} characters, up to {TEXTS_MAX} of them in a list, a number, true, false or null"
+        )
+    for text in texts:
+        printable(text)
+    return value
+
+
+_TEXT_SCHEMA = {"type": "string", "maxLength": TEXT_LENGTH_MAX}
+_VALUE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "boolean"},
+        {"type": "number", "minimum": -NUMBER_MAX, "maximum": NUMBER_MAX},
+        _TEXT_SCHEMA,
+        {"type": "array", "items": _TEXT_SCHEMA, "maxItems": TEXTS_MAX},
+        {"type": "null"},
+    ]
+}
+_Value = Annotated[Any, AfterValidator(_attribute), WithJsonSchema(_VALUE_SCHEMA)]
+Attributes = Annotated[dict[Annotated[Text, Field(min_length=1, max_length=64)], _Value], Field(max_length=64)]
 Description = Annotated[Text, Field(max_length=10_000)]
 
 
@@ -72,7 +104,7 @@ class ProductView(Resource):
     description: str
     price_minor: int
     currency: str
-    attributes: dict[str, bool | int | float | str | list[str] | None]
+    attributes: dict[str, Annotated[Any, WithJsonSchema(_VALUE_SCHEMA)]]
     active: bool
 
 

@@ -30,7 +30,8 @@ class Resource(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text; ValueError for control characters other than line breaks and tabs."""
     # NUL cannot be stored, other control characters have no use in a name and some in an attack on a terminal or log.
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
         raise ValueError("control characters are not allowed")
@@ -60,8 +61,8 @@ def format_time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Text = Annotated[str, AfterValidator(_printable)]
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable), AfterValidator(_one_line)]
+Text = Annotated[str, AfterValidator(printable)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(printable), AfterValidator(_one_line)]
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
