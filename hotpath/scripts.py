@@ -134,7 +134,9 @@ def _read(file: Traversable) -> str:
         raise ScriptError(f"there is no {file.name}") from None
 
 
-def __getattr__(name: str) -> Script:
-    if name in _NAMES:
-        return load_script(_NAMES[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker knows the names above and refuses any other
+
+    def __getattr__(name: str) -> Script:
+        if name in _NAMES:
+            return load_script(_NAMES[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
