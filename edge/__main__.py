@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
+import structlog
+
 from edge.server import EdgeServer, PortUnavailable, claim_port
 from runtime.settings import Durability, Settings, SettingsError, load_settings
 from runtime.telemetry import configure_logging
 from runtime.token_keys import TokenKeysError, load_token_keys
+
+_log = structlog.get_logger("edge")
+
+OPEN_FILES_BESIDE = 256  # files and connections of a worker that are no buyer's
 
 
 def main() -> int:
@@ -24,11 +31,23 @@ def main() -> int:
         sys.stderr.write(f"edge: {error}\n")
         return 2
     configure_logging("edge", settings.log_level)
+    _raise_open_files(settings.edge_connections_max)
     # Inherited by workers: told to drain before they are able to, they must not die of it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="flashsale-edge-") as folder:
         EdgeServer(settings, port=port, folder=Path(folder)).serve()
     return 0
+
+
+def _raise_open_files(connections_max: int) -> None:
+    """A soft limit of 1024 open files, as shells have it, would end accepting long before `edge_connections_max`."""
+    wanted = connections_max + OPEN_FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < wanted:
+        _log.warning("open_files_limited", connections_max=connections_max, open_files_max=soft)
 
 
 def _check(settings: Settings) -> None:

@@ -73,6 +73,8 @@ class Orders:
         page = _page(request.query_string)
         if not isinstance(page, _Page):
             return page
+        if not self._directory.synced:
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)  # an order in a sale that is not read yet would be missing
         # One more than asked for tells whether there is a next page.
         wanted = page.limit + 1
         sales = [known.definition for known in self._directory]

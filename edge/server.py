@@ -30,7 +30,7 @@ from runtime.settings import Settings
 HEADER_READ_MS = 30_000  # also how long a connection may idle between requests
 HEADERS_SIZE_MAX = 64 * 1024
 BACKLOG_MAX = 65_535
-PORT_WAIT_S = 3.0  # the workers of a killed predecessor hold the port for a moment
+PORT_WAIT_S = 2.0  # the workers of a killed predecessor hold the port for a moment
 KILL_AFTER_S = 5  # beyond the drain: a worker that does not stop is killed
 _PR_SET_PDEATHSIG = 1
 

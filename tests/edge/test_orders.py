@@ -253,6 +253,21 @@ def test_the_list_unites_redis_and_the_shard(
         assert seen == expected
 
 
+def test_more_records_than_one_scan_returns(
+    client: httpx.Client, buyers: Buyers, publisher: Publisher, buyer: UUID, headers: dict[str, str]
+) -> None:
+    """A user's hash beyond a compact one is read in several scans; records without an order are passed over."""
+    sale = publisher.publish()
+    placed = place(client, buyers, sale, buyer)
+    key = topology.user_key(sale.lanes[0], sale.sale_id, buyer)
+    records = {
+        f"kolder-{n}": ids.order_id(unix_ms=n, lane=0, bucket=0, random=n).bytes + bytes(10) for n in range(2500)
+    }
+    publisher.redis.hset(key, mapping=records)
+    page = client.get("/v1/orders", headers=headers).json()
+    assert [item["order_id"] for item in page["items"]] == [placed["order_id"]]
+
+
 @pytest.mark.parametrize(
     "query",
     [

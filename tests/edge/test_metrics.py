@@ -1,0 +1,81 @@
+"""/metrics of an edge with two workers: every worker is in it, and the numbers add up."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from devstack.servers import RedisServer
+from domain import topology
+from tests.edge.crowd import ask_all, orders_of_many
+from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
+
+
+def samples(edge: EdgeProcess) -> list[Sample]:
+    answer = httpx.get(f"{edge.url}/metrics")
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
+
+
+def total(found: Iterable[Sample], name: str, **labels: str) -> float:
+    return sum(s.value for s in found if s.name == name and labels.items() <= s.labels.items())
+
+
+async def test_two_workers(
+    own_edge: Callable[..., EdgeProcess], edge_redis: RedisServer, buyers: Buyers, publisher: Publisher
+) -> None:
+    edge = own_edge(redis_url=edge_redis.url, edge_workers="2")
+    deadline = time.monotonic() + 10
+    while total(samples(edge), "flashsale_edge_ready") < 2:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    sale = publisher.publish(stock=30)
+    answers = await ask_all(edge.port, orders_of_many(sale, buyers, 80))
+    assert sorted(answer.status for answer in answers) == [202] * 30 + [409] * 50
+    await asyncio.to_thread(httpx.get, f"{edge.url}/none")
+    deadline = time.monotonic() + 10
+    # The other worker's numbers are at most a second old.
+    while total(found := samples(edge), "flashsale_edge_orders_total") < 80:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    assert {sample.labels["worker"] for sample in found} == {"0", "1"}
+    assert total(found, "flashsale_edge_orders_total", outcome="accepted") == 30
+    assert total(found, "flashsale_edge_orders_total", outcome="sold_out") == 50
+    assert total(found, "flashsale_edge_order_duration_seconds_count") == 80
+    assert total(found, "flashsale_edge_order_duration_seconds_bucket", le="+Inf") == 80
+    assert total(found, "flashsale_edge_order_duration_seconds_sum") > 0
+    assert total(found, "flashsale_edge_batches_total") >= 2
+    assert total(found, "flashsale_edge_batch_orders_total") >= 80
+    assert total(found, "flashsale_edge_redis_reconnects_total") == 0
+    assert total(found, "flashsale_edge_durability_info", level="fsync") == 2
+    assert total(found, "flashsale_edge_ready") == 2
+    names = {sample.name for sample in found}
+    for name in ("queue_length", "batches_in_flight", "requests_in_flight", "redis_memory_percent", "known_sales"):
+        assert f"flashsale_edge_{name}" in names
+    while total(samples(edge), "flashsale_edge_requests_total", route="other", status="404") != 1:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    # Buckets of each worker are cumulative.
+    for worker in ("0", "1"):
+        counts = [
+            sample.value
+            for sample in found
+            if sample.name == "flashsale_edge_order_duration_seconds_bucket" and sample.labels["worker"] == worker
+        ]
+        assert counts == sorted(counts)
+
+
+async def test_refusals_reach_the_sales_report(edge: EdgeProcess, buyers: Buyers, publisher: Publisher) -> None:
+    sale = publisher.publish(stock=5)
+    answers = await ask_all(edge.port, orders_of_many(sale, buyers, 20))
+    assert sum(answer.status == 409 for answer in answers) == 15
+    key = topology.REFUSED_KEY_PREFIX + str(sale.sale_id)
+    deadline = time.monotonic() + 10
+    while publisher.redis.hgetall(key) != {b"sold_out": b"15"}:
+        assert time.monotonic() < deadline, publisher.redis.hgetall(key)
+        await asyncio.sleep(0.05)

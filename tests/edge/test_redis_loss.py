@@ -1,0 +1,131 @@
+"""Redis is killed under requests and comes back: each request is answered in time, and the answers are true."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+import httpx
+import redis
+
+from devstack.servers import RedisServer
+from domain import topology
+from domain.sales import LaneSaleState
+from tests.edge.crowd import Answer, ask, ask_all, order, orders_of_many
+from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
+
+DEADLINE_MS = 1500
+TYPED = {202, 503, 504}
+
+
+async def test_a_restart_under_orders(
+    own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers
+) -> None:
+    """Nothing that was answered 202 is lost, and what was unknown is known when asked again with its key."""
+    publisher = Publisher(redis.Redis(port=own_redis.port))
+    sale = publisher.publish(stock=100_000)
+    edge = own_edge(redis_url=own_redis.url, request_deadline_ms=str(DEADLINE_MS))
+    requests = orders_of_many(sale, buyers, 400)
+    answers: dict[bytes, Answer] = {}
+
+    async def buy(share: list[bytes]) -> None:
+        for request in share:
+            answers[request] = await ask(edge.port, request)
+            await asyncio.sleep(0.01)
+
+    shares = [asyncio.create_task(buy(requests[n::20])) for n in range(20)]
+    while len(answers) < 60:  # noqa: ASYNC110 - counting is simpler than signalling
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(own_redis.kill)
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(own_redis.start)
+    await asyncio.gather(*shares)
+
+    statuses = Counter(answer.status for answer in answers.values())
+    assert set(statuses) <= TYPED and statuses[202] > 60, statuses
+    unsettled = [request for request, answer in answers.items() if answer.status != 202]
+    for request in unsettled:
+        assert answers[request].json["code"] in ("dependency_unavailable", "overloaded", "outcome_unknown")
+        again = await ask(edge.port, request)
+        assert again.status == 202, again
+        answers[request] = again
+    order_ids = {answer.json["order_id"] for answer in answers.values()}
+    assert len(order_ids) == len(requests)
+    for order_id in order_ids:
+        assert publisher.redis.exists(topology.order_key(UUID(order_id)))
+    stock = publisher.stock(sale)
+    assert stock.reserved == len(requests) and stock.is_balanced
+    assert edge.wait_ready().status_code == 200
+
+
+async def test_every_route_is_typed_and_in_time_while_redis_is_away(
+    own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers
+) -> None:
+    publisher = Publisher(redis.Redis(port=own_redis.port))
+    sale, unread = publisher.publish(), publisher.publish()
+    edge = own_edge(redis_url=own_redis.url, request_deadline_ms="500")
+    buyer = uuid4()
+    own = {"Authorization": f"Bearer {buyers.token(buyer)}"}
+    placed = await ask(edge.port, order(sale, buyers.headers(buyer)))
+    own_redis.kill()
+    async with httpx.AsyncClient(base_url=edge.url, timeout=10) as client:
+        order_path = f"/v1/orders/{placed.json['order_id']}"
+        body = {"items": [{"sku": "SKU-1", "quantity": 1}]}
+        answers = await asyncio.gather(
+            client.post(f"/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json=body),
+            client.post(f"/v1/sales/{uuid4()}/orders", headers=buyers.headers(), json=body),
+            client.get(f"/v1/sales/{unread.sale_id}"),
+            client.get(order_path, headers=own),
+            client.get("/v1/orders", headers=own),
+            client.post(f"{order_path}/cancel", headers=own),
+        )
+        for answer in answers:
+            assert answer.status_code in (503, 504), answer.request.url
+            code = answer.json()["code"]
+            assert code in ("dependency_unavailable", "overloaded", "outcome_unknown"), answer.request.url
+        assert (await client.get("/livez")).status_code == 200
+        own_redis.start()
+        # Everything heals without a hand, subscriptions included.
+        await asyncio.to_thread(edge.wait_ready)
+        assert (await client.get(order_path, headers=own)).json()["order_id"] == placed.json["order_id"]
+        cancelled = await client.post(f"{order_path}/cancel", headers=own)
+        assert cancelled.json()["status"] == "cancelled"
+        changed = publisher.change(sale, state=LaneSaleState.PAUSED)
+        deadline = time.monotonic() + 10
+        while (await client.get(f"/v1/sales/{changed.sale_id}")).json()["state"] != "paused":
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+
+async def test_a_redis_that_hangs(own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers) -> None:
+    """What was sent has an unknown outcome, what waits or finds the queue full was surely not done."""
+    publisher = Publisher(redis.Redis(port=own_redis.port))
+    sale = publisher.publish(stock=1000)
+    edge = own_edge(
+        redis_url=own_redis.url,
+        request_deadline_ms="700",
+        batches_in_flight_max="1",
+        batch_size_max="1",
+        edge_queue_length_max="10",
+    )
+    assert (await ask(edge.port, order(sale, buyers.headers()))).status == 202
+    assert own_redis.process is not None
+    own_redis.process.send_signal(signal.SIGSTOP)
+    try:
+        requests = orders_of_many(sale, buyers, 30)
+        answers = dict(zip(requests, await ask_all(edge.port, requests), strict=True))
+    finally:
+        own_redis.process.send_signal(signal.SIGCONT)
+    codes = Counter(answer.json["code"] for answer in answers.values())
+    assert set(codes) == {"outcome_unknown", "overloaded"}, codes
+    assert codes["outcome_unknown"] >= 1 and codes["overloaded"] >= 19
+    assert {answer.status for answer in answers.values()} == {503, 504}
+    # Each buyer repeats with the same key and learns the outcome: one order each.
+    for request in answers:
+        again = await ask(edge.port, request)
+        assert again.status == 202, again
+    assert publisher.stock(sale).reserved == 31

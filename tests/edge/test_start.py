@@ -1,0 +1,187 @@
+"""Starting, readiness and the promises that are checked: a wrong surrounding is named, never papered over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import redis
+
+from devstack.servers import RedisServer
+from domain import topology
+from domain.topology import Topology
+from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
+
+StartEdge = Callable[..., EdgeProcess]
+ONE = {"items": [{"sku": "SKU-1", "quantity": 1}]}
+
+
+def refused_start(edge: EdgeProcess) -> str:
+    """Standard error of an edge that does not start: one line, no traceback."""
+    assert edge.process is not None
+    assert edge.process.wait(30) == 2
+    edge.process = None
+    text = edge.log_text
+    assert text.startswith("edge: ") and text.count("\n") == 1, text
+    return text
+
+
+def test_bad_settings_are_named(own_edge: StartEdge, tmp_path: Path) -> None:
+    text = refused_start(own_edge(wait=False, edge_workers="many", durability="perhaps", no_such="1"))
+    assert all(f"FLASHSALE_{name}" in text for name in ("EDGE_WORKERS", "DURABILITY", "NO_SUCH"))
+    text = refused_start(own_edge(wait=False, durability="replicated", shard_dsns="postgresql://secret@x/y"))
+    assert "FLASHSALE_DURABILITY: replicated is not available yet" in text
+    assert "FLASHSALE_SHARD_DSNS: 1 given" in text and "secret" not in text
+    text = refused_start(own_edge(wait=False, token_keys_file=str(tmp_path / "none.json")))
+    assert "none.json" in text
+    broken = tmp_path / "broken.json"
+    broken.write_text('{"active": "a", "keys": {"a": "c2hvcnQ"}}')
+    text = refused_start(own_edge(wait=False, token_keys_file=str(broken)))
+    assert "broken.json" in text and "c2hvcnQ" not in text
+
+
+def test_a_busy_port_is_named(own_edge: StartEdge, edge_redis: RedisServer, tmp_path: Path) -> None:
+    """Also when the other one is an edge, whose workers listen with SO_REUSEPORT: the kernel would let us share it."""
+    first = own_edge(redis_url=edge_redis.url)
+    second = EdgeProcess(first.settings, tmp_path / "second.log", port=first.port)
+    second.spawn()
+    assert f"cannot listen on 127.0.0.1:{first.port}" in refused_start(second)
+    assert first.wait_ready().status_code == 200
+
+
+def test_ready_as_soon_as_redis_is_there(own_edge: StartEdge, tmp_path: Path) -> None:
+    server = RedisServer(tmp_path / "late-redis")
+    edge = own_edge(wait=False, redis_url=server.url)
+    answer = edge.wait_ready(status=503)
+    document = answer.json()
+    assert document["code"] == "dependency_unavailable" and document["durability"] == "fsync"
+    assert document["missing"] == ["redis", "sales"]
+    assert answer.headers["retry-after"] == "1"
+    assert httpx.get(f"{edge.url}/livez").status_code == 200
+    server.start()
+    try:
+        ready = edge.wait_ready()
+        assert ready.json() == {"status": "ready", "durability": "fsync", "missing": []}
+        assert httpx.head(f"{edge.url}/readyz").status_code == 200
+    finally:
+        server.stop()
+
+
+def test_a_redis_that_does_not_sync_breaks_the_promise(
+    own_edge: StartEdge, own_redis: RedisServer, buyers: Buyers
+) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        client.config_set("appendfsync", "everysec")
+        sale = Publisher(client).publish()
+        edge = own_edge(wait=False, redis_url=own_redis.url)
+        document = wait_for_missing(edge, ["durability"])
+        assert "appendfsync everysec" in document["detail"]
+        # A 202 would be a lie.
+        answer = httpx.post(f"{edge.url}/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json=ONE)
+        assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
+        assert edge.stop() == 0
+        # The level that promises nothing is content.
+        memory = own_edge(redis_url=own_redis.url, durability="memory")
+        assert memory.wait_ready().json()["durability"] == "memory"
+        answer = httpx.post(f"{memory.url}/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json=ONE)
+        assert answer.status_code == 202
+
+
+def test_eviction_and_other_cluster_settings(own_edge: StartEdge, own_redis: RedisServer) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.set(topology.FINGERPRINT_KEY, Topology(lanes=7).fingerprint)
+        edge = own_edge(wait=False, redis_url=own_redis.url)
+        document = wait_for_missing(edge, ["cluster_settings", "eviction"])
+        assert "allkeys-lru" in document["detail"] and "FLASHSALE_LANES" in document["detail"]
+
+
+def test_full_memory_refuses_orders_until_there_is_room(
+    own_edge: StartEdge, own_redis: RedisServer, buyers: Buyers
+) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        sale = Publisher(client).publish(stock=10_000)
+        edge = own_edge(redis_url=own_redis.url)
+        url = f"{edge.url}/v1/sales/{sale.sale_id}/orders"
+
+        def status_becomes(status: int) -> httpx.Response:
+            deadline = time.monotonic() + 15
+            while (answer := httpx.post(url, headers=buyers.headers(), json=ONE)).status_code != status:
+                assert time.monotonic() < deadline, answer.text
+                time.sleep(0.02)
+            return answer
+
+        status_becomes(202)
+        used = client.info("memory")["used_memory"]
+        client.config_set("maxmemory", int(used * 1.1))
+        answer = status_becomes(503)
+        assert answer.json()["code"] == "overloaded" and answer.headers["retry-after"] == "1"
+        client.config_set("maxmemory", used * 100)
+        status_becomes(202)
+
+
+def test_a_full_stream_refuses_orders(own_edge: StartEdge, own_redis: RedisServer, buyers: Buyers) -> None:
+    with redis.Redis(port=own_redis.port) as client:
+        sale = Publisher(client).publish(stock=10_000)
+        edge = own_edge(redis_url=own_redis.url, stream_length_max="1000")
+        client.eval(
+            "for i = 1, 1000 do redis.call('XADD', KEYS[1], i .. '-0', 'e', 'x') end",
+            *(1, topology.lane_stream_key(sale.lanes[0])),
+        )
+        client.hset(topology.lane_state_key(sale.lanes[0]), "seq", 1000)
+        answer = httpx.post(f"{edge.url}/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json=ONE)
+        assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+
+
+def test_a_killed_worker_is_replaced(own_edge: StartEdge, edge_redis: RedisServer) -> None:
+    edge = own_edge(redis_url=edge_redis.url)
+    assert edge.process is not None
+    (worker,) = children(edge.process.pid)
+    os.kill(worker, signal.SIGKILL)
+    deadline = time.monotonic() + 15
+    while children(edge.process.pid) in ([], [worker]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    edge.wait_ready()
+
+
+def test_workers_end_with_a_killed_main_process(own_edge: StartEdge, edge_redis: RedisServer) -> None:
+    edge = own_edge(redis_url=edge_redis.url)
+    assert edge.process is not None
+    (worker,) = children(edge.process.pid)
+    edge.process.kill()
+    edge.process.wait()
+    # The next edge takes the port over at once.
+    edge.start()
+    assert not Path(f"/proc/{worker}").exists() or children(edge.process.pid) != [worker]
+
+
+def wait_for_missing(edge: EdgeProcess, missing: list[str]) -> dict[str, str]:
+    """The first /readyz document that misses exactly this."""
+    deadline = time.monotonic() + 15
+    while True:
+        document: dict[str, str] = edge.wait_ready(status=503).json()
+        if document["missing"] == missing:
+            return document
+        assert time.monotonic() < deadline, document
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of an edge (its resource tracker is no worker)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(stat[1]) == pid and stat[0] != "Z" and b"spawn_main" in command:
+            found.append(int(entry.name))
+    return found
