@@ -10,10 +10,11 @@ from uuid import uuid4
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from devstack.servers import RedisServer
-from runtime.queue import Delivery, Queue, QueueFull, QueueUnavailable, UnknownQueueScheme, open_queue
-from runtime.queue.redis_streams import RedisStreamsQueue
+from runtime.queue import Consumer, Delivery, Queue, QueueFull, QueueUnavailable, UnknownQueueScheme, open_queue
+from runtime.queue.redis_streams import RedisStreamsQueue, dead_key, retry_key, stream_key, waiting_key
 
 CLAIM_MS = 600
 WAIT_S = 10.0
@@ -368,6 +369,61 @@ async def test_a_wiped_broker_is_used_again(broker: Broker, redis_client: redis.
         await queue.publish("q", b"2", message_id="after")
         [delivery] = await receive(consumer, 1)
         assert delivery.message_id == "after"
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_message_is_in_exactly_one_place_whatever_happens(broker: Broker, seed: int) -> None:
+    print(f"seed {seed}")  # noqa: T201 - replay with it
+    rng = random.Random(seed)
+    queue = broker.open()
+    unsettled: set[str] = set()
+    dead: set[str] = set()
+    published = 0
+
+    async def some_steps(consumer: Consumer) -> None:
+        nonlocal published
+        for _ in range(30):
+            if rng.random() < 0.4:
+                published += 1
+                await queue.publish("q", b"x", message_id=str(published))
+                unsettled.add(str(published))
+            for delivery in await consumer.next_batch(count_max=rng.randint(1, 4), wait_s=0.01):
+                assert delivery.message_id in unsettled
+                fate = rng.choice(["ack", "ack", "retry", "dead", "drop"])
+                if fate == "ack":
+                    await delivery.ack()
+                    unsettled.discard(delivery.message_id)
+                elif fate == "retry":
+                    await delivery.retry(rng.choice([0, 20]), "again")
+                elif fate == "dead":
+                    await delivery.dead_letter("enough")
+                    unsettled.discard(delivery.message_id)
+                    dead.add(delivery.message_id)
+            if dead and rng.random() < 0.1:
+                letters, _ = await queue.dead_letters.list("q", limit=200)
+                letter = rng.choice(letters)
+                assert await queue.dead_letters.replay(letter.id)
+                dead.discard(letter.message_id)
+                unsettled.add(letter.message_id)
+            depth = await queue.depth("q")
+            assert (depth.messages + depth.retrying, depth.dead) == (len(unsettled), len(dead))
+
+    for _ in range(4):  # each consumer leaves with what it dropped
+        async with queue.consume("q", prefetch=rng.randint(1, 5)) as consumer:
+            await some_steps(consumer)
+    async with queue.consume("q", prefetch=10) as consumer:
+        while unsettled:
+            [delivery] = await receive(consumer, 1)
+            await delivery.ack()
+            unsettled.remove(delivery.message_id)
+    letters, _ = await queue.dead_letters.list("q", limit=200)
+    assert {letter.message_id for letter in letters} == dead
+
+
+def test_the_keys_of_a_queue_share_a_cluster_slot() -> None:
+    keys = [make("orders.shard.0") for make in (stream_key, retry_key, waiting_key, dead_key)]
+    assert len({key_slot(key.encode()) for key in keys}) == 1
+    assert all(key.startswith("queue:") for key in keys)
 
 
 def test_schemes_without_an_adapter_are_named() -> None:

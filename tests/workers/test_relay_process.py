@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -73,6 +74,32 @@ def test_killed_at_random_points_every_entry_arrives(
     for lane, entries in written.items():
         assert queued_anywhere(redis_client, lane=lane) == entries
         assert redis_client.get(lane_lease_key(lane)) is None
+
+
+def test_a_paused_relay_is_replaced_and_does_no_harm_when_it_wakes(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    rng = random.Random(4)
+    settings = {"REDIS_URL": redis_server.url, "QUEUE_URL": redis_server.url, "LEASE_MS": "500"}
+    stream = lane_stream_key(0)
+    written = fill_lane(redis_client, rng, lane=0, count=10_000)
+    with worker_process("workers.relay", settings) as zombie:
+        until(lambda: redis_client.xlen(stream) < 10_000)
+        zombie.send_signal(signal.SIGSTOP)
+        token = redis_client.get(lane_lease_key(0))
+        with worker_process("workers.relay", settings) as heir:
+            written |= fill_lane(redis_client, rng, lane=0, count=100, first_seq=10_001)
+            until(lambda: redis_client.xlen(stream) == 0)
+            assert redis_client.get(lane_lease_key(0)) != token
+            zombie.send_signal(signal.SIGCONT)
+            written |= fill_lane(redis_client, rng, lane=0, count=3_000, first_seq=10_101)
+            until(lambda: redis_client.xlen(stream) == 0)
+            assert stop(heir) == 0
+        # The one that was paused takes over again.
+        written |= fill_lane(redis_client, rng, lane=0, count=100, first_seq=13_101)
+        until(lambda: redis_client.xlen(stream) == 0)
+        assert stop(zombie) == 0
+    assert queued_anywhere(redis_client, lane=0) == written
 
 
 def test_readiness_and_metrics(redis_client: redis.Redis, redis_server: RedisServer) -> None:
