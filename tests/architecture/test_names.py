@@ -14,7 +14,7 @@ from runtime.settings import PREFIX, Settings, file_variable
 ROOT = Path(__file__).resolve().parents[2]
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z0-9_]*[A-Z0-9]\b")
 # Stand-ins of prose, and names that a test gives on purpose to see them refused.
-_STAND_INS = {"FLASHSALE_X", "FLASHSALE_X_FILE"}
+_STAND_INS = {"FLASHSALE_X", "FLASHSALE_X_FILE", "FLASHSALE_NO_SUCH"}
 _TEXT = {".py", ".md", ".yml", ".yaml", ".toml", ".sh", ".pyx", ".sql", ".lua", ""}
 
 
