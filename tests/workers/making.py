@@ -93,4 +93,6 @@ def stock(databases: Databases, sale_id: UUID, units: dict[str, int]) -> None:
     """The ledger rows that publishing makes."""
     with psycopg.connect(databases.catalogue_dsn) as connection:
         for sku, count in units.items():
-            connection.execute("INSERT INTO stock_ledger (sale_id, sku, stock) VALUES (%s, %s, %s)", (sale_id, sku, count))
+            connection.execute(
+                "INSERT INTO stock_ledger (sale_id, sku, stock) VALUES (%s, %s, %s)", (sale_id, sku, count)
+            )

@@ -1,0 +1,206 @@
+"""The shard writer on its queue: what becomes of messages, with real Redis and PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psycopg
+
+from domain.messages import SequencedEntry, decode_orders
+from domain.orders import OrderStatus, encode_entry
+from domain.topology import order_key, order_queue
+from tests.workers.making import Maker, later, renamed, stock
+from tests.workers.writing import FAST_POLICY, Bench, event_ids, eventually, guard_of, rows, statuses
+from workers.shard_writer.worker import FINAL_TTL_S
+
+
+async def test_messages_are_merged_stored_and_acknowledged(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 1000})
+    orders = [maker.order() for _ in range(90)]
+    for start in range(0, 90, 10):
+        await bench.publish(maker.numbered(order) for order in orders[start : start + 10])
+    async with bench.running(0, batch_max=50):
+        await bench.drained()
+    assert statuses(bench.databases) == {order.order_id: (0, 1) for order in orders}
+    assert guard_of(bench.databases, maker.sale_id)["quotas"] == {0: (90, 90)}
+
+
+async def test_a_final_order_gets_its_ttl_again_after_a_redelivery(bench: Bench, maker: Maker) -> None:
+    """The TTL is given before the acknowledgement: a crash in between brings the message again, and with it the TTL."""
+    stock(bench.databases, maker.sale_id, {"SKU-1": 10})
+    paid, held = maker.order(), maker.order()
+    for order in (paid, held):
+        await bench.redis.set(order_key(order.order_id), encode_entry(order))
+    entries = [maker.numbered(paid), maker.numbered(later(paid, OrderStatus.PAID)), maker.numbered(held)]
+    async with bench.running(0):
+        for _ in range(2):
+            await bench.publish(entries)
+            await bench.drained()
+            assert 0 < await bench.redis.ttl(order_key(paid.order_id)) <= FINAL_TTL_S
+            assert await bench.redis.ttl(order_key(held.order_id)) == -1
+            await bench.redis.persist(order_key(paid.order_id))
+
+
+async def test_poison_goes_to_the_dead_letters_alone(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 100})
+    good = [maker.order() for _ in range(9)]
+    bad = renamed(good[0], maker.order(user_id=good[0].user_id))
+    entries = [maker.numbered(order) for order in (*good, bad)]
+    mangled = SequencedEntry(maker.lane, maker.seq + 1, b"\x00mangled")
+    async with bench.running(0):
+        await bench.publish([*entries, mangled])
+        await bench.drained()
+    assert statuses(bench.databases).keys() == {order.order_id for order in good}
+    letters, _ = await bench.queue.dead_letters.list(order_queue(0))
+    assert sorted(decode_orders(letter.body)[0].lane_seq for letter in letters) == [
+        entries[-1].lane_seq,
+        mangled.lane_seq,
+    ]
+    for letter in letters:
+        assert len(decode_orders(letter.body)) == 1
+        assert letter.attempt == FAST_POLICY.attempts_max
+        assert len(letter.history) == FAST_POLICY.attempts_max
+    noted = rows(bench.databases.shard_dsns[0], "SELECT lane, lane_seq FROM dead_lettered ORDER BY lane_seq")
+    assert noted == [(maker.lane, entries[-1].lane_seq), (maker.lane, mangled.lane_seq)]
+    assert guard_of(bench.databases, maker.sale_id)["quotas"][0][1] == 9
+
+
+async def test_a_message_that_is_none_goes_to_the_dead_letters(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 100})
+    order = maker.order()
+    async with bench.running(0):
+        await bench.queue.publish(order_queue(0), b"\x09not a message", message_id="broken")
+        await bench.publish([maker.numbered(order)])
+        await bench.drained()
+    letters, _ = await bench.queue.dead_letters.list(order_queue(0))
+    assert [(letter.message_id, letter.body) for letter in letters] == [("broken", b"\x09not a message")]
+    assert order.order_id in statuses(bench.databases)
+
+
+async def test_an_order_without_a_grant_waits_and_holds_nobody_up(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 2, "SKU-2": 100})
+    sold = [maker.order(lines=[("SKU-1", 1)]) for _ in range(2)]
+    waiting = [maker.order(lines=[("SKU-1", 1)]) for _ in range(2)]
+    others = [maker.order(lines=[("SKU-2", 1)]) for _ in range(5)]
+    async with bench.running(0):
+        await bench.publish(maker.numbered(order) for order in (*sold, *waiting, *others[:3]))
+
+        async def others_are_stored() -> bool:
+            return statuses(bench.databases).keys() == {order.order_id for order in (*sold, *others[:3])}
+
+        await eventually(others_are_stored)
+        # Far more waits than a poison order has attempts, at ever later messages that are not held up.
+        for order in others[3:]:
+            await bench.publish([maker.numbered(order)])
+            await asyncio.sleep(1.0)
+        assert len(statuses(bench.databases)) == 7
+        with psycopg.connect(bench.databases.catalogue_dsn) as connection:
+            connection.execute("UPDATE stock_ledger SET stock = 4 WHERE sku = 'SKU-1'")
+        await bench.drained()
+    assert len(statuses(bench.databases)) == 9
+    assert guard_of(bench.databases, maker.sale_id)["quotas"] == {0: (4, 4)}
+    assert (await bench.queue.depth(order_queue(0))).dead == 0
+
+
+async def test_waits_cost_no_attempt(bench: Bench, maker: Maker) -> None:
+    """An order that waited longer than the policy lasts is stored as soon as there is a unit."""
+    stock(bench.databases, maker.sale_id, {"SKU-1": 0})
+    order = maker.order()
+    async with bench.running(0):
+        await bench.publish([maker.numbered(order)])
+
+        async def waited_long() -> bool:
+            (metadata,) = await bench.redis.hvals(f"queue:{{{order_queue(0)}}}:waiting") or [b""]
+            return metadata.count(b"no grant") > FAST_POLICY.attempts_max
+
+        await eventually(waited_long)
+        with psycopg.connect(bench.databases.catalogue_dsn) as connection:
+            connection.execute("UPDATE stock_ledger SET stock = 1")
+        await bench.drained()
+    assert statuses(bench.databases) == {order.order_id: (0, 1)}
+
+
+async def test_a_catalogue_that_is_away_pauses_and_costs_no_attempt(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 100})
+    first, second = maker.order(), maker.order()
+    server = bench.databases.catalogue_dsn.rpartition("/")[0] + "/postgres"
+
+    def allow(allowed: bool) -> None:  # noqa: FBT001 - a switch
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE catalogue WITH ALLOW_CONNECTIONS {allowed}")
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'catalogue'")
+
+    async with bench.running(0) as service:
+        await bench.publish([maker.numbered(first)])
+        await bench.drained()
+        allow(False)
+        try:
+            await bench.publish([maker.numbered(second)])
+
+            async def paused() -> bool:
+                return not service.is_ready
+
+            await eventually(paused)
+            depth = await bench.queue.depth(order_queue(0))
+            assert (depth.messages, depth.retrying, depth.dead) == (1, 0, 0)
+            assert second.order_id not in statuses(bench.databases)
+        finally:
+            allow(True)
+        await bench.drained()
+        assert service.is_ready
+    assert statuses(bench.databases).keys() == {first.order_id, second.order_id}
+    assert (await bench.queue.depth(order_queue(0))).dead == 0
+
+
+async def test_broken_connections_and_held_locks_only_delay(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 1000})
+    orders = [maker.order() for _ in range(300)]
+    async with bench.running(0, copies=2, batch_max=20):
+        for start in range(0, 300, 10):
+            await bench.publish(maker.numbered(order) for order in orders[start : start + 10])
+            if start % 50 == 0:
+                with psycopg.connect(bench.databases.shard_dsns[0], autocommit=True) as connection:
+                    connection.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "WHERE datname IN ('shard_0', 'catalogue') AND pid <> pg_backend_pid()"
+                    )
+        await bench.drained()
+    assert statuses(bench.databases).keys() == {order.order_id for order in orders}
+    assert guard_of(bench.databases, maker.sale_id)["quotas"][0][1] == 300
+    assert len(event_ids(bench.databases)) == len(set(event_ids(bench.databases))) == 300
+
+
+async def test_two_writers_share_a_queue(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 1000})
+    orders = [maker.order() for _ in range(200)]
+    entries = [maker.numbered(order) for order in orders]
+    entries += [maker.numbered(later(order, OrderStatus.CANCELLED)) for order in orders[:50]]
+    for _ in range(2):  # every entry twice, in another order
+        maker.rng.shuffle(entries)
+        for start in range(0, len(entries), 10):
+            await bench.publish(entries[start : start + 10])
+    async with bench.running(0, copies=3, batch_max=30):
+        await bench.drained()
+    cancelled = {order.order_id for order in orders[:50]}
+    assert statuses(bench.databases) == {o.order_id: (2, 2) if o.order_id in cancelled else (0, 1) for o in orders}
+    assert guard_of(bench.databases, maker.sale_id)["quotas"][0][1] == 150
+    events = event_ids(bench.databases)
+    assert len(events) == len(set(events)) == 250
+
+
+async def test_stopping_during_a_pause_gives_the_messages_back(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 10})
+    order = maker.order()
+    with psycopg.connect(bench.databases.shard_dsns[0]) as blocker:
+        blocker.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        async with bench.running(0) as service:
+            await bench.publish([maker.numbered(order)])
+
+            async def paused() -> bool:
+                return not service.is_ready
+
+            await eventually(paused)
+    assert (await bench.queue.depth(order_queue(0))).messages == 1
+    async with bench.running(0):
+        await bench.drained()
+    assert statuses(bench.databases) == {order.order_id: (0, 1)}
