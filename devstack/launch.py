@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from devstack.children import log_tail
+from devstack.children import alive, log_tail
 from devstack.state import PROJECT, Stack, StackError, StateFolder
 
 UP_S_MAX = 180.0
@@ -60,7 +60,7 @@ def stop(folder: StateFolder) -> bool:
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_S_MAX
     with Console(stderr=True).status("Stopping: orders first reach their shards"):
-        while folder.supervisor_pid() == pid:
+        while folder.supervisor_pid() == pid or alive(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
                 folder.sweep(patience_s=5)

@@ -24,6 +24,7 @@ from devstack.children import free_port, log_tail, spawn
 
 READY_S_MAX = 30.0
 INITDB_S_MAX = 120.0
+_OWNER = "owner"  # in such a folder: the project's folder that it stands for
 _SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders whose owner is checked
 
 
@@ -132,6 +133,17 @@ def _unprivileged_uid() -> int | None:
     return 65534 if os.geteuid() == 0 else None
 
 
+def _remove_forsaken_places() -> None:
+    """Remove places whose folder is gone: whoever should have called `destroy` was killed."""
+    for owner in _SHARED_PLACE.glob(f"flashsale-*/{_OWNER}"):
+        try:
+            forsaken = owner.stat().st_uid == os.geteuid() and not Path(owner.read_text(encoding="utf-8")).exists()
+        except FileNotFoundError:  # its owner is removing it
+            continue
+        if forsaken:
+            shutil.rmtree(owner.parent, ignore_errors=True)
+
+
 def _reachable_by_others(path: Path) -> bool:
     return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))
 
@@ -164,10 +176,12 @@ class PostgresServer:
             return None
         note = self.folder / "place"
         if not note.exists():
+            _remove_forsaken_places()
             place = _SHARED_PLACE / f"flashsale-{secrets.token_hex(8)}"
+            note.write_text(str(place), encoding="utf-8")
             place.mkdir()
             place.chmod(0o755)
-            note.write_text(str(place), encoding="utf-8")
+            (place / _OWNER).write_text(str(self.folder), encoding="utf-8")
         return Path(note.read_text(encoding="utf-8"))
 
     @property

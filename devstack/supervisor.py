@@ -223,13 +223,16 @@ class Supervisor:
         for child in stopping:
             assert child.process is not None
             child.process.send_signal(child.program.stop_signal)
-        deadline = time.monotonic() + max((child.program.stop_s_max for child in stopping), default=0.0)
+        began = time.monotonic()
+        deadline = began + max((child.program.stop_s_max for child in stopping), default=0.0)
         for child in stopping:
             assert child.process is not None
             try:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 _say(f"{child.program.name} did not stop in time")
+            else:
+                _say(f"{child.program.name} stopped after {time.monotonic() - began:.1f} s")
             child.kill_group()
 
     def _drain(self) -> None:

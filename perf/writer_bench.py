@@ -100,8 +100,8 @@ def main() -> None:
             if writer is not None:
                 writer.terminate()
                 writer.wait(20)
-            postgres.stop()
-            redis.stop()
+            postgres.destroy()
+            redis.destroy()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from dataclasses import asdict
@@ -100,6 +101,21 @@ def test_destroy_leaves_nothing_where_the_folder_was_closed(tmp_path: Path) -> N
     folder.destroy()
     assert not folder.path.exists()
     assert not data.parent.exists()  # as root: a place that PostgreSQL's own user can reach
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps data apart from the project's folder")
+def test_place_that_was_forsaken_is_removed_by_the_next(tmp_path: Path) -> None:
+    for name in ("killed", "running", "next"):
+        (tmp_path / name).mkdir()
+    tmp_path.chmod(0o700)
+    killed, running = (PostgresServer(tmp_path / name).data.parent for name in ("killed", "running"))
+    shutil.rmtree(tmp_path / "killed")
+    following = PostgresServer(tmp_path / "next")
+    assert following.data.parent.exists()
+    assert not killed.exists() and running.exists()
+    for name in ("running", "next"):
+        PostgresServer(tmp_path / name).destroy()
+    assert not running.exists()
 
 
 def test_restarts_are_at_once_first_and_bounded_in_a_crash_loop() -> None:

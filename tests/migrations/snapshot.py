@@ -21,7 +21,7 @@ def main() -> None:
             (here / "catalogue.schema").write_text(describe(databases.catalogue_dsn), encoding="utf-8")
             (here / "shard.schema").write_text(describe(databases.shard_dsns[0]), encoding="utf-8")
         finally:
-            server.stop()
+            server.destroy()
 
 
 if __name__ == "__main__":

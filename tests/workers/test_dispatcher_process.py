@@ -108,4 +108,4 @@ def test_a_database_away_delays_no_other_and_is_served_when_it_is_back(
             assert f"flashsale_dispatcher_dispatched_events_total{labels} {len(late)}.0" in text
             assert stop(process) == 0
     finally:
-        server.stop()
+        server.destroy()
