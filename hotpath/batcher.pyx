@@ -615,7 +615,6 @@ cdef class Batcher:
         at = after
         self.clock_offset_ms = now_ms - unix_ms()
         for ticket in batch.tickets:
-            ticket.in_flight = False
             ticket.reserved_at_ms = now_ms
             if at[0] == c":":
                 number = read_number(at, &after)
@@ -633,6 +632,7 @@ cdef class Batcher:
         """An integer answer: argument * 16 + outcome."""
         cdef int outcome = <int>(value & OUTCOME_MASK)
         cdef int i
+        ticket.in_flight = False
         if outcome == V_SOLD_OUT and ticket.line_count == 1:
             ticket.sale.sold_out[ticket.sku_index[0]] = 1
         elif outcome == V_HAS_STOCK:
@@ -650,13 +650,15 @@ cdef class Batcher:
         """The apply-once record: 16 order id, 8 reserved_at_ms, 2 bytes per line in the order of the first request."""
         cdef int count = <int>((length - RECORD_HEAD) // 2)
         cdef int i
-        if ticket.ended:
-            return 0
         if length < RECORD_HEAD or (length - RECORD_HEAD) % 2 or count != ticket.line_count:
             raise ProtocolViolation("not an apply-once record")
         for i in range(count):
             if record[RECORD_HEAD + 2 * i] >= ticket.sale.item_count:
                 raise ProtocolViolation("not an apply-once record")
+        ticket.in_flight = False
+        if ticket.ended:
+            return 0
+        for i in range(count):
             ticket.sku_index[i] = record[RECORD_HEAD + 2 * i]
             ticket.quantity[i] = record[RECORD_HEAD + 2 * i + 1]
         # Our own order id: an attempt of ours ran and its reply was lost. To the client it is the first answer.
@@ -708,6 +710,8 @@ cdef class Batcher:
     cdef int put_back(self, Batch batch, bint may_have_run) except -1:
         cdef Ticket ticket
         for ticket in reversed(batch.tickets):
+            if not ticket.in_flight:
+                continue  # answered before the reply broke the protocol
             ticket.in_flight = False
             if may_have_run:
                 ticket.may_have_run = True

@@ -13,7 +13,7 @@ from hotpath.ids cimport put_decimal
 
 cdef enum:
     DEPTH_MAX = 4
-    NUMBER_CHARS_MAX = 20
+    DIGITS_MAX = 18  # fits 64 bits without a check
 
 
 class ProtocolViolation(Exception):
@@ -145,7 +145,7 @@ cdef Py_ssize_t scan(const char* at, const char* end, int depth) noexcept nogil:
 cdef inline bint is_number(const char* at, const char* end) noexcept nogil:
     if at < end and at[0] == c"-":
         at += 1
-    if at == end or end - at > NUMBER_CHARS_MAX - 2:
+    if at == end or end - at > DIGITS_MAX:
         return False
     while at < end:
         if not c"0" <= at[0] <= c"9":
