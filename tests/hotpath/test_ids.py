@@ -22,7 +22,9 @@ def test_hash_short_and_text(value: UUID) -> None:
     assert compiled.parse_uuid(str(value)) == compiled.parse_uuid(str(value).upper()) == value.bytes
 
 
-@given(text=st.text("0123456789abcdefABCDEF-{} gé", min_size=30, max_size=40) | st.uuids().map(lambda u: f"{{{u.hex}}}"))
+@given(
+    text=st.text("0123456789abcdefABCDEF-{} gé", min_size=30, max_size=40) | st.uuids().map(lambda u: f"{{{u.hex}}}")
+)
 def test_parse_refuses_alike(text: str) -> None:
     parsed = ids.parse_uuid(text)
     assert compiled.parse_uuid(text) == (None if parsed is None else parsed.bytes)

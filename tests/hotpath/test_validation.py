@@ -43,7 +43,9 @@ def damaged(draw: st.DrawFn) -> bytes:
     body = bytearray(draw(spelled(ORDERS)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(body)))
-        piece = draw(st.binary(max_size=3) | st.sampled_from([b'"', b",", b"{", b"]", b"\\", b"0", b"-", b"\xff", b":"]))
+        piece = draw(
+            st.binary(max_size=3) | st.sampled_from([b'"', b",", b"{", b"]", b"\\", b"0", b"-", b"\xff", b":"])
+        )
         body[at : at + draw(st.integers(0, 2))] = piece
     return bytes(body)
 
@@ -83,7 +85,9 @@ def test_every_length_of_quantity(quantity: bytes) -> None:
     assert parse_order(b'{"items":[{"quantity":%b,"sku":"A.b_c-9"}]}' % quantity) == [("A.b_c-9", int(quantity))]
 
 
-@pytest.mark.parametrize("quantity", [b"0", b"00", b"01", b"101", b"1000", b"1.0", b"1e1", b"+1", b"-1", b'"1"', b"true"])
+@pytest.mark.parametrize(
+    "quantity", [b"0", b"00", b"01", b"101", b"1000", b"1.0", b"1e1", b"+1", b"-1", b'"1"', b"true"]
+)
 def test_no_other_quantity(quantity: bytes) -> None:
     assert not isinstance(parse_order(b'{"items":[{"sku":"A","quantity":%b}]}' % quantity), list)
 

@@ -89,9 +89,7 @@ def depth(value: Any) -> int:
     return 0
 
 
-def members(
-    found: Members, pointer: str, wanted: tuple[str, ...], errors: list[tuple[str, str]]
-) -> dict[str, Any]:
+def members(found: Members, pointer: str, wanted: tuple[str, ...], errors: list[tuple[str, str]]) -> dict[str, Any]:
     by_name: dict[str, Any] = {}
     for name, value in found:
         if name not in wanted:

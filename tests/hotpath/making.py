@@ -1,0 +1,138 @@
+"""Sales, tickets and batchers for tests of the batcher, and a peer that answers as Redis would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from domain import topology
+from hotpath.batcher import Batcher, Ticket
+from hotpath.sales import LaneNames, SaleView
+from tests.reference import resp
+
+RESERVE_SHA, LOOKUP_SHA = "a" * 40, "b" * 40
+NOW_MS = 1_700_000_000_123
+
+
+def make_sale(
+    *,
+    lanes: Sequence[int] = (0,),
+    items: Sequence[tuple[str, int]] = (("SKU-1", 1999), ("SKU-2", 5)),
+    sale_id: UUID | None = None,
+    version: int = 1,
+) -> SaleView:
+    sale_id = sale_id or uuid4()
+    return SaleView(
+        sale_id=sale_id.bytes,
+        epoch=3,
+        version=version,
+        hold_ms=600_000,
+        currency="EUR",
+        lanes=[
+            LaneNames(
+                lane=lane,
+                state_key=topology.lane_state_key(lane),
+                stream_key=topology.lane_stream_key(lane),
+                user_key_prefix=topology.user_key_prefix(lane, sale_id),
+                order_key_prefix=topology.order_key_prefix(lane),
+            )
+            for lane in lanes
+        ],
+        items=items,
+    )
+
+
+def make_ticket(sale: SaleView, *, lines: Sequence[tuple[int, int]] = ((0, 1),), key: str = "key") -> Ticket:
+    return Ticket(sale, os.urandom(16), key, lines)
+
+
+@dataclass
+class Call:
+    """One EVALSHA that the batcher sent."""
+
+    sha: str
+    words: list[bytes]
+
+    @property
+    def keys(self) -> list[bytes]:
+        return self.words[3 : 3 + int(self.words[2])]
+
+    @property
+    def arguments(self) -> list[bytes]:
+        return self.words[3 + int(self.words[2]) :]
+
+    @property
+    def size(self) -> int:
+        return int(self.arguments[0])
+
+    @property
+    def bodies(self) -> list[bytes]:
+        first = 5 + 3 * int(self.arguments[1])
+        return self.arguments[first + 2 :: 3]
+
+    def accepted(self) -> bytes:
+        """The answer when all are accepted."""
+        return self.answer(*[0] * self.size)
+
+    def answer(self, *members: int | bytes, now_ms: int = NOW_MS) -> bytes:
+        assert len(members) == self.size
+        return resp.encode_reply([now_ms, *members])
+
+
+@dataclass
+class Peer:
+    """A batcher with the far side of its connection in the test's hands."""
+
+    batch_size_max: int = 4
+    batches_in_flight_max: int = 2
+    queue_length_max: int = 100
+    deadline_ms: int = 1000
+    batch_size_early: int = 0
+    wakes: int = 0
+    loads: int = 0
+    batcher: Batcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.batcher = Batcher(
+            reserve=(RESERVE_SHA, b"return 1"),
+            lookup=(LOOKUP_SHA, b"return 2"),
+            emission_interval_us=100_000,
+            burst=20,
+            stream_length_max=1000,
+            batch_size_max=self.batch_size_max,
+            batches_in_flight_max=self.batches_in_flight_max,
+            queue_length_max=self.queue_length_max,
+            deadline_ms=self.deadline_ms,
+            batch_size_early=self.batch_size_early,
+            wake=self._wake,
+        )
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def connect(self) -> list[Call]:
+        """The connection is there; what was sent behind the loading of the scripts."""
+        self.batcher.connected()
+        return self.calls()
+
+    def calls(self) -> list[Call]:
+        """What the batcher sends now. SCRIPT LOADs are answered at once."""
+        calls = []
+        commands, rest = resp.decode(self.batcher.output())
+        assert rest == b""
+        for command in commands:
+            words: list[Any] = command  # type: ignore[assignment]
+            if words[:2] == [b"SCRIPT", b"LOAD"]:
+                self.loads += 1
+                self.batcher.receive(b"$1\r\nx\r\n")
+            else:
+                assert words[0] == b"EVALSHA"
+                calls.append(Call(words[1].decode(), words))
+        return calls
+
+    def receive(self, wire: bytes) -> None:
+        self.batcher.receive(wire)
+        self.batcher.settle()

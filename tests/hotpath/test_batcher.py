@@ -1,0 +1,473 @@
+"""The micro-batcher without a connection: what leaves when, what a reply does, what is lost and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from domain import topology
+from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry
+from hotpath.batcher import Ticket
+from hotpath.counters import Verdict
+from tests.hotpath.making import LOOKUP_SHA, NOW_MS, RESERVE_SHA, Call, Peer, make_sale, make_ticket
+from tests.reference import resp
+
+FAR_NS = 2**62
+
+
+def entry_of(body: bytes) -> OrderEntry:
+    """The order in a request's body, as the shard writer would read it."""
+    head = b"\x01\x00" + b"\x00\x01" + bytes(4 + 8 + 8 + 8)
+    return decode_entry(head + body)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    orders=st.lists(
+        st.tuples(
+            st.integers(0, 2),  # sale
+            st.lists(
+                st.tuples(st.integers(0, 3), st.integers(1, 100)), min_size=1, max_size=4, unique_by=lambda li: li[0]
+            ),
+            st.text("abc-9", min_size=1, max_size=64),
+        ),
+        min_size=1,
+        max_size=16,
+    )
+)
+def test_call_equals_the_reference(orders: list[tuple[int, list[tuple[int, int]], str]]) -> None:
+    peer = Peer(batch_size_max=16)
+    items = [(f"SKU-{i}" * (1 + i), 10**i * 7) for i in range(4)]
+    sales = [make_sale(items=items, version=v) for v in range(3)]
+    peer.connect()
+    for number, lines, key in orders:
+        assert peer.batcher.submit(make_ticket(sales[number], lines=lines, key=key))
+    (call,) = peer.calls()
+    places = list(dict.fromkeys(number for number, _, _ in orders))
+    entries = [entry_of(body) for body in call.bodies]
+    for (number, lines, key), entry in zip(orders, entries, strict=True):
+        assert entry.sale_id.bytes == sales[number].sale_id
+        assert entry.idempotency_key == key
+        assert entry.lines == tuple(OrderLine(i, items[i][0], quantity, items[i][1]) for i, quantity in lines)
+        assert topology.bucket_of_user(entry.user_id) == topology.ids.bucket_of(entry.order_id)
+        assert entry.status is OrderStatus.RESERVED
+    assert call.words == resp.script_call(
+        RESERVE_SHA, lane=0, interval_us=100_000, burst=20, stream_length_max=1000,
+        sales=[resp.Sale(UUID(bytes=sales[n].sale_id), 3, n) for n in places],
+        orders=[(places.index(number), entry) for (number, _, _), entry in zip(orders, entries, strict=True)],
+    )  # fmt: skip
+
+
+async def test_accepted_answer_is_the_contract_s() -> None:
+    peer, sale = Peer(), make_sale()
+    peer.connect()
+    ticket = make_ticket(sale, lines=[(1, 2), (0, 3)])
+    peer.batcher.submit(ticket)
+    (call,) = peer.calls()
+    peer.receive(call.accepted())
+    assert await ticket == Verdict.ACCEPTED
+    assert not ticket.is_replayed
+    assert json.loads(ticket.answer_body()) == {
+        "order_id": str(UUID(bytes=ticket.order_id)),
+        "sale_id": str(UUID(bytes=sale.sale_id)),
+        "status": "reserved",
+        "items": [
+            {"sku": "SKU-2", "quantity": 2, "unit_price_minor": 5},
+            {"sku": "SKU-1", "quantity": 3, "unit_price_minor": 1999},
+        ],
+        "total_minor": 6007,
+        "currency": "EUR",
+        "reserved_at": "2023-11-14T22:13:20.123Z",
+        "expires_at": "2023-11-14T22:23:20.123Z",
+    }
+    assert call.bodies[0][:16] == ticket.order_id
+
+
+async def test_what_arrives_meanwhile_forms_the_next_batch() -> None:
+    peer, sale = Peer(batch_size_max=4, batches_in_flight_max=2), make_sale()
+    peer.connect()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(12)]
+    peer.batcher.submit(tickets[0])
+    (first,) = peer.calls()
+    for ticket in tickets[1:4]:
+        peer.batcher.submit(ticket)
+    assert peer.calls() == []  # not a full batch: it waits for the one on the wire
+    for ticket in tickets[4:]:
+        peer.batcher.submit(ticket)
+    (second,) = peer.calls()  # full: it may overlap
+    assert (first.size, second.size) == (1, 4)
+    assert peer.calls() == []  # no room
+    peer.receive(first.accepted())
+    (third,) = peer.calls()
+    peer.receive(second.accepted() + third.accepted())
+    (fourth,) = peer.calls()
+    peer.receive(fourth.accepted())
+    assert [third.size, fourth.size] == [4, 3]
+    assert all(ticket.verdict == Verdict.ACCEPTED for ticket in tickets)
+    assert peer.batcher.queued == peer.batcher.in_flight == 0
+
+
+def test_wakes_once_for_many_submits() -> None:
+    peer, sale = Peer(), make_sale()
+    peer.connect()
+    peer.wakes = 0
+    for i in range(3):
+        peer.batcher.submit(make_ticket(sale, key=str(i)))
+    assert peer.wakes == 1
+    peer.calls()
+    peer.batcher.submit(make_ticket(sale))
+    assert peer.wakes == 1  # a batch is on the wire: its reply will make room
+
+
+def test_full_queue_refuses_at_once() -> None:
+    peer, sale = Peer(queue_length_max=3), make_sale()
+    tickets = [make_ticket(sale) for _ in range(4)]
+    assert [peer.batcher.submit(ticket) for ticket in tickets] == [True, True, True, False]
+    assert tickets[3].verdict == Verdict.OVERLOADED
+    assert peer.batcher.queued == 3
+
+
+def test_memory_high_refuses_new_orders_only() -> None:
+    peer, sale = Peer(), make_sale()
+    before, after = make_ticket(sale), make_ticket(sale)
+    peer.connect()
+    peer.batcher.submit(before)
+    peer.batcher.refuse(True)
+    assert not peer.batcher.submit(after)
+    assert after.verdict == Verdict.OVERLOADED
+    (call,) = peer.calls()
+    assert call.size == 1
+    peer.batcher.refuse(False)
+    assert peer.batcher.submit(make_ticket(sale))
+
+
+async def test_deadline_before_and_after_the_first_byte() -> None:
+    peer, sale = Peer(batches_in_flight_max=1, batch_size_max=1), make_sale()
+    sent, waiting = make_ticket(sale), make_ticket(sale)
+    peer.connect()
+    peer.batcher.submit(sent)
+    (call,) = peer.calls()
+    peer.batcher.submit(waiting)
+    assert peer.batcher.sweep(time.monotonic_ns()) == 0
+    assert peer.batcher.sweep(FAR_NS) == 2
+    assert (sent.verdict, waiting.verdict) == (Verdict.UNKNOWN, Verdict.OVERLOADED)
+    peer.receive(call.accepted())  # too late: nothing changes, nothing breaks
+    assert sent.verdict == Verdict.UNKNOWN
+    assert peer.batcher.queued == peer.batcher.in_flight == 0
+
+
+async def test_deadline_without_a_connection() -> None:
+    peer, sale = Peer(), make_sale()
+    ticket = make_ticket(sale)
+    peer.batcher.submit(ticket)
+    peer.batcher.sweep(FAR_NS)
+    assert ticket.verdict == Verdict.UNAVAILABLE
+
+
+async def test_lost_connection_resubmits_in_order_with_the_same_ids() -> None:
+    peer, sale = Peer(batch_size_max=2, batches_in_flight_max=2), make_sale()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(5)]
+    peer.connect()
+    for ticket in tickets:
+        peer.batcher.submit(ticket)
+    before = peer.calls()
+    peer.batcher.lost()
+    assert peer.batcher.queued == 5
+    assert peer.calls() == []
+    after = peer.connect()
+    assert [call.bodies for call in after] == [call.bodies for call in before]
+    assert peer.loads == 4  # it may be another server
+    # The first attempt of the first order had run: its own id comes back, so it is no replay to the client.
+    record = before[0].bodies[0][:16] + (NOW_MS - 9).to_bytes(8, "big") + bytes([0, 1])
+    peer.receive(after[0].answer(record, 8) + after[1].accepted())
+    assert [Verdict(t.verdict).name for t in tickets] == ["ACCEPTED", "SOLD_OUT", "ACCEPTED", "ACCEPTED", "PENDING"]
+    assert not tickets[0].is_replayed
+    assert b"22:13:20.114Z" in tickets[0].answer_body()
+
+
+async def test_lost_and_past_its_deadline_is_unknown() -> None:
+    peer, sale = Peer(), make_sale()
+    ticket = make_ticket(sale)
+    peer.connect()
+    peer.batcher.submit(ticket)
+    peer.calls()
+    peer.batcher.lost()
+    peer.batcher.sweep(FAR_NS)
+    assert ticket.verdict == Verdict.UNKNOWN
+
+
+async def test_replay_shows_the_first_order() -> None:
+    peer, sale = Peer(), make_sale()
+    ticket = make_ticket(sale, lines=[(0, 1), (1, 2)])
+    peer.connect()
+    peer.batcher.submit(ticket)
+    (call,) = peer.calls()
+    first = UUID(int=7).bytes
+    peer.receive(call.answer(first + (NOW_MS - 60_000).to_bytes(8, "big") + bytes([1, 2, 0, 1])))
+    assert ticket.verdict == Verdict.REPLAYED
+    assert ticket.is_replayed
+    body = json.loads(ticket.answer_body())
+    assert body["order_id"] == str(UUID(bytes=first))
+    assert [item["sku"] for item in body["items"]] == ["SKU-2", "SKU-1"]
+    assert body["reserved_at"] == "2023-11-14T22:12:20.123Z"
+
+
+async def test_noscript_loads_and_resubmits() -> None:
+    peer, sale = Peer(), make_sale()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(3)]
+    peer.connect()
+    for ticket in tickets:
+        peer.batcher.submit(ticket)
+    (call,) = peer.calls()
+    peer.receive(b"-NOSCRIPT No matching script.\r\n")
+    (again,) = peer.calls()
+    assert peer.loads == 4
+    assert again.words == call.words
+    peer.receive(again.accepted())
+    assert all(ticket.verdict == Verdict.ACCEPTED for ticket in tickets)
+
+
+async def test_not_run_and_past_its_deadline_is_not_unknown() -> None:
+    peer, sale = Peer(), make_sale()
+    ticket = make_ticket(sale)
+    peer.connect()
+    peer.batcher.submit(ticket)
+    peer.calls()
+    peer.receive(b"-LOADING Redis is loading the dataset in memory\r\n")
+    assert peer.calls() == []  # a pause, so that a server that is loading is not hammered
+    peer.wakes = 0
+    peer.batcher.sweep(time.monotonic_ns() + 200_000_000)
+    assert peer.wakes == 1
+    peer.batcher.sweep(FAR_NS)
+    assert ticket.verdict == Verdict.OVERLOADED
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'.", Verdict.OVERLOADED),
+        ("MISCONF Errors writing to the AOF file", Verdict.UNAVAILABLE),
+        ("READONLY You can't write against a read only replica.", Verdict.UNAVAILABLE),
+        ("CORRUPT stock of a SKU", Verdict.UNAVAILABLE),
+    ],
+)
+async def test_error_replies(error: str, verdict: Verdict) -> None:
+    peer, sale = Peer(), make_sale()
+    ticket = make_ticket(sale)
+    peer.connect()
+    peer.batcher.submit(ticket)
+    peer.calls()
+    peer.receive(f"-{error}\r\n".encode())
+    assert ticket.verdict == verdict
+
+
+async def test_refusals_carry_their_argument() -> None:
+    peer, sale = Peer(), make_sale()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(3)]
+    peer.connect()
+    for ticket in tickets:
+        peer.batcher.submit(ticket)
+    (call,) = peer.calls()
+    peer.receive(call.answer(1234 * 16 + 6, 5, 60_000 * 16 + 4))
+    assert [(Verdict(t.verdict).name, t.argument) for t in tickets] == [
+        ("RATE_LIMITED", 1234),
+        ("ENDED", 0),
+        ("NOT_OPEN", 60_000),
+    ]
+
+
+async def test_crowd_goes_by_lookup_and_never_holds_up_an_order() -> None:
+    peer, sale = Peer(batch_size_max=2, batches_in_flight_max=1), make_sale()
+    peer.connect()
+    peer.batcher.submit(make_ticket(sale))
+    (call,) = peer.calls()
+    peer.receive(call.answer(8))
+    assert sale.is_sold_out(0)
+    crowd = [make_ticket(sale, key=str(i)) for i in range(7)]
+    for ticket in crowd:
+        peer.batcher.submit(ticket)
+    buyer = make_ticket(sale, lines=[(1, 1)])
+    peer.batcher.submit(buyer)
+    reserve, lookup = peer.calls()  # both at once: each kind has room of its own
+    assert (reserve.sha, lookup.sha) == (RESERVE_SHA, LOOKUP_SHA)
+    peer.receive(reserve.accepted())
+    assert buyer.verdict == Verdict.ACCEPTED
+    peer.receive(lookup.answer(8, 8))
+    assert peer.batcher.queued == 5
+
+
+async def test_stock_that_came_back_goes_to_reserve() -> None:
+    peer, sale = Peer(), make_sale()
+    peer.connect()
+    peer.batcher.submit(make_ticket(sale))
+    peer.receive(peer.calls()[0].answer(8))
+    ticket = make_ticket(sale)
+    peer.batcher.submit(ticket)
+    (lookup,) = peer.calls()
+    peer.receive(lookup.answer(9))
+    assert not sale.is_sold_out(0)
+    (reserve,) = peer.calls()
+    assert (lookup.sha, reserve.sha) == (LOOKUP_SHA, RESERVE_SHA)
+    assert lookup.bodies == reserve.bodies
+    peer.receive(reserve.accepted())
+    assert ticket.verdict == Verdict.ACCEPTED
+
+
+async def test_sold_out_order_of_two_lines_blames_neither() -> None:
+    peer, sale = Peer(), make_sale()
+    peer.connect()
+    peer.batcher.submit(make_ticket(sale, lines=[(0, 1), (1, 1)]))
+    peer.receive(peer.calls()[0].answer(8))
+    assert not sale.is_sold_out(0)
+    assert not sale.is_sold_out(1)
+
+
+async def test_two_versions_of_a_sale_never_share_a_call() -> None:
+    peer, sale_id = Peer(batches_in_flight_max=2), UUID(int=5)
+    old, same, new = (make_sale(sale_id=sale_id, version=v) for v in (1, 1, 2))
+    peer.connect()
+    for number, sale in enumerate((old, same, new, old)):
+        peer.batcher.submit(make_ticket(sale, key=str(number)))
+    (first,) = peer.calls()
+    assert (first.size, first.arguments[1]) == (2, b"1")
+    peer.receive(first.accepted())
+    (second,) = peer.calls()
+    assert (second.size, second.arguments[7]) == (1, b"2")
+    peer.receive(second.answer(3))
+    assert peer.calls()[0].size == 1
+
+
+async def test_lanes_take_turns() -> None:
+    peer = Peer(batch_size_max=2, batches_in_flight_max=1)
+    sales = [make_sale(lanes=[lane]) for lane in (0, 1, 2)]
+    peer.connect()
+    for sale in sales:
+        for number in range(4):
+            peer.batcher.submit(make_ticket(sale, key=str(number)))
+    seen = []
+    while calls := peer.calls():
+        (call,) = calls
+        seen.append(call.keys[0])
+        assert all(key.startswith(call.keys[0].partition(b":")[0]) for key in call.keys)
+        peer.receive(call.accepted())
+    assert len(seen) == 6
+    assert set(seen[:3]) == set(seen[3:]) and len(set(seen)) == 3
+
+
+def test_home_lane_of_a_striped_sale() -> None:
+    peer, sale = Peer(batch_size_max=64, batches_in_flight_max=4, batch_size_early=1), make_sale(lanes=[3, 1, 2])
+    peer.connect()
+    for number in range(40):
+        peer.batcher.submit(make_ticket(sale, key=str(number)))
+    calls = peer.calls()
+    assert len(calls) == 3
+    for call in calls:
+        for body in call.bodies:
+            entry = entry_of(body)
+            lane = topology.home_lane(entry.user_id, (3, 1, 2))
+            assert call.keys[0].decode() == topology.lane_state_key(lane)
+            assert topology.ids.lane_of(entry.order_id) == lane
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_replies_in_any_chunks(data: st.DataObject) -> None:
+    peer, sale = Peer(batch_size_max=3, batches_in_flight_max=3), make_sale()
+    peer.connect()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(9)]
+    for ticket in tickets:
+        peer.batcher.submit(ticket)
+    outcomes = data.draw(st.lists(st.sampled_from([0, 2, 5, 7, 77 * 16 + 6, "record"]), min_size=9, max_size=9))
+    record = UUID(int=1).bytes + NOW_MS.to_bytes(8, "big") + b"\x00\x01"
+    calls = peer.calls()
+    wire = b"".join(
+        call.answer(*(record if o == "record" else o for o in outcomes[3 * i : 3 * i + 3]))
+        for i, call in enumerate(calls)
+    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=10)))
+    for start, end in zip([0, *cuts], [*cuts, len(wire)], strict=True):
+        peer.batcher.receive(wire[start:end])
+    assert [t.verdict for t in tickets] == [1 if o == "record" else int(o) % 16 for o in outcomes]
+
+
+async def test_own_commands_keep_their_place() -> None:
+    peer, sale, replies = Peer(), make_sale(), []
+    peer.connect()
+    ticket = make_ticket(sale)
+    peer.batcher.submit(ticket)
+    peer.batcher.call([b"PING"], replies.append)
+    commands, _ = resp.decode(peer.batcher.output())
+    assert commands[0] == [b"PING"]
+    call = Call(RESERVE_SHA, commands[1])  # type: ignore[arg-type]
+    peer.receive(b"+PONG\r\n" + call.accepted())
+    assert replies == [b"PONG"]
+    assert ticket.verdict == Verdict.ACCEPTED
+
+
+# ---- waiting ---------------------------------------------------------------------------------------------------------
+
+
+async def _place(peer: Peer, ticket: Ticket) -> int:
+    assert peer.batcher.submit(ticket)
+    return await ticket
+
+
+@pytest.mark.parametrize("eager", [False, True])
+async def test_waiters_are_tasks(eager: bool) -> None:
+    """`eager`: woken straight from the loop, as data_received does; otherwise from within a task."""
+    peer, sale = Peer(batch_size_max=64), make_sale()
+    peer.connect()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(10)]
+    tasks = [asyncio.create_task(_place(peer, ticket)) for ticket in tickets]
+    await asyncio.sleep(0)
+    (call,) = peer.calls()
+    if eager:
+        asyncio.get_running_loop().call_soon(peer.receive, call.accepted())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    else:
+        peer.receive(call.accepted())
+    assert await asyncio.gather(*tasks) == [Verdict.ACCEPTED] * 10
+
+
+async def test_a_cancelled_waiter_leaves_the_ticket_to_end() -> None:
+    peer, sale = Peer(), make_sale()
+    peer.connect()
+    ticket = make_ticket(sale)
+    task = asyncio.create_task(_place(peer, ticket))
+    await asyncio.sleep(0)
+    (call,) = peer.calls()
+    task.cancel()
+    peer.receive(call.accepted())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ticket.verdict == Verdict.ACCEPTED
+
+
+async def test_a_ticket_has_one_waiter() -> None:
+    ticket = make_ticket(make_sale())
+    ticket.add_done_callback(print)  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError):
+        ticket.add_done_callback(print)  # type: ignore[attr-defined]
+
+
+async def test_again_keeps_id_and_deadline() -> None:
+    peer, sale_id = Peer(), UUID(int=9)
+    peer.connect()
+    ticket = make_ticket(make_sale(sale_id=sale_id), lines=[(1, 4)])
+    peer.batcher.submit(ticket)
+    (stale,) = peer.calls()
+    peer.receive(stale.answer(3))
+    assert ticket.verdict == Verdict.STALE
+    other = ticket.again(make_sale(sale_id=sale_id, version=2))
+    assert other.verdict == Verdict.PENDING
+    peer.batcher.submit(other)
+    (call,) = peer.calls()
+    assert call.bodies == stale.bodies
+    assert call.arguments[7] == b"2"
