@@ -31,7 +31,7 @@ def main() -> int:
         sys.stderr.write(f"edge: {error}\n")
         return 2
     configure_logging("edge", settings.log_level)
-    _raise_open_files(settings.edge_connections_max)
+    raise_open_files(settings.edge_connections_max)
     # Inherited by workers: told to drain before they are able to, they must not die of it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with tempfile.TemporaryDirectory(prefix="flashsale-edge-") as folder:
@@ -39,7 +39,7 @@ def main() -> int:
     return 0
 
 
-def _raise_open_files(connections_max: int) -> None:
+def raise_open_files(connections_max: int) -> None:
     """A soft limit of 1024 open files, as shells have it, would end accepting long before `edge_connections_max`."""
     wanted = connections_max + OPEN_FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ import redis
 from devstack.servers import RedisServer
 from domain import topology
 from domain.topology import Topology
-from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
+from tests.fixtures.fix_edge import ROOT, Buyers, EdgeProcess, Publisher
 
 StartEdge = Callable[..., EdgeProcess]
 ONE = {"items": [{"sku": "SKU-1", "quantity": 1}]}
@@ -185,3 +187,15 @@ def children(pid: int) -> list[int]:
         if int(stat[1]) == pid and stat[0] != "Z" and b"spawn_main" in command:
             found.append(int(entry.name))
     return found
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    """A shell's soft limit of 1024 would end accepting long before `edge_connections_max`."""
+    program = (
+        "import resource as r; from edge.__main__ import raise_open_files as f;"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (256, min(hard, 4000)));"
+        "f(1000); first = r.getrlimit(r.RLIMIT_NOFILE)[0]; f(100000); print(first, r.getrlimit(r.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "1256 4000"
+    assert "open_files_limited" in done.stdout + done.stderr
