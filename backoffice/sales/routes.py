@@ -234,8 +234,7 @@ class SaleRoutes:
             try:
                 sale = await self._service.publish(_sale_id(call))
             except ProductsMissing as error:
-                reasons = "; ".join(f"{sku}: {reason}" for sku, reason in error.reasons.items())
-                raise Refused(Problem.SALE_STATE_CONFLICT, reasons[:1000]) from error
+                raise Refused(Problem.SALE_STATE_CONFLICT, str(error)[:1000]) from error
             return await self._shown(sale)
 
     def transition(self, rule: Callable[[Sale, int], Sale]) -> Callable[[Call], Awaitable[Answer]]:
@@ -363,7 +362,7 @@ def _refusals() -> Iterator[None]:
     except StockTooHigh as error:
         raise invalid("/quantity", f"the stock would be beyond {STOCK_MAX}") from error
     except ProductsMissing as error:
-        errors = tuple(FieldError(f"/items/{sku}", reason) for sku, reason in error.reasons.items())
+        errors = tuple(FieldError(f"/items/{place}/sku", reason) for place, reason in error.reasons.items())
         raise Refused(Problem.VALIDATION_FAILED, errors=errors) from error
     except LaneForgot as error:
         detail = "Redis has lost the sale's stock; the sale must be rebuilt"

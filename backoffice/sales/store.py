@@ -21,9 +21,9 @@ SQL = load_statements(__package__, "sales.sql")
 class ProductsMissing(Exception):
     """SKUs that cannot be sold: unknown, inactive, or priced in another currency than the first."""
 
-    def __init__(self, reasons: dict[str, str]) -> None:
-        """`reasons` by SKU."""
-        super().__init__(", ".join(reasons))
+    def __init__(self, reasons: dict[int, str]) -> None:
+        """`reasons` by the item's place."""
+        super().__init__("; ".join(reasons.values()))
         self.reasons = reasons
 
 
@@ -243,14 +243,14 @@ async def _currency_of(connection: AsyncConnection[TupleRow], items: tuple[Item,
     cursor = await connection.execute(SQL["products_of"], {"skus": [item.sku for item in items]})
     products = {sku: (currency, active) for sku, currency, active in await cursor.fetchall()}
     first = next((products[item.sku][0] for item in items if item.sku in products), "")
-    reasons: dict[str, str] = {}
-    for item in items:
+    reasons: dict[int, str] = {}
+    for place, item in enumerate(items):
         if item.sku not in products:
-            reasons[item.sku] = "there is no product with this SKU"
+            reasons[place] = f"there is no product {item.sku}"
         elif not products[item.sku][1]:
-            reasons[item.sku] = "the product is not active"
+            reasons[place] = f"product {item.sku} is not active"
         elif products[item.sku][0] != first:
-            reasons[item.sku] = f"the product's currency is {products[item.sku][0]}, not {first}"
+            reasons[place] = f"the currency of product {item.sku} is {products[item.sku][0]}, not {first}"
     if reasons:
         raise ProductsMissing(reasons)
     return first
