@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -59,6 +60,10 @@ class Directory(Protocol):
 
     async def refresh(self, sale_id: str) -> SaleView | None:
         """The view of a sale read anew."""
+        ...
+
+    def is_forgotten(self, sale_id: str, now_ms: int) -> bool:
+        """Whether the sale ended so long ago that its lanes have been cleared."""
         ...
 
 
@@ -172,6 +177,10 @@ class OrderPath:
                 await self._ask(ticket)
         except (DirectoryUnavailable, TimeoutError) as error:
             _log.warning("sale_not_read", sale_id=exchange.sale_id, error=str(error) or type(error).__name__)
+        now_ms = int(time.time() * 1000) + self._batcher.clock_offset_ms
+        if ticket.verdict == Verdict.STALE and self._directory.is_forgotten(exchange.sale_id, now_ms):
+            exchange.refuse(Verdict.ENDED)
+            return
         exchange.respond(ticket)
 
     async def _first_ticket(self, exchange: Exchange) -> Ticket | None:

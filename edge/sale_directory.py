@@ -75,7 +75,9 @@ def make_view(definition: SaleDefinition, *, tally: Tally | None = None) -> Sale
 class SaleDirectory:
     """Known sales by canonical id (36 lower-case characters)."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, kept_s: int = 86_400) -> None:
+        """`kept_s`: how long after its end lanes keep a sale."""
+        self._kept_ms = kept_s * 1000
         self._redis = redis
         self._known: dict[str, KnownSale] = {}
         self._views: dict[str, SaleView] = {}
@@ -88,6 +90,11 @@ class SaleDirectory:
     def known(self, sale_id: str) -> KnownSale | None:
         """The sale with its domain definition, without waiting."""
         return self._known.get(sale_id)
+
+    def is_forgotten(self, sale_id: str, now_ms: int) -> bool:
+        """Whether a known sale ended so long ago that its lanes have been cleared: nothing of it is missing then."""
+        sale = self._known.get(sale_id)
+        return sale is not None and now_ms >= sale.definition.ends_at_ms + self._kept_ms
 
     def __iter__(self) -> Iterator[KnownSale]:
         """Every known sale."""

@@ -102,12 +102,15 @@ class SaleReads:
             for lane in definition.lanes:
                 pipeline.hmget(topology.lane_state_key(lane), fields)
             lanes: list[list[bytes | None]] = await pipeline.execute()
-        if any(packed is None for lane in lanes for packed in lane):
+        if self._directory.is_forgotten(sale_id, self._clock.now_ms()):
+            availabilities = ["sold_out"] * len(fields)
+        elif any(packed is None for lane in lanes for packed in lane):
             raise LaneStateMissing(f"sale {sale_id} is published, but a lane has no stock for it")
-        availabilities = [
-            availability([Stock.unpack(packed) for packed in counters if packed is not None])
-            for counters in zip(*lanes, strict=True)
-        ]
+        else:
+            availabilities = [
+                availability([Stock.unpack(packed) for packed in counters if packed is not None])
+                for counters in zip(*lanes, strict=True)
+            ]
         shown = _Shown(definition, availabilities, time.monotonic())
         if len(self._shown) >= CACHED_MAX and sale_id not in self._shown:
             del self._shown[min(self._shown, key=lambda i: self._shown[i].read_at)]

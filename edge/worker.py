@@ -51,7 +51,7 @@ class Worker:
         self._pools = [postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX) for dsn in settings.shard_dsns]
         ring = KeyRing(load_token_keys(settings.token_keys_file).keys, issuer=settings.token_issuer)
         clock = RedisClock()
-        self._directory = SaleDirectory(self._redis)
+        self._directory = SaleDirectory(self._redis, kept_s=settings.sale_kept_s)
         self._order_path = OrderPath(settings, ring=ring, directory=self._directory)
         self._guard = Guard(
             self._redis,

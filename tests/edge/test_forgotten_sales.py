@@ -1,0 +1,45 @@
+"""A sale that its lanes have forgotten a day after its end is over, not unavailable."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from domain import ids, topology
+from domain.sales import SaleDefinition
+from hotpath import scripts
+from tests.fixtures.fix_edge import Buyers, Publisher
+
+DAY_S = 86_400
+
+
+def forget(publisher: Publisher, sale: SaleDefinition) -> None:
+    script = publisher.redis.register_script(scripts.FORGET.source)
+    assert script(keys=[topology.lane_state_key(sale.lanes[0])], args=[ids.short(sale.sale_id)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("ended_s_ago", "order_status", "order_code", "read_status"),
+    [(DAY_S + 60, 410, "sale_ended", 200), (DAY_S - 60, 503, "dependency_unavailable", 503)],
+    ids=["after its time", "before: Redis lost it"],
+)
+def test_a_forgotten_sale(
+    client: httpx.Client,
+    buyers: Buyers,
+    publisher: Publisher,
+    ended_s_ago: int,
+    order_status: int,
+    order_code: str,
+    read_status: int,
+) -> None:
+    sale = publisher.publish(starts_in_s=-2 * DAY_S, ends_in_s=-ended_s_ago)
+    forget(publisher, sale)
+    answer = client.post(
+        f"/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json={"items": [{"sku": "SKU-1", "quantity": 1}]}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (order_status, order_code)
+    read = client.get(f"/v1/sales/{sale.sale_id}")
+    assert read.status_code == read_status
+    if read_status == 200:
+        assert read.json()["state"] == "ended"
+        assert [item["availability"] for item in read.json()["items"]] == ["sold_out"]
