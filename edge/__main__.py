@@ -6,11 +6,10 @@ import multiprocessing
 import resource
 import signal
 import sys
-import tempfile
-from pathlib import Path
 
 import structlog
 
+from edge.metrics import snapshots
 from edge.server import EdgeServer, PortUnavailable, claim_port
 from runtime.settings import Durability, Settings, SettingsError, load_settings
 from runtime.telemetry import configure_logging
@@ -34,8 +33,8 @@ def main() -> int:
     raise_open_files(settings.edge_connections_max)
     # Inherited by workers: told to drain before they are able to, they must not die of it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    with tempfile.TemporaryDirectory(prefix="flashsale-edge-") as folder:
-        EdgeServer(settings, port=port, folder=Path(folder)).serve()
+    with snapshots() as folder:
+        EdgeServer(settings, port=port, folder=folder).serve()
     return 0
 
 

@@ -24,6 +24,7 @@ from runtime.settings import Durability
 _log = structlog.get_logger("edge.guard")
 
 PERIOD_S = 1.0
+FAULTY_PERIOD_S = 0.1  # a server that came back is checked, and the edge ready again, without delay
 ANSWER_S_MAX = 2.0
 RECHECK_S = 30.0  # somebody may change the server's configuration while it runs
 
@@ -60,7 +61,7 @@ class Guard:
         self._on_memory = on_memory
         self._checked_at = 0.0
         self.watched = Watched()
-        self._closed = False
+        self._closed = True  # until the promises were checked for the first time
 
     def refuses_orders(self) -> bool:
         """Whether a promise cannot be kept. Redis being away is no reason: what was sent is resubmitted."""
@@ -70,7 +71,7 @@ class Guard:
         """Watch for ever. Cancel to stop."""
         while True:
             await self.look()
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(FAULTY_PERIOD_S if self.watched.faults else PERIOD_S)
 
     async def look(self) -> None:
         """One look. Never raises for a Redis that is away or misconfigured."""
@@ -96,7 +97,7 @@ class Guard:
         for name in self.watched.faults.keys() - faults.keys():
             _log.info("fault_over", what=name)
         self.watched.faults = faults
-        self._closed = bool(faults.keys() - {"redis"})
+        self._closed = not self.watched.run_id or bool(faults.keys() - {"redis"})
 
     async def _ask(self) -> dict[str, Any]:
         asked_at = time.time()

@@ -6,8 +6,13 @@ all. A restarted worker takes its predecessor's number, so its counters start ag
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,23 @@ from edge.problems import Answer
 from edge.routing import Request
 
 Snapshot = Mapping[str, Any]
+_FOLDER_PREFIX = "flashsale-edge-"
+
+
+@contextmanager
+def snapshots() -> Iterator[Path]:
+    """A folder for the snapshots of one edge, removed at the end. Folders that killed edges left are removed, too."""
+    parent = Path(tempfile.gettempdir())
+    for lock in parent.glob(f"{_FOLDER_PREFIX}*/lock"):
+        with contextlib.suppress(OSError), lock.open("ab") as file:  # another user's, in use, or just removed
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
+        folder = Path(name)
+        with (folder / "lock.new").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            (folder / "lock.new").rename(folder / "lock")  # locked before another edge can see it
+            yield folder
 
 
 class SnapshotFolder:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 from urllib.parse import parse_qsl
 from uuid import UUID
 
@@ -104,7 +104,7 @@ class Orders:
         """Give a hold back. Repeating it answers the same."""
         return await self._with_order(request, self._cancelled)
 
-    async def _with_order(self, request: Request, act: Callable[[OrderEntry, bool], Any]) -> Answer:
+    async def _with_order(self, request: Request, act: Callable[[OrderEntry, bool], Awaitable[Answer]]) -> Answer:
         """Find the buyer's order and let `act` answer; it is told whether the order came from Redis."""
         user_id = self._authentication.buyer(request)
         if not isinstance(user_id, UUID):
@@ -122,8 +122,7 @@ class Orders:
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
         if entry is None or entry.user_id != user_id:
             return refuse(Problem.ORDER_NOT_FOUND)
-        answer: Answer = await act(entry, in_redis)
-        return answer
+        return await act(entry, in_redis)
 
     async def _shown(self, entry: OrderEntry, in_redis: bool) -> Answer:  # noqa: ARG002 - the act's signature
         return self._answer(entry)

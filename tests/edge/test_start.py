@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 import redis
 
 from devstack.servers import RedisServer
@@ -160,6 +161,28 @@ def test_workers_end_with_a_killed_main_process(own_edge: StartEdge, edge_redis:
     # The next edge takes the port over at once.
     edge.start()
     assert not Path(f"/proc/{worker}").exists() or children(edge.process.pid) != [worker]
+
+
+def test_nothing_is_left_behind(
+    own_edge: StartEdge, edge_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a killed edge is removed by the next one, its own by itself."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def folders() -> set[Path]:
+        return set(tmp_path.glob("flashsale-edge-*"))
+
+    killed = own_edge(redis_url=edge_redis.url)
+    assert killed.process is not None
+    left = folders()
+    assert len(left) == 1
+    killed.process.kill()
+    killed.process.wait()
+    killed.process = None
+    other = own_edge(redis_url=edge_redis.url)
+    assert len(folders()) == 1 and not folders() & left
+    assert other.stop() == 0
+    assert not folders()
 
 
 def wait_for_missing(edge: EdgeProcess, missing: list[str]) -> dict[str, str]:
