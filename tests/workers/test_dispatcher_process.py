@@ -68,15 +68,20 @@ def test_killed_at_random_points_every_event_is_told(
     print(f"seed {seed}")  # noqa: T201 - replay with it
     rng = random.Random(seed)
     ids: set[str] = set()
-    for _ in range(3):
+
+    def fill_all() -> None:
         for dsn in databases.shard_dsns:
             ids.update(fill(dsn, rng, rows=60))
+
+    for _ in range(3):
+        fill_all()
         before = len(told(redis_client))
         with worker_process("workers.dispatcher", settings_for(redis_server, databases)) as process:
             until(lambda: len(told(redis_client)) > before)  # noqa: B023 - called at once
             time.sleep(rng.random() * 0.05)
             process.kill()
             process.wait()
+    fill_all()
     with worker_process("workers.dispatcher", settings_for(redis_server, databases)) as process:
         until(lambda: all(waiting(dsn) == 0 for dsn in databases.shard_dsns))
         assert stop(process) == 0
