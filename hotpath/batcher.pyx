@@ -176,8 +176,6 @@ cdef class Ticket:
     cdef int settle(self, bint inside_task) except -1:
         """Wake the waiter. Straight, unless a task is running: a task cannot be entered from within another."""
         callback, context = self.callback, self.context
-        if callback is None:
-            return 0  # whoever awaits it later finds it ended
         self.callback = None
         self.context = None
         if inside_task:
@@ -588,11 +586,15 @@ cdef class Batcher:
         """Wake the waiters of all tickets that ended."""
         cdef Ticket ticket
         cdef list done = self.done
+        cdef int inside_task = -1
         if not done:
             return
         self.done = []
-        inside_task = asyncio.current_task() is not None
         for ticket in done:
+            if ticket.callback is None:
+                continue  # whoever awaits it later finds it ended
+            if inside_task < 0:
+                inside_task = asyncio.current_task() is not None
             ticket.settle(inside_task)
 
     cdef int digest(self, Batch batch, const char* at) except -1:

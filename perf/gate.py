@@ -58,6 +58,9 @@ class Run:
     p99_us: int
     p999_us: int
     max_us: int
+    server_cpu_us: float  # processor time an answer, user and system, of the server and its workers
+    redis_cpu_us: float
+    wrk_cpu_us: float
 
     @property
     def rate(self) -> float:
@@ -85,6 +88,7 @@ class Stage:
         self.redis = redis.Redis(port=redis_server.port)
         self.sale_id = ids.new_uuid7()
         self.empty_port, self.edge_port = free_port(), free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.accepted = 0
         self.streamed = 0
 
@@ -154,7 +158,10 @@ class Stage:
                 self._check(run, before, self.verdicts())
                 if number:
                     runs.append(run)
-                    print(f"{name}{number} {run.rate:9,.0f}/s  p50 {run.p50_us / 1000:6.2f} ms  p99 {run.p99_us / 1000:6.2f} ms")
+                    print(
+                        f"{name}{number} {run.rate:9,.0f}/s  p50 {run.p50_us / 1000:6.2f} ms  p99 {run.p99_us / 1000:6.2f} ms"
+                        f"  cpu us: server {run.server_cpu_us:5.1f}  redis {run.redis_cpu_us:5.1f}  wrk {run.wrk_cpu_us:5.1f}"
+                    )
         self.streamed = self.redis.xlen(topology.lane_stream_key(0))
         return runs
 
@@ -164,9 +171,19 @@ class Stage:
             "-s", str(HERE / "wrk_orders.lua"), f"http://127.0.0.1:{port}", "--",
             str(self.folder / "tokens"), path, sku, tag, "0", str(USERS),
         ]  # fmt: skip
+        server = self.processes["empty" if name == "A" else "edge"]
+        assert self.redis_server.process is not None
+        watched = [_tree(server.pid), [self.redis_server.process.pid]]
+        before = [_cpu_us(pids) for pids in watched]
+        own_before = os.times()
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
+        own = os.times()
+        server_us, redis_us = (_cpu_us(pids) - earlier for pids, earlier in zip(watched, before, strict=True))
+        wrk_us = (own.children_user + own.children_system - own_before.children_user - own_before.children_system) * 1e6
         line = next(line for line in output.splitlines() if line.startswith("RESULT "))
-        return Run(name, **json.loads(line.removeprefix("RESULT ")))
+        result = json.loads(line.removeprefix("RESULT "))
+        n = result["requests"]
+        return Run(name, **result, server_cpu_us=server_us / n, redis_cpu_us=redis_us / n, wrk_cpu_us=wrk_us / n)
 
     def verdicts(self) -> dict[str, int]:
         """The edge's own counts."""
@@ -206,9 +223,10 @@ def _stage(folder: Path, arguments: argparse.Namespace) -> Iterator[Stage]:
         server.start()
         stage = Stage(folder, server, arguments)
         stage.prepare()
-        for command, port in stage.server_commands().values():
+        for name, (command, port) in stage.server_commands().items():
             process = subprocess.Popen(command, env=stage.environment(), cwd=ROOT)
             processes.append(process)
+            stage.processes[name] = process
             _wait_listening(process, port)
         _wait_ready(stage.edge_port)
         yield stage
@@ -222,6 +240,24 @@ def _stage(folder: Path, arguments: argparse.Namespace) -> Iterator[Stage]:
                 process.kill()
                 process.wait()
         server.stop()
+
+
+def _tree(pid: int) -> list[int]:
+    """The process and all below it."""
+    pids = [pid]
+    for found in pids:
+        for task in Path(f"/proc/{found}/task").iterdir():
+            pids += [int(child) for child in (task / "children").read_text().split()]
+    return pids
+
+
+def _cpu_us(pids: list[int]) -> float:
+    """Processor time spent so far, in clock ticks of 10 ms."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK") * 1e6
 
 
 def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
@@ -265,10 +301,14 @@ def _report(runs: list[Run], stage: Stage, arguments: argparse.Namespace) -> int
     for name, ratio in ratios.items():
         print(f"{name} {ratio:.3f}, gate {GATES[name]:.2f}: {'met' if ratio >= GATES[name] else 'MISSED'}")
         met = met and ratio >= GATES[name]
-    print(f"p99(B)/p99(A) {p99_factor:.2f}, gate {P99_FACTOR_MAX:.0f}: {'met' if p99_factor <= P99_FACTOR_MAX else 'MISSED'}")
+    print(
+        f"p99(B)/p99(A) {p99_factor:.2f}, gate {P99_FACTOR_MAX:.0f}: {'met' if p99_factor <= P99_FACTOR_MAX else 'MISSED'}"
+    )
     met = met and p99_factor <= P99_FACTOR_MAX
     if arguments.save:
-        _save({"ratios": ratios, "p99_factor": p99_factor, "rates": rates, "runs": [asdict(r) for r in runs]}, arguments)
+        _save(
+            {"ratios": ratios, "p99_factor": p99_factor, "rates": rates, "runs": [asdict(r) for r in runs]}, arguments
+        )
     return 0 if met else 1
 
 

@@ -138,12 +138,12 @@ def test_memory_high_refuses_new_orders_only() -> None:
     before, after = make_ticket(sale), make_ticket(sale)
     peer.connect()
     peer.batcher.submit(before)
-    peer.batcher.refuse(True)
+    peer.batcher.refuse(refusing=True)
     assert not peer.batcher.submit(after)
     assert after.verdict == Verdict.OVERLOADED
     (call,) = peer.calls()
     assert call.size == 1
-    peer.batcher.refuse(False)
+    peer.batcher.refuse(refusing=False)
     assert peer.batcher.submit(make_ticket(sale))
 
 
