@@ -33,7 +33,7 @@ lint: .venv/.built ## ruff, mypy, cython-lint, import rules, formatting
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/cython-lint $(EXTENSION_SOURCES)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint $(EXTENSION_SOURCES)
 	@$(BIN)/lint-imports
 
 bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is below 10x its Python reference
@@ -60,6 +60,7 @@ clean: ## Remove .venv and everything that was built; never data of a stack
 	$(PIP) --no-build-isolation -e '.[devstack,dev]'
 	@touch $@
 
+# Installing compiles the modules, too: only sources that are newer than that are left to do.
 .venv/.built: .venv/.installed $(EXTENSION_SOURCES)
-	$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
+	$(if $(filter .venv/.installed,$?),,$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2)
 	@touch $@
