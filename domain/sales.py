@@ -145,6 +145,14 @@ class SaleDefinition:
 
 
 _DEFINITION = struct.Struct(">BIIQQIB")
+
+
+def packed_end(packed: bytes) -> tuple[LaneSaleState, int]:
+    """State and `ends_at_ms` of a lane's `d:<sale>` field; struct.error or ValueError for another value."""
+    state, _, _, _, ends_at_ms, _, _ = _DEFINITION.unpack_from(packed)
+    return LaneSaleState(state), ends_at_ms
+
+
 _STOCK = struct.Struct(">7I")
 
 

@@ -125,15 +125,15 @@ async def test_a_catalogue_that_is_away_pauses_and_costs_no_attempt(bench: Bench
     first, second = maker.order(), maker.order()
     server = bench.databases.catalogue_dsn.rpartition("/")[0] + "/postgres"
 
-    def allow(allowed: bool) -> None:  # noqa: FBT001 - a switch
+    def allow(*, connections: bool) -> None:
         with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"ALTER DATABASE catalogue WITH ALLOW_CONNECTIONS {allowed}")
+            connection.execute(f"ALTER DATABASE catalogue WITH ALLOW_CONNECTIONS {connections}")
             connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'catalogue'")
 
     async with bench.running(0) as service:
         await bench.publish([maker.numbered(first)])
         await bench.drained()
-        allow(False)
+        allow(connections=False)
         try:
             await bench.publish([maker.numbered(second)])
 
@@ -145,7 +145,7 @@ async def test_a_catalogue_that_is_away_pauses_and_costs_no_attempt(bench: Bench
             assert (depth.messages, depth.retrying, depth.dead) == (1, 0, 0)
             assert second.order_id not in statuses(bench.databases)
         finally:
-            allow(True)
+            allow(connections=True)
         await bench.drained()
         assert service.is_ready
     assert statuses(bench.databases).keys() == {first.order_id, second.order_id}

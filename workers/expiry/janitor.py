@@ -16,7 +16,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from domain import ids, topology
-from domain.sales import SaleDefinition, Stock
+from domain.sales import LaneSaleState, SaleDefinition, Stock, packed_end
 from hotpath import scripts
 from runtime.leases import Lease
 
@@ -53,16 +53,21 @@ class Janitor:
             for lane in sale.lanes:
                 if not lease.held:
                     return False
-                await self._clear_lane(lease, sale, lane)
+                await self._clear_lane(lease, sale, lane, now_ms=seconds * 1000)
         return False
 
-    async def _clear_lane(self, lease: Lease, sale: SaleDefinition, lane: int) -> None:
+    async def _clear_lane(self, lease: Lease, sale: SaleDefinition, lane: int, *, now_ms: int) -> None:
         state = topology.lane_state_key(lane)
         fields = [topology.stock_field(sale.sale_id, index) for index in range(len(sale.items))]
         values = await self._redis.hmget(state, [topology.definition_field(sale.sale_id), *fields])
         definition, *stocks = cast(list[bytes | None], values)
         if definition is None:
             return  # cleared before
+        # The lane decides about orders, so the lane must know that the sale is over: documents go out last.
+        state_there, ends_at_ms = packed_end(definition)
+        if state_there is not LaneSaleState.ENDED and now_ms < ends_at_ms + self._kept_ms:
+            log.warning("sale is not cleared: the lane takes orders", sale_id=str(sale.sale_id), lane=lane)
+            return
         reserved = sum(Stock.unpack(value).reserved for value in stocks if value is not None)
         if reserved:
             log.warning(
@@ -80,5 +85,5 @@ class Janitor:
             if not lease.held:
                 return
         await self._redis.unlink(topology.restock_key(lane, sale.sale_id))
-        await scripts.run(self._redis, scripts.FORGET, [state], [ids.short(sale.sale_id)])
-        log.info("sale cleared from lane", sale_id=str(sale.sale_id), lane=lane)
+        removed = await scripts.run(self._redis, scripts.FORGET, [state], [ids.short(sale.sale_id)])
+        log.info("sale cleared from lane", sale_id=str(sale.sale_id), lane=lane, fields=removed)

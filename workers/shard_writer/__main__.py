@@ -30,7 +30,9 @@ async def main(service: Service) -> None:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
         await fingerprint.check(redis, settings.topology)
-        queue = open_queue(settings.queue_url, length_max=settings.queue_length_max)
+        queue = open_queue(
+            settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
+        )
         stack.push_async_callback(queue.close)
         catalogue = postgres_pool(settings.catalogue_dsn, size_max=settings.shards + 1)
         await stack.enter_async_context(catalogue)

@@ -1,0 +1,44 @@
+"""Named blocks of SQL: what the loader refuses, and that every block of the workers says why it may be repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime.sql import SqlFileError, load_sql, parse_blocks
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "workers").rglob("*.sql"))
+
+
+def test_blocks_have_a_name_a_description_and_a_statement() -> None:
+    text = "-- The file.\n\n-- name: one\n-- Why\n-- so.\nSELECT 1\n-- not a name\n, 2;\n\n-- name: two\nSELECT 3;\n"
+    one, two = parse_blocks(text, source="x").values()
+    assert (one.name, one.description, one.statement) == ("one", "Why so.", "SELECT 1\n-- not a name\n, 2")
+    assert (two.name, two.description, two.statement) == ("two", "", "SELECT 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("SELECT 1;", "x: no block"),
+        ("-- name: a\n-- only words\n", "x: a has no statement"),
+        ("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;\n", "x: a is there twice"),
+    ],
+)
+def test_malformed_files_are_refused(text: str, problem: str) -> None:
+    with pytest.raises(SqlFileError, match=problem):
+        parse_blocks(text, source="x")
+
+
+def test_a_file_is_loaded_from_its_package() -> None:
+    assert load_sql("workers.shard_writer", "orders.sql")["read_quotas"].startswith("SELECT")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "/" + path.name)
+def test_every_block_says_why_it_may_be_repeated_and_what_it_reads(path: Path) -> None:
+    for block in parse_blocks(path.read_text(encoding="utf-8"), source=path.name).values():
+        text = block.description.lower()
+        assert any(word in text for word in ("repeat", "idempotent", "changes nothing", "older or equal")), block.name
+        assert any(word in text for word in ("index", "primary key", "reads")), block.name

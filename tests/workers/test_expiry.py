@@ -1,0 +1,188 @@
+"""Expiry on real Redis and PostgreSQL: due holds are collected once, sales long over are cleared, nothing else is touched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import uuid4
+
+import orjson
+import redis
+
+from devstack.servers import RedisServer
+from domain import ids, topology
+from domain.orders import OrderStatus, encode_entry
+from domain.outcomes import Transition
+from runtime.leases import Lease
+from tests.lua.lane import LANE
+from tests.workers.making import TOPOLOGY, Maker
+from tests.workers.selling import Market, open_market
+from tests.workers.worker_process import stop, worker_process
+from tests.workers.writing import Bench, eventually, guard_of, statuses
+from workers.expiry.backstop import FINAL_TTL_S, Backstop
+from workers.expiry.collector import MARGIN_MS, Collector
+from workers.expiry.expire import DueOrder, expire
+from workers.expiry.janitor import Janitor
+
+
+async def _lease(bench: Bench) -> Lease:
+    lease = Lease(bench.redis, key="{test}:lease", fence_key="{test}:fence", life_ms=60_000)
+    assert await lease.acquire()
+    return lease
+
+
+async def _past_hold(bench: Bench, market: Market) -> None:
+    """Return when the holds of all orders are over by Redis time, margin included."""
+    last_ms = max(order.expires_at_ms for order in market.orders)
+
+    async def over() -> bool:
+        seconds, microseconds = await bench.redis.time()
+        return bool(seconds * 1000 + microseconds // 1000 > last_ms + MARGIN_MS)
+
+    await eventually(over)
+
+
+async def test_due_holds_are_collected_and_their_units_sold_again(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    market = open_market(bench, maker, redis_client, units=450, hold_ms=1)
+    market.buy(450, shard=0)
+    await market.store()
+    await _past_hold(bench, market)
+    lease = await _lease(bench)
+    collector = Collector(bench.pools[0], bench.redis)
+
+    assert await collector.collect(lease) is False
+    assert market.lane.stock(market.sale).available == 450
+    entries = len(market.lane.stream())
+    await collector.collect(lease)  # rows are still reserved in the shard: nothing may happen twice
+    await Collector(bench.pools[0], bench.redis).collect(lease)  # another instance that remembers nothing
+    assert len(market.lane.stream()) == entries == 900
+    assert market.lane.stock(market.sale).available == 450
+
+    await market.store()
+    assert set(statuses(bench.databases).values()) == {(OrderStatus.EXPIRED, 2)}
+    assert guard_of(bench.databases, market.sale.sale_id, "SKU-0") == {
+        "ledger": (450, 0),
+        "totals": {0: 0},
+        "quotas": {0: (0, 0)},
+    }
+    market.buy(450, shard=2)
+    await lease.release()
+
+
+async def test_living_paid_and_cancelled_orders_stay_as_they_are(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    market = open_market(bench, maker, redis_client, units=10)
+    living, paid, cancelled = market.buy(3, shard=0)
+    await market.store()
+    # The shard does not know yet that these two are decided, and believes that every hold is over.
+    market.lane.change("settle-4", paid)
+    market.cancel(cancelled)
+    async with bench.pools[0].connection() as connection:
+        await connection.execute("UPDATE orders SET expires_at = now() - interval '1 hour'")
+    lease = await _lease(bench)
+    before = market.lane.snapshot()
+    await Collector(bench.pools[0], bench.redis).collect(lease)
+    assert market.lane.snapshot() == before
+    due = [DueOrder(order.order_id, order.user_id, order.sale_id) for order in (living, paid, cancelled)]
+    answers = await expire(bench.redis, due, found_by="test")
+    assert answers == [Transition.NOT_DUE, Transition.CONFLICT, Transition.CONFLICT]
+    unknown = replace(due[0], order_id=ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2))
+    foreign = replace(due[0], sale_id=uuid4())
+    assert await expire(bench.redis, [unknown, foreign, due[1]], found_by="test") == [
+        Transition.NOT_FOUND, Transition.NOT_DUE, Transition.CONFLICT,
+    ]  # fmt: skip
+    await lease.release()
+
+
+async def test_the_backstop_finds_what_is_not_stored(bench: Bench, maker: Maker, redis_client: redis.Redis) -> None:
+    market = open_market(bench, maker, redis_client, units=10, hold_ms=1)
+    market.buy(4)
+    await _past_hold(bench, market)
+    lease = await _lease(bench)
+    patient = Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, rest_s=0)
+    await patient.step(lease)
+    assert market.lane.stock(market.sale).available == 6
+    await Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, overdue_ms=0).step(lease)
+    assert market.lane.stock(market.sale).available == 10
+    await lease.release()
+
+
+async def test_the_backstop_gives_stored_final_orders_the_ttl_they_missed(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    market = open_market(bench, maker, redis_client, units=10)
+    stored, not_stored, held = market.buy(3)
+    market.cancel(stored)
+    await market.store()
+    market.cancel(not_stored)
+    lease = await _lease(bench)
+    backstop = Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, final_since_ms=0)
+    redis_client.set(topology.order_key(ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2)), b"mangled")
+    await backstop.step(lease)
+    assert 0 < await bench.redis.ttl(topology.order_key(stored.order_id)) <= FINAL_TTL_S
+    assert await bench.redis.ttl(topology.order_key(not_stored.order_id)) == -1
+    assert await bench.redis.ttl(topology.order_key(held.order_id)) == -1
+    await lease.release()
+
+
+async def test_the_janitor_clears_a_sale_that_is_long_over(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    market = open_market(bench, maker, redis_client, units=20)
+    other = open_market(bench, Maker(maker.rng, uuid4()), redis_client, units=5)
+    held, *cancelled = market.buy(12)
+    other.buy(3)
+    for order in cancelled:
+        market.cancel(order)
+    assert market.lane.restock(market.sale.sale_id, 0, 5, "again") == 1
+    seconds, _ = await bench.redis.time()
+    over = replace(market.sale, ends_at_ms=(seconds - 7200) * 1000, version=2)
+    redis_client.set(topology.sale_key(over.sale_id), orjson.dumps(over.as_document()))
+    lease = await _lease(bench)
+    users = topology.user_key_pattern(LANE, over.sale_id)
+
+    await Janitor(bench.redis, kept_s=3600).clear(lease)  # the lane itself still takes orders
+    assert market.lane.define(over) == 1
+    await Janitor(bench.redis, kept_s=7300).clear(lease)  # not yet
+    await Janitor(bench.redis, kept_s=3600).clear(lease)  # a unit is still reserved
+    assert len(list(redis_client.scan_iter(users))) == 12
+    market.cancel(held)
+    await Janitor(bench.redis, kept_s=3600).clear(lease)
+
+    assert list(redis_client.scan_iter(users)) == []
+    assert not redis_client.exists(topology.restock_key(LANE, over.sale_id))
+    assert not any(ids.short(over.sale_id).encode() in name for name in market.lane.state())
+    assert other.lane.stock(other.sale).available == 2
+    assert len(list(redis_client.scan_iter(topology.user_key_pattern(LANE, other.sale.sale_id)))) == 3
+    before = market.lane.snapshot()
+    await Janitor(bench.redis, kept_s=3600).clear(lease)
+    assert market.lane.snapshot() == before
+    await lease.release()
+
+
+async def test_two_processes_collect_and_one_of_them_is_killed(
+    bench: Bench, maker: Maker, redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    market = open_market(bench, maker, redis_client, units=40, hold_ms=1)
+    market.buy(40)
+    await market.store()
+    settings = {
+        "REDIS_URL": redis_server.url, "QUEUE_URL": redis_server.url, "LEASE_MS": "500",
+        "CATALOGUE_DSN": bench.databases.catalogue_dsn, "SHARD_DSNS": ",".join(bench.databases.shard_dsns),
+    }  # fmt: skip
+
+    async def collected(count: int) -> bool:
+        return market.lane.stock(market.sale).available == count
+
+    with worker_process("workers.expiry", settings) as first, worker_process("workers.expiry", settings) as second:
+        await eventually(lambda: collected(40))
+        first.kill()
+        await market.store()
+        market.buy(30)
+        await market.store()
+        await eventually(lambda: collected(40))
+        assert stop(second) == 0
+    assert len(market.lane.stream()) == 140
+    assert encode_entry(market.orders[0]) != redis_client.get(topology.order_key(market.orders[0].order_id))
