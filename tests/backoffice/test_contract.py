@@ -74,7 +74,7 @@ def check(answer: httpx.Response) -> None:
     assert not any(word in answer.text.lower() for word in _DATABASE_TEXT)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     route=st.sampled_from(_ROUTES),
     body=_BODY,
