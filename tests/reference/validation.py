@@ -117,7 +117,7 @@ def check_line(item: Any, pointer: str, lines: list[tuple[Any, int]], errors: li
     fits = isinstance(quantity, Number) and QUANTITY.match(quantity) is not None
     if "quantity" in found and not fits:
         errors.append((f"{pointer}/quantity", QUANTITY_FAULT))
-    lines.append((sku, int(quantity) if fits else 0))
+    lines.append((sku if type(sku) is str else None, int(quantity) if fits else 0))  # a Number is a str, but no SKU
 
 
 def parse_key(header: str | None) -> tuple[str, str | None]:
