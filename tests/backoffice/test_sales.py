@@ -443,3 +443,27 @@ def test_orders_meet_what_was_published(staff: Staff, redis_client: redis.Redis)
         packed,
     )
     assert answer == 0  # the same version
+
+
+def test_postgresql_breaks_off_in_the_middle(staff: Staff, redis_client: redis.Redis, databases: Databases) -> None:
+    sale = staff.draft(stock=4)
+    waiting = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(databases.catalogue_dsn) as holder,
+        psycopg.connect(databases.catalogue_dsn, autocommit=True) as killer,
+    ):
+        holder.execute("SELECT 1 FROM sales FOR UPDATE")
+        publishing = pool.submit(staff.act, sale, "publish")
+        deadline = time.monotonic() + 15
+        while not (rows := killer.execute(waiting).fetchall()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        killer.execute("SELECT pg_terminate_backend(%s)", rows[0])
+        assert code(publishing.result()) == (503, "dependency_unavailable")
+        # Every other connection of the pool dies, too: they are replaced, not handed out.
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> ALL(%s) AND datname = current_database()"
+        killer.execute(others, ([killer.info.backend_pid, holder.info.backend_pid],))
+    assert redis_client.keys("*sale*") == []
+    assert staff.act(sale, "publish").json()["state"] == "open"
+    assert stock(redis_client, sale) == Stock.fresh(4)
