@@ -3,9 +3,10 @@
     all stored or seen before        ack
     all without a grant              retry later; costs no attempt, however often
     one order alone, and poison      retry by the policy, at last the dead letters
-    a mixture                        the waiting ones and each poison order again as messages of their own, then ack
+    a mixture                        the waiting ones and each poison order again as messages of their own, then ack;
+                                     without room for them, retry the whole later
 
-Weather (a database away, locks, a full queue) pauses consumption with the messages unacknowledged. Every step may be
+Weather (a database away, locks, full dead letters) pauses consumption with the messages unacknowledged. Every step may be
 repeated after a crash: messages are acknowledged last.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import psycopg
@@ -165,9 +167,14 @@ class ShardWriter:
         else:
             # Publish before ack: a crash between repeats, never loses.
             together = sorted((entry for unit in parcel.waiting for entry in parcel.units[unit]), key=_lane_seq)
-            for entries in (together, *(parcel.units[unit] for unit in parcel.poison)):
-                if entries:
-                    await self._publish(entries)
+            try:
+                for entries in (together, *(parcel.units[unit] for unit in parcel.poison)):
+                    if entries:
+                        await self._publish(entries)
+            except QueueFull:
+                # Only its writers make room in this queue, so none of them waits for it: the whole message comes again.
+                await self._settled(lambda: delivery.retry(_WAITING_DELAYS_MS[-1], f"{_WAITING}queue full"))
+                return
             await self._settled(delivery.ack)
 
     async def _settle_poison(self, delivery: Delivery, entries: Sequence[SequencedEntry], reason: str) -> None:
@@ -187,10 +194,11 @@ class ShardWriter:
         await self._settled(lambda: delivery.dead_letter(reason))
 
     async def _publish(self, entries: Sequence[SequencedEntry]) -> None:
-        """The entries as a message of their own: what it holds does not hold up the others any more."""
+        """The entries as a message of their own: what it holds does not hold up the others any more. QueueFull."""
         body = encode_orders(entries[0].lane, [(entry.lane_seq, entry.entry) for entry in entries])
         message_id = f"{entries[0].lane}-{entries[0].lane_seq}-apart"
-        await self._through_weather("queue", lambda: self._queue.publish(self._name, body, message_id=message_id))
+        operation = partial(self._queue.publish, self._name, body, message_id=message_id)
+        await self._through_weather("queue", operation, passing=(QueueUnavailable,))
 
     async def _settled(self, operation: Callable[[], Awaitable[None]]) -> None:
         """Settle; an unconfirmed settlement brings the message again, a full place is waited for."""
