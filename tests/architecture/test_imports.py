@@ -88,7 +88,9 @@ def test_compiled_code_is_leaf_code() -> None:
     assert sources
     for path in sources:
         for name in _cython_names(path, _CIMPORT):
-            assert name.split(".")[0] in {"", "hotpath", "libc", "posix", "cpython", "cython"}, f"{path.name}: cimport {name}"
+            assert name.split(".")[0] in {"", "hotpath", "libc", "posix", "cpython", "cython"}, (
+                f"{path.name}: cimport {name}"
+            )
 
 
 def test_compiled_modules_have_their_surface_and_their_extension() -> None:
