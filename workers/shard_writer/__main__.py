@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 
 from runtime import fingerprint
@@ -15,6 +16,9 @@ from workers.shard_writer.sweep import Sweep
 from workers.shard_writer.worker import ShardWriter
 
 NAME = "shard_writer"
+# A batch is some ten thousand objects without a cycle that die together: looking through them at the default rate costs
+# a quarter of the processor time of an order.
+GC_THRESHOLDS = (50_000, 10, 50)
 
 
 class ShardCountMismatch(Exception):
@@ -59,4 +63,6 @@ async def main(service: Service) -> None:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(*GC_THRESHOLDS)
+    gc.freeze()
     run(NAME, settings_or_exit(NAME), main)
