@@ -18,13 +18,13 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from backoffice.statements import load_statements
 from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain import ids
 from domain.problems import Problem
+from runtime.sql import load_sql
 
-SQL = load_statements(__package__, "refresh.sql")
+SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)
 LIFE = timedelta(days=30)
 _SECRET_BYTES = 32

@@ -10,11 +10,11 @@ from psycopg import errors
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from backoffice.statements import load_statements
 from backoffice.stores import Stores
 from domain import ids
+from runtime.sql import load_sql
 
-SQL = load_statements(__package__, "products.sql")
+SQL = load_sql(__package__, "products.sql")
 _COLUMNS = ("sku", "name", "description", "price_minor", "currency", "active")
 
 

@@ -11,12 +11,12 @@ from uuid import UUID
 import structlog
 from psycopg.rows import class_row
 
-from backoffice.statements import load_statements
 from backoffice.stores import Pool, Stores
 from domain import ids, topology
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from runtime.sql import load_sql
 
-SQL = load_statements(__package__, "orders.sql")
+SQL = load_sql(__package__, "orders.sql")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger(__name__)

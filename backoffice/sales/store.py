@@ -11,11 +11,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row, dict_row
 
 from backoffice.sales.model import Item, Sale
-from backoffice.statements import load_statements
 from backoffice.stores import Stores
 from domain.sales import STOCK_MAX
+from runtime.sql import load_sql
 
-SQL = load_statements(__package__, "sales.sql")
+SQL = load_sql(__package__, "sales.sql")
 
 
 class ProductsMissing(Exception):

@@ -8,13 +8,13 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from backoffice.statements import load_statements
 from backoffice.stores import Stores
 from backoffice.web.messages import Role
 from domain import ids
 from domain.topology import bucket_of_user
+from runtime.sql import load_sql
 
-SQL = load_statements(__package__, "users.sql")
+SQL = load_sql(__package__, "users.sql")
 CLAIM_STALE = timedelta(seconds=60)  # far beyond the time that a registration may take
 
 
