@@ -82,12 +82,12 @@ def lane_fence_key(lane: int) -> str:
 
 def worker_lease_key(role: str) -> str:
     """String: fencing token of the process that does a worker's work alone, such as `expiry-shard-2`."""
-    return f"{{{role}}}:lease"
+    return f"flashsale:{{{role}}}:lease"
 
 
 def worker_fence_key(role: str) -> str:
     """Counter from which a role's fencing tokens are drawn."""
-    return f"{{{role}}}:fence"
+    return f"flashsale:{{{role}}}:fence"
 
 
 def user_key_prefix(lane: int, sale_id: UUID) -> str:

@@ -34,7 +34,7 @@ async def test_kills_at_random_points_lose_and_repeat_nothing(
         "CATALOGUE_DSN": bench.databases.catalogue_dsn, "SHARD_DSNS": ",".join(bench.databases.shard_dsns),
     }  # fmt: skip
 
-    for stored_before_kill in sorted(maker.rng.sample(range(20, count // 2), 3)):
+    for stored_before_kill in sorted(maker.rng.sample(range(20, count // 2), 2)):
         with worker_process(MODULE, settings) as process:
 
             async def far_enough(enough: int = stored_before_kill) -> bool:
