@@ -20,7 +20,8 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        await fingerprint.check(redis, settings.topology)
+        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+            return
         pools = []
         for dsn in settings.shard_dsns:
             pools.append(await stack.enter_async_context(postgres_pool(dsn, size_max=2)))

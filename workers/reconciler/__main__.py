@@ -62,7 +62,8 @@ async def serve(service: Service) -> None:
     """Look until told to stop; one process at a time does."""
     settings = service.settings
     async with _clients(settings) as (redis, reading):
-        await fingerprint.check(redis, settings.topology)
+        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+            return
         looking = Looking(reading, kept_s=settings.sale_kept_s)
         work = partial(_publish_look, redis, looking)
         await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=work, life_ms=settings.lease_ms)
