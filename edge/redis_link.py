@@ -7,6 +7,7 @@ while it owes replies counts as lost, since a cut cable sends no end of stream.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import Callable
@@ -94,6 +95,7 @@ class RedisLink(asyncio.Protocol):
         self._silence_s_max = silence_s_max
         self._on_sweep = on_sweep
         self._transport: asyncio.Transport | None = None
+        self._fd = -1  # of a plain socket
         self._lost: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[None] | None = None
         self._greeting_replies = 0
@@ -163,6 +165,7 @@ class RedisLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; the greeting follows."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like one
+        self._fd = -1 if self._address.tls else transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
         """Replies: first what they make room for is written, then the waiters are woken, while Redis works."""
@@ -182,6 +185,7 @@ class RedisLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """What was in flight goes back to its queue."""
         self._transport = None
+        self._fd = -1
         if self.batcher.is_connected:
             self.batcher.lost()
         if self._greeted is not None and not self._greeted.done():
@@ -220,8 +224,22 @@ class RedisLink(asyncio.Protocol):
 
     def _flush(self) -> None:
         output = self.batcher.output()
-        if output and self._transport is not None:
-            self._transport.write(output)
+        transport = self._transport
+        if not output or transport is None:
+            return
+        if self._fd >= 0 and transport.get_write_buffer_size() == 0:
+            # uvloop would write at the end of the loop's pass, when the waiters of the last batch have been served:
+            # by then Redis, which is to work meanwhile, has had nothing to do.
+            try:
+                output = output[os.write(self._fd, output) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                _log.warning("redis_write_failed", error=str(error))
+                transport.abort()
+                return
+        if output:
+            transport.write(output)
 
     async def _sweep(self) -> None:
         while True:
@@ -229,6 +247,9 @@ class RedisLink(asyncio.Protocol):
             now_ns = time.monotonic_ns()
             self.batcher.sweep(now_ns)
             self._on_sweep(now_ns)
+            error = self.batcher.take_error()
+            if error is not None:
+                _log.warning("redis_refused_batch", error=error)
             if self.batcher.in_flight == 0:
                 self._heard_at = now_ns / 1e9
             elif now_ns / 1e9 - self._heard_at > self._silence_s_max:

@@ -89,7 +89,6 @@ cdef class Batcher:
     cdef bint refusing
     cdef int64_t hold_until_ns
     cdef readonly int64_t clock_offset_ms
-    cdef uint64_t serial
     cdef uint64_t sent_batches
     cdef uint64_t sent_orders
     cdef uint64_t sent_lookups
@@ -97,6 +96,7 @@ cdef class Batcher:
     cdef uint64_t noscript
     cdef uint64_t error_replies
     cdef uint64_t expired
+    cdef str last_error
 
     cdef bint take(self, Ticket ticket) except -1
     cdef int enqueue(self, Ticket ticket, bint front) except -1

@@ -105,5 +105,8 @@ class Batcher:
     def clock_offset_ms(self) -> int:
         """Redis' clock minus ours, from the last batch."""
 
+    def take_error(self) -> str | None:
+        """The last error reply to a batch since the last call, None without one: for the log."""
+
     def stats(self) -> dict[str, int]:
         """batches, orders_sent, lookups_sent, resubmitted, noscript, error_replies, expired: since the start."""

@@ -64,6 +64,10 @@ cdef enum:
 _RETRY = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
+# Of the newest batch of any batcher: a sale's view may serve several, and notes the batch that it was seen in.
+cdef uint64_t serial = 0
+
+
 cdef int64_t monotonic_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
@@ -454,11 +458,12 @@ cdef class Batcher:
         cdef char* at
         cdef int64_t now_ms = unix_ms() + self.clock_offset_ms
         cdef int n, g, place
-        self.serial += 1
+        global serial
+        serial += 1
         while source and len(tickets) < self.batch_size_max:
             ticket = <Ticket>source.popleft()
             sale = ticket.sale
-            if sale.batch_serial != self.serial:
+            if sale.batch_serial != serial:
                 # Another view of a sale that is in the batch already: share its place when it is the same version,
                 # otherwise wait for the next batch, for the script must see a sale once.
                 place = 0
@@ -473,7 +478,7 @@ cdef class Batcher:
                         break
                 else:
                     sales.append(sale)
-                sale.batch_serial = self.serial
+                sale.batch_serial = serial
                 sale.batch_place = place
             self.queued -= 1
             if not lookup:
@@ -681,6 +686,7 @@ cdef class Batcher:
             self.scripts_missing = True
             return self.put_back(batch, False)
         self.error_replies += 1
+        self.last_error = text
         if word in _RETRY:
             self.hold_until_ns = monotonic_ns() + HOLD_MS * NS_PER_MS
             return self.put_back(batch, False)
@@ -769,6 +775,11 @@ cdef class Batcher:
     def is_connected(self):
         """Whether batches may leave."""
         return bool(self.is_up)
+
+    def take_error(self):
+        """The last error reply to a batch since the last call, None without one: for the log."""
+        taken, self.last_error = self.last_error, None
+        return taken
 
     def stats(self):
         """Counts since the start."""

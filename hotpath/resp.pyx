@@ -3,7 +3,8 @@
 https://redis.io/docs/latest/develop/reference/protocol-spec/
 
     command  *<n>\\r\\n then n times $<length>\\r\\n<bytes>\\r\\n
-    reply    +text\\r\\n | -error\\r\\n | :integer\\r\\n | $<length>\\r\\n<bytes>\\r\\n | $-1\\r\\n | *<n>\\r\\n then n replies
+    reply    +text\\r\\n | -error\\r\\n | :integer\\r\\n | $<length>\\r\\n<bytes>\\r\\n | $-1\\r\\n
+             | *<n>\\r\\n then n replies
 """
 
 from libc.stdlib cimport free, realloc

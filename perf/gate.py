@@ -27,7 +27,8 @@ from uuid import UUID
 
 import redis
 
-from devstack.servers import RedisServer, free_port
+from devstack.children import free_port
+from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from hotpath.scripts import load_script
