@@ -37,9 +37,16 @@ class Shop:
         return self._call("POST", "/v1/products", product)
 
     def create_open_sale(
-        self, *, name: str, stock: dict[str, int], price_minor: int, hours: float = 2
+        self,
+        *,
+        name: str,
+        stock: dict[str, int],
+        price_minor: int,
+        hours: float = 2,
+        hold_s: int = 600,
+        per_user_limit: int = 0,
     ) -> dict[str, Any]:
-        """A published sale that is open now, without purchase limits; `stock` maps a SKU to its units."""
+        """A published sale that is open now; `stock` maps a SKU to its units, a `per_user_limit` of 0 means none."""
         now = datetime.now(UTC)
         sale = self._call(
             "POST",
@@ -48,9 +55,9 @@ class Shop:
                 "name": name,
                 "starts_at": (now - timedelta(minutes=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
                 "ends_at": (now + timedelta(hours=hours)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-                "hold_seconds": 600,
+                "hold_seconds": hold_s,
                 "items": [
-                    {"sku": sku, "stock": units, "price_minor": price_minor, "per_user_limit": 0}
+                    {"sku": sku, "stock": units, "price_minor": price_minor, "per_user_limit": per_user_limit}
                     for sku, units in stock.items()
                 ],
             },

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,16 +255,21 @@ def _say(text: str) -> None:
 
 
 def supervise(
-    folder: StateFolder, *, edge_port: int, backoffice_port: int, on_ready: Callable[[Stack], None] | None = None
+    folder: StateFolder,
+    *,
+    edge_port: int,
+    backoffice_port: int,
+    on_ready: Callable[[Stack], None] | None = None,
+    make_plan: Callable[[StateFolder, int, int, Mapping[str, str]], Plan] = Plan,
 ) -> int:
-    """Run a stack in this process until a signal ends it; the exit status."""
+    """Run a stack in this process until a signal ends it; the exit status. `make_plan` may vary what it consists of."""
     folder.make()
     lock = folder.acquire()
     if lock is None:
         _say(f"a stack is up in {folder.path} already")
         return 1
     try:
-        plan = Plan(folder, edge_port, backoffice_port, dict(os.environ))
+        plan = make_plan(folder, edge_port, backoffice_port, dict(os.environ))
         Supervisor(plan, on_ready or (lambda _: _say("ready"))).run()
     except (MigrationError, ServerError, SettingsError, StackError, TokenKeysError, Unsupported) as error:
         sys.stderr.write(f"{error}\n")

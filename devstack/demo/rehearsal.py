@@ -157,23 +157,30 @@ def _verdicts(stack: Stack, folder: StateFolder, sale_id: UUID) -> dict[str, Any
 
 
 @contextmanager
-def own_stack(say: Callable[[str], None]) -> Iterator[tuple[Stack, StateFolder]]:
+def own_stack(
+    say: Callable[[str], None],
+    *,
+    name: str = "demo",
+    supervisor_module: str = "devstack.supervisor",
+    prepare: Callable[[StateFolder], None] = lambda _: None,
+) -> Iterator[tuple[Stack, StateFolder]]:
     """A stack on free ports in a folder of its own, on the disk of the project: a RAM disk would flatter fsync.
 
-    Ends with us, however we end; stopped and removed afterwards.
+    Ends with us, however we end; stopped and removed afterwards. `prepare` gets the folder before anything starts.
     """
     parent = StateFolder.default().path
     parent.mkdir(exist_ok=True)
     parent.chmod(0o711)
-    path = Path(tempfile.mkdtemp(prefix="demo-", dir=parent))
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
     folder = StateFolder(path)
     try:
         folder.make()
+        prepare(folder)
         say("starting servers and processes")
         log = folder.log("supervisor")
         with _sigterm_as_interrupt():
             supervisor = spawn(
-                [sys.executable, "-m", "devstack.supervisor", str(path), "0", "0"],
+                [sys.executable, "-m", supervisor_module, str(path), "0", "0"],
                 env={**os.environ, "PYTHONUNBUFFERED": "1"}, log=log, cwd=PROJECT, orphan_signal=signal.SIGTERM,
             )  # fmt: skip
             try:

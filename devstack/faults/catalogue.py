@@ -1,0 +1,8 @@
+"""Every fault that there is, in the order in which they are run."""
+
+from __future__ import annotations
+
+from devstack.faults import redis_faults
+from devstack.faults.scenario import Fault
+
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in [*redis_faults.FAULTS]}

@@ -1,0 +1,194 @@
+"""What the system holds of one sale: Redis lanes and orders, shards, guard, event log, queues. Reads only, judges nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+import orjson
+import psycopg
+from redis.asyncio import Redis
+
+from devstack.state import Stack
+from domain import ids, topology
+from domain.orders import OrderEntry, decode_entry
+from domain.sales import SaleDefinition, Stock
+from runtime.clients import redis_client
+from runtime.event_log import EventLog, open_event_log
+
+SCAN_COUNT = 5000
+READ_AT_ONCE = 1000
+
+_ORDERS = """
+    SELECT id, user_id, idempotency_key, status, version, lines, lane, charged FROM orders WHERE sale_id = %s
+"""
+_TRANSITIONS = """
+    SELECT t.order_id, t.version, t.lane, t.lane_seq
+    FROM order_transitions t JOIN orders o ON o.id = t.order_id WHERE o.sale_id = %s
+"""
+_QUOTA = "SELECT sku, granted, sold FROM quota WHERE sale_id = %s"
+_LEDGER = "SELECT sku, stock, granted FROM stock_ledger WHERE sale_id = %s"
+_GRANTS = "SELECT sku, shard, total FROM shard_grant WHERE sale_id = %s"
+_OUTBOX = "SELECT count(*) FROM outbox"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOrder:
+    """A row of `orders`; `lines` as pairs of SKU and quantity."""
+
+    shard: int
+    order_id: UUID
+    user_id: UUID
+    key: str
+    status: int
+    version: int
+    lines: tuple[tuple[str, int], ...]
+    lane: int
+    charged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A record of the event log about an order of the sale; `digest` of its bytes."""
+
+    event_id: str
+    order_id: UUID
+    version: int
+    digest: str
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything about one sale. `lanes` maps a lane to its counters by SKU index, None where it does not know the sale."""
+
+    definition: SaleDefinition
+    rows: list[StoredOrder] = field(default_factory=list)
+    transitions: list[tuple[UUID, int, int, int]] = field(default_factory=list)  # order, version, lane, lane_seq
+    quota: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (shard, SKU) -> granted, sold
+    ledger: dict[str, tuple[int, int]] = field(default_factory=dict)  # SKU -> stock, granted
+    grants: dict[tuple[int, str], int] = field(default_factory=dict)  # (shard, SKU) -> total
+    lanes: dict[int, list[Stock] | None] = field(default_factory=dict)
+    orders: dict[UUID, OrderEntry] = field(default_factory=dict)  # in Redis, by id
+    records: dict[tuple[UUID, str], UUID] = field(default_factory=dict)  # apply-once: (user, key) -> order
+    events: list[Event] = field(default_factory=list)
+    outbox: int = 0
+    dead_letters: int = 0
+
+
+async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, known_dead_letters: int = 0) -> Evidence:
+    """Read all of it. Call when all is quiet: it is no snapshot."""
+    redis = redis_client(stack.redis_url)
+    log = open_event_log(stack.event_log_url)
+    try:
+        document = await redis.get(topology.sale_key(sale_id))
+        evidence = Evidence(SaleDefinition.from_document(orjson.loads(cast(bytes, document))))
+        await _read_redis(redis, evidence, sale_id)
+        evidence.dead_letters = await _dead_letters(redis) - known_dead_letters
+        for shard, dsn in enumerate(stack.shard_dsns):
+            await _read_shard(dsn, shard, evidence, sale_id)
+        await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
+        evidence.events = await _read_events(log, sale_id)
+    finally:
+        await log.close()
+        await redis.aclose()
+    assert cluster.shards == len(stack.shard_dsns)
+    return evidence
+
+
+async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]:
+    """What is still on its way: entries in lanes, messages in queues and waiting retries, outbox rows. All 0: quiet."""
+    counts: dict[str, int] = {}
+    redis = redis_client(stack.redis_url)
+    try:
+        for lane in range(cluster.lanes):
+            counts[f"lane {lane}"] = int(await redis.xlen(topology.lane_stream_key(lane)))
+        for shard in range(cluster.shards):
+            queue = topology.order_queue(shard)
+            counts[f"queue {shard}"] = int(await redis.xlen(f"queue:{{{queue}}}:stream"))
+            counts[f"retries {shard}"] = int(await redis.zcard(f"queue:{{{queue}}}:retry"))
+    finally:
+        await redis.aclose()
+    for shard, dsn in enumerate(stack.shard_dsns):
+        async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+            row = await (await connection.execute(_OUTBOX)).fetchone()
+            counts[f"outbox {shard}"] = int(row[0]) if row else 0
+    return counts
+
+
+async def dead_letters(stack: Stack) -> int:
+    """Dead letters of all queues."""
+    redis = redis_client(stack.redis_url)
+    try:
+        return await _dead_letters(redis)
+    finally:
+        await redis.aclose()
+
+
+async def _dead_letters(redis: Redis) -> int:
+    queues = cast(set[bytes], await redis.smembers("queue:dead"))
+    return sum([int(await redis.xlen(f"queue:{{{queue.decode()}}}:dead")) for queue in queues])
+
+
+async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
+    skus = range(len(evidence.definition.items))
+    for lane in evidence.definition.lanes:
+        fields = [topology.stock_field(sale_id, index) for index in skus]
+        values = cast(list[bytes | None], await redis.hmget(topology.lane_state_key(lane), fields))
+        known = [Stock.unpack(value) for value in values if value is not None]
+        evidence.lanes[lane] = known if len(known) == len(fields) else None
+        prefix = topology.user_key_prefix(lane, sale_id)
+        async for key in redis.scan_iter(topology.user_key_pattern(lane, sale_id), count=SCAN_COUNT):
+            user_id = ids.from_short(key.decode("ascii").removeprefix(prefix))
+            fields_of_user = cast(dict[bytes, bytes], await redis.hgetall(key))
+            for name, record in fields_of_user.items():
+                if name.startswith(b"k"):
+                    evidence.records[user_id, name[1:].decode("ascii")] = UUID(bytes=record[:16])
+    wanted = sorted(set(evidence.records.values()))
+    for start in range(0, len(wanted), READ_AT_ONCE):
+        part = wanted[start : start + READ_AT_ONCE]
+        values = cast(list[bytes | None], await redis.mget([topology.order_key(order_id) for order_id in part]))
+        evidence.orders.update(
+            (order_id, decode_entry(value)) for order_id, value in zip(part, values, strict=True) if value is not None
+        )
+
+
+async def _read_shard(dsn: str, shard: int, evidence: Evidence, sale_id: UUID) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        for row in await _rows(connection, _ORDERS, sale_id):
+            order_id, user_id, key, status, version, lines, lane, charged = row
+            pairs = tuple((line["sku"], int(line["quantity"])) for line in lines)
+            evidence.rows.append(StoredOrder(shard, order_id, user_id, key, status, version, pairs, lane, charged))
+        evidence.transitions += [cast(Any, tuple(row)) for row in await _rows(connection, _TRANSITIONS, sale_id)]
+        for sku, granted, sold in await _rows(connection, _QUOTA, sale_id):
+            evidence.quota[shard, sku] = (granted, sold)
+        row = await (await connection.execute(_OUTBOX)).fetchone()
+        evidence.outbox += int(row[0]) if row else 0
+
+
+async def _read_catalogue(dsn: str, evidence: Evidence, sale_id: UUID) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        evidence.ledger = {sku: (stock, granted) for sku, stock, granted in await _rows(connection, _LEDGER, sale_id)}
+        evidence.grants = {(shard, sku): total for sku, shard, total in await _rows(connection, _GRANTS, sale_id)}
+
+
+async def _rows(connection: psycopg.AsyncConnection[Any], query: str, sale_id: UUID) -> Sequence[Any]:
+    return await (await connection.execute(query.encode(), (sale_id,))).fetchall()
+
+
+async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
+    events = []
+    wanted = str(sale_id).encode()
+    for partition in range(topology.OUTBOX_PARTITIONS):
+        after: str | None = None
+        while records := await log.read(topology.TOPIC_ORDERS, partition, after=after, limit=READ_AT_ONCE):
+            after = records[-1].position
+            for record in records:
+                if wanted not in record.value:
+                    continue
+                event = orjson.loads(record.value)
+                digest = hashlib.sha256(record.value).hexdigest()
+                events.append(Event(event["id"], UUID(event["data"]["order_id"]), int(event["version"]), digest))
+    return events
