@@ -6,13 +6,19 @@ would run a script twice without telling anybody.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterable
+
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from pydantic import SecretStr
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 POSTGRES_CONNECT_S = 5
 POSTGRES_WAITING_MAX = 64
@@ -20,9 +26,51 @@ POSTGRES_WAITING_MAX = 64
 _POSTGRES_UNACKNOWLEDGED_MS = 10_000
 
 
-def redis_client(url: str, *, connections_max: int = 16, timeout_s: float = 5.0) -> Redis:
-    """A client whose answers are bytes. Commands wait at most `timeout_s` for a free connection, and again for the answer.
+class _CancellableSend(AbstractConnection):
+    """redis-py (8.1) sends through `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that arrives as
+    the bytes leave, and makes a task for each command. This sends with the same bound in the caller's own task."""
 
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        """Send within `socket_timeout`; the connection is closed when that fails in any way."""
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if check_health:
+            await self.check_health()  # type: ignore[no-untyped-call]
+        if isinstance(command, str):
+            command = command.encode()
+        try:
+            async with asyncio.timeout(self.socket_timeout):
+                await self._send_packed_command([command] if isinstance(command, bytes) else command)
+        except TimeoutError:
+            await self.disconnect(nowait=True)
+            raise RedisTimeoutError("Timeout writing to socket") from None
+        except OSError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"Error while writing to socket: {error}") from error
+        except BaseException:
+            # Cancelled with half a command sent: no other command may follow on this connection.
+            await self.disconnect(nowait=True)
+            raise
+
+
+class _PlainConnection(_CancellableSend, Connection):
+    pass
+
+
+class _TlsConnection(_CancellableSend, SSLConnection):
+    pass
+
+
+_CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _PlainConnection,
+    SSLConnection: _TlsConnection,
+}
+
+
+def redis_client(url: str, *, connections_max: int = 16, timeout_s: float = 5.0) -> Redis:
+    """A client of `redis://` or `rediss://` whose answers are bytes.
+
+    Commands wait at most `timeout_s` for a free connection, and again for the answer.
     Blocking commands must block for less than `timeout_s`. A command that failed was perhaps executed.
     """
     pool = BlockingConnectionPool.from_url(
@@ -35,6 +83,8 @@ def redis_client(url: str, *, connections_max: int = 16, timeout_s: float = 5.0)
         retry=Retry(NoBackoff(), 0),
         retry_on_timeout=False,
     )
+    # The URL's scheme has picked redis-py's own class by now.
+    pool.connection_class = _CONNECTIONS[pool.connection_class]
     return Redis.from_pool(pool)
 
 

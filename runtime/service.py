@@ -52,11 +52,7 @@ class Service:
 
     async def pause(self, seconds: float) -> bool:
         """Sleep, but wake when the process is to stop; whether it is."""
-        try:
-            await asyncio.wait_for(self.stopping.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await tasks.wait_within(self.stopping, seconds)
 
 
 class DrainTimeout(Exception):
@@ -78,7 +74,7 @@ async def _serve(name: str, settings: Settings, main: Main) -> None:
     stop = asyncio.create_task(service.stopping.wait())
     try:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+        if service.stopping.is_set():
             log.info("stopping")
             await asyncio.wait({work}, timeout=settings.drain_ms / 1000 + STOP_EXTRA_S)
         if not work.done():

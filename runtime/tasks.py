@@ -1,4 +1,8 @@
-"""Ending background tasks for certain."""
+"""Waiting with a bound, and ending background tasks for certain.
+
+`asyncio.wait_for` is not used anywhere near a task that is to be cancelled: before Python 3.12 it swallows a
+cancellation that arrives in the moment in which its work ends, and the task goes on for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,20 @@ from typing import Any
 CANCEL_AGAIN_S = 0.05
 
 
+async def wait_within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, at most `seconds`; whether it is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return event.is_set()
+    return True
+
+
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
     """Cancel and return when all have ended; their exceptions are not raised.
 
-    One cancellation is not enough: redis-py (8.1) swallows one that arrives while it checks a pooled connection, and
-    the task would go on for ever.
+    Cancels again and again, because a library inside of a task may swallow a cancellation (psycopg waits by `wait_for`).
     """
     pending = {task for task in tasks if not task.done()}
     while pending:

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -100,8 +99,7 @@ class StreamConsumer:
         """What is there, at most `count_max`, as soon as there is one; empty after `wait_s` without any."""
         if not self._ready and not self._closed:
             self._changed.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+            await tasks.wait_within(self._changed, wait_s)
         return [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
 
     def __aiter__(self) -> Self:
@@ -240,8 +238,7 @@ class StreamConsumer:
         next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX,)))
         pause_ms = UPKEEP_MS if next_due_ms < 0 else min(next_due_ms, UPKEEP_MS)
         self._upkeep.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._upkeep.wait(), pause_ms / 1000)
+        await tasks.wait_within(self._upkeep, pause_ms / 1000)
 
     async def _remove_stale_consumers(self) -> None:
         """Forget consumers that died long ago and hold nothing."""

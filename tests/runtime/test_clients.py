@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import signal
 
 import psycopg
 import pytest
@@ -42,6 +44,41 @@ async def test_a_redis_command_that_times_out_is_not_repeated(
         await client.incr("counter")
     await asyncio.sleep(0.8)
     assert int(redis_client.get("counter") or 0) <= 1
+    await client.aclose()
+
+
+async def test_a_cancelled_command_ends_its_task_whenever_the_cancellation_comes(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    client = new_client(redis_server.url)
+    redis_client.xgroup_create("s", "g", id="0", mkstream=True)
+
+    async def forever() -> None:
+        while True:
+            await client.xreadgroup("g", "c", {"s": ">"}, count=1, block=1)
+
+    rng = random.Random(1)
+    for _ in range(300):
+        task = asyncio.create_task(forever())
+        await asyncio.sleep(rng.random() * 0.004)
+        task.cancel()  # once
+        done, _ = await asyncio.wait({task}, timeout=5)
+        assert done
+    assert await client.ping() is True
+    await client.aclose()
+
+
+async def test_a_redis_that_takes_no_bytes_is_a_time_out(own_redis: RedisServer) -> None:
+    client = new_client(own_redis.url, timeout_s=0.3)
+    await client.ping()
+    assert own_redis.process is not None
+    own_redis.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(RedisTimeoutError):
+            await client.set("k", b"x" * 50_000_000)
+    finally:
+        own_redis.process.send_signal(signal.SIGCONT)
+    assert await client.get("k") is None
     await client.aclose()
 
 

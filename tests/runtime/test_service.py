@@ -78,21 +78,24 @@ def request(port: int, method: str, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def wait_for_port(port: int) -> None:
+def wait_for_checks(port: int) -> None:
+    """Return when `main` has registered its condition: it runs, and the signal handlers are there."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
+        try:
+            if json.loads(request(port, "GET", "/readyz")[1])["checks"]:
                 return
+        except OSError:
+            pass
         time.sleep(0.02)
-    raise AssertionError("the process does not listen")
+    raise AssertionError("the process does not come up")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_with_status_0(number: signal.Signals) -> None:
     port = free_port()
     with program("obedient", METRICS_PORT=str(port)) as process:
-        wait_for_port(port)
+        wait_for_checks(port)
         status, body = request(port, "GET", "/readyz")
         assert (status, json.loads(body)) == (200, {"ready": True, "checks": {"work": {"ok": True, "detail": "fine"}}})
         assert request(port, "GET", "/livez") == (200, b"ok\n")
@@ -115,7 +118,7 @@ def test_an_exception_is_one_fatal_line_and_status_1() -> None:
 def test_work_that_does_not_drain_is_ended_with_status_1() -> None:
     port = free_port()
     with program("stubborn", DRAIN_MS="100", METRICS_PORT=str(port)) as process:
-        wait_for_port(port)
+        wait_for_checks(port)
         assert request(port, "GET", "/readyz")[0] == 503
         process.terminate()
         lines = lines_of(process)

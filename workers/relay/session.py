@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +127,7 @@ class LaneSession:
         for seq, number, entry in self._sorted(page):
             backlog = self._destinations[number].backlog
             if not backlog.has_room and backlog.left_out_from is None:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(backlog.room.wait(), ROOM_WAIT_S)
+                await tasks.wait_within(backlog.room, ROOM_WAIT_S)
             if not backlog.offer(seq, entry) and backlog.left_out_from == seq:
                 name = self._destinations[number].name
                 metrics.LEFT_OUT.labels(self._lane, name).inc()
