@@ -26,11 +26,15 @@ _NAMES = {
     "CANCEL": "cancel-4",
     "SETTLE": "settle-4",
     "EXPIRE": "expire-4",
+    "REJECT": "reject-4",
     "LOAD": "load-1",
     "DEFINE": "define-1",
     "RESTOCK": "restock-2",
     "FORGET": "forget-1",
     "TRIM": "trim-2",
+    "CLOSE": "close-2",
+    "RESTORE": "restore-2-1n",
+    "REOPEN": "reopen-3",
 }
 SCRIPT_NAMES = tuple(_NAMES.values())
 
@@ -40,11 +44,15 @@ if TYPE_CHECKING:  # at run time read on first use, by __getattr__
     CANCEL: Script
     SETTLE: Script
     EXPIRE: Script
+    REJECT: Script
     LOAD: Script
     DEFINE: Script
     RESTOCK: Script
     FORGET: Script
     TRIM: Script
+    CLOSE: Script
+    RESTORE: Script
+    REOPEN: Script
 
 
 class ScriptError(Exception):

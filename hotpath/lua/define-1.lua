@@ -10,7 +10,7 @@
 -- Outputs
 --   1 replaced
 --   0 the lane has this version or a newer one
---   -1 the lane does not know the sale or has another epoch
+--   -1 the lane does not know the sale, has another epoch, or has closed the sale for recovery
 
 --- @include names
 --- @include errors
@@ -26,10 +26,10 @@ end
 if #known < 30 then
   corrupt('definition')
 end
-local _, epoch_known, version_known = decode('>BI4I4', known)
+local state_known, epoch_known, version_known = decode('>BI4I4', known)
 local _, epoch, version = decode('>BI4I4', definition)
-if epoch ~= epoch_known then
-  return -1
+if epoch ~= epoch_known or state_known == 3 then
+  return -1 -- what was closed for recovery is only ever rebuilt
 end
 if version <= version_known then
   return 0

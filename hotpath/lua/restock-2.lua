@@ -13,7 +13,7 @@
 -- Outputs
 --   1 applied
 --   0 applied before
---   -1 the lane does not know the sale or the SKU
+--   -1 the lane does not know the sale or the SKU, or has closed the sale for recovery
 --   -2 the key was used with other numbers
 
 --- @include names
@@ -26,7 +26,7 @@ end
 local field = 's:' .. ARGV[1] .. ':' .. index
 local known = call('HMGET', KEYS[1], 'd:' .. ARGV[1], field)
 local stock = known[2]
-if not known[1] or not stock then
+if not known[1] or not stock or byte(known[1], 1) == 3 then
   return -1
 end
 if #stock ~= 28 then

@@ -12,7 +12,7 @@ from uuid import UUID
 from redis.exceptions import NoScriptError
 
 from domain import ids, topology
-from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry, encode_body
+from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry, encode_body, encode_entry
 from domain.outcomes import OUTCOME_BITS, Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from hotpath.scripts import load_script
@@ -185,6 +185,43 @@ class LaneClient:
     def forget(self, sale_id: UUID) -> int:
         """Answer of `forget-1`."""
         answer: int = self.run("forget-1", [topology.lane_state_key(LANE)], [ids.short(sale_id)])
+        return answer
+
+    def close(self, floor: int, sale_ids: Sequence[UUID] = (), *, mark: str = "") -> tuple[int, int, int]:
+        """Answer of `close-2`."""
+        keys = [topology.lane_state_key(LANE), topology.lane_stream_key(LANE)]
+        closed, before, seq = self.run("close-2", keys, [floor, mark, *(ids.short(sale_id) for sale_id in sale_ids)])
+        return closed, before, seq
+
+    def restore(
+        self, sale: SaleDefinition, orders: Sequence[OrderEntry], *, mark: str, state: bytes, ttl_s: int = 0
+    ) -> int:
+        """Answer of `restore-2-1n` for all orders of one user; `state` is the user's `s`."""
+        keys = [topology.lane_state_key(LANE), topology.user_key(LANE, sale.sale_id, orders[0].user_id)]
+        args: list[bytes | str | int] = [ids.short(sale.sale_id), mark, 1, state]
+        for order in orders:
+            keys.append(topology.order_key(order.order_id))
+            lines = b"".join(bytes([line.sku_index, line.quantity]) for line in order.lines)
+            record = order.order_id.bytes + order.reserved_at_ms.to_bytes(8, "big") + lines
+            args += [f"k{order.idempotency_key}", record, encode_entry(order), ttl_s]
+        answer: int = self.run("restore-2-1n", keys, args)
+        return answer
+
+    def reopen(
+        self,
+        sale: SaleDefinition,
+        floor: int,
+        stock: Sequence[Stock],
+        *,
+        mark: str,
+        restocks: Sequence[tuple[str, str]] = (),
+    ) -> int:
+        """Answer of `reopen-3`."""
+        lane = topology.lane_state_key(LANE), topology.lane_stream_key(LANE), topology.restock_key(LANE, sale.sale_id)
+        args: list[bytes | str | int] = [ids.short(sale.sale_id), mark, floor, sale.pack_for_lane()]
+        args += [counters.pack() for counters in stock]
+        args += [text for restock in restocks for text in restock]
+        answer: int = self.run("reopen-3", lane, args)
         return answer
 
     def trim(self, token: str, confirmed_seq: int) -> int:

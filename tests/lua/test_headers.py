@@ -103,7 +103,7 @@ def test_constants_are_those_of_the_domain() -> None:
 def test_flags_say_what_may_run_with_full_memory() -> None:
     flags = {name: read_header(name).flags for name in SCRIPT_NAMES}
     assert flags["lookup-2-2n"] == ("no-writes",)
-    for name in (*CHANGES, "define-1", "forget-1", "trim-2"):
+    for name in (*CHANGES, "define-1", "forget-1", "trim-2", "close-2"):
         assert flags[name] == ("allow-oom",), name
-    for name in ("reserve-2-2n", "load-1", "restock-2"):
+    for name in ("reserve-2-2n", "load-1", "restock-2", "restore-2-1n", "reopen-3"):
         assert flags[name] == ("",), name

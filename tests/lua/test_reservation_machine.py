@@ -171,8 +171,9 @@ class ReservationMachine(RuleBasedStateMachine):
         assert_same_answers(answers, expected)
 
     def _order(self, choice: int) -> OrderEntry:
-        """A known order or, for a choice of 0, one that the lane does not know."""
-        known = sorted(self.model.orders.values(), key=lambda order: order.order_id.int & ((1 << 52) - 1))
+        """A known order of a sale that is not closed or, for a choice of 0, one that the lane does not know."""
+        open_orders = [order for order in self.model.orders.values() if not self.model.is_closed(order.sale_id)]
+        known = sorted(open_orders, key=lambda order: order.order_id.int & ((1 << 52) - 1))
         if choice == 0 or not known:
             return make_request(self.sales[0], self.users[0], "unknown").order
         return known[choice % len(known)]
@@ -202,6 +203,24 @@ class ReservationMachine(RuleBasedStateMachine):
         answer = self.lane.restock(sale_id, index, quantity, f"restock-{key}")
         assert answer == self.model.restock(sale_id, index, quantity, f"restock-{key}")
 
+    @rule(number=numbers, floor_more=st.integers(-2, 3))
+    def close(self, number: int, floor_more: int) -> None:
+        floor, sale_ids = max(0, self.model.seq + floor_more), [self.sales[number].sale_id]
+        assert self.lane.close(floor, sale_ids) == self.model.close(floor, sale_ids)
+
+    @rule(number=numbers, floor_more=st.integers(-2, 3))
+    def rebuild(self, number: int, floor_more: int) -> None:
+        """To what the lane has: what it takes from there on must be as if nothing had been."""
+        sale = self.model.definitions.get(self.sales[number].sale_id)
+        if sale is None:
+            return
+        floor = max(0, self.model.seq + floor_more)
+        assert self.lane.close(0, [sale.sale_id], mark="m") == self.model.close(0, [sale.sale_id])
+        stock = [self.model.stock[sale.sale_id, index] for index in range(SKUS)]
+        opened = replace(sale, epoch=sale.epoch + 1, version=sale.version + 1, state=LaneSaleState.RUNNING)
+        assert self.lane.reopen(opened, floor, stock, mark="m") == 1
+        self.model.reopen(opened, floor, stock)
+
     @rule(number=numbers)
     def forget(self, number: int) -> None:
         sale_id = self.sales[number].sale_id
@@ -222,9 +241,9 @@ class ReservationMachine(RuleBasedStateMachine):
         for (sale_id, index), stock in self.model.stock.items():
             assert stock.is_balanced
             expected[topology.stock_field(sale_id, index).encode()] = stock.pack()
-        if self.model.seq:
-            expected[b"seq"] = str(self.model.seq).encode()
-        assert self.lane.state() == expected
+        state = self.lane.state()
+        assert int(state.pop(b"seq", b"0")) == self.model.seq
+        assert state == expected
         assert self.lane.stream() == self.model.stream
         for order_id, order in self.model.orders.items():
             assert self.lane.order(order_id) == order

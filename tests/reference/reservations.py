@@ -212,19 +212,42 @@ class Lane:
         return 1
 
     def define(self, sale: SaleDefinition) -> int:
-        """Replace a definition by a newer one of the same epoch."""
+        """Replace a definition by a newer one of the same epoch; what is closed for recovery stays closed."""
         known = self.definitions.get(sale.sale_id)
-        if known is None or known.epoch != sale.epoch:
+        if known is None or known.epoch != sale.epoch or known.state is LaneSaleState.CLOSED:
             return -1
         if sale.version <= known.version:
             return 0
         self.definitions[sale.sale_id] = sale
         return 1
 
+    def is_closed(self, sale_id: UUID) -> bool:
+        """Whether the lane knows the sale as closed for recovery."""
+        sale = self.definitions.get(sale_id)
+        return sale is not None and sale.state is LaneSaleState.CLOSED
+
+    def close(self, floor: int, sale_ids: Sequence[UUID]) -> tuple[int, int, int]:
+        """Close sales (none: all), raise the sequence; how many were closed, the sequence before and after."""
+        closed, before = 0, self.seq
+        for sale_id in sale_ids or tuple(self.definitions):
+            if sale_id in self.definitions and not self.is_closed(sale_id):
+                self.definitions[sale_id] = replace(self.definitions[sale_id], state=LaneSaleState.CLOSED)
+                closed += 1
+        self.seq = max(self.seq, floor)
+        return closed, before, self.seq
+
+    def reopen(self, sale: SaleDefinition, floor: int, stock: Sequence[Stock]) -> None:
+        """Give a closed sale its counters and definition anew; no restock is remembered."""
+        self.definitions[sale.sale_id] = sale
+        for index, counters in enumerate(stock):
+            self.stock[sale.sale_id, index] = counters
+        self.restocks = {place: done for place, done in self.restocks.items() if place[0] != sale.sale_id}
+        self.seq = max(self.seq, floor)
+
     def restock(self, sale_id: UUID, index: int, quantity: int, key: str) -> int:
         """Add units once per key."""
         stock = self.stock.get((sale_id, index))
-        if stock is None:
+        if stock is None or self.is_closed(sale_id):
             return -1
         applied = self.restocks.get((sale_id, key))
         if applied is not None:

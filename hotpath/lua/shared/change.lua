@@ -90,24 +90,29 @@ local function change_order(entry, status)
   if not known[2] then
     corrupt('the lane does not know the sale')
   end
+  if byte(known[2], 1) == 3 then
+    corrupt('the sale is closed for recovery')
+  end
   local changes = { 'seq', seq + 1 }
   for line = 1, #skus do
     local stock = known[line + 2]
     if not stock or #stock ~= 28 then
       corrupt('stock')
     end
-    local available, reserved, paid = decode('>I4I4I4', stock)
+    local available, reserved, paid, rejected = decode('>I4I4I4I4', stock)
     reserved = reserved - units[line]
     if status == PAID then
       paid = paid + units[line]
+    elseif status == REJECTED then
+      rejected = rejected + units[line]
     else
       available = available + units[line]
     end
-    if reserved < 0 or available > 4294967295 or paid > 4294967295 then
+    if reserved < 0 or max(available, paid, rejected) > 4294967295 then
       corrupt('stock counter out of bounds')
     end
     changes[2 * line + 1] = fields[line + 2]
-    changes[2 * line + 2] = pack('>I4I4I4', available, reserved, paid) .. sub(stock, 13)
+    changes[2 * line + 2] = pack('>I4I4I4I4', available, reserved, paid, rejected) .. sub(stock, 17)
   end
   local purchases = status ~= PAID and return_purchases(skus, units)
 

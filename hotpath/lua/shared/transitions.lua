@@ -8,3 +8,4 @@ local RESERVED = 0
 local PAID = 1
 local CANCELLED = 2
 local EXPIRED = 3
+local REJECTED = 4

@@ -1,0 +1,35 @@
+#!lua flags=allow-oom
+-- PostgreSQL has no unit for a reserved order: it becomes `rejected`, also after its hold; its units are written off, since
+-- they do not exist: they leave `reserved` and are never available again.
+--
+-- KEYS
+--   1 state of the lane
+--   2 stream of the lane
+--   3 order
+--   4 user hash
+-- ARGV
+--   1 short sale id
+--   2 order id, 16 bytes
+-- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
+-- Outputs
+--   0 DONE
+--   1 REPEATED it was rejected before
+--   2 CONFLICT another final state
+--   3 NOT_FOUND no such order
+
+--- @include names
+--- @include errors
+--- @include transitions
+--- @include change
+
+local entry, status = read_order()
+if not entry then
+  return { NOT_FOUND, '' }
+end
+if status == REJECTED then
+  return { REPEATED, entry }
+end
+if status ~= RESERVED then
+  return { CONFLICT, entry }
+end
+return { DONE, change_order(entry, REJECTED) }

@@ -1,0 +1,109 @@
+"""The scripts of recovery: what closing stops, what restoring gives back, and whom a rebuild's mark keeps out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from redis.exceptions import ResponseError
+
+from domain import ids, topology
+from domain.orders import OrderEntry
+from domain.outcomes import Outcome, Transition
+from domain.sales import LaneSaleState, SaleDefinition, Stock
+from tests.lua.lane import LANE, LaneClient, make_request, make_sale
+
+NO_ARRIVAL = bytes(8)
+
+
+@pytest.fixture
+def sale(lane: LaneClient) -> SaleDefinition:
+    sale = make_sale(limits=(3,))
+    assert lane.load(sale, [Stock.fresh(10)]) == 1
+    return sale
+
+
+def buy(lane: LaneClient, sale: SaleDefinition, user_id: UUID, key: str = "key-1", units: int = 2) -> OrderEntry:
+    request = make_request(sale, user_id, key, [(0, units)])
+    assert lane.outcome(request) is Outcome.ACCEPTED
+    order = lane.order(request.order.order_id)
+    assert order is not None
+    return order
+
+
+def rebuilt(sale: SaleDefinition) -> SaleDefinition:
+    return replace(sale, epoch=sale.epoch + 1, version=sale.version + 1)
+
+
+def test_a_closed_sale_takes_nothing_and_the_others_go_on(lane: LaneClient, sale: SaleDefinition) -> None:
+    other = make_sale()
+    lane.load(other, [Stock.fresh(1)])
+    order = buy(lane, sale, ids.new_uuid7())
+    assert lane.close(0, [sale.sale_id]) == (1, 1, 1)
+    assert lane.close(0, [sale.sale_id]) == (0, 1, 1)
+    assert lane.outcome(make_request(sale, ids.new_uuid7(), "k")) is Outcome.STALE
+    for change in (lambda: lane.cancel(order), lambda: lane.change("settle-4", order)):
+        with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
+            change()
+    assert lane.restock(sale.sale_id, 0, 1, "more") == -1
+    assert lane.define(replace(sale, version=2, state=LaneSaleState.RUNNING)) == -1
+    assert lane.stock(sale) == Stock(8, 2, 0, 0, 10, 0, 0)
+    assert lane.outcome(make_request(other, ids.new_uuid7(), "k")) is Outcome.ACCEPTED
+
+
+def test_closing_a_lane_closes_every_sale_and_gives_no_number_twice(lane: LaneClient, sale: SaleDefinition) -> None:
+    lane.load(make_sale(), [Stock.fresh(1)])
+    buy(lane, sale, ids.new_uuid7())
+    lane.redis.hset(topology.lane_state_key(LANE), "seq", 0)  # the state went back behind the stream
+    assert lane.close(0) == (2, 0, 1)
+    assert lane.close(41) == (0, 1, 41)
+    assert lane.close(7) == (0, 41, 41)
+    with pytest.raises(ResponseError, match="MALFORMED"):
+        lane.close(-1)
+
+
+def test_a_user_is_restored_with_counters_records_and_orders(lane: LaneClient, sale: SaleDefinition) -> None:
+    user_id = ids.new_uuid7()
+    order = buy(lane, sale, user_id)
+    lane.redis.flushall()
+    lane.close(1, [sale.sale_id], mark="mark")
+    restored = replace(order, epoch=2)
+    for _ in range(2):  # a run that was killed is repeated
+        assert lane.restore(sale, [restored], mark="mark", state=NO_ARRIVAL + bytes([0, 0, 2])) == 1
+    opened = rebuilt(sale)
+    assert lane.reopen(opened, 1, [Stock(8, 2, 0, 0, 10, 0, 0)], mark="mark", restocks=[("more", "0:5")]) == 1
+    (replay,) = lane.reserve([make_request(opened, user_id, "key-1", [(0, 2)])])[1]
+    assert replay.outcome is Outcome.REPLAYED and replay.record is not None
+    assert (replay.record.order_id, replay.record.reserved_at_ms) == (order.order_id, order.reserved_at_ms)
+    assert lane.outcome(make_request(opened, user_id, "key-2", [(0, 2)])) is Outcome.PURCHASE_LIMIT
+    assert lane.restock(sale.sale_id, 0, 5, "more") == 0
+    transition, cancelled = lane.cancel(restored)
+    assert transition is Transition.DONE and cancelled is not None and (cancelled.epoch, cancelled.version) == (2, 2)
+    assert list(lane.stream()) == [2]
+    assert lane.outcome(make_request(opened, user_id, "key-2", [(0, 3)])) is Outcome.ACCEPTED
+
+
+def test_final_orders_are_given_their_time_to_live(lane: LaneClient, sale: SaleDefinition) -> None:
+    order = buy(lane, sale, ids.new_uuid7())
+    lane.close(0, [sale.sale_id], mark="mark")
+    lane.restore(sale, [order], mark="mark", state=NO_ARRIVAL, ttl_s=60)
+    assert 0 < lane.redis.ttl(topology.order_key(order.order_id)) <= 60
+    lane.restore(sale, [order], mark="mark", state=NO_ARRIVAL)
+    assert lane.redis.ttl(topology.order_key(order.order_id)) == -1
+
+
+def test_only_the_rebuild_that_closed_the_sale_may_restore_and_reopen(lane: LaneClient, sale: SaleDefinition) -> None:
+    order = buy(lane, sale, ids.new_uuid7())
+    opened, stock = rebuilt(sale), [Stock(8, 2, 0, 0, 10, 0, 0)]
+    lane.close(0, [sale.sale_id], mark="first")
+    lane.close(0, [sale.sale_id], mark="second")
+    before = lane.snapshot()
+    assert lane.restore(sale, [order], mark="first", state=NO_ARRIVAL) == -1
+    assert lane.reopen(opened, 0, stock, mark="first") == -1
+    with pytest.raises(ResponseError, match="MALFORMED stock is not balanced"):
+        lane.reopen(opened, 0, [Stock(9, 2, 0, 0, 10, 0, 0)], mark="second")
+    assert lane.snapshot() == before
+    assert lane.reopen(opened, 0, stock, mark="second") == 1
+    assert lane.reopen(opened, 0, stock, mark="second") == -1, "the mark went with the rebuild"
+    assert lane.restore(sale, [order], mark="second", state=NO_ARRIVAL) == -1
