@@ -220,3 +220,37 @@ def test_malformed_events(text: str) -> None:
 def test_one_aggregate_stays_in_one_partition() -> None:
     assert outbox_partition("a") == outbox_partition("a")
     assert {outbox_partition(str(i)) for i in range(500)} == set(range(OUTBOX_PARTITIONS))
+
+
+class Hanging:
+    """A destination that has the events and does not answer: what a paused log looks like."""
+
+    name = DESTINATION_ORDER_EVENTS
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:  # noqa: ARG002
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery_under_way(setup: Setup) -> None:
+    put(setup.dsn, 3, [event("o", 1)])
+    log, hanging = setup.destination, Hanging()
+    setup.destination = hanging
+    group = setup.group()
+    assert await setup.lease.acquire()
+    tenure = asyncio.create_task(group.run())
+    await asyncio.wait_for(hanging.asked.wait(), WAIT_S)
+    setup.lease.lost.set()
+    await asyncio.wait_for(tenure, WAIT_S)
+    group._destination = log
+    await setup.redis.delete(setup.lease.key)
+    assert await setup.lease.acquire()
+    tenure = asyncio.create_task(group.run())
+    await until(lambda: waiting_rows(setup.dsn) == 0)
+    setup.service.stopping.set()
+    await asyncio.wait_for(tenure, WAIT_S)
+    await setup.lease.release()
+    assert await setup.logged(3) == [event("o", 1)]

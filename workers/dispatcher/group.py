@@ -85,6 +85,9 @@ class DispatchGroup:
                 await self._finish()
         finally:
             await tasks.cancel(*self._deliveries())
+            # The next tenure begins with none: the result of a cancelled delivery would end it, unheard by anybody.
+            for partition in self._partitions:
+                partition.delivery = None
 
     async def measure(self) -> None:
         """Show the lag and whether the database answers, whoever dispatches, until the process is to stop."""
