@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from devstack.faults.checker import Finding, check
 from devstack.faults.crowd import Crowd, Habits
-from devstack.faults.evidence import backlog, dead_letters, gather
+from devstack.faults.evidence import backlog, dead_letters, gather, read_counters
 from devstack.faults.history import Ending, History
 from devstack.faults.scenario import Fault, NotFired, NotHere
 from devstack.faults.stage import Stage
@@ -32,6 +32,8 @@ HEAL_S_MAX = 10.0
 HEAL_LOOK_S = 1.0
 HEAL_SHARE = 0.9
 DRAIN_S_MAX = 60.0
+LONG_HOLD_S = 60  # a shorter hold ends while the drill runs
+COLLECT_S_MAX = 40.0
 INVARIANTS = "ABCDEF"
 
 
@@ -90,6 +92,11 @@ class Drill:
     cluster: Topology
     say: Callable[[str], None]
 
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The sale's."""
+        return self.cluster.lanes_of_sale(self.sale_id, count=1)
+
     def silence(self, since: float) -> None:
         """The edge itself was stopped or gone from `since` until now: nobody could answer."""
         self.crowd.history.silences.append((since, time.monotonic()))
@@ -146,6 +153,8 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
     say(f"{fault.name}: backlogs drain")
     # What the crowd is not sure of may still be on its way to Redis; then it is asked for again, and drains as well.
     await _drain(stage, cluster)
+    if fault.sale.hold_s < LONG_HOLD_S and not await _collected(stage, sale_id, fault.sale.hold_s):
+        result.findings.append(Finding("F", f"holds were not collected within {COLLECT_S_MAX:.0f} s of their end"))
     if await crowd.resolve():
         say(f"{fault.name}: some outcomes stayed unknown")
     result.drained_s = await _drain(stage, cluster)
@@ -185,6 +194,18 @@ async def _heal(crowd: Crowd, before_per_s: float) -> float | None:
         if now - began >= HEAL_LOOK_S and crowd.per_s(now - HEAL_LOOK_S, now) >= HEAL_SHARE * before_per_s:
             return max(0.0, now - began - HEAL_LOOK_S)
     return None
+
+
+async def _collected(stage: Stage, sale_id: UUID, hold_s: int) -> bool:
+    """Whether no hold of the sale is left, some time after the last one ended."""
+    deadline = time.monotonic() + hold_s + COLLECT_S_MAX
+    async with stage.redis() as redis:
+        while time.monotonic() < deadline:
+            evidence = await read_counters(redis, sale_id)
+            if not any(stock.reserved for stocks in evidence.values() for stock in stocks or ()):
+                return True
+            await asyncio.sleep(0.2)
+    return False
 
 
 async def _drain(stage: Stage, cluster: Topology) -> float | None:

@@ -83,8 +83,7 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
     redis = redis_client(stack.redis_url)
     log = open_event_log(stack.event_log_url)
     try:
-        document = await redis.get(topology.sale_key(sale_id))
-        evidence = Evidence(SaleDefinition.from_document(orjson.loads(cast(bytes, document))))
+        evidence = Evidence(await read_definition(redis, sale_id))
         await _read_redis(redis, evidence, sale_id)
         evidence.dead_letters = await _dead_letters(redis) - known_dead_letters
         for shard, dsn in enumerate(stack.shard_dsns):
@@ -132,13 +131,26 @@ async def _dead_letters(redis: Redis) -> int:
     return sum([int(await redis.xlen(f"queue:{{{queue.decode()}}}:dead")) for queue in queues])
 
 
-async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
-    skus = range(len(evidence.definition.items))
-    for lane in evidence.definition.lanes:
-        fields = [topology.stock_field(sale_id, index) for index in skus]
+async def read_definition(redis: Redis, sale_id: UUID) -> SaleDefinition:
+    """The sale as edges know it."""
+    return SaleDefinition.from_document(orjson.loads(cast(bytes, await redis.get(topology.sale_key(sale_id)))))
+
+
+async def read_counters(redis: Redis, sale_id: UUID) -> dict[int, list[Stock] | None]:
+    """Counters by SKU index for each lane of a sale, None for a lane that does not know it."""
+    definition = await read_definition(redis, sale_id)
+    fields = [topology.stock_field(sale_id, index) for index in range(len(definition.items))]
+    lanes: dict[int, list[Stock] | None] = {}
+    for lane in definition.lanes:
         values = cast(list[bytes | None], await redis.hmget(topology.lane_state_key(lane), fields))
         known = [Stock.unpack(value) for value in values if value is not None]
-        evidence.lanes[lane] = known if len(known) == len(fields) else None
+        lanes[lane] = known if len(known) == len(fields) else None
+    return lanes
+
+
+async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
+    evidence.lanes = await read_counters(redis, sale_id)
+    for lane in evidence.definition.lanes:
         prefix = topology.user_key_prefix(lane, sale_id)
         async for key in redis.scan_iter(topology.user_key_pattern(lane, sale_id), count=SCAN_COUNT):
             user_id = ids.from_short(key.decode("ascii").removeprefix(prefix))

@@ -1,0 +1,95 @@
+"""Faults of PostgreSQL and of the way to it. The embedded stack has one server: its shards are databases of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from devstack.faults.drill import Drill
+from devstack.faults.proxy import Harm, Trap
+from devstack.faults.redis_faults import sprung
+from devstack.faults.scenario import Act, Fault, NotFired
+
+AWAY_S = 4.0
+_COMMIT = (b"COMMIT",)
+
+
+async def kill_postgres(drill: Drill) -> str:
+    """SIGKILL to the server: crash recovery."""
+    old = drill.stage.pid("postgres")
+    os.kill(old, signal.SIGKILL)
+    await drill.stage.replaced("postgres", old)
+    await drill.stage.until(lambda: _answers(drill), "PostgreSQL did not come back")
+    return f"pid {old} became {drill.stage.pid('postgres')}"
+
+
+def _answers(drill: Drill) -> bool:
+    try:
+        asyncio.run(drill.stage.sql(drill.stage.maintenance_dsn, "SELECT 1"))
+    except OSError:
+        return False
+    return True
+
+
+def database_away(name: str) -> Act:
+    """A database takes no connections and ends those it has, for a while."""
+
+    async def act(drill: Drill) -> str:
+        stage = drill.stage
+        try:
+            await stage.sql(stage.maintenance_dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            ended = await stage.sql(
+                stage.maintenance_dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name
+            )
+            await asyncio.sleep(AWAY_S)
+        finally:
+            await stage.sql(stage.maintenance_dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        if not ended:
+            raise NotFired(f"nobody was connected to {name}")
+        return f"{len(ended)} connections to {name} were ended, none accepted for {AWAY_S:.0f} s"
+
+    return act
+
+
+def commits_harmed(harm: Harm) -> Act:
+    """Connections end at commits of the shards' writer."""
+
+    async def act(drill: Drill) -> str:
+        trap = Trap(harm, _COMMIT, b"shard_", times=6, skip=drill.rng.randrange(5))
+        drill.stage.proxy("shard-writer-0", "postgres").set_trap(trap)
+        await sprung(drill, trap, "commits")
+        return f"{trap.sprung} commits lost their {'answer' if harm is Harm.AFTER else 'way'}"
+
+    return act
+
+
+async def stall_writer(drill: Drill) -> str:
+    """Nothing passes between writer and PostgreSQL, connections stay open."""
+    proxy = drill.stage.proxy("shard-writer-0", "postgres")
+    proxy.stall(stalled=True)
+    await asyncio.sleep(AWAY_S)
+    proxy.stall(stalled=False)
+    if not proxy.counted["stalled"]:
+        raise NotFired("nothing was held back")
+    return f"{proxy.counted['stalled']} writes were held back for {AWAY_S:.0f} s"
+
+
+_AWAY = "sales go on; the writer pauses without spending attempts, and stores everything afterwards"
+FAULTS = [
+    Fault("postgres-kill9", "SIGKILL to PostgreSQL, all shards and the catalogue", _AWAY, kill_postgres),
+    Fault(
+        "one-shard-down", "one shard ends its connections and takes none for 4 s",
+        "sales go on; the other shards go on being stored", database_away("shard_2"), fast=True,
+    ),
+    Fault("catalogue-down", "the catalogue ends its connections and takes none for 4 s", _AWAY, database_away("catalogue")),
+    Fault(
+        "commit-reply-lost", "answers to the writer's commits are swallowed", "delivered again, dropped by version",
+        commits_harmed(Harm.AFTER),
+    ),
+    Fault(
+        "commit-never-arrives", "connections end as the writer commits", "rolled back, delivered again",
+        commits_harmed(Harm.BEFORE),
+    ),
+    Fault("writer-stalled", "nothing passes between writer and PostgreSQL for 4 s", _AWAY, stall_writer),
+]  # fmt: skip
