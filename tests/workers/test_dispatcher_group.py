@@ -196,47 +196,6 @@ async def test_a_lost_lease_ends_the_work_and_what_stays_is_told_by_the_next(set
     assert [e["version"] for e in await setup.logged(0)] == [1, 2]
 
 
-class Hanging:
-    """The real destination, but it takes its time: what a stalled server looks like."""
-
-    name = DESTINATION_ORDER_EVENTS
-
-    def __init__(self, destination: Destination) -> None:
-        self._destination = destination
-        self.asked = asyncio.Event()
-        self.released = asyncio.Event()
-
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
-        self.asked.set()
-        await self.released.wait()
-        await self._destination.deliver(partition, events)
-
-
-async def test_a_delivery_under_way_when_the_lease_is_lost_is_begun_anew_in_the_next_tenure(setup: Setup) -> None:
-    destination = Hanging(setup.destination)
-    setup.destination = destination
-    group = setup.group()
-    put(setup.dsn, 7, [event("a", 1)])
-    assert await setup.lease.acquire()
-    task = asyncio.create_task(group.run())
-    async with asyncio.timeout(WAIT_S):
-        await destination.asked.wait()
-    setup.lease.lost.set()
-    async with asyncio.timeout(WAIT_S):
-        await task
-    assert waiting_rows(setup.dsn) == 1
-    destination.released.set()
-    await setup.redis.delete(setup.lease.key)
-    assert await setup.lease.acquire()
-    task = asyncio.create_task(group.run())
-    await until(lambda: waiting_rows(setup.dsn) == 0)
-    setup.service.stopping.set()
-    async with asyncio.timeout(WAIT_S):
-        await task
-    await setup.lease.release()
-    assert await setup.logged(7) == [event("a", 1)]
-
-
 async def test_delete_removes_exactly_the_given_rows_and_measure_counts_the_rest(setup: Setup) -> None:
     for partition in range(OUTBOX_PARTITIONS):
         put(setup.dsn, partition, [event("k", partition)])
