@@ -150,7 +150,7 @@ class LaneClient:
         return self.reserve([request], rate=rate)[1][0].outcome
 
     def change(self, name: str, order: OrderEntry, *more: bytes) -> tuple[Transition, OrderEntry | None]:
-        """Run `cancel-4` (which takes the user id, too), `settle-4` or `expire-4` on an order."""
+        """Run `cancel-4` (which takes the user id, too), `settle-4`, `expire-4` or `reject-4` on an order."""
         keys = [
             topology.lane_state_key(LANE), topology.lane_stream_key(LANE), topology.order_key(order.order_id),
             topology.user_key(LANE, order.sale_id, order.user_id),

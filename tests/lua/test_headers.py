@@ -16,7 +16,7 @@ from hotpath.scripts import SCRIPT_NAMES, load_script
 
 FOLDER = Path(scripts.__file__).parent / "lua"
 BATCH = ("reserve-2-2n", "lookup-2-2n")
-CHANGES = ("cancel-4", "settle-4", "expire-4")
+CHANGES = ("cancel-4", "settle-4", "expire-4", "reject-4")
 _OUTPUT = re.compile(r"(-?[0-9]+) ([A-Z_]+\b)?.*")
 
 
@@ -86,6 +86,7 @@ def test_change_outputs_are_the_transitions() -> None:
     assert_outputs_are(read_header("cancel-4"), Transition, {Transition.NOT_DUE})
     assert_outputs_are(read_header("settle-4"), Transition, {Transition.NOT_DUE})
     assert_outputs_are(read_header("expire-4"), Transition, set())
+    assert_outputs_are(read_header("reject-4"), Transition, {Transition.NOT_DUE})
 
 
 def constants(fragment: str) -> dict[str, int]:
@@ -96,7 +97,7 @@ def constants(fragment: str) -> dict[str, int]:
 def test_constants_are_those_of_the_domain() -> None:
     # A replay is answered by its record: no script needs its number.
     assert constants("outcomes") == {o.name: int(o) for o in Outcome if o is not Outcome.REPLAYED}
-    statuses = {s.name: int(s) for s in OrderStatus if s is not OrderStatus.REJECTED}
+    statuses = {s.name: int(s) for s in OrderStatus}
     assert constants("transitions") == {t.name: int(t) for t in Transition} | statuses
 
 

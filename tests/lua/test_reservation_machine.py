@@ -197,6 +197,12 @@ class ReservationMachine(RuleBasedStateMachine):
         answer = self.lane.change("expire-4", order)
         assert answer == self.model.expire(order.order_id, now_ms=time_of(answer))
 
+    @rule(choice=st.integers(0, 40))
+    def reject(self, choice: int) -> None:
+        order = self._order(choice)
+        answer = self.lane.change("reject-4", order)
+        assert answer == self.model.reject(order.order_id, now_ms=time_of(answer))
+
     @rule(number=numbers, index=st.integers(0, SKUS), quantity=st.integers(1, 4), key=numbers)
     def restock(self, number: int, index: int, quantity: int, key: int) -> None:
         sale_id = self.sales[number].sale_id

@@ -85,9 +85,33 @@ def test_expire_collects_what_is_due_only(lane: LaneClient, order: OrderEntry, o
     assert lane.change("expire-4", overdue) == (Transition.REPEATED, changed)
 
 
+def test_reject_writes_units_off_also_after_the_hold(
+    lane: LaneClient, sale: SaleDefinition, order: OrderEntry, overdue: OrderEntry
+) -> None:
+    transition, changed = lane.change("reject-4", order)
+    assert transition is Transition.DONE and changed is not None
+    assert (changed.status, changed.version) == (OrderStatus.REJECTED, 2)
+    assert lane.order(order.order_id) == changed and lane.stream()[3] == changed
+    assert lane.stock(sale, 0) == Stock(7, 0, 0, 3, 10, 0, 0) and lane.stock(sale, 1) == Stock(8, 0, 0, 2, 10, 0, 0)
+    user = lane.user(sale.sale_id, order.user_id)
+    assert user is not None and user.purchases == {}, "what was rejected does not count against the purchase limit"
+    assert lane.change("reject-4", order) == (Transition.REPEATED, changed)
+    assert lane.cancel(order) == (Transition.CONFLICT, changed)
+    assert lane.change("expire-4", order) == (Transition.CONFLICT, changed)
+    assert lane.change("reject-4", overdue)[0] is Transition.DONE
+
+
+@pytest.mark.parametrize("name", ["cancel-4", "settle-4"])
+def test_reject_changes_only_what_is_reserved(lane: LaneClient, order: OrderEntry, name: str) -> None:
+    _, changed = run(lane, name, order)
+    before = lane.snapshot()
+    assert lane.change("reject-4", order) == (Transition.CONFLICT, changed)
+    assert lane.snapshot() == before
+
+
 def test_unknown_and_foreign_orders_are_not_found(lane: LaneClient, sale: SaleDefinition, order: OrderEntry) -> None:
     unknown = make_request(sale, order.user_id, "unknown").order
-    for name in ("cancel-4", "settle-4", "expire-4"):
+    for name in ("cancel-4", "settle-4", "expire-4", "reject-4"):
         assert run(lane, name, unknown) == (Transition.NOT_FOUND, None)
     assert lane.change("cancel-4", order, ids.new_uuid7().bytes) == (Transition.NOT_FOUND, None)
     assert lane.order(order.order_id) == order

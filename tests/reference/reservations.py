@@ -145,13 +145,16 @@ class Lane:
             )
         )
 
-    def _move(self, sale_id: UUID, index: int, *, available: int = 0, reserved: int = 0, paid: int = 0) -> None:
+    def _move(
+        self, sale_id: UUID, index: int, *, available: int = 0, reserved: int = 0, paid: int = 0, rejected: int = 0
+    ) -> None:
         stock = self.stock[sale_id, index]
         self.stock[sale_id, index] = replace(
             stock,
             available=stock.available + available,
             reserved=stock.reserved + reserved,
             paid=stock.paid + paid,
+            rejected=stock.rejected + rejected,
         )
 
     def _store(self, entry: OrderEntry) -> None:
@@ -180,6 +183,13 @@ class Lane:
             return Transition.NOT_FOUND, None
         return self._change(order, OrderStatus.EXPIRED, now_ms)
 
+    def reject(self, order_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
+        """PostgreSQL has no unit for it."""
+        order = self.orders.get(order_id)
+        if order is None:
+            return Transition.NOT_FOUND, None
+        return self._change(order, OrderStatus.REJECTED, now_ms)
+
     def _change(self, order: OrderEntry, wanted: OrderStatus, now_ms: int) -> tuple[Transition, OrderEntry]:
         if order.status is wanted:
             return Transition.REPEATED, order
@@ -188,14 +198,15 @@ class Lane:
         over = now_ms >= order.expires_at_ms
         if wanted is OrderStatus.EXPIRED and not over:
             return Transition.NOT_DUE, order
-        if wanted is not OrderStatus.EXPIRED and over:
+        if wanted in (OrderStatus.CANCELLED, OrderStatus.PAID) and over:
             return Transition.CONFLICT, order
         user = self.users.get((order.sale_id, order.user_id))
         for line in order.lines:
             if wanted is OrderStatus.PAID:
                 self._move(order.sale_id, line.sku_index, reserved=-line.quantity, paid=line.quantity)
                 continue
-            self._move(order.sale_id, line.sku_index, reserved=-line.quantity, available=line.quantity)
+            place = "rejected" if wanted is OrderStatus.REJECTED else "available"
+            self._move(order.sale_id, line.sku_index, reserved=-line.quantity, **{place: line.quantity})
             if user is not None:
                 user.purchases[line.sku_index] -= line.quantity
         changed = order.becoming(wanted, at_ms=now_ms)
