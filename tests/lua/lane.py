@@ -187,10 +187,11 @@ class LaneClient:
         answer: int = self.run("forget-1", [topology.lane_state_key(LANE)], [ids.short(sale_id)])
         return answer
 
-    def close(self, floor: int, sale_ids: Sequence[UUID] = (), *, mark: str = "") -> tuple[int, int, int]:
-        """Answer of `close-2`."""
+    def close(self, floor: int, sale: SaleDefinition | None = None, *, mark: str = "") -> tuple[int, int, int]:
+        """Answer of `close-2` for a sale of the epoch before the next one, or for the whole lane."""
         keys = [topology.lane_state_key(LANE), topology.lane_stream_key(LANE)]
-        closed, before, seq = self.run("close-2", keys, [floor, mark, *(ids.short(sale_id) for sale_id in sale_ids)])
+        named: list[bytes | str | int] = ["", 0] if sale is None else [ids.short(sale.sale_id), sale.epoch + 1]
+        closed, before, seq = self.run("close-2", keys, [floor, *named, mark])
         return closed, before, seq
 
     def restore(

@@ -40,12 +40,13 @@ def test_a_closed_sale_takes_nothing_and_the_others_go_on(lane: LaneClient, sale
     other = make_sale()
     lane.load(other, [Stock.fresh(1)])
     order = buy(lane, sale, ids.new_uuid7())
-    assert lane.close(0, [sale.sale_id]) == (1, 1, 1)
-    assert lane.close(0, [sale.sale_id]) == (0, 1, 1)
+    assert lane.close(0, sale) == (1, 1, 1)
+    assert lane.close(0, sale) == (0, 1, 1)
     assert lane.outcome(make_request(sale, ids.new_uuid7(), "k")) is Outcome.STALE
-    for change in (lambda: lane.cancel(order), lambda: lane.change("settle-4", order)):
-        with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
-            change()
+    with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
+        lane.cancel(order)
+    with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
+        lane.change("settle-4", order)
     assert lane.restock(sale.sale_id, 0, 1, "more") == -1
     assert lane.define(replace(sale, version=2, state=LaneSaleState.RUNNING)) == -1
     assert lane.stock(sale) == Stock(8, 2, 0, 0, 10, 0, 0)
@@ -59,6 +60,11 @@ def test_closing_a_lane_closes_every_sale_and_gives_no_number_twice(lane: LaneCl
     assert lane.close(0) == (2, 0, 1)
     assert lane.close(41) == (0, 1, 41)
     assert lane.close(7) == (0, 41, 41)
+    newer = make_sale()
+    lane.load(newer, [Stock.fresh(1)])
+    assert lane.close(41) == (0, 41, 41), "a lane that did not go back keeps its sales"
+    assert lane.close(0, replace(newer, epoch=0)) == (0, 41, 41), "this epoch is not over"
+    assert lane.outcome(make_request(newer, ids.new_uuid7(), "k")) is Outcome.ACCEPTED
     with pytest.raises(ResponseError, match="MALFORMED"):
         lane.close(-1)
 
@@ -67,7 +73,7 @@ def test_a_user_is_restored_with_counters_records_and_orders(lane: LaneClient, s
     user_id = ids.new_uuid7()
     order = buy(lane, sale, user_id)
     lane.redis.flushall()
-    lane.close(1, [sale.sale_id], mark="mark")
+    lane.close(1, sale, mark="mark")
     restored = replace(order, epoch=2)
     for _ in range(2):  # a run that was killed is repeated
         assert lane.restore(sale, [restored], mark="mark", state=NO_ARRIVAL + bytes([0, 0, 2])) == 1
@@ -86,7 +92,7 @@ def test_a_user_is_restored_with_counters_records_and_orders(lane: LaneClient, s
 
 def test_final_orders_are_given_their_time_to_live(lane: LaneClient, sale: SaleDefinition) -> None:
     order = buy(lane, sale, ids.new_uuid7())
-    lane.close(0, [sale.sale_id], mark="mark")
+    lane.close(0, sale, mark="mark")
     lane.restore(sale, [order], mark="mark", state=NO_ARRIVAL, ttl_s=60)
     assert 0 < lane.redis.ttl(topology.order_key(order.order_id)) <= 60
     lane.restore(sale, [order], mark="mark", state=NO_ARRIVAL)
@@ -96,8 +102,8 @@ def test_final_orders_are_given_their_time_to_live(lane: LaneClient, sale: SaleD
 def test_only_the_rebuild_that_closed_the_sale_may_restore_and_reopen(lane: LaneClient, sale: SaleDefinition) -> None:
     order = buy(lane, sale, ids.new_uuid7())
     opened, stock = rebuilt(sale), [Stock(8, 2, 0, 0, 10, 0, 0)]
-    lane.close(0, [sale.sale_id], mark="first")
-    lane.close(0, [sale.sale_id], mark="second")
+    lane.close(0, sale, mark="first")
+    lane.close(0, sale, mark="second")
     before = lane.snapshot()
     assert lane.restore(sale, [order], mark="first", state=NO_ARRIVAL) == -1
     assert lane.reopen(opened, 0, stock, mark="first") == -1

@@ -209,10 +209,11 @@ class ReservationMachine(RuleBasedStateMachine):
         answer = self.lane.restock(sale_id, index, quantity, f"restock-{key}")
         assert answer == self.model.restock(sale_id, index, quantity, f"restock-{key}")
 
-    @rule(number=numbers, floor_more=st.integers(-2, 3))
-    def close(self, number: int, floor_more: int) -> None:
-        floor, sale_ids = max(0, self.model.seq + floor_more), [self.sales[number].sale_id]
-        assert self.lane.close(floor, sale_ids) == self.model.close(floor, sale_ids)
+    @rule(number=st.sampled_from([0, 1, 2, None]), floor_more=st.integers(-2, 3))
+    def close(self, number: int | None, floor_more: int) -> None:
+        floor = max(0, self.model.seq + floor_more)
+        sale = None if number is None else self._sale(number)
+        assert self.lane.close(floor, sale) == self.model.close(floor, None if sale is None else sale.sale_id)
 
     @rule(number=numbers, floor_more=st.integers(-2, 3))
     def rebuild(self, number: int, floor_more: int) -> None:
@@ -221,7 +222,7 @@ class ReservationMachine(RuleBasedStateMachine):
         if sale is None:
             return
         floor = max(0, self.model.seq + floor_more)
-        assert self.lane.close(0, [sale.sale_id], mark="m") == self.model.close(0, [sale.sale_id])
+        assert self.lane.close(0, sale, mark="m") == self.model.close(0, sale.sale_id)
         stock = [self.model.stock[sale.sale_id, index] for index in range(SKUS)]
         opened = replace(sale, epoch=sale.epoch + 1, version=sale.version + 1, state=LaneSaleState.RUNNING)
         assert self.lane.reopen(opened, floor, stock, mark="m") == 1

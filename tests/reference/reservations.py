@@ -237,14 +237,15 @@ class Lane:
         sale = self.definitions.get(sale_id)
         return sale is not None and sale.state is LaneSaleState.CLOSED
 
-    def close(self, floor: int, sale_ids: Sequence[UUID]) -> tuple[int, int, int]:
-        """Close sales (none: all), raise the sequence; how many were closed, the sequence before and after."""
-        closed, before = 0, self.seq
-        for sale_id in sale_ids or tuple(self.definitions):
-            if sale_id in self.definitions and not self.is_closed(sale_id):
-                self.definitions[sale_id] = replace(self.definitions[sale_id], state=LaneSaleState.CLOSED)
-                closed += 1
+    def close(self, floor: int, sale_id: UUID | None) -> tuple[int, int, int]:
+        """Close a sale, or all when the sequence is below the floor; how many, the sequence before and after."""
+        before = self.seq
         self.seq = max(self.seq, floor)
+        closed = 0
+        for known in [sale_id] if sale_id else tuple(self.definitions) if self.seq > before else ():
+            if known in self.definitions and not self.is_closed(known):
+                self.definitions[known] = replace(self.definitions[known], state=LaneSaleState.CLOSED)
+                closed += 1
         return closed, before, self.seq
 
     def reopen(self, sale: SaleDefinition, floor: int, stock: Sequence[Stock]) -> None:
