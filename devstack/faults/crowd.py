@@ -38,11 +38,11 @@ class Habits:
 
 @dataclass(slots=True)
 class Crowd:
-    """Buyers at one sale. `users`: pairs of id and token. `urls`: edges, buyers spread evenly over them."""
+    """Buyers at one sale. `tokens` by user id. `urls`: edges, buyers spread evenly over them; may change."""
 
-    urls: Sequence[str]
+    urls: list[str]
     history: History
-    users: Sequence[tuple[UUID, str]]
+    tokens: dict[UUID, str]
     skus: Sequence[str]
     rng: random.Random
     habits: Habits = field(default_factory=Habits)
@@ -50,21 +50,31 @@ class Crowd:
     lag_s: float = 0.0
     _going: bool = True
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    _tokens: dict[UUID, str] = field(default_factory=dict)
+    _users: list[UUID] = field(default_factory=list)
     _made: int = 0
 
     def start(self) -> None:
         """Begin to buy. Call within a running loop."""
-        self._tokens = dict(self.users)
+        self._users = list(self.tokens)
         self._tasks = [asyncio.create_task(self._feel_lag())]
         for number in range(self.habits.buyers):
-            url = self.urls[number % len(self.urls)]
             rng = random.Random(self.rng.random())  # noqa: S311 - chance that can be repeated
-            self._tasks.append(asyncio.create_task(self._buy(Wire(url), Wire(url), rng)))
+            self._tasks.append(
+                asyncio.create_task(self._buy(Wire(self.urls, number), Wire(self.urls, number + 1), rng))
+            )
 
     def per_s(self, since: float, until: float) -> float:
         """Definite answers a second."""
         return sum(since <= at < until for at in self.answered) / max(1e-9, until - since)
+
+    def new_wire(self) -> Wire:
+        """Another connection to the crowd's edges."""
+        return Wire(self.urls, self.rng.randrange(len(self.urls)))
+
+    def note_order(self, user_id: UUID, token: str, key: str, lines: Lines, attempt: Attempt) -> None:
+        """Enter an attempt at an order that was made elsewhere."""
+        self.tokens[user_id] = token
+        self.history.requests.append(OrderRequest(user_id, key, lines, [attempt]))
 
     async def stop(self) -> None:
         """No new orders; what is open gets its answer or stays unknown."""
@@ -77,12 +87,12 @@ class Crowd:
         Call when all is quiet: no attempt is on its way any more.
         """
         deadline = time.monotonic() + RESOLVE_S_MAX
-        wire = Wire(self.urls[0])
+        wire = Wire(self.urls)
         open_requests = [request for request in self.history.requests if _is_open(request)]
         left = 0
         for request in open_requests:
             while _is_open(request) and time.monotonic() < deadline:
-                attempt = await self._ask(wire, request)
+                attempt = await self.ask(wire, request)
                 attempt.settled = attempt.ending is not Ending.UNKNOWN and attempt.code not in {*LATER, "rate_limited"}
                 if not attempt.settled:
                     await asyncio.sleep(RETRY_S)
@@ -117,17 +127,17 @@ class Crowd:
         if request.ending is not Ending.OK:
             return
         if rng.random() < habits.again:
-            await self._ask(second, request)
+            await self.ask(second, request)
         if rng.random() < habits.misuse:
             other = tuple((sku, quantity + 1) for sku, quantity in request.lines)
             misuse = OrderRequest(request.user_id, request.key, other, misuse=True)
             self.history.requests.append(misuse)
-            await self._ask(second, misuse)
+            await self.ask(second, misuse)
         if rng.random() < habits.cancel:
             await self._cancel(wire, request)
 
     def _new_request(self, rng: random.Random) -> OrderRequest:
-        user, _ = rng.choice(self.users)
+        user = rng.choice(self._users)
         count = 2 if len(self.skus) > 1 and rng.random() < 0.15 else 1
         lines: Lines = tuple((sku, rng.choice((1, 1, 1, 2))) for sku in rng.sample(self.skus, count))
         self._made += 1
@@ -139,10 +149,10 @@ class Crowd:
         """Until there is a definite answer, the buyer gives up (only when told to come later), or the crowd ends."""
         while True:
             if twin is not None:
-                await asyncio.gather(self._ask(wire, request), self._ask(twin, request))
+                await asyncio.gather(self.ask(wire, request), self.ask(twin, request))
                 twin = None
             else:
-                await self._ask(wire, request)
+                await self.ask(wire, request)
             last = request.attempts[-1]
             if request.ending is Ending.OK or (last.ending is Ending.REFUSED and last.code not in LATER):
                 self.answered.append(time.monotonic())
@@ -153,16 +163,17 @@ class Crowd:
                 return
             await asyncio.sleep(rng.uniform(0.5, 1.5) * RETRY_S)
 
-    async def _ask(self, wire: Wire, request: OrderRequest) -> Attempt:
+    async def ask(self, wire: Wire, request: OrderRequest) -> Attempt:
+        """One attempt at an order, noted in it."""
         body = json.dumps({"items": [{"sku": sku, "quantity": quantity} for sku, quantity in request.lines]}).encode()
         path = f"/v1/sales/{self.history.sale_id}/orders"
-        token = self._tokens[request.user_id]
+        token = self.tokens[request.user_id]
         return await self._note(wire, request.attempts, path, token=token, key=request.key, body=body)
 
     async def _cancel(self, wire: Wire, request: OrderRequest) -> Attempt:
         (order_id, *_) = request.order_ids
         path = f"/v1/orders/{order_id}/cancel"
-        return await self._note(wire, request.cancels, path, token=self._tokens[request.user_id], key=None, body=b"")
+        return await self._note(wire, request.cancels, path, token=self.tokens[request.user_id], key=None, body=b"")
 
     async def _note(
         self, wire: Wire, attempts: list[Attempt], path: str, *, token: str, key: str | None, body: bytes

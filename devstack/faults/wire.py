@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -94,17 +94,21 @@ def judge(answer: Answer, attempt: Attempt) -> None:
 
 @dataclass(eq=False, slots=True)
 class Wire:
-    """A keep-alive connection that is opened when it is needed and again when it broke."""
+    """A keep-alive connection that is opened when it is needed and again when it broke.
 
-    url: str
+    `urls` are edges, as behind a load balancer: one that refuses the connection is passed over for the next. The list
+    may change while it is used; `turn` is the place of the one in use.
+    """
+
+    urls: list[str]
+    turn: int = 0
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
-    opened: int = field(default=0)
 
     @property
     def host(self) -> str:
         """Host and port."""
-        return urlsplit(self.url).netloc
+        return urlsplit(self.urls[self.turn % len(self.urls)]).netloc
 
     async def ask(self, request: bytes) -> Attempt:
         """Send the request once. Never raises for what the edge or the network does."""
@@ -134,12 +138,18 @@ class Wire:
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.reader is None or self.writer is None or self.reader.at_eof():
             self.close()
-            parts = urlsplit(self.url)
-            async with asyncio.timeout(CONNECT_S_MAX):
-                self.reader, self.writer = await asyncio.open_connection(
-                    parts.hostname, parts.port, limit=HEAD_BYTES_MAX
-                )
-            self.opened += 1
+            for _ in self.urls[1:]:
+                try:
+                    return await self._connect()
+                except ConnectionRefusedError:
+                    self.turn += 1
+            return await self._connect()
+        return self.reader, self.writer
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        host, _, port = self.host.partition(":")
+        async with asyncio.timeout(CONNECT_S_MAX):
+            self.reader, self.writer = await asyncio.open_connection(host, int(port), limit=HEAD_BYTES_MAX)
         return self.reader, self.writer
 
     def close(self) -> None:

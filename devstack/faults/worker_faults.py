@@ -32,7 +32,7 @@ _SHORT_HOLDS = Sale(hold_s=2, cancel=0.03)
 
 
 def killed_at(
-    process: str, marks: tuple[bytes, ...], harm: Harm, *, server: str = "redis", greeting: bytes = b"", times: int = 3
+    process: str, marks: tuple[bytes, ...], harm: Harm, *, server: str = "redis", greeting: bytes = b"", times: int = 2
 ) -> Act:
     """Kill a worker at a point, each time it comes there again."""
 
@@ -52,7 +52,7 @@ def killed_at(
     return act
 
 
-def killed_anywhere(process: str, times: int = 4) -> Act:
+def killed_anywhere(process: str, times: int = 3) -> Act:
     """Kill a worker at random moments."""
 
     async def act(drill: Drill) -> str:
@@ -135,7 +135,7 @@ FAULTS = [
     _at(
         "writer-killed-after-grant", "writer killed when the catalogue has granted units and the shard has not taken them",
         "the next raise heals it", killed_at(
-            "shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=b"catalogue", times=2
+            "shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=b"catalogue"
         ),
     ),
     _at(
