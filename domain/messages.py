@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MESSAGE_FORMAT = 1
+# Header of a fence message, which carries no orders: a rebuild sends one through a shard's queue, and its writer notes
+# the value, `<sale id>:<fence id>`, in the shard when it takes the message off.
+FENCE_HEADER = "fence"
 ENTRIES_MAX = 1000
 _HEAD = struct.Struct(">BHH")
 _ENTRY = struct.Struct(">QH")

@@ -64,6 +64,10 @@ class _Booleans(Column):
     __slots__ = ()
 
 
+class _Byteas(Column):
+    __slots__ = ()
+
+
 # (class, oid of the element type, oid of the array type), from pg_type.dat
 _TYPES: tuple[tuple[type[Column], int, int], ...] = (
     (_Uuids, 2950, 2951),
@@ -74,6 +78,7 @@ _TYPES: tuple[tuple[type[Column], int, int], ...] = (
     (_Jsonbs, 3802, 3807),
     (_Timestamps, 1184, 1185),
     (_Booleans, 16, 1000),
+    (_Byteas, 17, 1001),
 )
 _ELEMENT_OID = {cls: element for cls, element, _ in _TYPES}
 
@@ -127,6 +132,11 @@ def timestamps(values_ms: Sequence[int]) -> Column:
 def texts(values: Sequence[str]) -> Column:
     """`text[]`."""
     return _variable(_Texts, [value.encode() for value in values])
+
+
+def byteas(values: Sequence[bytes]) -> Column:
+    """`bytea[]`."""
+    return _variable(_Byteas, values)
 
 
 def jsonbs(values: Sequence[bytes]) -> Column:

@@ -24,6 +24,24 @@ SELECT o.id, o.version, o.charged, (SELECT array_agg(t.version) FROM order_trans
 FROM orders o
 WHERE o.id = ANY(%(ids)s);
 
+-- name: read_epochs
+-- Sales of the batch that were rebuilt, with the epoch before which nothing new is charged. Read after lock_quotas: the
+-- gate is closed under the same locks. Changes nothing. Index: sale_epochs_pkey.
+SELECT sale_id, epoch FROM sale_epochs WHERE sale_id = ANY(%(sale_ids)s) AND epoch > 0;
+
+-- name: read_dead_lettered
+-- Which of these places are in the dead letters: a rebuild counted them as reserved. Changes nothing.
+-- Index: dead_lettered_pkey.
+SELECT d.lane, d.lane_seq
+FROM dead_lettered d
+JOIN unnest(%(lane)s, %(lane_seq)s) AS w (lane, lane_seq) USING (lane, lane_seq);
+
+-- name: note_fence
+-- A fence message came out of the queue. Repeating it changes nothing but the time. Index: sale_epochs_pkey.
+INSERT INTO sale_epochs (sale_id, fence, fenced_at)
+VALUES (%(sale_id)s, %(fence)s, now())
+ON CONFLICT (sale_id) DO UPDATE SET fence = excluded.fence, fenced_at = excluded.fenced_at;
+
 -- name: adopt_grants
 -- Takes over grants that are newer than the ones known here. Repeating it changes nothing. Index: quota_pkey.
 UPDATE quota q
@@ -79,6 +97,13 @@ FROM unnest(%(partition)s, %(events)s);
 INSERT INTO dead_lettered (lane, lane_seq, reason)
 SELECT w.lane, w.lane_seq, %(reason)s
 FROM unnest(%(lane)s, %(lane_seq)s) AS w (lane, lane_seq)
+ON CONFLICT (lane, lane_seq) DO NOTHING;
+
+-- name: note_waiting
+-- Notes entries whose orders have waited long for a grant. Repeating it changes nothing. Index: waiting_entries_pkey.
+INSERT INTO waiting_entries (lane, lane_seq, order_id, version, entry)
+SELECT *
+FROM unnest(%(lane)s, %(lane_seq)s, %(order_id)s, %(version)s, %(entry)s)
 ON CONFLICT (lane, lane_seq) DO NOTHING;
 
 -- name: read_quotas

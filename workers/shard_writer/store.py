@@ -7,7 +7,7 @@ refuses are answered as poison.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from psycopg_pool import AsyncConnectionPool
 from domain import ids
 from domain.events import order_event
 from domain.messages import SequencedEntry
-from domain.orders import OrderEntry
+from domain.orders import OrderEntry, OrderStatus
 from domain.topology import DESTINATION_ORDER_EVENTS, outbox_partition
 from runtime.sql import load_sql
 from workers.shard_writer import columns
@@ -107,13 +107,38 @@ class ShardStore:
                 },
             )
 
+    async def note_waiting(self, orders: Sequence[Incoming]) -> None:
+        """Note orders that have waited long for a grant: the reconciler finds out whether they wait in vain."""
+        versions = sorted(
+            (version for order in orders for version in order.versions), key=lambda version: version.source.lane_seq
+        )
+        async with self._pool.connection() as connection:
+            columns.teach(connection)
+            await connection.execute(
+                _SQL["note_waiting"],
+                {
+                    "lane": columns.smallints([version.source.lane for version in versions]),
+                    "lane_seq": columns.bigints([version.source.lane_seq for version in versions]),
+                    "order_id": columns.uuids([version.entry.order_id for version in versions]),
+                    "version": columns.integers([version.entry.version for version in versions]),
+                    "entry": columns.byteas([version.source.entry for version in versions]),
+                },
+            )
+
+    async def note_fence(self, sale_id: UUID, fence: UUID) -> None:
+        """Acknowledge a fence message: what was in the queue before it is in hand, stored, or waits for a retry."""
+        async with self._pool.connection() as connection:
+            await connection.execute(_SQL["note_fence"], {"sale_id": sale_id, "fence": fence})
+
     async def _store(
         self, connection: AsyncConnection[TupleRow], orders: Sequence[Incoming], *, bisect: bool
     ) -> StoreResult:
         result = StoreResult()
         changed: set[SkuKey] = set()
         async with connection.transaction():
-            quotas, stored = await _lock_and_read(connection, orders)
+            quotas, stored, epochs = await _lock_and_read(connection, orders)
+            if epochs:
+                orders = await _past_the_gate(connection, orders, stored, epochs)
             await self._adopt(connection, needs(orders, stored, quotas), quotas)
             if bisect:
                 await _store_by_halves(connection, orders, stored, quotas, result, changed)
@@ -157,8 +182,10 @@ def _sku_columns(keys: Sequence[SkuKey]) -> dict[str, columns.Column]:
 
 async def _lock_and_read(
     connection: AsyncConnection[TupleRow], orders: Sequence[Incoming]
-) -> tuple[dict[SkuKey, Quota], dict[int, Stored]]:
-    skus = _sku_columns(sku_keys(orders))
+) -> tuple[dict[SkuKey, Quota], dict[int, Stored], dict[int, int]]:
+    keys = sku_keys(orders)
+    skus = _sku_columns(keys)
+    sales = columns.uuids([UUID(int=sale_id) for sale_id in {sale_id for sale_id, _ in keys}])
     async with connection.pipeline():  # network op: one round trip
         for bound in _BOUNDS:
             await connection.execute(bound)
@@ -167,6 +194,7 @@ async def _lock_and_read(
         found = await connection.execute(
             _SQL["read_stored"], {"ids": columns.uuids([order.order_id for order in orders])}
         )
+        gates = await connection.execute(_SQL["read_epochs"], {"sale_ids": sales})
     quotas = {
         (sale_id.int, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await locked.fetchall()
     }
@@ -174,7 +202,48 @@ async def _lock_and_read(
         order_id.int: Stored(version, charged, frozenset(versions or ()))
         for order_id, version, charged, versions in await found.fetchall()
     }
-    return quotas, stored
+    return quotas, stored, {sale_id.int: epoch for sale_id, epoch in await gates.fetchall()}
+
+
+async def _past_the_gate(
+    connection: AsyncConnection[TupleRow],
+    orders: Sequence[Incoming],
+    stored: dict[int, Stored],
+    epochs: dict[int, int],
+) -> list[Incoming]:
+    """The orders, those as rejected that a rebuild of their sale did not count: they came too late to hold a unit.
+
+    Dead letters were counted, so one that somebody replays may still be charged.
+    """
+    late = [
+        order
+        for order in orders
+        if order.newest.epoch < epochs.get(order.newest.sale_id.int, 0)
+        and order.order_id.int not in stored
+        and holds_units(order.newest)
+    ]
+    if not late:
+        return list(orders)
+    sources = [version.source for order in late for version in order.versions]
+    cursor = await connection.execute(
+        _SQL["read_dead_lettered"],
+        {
+            "lane": columns.smallints([source.lane for source in sources]),
+            "lane_seq": columns.bigints([source.lane_seq for source in sources]),
+        },
+    )
+    counted = set(await cursor.fetchall())
+    refused = {
+        order.order_id.int
+        for order in late
+        if not any((version.source.lane, version.source.lane_seq) in counted for version in order.versions)
+    }
+    return [_rejected(order) if order.order_id.int in refused else order for order in orders]
+
+
+def _rejected(order: Incoming) -> Incoming:
+    versions = [replace(v, entry=replace(v.entry, status=OrderStatus.REJECTED)) for v in order.versions]
+    return Incoming(order.order_id, replace(order.newest, status=OrderStatus.REJECTED), versions)
 
 
 async def _store_by_halves(

@@ -1,7 +1,8 @@
 """Takes messages off a shard's queue, stores them in batches, settles each message by what became of its orders.
 
     all stored or seen before        ack
-    all without a grant              retry later; costs no attempt, however often
+    all without a grant              retry later; costs no attempt, however often; after a while noted for the reconciler,
+                                     which finds out whether they wait in vain
     one order alone, and poison      retry by the policy, at last the dead letters
     a mixture                        the waiting ones and each poison order again as messages of their own, then ack;
                                      without room for them, retry the whole later
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -24,7 +26,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain import topology
-from domain.messages import MalformedMessage, SequencedEntry, decode_orders, encode_orders
+from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, decode_orders, encode_orders
 from domain.topology import Topology
 from runtime.backoff import Backoff
 from runtime.queue import Consumer, Delivery, Queue, QueueFull, QueueUnavailable, RetryPolicy
@@ -42,6 +44,8 @@ _EXPIRE_BATCH = 1000
 _WAITING = "waiting: "
 # An order without a grant: releases and sweeps come by the second, so there is no use in waiting much longer.
 _WAITING_DELAYS_MS = (200, 400, 800, 1_600)
+# Three seconds of waiting: from then on the reconciler is told.
+_NOTED_AFTER = len(_WAITING_DELAYS_MS)
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -106,6 +110,12 @@ class ShardWriter:
         batch: list[Parcel] = []
         orders = 0
         for delivery in deliveries:
+            if FENCE_HEADER in delivery.headers:
+                if batch:
+                    await self.process(batch)
+                    batch, orders = [], 0
+                await self._pass_fence(delivery)
+                continue
             parcel = self._open(delivery)
             if batch and orders + len(parcel.versions) > self._batch_max:
                 await self.process(batch)
@@ -114,6 +124,17 @@ class ShardWriter:
             orders += len(parcel.versions)
         if batch:
             await self.process(batch)
+
+    async def _pass_fence(self, delivery: Delivery) -> None:
+        """All that this writer took before is stored or settled: say so in the shard, then acknowledge."""
+        sale_id, _, fence = delivery.headers[FENCE_HEADER].partition(":")
+        try:
+            noted = UUID(sale_id), UUID(fence)
+        except ValueError:
+            await self._settled(lambda: delivery.dead_letter("malformed fence"))
+            return
+        await self._through_weather("database", lambda: self._store.note_fence(*noted))
+        await self._settled(delivery.ack)
 
     def _open(self, delivery: Delivery) -> Parcel:
         parcel = Parcel(delivery)
@@ -159,6 +180,9 @@ class ShardWriter:
         delivery = parcel.delivery
         if len(parcel.waiting) == len(parcel.units):
             waits = sum(failure.reason.startswith(_WAITING) for failure in delivery.history)
+            if waits >= _NOTED_AFTER:
+                orders = group_by_order(parcel.versions)
+                await self._through_weather("database", lambda: self._store.note_waiting(orders))
             delay_ms = _WAITING_DELAYS_MS[min(waits, len(_WAITING_DELAYS_MS) - 1)]
             await self._settled(lambda: delivery.retry(delay_ms, f"{_WAITING}no grant"))
         elif len(parcel.poison) == len(parcel.units) == 1:
