@@ -2,5 +2,6 @@
 
 wrk reports rates and nothing else; this one keeps the id of every 202, repeats what it has no answer to with the same
 key, as a client should, and tells problem codes apart. Closed loop: a connection sends when it has its answer, so
-latencies are those of a crowd that waits, not of one that keeps coming.
+latencies are those of a crowd that waits. Open loop, with a rate: orders are due by the clock, and latencies count from
+when an order was due, so that a slow answer makes those behind it look as slow as they are.
 """

@@ -1,7 +1,8 @@
 """Drives orders at an edge and counts what comes back: `python -m perf.driver --help`.
 
 Prints a line of JSON about every 0.2 s (what was counted so far), and a last one with `"final": true` and everything.
-A line `stop` on standard input, or its end, ends it: open orders still get their answers.
+A line `stop` on standard input, or its end, ends it: open orders still get their answers. With `--rate` it is an open
+loop of `--seconds-max`: orders are due by the clock and not by the answers.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import select
 import socket
 import sys
+import time
 import urllib.parse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.driver.loop import Loop, bucket_start_us
+from perf.driver.histogram import percentiles_ms, sparse
+from perf.driver.loop import Loop
 
 PROGRESS_S = 0.2
 FINISH_S_MAX = 30.0
@@ -32,13 +34,16 @@ def main() -> int:
     loop = Loop(
         host=socket.gethostbyname(url.hostname or ""),
         port=url.port or 80,
-        path=f"/v1/sales/{options.sale}/orders",
+        paths=[f"/v1/sales/{sale}/orders" for sale in options.sale],
         tokens=tokens,
         bodies=[json.dumps({"items": [{"sku": sku, "quantity": 1}]}).encode() for sku in options.sku],
         connections=options.connections,
         prefix=options.key_prefix,
         record_fd=record_fd,
     )
+    if options.rate:
+        loop.keep_schedule(options.rate, round(options.rate * options.seconds_max))
+    cpu_before_s = time.process_time()
     end_ns = loop.started_ns + int(options.seconds_max * 1e9)
     elapsed_ns = 0
     while loop.started_ns + elapsed_ns < end_ns and not _told_to_stop():
@@ -47,20 +52,30 @@ def main() -> int:
         _print({"accepted": loop.accepted, "refused": loop.refused, "retries": loop.retries})
     still_open = loop.finish(FINISH_S_MAX)
     os.close(record_fd)
-    _print(_summary(loop, still_open))
+    summary = _summary(loop, still_open)
+    summary["cpu_s"] = time.process_time() - cpu_before_s
+    if options.rate:
+        summary["open_loop"] = {
+            "rate": options.rate,
+            "orders": round(options.rate * options.seconds_max),
+            "lateness": sparse(loop.lateness_seen()),
+            "found_none_idle": loop.found_none_idle,
+        }
+    _print(summary)
     return 1 if still_open or loop.given_up else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf.driver", description=__doc__.split("\n")[0])
     parser.add_argument("--url", required=True, help="the edge, http://host:port")
-    parser.add_argument("--sale", required=True, help="id of the sale")
+    parser.add_argument("--sale", required=True, action="append", help="id of a sale; may be given several times")
     parser.add_argument("--sku", required=True, action="append", help="SKU to order; may be given several times")
     parser.add_argument("--tokens", required=True, type=Path, help="file of lines `user_id<TAB>token`")
     parser.add_argument("--orders", required=True, type=Path, help="file that gets a line per 202")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--key-prefix", default="load", help="first part of every Idempotency-Key")
     parser.add_argument("--seconds-max", type=float, default=600.0)
+    parser.add_argument("--rate", type=float, default=0.0, help="orders due a second (open loop); 0: closed loop")
     return parser.parse_args()
 
 
@@ -70,7 +85,7 @@ def _told_to_stop() -> bool:
 
 
 def _summary(loop: Loop, still_open: int) -> dict[str, Any]:
-    accepted_latency, refused_latency = loop.latencies()
+    accepted_latency, refused_latency = map(sparse, loop.latencies())
     accepted_bins, refused_bins = loop.timeline()
     return {
         "final": True,
@@ -86,23 +101,10 @@ def _summary(loop: Loop, still_open: int) -> dict[str, Any]:
         "answers": [[status, code, count] for (status, code), count in sorted(loop.codes_seen().items())],
         "accepted_ms": percentiles_ms(accepted_latency),
         "refused_ms": percentiles_ms(refused_latency),
+        "accepted_latency": accepted_latency,
         "accepted_per_100ms": accepted_bins,
         "refused_per_100ms": refused_bins,
     }
-
-
-def percentiles_ms(counts: Sequence[int]) -> dict[str, float]:
-    """p50, p95, p99 and max of a histogram in milliseconds; empty without values."""
-    total = sum(counts)
-    answer: dict[str, float] = {}
-    for name, share in (("p50", 0.50), ("p95", 0.95), ("p99", 0.99), ("max", 1.0)):
-        left = share * total
-        for bucket, count in enumerate(counts):
-            left -= count
-            if count and left <= 1e-9:
-                answer[name] = bucket_start_us(bucket) / 1000
-                break
-    return answer
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -7,19 +7,22 @@ class Loop:
     retries: int
     transport_errors: int
     given_up: int
+    found_none_idle: int
 
     def __init__(
         self,
         *,
         host: str,
         port: int,
-        path: str,
+        paths: list[str],
         tokens: list[bytes],
         bodies: list[bytes],
         connections: int,
         prefix: str,
         record_fd: int,
     ) -> None: ...
+    def keep_schedule(self, rate: float, orders: int) -> None: ...
+    def lateness_seen(self) -> list[int]: ...
     def run(self, seconds: float) -> None: ...
     def finish(self, seconds: float) -> int: ...
     def codes_seen(self) -> dict[tuple[int, str], int]: ...

@@ -1,80 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The loop of the load driver: non-blocking sockets under epoll. Parses no more of an answer than it counts.
 
-Order i belongs to user i modulo users, has the key `<prefix>-<i>` and one unit of a SKU drawn from i.
+Order i belongs to user i modulo users, has the key `<prefix>-<i>`, a path and a body drawn from i.
     POST <path> HTTP/1.1\\r\\n Host, Content-Type, Authorization, Idempotency-Key, Content-Length \\r\\n\\r\\n
     {"items": [{"sku": "SKU-1", "quantity": 1}]}
 """
 
 from libc.errno cimport EAGAIN, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strlen
 
-cdef extern from "string.h" nogil:
-    void *memmem(const void *haystack, size_t haystack_length, const void *needle, size_t needle_length)
-
-cdef extern from "strings.h" nogil:
-    int strncasecmp(const char *one, const char *other, size_t length)
-
-cdef extern from "stdlib.h" nogil:
-    long strtol(const char *text, char **end, int base)
-
-cdef extern from "unistd.h" nogil:
-    int close(int fd)
-    ssize_t write(int fd, const void *data, size_t length)
-
-cdef extern from "time.h" nogil:
-    ctypedef int clockid_t
-    struct timespec:
-        int64_t tv_sec
-        long tv_nsec
-    int clock_gettime(clockid_t clock, timespec *time)
-    clockid_t CLOCK_MONOTONIC
-
-cdef extern from "sys/time.h" nogil:
-    struct timeval:
-        long tv_sec
-        long tv_usec
-
-cdef extern from "sys/socket.h" nogil:
-    int AF_INET, SOCK_STREAM, SOCK_CLOEXEC, SOL_SOCKET, SO_SNDTIMEO, MSG_NOSIGNAL, MSG_DONTWAIT
-    struct sockaddr:
-        pass
-    int socket(int domain, int kind, int protocol)
-    int connect(int fd, const sockaddr *address, unsigned int length)
-    int setsockopt(int fd, int level, int name, const void *value, unsigned int length)
-    ssize_t send(int fd, const void *data, size_t length, int flags)
-    ssize_t recv(int fd, void *data, size_t length, int flags)
-
-cdef extern from "netinet/in.h" nogil:
-    int IPPROTO_TCP
-    struct in_addr:
-        uint32_t s_addr
-    struct sockaddr_in:
-        unsigned short sin_family
-        unsigned short sin_port
-        in_addr sin_addr
-
-cdef extern from "netinet/tcp.h" nogil:
-    int TCP_NODELAY
-
-cdef extern from "arpa/inet.h" nogil:
-    unsigned short htons(unsigned short port)
-    int inet_pton(int family, const char *text, void *address)
-
-cdef extern from "sys/epoll.h" nogil:
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD
-    unsigned int EPOLLIN
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int operation, int fd, epoll_event *event)
-    int epoll_wait(int epoll, epoll_event *events, int count_max, int timeout_ms)
+from perf.driver.system cimport (
+    AF_INET, CLOCK_MONOTONIC, EPOLLIN, EPOLL_CLOEXEC, EPOLL_CTL_ADD, IPPROTO_TCP, MSG_DONTWAIT, MSG_NOSIGNAL, POLLIN,
+    SOCK_CLOEXEC, SOCK_STREAM, SOL_SOCKET, SO_SNDTIMEO, TCP_NODELAY, clock_gettime, close, connect, epoll_create1,
+    epoll_ctl, epoll_event, epoll_wait, htons, inet_pton, memmem, pollfd, ppoll, recv, send, setsockopt, sockaddr,
+    sockaddr_in, socket, strncasecmp, strtol, timespec, timeval, write,
+)
 
 
 cdef enum:
@@ -108,7 +51,7 @@ cdef struct Connection:
     State state
     int64_t order
     int attempts
-    int64_t first_ns  # when the order was first sent: latency includes all repetitions
+    int64_t first_ns  # when the order was due or first sent: latency includes all repetitions
     int64_t asked_ns
     int64_t wake_ns
     int got
@@ -156,8 +99,8 @@ cdef class Loop:
     cdef Connection *connections
     cdef int connection_count, epoll, record_fd, record_length
     cdef sockaddr_in address
-    cdef list tokens, bodies
-    cdef bytes head, prefix
+    cdef list tokens, bodies, heads
+    cdef bytes prefix
     cdef char record[RECORD_BYTES]
     cdef Code codes[CODES_MAX]
     cdef int code_count
@@ -166,19 +109,26 @@ cdef class Loop:
     cdef int64_t accepted_bins[BINS]
     cdef int64_t refused_bins[BINS]
     cdef int64_t last_scan_ns
+    cdef double period_ns  # of an open loop, 0: closed
+    cdef int64_t orders_max
+    cdef int *idle  # ring of the places of idle connections; of an open loop only
+    cdef int idle_first, idle_count
+    cdef int64_t looked_up_to  # orders below it have been counted in `found_none_idle` if they belong there
+    cdef int64_t lateness[BUCKETS]
     cdef readonly int64_t started_ns, next_order, accepted, refused, replayed, retries, transport_errors, given_up
+    cdef readonly int64_t found_none_idle
     cdef bint ending
 
     def __cinit__(self):
         self.epoll = -1
 
     def __init__(
-        self, *, str host, int port, str path, list tokens, list bodies, int connections, str prefix, int record_fd,
+        self, *, str host, int port, list paths, list tokens, list bodies, int connections, str prefix, int record_fd,
     ):
-        """Connects when it runs. `host` is an IPv4 address, `bodies` one request body per SKU, `record_fd` gets a line
-        `order id<TAB>place of the user<TAB>place of the SKU` for each 202."""
-        assert 1 <= connections <= CONNECTIONS_MAX and tokens and bodies
-        longest = max(map(len, tokens)) + max(map(len, bodies)) + len(path) + len(prefix) + len(host)
+        """Connects when it runs. `host` is an IPv4 address, `paths` one per sale, `bodies` one request body per SKU,
+        `record_fd` gets a line `order id<TAB>place of the user<TAB>place of the SKU` for each 202."""
+        assert 1 <= connections <= CONNECTIONS_MAX and paths and tokens and bodies
+        longest = max(map(len, tokens)) + max(map(len, bodies)) + max(map(len, paths)) + len(prefix) + len(host)
         if longest + 300 > REQUEST_BYTES_MAX:
             raise ValueError(f"a request would have more than {REQUEST_BYTES_MAX} bytes")
         self.address.sin_family = AF_INET
@@ -187,6 +137,9 @@ cdef class Loop:
             raise ValueError(f"not an IPv4 address: {host}")
         self.connections = <Connection *>calloc(connections, sizeof(Connection))
         if self.connections == NULL:
+            raise MemoryError
+        self.idle = <int *>calloc(connections, sizeof(int))
+        if self.idle == NULL:
             raise MemoryError
         self.connection_count = connections
         for i in range(connections):
@@ -197,13 +150,17 @@ cdef class Loop:
         self.tokens = tokens
         self.bodies = bodies
         self.prefix = prefix.encode("ascii")
-        self.head = f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n".encode("ascii")
+        self.heads = [
+            f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n".encode("ascii")
+            for path in paths
+        ]
         self.record_fd = record_fd
         memset(self.codes, 0, sizeof(self.codes))
         memset(self.accepted_latency, 0, sizeof(self.accepted_latency))
         memset(self.refused_latency, 0, sizeof(self.refused_latency))
         memset(self.accepted_bins, 0, sizeof(self.accepted_bins))
         memset(self.refused_bins, 0, sizeof(self.refused_bins))
+        memset(self.lateness, 0, sizeof(self.lateness))
         self.started_ns = monotonic_ns()
 
     def __dealloc__(self):
@@ -212,8 +169,26 @@ cdef class Loop:
                 if self.connections[i].fd >= 0:
                     close(self.connections[i].fd)
             free(self.connections)
+        free(self.idle)
         if self.epoll >= 0:
             close(self.epoll)
+
+    def keep_schedule(self, double rate, int64_t orders):
+        """Become an open loop: connect, and from now on order i is due after i / rate seconds, whatever the answers do.
+        Latencies count from when an order was due. An order that finds no idle connection is sent when there is one."""
+        cdef int i
+        assert rate > 0 and orders > 0 and self.next_order == 0 and not self.period_ns
+        self.period_ns = 1e9 / rate
+        for i in range(self.connection_count):
+            if self.connections[i].fd < 0 and not self._connect(&self.connections[i]):
+                raise OSError(errno, "cannot connect")
+            self._rest(&self.connections[i])
+        self.orders_max = orders
+        self.started_ns = monotonic_ns()
+
+    def lateness_seen(self):
+        """Counts per bucket of how long after they were due the orders of an open loop were first sent."""
+        return [self.lateness[i] for i in range(BUCKETS)]
 
     def run(self, double seconds):
         """Drive for that long."""
@@ -221,7 +196,8 @@ cdef class Loop:
         self._flush()
 
     def finish(self, double seconds):
-        """Send no new orders; until every open one has its answer, or time is up. The number still open."""
+        """Send no new orders, only those of an open loop that are left; until every open one has its answer, or time is
+        up. The number still open."""
         cdef int64_t end_ns = monotonic_ns() + <int64_t>(seconds * 1e9)
         self.ending = True
         while self._open() and monotonic_ns() < end_ns:
@@ -246,7 +222,7 @@ cdef class Loop:
         return [self.accepted_bins[i] for i in range(used)], [self.refused_bins[i] for i in range(used)]
 
     cdef int _open(self) noexcept:
-        cdef int i, count = 0
+        cdef int i, count = <int>(self.orders_max - self.next_order) if self.period_ns else 0
         for i in range(self.connection_count):
             count += self.connections[i].state != IDLE
         return count
@@ -263,10 +239,55 @@ cdef class Loop:
             if now_ns - self.last_scan_ns >= SCAN_NS:
                 self.last_scan_ns = now_ns
                 self._scan(now_ns)
-            count = epoll_wait(self.epoll, events, EVENTS_MAX, 5)
+            if self.period_ns:
+                self._send_due(now_ns)
+                self._wait_until_due(end_ns)
+            count = epoll_wait(self.epoll, events, EVENTS_MAX, 0 if self.period_ns else 5)
             for i in range(count):
                 self._receive(&self.connections[events[i].data.u64])
             now_ns = monotonic_ns()
+        return 0
+
+    cdef int64_t _due_ns(self, int64_t order) noexcept:
+        return self.started_ns + <int64_t>(order * self.period_ns)
+
+    cdef int _send_due(self, int64_t now_ns) except -1:
+        """Every order whose time has come, as far as there are idle connections; the longest idle first."""
+        cdef Connection *c
+        cdef int64_t due
+        while self.next_order < self.orders_max and self._due_ns(self.next_order) <= now_ns:
+            if self.idle_count == 0:
+                due = min(self.orders_max, <int64_t>((now_ns - self.started_ns) / self.period_ns) + 1)
+                self.found_none_idle += max(0, due - max(self.next_order, self.looked_up_to))
+                self.looked_up_to = max(self.looked_up_to, due)
+                return 0
+            c = &self.connections[self.idle[self.idle_first]]
+            self.idle_first = (self.idle_first + 1) % self.connection_count
+            self.idle_count -= 1
+            self._begin(c, self._due_ns(self.next_order))
+            self.lateness[bucket_of((c.asked_ns - c.first_ns) // 1000)] += 1
+        return 0
+
+    cdef int _wait_until_due(self, int64_t end_ns) noexcept:
+        """Until an answer is there, the next order is due, or 5 ms have passed; finer than the ms of epoll_wait."""
+        cdef pollfd waited_for
+        cdef timespec patience
+        cdef int64_t now_ns = monotonic_ns()
+        cdef int64_t wait_ns = min(SCAN_NS, end_ns - now_ns)
+        if self.idle_count and self.next_order < self.orders_max:
+            wait_ns = min(wait_ns, self._due_ns(self.next_order) - now_ns)
+        waited_for.fd = self.epoll
+        waited_for.events = POLLIN
+        patience.tv_sec = 0
+        patience.tv_nsec = <long>max(0, wait_ns)
+        return ppoll(&waited_for, 1, &patience, NULL) if wait_ns > 0 else 0
+
+    cdef int _rest(self, Connection *c) noexcept:
+        """The connection has no order; in an open loop it waits for one that is due."""
+        c.state = IDLE
+        if self.period_ns:
+            self.idle[(self.idle_first + self.idle_count) % self.connection_count] = <int>(c - self.connections)
+            self.idle_count += 1
         return 0
 
     cdef int _scan(self, int64_t now_ns) except -1:
@@ -275,7 +296,7 @@ cdef class Loop:
         cdef Connection *c
         for i in range(self.connection_count):
             c = &self.connections[i]
-            if c.state == IDLE:
+            if c.state == IDLE and not self.period_ns:
                 self._next(c)
             elif c.state == RETRYING and now_ns >= c.wake_ns:
                 self._ask(c)
@@ -284,22 +305,28 @@ cdef class Loop:
         return 0
 
     cdef int _next(self, Connection *c) except -1:
-        """A new order, or none when it is time to end."""
-        c.state = IDLE
-        if self.ending:
-            return 0
+        """A new order, or none when it is time to end or, in an open loop, when none is due."""
+        if self.ending or self.period_ns:
+            return self._rest(c)
+        return self._begin(c, monotonic_ns())
+
+    cdef int _begin(self, Connection *c, int64_t first_ns) except -1:
         c.order = self.next_order
         self.next_order += 1
         c.attempts = 0
-        c.first_ns = monotonic_ns()
+        c.first_ns = first_ns
         return self._ask(c)
 
     cdef int _sku(self, int64_t order) noexcept:
         return <int>((<uint64_t>order * 0x9E3779B97F4A7C15ULL >> 33) % <uint64_t>len(self.bodies))
 
+    cdef int _sale(self, int64_t order) noexcept:
+        return <int>((<uint64_t>order * 0xD6E8FEB86659FD93ULL >> 33) % <uint64_t>len(self.heads))
+
     cdef int _ask(self, Connection *c) except -1:
         """Send the connection's order; the same bytes each time."""
         cdef char request[REQUEST_BYTES_MAX]
+        cdef bytes head = self.heads[self._sale(c.order)]
         cdef bytes token = self.tokens[c.order % len(self.tokens)]
         cdef bytes body = self.bodies[self._sku(c.order)]
         cdef int length
@@ -309,7 +336,7 @@ cdef class Loop:
         length = snprintf(
             request, REQUEST_BYTES_MAX,
             "%sAuthorization: Bearer %s\r\nIdempotency-Key: %s-%lld\r\nContent-Length: %d\r\n\r\n%s",
-            <const char *>self.head, <const char *>token, <const char *>self.prefix, <long long>c.order,
+            <const char *>head, <const char *>token, <const char *>self.prefix, <long long>c.order,
             <int>len(body), <const char *>body,
         )
         c.got = 0
@@ -352,8 +379,7 @@ cdef class Loop:
         cdef int64_t wait_ns = RETRY_NS_FIRST * c.attempts
         if c.attempts >= ATTEMPTS_MAX:
             self.given_up += 1
-            c.state = IDLE
-            return 0
+            return self._rest(c)
         self.retries += 1
         c.attempts += c.attempts == 0
         c.state = RETRYING

