@@ -1,17 +1,25 @@
-"""Every fault that there is, in the order in which they are run."""
+"""Every fault that there is, in the order in which they are run: a process that was killed has time until its next turn,
+since the supervisor restarts ever later what keeps dying.
+"""
 
 from __future__ import annotations
 
-from devstack.faults import edge_faults, postgres_faults, queue_faults, redis_faults, worker_faults
+from itertools import chain, zip_longest
+
+from devstack.faults import edge_faults, hostile_faults, postgres_faults, queue_faults, redis_faults, worker_faults
 from devstack.faults.scenario import Fault
 
+_SUBJECTS = (
+    redis_faults.FAULTS,
+    worker_faults.RELAY,
+    edge_faults.FAULTS,
+    worker_faults.WRITER,
+    hostile_faults.FAULTS,
+    worker_faults.DISPATCHER,
+    postgres_faults.FAULTS,
+    worker_faults.EXPIRY,
+    queue_faults.FAULTS,
+)
 FAULTS: dict[str, Fault] = {
-    fault.name: fault
-    for fault in [
-        *redis_faults.FAULTS,
-        *worker_faults.FAULTS,
-        *postgres_faults.FAULTS,
-        *edge_faults.FAULTS,
-        *queue_faults.FAULTS,
-    ]
+    fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None
 }

@@ -132,7 +132,7 @@ async def drain_edge(drill: Drill) -> str:
     """Two edges as behind a load balancer; one is told to stop by SIGTERM in mid-load."""
     stage = drill.stage
     port = free_port()
-    stage.start_extra("edge", "edge-second", edge_port=str(port), edge_workers="1")
+    second = stage.start_extra("edge", "edge-second", edge_port=str(port), edge_workers="1")
     url = f"http://127.0.0.1:{port}"
     await stage.until(lambda: responds(f"{url}/readyz"), "the second edge did not get ready")
     drill.crowd.urls.append(url)
@@ -143,8 +143,8 @@ async def drain_edge(drill: Drill) -> str:
     await stage.replaced("edge", old)
     await asyncio.sleep(0.5)
     drill.crowd.urls.remove(url)
-    # Its own buyers leave it as everybody leaves an edge: told to, by a drain.
-    return f"edge {old} drained and ended, its connections went to the other one"
+    await stage.end_extra(second)
+    return f"edge {old} drained and ended, its connections went to the other one; then that one drained, too"
 
 
 async def skew_clock(drill: Drill) -> str:
@@ -170,7 +170,7 @@ async def skew_clock(drill: Drill) -> str:
         if abs(skew_s - SKEW_S) > 30:
             raise NotHere(f"the clock shim has no effect here: {skew_s:.0f} s")
         port = free_port()
-        stage.start_extra(
+        skewed = stage.start_extra(
             "edge", "edge-skewed", environ={"LD_PRELOAD": str(shim)}, edge_port=str(port), edge_workers="1"
         )
         url = f"http://127.0.0.1:{port}"
@@ -186,7 +186,7 @@ async def skew_clock(drill: Drill) -> str:
     drill.crowd.urls.append(url)
     await asyncio.sleep(3.0)
     drill.crowd.urls.remove(url)
-    await asyncio.sleep(0.5)
+    await stage.end_extra(skewed)
     if attempt.ending is not Ending.OK:
         drill.fail("E", f"a token with two minutes left was refused by the edge that is ahead: {attempt.code}")
     return f"an edge {skew_s:.0f} s ahead took orders beside the right one"

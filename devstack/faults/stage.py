@@ -125,6 +125,11 @@ class Stage:
         self._extras.append(process)
         return process.pid
 
+    async def end_extra(self, pid: int) -> None:
+        """SIGTERM to one that `start_extra` started; return when it has ended. NotFired if it takes too long."""
+        os.kill(pid, signal.SIGTERM)
+        await self.until(lambda: not alive(pid), "an extra process did not end")
+
     def stop_extras(self) -> None:
         """End what `start_extra` started."""
         for process in self._extras:

@@ -123,6 +123,7 @@ class Wire:
             judge(answer, attempt)
             if answer.headers.get("connection", "").lower() == "close":
                 self.close()
+                self.turn += 1  # an edge that drains is not ready: a load balancer sends nobody there
         except TimeoutError:
             attempt.code, attempt.fault = "no answer", f"no answer within {ANSWER_S_MAX:.0f} s"
             self.close()

@@ -110,7 +110,7 @@ def _at(name: str, about: str, expected: str, act: Act, *, sale: Sale | None = N
 
 
 _REPEATED = "published or stored again, dropped by version; nothing is lost"
-FAULTS = [
+RELAY = [
     _at(
         "relay-killed-before-publish", "relay killed with entries read and not published",
         "the next one begins at the head", killed_at("relay-0", _PUBLISH, Harm.BEFORE),
@@ -132,6 +132,8 @@ FAULTS = [
         "relay-paused-past-lease", "the relay stops past its lease; another takes the lane; the zombie wakes",
         "the zombie may publish again, it cannot trim", stopped_past_lease("relay-0", "workers.relay", _lane_lease),
     ),
+]  # fmt: skip
+WRITER = [
     _at(
         "writer-killed-after-grant", "writer killed when the catalogue has granted units and the shard has not taken them",
         "the next raise heals it", killed_at(
@@ -156,6 +158,8 @@ FAULTS = [
         "nothing to do", killed_at("shard-writer-0", _ACK, Harm.AFTER),
     ),
     _at("writer-kill9", "writer killed at random moments", "as at the named points", killed_anywhere("shard-writer-0")),
+]  # fmt: skip
+DISPATCHER = [
     _at(
         "dispatcher-killed-before-append", "dispatcher killed with events read and not appended",
         "the next one reads them again", killed_at("dispatcher-0", _APPEND, Harm.BEFORE),
@@ -170,6 +174,8 @@ FAULTS = [
         killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.BEFORE, server="postgres"),
     ),
     _at("dispatcher-kill9", "dispatcher killed at random moments", "as at the points", killed_anywhere("dispatcher-0")),
+]  # fmt: skip
+EXPIRY = [
     _at(
         "expiry-killed-before-expire", "expiry worker killed with due holds found and not collected",
         "the next one collects them", killed_at("expiry-0", _EXPIRE, Harm.BEFORE), sale=_SHORT_HOLDS,
