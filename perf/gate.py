@@ -11,7 +11,6 @@ import argparse
 import http.client
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import redis
@@ -32,6 +30,8 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from hotpath.scripts import load_script
+from perf.processes import cpu_us, tree
+from perf.results import Figure, Target, add_options, conclude
 from runtime.token_keys import create_token_keys, load_token_keys, mint_buyer_token
 
 HERE = Path(__file__).parent
@@ -42,7 +42,13 @@ START_S_MAX = 20.0
 REST_S = 0.5  # between runs: connections close, the last batch ends
 
 GATES = {"B/A": 0.33, "C/A": 0.50}
+GOALS = {"B/A": 0.50, "C/A": 0.70}
 P99_FACTOR_MAX = 5.0
+METHOD = (
+    "wrk, one thread, 64 keep-alive connections without pipelining, a fresh key a request, 100,000 users. A: empty RSGI "
+    "handler with the same server settings; B: accepted orders, appendfsync always; C: sold out. A B C alternate in one run "
+    "after a round of warm-up; medians. Load generator, edge and Redis share the machine."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +180,12 @@ class Stage:
         ]  # fmt: skip
         server = self.processes["empty" if name == "A" else "edge"]
         assert self.redis_server.process is not None
-        watched = [_tree(server.pid), [self.redis_server.process.pid]]
-        before = [_cpu_us(pids) for pids in watched]
+        watched = [tree(server.pid), [self.redis_server.process.pid]]
+        before = [cpu_us(pids) for pids in watched]
         own_before = os.times()
         output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout
         own = os.times()
-        server_us, redis_us = (_cpu_us(pids) - earlier for pids, earlier in zip(watched, before, strict=True))
+        server_us, redis_us = (cpu_us(pids) - earlier for pids, earlier in zip(watched, before, strict=True))
         wrk_us = (own.children_user + own.children_system - own_before.children_user - own_before.children_system) * 1e6
         line = next(line for line in output.splitlines() if line.startswith("RESULT "))
         result = json.loads(line.removeprefix("RESULT "))
@@ -243,24 +249,6 @@ def _stage(folder: Path, arguments: argparse.Namespace) -> Iterator[Stage]:
         server.stop()
 
 
-def _tree(pid: int) -> list[int]:
-    """The process and all below it."""
-    pids = [pid]
-    for found in pids:
-        for task in Path(f"/proc/{found}/task").iterdir():
-            pids += [int(child) for child in (task / "children").read_text().split()]
-    return pids
-
-
-def _cpu_us(pids: list[int]) -> float:
-    """Processor time spent so far, in clock ticks of 10 ms."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK") * 1e6
-
-
 def _wait_listening(process: subprocess.Popen[bytes], port: int) -> None:
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline and process.poll() is None:
@@ -293,42 +281,19 @@ def _report(runs: list[Run], stage: Stage, arguments: argparse.Namespace) -> int
     rates = {name: statistics.median(r.rate for r in runs if r.name == name) for name in "ABC"}
     p99_us = {name: statistics.median(r.p99_us for r in runs if r.name == name) for name in "ABC"}
     ratios = {"B/A": rates["B"] / rates["A"], "C/A": rates["C"] / rates["A"]}
-    p99_factor = p99_us["B"] / p99_us["A"]
-    print(f"\n{'':4}{'per second':>12}{'p99 ms':>10}   (medians of {arguments.rounds} rounds of {arguments.seconds} s)")
+    text = [
+        f"\n{'':4}{'per second':>12}{'p99 ms':>10}   (medians of {arguments.rounds} rounds of {arguments.seconds} s)"
+    ]
     for name, meaning in (("A", "empty handler"), ("B", "accepted orders"), ("C", "sold out")):
-        print(f"{name:4}{rates[name]:12,.0f}{p99_us[name] / 1000:10.2f}   {meaning}")
-    met = stage.accepted == stage.streamed
-    print(f"\n202s {stage.accepted:,}, stream entries {stage.streamed:,}: {'equal' if met else 'NOT EQUAL'}")
-    for name, ratio in ratios.items():
-        print(f"{name} {ratio:.3f}, gate {GATES[name]:.2f}: {'met' if ratio >= GATES[name] else 'MISSED'}")
-        met = met and ratio >= GATES[name]
-    print(
-        f"p99(B)/p99(A) {p99_factor:.2f}, gate {P99_FACTOR_MAX:.0f}: {'met' if p99_factor <= P99_FACTOR_MAX else 'MISSED'}"
-    )
-    met = met and p99_factor <= P99_FACTOR_MAX
-    if arguments.save:
-        _save(
-            {"ratios": ratios, "p99_factor": p99_factor, "rates": rates, "runs": [asdict(r) for r in runs]}, arguments
-        )
-    return 0 if met else 1
-
-
-def _save(result: dict[str, Any], arguments: argparse.Namespace) -> None:
-    git = shutil.which("git")
-    commit = (
-        subprocess.run([git, "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-        if git
-        else None
-    )
-    folder = HERE / "results"
-    folder.mkdir(exist_ok=True)
-    result |= {
-        "commit": commit.stdout.strip() if commit else "",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
-        "arguments": {k: v for k, v in vars(arguments).items() if k != "save"},
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    (folder / "gate.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        text.append(f"{name:4}{rates[name]:12,.0f}{p99_us[name] / 1000:10.2f}   {meaning}")
+    lost = abs(stage.accepted - stage.streamed)
+    targets = [
+        *(Target(name, ratio, "times", least=GATES[name], goal=GOALS[name]) for name, ratio in ratios.items()),
+        Target("p99(B)/p99(A)", p99_us["B"] / p99_us["A"], "times", most=P99_FACTOR_MAX),
+        Target(f"difference of {stage.accepted:,} 202s and {stage.streamed:,} stream entries", lost, "orders", most=0),
+    ]
+    result = {"rates": rates, "p99_us": p99_us, "runs": [asdict(run) for run in runs]}
+    return conclude(Figure("gate", METHOD, targets, result), arguments, text)
 
 
 def _arguments() -> argparse.Namespace:
@@ -339,7 +304,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="workers of the edge and of the empty handler")
     parser.add_argument("--fsync", choices=["always", "off"], default="always", help="off: for comparison only")
     parser.add_argument("--set", action="append", default=[], metavar="FLASHSALE_X=VALUE", help="a setting of the edge")
-    parser.add_argument("--save", action="store_true", help="write perf/results/gate.json")
+    add_options(parser, always_gate=True)
     arguments = parser.parse_args()
     if arguments.fsync == "off":
         arguments.set.append("FLASHSALE_DURABILITY=memory")

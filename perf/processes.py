@@ -11,17 +11,26 @@ def tree(pid: int) -> list[int]:
     """The process and all below it."""
     pids = [pid]
     for found in pids:
-        for task in Path(f"/proc/{found}/task").iterdir():
-            pids += [int(child) for child in (task / "children").read_text().split()]
+        try:
+            for task in Path(f"/proc/{found}/task").iterdir():
+                pids += [int(child) for child in (task / "children").read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended, or one of its threads has
     return pids
 
 
 def cpu_us(pids: Iterable[int]) -> float:
-    """Processor time spent so far, user and system, in microseconds; the kernel counts in ticks of 10 ms."""
+    """Processor time spent so far, user and system, in microseconds, by processes and by children they have buried.
+
+    The kernel counts in ticks of 10 ms. A process that ends meanwhile is left out: its parent answers for it.
+    """
     ticks = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK") * 1e6
 
 

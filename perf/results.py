@@ -80,11 +80,14 @@ class Figure:
         }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--save`, `--json`, `--gate`."""
+def add_options(parser: argparse.ArgumentParser, *, always_gate: bool = False) -> None:
+    """`--save`, `--json` and, unless a missed target always is an exit status of 1, `--gate`."""
     parser.add_argument("--save", action="store_true", help="write the figure into perf/results/")
     parser.add_argument("--json", action="store_true", help="print the figure as JSON")
-    parser.add_argument("--gate", action="store_true", help="exit status 1 if a target is missed")
+    if always_gate:
+        parser.set_defaults(gate=True)
+    else:
+        parser.add_argument("--gate", action="store_true", help="exit status 1 if a target is missed")
 
 
 def conclude(figure: Figure, options: argparse.Namespace, text: Sequence[str] = ()) -> int:

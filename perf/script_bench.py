@@ -3,16 +3,16 @@
 Measures Redis and the script only: no HTTP, no tokens. The client builds every command beforehand and keeps two batches
 on the wire. Server and client share the machine, so the ratio to the naive script of the same run says most.
 
-    python -m perf.script_bench [--orders N] [--batch N] [--rounds N] [--json]
+    python -m perf.script_bench [--orders N] [--batch N] [--rounds N] [--save] [--json] [--gate]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import secrets
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,9 +27,14 @@ from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_body
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from hotpath.scripts import Script, load_script
+from perf.results import Figure, Target, add_options, conclude
 
 LANE = 0
 IN_FLIGHT = 2
+METHOD = (
+    "Prebuilt EVALSHA of 64 orders, two on the wire, one connection, one lane, full semantics, fresh users with 1 or 3 orders "
+    "each; beside it a naive script of ten calls an order in the same run. Memory: used_memory, stream untrimmed."
+)
 # What a first design would do: ten calls an order, sequence, definition and stock read and written for each one.
 NAIVE = """#!lua
 local reply = {}
@@ -198,12 +203,12 @@ def measure(server: RedisServer, *, naive: bool, orders: int, batch: int, orders
     return Sample(count / seconds, used / count)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orders", type=int, default=60_000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     options = parser.parse_args()
     report: dict[str, dict[str, float]] = {}
     for durable in (False, True):
@@ -235,12 +240,27 @@ def main() -> None:
                     }
             finally:
                 server.stop()
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    for name, numbers in report.items():
-        print(name, " ".join(f"{key}={value:,}" for key, value in numbers.items()))
+    targets = [
+        Target(
+            "script without fsync", report["memory, 1 an user"]["orders_per_s"], "orders/s", least=100_000, goal=150_000
+        ),
+        Target("script with fsync", report["fsync, 1 an user"]["orders_per_s"], "orders/s", least=70_000, goal=100_000),
+        *(
+            Target(
+                f"Redis memory, users with {count}",
+                report[f"memory, {count} an user"]["bytes_an_order"],
+                "bytes an order",
+                most=450,
+                goal=300,
+            )
+            for count in ("1", "3")
+        ),
+    ]
+    text = [
+        f"{name} " + " ".join(f"{key}={value:,}" for key, value in numbers.items()) for name, numbers in report.items()
+    ]
+    return conclude(Figure("script", METHOD, targets, report), options, text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,9 +24,16 @@ import psycopg
 from devstack.servers import PostgresServer, RedisServer
 from domain.messages import encode_orders
 from domain.topology import order_queue
+from perf.processes import cpu_us, tree
+from perf.results import Figure, Target, add_options, conclude
 from runtime.queue import open_queue
 from tests.fixtures.fix_databases import Databases, migrated_databases
 from tests.workers.making import Maker, stock
+
+METHOD = (
+    "Messages as of a relay lie ready in the queue (Redis Streams); one `python -m workers.shard_writer` stores them in four "
+    "databases of one PostgreSQL (fsync on). The clock runs from the first stored order to the last. All on this machine."
+)
 
 
 async def fill(url: str, maker: Maker, *, orders: int, message_orders: int, times: int) -> None:
@@ -53,21 +60,12 @@ def stored(databases: Databases) -> int:
     return total
 
 
-def cpu_s(process: subprocess.Popen[bytes]) -> float:
-    """Processor time of a process and its living children: how much there is to gain, whoever else uses the machine."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    ticks = 0
-    for pid in (str(process.pid), *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--orders", type=int, default=60_000)
     parser.add_argument("--message", type=int, default=250, help="orders in a message")
     parser.add_argument("--redelivered", action="store_true", help="every message comes twice")
+    add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         redis, postgres = RedisServer(Path(folder) / "redis"), PostgresServer(Path(folder) / "postgres")
@@ -85,24 +83,29 @@ def main() -> None:
             while (first := stored(databases)) == 0:
                 time.sleep(0.01)
             assert postgres.process is not None
-            before = [cpu_s(writer), cpu_s(postgres.process)]
+            before = [cpu_us(tree(pid)) for pid in (writer.pid, postgres.process.pid)]
             began = time.perf_counter()
             while (count := stored(databases)) < options.orders:
                 time.sleep(0.02)
             took = time.perf_counter() - began
-            spent = [cpu_s(writer) - before[0], cpu_s(postgres.process) - before[1]]
+            after = [cpu_us(tree(pid)) for pid in (writer.pid, postgres.process.pid)]
             orders = count - first
-            print(
-                f"{orders} orders in {took:.2f} s: {orders / took:,.0f} orders/s; processor time per order: "
-                f"writer {spent[0] / orders * 1e6:.1f} us, PostgreSQL {spent[1] / orders * 1e6:.1f} us"
-            )
+            writer_us, postgres_us = ((late - early) / orders for early, late in zip(before, after, strict=True))
         finally:
             if writer is not None:
                 writer.terminate()
                 writer.wait(20)
             postgres.destroy()
             redis.destroy()
+    result = {"orders": orders, "seconds": took, "writer_us_an_order": writer_us, "postgres_us_an_order": postgres_us}
+    target = Target(
+        "orders stored a second, stream to four shards", orders / took, "a second", least=20_000, goal=40_000
+    )
+    text = [
+        f"{orders} orders in {took:.2f} s; processor time an order: writer {writer_us:.1f} us, PostgreSQL {postgres_us:.1f} us"
+    ]
+    return conclude(Figure("writer", METHOD, [target], result), options, text)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
