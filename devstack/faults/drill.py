@@ -23,7 +23,8 @@ from devstack.faults.evidence import backlog, dead_letters, gather, read_counter
 from devstack.faults.history import Ending, History
 from devstack.faults.scenario import Fault, NotFired, NotHere
 from devstack.faults.stage import Stage
-from devstack.shop import Shop
+from devstack.shop import Shop, ShopError
+from devstack.state import StackError
 from domain.topology import Topology
 from runtime.settings import load_settings
 
@@ -123,6 +124,8 @@ def run_drill(
         result.skipped = str(reason)
     except NotFired as reason:
         result.findings.append(Finding("F", f"the fault did not fire, or the stack did not come back: {reason}"))
+    except (psycopg.Error, RedisError, OSError, TimeoutError, ShopError, StackError) as error:
+        result.findings.append(Finding("F", f"the drill could not go on: {type(error).__name__}: {error}"))
     finally:
         stage.calm()
     result.took_s = time.monotonic() - began

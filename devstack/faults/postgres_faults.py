@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 
+import psycopg
+
 from devstack.faults.drill import Drill
 from devstack.faults.proxy import Harm, Trap
 from devstack.faults.redis_faults import sprung
@@ -26,8 +28,8 @@ async def kill_postgres(drill: Drill) -> str:
 
 def _answers(drill: Drill) -> bool:
     try:
-        asyncio.run(drill.stage.sql(drill.stage.maintenance_dsn, "SELECT 1"))
-    except OSError:
+        psycopg.connect(drill.stage.maintenance_dsn, connect_timeout=2).close()
+    except psycopg.OperationalError:
         return False
     return True
 
