@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -34,7 +35,10 @@ from runtime.settings import Settings
 from runtime.telemetry import configure_logging
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import STORED_WITHIN_S
-from workers.reconciler.reading import Reading
+from workers.reconciler.reading import Pool, Reading
+from workers.reconciler.rejecting import EVERY_S as REJECTING_EVERY_S
+from workers.reconciler.rejecting import ROLE as REJECTING_ROLE
+from workers.reconciler.rejecting import Rejecting
 from workers.reconciler.verdict import Verdict
 from workers.rounds import WEATHER, run_rounds
 
@@ -61,12 +65,17 @@ def main() -> None:
 async def serve(service: Service) -> None:
     """Look until told to stop; one process at a time does."""
     settings = service.settings
-    async with _clients(settings) as (redis, reading):
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+    async with _clients(settings) as clients:
+        if not await fingerprint.check_when_reachable(clients.redis, settings.topology, service.pause):
             return
-        looking = Looking(reading, kept_s=settings.sale_kept_s)
-        work = partial(_publish_look, redis, looking)
-        await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=work, life_ms=settings.lease_ms)
+        look = partial(_publish_look, clients.redis, Looking(clients.reading, kept_s=settings.sale_kept_s))
+        rejecting = Rejecting(
+            redis=clients.redis, catalogue=clients.catalogue, shards=clients.shards, reading=clients.reading
+        )
+        rounds = partial(run_rounds, service, clients.redis, life_ms=settings.lease_ms)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rounds(role=NAME, every_s=EVERY_S, work=look))
+            group.create_task(rounds(role=REJECTING_ROLE, every_s=REJECTING_EVERY_S, work=rejecting.round))
 
 
 async def _publish_look(redis: Redis, looking: Looking, _: Lease) -> bool:
@@ -84,10 +93,10 @@ async def _publish_look(redis: Redis, looking: Looking, _: Lease) -> bool:
 
 
 async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:
-    async with _clients(settings) as (redis, reading):
-        await fingerprint.check(redis, settings.topology)
+    async with _clients(settings) as clients:
+        await fingerprint.check(clients.redis, settings.topology)
         looking = Looking(
-            reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
+            clients.reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
         )
         settled_looks = 0
         deadline = time.monotonic() + wait_s
@@ -134,16 +143,25 @@ def _all_of(values: Sequence[bool | None]) -> bool | None:
     return None if None in values else True
 
 
+@dataclass(frozen=True, slots=True)
+class _Clients:
+    redis: Redis
+    catalogue: Pool
+    shards: Sequence[Pool]
+    reading: Reading
+
+
 @asynccontextmanager
-async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading]]:
+async def _clients(settings: Settings) -> AsyncIterator[_Clients]:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
         queue = open_queue(settings.queue_url)
         stack.push_async_callback(queue.close)
-        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
+        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=3))
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
-        yield redis, Reading(redis=redis, catalogue=catalogue, shards=shards, queue=queue)
+        reading = Reading(redis=redis, catalogue=catalogue, shards=shards, queue=queue)
+        yield _Clients(redis, catalogue, shards, reading)
 
 
 def _sale_id(text: str) -> UUID:
