@@ -1,0 +1,27 @@
+"""Why a rebuild does not go on. Each may be tried again; the sale stays closed meanwhile."""
+
+from __future__ import annotations
+
+
+class RebuildError(Exception):
+    """The message is for the operator."""
+
+
+class Healthy(RebuildError):
+    """There is nothing to rebuild, and rebuilding would close the sale for a while."""
+
+
+class NotPublished(RebuildError):
+    """There is no such sale, or it was never published."""
+
+
+class Busy(RebuildError):
+    """Another rebuild of the sale is at work."""
+
+
+class Stuck(RebuildError):
+    """Something that must happen elsewhere does not: the message names it."""
+
+
+class Superseded(RebuildError):
+    """Another rebuild took over, or Redis lost the sale again."""

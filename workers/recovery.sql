@@ -1,0 +1,36 @@
+-- What tells that a lane went back, read and noted by the reconciler's watch and by a rebuild.
+
+-- name: newest_stored
+-- The newest place of each lane that this shard accounts for. Changes nothing.
+-- Index: order_transitions_lane_seq, dead_lettered_pkey, waiting_entries_pkey: three look-ups a lane.
+SELECT l.lane, greatest(
+    (SELECT max(lane_seq) FROM order_transitions t WHERE t.lane = l.lane),
+    (SELECT max(lane_seq) FROM dead_lettered d WHERE d.lane = l.lane),
+    (SELECT max(lane_seq) FROM waiting_entries w WHERE w.lane = l.lane)
+)
+FROM unnest(%(lanes)s::smallint[]) AS l (lane);
+
+-- name: newest_seen
+-- The newest place of each lane that was proved stored or seen in Redis. Changes nothing. Index: lane_watermark_pkey.
+SELECT lane, greatest(verified_seq, seen_seq) FROM lane_watermark WHERE lane = ANY(%(lanes)s::smallint[]);
+
+-- name: verified
+-- How far each lane was proved to be stored. Changes nothing. Index: lane_watermark_pkey.
+SELECT lane, verified_seq FROM lane_watermark WHERE lane = ANY(%(lanes)s::smallint[]);
+
+-- name: note_seen
+-- Remembers what Redis showed; never lowers it. Repeating it changes nothing. Index: lane_watermark_pkey.
+INSERT INTO lane_watermark AS w (lane, verified_seq, seen_seq)
+SELECT lane, 0, seq FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS s (lane, seq)
+ON CONFLICT (lane) DO UPDATE SET seen_seq = excluded.seen_seq WHERE excluded.seen_seq > w.seen_seq;
+
+-- name: note_loss
+-- A lane was found below what it had shown. Repeating it changes nothing. Index: lane_losses_pkey.
+INSERT INTO lane_losses (lane, found_seq, floor_seq) VALUES (%(lane)s, %(found)s, %(floor)s)
+ON CONFLICT (lane, found_seq, floor_seq) DO NOTHING;
+
+-- name: published_sales
+-- Sales that lanes must know. Changes nothing. Index: sales_live.
+SELECT id, epoch, lanes FROM sales
+WHERE stage = 'published' AND ends_at > now() - make_interval(secs => %(kept_s)s)
+ORDER BY ends_at LIMIT %(limit)s;
