@@ -7,7 +7,7 @@ import sys
 import typer
 
 from devstack.children import Unsupported
-from devstack.commands import checks, demo, faults, lifecycle, samples
+from devstack.commands import checks, demo, faults, lifecycle, rebuild, samples
 from devstack.servers import ServerError
 from devstack.shop import ShopError
 from devstack.state import StackError
@@ -28,6 +28,7 @@ app.command("sample-sale")(samples.sample_sale)
 app.command("mint-tokens")(samples.mint_tokens)
 app.command()(checks.migrate)
 app.command()(checks.reconcile)
+app.command()(rebuild.rebuild)
 app.command()(faults.faults)
 
 
