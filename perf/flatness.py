@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from perf.load import Load, require_all_accepted, write_tokens
+from perf.load import Aim, Load, require_all_accepted, write_tokens
 from perf.results import Figure, Target, add_options, conclude, progress
 from perf.stage import UNITS, edge_on_redis
 
@@ -72,17 +72,18 @@ def main() -> int:
     return conclude(Figure("flatness", METHOD, targets, {"points": rows}), options, as_text(rows))
 
 
-def measure(point: Point, *, seconds: float, say: Callable[[str], None]) -> Sample:
+def measure(point: Point, *, seconds: float, say: Callable[[str], None], warm_up_s: float = WARM_UP_S) -> Sample:
     """One run. LoadFailed unless every order was accepted."""
     say(f"{point.sales:,} open sales, {point.users:,} users")
     with edge_on_redis(SETTINGS) as stage:
         sales = [stage.publish({SKU: UNITS}) for _ in range(point.sales)]
         tokens = stage.folder / "tokens"
         write_tokens(tokens, stage.keys_file, users=point.users)
-        for name, length_s in (("warm", WARM_UP_S), ("run", seconds)):
+        aim = Aim(stage.url, sales, [SKU], tokens)
+        for name, length_s in (("warm", warm_up_s), ("run", seconds)):
             # What a thousand sales cost is not that each is read once: so each is, before the clock runs.
             before = stage.cpu_us()
-            with Load(stage.url, sales, [SKU], tokens, name, length_s) as load:
+            with Load(aim, name, length_s) as load:
                 final = load.finish(stop=False)
             require_all_accepted(final)
             spent = {name: value - before[name] for name, value in stage.cpu_us().items()}

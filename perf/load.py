@@ -37,6 +37,16 @@ def write_tokens(path: Path, keys_file: Path, *, users: int) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Where orders go: an edge, the sales and SKUs they are drawn from, and the file of buyers' tokens."""
+
+    url: str
+    sales: Sequence[UUID]
+    skus: Sequence[str]
+    tokens: Path
+
+
 @dataclass(slots=True)
 class Load:
     """A run of `python -m perf.driver`. A context manager: leaving it ends the driver, whatever happened.
@@ -44,10 +54,7 @@ class Load:
     With a `rate` (orders a second) an open loop of `seconds`, otherwise a closed one until `finish` or `seconds` are over.
     """
 
-    url: str
-    sales: Sequence[UUID | str]
-    skus: Sequence[str]
-    tokens: Path
+    aim: Aim
     key_prefix: str
     seconds: float
     connections: int = 64
@@ -59,13 +66,13 @@ class Load:
 
     def __enter__(self) -> Self:
         argv = [
-            sys.executable, "-m", "perf.driver", "--url", self.url, "--tokens", str(self.tokens), "--orders", os.devnull,
+            sys.executable, "-m", "perf.driver", "--url", self.aim.url, "--tokens", str(self.aim.tokens), "--orders", os.devnull,
             "--connections", str(self.connections), "--key-prefix", self.key_prefix, "--seconds-max", str(self.seconds),
             "--rate", str(self.rate),
         ]  # fmt: skip
-        for sale in self.sales:
+        for sale in self.aim.sales:
             argv += ["--sale", str(sale)]
-        for sku in self.skus:
+        for sku in self.aim.skus:
             argv += ["--sku", sku]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT

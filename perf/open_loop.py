@@ -14,17 +14,17 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from perf.driver.histogram import count_from, percentiles_ms, summed
-from perf.load import Load, require_all_accepted, write_tokens
+from perf.load import Aim, Load, require_all_accepted, write_tokens
 from perf.results import Figure, Target, add_options, conclude, progress
 from perf.stage import UNITS, edge_on_redis
-from perf.whole_stack import SKU, whole_stack
+from perf.whole_stack import whole_stack
 
 USERS = 100_000
+SKU = "SKU-1"
 WARM_UP_S = 3.0
 P99_MS_MAX = 50.0
 LATENESS_P99_MS_MAX = 10.0  # of the sending: later, and the schedule was not kept
@@ -39,12 +39,13 @@ def main() -> int:
     options = _options()
     with (
         progress() as say,
-        _surroundings(say, everything=options.whole_stack, users=options.users) as (url, sale, tokens),
+        _surroundings(say, everything=options.whole_stack, users=options.users) as aim,
     ):
         say("warming up")
-        run(url, sale, tokens, options, key_prefix="warm", seconds=min(WARM_UP_S, options.seconds))
+        schedule = Schedule(options.rate, options.connections, options.processes)
+        run(aim, schedule, key_prefix="warm", seconds=min(WARM_UP_S, options.seconds))
         say(f"{options.rate:,.0f} orders a second for {options.seconds:.0f} s")
-        result = run(url, sale, tokens, options, key_prefix="open", seconds=options.seconds)
+        result = run(aim, schedule, key_prefix="open", seconds=options.seconds)
     targets = [
         Target("p99 from when an order was due", result["latency_ms"]["p99"], "ms", most=P99_MS_MAX),
         Target("share of the schedule sent", result["sent"] / result["due"], "of 1", least=1.0),
@@ -54,21 +55,25 @@ def main() -> int:
     return conclude(Figure(name, METHOD, targets, result), options, as_text(result))
 
 
-def run(
-    url: str, sale: UUID, tokens: Path, options: argparse.Namespace, *, key_prefix: str, seconds: float
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """`rate` orders due a second and `connections`, both of all `processes` together."""
+
+    rate: float
+    connections: int
+    processes: int = 1
+
+
+def run(aim: Aim, schedule: Schedule, *, key_prefix: str, seconds: float) -> dict[str, Any]:
     """One open loop of all processes together. LoadFailed unless every order was accepted in the end."""
-    count = options.processes
+    count = schedule.processes
     with ExitStack() as stack:
         loads = [
-            stack.enter_context(
-                Load(
-                    url, [sale], [SKU], tokens, f"{key_prefix}-{place}", seconds, options.connections // count,
-                    options.rate / count,
-                )
-            )
+            Load(aim, f"{key_prefix}-{place}", seconds, schedule.connections // count, schedule.rate / count)
             for place in range(count)
-        ]  # fmt: skip
+        ]
+        for load in loads:
+            stack.enter_context(load)
         finals = [load.finish(stop=False) for load in loads]
     for final in finals:
         require_all_accepted(final)
@@ -110,16 +115,16 @@ def as_text(result: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _surroundings(say: Callable[[str], None], *, everything: bool, users: int) -> Iterator[tuple[str, UUID, Path]]:
-    """Address of an edge, id of a sale, token file."""
+def _surroundings(say: Callable[[str], None], *, everything: bool, users: int) -> Iterator[Aim]:
+    """An edge with a sale, and buyers."""
     if everything:
         with whole_stack(say, users=users) as stack:
-            yield stack.stack.edge_url, stack.sale_id, stack.tokens
+            yield stack.aim
         return
     with edge_on_redis() as stage:
         tokens = stage.folder / "tokens"
         write_tokens(tokens, stage.keys_file, users=users)
-        yield stage.url, stage.publish({SKU: UNITS}), tokens
+        yield Aim(stage.url, [stage.publish({SKU: UNITS})], [SKU], tokens)
 
 
 def _options() -> argparse.Namespace:

@@ -17,7 +17,7 @@ from typing import Any
 
 from perf.load import Load, LoadFailed, require_all_accepted
 from perf.results import Figure, Target, add_options, conclude, progress
-from perf.whole_stack import SKU, WholeStack, whole_stack
+from perf.whole_stack import WholeStack, whole_stack
 
 USERS = 100_000
 SAMPLE_S = 1.0
@@ -51,8 +51,7 @@ def measure(
     samples: list[dict[str, float]] = []
     cpu_before = stack.cpu_us()
     with Load(
-        stack.stack.edge_url, [stack.sale_id], [SKU], stack.tokens, "pipeline", seconds, connections, rate
-    ) as load:  # fmt: skip
+stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
         began = time.monotonic()
         while (due := began + (len(samples) + 1) * SAMPLE_S) <= began + seconds:
             time.sleep(max(0.0, due - time.monotonic()))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from uuid import UUID
 
 import psycopg
@@ -13,15 +13,15 @@ import redis
 
 from devstack.demo.rehearsal import own_stack
 from devstack.shop import Shop
-from devstack.state import Stack
+from devstack.state import Stack, StateFolder
 from domain.sales import STOCK_MAX
 from domain.topology import Topology, lane_stream_key, order_queue
-from perf.load import write_tokens
+from perf.load import Aim, write_tokens
 from perf.processes import cpu_us, tree
 from runtime.queue.redis_streams import stream_key
 
-SKU = "PERF-1"
-_STORED = "SELECT coalesce(sum(sold), 0) FROM quota"
+HOLD_S = 3600  # none of the orders expires while it is counted
+_STORED = "SELECT coalesce(sum(sold), 0) FROM quota WHERE sale_id = %s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class WholeStack:
     """A stack of our own. Every order is of one unit and held for long, so that units sold are orders stored."""
 
     stack: Stack
-    tokens: Path
+    aim: Aim
     sale_id: UUID
     redis: redis.Redis
     _shards: list[psycopg.Connection[tuple[int]]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class WholeStack:
         for shard in range(topology.shards):
             pipeline.xlen(stream_key(order_queue(shard)))
         lengths = pipeline.execute()
-        stored = sum(int(row[0]) for shard in self._shards for row in shard.execute(_STORED))
+        stored = sum(int(row[0]) for shard in self._shards for row in shard.execute(_STORED, (self.sale_id,)))
         return Depths(stored, sum(lengths[: topology.lanes]), sum(lengths[topology.lanes :]))
 
     def cpu_us(self) -> dict[str, float]:
@@ -63,18 +63,26 @@ class WholeStack:
 @contextmanager
 def whole_stack(say: Callable[[str], None], *, users: int) -> Iterator[WholeStack]:
     """Start everything, publish a sale, mint tokens; everything is stopped and gone afterwards."""
-    with own_stack(say, name="perf") as (stack, folder):
-        say("publishing a sale")
-        shop = Shop.log_in(stack)
-        shop.create_product(sku=SKU, name="Perf", price_minor=1999)
-        sale = shop.create_open_sale(name="Perf", stock={SKU: STOCK_MAX}, price_minor=1999, hold_s=3600)
-        say(f"minting tokens of {users:,} users")
-        tokens = folder.path / "tokens.tsv"
-        write_tokens(tokens, folder.token_keys, users=users)
-        with redis.Redis.from_url(stack.redis_url) as client:
-            shards = [psycopg.connect(dsn, autocommit=True, connect_timeout=5) for dsn in stack.shard_dsns]
-            try:
-                yield WholeStack(stack, tokens, UUID(sale["id"]), client, shards)
-            finally:
-                for shard in shards:
-                    shard.close()
+    with own_stack(say, name="perf") as (stack, folder), sale_on(stack, folder, say, users=users) as whole:
+        yield whole
+
+
+@contextmanager
+def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, users: int) -> Iterator[WholeStack]:
+    """A sale of its own, and tokens, on a stack that is up."""
+    say("publishing a sale")
+    shop = Shop.log_in(stack)
+    sku = f"PERF-{secrets.token_hex(4).upper()}"
+    shop.create_product(sku=sku, name="Perf", price_minor=1999)
+    sale = shop.create_open_sale(name="Perf", stock={sku: STOCK_MAX}, price_minor=1999, hold_s=HOLD_S)
+    say(f"minting tokens of {users:,} users")
+    tokens = folder.path / "tokens.tsv"
+    write_tokens(tokens, folder.token_keys, users=users)
+    with redis.Redis.from_url(stack.redis_url) as client:
+        shards = [psycopg.connect(dsn, autocommit=True, connect_timeout=5) for dsn in stack.shard_dsns]
+        try:
+            sale_id = UUID(sale["id"])
+            yield WholeStack(stack, Aim(stack.edge_url, [sale_id], [sku], tokens), sale_id, client, shards)
+        finally:
+            for shard in shards:
+                shard.close()

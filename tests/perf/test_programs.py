@@ -1,0 +1,122 @@
+"""Each program that makes a figure, as small as it can be: it runs, its parts add up, nothing is judged."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from perf import flatness, growth, open_loop, pipeline
+from perf.flatness import Point
+from perf.load import Aim, Load, LoadFailed, require_all_accepted, write_tokens
+from perf.open_loop import Schedule
+from perf.stage import Stage, edge_on_redis
+from perf.whole_stack import sale_on
+from tests.fixtures.fix_stack import RunningStack
+
+
+def _silent(_: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    """An edge on a Redis of its own, for the programs that take one."""
+    with edge_on_redis({"FLASHSALE_USER_RATE": "1000"}) as stage:
+        yield stage
+
+
+@pytest.fixture
+def aim(stage: Stage, tmp_path: Path) -> Aim:
+    write_tokens(tmp_path / "tokens", stage.keys_file, users=50)
+    return Aim(stage.url, [stage.publish({"A": 10_000}) for _ in range(2)], ["A"], tmp_path / "tokens")
+
+
+def test_open_loop(aim: Aim) -> None:
+    result = open_loop.run(aim, Schedule(rate=400, connections=8, processes=2), key_prefix="k", seconds=0.5)
+    assert result["due"] == result["sent"] == result["accepted"] == 200
+    assert result["latency_ms"].keys() == result["lateness_ms"].keys() == {"p50", "p95", "p99", "p99.9", "max"}
+    assert open_loop.as_text(result)
+
+
+def test_orders_that_are_refused_make_no_figure(stage: Stage, aim: Aim) -> None:
+    poor = Aim(aim.url, [stage.publish({"A": 3})], ["A"], aim.tokens)
+    with pytest.raises(LoadFailed, match="sold_out"):
+        open_loop.run(poor, Schedule(rate=200, connections=2), key_prefix="k", seconds=0.1)
+
+
+def test_closed_loop_stops_when_told(aim: Aim) -> None:
+    with Load(aim, "closed", 60.0, 4) as load:
+        final = load.finish()
+    require_all_accepted(final | {"accepted": final["accepted"] or 1})
+    assert "open_loop" not in final
+
+
+def test_growth(stage: Stage) -> None:
+    result = growth.measure(stage, requests=2000, every=200, say=_silent)
+    assert result["requests"] >= 2000 and len(result["samples"]) >= 8
+    assert set(result["answers"]["sold out"]) == {"409 sold_out"}
+    assert set(result["answers"]["bad tokens"]) == {"401 token_invalid"}
+    assert set(result["answers"]["accepted"]) == {"202"} and result["replayed"] > 0
+    assert {"400 malformed_request", "422 validation_failed", "404 sku_not_found"} == set(
+        result["answers"]["bad bodies"]
+    )
+    assert all(sample["resident"] > 10 for sample in result["samples"])
+    assert growth.as_text(result)
+
+
+def test_flatness() -> None:
+    sample = flatness.measure(Point(sales=3, users=20), seconds=0.4, say=_silent, warm_up_s=0.2)
+    assert sample.orders_per_s > 0 and sample.cost_us == sample.edge_us + sample.redis_us > 0
+    assert flatness.as_text([flatness.summarise(Point(3, 20), [(sample, sample)])])
+
+
+def test_pipeline(running_stack: RunningStack) -> None:
+    with sale_on(running_stack.stack, running_stack.folder, _silent, users=50) as whole:
+        result = pipeline.measure(whole, seconds=3.0, rate=100.0, connections=4, say=_silent)
+        assert result["accepted"] == result["stored"] == whole.depths().stored == 300
+    assert {"edge", "redis", "postgres"} < set(result["cpu_us_an_order"])
+    assert len(result["samples"]) == 3 and pipeline.as_text(result)
+
+
+class SlowEdge:
+    """Answers 202 after a while; counts requests by path."""
+
+    def __init__(self, answer_s: float) -> None:
+        self.answer_s = answer_s
+        self.paths: Counter[str] = Counter()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = re.search(r"(?i)content-length: (\d+)", head)
+                assert length
+                await reader.readexactly(int(length[1]))
+                self.paths[head.split()[1]] += 1
+                await asyncio.sleep(self.answer_s)
+                body = b'{"order_id":"00000000-0000-8000-8000-000000000000"}'
+                writer.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+
+async def test_waiting_behind_a_slow_answer_counts(tmp_path: Path) -> None:
+    """One connection, an order due each 10 ms, an answer after at least 20: order i has waited 10 ms times i by then."""
+    edge = SlowEdge(0.02)
+    server = await asyncio.start_server(edge.serve, "127.0.0.1", 0)
+    (tmp_path / "tokens").write_text("user\ttoken\n", encoding="ascii")
+    sales = [uuid4(), uuid4()]
+    aim = Aim(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", sales, ["A"], tmp_path / "tokens")
+    result = await asyncio.to_thread(open_loop.run, aim, Schedule(rate=100, connections=1), key_prefix="k", seconds=0.5)
+    server.close()
+    assert result["due"] == result["sent"] == result["accepted"] == 50 == sum(edge.paths.values())
+    assert set(edge.paths) == {f"/v1/sales/{sale}/orders" for sale in sales}
+    # Buckets start at most 1.6 % below their values.
+    assert result["latency_ms"]["max"] >= 0.98 * (20 + 49 * 10)
+    assert result["lateness_ms"]["max"] >= 0.98 * 49 * 10
+    assert 0 < result["found_none_idle"] <= 49
