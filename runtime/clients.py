@@ -7,6 +7,7 @@ would run a script twice without telling anybody.
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Iterable
 
 from psycopg import AsyncConnection
@@ -52,9 +53,30 @@ class _CancellableSend(AbstractConnection):
             await self.disconnect(nowait=True)
             raise
 
+    async def can_read(self) -> bool:
+        """Whether the connection cannot be used: the pool asks before it hands it out, and connects again then.
+
+        redis-py notices an end of stream that the event loop has seen, but not a reset (the stream has an exception then,
+        no end). Without this, each pooled connection cost its next user an error after a restart of the server.
+        """
+        stream = self._reader
+        return stream is None or stream.exception() is not None or await super().can_read()
+
 
 class _PlainConnection(_CancellableSend, Connection):
-    pass
+    async def can_read(self) -> bool:
+        """Asks the kernel, too: it knows of an end that the event loop has not come to read yet."""
+        # Not for TLS, where what can be read may be a session ticket.
+        return self._kernel_has_news() or await super().can_read()
+
+    def _kernel_has_news(self) -> bool:
+        assert self._writer is not None
+        descriptor = self._writer.get_extra_info("socket").fileno()
+        if descriptor < 0:
+            return True  # closed by the event loop
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class _TlsConnection(_CancellableSend, SSLConnection):
@@ -71,7 +93,8 @@ def redis_client(url: str, *, connections_max: int = 16, timeout_s: float = 5.0)
     """A client of `redis://` or `rediss://` whose answers are bytes.
 
     Commands wait at most `timeout_s` for a free connection, and again for the answer.
-    Blocking commands must block for less than `timeout_s`. A command that failed was perhaps executed.
+    Blocking commands must block for less than `timeout_s`. A command that failed was perhaps executed, and is never
+    repeated here: instead, a connection that died while nobody used it is found before anything is sent on it.
     """
     pool = BlockingConnectionPool.from_url(
         url,
