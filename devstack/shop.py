@@ -36,7 +36,7 @@ class Shop:
         product = {"sku": sku, "name": name, "description": name, "price_minor": price_minor, "currency": "EUR"}
         return self._call("POST", "/v1/products", product)
 
-    def create_open_sale(
+    def create_draft_sale(
         self,
         *,
         name: str,
@@ -46,9 +46,9 @@ class Shop:
         hold_s: int = 600,
         per_user_limit: int = 0,
     ) -> dict[str, Any]:
-        """A published sale that is open now; `stock` maps a SKU to its units, a `per_user_limit` of 0 means none."""
+        """A sale that opens at once when it is published; `stock` maps a SKU to its units, a `per_user_limit` of 0 means none."""
         now = datetime.now(UTC)
-        sale = self._call(
+        return self._call(
             "POST",
             "/v1/sales",
             {
@@ -62,7 +62,26 @@ class Shop:
                 ],
             },
         )
-        return self._call("POST", f"/v1/sales/{sale['id']}/publish")
+
+    def publish(self, sale_id: str) -> dict[str, Any]:
+        """Bring a draft before buyers; publishing again changes nothing."""
+        return self._call("POST", f"/v1/sales/{sale_id}/publish")
+
+    def create_open_sale(
+        self,
+        *,
+        name: str,
+        stock: dict[str, int],
+        price_minor: int,
+        hours: float = 2,
+        hold_s: int = 600,
+        per_user_limit: int = 0,
+    ) -> dict[str, Any]:
+        """A published sale that is open now; `stock` maps a SKU to its units, a `per_user_limit` of 0 means none."""
+        draft = self.create_draft_sale(
+            name=name, stock=stock, price_minor=price_minor, hours=hours, hold_s=hold_s, per_user_limit=per_user_limit
+        )
+        return self.publish(draft["id"])
 
     def report(self, sale_id: str) -> dict[str, Any]:
         """The sale's report with its verdicts."""

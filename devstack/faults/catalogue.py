@@ -6,7 +6,16 @@ from __future__ import annotations
 
 from itertools import chain, zip_longest
 
-from devstack.faults import edge_faults, hostile_faults, postgres_faults, queue_faults, redis_faults, worker_faults
+from devstack.faults import (
+    disk_faults,
+    edge_faults,
+    hostile_faults,
+    load_faults,
+    postgres_faults,
+    queue_faults,
+    redis_faults,
+    worker_faults,
+)
 from devstack.faults.scenario import Fault
 
 _SUBJECTS = (
@@ -19,6 +28,8 @@ _SUBJECTS = (
     postgres_faults.FAULTS,
     worker_faults.EXPIRY,
     queue_faults.FAULTS,
+    load_faults.FAULTS,
+    disk_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -1,0 +1,117 @@
+"""Faults of the reservation Redis's disk: a torn tail, a full disk, a lost one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from devstack.faults.checker import Expectations
+from devstack.faults.drill import Drill
+from devstack.faults.scenario import Fault, Needs, NotFired
+from devstack.servers import RedisServer
+from devstack.state import PROJECT, overrule
+
+FULL_S = 3.0
+REFUSED_S = 2.0
+REBUILD_S_MAX = 90
+_TORN = b"*3\r\n$3\r\nSET\r\n$4\r\ntorn\r\n$20\r\nhalf"
+
+
+def _data(drill: Drill) -> Path:
+    return drill.stage.small_disk or drill.stage.folder.data / "redis"
+
+
+@asynccontextmanager
+async def _redis_down(drill: Drill) -> AsyncIterator[int]:
+    """Redis is killed, and stays dead while the block runs: the supervisor is stopped meanwhile. Gives the old pid."""
+    stage = drill.stage
+    supervisor, redis = stage.stack.supervisor, stage.pid("redis")
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        os.kill(redis, signal.SIGKILL)
+        await asyncio.sleep(0.2)  # its files are closed
+        yield redis
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
+async def tear_tail(drill: Drill) -> str:
+    """The last write of the append-only file is incomplete, as after a power cut."""
+    async with _redis_down(drill) as old:
+        newest = max((_data(drill) / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+        with newest.open("ab") as file:
+            file.write(_TORN)
+    await drill.stage.replaced("redis", old)
+    log = RedisServer(_data(drill), port=0).log.read_text(encoding="utf-8", errors="replace")
+    if "truncat" not in log.lower():
+        raise NotFired("Redis did not find the torn tail")
+    return "half a command stood at the end of the append-only file; Redis cut it off when it loaded"
+
+
+async def fill_disk(drill: Drill) -> str:
+    """Nothing more can be written where the append-only file is."""
+    stage, old = drill.stage, drill.stage.pid("redis")
+    ballast = _data(drill) / "ballast"
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(64 * 1024))
+    except OSError:
+        pass  # the disk is full: that was wanted
+    try:
+        await asyncio.sleep(FULL_S)
+        refused = sum(attempt.ending.value != "ok" for attempt in drill.crowd.history.attempts())
+    finally:
+        ballast.unlink()
+    new = await stage.replaced("redis", old)
+    return f"Redis ended by its write error (pid {old} became {new}); {refused} attempts met it"
+
+
+async def wipe(drill: Drill) -> str:
+    """Redis loses its whole disk in mid-sale; the sale stays closed until it is rebuilt."""
+    stage = drill.stage
+    async with _redis_down(drill) as old:
+        shutil.rmtree(_data(drill) / "appendonlydir")
+    await stage.replaced("redis", old)
+    await asyncio.sleep(REFUSED_S)
+    since = [a for a in drill.crowd.history.attempts() if a.returned_at > asyncio.get_running_loop().time() - 1.0]
+    codes = {attempt.code or str(attempt.status) for attempt in since}
+    if any(attempt.status == 202 for attempt in since):
+        drill.fail("A", f"orders were taken from a Redis that lost its data: {sorted(codes)}")
+    argv = [sys.executable, "-m", "devstack.cli", "rebuild", "--sale", str(drill.sale_id)]
+    argv += ["--state-dir", str(stage.folder.path)]
+    done = await asyncio.to_thread(
+        subprocess.run, argv, cwd=PROJECT, env=overrule(os.environ, {}), capture_output=True, text=True,
+        timeout=REBUILD_S_MAX, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise NotFired(f"the rebuild failed: {done.stdout[-300:]} {done.stderr[-300:]}")
+    return (
+        f"refused as {sorted(codes)} until `flashsale rebuild` reopened the sale: {done.stdout.strip().splitlines()[0]}"
+    )
+
+
+FAULTS = [
+    Fault(
+        "aof-torn-tail", "the append-only file ends in half a command, as after a power cut",
+        "what is torn was never answered; all else is there", tear_tail,
+    ),
+    Fault(
+        "aof-disk-full", "the disk of the append-only file is full for 3 s",
+        "Redis ends rather than answer what it could not write; it comes back with the space", fill_disk,
+        needs=Needs(small_disk=True),
+    ),
+    Fault(
+        "redis-wiped-mid-sale", "Redis loses its whole disk in mid-sale",
+        "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; what was accepted and not "
+        "stored is lost, as documented", wipe, needs=Needs(own="redis-wiped"),
+        allowed=Expectations(forgotten_orders=True, lost_orders=True),
+    ),
+]  # fmt: skip
