@@ -40,6 +40,8 @@ from workers.reconciler.rejecting import EVERY_S as REJECTING_EVERY_S
 from workers.reconciler.rejecting import ROLE as REJECTING_ROLE
 from workers.reconciler.rejecting import Rejecting
 from workers.reconciler.verdict import Verdict
+from workers.reconciler.watch import Watch
+from workers.recovery import LaneRecovery
 from workers.rounds import WEATHER, run_rounds
 
 NAME = "reconciler"
@@ -72,8 +74,15 @@ async def serve(service: Service) -> None:
         rejecting = Rejecting(
             redis=clients.redis, catalogue=clients.catalogue, shards=clients.shards, reading=clients.reading
         )
+        watch = Watch(
+            redis=clients.redis,
+            recovery=LaneRecovery(redis=clients.redis, catalogue=clients.catalogue, shards=clients.shards),
+            cluster=settings.topology,
+            kept_s=settings.sale_kept_s,
+        )
         rounds = partial(run_rounds, service, clients.redis, life_ms=settings.lease_ms)
         async with asyncio.TaskGroup() as group:
+            group.create_task(watch.run(service))
             group.create_task(rounds(role=NAME, every_s=EVERY_S, work=look))
             group.create_task(rounds(role=REJECTING_ROLE, every_s=REJECTING_EVERY_S, work=rejecting.round))
 

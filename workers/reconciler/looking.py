@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from uuid import UUID
 
 from domain.sales import SaleDefinition
@@ -12,6 +12,7 @@ from workers.reconciler.reading import Reading
 from workers.reconciler.stock import (
     LaneLook,
     LedgerLook,
+    LostRange,
     guard,
     lanes_against_ledger,
     lanes_against_shards,
@@ -46,6 +47,7 @@ class Looking:
         self._deep_a: dict[UUID, list[Finding]] = {}
         self._deep_b: dict[int, list[Finding]] = {}
         self._earlier: dict[UUID, frozenset[str]] = {}
+        self._lost: list[LostRange] = []
         self.progress: dict[int, LaneProgress] = {}
 
     def demand_deep(self) -> None:
@@ -63,6 +65,7 @@ class Looking:
             await self._look_deep(sales)
         lanes = await self._reading.lanes(sales)
         ledger = await self._reading.ledger([sale.sale_id for sale in sales])
+        self._lost = await self._reading.lost()
         return [self._verdict(sale, at_ms, lanes, ledger[sale.sale_id]) for sale in sales]
 
     async def _follow_lanes(self, sales: list[SaleDefinition]) -> None:
@@ -87,7 +90,8 @@ class Looking:
         for sale in sales:
             units = [shard.get(sale.sale_id, {}) for shard in shards]
             findings = list(shards_against_grants(ledger[sale.sale_id], units))
-            if await self._is_at_rest(sale, before, after):
+            is_closed = any(sale.sale_id in after[lane].closed for lane in sale.lanes)
+            if not is_closed and await self._is_at_rest(sale, before, after):
                 findings += lanes_against_shards(sale, after, units)
             # A doubt of this deep look is settled by the next one, not by a look that did not read the shards again.
             before_texts = {finding.text for finding in self._deep_a.get(sale.sale_id, ())}
@@ -106,12 +110,13 @@ class Looking:
     def _verdict(
         self, sale: SaleDefinition, at_ms: int, lanes: Mapping[int, LaneLook], ledger: Mapping[str, LedgerLook]
     ) -> Verdict:
-        shallow = [*lanes_against_ledger(sale, lanes, ledger), *guard(ledger)]
+        closed = [lanes[lane].closed[sale.sale_id] for lane in sale.lanes if sale.sale_id in lanes[lane].closed]
+        shallow = [*([] if closed else lanes_against_ledger(sale, lanes, ledger)), *guard(ledger)]
         about_a = [
             *shallow,
             *self._deep_a.get(sale.sale_id, [Finding("the shards were not read yet", certain=False)]),
         ]
-        about_b: list[Finding] = []
+        about_b = [*_lost_findings(sale, self._lost)]
         waits: list[str] = []
         for lane in sale.lanes:
             progress = self.progress[lane]
@@ -123,8 +128,20 @@ class Looking:
         b, detail_b = judge(about_b, earlier)
         if b is True and waits:
             b, detail_b = None, waits
+        if closed:
+            # What Redis has is old or gone: only what PostgreSQL shows can be judged, and it proves nothing alone.
+            a, b = (False if held is False else None for held in (a, b))
+            detail_a = [f"closed for recovery, `flashsale rebuild` opens it: {'; '.join(closed)}", *detail_a]
         self._earlier[sale.sale_id] = frozenset(finding.text for finding in shallow)
         return Verdict(sale.sale_id, at_ms, a, b, (*detail_a, *detail_b))
+
+
+def _lost_findings(sale: SaleDefinition, lost: Sequence[LostRange]) -> Iterator[Finding]:
+    """A lane's losses concern the sales that had begun when they were noted; nobody can say whose entries they were."""
+    for gap in lost:
+        if gap.lane in sale.lanes and sale.starts_at_ms < gap.noted_ms:
+            count = gap.last - gap.first + 1
+            yield Finding(f"lane {gap.lane}: {count} accepted entries are lost, {gap.first} to {gap.last}")
 
 
 def _stray_findings(lane: int, strays: Mapping[int, tuple[int, int]]) -> list[Finding]:

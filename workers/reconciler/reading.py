@@ -15,12 +15,11 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from domain import topology
-from domain.sales import SaleDefinition, Stock
+from domain.sales import LaneSaleState, SaleDefinition, Stock
 from runtime.queue import Queue
 from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 from runtime.sql import load_sql
-from workers.reconciler.stock import LaneLook, LedgerLook, UnitsLook
-from workers.relay.session import POISON_QUEUE
+from workers.reconciler.stock import LaneLook, LedgerLook, LostRange, UnitsLook
 
 STATEMENT_S_MAX = 60
 POISON_PAGES_MAX = 50
@@ -73,16 +72,21 @@ class Reading:
     async def _lane(self, lane: int, sales: Sequence[SaleDefinition]) -> LaneLook:
         fields = ["seq"]
         for sale in sales:
+            fields.append(topology.definition_field(sale.sale_id))
             fields += [topology.stock_field(sale.sale_id, index) for index in range(len(sale.items))]
         values = cast(list[bytes | None], await self._redis.hmget(topology.lane_state_key(lane), fields))
         stocks: dict[UUID, list[Stock] | None] = {}
+        closed: dict[UUID, str] = {}
         at = 1
         for sale in sales:
-            part = values[at : at + len(sale.items)]
-            at += len(sale.items)
+            reason = _why_closed(sale, lane, values[at])
+            if reason is not None:
+                closed[sale.sale_id] = reason
+            part = values[at + 1 : at + 1 + len(sale.items)]
+            at += 1 + len(sale.items)
             known = [Stock.unpack(value) for value in part if value is not None]
             stocks[sale.sale_id] = known if len(known) == len(part) else None
-        return LaneLook(int(values[0] or 0), stocks)
+        return LaneLook(int(values[0] or 0), stocks, closed)
 
     async def ledger(self, sale_ids: Collection[UUID]) -> dict[UUID, dict[str, LedgerLook]]:
         """Ledger rows by sale and SKU."""
@@ -119,9 +123,15 @@ class Reading:
         return sum(int(rows[0][0]) for rows in counts)
 
     async def places(self, lane: int, *, after: int, upto: int) -> int:
-        """How many places of a lane in (after, upto] are stored or dead-lettered, over all shards."""
-        counts = await self._of_all_shards("count_range", {"lane": lane, "after": after, "upto": upto})
-        return sum(int(rows[0][0]) for rows in counts)
+        """How many places of a lane in (after, upto] are stored, dead-lettered or noted as lost, over all shards."""
+        values = {"lane": lane, "after": after, "upto": upto}
+        counts = await self._of_all_shards("count_range", values)
+        lost = await _rows(self._catalogue, "count_lost", values)
+        return sum(int(rows[0][0]) for rows in (*counts, lost))
+
+    async def lost(self) -> list[LostRange]:
+        """What rebuilds noted as lost."""
+        return [LostRange(*row) for row in await _rows(self._catalogue, "read_lost", {})]
 
     async def watermarks(self) -> dict[int, int]:
         """How far each lane was proved before."""
@@ -138,7 +148,7 @@ class Reading:
         seqs: list[int] = []
         for _ in range(POISON_PAGES_MAX):
             letters, cursor = await self._queue.dead_letters.list(
-                POISON_QUEUE, cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
+                topology.POISON_ENTRIES, cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
             )
             seqs += [int(x.headers["lane_seq"]) for x in letters if x.headers.get("lane") == str(lane)]
             if cursor is None:
@@ -150,6 +160,16 @@ class Reading:
 
     async def _of_all_shards(self, block: str, values: Mapping[str, Any]) -> list[list[TupleRow]]:
         return await asyncio.gather(*(_rows(pool, block, values) for pool in self._shards))
+
+
+def _why_closed(sale: SaleDefinition, lane: int, packed: bytes | None) -> str | None:
+    """Why a lane cannot sell, None if it can."""
+    if packed is None:
+        return f"lane {lane} does not know the sale"
+    state, epoch = packed[0], int.from_bytes(packed[1:5], "big")
+    if epoch < sale.epoch:
+        return f"lane {lane} has epoch {epoch} of {sale.epoch}"
+    return f"lane {lane} has closed the sale" if state == LaneSaleState.CLOSED else None
 
 
 async def _rows(pool: Pool, block: str, values: Mapping[str, Any]) -> list[TupleRow]:

@@ -65,6 +65,16 @@ FROM stock_ledger l
 LEFT JOIN shard_grant g USING (sale_id, sku)
 WHERE l.sale_id = ANY(%(sale_ids)s);
 
+-- name: count_lost
+-- How many places of a lane in (after, upto] a rebuild noted as lost. Changes nothing. Index: lost_entries_pkey.
+SELECT coalesce(sum(least(last_seq, %(upto)s) - greatest(first_seq, %(after)s + 1) + 1), 0)::bigint
+FROM lost_entries
+WHERE lane = %(lane)s AND first_seq <= %(upto)s AND last_seq > %(after)s;
+
+-- name: read_lost
+-- Everything that was ever lost: a few ranges. Changes nothing. No index needed.
+SELECT lane, first_seq, last_seq, (extract(epoch FROM noted_at) * 1000)::bigint FROM lost_entries ORDER BY lane, first_seq;
+
 -- name: read_watermarks
 -- How far each lane was proved to be stored. Changes nothing. Index: lane_watermark_pkey.
 SELECT lane, verified_seq FROM lane_watermark;

@@ -12,10 +12,24 @@ from workers.reconciler.verdict import Finding
 
 @dataclass(frozen=True, slots=True)
 class LaneLook:
-    """A lane's state hash at one moment. `stocks` by sale, by SKU index; a sale that the lane does not know has None."""
+    """A lane's state hash at one moment. `stocks` by sale, by SKU index; a sale that the lane does not know has None.
+
+    `closed` says why sales cannot be sold there until they are rebuilt.
+    """
 
     seq: int
     stocks: Mapping[UUID, list[Stock] | None]
+    closed: Mapping[UUID, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LostRange:
+    """Entries of a lane that were accepted and are nowhere, inclusive; noted by a rebuild."""
+
+    lane: int
+    first: int
+    last: int
+    noted_ms: int
 
 
 @dataclass(slots=True)
