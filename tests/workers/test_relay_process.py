@@ -5,9 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 
 import pytest
 import redis
@@ -15,26 +12,7 @@ import redis
 from devstack.servers import RedisServer, free_port
 from domain.topology import lane_lease_key, lane_stream_key
 from tests.workers.lane_entries import TOPOLOGY, fill_lane, queued_anywhere
-from tests.workers.worker_process import stop, worker_process
-
-WAIT_S = 30.0
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own process
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
+from tests.workers.worker_process import get, stop, until, worker_process
 
 
 @pytest.mark.parametrize("seed", [11])

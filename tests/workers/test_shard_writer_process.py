@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from devstack.servers import RedisServer
+from devstack.servers import RedisServer, free_port
 from domain.orders import OrderStatus, encode_entry
 from domain.topology import order_key
 from tests.workers.making import Maker, later, stock
-from tests.workers.worker_process import stop, worker_process
+from tests.workers.worker_process import get, stop, until, worker_process
 from tests.workers.writing import Bench, event_ids, eventually, guard_of, statuses
 
 MODULE = "workers.shard_writer"
@@ -62,6 +62,20 @@ async def test_kills_at_random_points_lose_and_repeat_nothing(
     assert sum(sold for _, sold in guard["quotas"].values()) == sum(guard["totals"].values()) == left
     for order in orders:
         assert (await bench.redis.ttl(order_key(order.order_id)) > 0) == (order.order_id in cancelled)
+
+
+async def test_starts_before_redis_and_serves_when_it_is_there(bench: Bench, own_redis: RedisServer) -> None:
+    own_redis.stop()
+    port = free_port()
+    settings = {
+        "REDIS_URL": own_redis.url, "QUEUE_URL": own_redis.url, "METRICS_PORT": str(port),
+        "CATALOGUE_DSN": bench.databases.catalogue_dsn, "SHARD_DSNS": ",".join(bench.databases.shard_dsns),
+    }  # fmt: skip
+    with worker_process(MODULE, settings) as process:
+        await asyncio.to_thread(until, lambda: get(f"http://127.0.0.1:{port}/livez")[0] == 200)
+        own_redis.start()
+        await asyncio.to_thread(until, lambda: get(f"http://127.0.0.1:{port}/readyz")[0] == 200)
+        assert await asyncio.to_thread(stop, process) == 0
 
 
 async def test_shard_databases_must_be_as_many_as_shards(bench: Bench, redis_server: RedisServer) -> None:

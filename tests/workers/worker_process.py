@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 STOP_S_MAX = 30
+WAIT_S_MAX = 30
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,6 +30,25 @@ def worker_process(module: str, settings: Mapping[str, str]) -> Iterator[subproc
         if process.poll() is None:
             process.kill()
         process.wait()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; AssertionError when it takes too long."""
+    deadline = time.monotonic() + WAIT_S_MAX
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def get(url: str) -> tuple[int, str]:
+    """Status and text of an answer; status 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own process
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
 
 
 def stop(process: subprocess.Popen[bytes]) -> int:

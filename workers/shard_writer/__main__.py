@@ -33,7 +33,8 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        await fingerprint.check(redis, settings.topology)
+        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+            return
         queue = open_queue(
             settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
         )
