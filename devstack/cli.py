@@ -7,11 +7,12 @@ import sys
 import typer
 
 from devstack.children import Unsupported
-from devstack.commands import checks, demo, faults, lifecycle, rebuild, samples
+from devstack.commands import checks, dead_letters, demo, faults, lifecycle, rebuild, samples
 from devstack.servers import ServerError
 from devstack.shop import ShopError
 from devstack.state import StackError
 from migrations.runner import MigrationError
+from runtime.queue import QueueUnavailable
 from runtime.settings import SettingsError
 from runtime.token_keys import TokenKeysError
 
@@ -29,6 +30,7 @@ app.command("mint-tokens")(samples.mint_tokens)
 app.command()(checks.migrate)
 app.command()(checks.reconcile)
 app.command()(rebuild.rebuild)
+app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(faults.faults)
 
 
@@ -37,7 +39,7 @@ def main() -> None:
     try:
         app()
     except (
-        MigrationError, ServerError, SettingsError, ShopError, StackError, TokenKeysError, Unsupported,
+        MigrationError, QueueUnavailable, ServerError, SettingsError, ShopError, StackError, TokenKeysError, Unsupported,
     ) as error:  # fmt: skip
         print(f"flashsale: {error}", file=sys.stderr)
         sys.exit(1)

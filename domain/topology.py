@@ -26,6 +26,8 @@ REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flus
 DESTINATION_ORDER_EVENTS = "events.orders"
 DESTINATION_NOTICES = "notices"
 OUTBOX_PARTITIONS = 16
+POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard
+POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: rows that are no events
 TOPIC_ORDERS = "orders"  # of the event log, OUTBOX_PARTITIONS partitions
 
 

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from runtime.queue.port import Consumer, DeadLetter, Delivery, Failure, Queue, QueueDepth, QueueFull, QueueUnavailable
+from runtime.queue.port import (
+    Consumer,
+    DeadLetter,
+    DeadLetters,
+    Delivery,
+    Failure,
+    NotReplayable,
+    Queue,
+    QueueDepth,
+    QueueFull,
+    QueueUnavailable,
+)
 from runtime.queue.redis_streams import RedisStreamsQueue
 from runtime.queue.retry_policy import RetryDecision, RetryPolicy
 
 __all__ = [
     "Consumer",
     "DeadLetter",
+    "DeadLetters",
     "Delivery",
     "Failure",
+    "NotReplayable",
     "Queue",
     "QueueDepth",
     "QueueFull",

@@ -44,6 +44,15 @@ class QueueUnavailable(Exception):
         self.detail = detail
 
 
+class NotReplayable(Exception):
+    """The dead letter never was a message: no queue would take it. The place it came from is in its headers."""
+
+    def __init__(self, letter_id: str) -> None:
+        """Of the dead letter's id."""
+        super().__init__(f"{letter_id} never was a message of a queue: mend what it came from, then delete it")
+        self.letter_id = letter_id
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One entry of a message's history: when an attempt failed, and why."""
@@ -145,7 +154,10 @@ class QueueDepth:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message that was given up. `id` names it among all queues, in characters that need no escape in a URL."""
+    """A message that was given up. `id` names it among all queues, in characters that need no escape in a URL.
+
+    `attempt` is 0 for what never was a message (`DeadLetters.add`).
+    """
 
     id: str
     queue: str
@@ -182,7 +194,10 @@ class DeadLetters(Protocol):
         ...
 
     async def replay(self, letter_id: str) -> bool:
-        """Put the message back into its queue as a first attempt that keeps its history; False when it is not there."""
+        """Put the message back into its queue as a first attempt that keeps its history; False when it is not there.
+
+        NotReplayable for what `add` put there.
+        """
         ...
 
     async def delete(self, letter_id: str) -> bool:

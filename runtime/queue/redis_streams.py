@@ -25,6 +25,7 @@ from runtime.queue.port import (
     DeadLetters,
     Delivery,
     Failure,
+    NotReplayable,
     QueueDepth,
     QueueFull,
     QueueUnavailable,
@@ -257,7 +258,10 @@ class RedisDeadLetters:
         if place is None:
             return False
         queue, entry_id = place
-        return bool(await _run(self._redis, queue, _REPLAY, (stream_key(queue), dead_key(queue)), (entry_id,)))
+        answer = await _run(self._redis, queue, _REPLAY, (stream_key(queue), dead_key(queue)), (entry_id,))
+        if answer == -1:
+            raise NotReplayable(letter_id)
+        return bool(answer)
 
     async def delete(self, letter_id: str) -> bool:
         """Remove for good."""

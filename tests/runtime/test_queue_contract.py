@@ -13,7 +13,16 @@ import redis
 from redis.crc import key_slot
 
 from devstack.servers import RedisServer
-from runtime.queue import Consumer, Delivery, Queue, QueueFull, QueueUnavailable, UnknownQueueScheme, open_queue
+from runtime.queue import (
+    Consumer,
+    Delivery,
+    NotReplayable,
+    Queue,
+    QueueFull,
+    QueueUnavailable,
+    UnknownQueueScheme,
+    open_queue,
+)
 from runtime.queue.redis_streams import RedisStreamsQueue, dead_key, retry_key, stream_key, waiting_key
 
 CLAIM_MS = 600
@@ -279,6 +288,18 @@ async def test_dead_letters_keep_reason_and_history_and_can_be_replayed(broker: 
         assert await queue.dead_letters.delete(letter.id) is True
         assert await queue.dead_letters.delete(letter.id) is False
         assert (await queue.depth("q")).dead == 0
+
+
+async def test_what_never_was_a_message_is_not_replayed_into_a_queue_that_nobody_reads(broker: Broker) -> None:
+    queue = broker.open()
+    await queue.dead_letters.add("p", b"?", message_id="m", reason="never a message", headers={"lane": "1"})
+    [letter], _ = await queue.dead_letters.list("p")
+    assert letter.attempt == 0
+    with pytest.raises(NotReplayable, match="never was a message"):
+        await queue.dead_letters.replay(letter.id)
+    assert await queue.dead_letters.get(letter.id) == letter and (await queue.depth("p")).messages == 0
+    assert await queue.dead_letters.delete(letter.id) is True
+    assert await queue.dead_letters.replay(letter.id) is False
 
 
 async def test_dead_letters_are_listed_in_pages_over_all_queues(broker: Broker) -> None:

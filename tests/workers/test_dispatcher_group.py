@@ -14,7 +14,7 @@ import redis
 from pydantic import SecretStr
 
 from devstack.servers import RedisServer
-from domain.topology import DESTINATION_ORDER_EVENTS, OUTBOX_PARTITIONS, TOPIC_ORDERS, outbox_partition
+from domain.topology import DESTINATION_ORDER_EVENTS, OUTBOX_PARTITIONS, POISON_OUTBOX, TOPIC_ORDERS, outbox_partition
 from runtime.clients import postgres_pool
 from runtime.clients import redis_client as new_client
 from runtime.event_log import EventLog, open_event_log
@@ -24,7 +24,7 @@ from runtime.service import Service
 from runtime.settings import load_settings
 from tests.fixtures.fix_databases import Databases
 from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, OrderEvents, events_of
-from workers.dispatcher.group import PAGE_ROWS_MAX, POISON_QUEUE, DispatchGroup
+from workers.dispatcher.group import PAGE_ROWS_MAX, DispatchGroup
 from workers.dispatcher.outbox import Outbox
 
 WAIT_S = 15.0
@@ -175,7 +175,7 @@ async def test_a_row_that_cannot_be_told_goes_to_the_dead_letters(setup: Setup) 
     async with setup.running():
         await until(lambda: waiting_rows(setup.dsn) == 0)
     assert [e["key"] for e in await setup.logged(0)] == ["before", "after"]
-    letters, _ = await setup.queue.dead_letters.list(POISON_QUEUE)
+    letters, _ = await setup.queue.dead_letters.list(POISON_OUTBOX)
     assert [letter.reason for letter in letters] == ["outbox row: event 0 has no key"] * 2
     assert orjson.loads(letters[0].body) == [{"id": "no key"}]
     assert letters[0].headers == {"destination": DESTINATION_ORDER_EVENTS, "partition": "0"}

@@ -24,7 +24,6 @@ from workers.reconciler.looking import Looking
 from workers.reconciler.progress import LaneProgress
 from workers.reconciler.reading import Reading
 from workers.reconciler.verdict import Verdict
-from workers.relay.session import POISON_QUEUE
 
 
 def looking_at(bench: Bench, *, stored_within_s: float = 60.0) -> Looking:
@@ -191,7 +190,9 @@ async def test_dead_letters_are_accounted_for(bench: Bench, market: Market) -> N
     with psycopg.connect(bench.databases.shard_dsns[2]) as connection:
         connection.execute("INSERT INTO dead_lettered (lane, lane_seq, reason) VALUES (%s, 20, 'test')", (LANE,))
     headers = {"lane": str(LANE), "lane_seq": "21"}
-    await bench.queue.dead_letters.add(POISON_QUEUE, b"?", message_id=f"{LANE}:21", reason="test", headers=headers)
+    await bench.queue.dead_letters.add(
+        topology.POISON_ENTRIES, b"?", message_id=f"{LANE}:21", reason="test", headers=headers
+    )
 
     async def judged() -> bool:
         return (await looking.look())[0].b is not None

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from devstack.servers import RedisServer
 from domain.messages import decode_orders
-from domain.topology import lane_fence_key, lane_lease_key, lane_stream_key, order_queue
+from domain.topology import POISON_ENTRIES, lane_fence_key, lane_lease_key, lane_stream_key, order_queue
 from runtime.clients import redis_client as new_client
 from runtime.leases import Lease
 from runtime.ownership import LeaseLost
@@ -21,7 +21,7 @@ from runtime.queue import Queue, open_queue
 from runtime.queue.redis_streams import stream_key
 from tests.workers.lane_entries import TOPOLOGY, fill_lane, queued, queued_anywhere
 from workers.relay import session as session_module
-from workers.relay.session import POISON_QUEUE, LaneSession
+from workers.relay.session import LaneSession
 
 LANE = 2
 WAIT_S = 15.0
@@ -133,7 +133,7 @@ async def test_poison_goes_to_the_dead_letters_and_is_trimmed(
     relay = Relay(redis_server.url)
     async with relay.running():
         await until(lambda: redis_client.xlen(stream) == 0)
-        letters, _ = await relay.queue.dead_letters.list(POISON_QUEUE)
+        letters, _ = await relay.queue.dead_letters.list(POISON_ENTRIES)
         assert {(letter.message_id, letter.headers["lane_seq"]) for letter in letters} == {
             (f"{LANE}:11", "11"),
             (f"{LANE}:12", "12"),

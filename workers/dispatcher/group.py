@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import psycopg
 import structlog
 
-from domain.topology import OUTBOX_PARTITIONS
+from domain.topology import OUTBOX_PARTITIONS, POISON_OUTBOX
 from runtime import tasks
 from runtime.backoff import Backoff
 from runtime.leases import Lease
@@ -22,8 +22,6 @@ from runtime.service import Service
 from workers.dispatcher import metrics
 from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, events_of
 from workers.dispatcher.outbox import Outbox, OutboxRow
-
-POISON_QUEUE = "outbox.poison"
 
 PAGE_ROWS_MAX = 16  # of each partition; a row carries the events of a writer's batch
 STRAGGLER_S = 0.25  # the next page does not wait longer for slow partitions
@@ -162,7 +160,7 @@ class DispatchGroup:
     async def _bury(self, row: OutboxRow, reason: str) -> None:
         """A row that can never be delivered must not hold up those behind it; people look at the dead letters."""
         await self._poison.dead_letters.add(
-            POISON_QUEUE,
+            POISON_OUTBOX,
             row.events.encode(),
             message_id=f"{self._database}:{row.id}",
             reason=f"outbox row: {reason}",

@@ -15,7 +15,7 @@ import structlog
 from redis.asyncio import Redis
 
 from domain.messages import encode_orders
-from domain.topology import Topology, lane_lease_key, lane_stream_key, order_queue
+from domain.topology import POISON_ENTRIES, Topology, lane_lease_key, lane_stream_key, order_queue
 from hotpath import scripts
 from runtime import tasks
 from runtime.backoff import Backoff
@@ -25,8 +25,6 @@ from runtime.queue import Queue, QueueFull, QueueUnavailable
 from workers.relay import metrics
 from workers.relay.backlog import Backlog
 from workers.relay.entries import RawEntry, seq_of, shard_table, sort_page
-
-POISON_QUEUE = "orders.poison"
 
 PAGE_ENTRIES = 1_000
 BACKLOG_ENTRIES_MAX = 5_000
@@ -214,7 +212,7 @@ class LaneSession:
     async def _bury(self, batch: Sequence[tuple[int, bytes]]) -> None:
         [(seq, body)] = batch
         await self._queue.dead_letters.add(
-            POISON_QUEUE,
+            POISON_ENTRIES,
             body,
             message_id=f"{self._lane}:{seq}",
             reason="entry of the lane's stream belongs to no shard: malformed",
