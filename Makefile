@@ -7,7 +7,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXTENSION_SOURCES := $(shell find hotpath perf -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test prove up down lint bench perf-gate clean
+.PHONY: help venv demo test prove up down lint bench perf-gate figures clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is
 
 perf-gate: .venv/.built ## Throughput ratios of the running system, measured with wrk
 	@$(BIN)/python -m perf.gate
+
+FIGURES := bench script_bench gate writer_bench pipeline flatness growth "open_loop --whole-stack --rate 4000" open_loop
+
+figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 20 minutes)
+	@# A missed target is a result like any other: what cannot be measured does not keep the rest from it.
+	@failed=; for figure in $(FIGURES); do \
+		echo "== $$figure"; $(BIN)/python -m perf.$$figure --save || failed="$$failed $${figure%% *}"; \
+	done; [ -z "$$failed" ] || { echo "a target missed, or not measured:$$failed" >&2; exit 1; }
 
 clean: ## Remove .venv and everything that was built; never data of a stack
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

@@ -60,6 +60,7 @@ stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
             say(f"{last['accepted']:,.0f} accepted, {last['stored']:,.0f} stored")
         final = load.finish(stop=False)
     ended = time.monotonic()
+    batches = batch_sizes(stack)
     cpu_load = {name: value - cpu_before.get(name, 0.0) for name, value in stack.cpu_us().items()}
     require_all_accepted(final)
     accepted = final["accepted"]
@@ -72,10 +73,27 @@ stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
         **rates([each for each in samples if each["at_s"] >= min(WARM_UP_S, seconds / 3)]),
         "accepted": accepted,
         "stored": stored,
+        "batches": batches,
         "drain_s": time.monotonic() - ended,
         "accepted_ms": final["accepted_ms"],
         "cpu_us_an_order": {name: round(value / accepted, 1) for name, value in sorted(cpu_load.items())},
         "samples": samples,
+    }
+
+
+def batch_sizes(stack: WholeStack) -> dict[str, float]:
+    """Mean number of orders that went together so far: small batches are what makes a pipeline dear."""
+    edge, relay, writer = (stack.counts(name) for name in ("edge", "relay-0", "shard-writer-0"))
+    pairs = {
+        "script call": (edge, "flashsale_edge_batch_orders_total", "flashsale_edge_batches_total"),
+        "relay message": (
+            relay, "flashsale_relay_published_entries_total", "flashsale_relay_published_messages_total",
+        ),
+        "shard transaction": (writer, "flashsale_writer_batch_orders_sum", "flashsale_writer_batch_orders_count"),
+    }  # fmt: skip
+    return {
+        name: round(counts.get(orders, 0.0) / max(1.0, counts.get(calls, 0.0)), 1)
+        for name, (counts, orders, calls) in pairs.items()
     }
 
 
@@ -119,6 +137,7 @@ def as_text(result: dict[str, Any]) -> list[str]:
         *lines,
         f"accepted {result['accepted_per_s']:,.0f}/s, p99 {result['accepted_ms']['p99']:.1f} ms; "
         f"all {result['stored']:,} stored {result['drain_s']:.1f} s after the load's end",
+        "orders a " + ", a ".join(f"{name} {size}" for name, size in result["batches"].items()),
         f"processor time under load, us an accepted order: {cpu}",
     ]
 

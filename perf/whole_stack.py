@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from perf.load import Aim, write_tokens
 from perf.processes import cpu_us, tree
 from runtime.queue.redis_streams import stream_key
 
+ANSWER_S_MAX = 10.0
 HOLD_S = 3600  # none of the orders expires while it is counted
 _STORED = "SELECT coalesce(sum(sold), 0) FROM quota WHERE sale_id = %s"
 
@@ -54,6 +56,17 @@ class WholeStack:
         lengths = pipeline.execute()
         stored = sum(int(row[0]) for shard in self._shards for row in shard.execute(_STORED, (self.sale_id,)))
         return Depths(stored, sum(lengths[: topology.lanes]), sum(lengths[topology.lanes :]))
+
+    def counts(self, process: str) -> dict[str, float]:
+        """What a process of the stack has counted so far (its /metrics), each name summed over its labels."""
+        sums: dict[str, float] = {}
+        with urllib.request.urlopen(f"{self.stack.metrics[process]}/metrics", timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - our own loopback address
+            for line in answer.read().decode().splitlines():
+                if not line.startswith("#"):
+                    name, _, value = line.rpartition(" ")
+                    name = name.partition("{")[0]
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
 
     def cpu_us(self) -> dict[str, float]:
         """Processor time so far by process of the stack, its children included."""

@@ -79,6 +79,7 @@ def test_pipeline(running_stack: RunningStack) -> None:
     with sale_on(running_stack.stack, running_stack.folder, _silent, users=50) as whole:
         result = pipeline.measure(whole, seconds=3.0, rate=100.0, connections=4, say=_silent)
         assert result["accepted"] == result["stored"] == whole.depths().stored == 300
+    assert all(size >= 1 for size in result["batches"].values()) and len(result["batches"]) == 3
     assert {"edge", "redis", "postgres"} < set(result["cpu_us_an_order"])
     assert len(result["samples"]) == 3 and pipeline.as_text(result)
 
