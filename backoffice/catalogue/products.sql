@@ -18,7 +18,7 @@ WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: update
--- Primary key, compare-and-set on the version: repeating finds another version and changes nothing.
+-- Primary key, compare-and-set on the version: repeating finds another version and changes nothing. NULL: any version.
 UPDATE products SET
     sku = coalesce(%(sku)s, sku),
     name = coalesce(%(name)s, name),
@@ -29,9 +29,11 @@ UPDATE products SET
     active = coalesce(%(active)s, active),
     version = version + 1,
     changed_at = now()
-WHERE id = %(id)s AND version = %(version)s
+WHERE id = %(id)s AND (%(versions)s::int[] IS NULL OR version = ANY (%(versions)s))
 RETURNING id, sku, name, description, price_minor, currency, attributes, active, version;
 
 -- name: delete
--- Primary key, compare-and-set on the version.
-DELETE FROM products WHERE id = %(id)s AND version = %(version)s RETURNING id;
+-- Primary key, compare-and-set on the version. NULL: any version.
+DELETE FROM products
+WHERE id = %(id)s AND (%(versions)s::int[] IS NULL OR version = ANY (%(versions)s))
+RETURNING id;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -26,6 +27,9 @@ from backoffice.web.routing import Route
 from domain.problems import Problem
 
 _KIND = "products"
+_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'  # RFC 9110, section 8.8.3
+_TAGS = re.compile(rf"{_TAG}(?:[ \t]*,[ \t]*{_TAG})*")
+_OWN_TAG = re.compile(r'(?<!W/)"([1-9][0-9]{0,8})"')
 NUMBER_MAX = 2**53 - 1  # what every JSON reader keeps exactly
 TEXT_LENGTH_MAX = 1000
 TEXTS_MAX = 50
@@ -131,13 +135,14 @@ def _answer(product: Product, status: int = 200, **headers: str) -> Answer:
     return Answer(status, body, {"etag": _tag(product.version), "cache-control": "no-cache", **headers})
 
 
-def _expected_version(call: Call) -> int:
-    """The version in `If-Match`; 0, which no product has, for a tag that is not one of ours."""
+def _expected_versions(call: Call) -> list[int] | None:
+    """Versions that `If-Match` names, None for `*` (RFC 9110, section 13.1.1); tags that are not ours match nothing."""
     header = call.headers.get("if-match", "").strip()
     if not header:
         raise Refused(Problem.PRECONDITION_REQUIRED)
-    tag = header.removeprefix('"').removesuffix('"')
-    return int(tag) if header == f'"{tag}"' and tag.isascii() and tag.isdigit() and len(tag) < 10 else 0
+    if header == "*":
+        return None
+    return [int(tag) for tag in _OWN_TAG.findall(header)] if _TAGS.fullmatch(header) else []
 
 
 class Catalogue:
@@ -177,9 +182,9 @@ class Catalogue:
     async def change(self, call: Call, body: ProductChange) -> Answer:
         """Change members of a product that still has the expected version."""
         product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
-        version = _expected_version(call)
+        versions = _expected_versions(call)
         try:
-            product = await self._products.change(product_id, version, body.model_dump(exclude_unset=True))
+            product = await self._products.change(product_id, versions, body.model_dump(exclude_unset=True))
         except SkuTaken as error:
             raise Refused(Problem.SKU_TAKEN) from error
         if product is None:
@@ -189,7 +194,7 @@ class Catalogue:
     async def delete(self, call: Call) -> Answer:
         """Remove a product that still has the expected version. Sales that have it keep their own copy of SKU and price."""
         product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
-        if not await self._products.delete(product_id, _expected_version(call)):
+        if not await self._products.delete(product_id, _expected_versions(call)):
             raise await self._why_not(product_id)
         return Answer(204)
 

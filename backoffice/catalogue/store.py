@@ -64,19 +64,19 @@ class Products:
             parameters = {"before": before, "pattern": pattern, "limit": limit}
             return await (await cursor.execute(SQL["page"], parameters)).fetchall()
 
-    async def change(self, product_id: UUID, version: int, fields: dict[str, Any]) -> Product | None:
-        """The changed product, or None when it has another version or is gone; SkuTaken."""
+    async def change(self, product_id: UUID, versions: list[int] | None, fields: dict[str, Any]) -> Product | None:
+        """The changed product, or None when it has none of the versions (None: any will do) or is gone; SkuTaken."""
         row: dict[str, Any] = {name: fields.get(name) for name in _COLUMNS}
         row["attributes"] = Jsonb(fields["attributes"]) if fields.get("attributes") is not None else None
         try:
-            return await self._one("update", {**row, "id": product_id, "version": version})
+            return await self._one("update", {**row, "id": product_id, "versions": versions})
         except errors.UniqueViolation as error:
             raise SkuTaken from error
 
-    async def delete(self, product_id: UUID, version: int) -> bool:
-        """Whether it was removed; False when it has another version or is gone."""
+    async def delete(self, product_id: UUID, versions: list[int] | None) -> bool:
+        """Whether it was removed; False when it has none of the versions (None: any will do) or is gone."""
         async with self._catalogue.connection() as connection:
-            cursor = await connection.execute(SQL["delete"], {"id": product_id, "version": version})
+            cursor = await connection.execute(SQL["delete"], {"id": product_id, "versions": versions})
             return await cursor.fetchone() is not None
 
     async def _one(self, statement: str, parameters: dict[str, Any]) -> Product | None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -284,6 +285,7 @@ class _Connection:
     async def _send(self, rendered: Rendered) -> None:
         headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in rendered.headers.items()]
         headers.append((b"content-length", str(len(rendered.body)).encode("ascii")))
+        headers.append((b"date", formatdate(usegmt=True).encode("ascii")))  # RFC 9110, section 6.6.1
         reason = HTTPStatus(rendered.status).phrase.encode("ascii")
         data = self._client.send(h11.Response(status_code=rendered.status, headers=headers, reason=reason)) or b""
         if rendered.body and not self._head_only:

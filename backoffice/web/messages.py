@@ -119,7 +119,8 @@ def render_problem(details: ProblemDetails, **headers: str) -> Rendered:
     fields = {"content-type": PROBLEM_JSON, "x-content-type-options": "nosniff", "cache-control": "no-store"}
     if details.retry_after_s is not None:
         fields["retry-after"] = str(max(1, details.retry_after_s))
-    if problem is Problem.TOKEN_MISSING:
+    if problem in (Problem.TOKEN_MISSING, Problem.CREDENTIALS_INVALID):
+        # RFC 6750, section 3.1: no error code when the request carried no token at all.
         fields["www-authenticate"] = 'Bearer realm="flashsale"'
     elif problem in (Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED):
         fields["www-authenticate"] = (

@@ -165,7 +165,7 @@ def parse_body(model: type[BaseModel], call: Call) -> BaseModel:
     charset = parameters.strip().lower().replace('"', "")
     if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
         raise Refused(Problem.UNSUPPORTED_MEDIA_TYPE)
-    if call.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+    if call.headers.get("content-encoding", "").strip():
         raise Refused(Problem.UNSUPPORTED_MEDIA_TYPE)
     try:
         return model.model_validate_json(call.body, strict=True)

@@ -52,8 +52,9 @@ def request(method: str, path: str, headers: str = "", body: str = "") -> bytes:
 
 
 def test_unknown_path_and_method(backoffice: BackofficeProcess) -> None:
-    status, document, _ = problem(exchange(backoffice.port, request("GET", "/nowhere")))
+    status, document, head = problem(exchange(backoffice.port, request("GET", "/nowhere")))
     assert (status, document["code"]) == (404, "not_found")
+    assert "\r\ndate: " in head
     for method in ("PUT", "TRACE", "PROPFIND", "CONNECT", "get"):
         status, document, head = problem(exchange(backoffice.port, request(method, "/v1/products")))
         assert (status, document["code"]) == (405, "method_not_allowed")
@@ -154,6 +155,7 @@ def test_content_types(backoffice: BackofficeProcess) -> None:
         {"Content-Type": "application/jsonx"},
         {"Content-Type": "application/json; charset=latin-1"},
         {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": "application/json", "Content-Encoding": "identity"},
         {"Content-Type": "multipart/form-data; boundary=x"},
     ):
         answer = httpx.post(url, content=body, headers=headers)

@@ -53,10 +53,33 @@ def test_if_match_is_required_and_strict(staff: Staff) -> None:
     path = f"/v1/products/{staff.product()['id']}"
     for answer in (staff.http.patch(path, json={"name": "x"}), staff.http.delete(path)):
         assert (answer.status_code, answer.json()["code"]) == (428, "precondition_required")
-    for tag in ("1", '"', '""', '"1', 'W/"1"', '"01x"', '"-1"', "*", '"99999999999999999999"', '"1", "2"', '"\u0661"'):
+    for tag in (
+        "1",
+        '"',
+        '""',
+        '"1',
+        'W/"1"',
+        '"01x"',
+        '"-1"',
+        '"99999999999999999999"',
+        '"1" "2"',
+        '*, "1"',
+        '"\u0661"',
+    ):
         answer = staff.http.patch(path, json={"name": "x"}, headers={"If-Match": tag.encode()})
         assert answer.status_code in (412, 428), tag
     assert staff.http.get(path).json()["name"] == "A thing"
+
+
+def test_if_match_takes_several_tags_or_any(staff: Staff) -> None:
+    path = f"/v1/products/{staff.product()['id']}"
+    for name, tag in (("one of them", '"7", W/"9",  "1"'), ("any", "*")):
+        answer = staff.http.patch(path, json={"name": name}, headers={"If-Match": tag})
+        assert (answer.status_code, answer.json()["name"]) == (200, name)
+    for tag in ('"1", "2"', 'W/"3"'):
+        assert staff.http.patch(path, json={"name": "x"}, headers={"If-Match": tag}).status_code == 412
+    assert staff.http.delete(path, headers={"If-Match": "*"}).status_code == 204
+    assert staff.http.delete(path, headers={"If-Match": "*"}).status_code == 404
 
 
 def test_of_two_changes_at_once_one_wins(staff: Staff) -> None:
