@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -33,7 +34,7 @@ def migrate(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) ->
 
 
 def reconcile(
-    sale: Annotated[str | None, typer.Option(help="Judge this sale only.")] = None,
+    sale: Annotated[UUID | None, typer.Option(help="Judge this sale only.")] = None,
     as_json: AsJson = False,
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
@@ -41,7 +42,7 @@ def reconcile(
     folder = folder_of(state_dir)
     argv = [sys.executable, "-m", "workers.reconciler", "--once"]
     if sale is not None:
-        argv += ["--sale", sale]
+        argv += ["--sale", str(sale)]
     if as_json:
         argv.append("--json")
     env = overrule(os.environ, folder.settings_env(folder.require_stack()))

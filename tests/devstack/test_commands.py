@@ -45,6 +45,12 @@ def test_reconcile_judges_the_stack(running_stack: RunningStack) -> None:
     assert json.loads(done.stdout) is not None
 
 
+def test_what_is_no_sale_id_is_wrong_usage(running_stack: RunningStack) -> None:
+    done = running_stack.flashsale("reconcile", "--sale", "x", check=False)
+    assert done.returncode == 2
+    assert "--sale" in done.stderr and "workers" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [("sample-sale",), ("mint-tokens", "--users", "1"), ("migrate",), ("reconcile",)], ids=lambda a: a[0]
 )
