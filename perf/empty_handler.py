@@ -4,7 +4,7 @@ ANSWER = b"{" + b" " * 298 + b"}"
 HEADERS = [("content-type", "application/json"), ("location", "/v1/orders/01a204f9-84f5-8000-abca-dbe2f1077623")]
 
 
-async def app(scope, protocol):  # type: ignore[no-untyped-def]
+async def app(scope, protocol):  # type: ignore[no-untyped-def]  # noqa: ARG001 - RSGI's signature
     """Answer 202."""
     await protocol()
     protocol.response_bytes(202, HEADERS, ANSWER)
