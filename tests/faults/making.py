@@ -1,0 +1,102 @@
+"""A small sale in which everything is right: what clients saw, and what is held of it. Tests damage it."""
+
+from __future__ import annotations
+
+import random
+from uuid import UUID
+
+from devstack.faults.evidence import Event, Evidence, StoredOrder
+from devstack.faults.history import Attempt, Ending, History, OrderRequest
+from domain import ids
+from domain.orders import OrderEntry, OrderLine, OrderStatus
+from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
+from domain.topology import Topology, bucket_of_user
+
+TOPOLOGY = Topology()
+SKUS = ("A", "B")
+UNITS = 40
+LANE = 2
+
+
+def ok(order_id: UUID, *, replayed: bool = False) -> Attempt:
+    return Attempt(1.0, 1.1, Ending.OK, 202, order_id=order_id, replayed=replayed, body_hash=hash(order_id))
+
+
+def refused(code: str = "sold_out", status: int = 409) -> Attempt:
+    return Attempt(1.0, 1.1, Ending.REFUSED, status, code)
+
+
+def unknown(code: str = "outcome_unknown", status: int = 504) -> Attempt:
+    return Attempt(1.0, 1.1, Ending.UNKNOWN, status, code)
+
+
+def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
+    """`orders` accepted orders, the last one cancelled, one refused, one that was uncertain, one misused key."""
+    rng = random.Random(seed)
+    sale = ids.new_uuid7()
+    items = tuple(SaleItem(sku, 5, 0) for sku in SKUS)
+    evidence = Evidence(
+        SaleDefinition(sale, "s", 1, 1, LaneSaleState.RUNNING, 0, 10**13, 600_000, "EUR", (LANE,), items)
+    )
+    history = History(sale)
+    seq = 0
+    for number in range(orders):
+        user = UUID(int=rng.getrandbits(128))
+        sku = rng.choice(SKUS)
+        quantity = rng.randint(1, 2)
+        bucket = bucket_of_user(user)
+        order_id = ids.order_id(
+            unix_ms=1_700_000_000_000 + number, lane=LANE, bucket=bucket, random=rng.getrandbits(62)
+        )
+        cancelled = number == orders - 1
+        attempts = [ok(order_id)]
+        if number == 1:
+            attempts = [unknown(), ok(order_id, replayed=True)]
+        request = OrderRequest(user, f"key-{number}", ((sku, quantity),), attempts)
+        if cancelled:
+            request.cancels.append(ok(order_id))
+        history.requests.append(request)
+        status = OrderStatus.CANCELLED if cancelled else OrderStatus.RESERVED
+        version = 2 if cancelled else 1
+        shard = TOPOLOGY.shard_of_order(order_id)
+        evidence.rows.append(
+            StoredOrder(shard, order_id, user, request.key, status, version, request.lines, LANE, not cancelled)
+        )
+        line = OrderLine(SKUS.index(sku), sku, quantity, 5)
+        evidence.orders[order_id] = OrderEntry(
+            order_id, user, sale, request.key, "EUR", (line,), status, version, 1, 0, 600_000, 0
+        )
+        evidence.records[user, request.key] = order_id
+        for at in range(1, version + 1):
+            seq += 1
+            evidence.transitions.append((order_id, at, LANE, seq))
+            evidence.events.append(Event(f"{order_id}:{at}", order_id, at, f"digest {number} {at}"))
+    first = history.requests[0]
+    other = refused("idempotency_key_reused", 422)
+    history.requests.append(OrderRequest(first.user_id, first.key, (("A", 9),), [other], misuse=True))
+    history.requests.append(OrderRequest(UUID(int=rng.getrandbits(128)), "refused", (("A", 1),), [refused()]))
+    _balance(evidence)
+    return history, evidence
+
+
+def _balance(evidence: Evidence) -> None:
+    held = {
+        (shard, sku): sum(
+            quantity
+            for row in evidence.rows
+            if row.shard == shard and row.charged
+            for name, quantity in row.lines
+            if name == sku
+        )
+        for shard in range(TOPOLOGY.shards)
+        for sku in SKUS
+    }
+    stocks = []
+    for sku in SKUS:
+        reserved = sum(units for (_, name), units in held.items() if name == sku)
+        stocks.append(Stock(UNITS - reserved, reserved, 0, 0, UNITS, 0, 0))
+        evidence.ledger[sku] = (UNITS, reserved)
+    evidence.lanes[LANE] = stocks
+    for place, units in held.items():
+        evidence.quota[place] = (units, units)
+        evidence.grants[place] = units

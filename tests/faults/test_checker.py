@@ -1,0 +1,209 @@
+"""The checker is itself tested: what is right passes, and each planted damage turns the promise red that it breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from devstack.faults.checker import Expectations, Finding, check
+from devstack.faults.evidence import Evidence
+from devstack.faults.history import Attempt, Ending, History, OrderRequest
+from domain.orders import OrderStatus
+from domain.sales import Stock
+from tests.faults.making import LANE, SKUS, TOPOLOGY, UNITS, ok, refused, right_sale, unknown
+
+SEEDS = range(5)
+
+
+def judged(history: History, evidence: Evidence, expected: Expectations | None = None) -> list[Finding]:
+    return check(history, evidence, cluster=TOPOLOGY, expected=expected or Expectations())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_sale_in_which_all_is_right_is_green(seed: int) -> None:
+    assert judged(*right_sale(seed)) == []
+
+
+def lose_a_row(_: History, evidence: Evidence) -> None:
+    evidence.rows.pop(0)
+
+
+def store_an_order_twice(_: History, evidence: Evidence) -> None:
+    evidence.rows.append(replace(evidence.rows[0], shard=(evidence.rows[0].shard + 1) % 4))
+
+
+def sell_a_unit_too_many(_: History, evidence: Evidence) -> None:
+    row = evidence.rows[0]
+    [(sku, quantity)] = row.lines
+    evidence.rows[0] = replace(row, lines=((sku, quantity + UNITS),))
+
+
+def reuse_a_key(history: History, evidence: Evidence) -> None:
+    request = history.requests[0]
+    second = replace(evidence.rows[0], order_id=evidence.rows[1].order_id)
+    evidence.rows.append(second)
+    request.attempts.append(ok(second.order_id))
+
+
+def accept_other_lines(history: History, _: Evidence) -> None:
+    misuse = next(request for request in history.requests if request.misuse)
+    misuse.attempts[0] = ok(uuid4())
+
+
+def lose_an_event(_: History, evidence: Evidence) -> None:
+    evidence.events.pop()
+
+
+def change_an_event(_: History, evidence: Evidence) -> None:
+    evidence.events.append(replace(evidence.events[0], digest="other words"))
+
+
+def invent_an_event(_: History, evidence: Evidence) -> None:
+    evidence.events.append(replace(evidence.events[0], version=9, event_id="x:9"))
+
+
+def leave_an_outbox_row(_: History, evidence: Evidence) -> None:
+    evidence.outbox = 1
+
+
+def store_what_was_refused(history: History, evidence: Evidence) -> None:
+    request = next(request for request in history.requests if request.key == "refused")
+    evidence.records[request.user_id, request.key] = uuid4()
+
+
+def store_what_nobody_asked_for(_: History, evidence: Evidence) -> None:
+    evidence.records[uuid4(), "whose"] = uuid4()
+
+
+def leave_an_outcome_unknown(history: History, _: Evidence) -> None:
+    history.requests.append(OrderRequest(uuid4(), "who knows", (("A", 1),), [unknown()]))
+
+
+def lose_a_version(_: History, evidence: Evidence) -> None:
+    evidence.transitions.pop(0)
+    evidence.events.pop(0)
+
+
+def take_a_place_twice(_: History, evidence: Evidence) -> None:
+    order_id, version, lane, _seq = evidence.transitions[0]
+    evidence.transitions[0] = (order_id, version, lane, evidence.transitions[1][3])
+
+
+def forget_an_order_in_redis(_: History, evidence: Evidence) -> None:
+    del evidence.orders[evidence.rows[0].order_id]
+
+
+def unbalance_a_lane(_: History, evidence: Evidence) -> None:
+    stocks = evidence.lanes[LANE]
+    assert stocks is not None
+    stocks[0] = replace(stocks[0], available=stocks[0].available + 1)
+
+
+def conjure_up_stock(_: History, evidence: Evidence) -> None:
+    evidence.lanes[LANE + 1] = [Stock.fresh(1), Stock.fresh(0)]
+
+
+def forget_the_sale_in_a_lane(_: History, evidence: Evidence) -> None:
+    evidence.lanes[LANE] = None
+
+
+def break_the_guard(_: History, evidence: Evidence) -> None:
+    place = next(iter(evidence.quota))
+    granted, sold = evidence.quota[place]
+    evidence.quota[place] = (granted, sold + 1)
+
+
+def lose_a_grant(_: History, evidence: Evidence) -> None:
+    place = next(place for place, total in evidence.grants.items() if total)
+    evidence.grants[place] -= 1
+
+
+def undo_a_cancellation(_: History, evidence: Evidence) -> None:
+    evidence.rows[-1] = replace(evidence.rows[-1], status=OrderStatus.EXPIRED)
+
+
+def cancel_unasked(history: History, _: Evidence) -> None:
+    history.requests[0].cancels.append(ok(uuid4()))
+
+
+def answer_in_other_words(history: History, _: Evidence) -> None:
+    request = history.requests[0]
+    request.attempts.append(replace(request.attempts[0], replayed=True, body_hash=1))
+
+
+def answer_as_new_twice(history: History, _: Evidence) -> None:
+    history.requests[0].attempts.append(replace(history.requests[0].attempts[0]))
+
+
+def answer_untyped(history: History, _: Evidence) -> None:
+    history.requests.append(OrderRequest(uuid4(), "u", (("A", 1),), [replace(refused(), fault="500 with a page")]))
+
+
+def break_a_connection(history: History, _: Evidence) -> None:
+    broken = Attempt(1.0, 1.1, Ending.UNKNOWN, code="broken: ConnectionResetError")
+    history.requests.append(OrderRequest(uuid4(), "b", (("A", 1),), [broken, replace(refused(), settled=True)]))
+
+
+def answer_late(history: History, _: Evidence) -> None:
+    history.requests.append(OrderRequest(uuid4(), "l", (("A", 1),), [replace(refused(), returned_at=9.0)]))
+
+
+def bury_an_order(_: History, evidence: Evidence) -> None:
+    evidence.dead_letters = 1
+
+
+DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
+    (lose_a_row, "B"), (store_an_order_twice, "B"), (sell_a_unit_too_many, "A"), (reuse_a_key, "C"),
+    (accept_other_lines, "C"), (lose_an_event, "D"), (change_an_event, "D"), (invent_an_event, "D"),
+    (leave_an_outbox_row, "D"), (store_what_was_refused, "B"), (store_what_nobody_asked_for, "B"),
+    (leave_an_outcome_unknown, "B"), (lose_a_version, "B"), (take_a_place_twice, "B"), (forget_an_order_in_redis, "B"),
+    (unbalance_a_lane, "A"), (conjure_up_stock, "A"), (forget_the_sale_in_a_lane, "A"), (break_the_guard, "A"),
+    (lose_a_grant, "A"), (undo_a_cancellation, "C"), (cancel_unasked, "C"), (answer_in_other_words, "C"),
+    (answer_as_new_twice, "C"), (answer_untyped, "E"), (break_a_connection, "E"), (answer_late, "E"),
+    (bury_an_order, "B"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "invariant"), DAMAGES, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize("seed", SEEDS)
+def test_each_planted_damage_turns_its_promise_red(
+    seed: int, damage: Callable[[History, Evidence], None], invariant: str
+) -> None:
+    history, evidence = right_sale(seed)
+    damage(history, evidence)
+    assert invariant in {finding.invariant for finding in judged(history, evidence)}
+
+
+def test_what_a_fault_may_cause_is_no_finding() -> None:
+    history, evidence = right_sale(0)
+    break_a_connection(history, evidence)
+    bury_an_order(history, evidence)
+    assert judged(history, evidence, Expectations(broken_connections=True, dead_letters=1)) == []
+
+
+def test_an_edge_that_was_stopped_is_excused_only_meanwhile() -> None:
+    history, evidence = right_sale(0)
+    answer_late(history, evidence)
+    history.silences.append((0.5, 3.0))
+    assert judged(history, evidence) == []
+    history.silences[:] = [(20.0, 30.0)]
+    assert [finding.invariant for finding in judged(history, evidence)] == ["E"]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "ending"),
+    [
+        ([], Ending.UNKNOWN),
+        ([refused()], Ending.REFUSED),
+        ([refused("overloaded", 503), refused()], Ending.REFUSED),
+        ([unknown(), refused()], Ending.UNKNOWN),  # the first one may still be done
+        ([unknown(), replace(refused(), settled=True)], Ending.REFUSED),
+        ([refused(), ok(uuid4())], Ending.OK),
+        ([unknown(), ok(uuid4())], Ending.OK),
+    ],
+)
+def test_a_request_is_as_certain_as_its_attempts(attempts: list[Attempt], ending: Ending) -> None:
+    assert OrderRequest(uuid4(), "k", ((SKUS[0], 1),), attempts).ending is ending

@@ -1,0 +1,151 @@
+"""Damage planted in real servers: the whole way from rows and entries to a verdict, on a stack of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+import psycopg
+import pytest
+from redis.asyncio import Redis
+
+from devstack.demo.rehearsal import own_stack
+from devstack.faults.checker import Expectations, check
+from devstack.faults.crowd import Crowd, Habits
+from devstack.faults.evidence import backlog, dead_letters, gather
+from devstack.faults.history import Ending, History
+from devstack.shop import Shop
+from devstack.state import Stack, StateFolder
+from devstack.tokens import mint_many
+from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field
+from runtime.clients import redis_client
+from runtime.event_log.redis_streams import stream_key
+from runtime.token_keys import load_token_keys
+
+TOPOLOGY = Topology()
+SKUS = ("DAMAGE-A", "DAMAGE-B")
+BUY_S = 1.5
+DRAIN_S = 30.0
+
+
+@dataclass
+class Sold:
+    """A sale that was bought from, all of it stored and told."""
+
+    stack: Stack
+    history: History
+    dead_letters: int
+    redis: Redis
+
+    async def broken(self) -> set[str]:
+        evidence = await gather(
+            self.stack, self.history.sale_id, cluster=TOPOLOGY, known_dead_letters=self.dead_letters
+        )
+        return {f.invariant for f in check(self.history, evidence, cluster=TOPOLOGY, expected=Expectations())}
+
+    @property
+    def order(self) -> tuple[UUID, str]:
+        """Some order that was accepted, and the dsn of its shard."""
+        request = next(r for r in self.history.requests if r.ending is Ending.OK and not r.cancels)
+        (order_id,) = request.order_ids
+        return order_id, self.stack.shard_dsns[TOPOLOGY.shard_of_order(order_id)]
+
+    def sql(self, dsn: str, query: str, *arguments: object) -> None:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            assert connection.execute(query.encode(), arguments).rowcount > 0
+
+
+@pytest.fixture(scope="module")
+def damaged_stack() -> Iterator[tuple[Stack, StateFolder]]:
+    with own_stack(lambda _: None, name="damage") as running:
+        yield running
+
+
+@pytest.fixture
+async def sold(damaged_stack: tuple[Stack, StateFolder], seed: int) -> AsyncIterator[Sold]:
+    stack, folder = damaged_stack
+    shop = Shop.log_in(stack)
+    skus = [f"{sku}-{seed}" for sku in SKUS]
+    for sku in skus:
+        shop.create_product(sku=sku, name=sku, price_minor=5)
+    sale = shop.create_open_sale(name="Damage", stock={skus[0]: 40, skus[1]: 4000}, price_minor=5)
+    keys = load_token_keys(folder.token_keys)
+    tokens = {UUID(user): token for user, token in mint_many(keys, count=60, issuer="flashsale", ttl_s=600)}
+    letters = await dead_letters(stack)
+    crowd = Crowd(
+        [stack.edge_url], History(UUID(sale["id"])), tokens, skus, random.Random(seed), Habits(buyers=8, again=0.3)
+    )
+    crowd.start()
+    await asyncio.sleep(BUY_S)
+    await crowd.stop()
+    assert await crowd.resolve() == 0
+    async with asyncio.timeout(DRAIN_S):
+        while any((await backlog(stack, cluster=TOPOLOGY)).values()):  # noqa: ASYNC110 - looks at servers
+            await asyncio.sleep(0.1)
+    redis = redis_client(stack.redis_url)
+    yield Sold(stack, crowd.history, letters, redis)
+    await redis.aclose()
+
+
+async def delete_a_row(sold: Sold) -> str:
+    order_id, dsn = sold.order
+    sold.sql(dsn, "DELETE FROM orders WHERE id = %s", order_id)
+    return "B"
+
+
+async def double_a_row(sold: Sold) -> str:
+    order_id, dsn = sold.order
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT to_jsonb(orders)::text FROM orders WHERE id = %s", (order_id,)).fetchone()
+    assert row is not None
+    other = next(d for d in sold.stack.shard_dsns if d != dsn)
+    sold.sql(other, "INSERT INTO orders SELECT * FROM jsonb_populate_record(NULL::orders, %s::jsonb)", row[0])
+    return "B"
+
+
+async def oversell_a_unit(sold: Sold) -> str:
+    order_id, dsn = sold.order
+    lines = "jsonb_set(lines, '{0,quantity}', ((lines->0->>'quantity')::int + 1)::text::jsonb)"
+    sold.sql(dsn, f"UPDATE orders SET lines = {lines} WHERE id = %s", order_id)
+    return "A"
+
+
+async def reuse_a_key(sold: Sold) -> str:
+    order_id, dsn = sold.order
+    sold.sql(dsn, "UPDATE orders SET idempotency_key = 'of another request' WHERE id = %s", order_id)
+    return "B"
+
+
+async def lose_an_event(sold: Sold) -> str:
+    order_id, _ = sold.order
+    stream = stream_key(TOPIC_ORDERS, outbox_partition(str(order_id)))
+    records = await sold.redis.xrange(stream)
+    found = [entry_id for entry_id, fields in records if str(order_id).encode() in fields[b"v"]]
+    assert await sold.redis.xdel(stream, *found)
+    return "D"
+
+
+async def give_a_unit_back_twice(sold: Sold) -> str:
+    lane = TOPOLOGY.lanes_of_sale(sold.history.sale_id, count=1)[0]
+    field = stock_field(sold.history.sale_id, 0)
+    packed = await sold.redis.hget(lane_state_key(lane), field)
+    assert isinstance(packed, bytes)
+    available = int.from_bytes(packed[:4], "big") + 1
+    await sold.redis.hset(lane_state_key(lane), field, available.to_bytes(4, "big") + packed[4:])  # type: ignore[arg-type]
+    return "A"
+
+
+@pytest.mark.parametrize("seed", [random.randrange(10**6)], ids="seed={}".format)
+@pytest.mark.parametrize(
+    "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice],
+    ids=lambda damage: damage.__name__,
+)  # fmt: skip
+async def test_damage_in_real_servers_turns_the_checker_red(
+    sold: Sold, damage: Callable[[Sold], Awaitable[str]]
+) -> None:
+    assert await sold.broken() == set()
+    invariant = await damage(sold)
+    assert invariant in await sold.broken()
