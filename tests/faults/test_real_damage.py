@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
@@ -68,7 +69,7 @@ def damaged_stack() -> Iterator[tuple[Stack, StateFolder]]:
 async def sold(damaged_stack: tuple[Stack, StateFolder], seed: int) -> AsyncIterator[Sold]:
     stack, folder = damaged_stack
     shop = Shop.log_in(stack)
-    skus = [f"{sku}-{seed}" for sku in SKUS]
+    skus = [f"{sku}-{secrets.token_hex(3)}" for sku in SKUS]
     for sku in skus:
         shop.create_product(sku=sku, name=sku, price_minor=5)
     sale = shop.create_open_sale(name="Damage", stock={skus[0]: 40, skus[1]: 4000}, price_minor=5)
