@@ -65,9 +65,13 @@ class LaneRecovery:
         async with self._catalogue.connection() as connection:
             await connection.execute(_SQL["note_seen"], values)
 
-    async def close_lanes_gone_back(self, lanes: Collection[int]) -> dict[int, tuple[int, int]]:
+    async def close_lanes_gone_back(
+        self, lanes: Collection[int], *, quiet: Collection[int] = (), missing: Collection[int] = ()
+    ) -> dict[int, tuple[int, int]]:
         """Close every sale of each lane that shows less than it did, and raise its sequence.
 
+        `quiet`: lanes that stood still when they were last looked at, so that nothing unknown was lost with them.
+        `missing`: lanes that do not know a sale they were given: such a lane is lost even if nobody saw an entry of it.
         The lanes that had gone back, with (sequence found, sequence now). The floors are read first: whatever is known
         then, the lane has shown before, so a lane that only moved on meanwhile is not mistaken.
         """
@@ -75,10 +79,11 @@ class LaneRecovery:
         sequences = await self.sequences(lanes)
         gone_back = {}
         for lane in lanes:
-            if sequences[lane] >= floors[lane]:
+            is_lost = lane in missing and sequences[lane] == 0
+            if sequences[lane] >= floors[lane] and not is_lost:
                 continue
             # The loss is noted before the sequence that shows it is raised.
-            values = {"lane": lane, "found": sequences[lane], "floor": floors[lane]}
+            values = {"lane": lane, "found": sequences[lane], "floor": floors[lane], "was_quiet": lane in quiet}
             async with self._catalogue.connection() as connection:
                 await connection.execute(_SQL["note_loss"], values)
             keys = (topology.lane_state_key(lane), topology.lane_stream_key(lane))

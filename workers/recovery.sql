@@ -25,9 +25,13 @@ SELECT lane, 0, seq FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS s 
 ON CONFLICT (lane) DO UPDATE SET seen_seq = excluded.seen_seq WHERE excluded.seen_seq > w.seen_seq;
 
 -- name: note_loss
--- A lane was found below what it had shown. Repeating it changes nothing. Index: lane_losses_pkey.
-INSERT INTO lane_losses (lane, found_seq, floor_seq) VALUES (%(lane)s, %(found)s, %(floor)s)
-ON CONFLICT (lane, found_seq, floor_seq) DO NOTHING;
+-- A lane was found below what it had shown. Repeating it changes nothing until it is settled; then it
+-- is another loss of the same extent. Index: lane_losses_pkey.
+INSERT INTO lane_losses AS l (lane, found_seq, floor_seq, was_quiet)
+VALUES (%(lane)s, %(found)s, %(floor)s, %(was_quiet)s)
+ON CONFLICT (lane, found_seq, floor_seq) DO UPDATE
+SET was_quiet = l.was_quiet AND excluded.was_quiet, noticed_at = now(), settled_at = NULL
+WHERE l.settled_at IS NOT NULL;
 
 -- name: published_sales
 -- Sales that lanes must know. Changes nothing. Index: sales_live.

@@ -104,6 +104,14 @@ def watch_of(bench: Bench) -> Watch:
     return Watch(redis=bench.redis, recovery=recovery, cluster=Topology(), kept_s=3600)
 
 
+async def quiet_watch(bench: Bench) -> Watch:
+    """A watch that has seen the lanes stand still."""
+    watch = watch_of(bench)
+    for _ in range(2):
+        await watch.look()
+    return watch
+
+
 async def rebuilt(market: Market, settings: Settings, *, force: bool = False) -> Report:
     """Rebuild inside the test; the market then believes the new epoch and version."""
     report = await rebuild(settings, market.sale.sale_id, force=force, wait_s=15)

@@ -28,6 +28,7 @@ from tests.workers.rebuilding import (
     held,
     open_sale,
     pipeline,
+    quiet_watch,
     rebuilt,
     relaying,
     replay,
@@ -79,8 +80,7 @@ async def test_a_wiped_sale_is_refused_then_comes_back_whole(
     bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
 ) -> None:
     users = [order.user_id for order in market.orders]
-    before, watch = content(market, users), watch_of(bench)
-    await watch.look()
+    before, watch = content(market, users), await quiet_watch(bench)
     assert not watch.closed
     redis_client.flushall()
     await watch.look()
@@ -148,7 +148,8 @@ async def test_a_lane_that_went_back_closes_its_sales_and_each_is_rebuilt(
         market.buy(10)
         other.buy(2)
         await all_stored(bench)
-    await watch.look()
+    for _ in range(2):
+        await watch.look()
     bring_back(redis_client, kept)
     assert market.lane.state()[b"seq"] == b"28"
     await watch.look()
@@ -171,6 +172,17 @@ async def test_a_lane_that_went_back_closes_its_sales_and_each_is_rebuilt(
     for each in (market, other):
         verdict = await verdict_of(bench, each)
         assert (verdict.a, verdict.b, verdict.detail) == (True, True, ())
+
+
+async def test_a_loss_whose_extent_nobody_knows_leaves_b_unproved(
+    bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
+) -> None:
+    redis_client.flushall()  # nobody watched
+    async with pipeline(bench, settings):
+        await rebuilt(market, settings)
+    verdict = await verdict_of(bench, market)
+    assert (verdict.a, verdict.b) == (True, None)
+    assert verdict.detail == (f"lane {LANE} went back while it may have taken orders: after entry 28 nothing is known",)
 
 
 async def test_a_sale_of_an_older_epoch_is_closed(bench: Bench, market: Market) -> None:

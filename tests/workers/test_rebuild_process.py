@@ -35,6 +35,7 @@ from tests.workers.rebuilding import (
     held,
     open_sale,
     pipeline,
+    quiet_watch,
     settings_of,
     write_catalogue,
 )
@@ -83,8 +84,9 @@ async def test_killed_anywhere_and_run_again_it_ends_the_same(
             market.lane.change("settle-4", order)
         await all_stored(bench)
     users = [order.user_id for order in market.orders]
-    before = content(market, users)
+    before, watch = content(market, users), await quiet_watch(bench)
     redis_client.flushall()
+    await watch.look()
     async with pipeline(bench, settings):
         for _ in range(KILLS):
             process = spawn_rebuild(environ, market.sale.sale_id, "--force")
@@ -181,8 +183,6 @@ def test_wiped_under_load_it_is_refused_rebuilt_and_sells_out_exactly(
             eventually(lambda: sum(len(crowd.accepted) for crowd in crowds) > UNITS // 8)
             client.flushall()
             eventually(lambda: any("dependency_unavailable" in crowd.codes for crowd in crowds))
-            # Nobody buys what is not there: the lane's sequence is safe before anything else happens.
-            eventually(lambda: int(client.hget(f"{{lane-{sale.lanes[0]:02d}}}:state", "seq") or 0) > 0)
             at_wipe = {user: order for crowd in crowds for user, order in crowd.accepted.items()}
             process = spawn_rebuild(environ, sale.sale_id)
             out, err = process.communicate()
@@ -211,7 +211,8 @@ def test_wiped_under_load_it_is_refused_rebuilt_and_sells_out_exactly(
                     assert (answer.status_code, answer.json()["order_id"]) == (202, order_id)
         judged = judge(environ, sale.sale_id)
         assert judged["A"] is True, judged
-        assert judged["B"] is (not report["lost"]), judged
+        # The lane was taking orders: what came after the last look at it is not known, so B is never proved again.
+        assert judged["B"] is (False if report["lost"] else None), judged
     client.close()
 
 

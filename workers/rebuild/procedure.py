@@ -118,7 +118,9 @@ class Rebuild:
         """Rebuild, or finish what an earlier run began. Raises RebuildError, and what the servers' clients raise."""
         began = time.monotonic()
         look = await self._catalogue.sale()
-        await self._recovery.close_lanes_gone_back(look.definition.lanes)
+        known = await self._lanes.look(look.definition)
+        missing = [lane for lane, there in known.items() if there.epoch is None]
+        await self._recovery.close_lanes_gone_back(look.definition.lanes, missing=missing)
         if not await self._is_reopened(look, force=force):
             look = await self._begin(look)
             await self._rebuild(look)
@@ -238,9 +240,12 @@ class Rebuild:
     async def _settle(self, loss: Loss) -> None:
         """Note which entries of a lane that went back are nowhere."""
         ranges: list[tuple[int, int]] = []
+        known = (await self._catalogue.lost((loss.lane,))).get(loss.lane, [])
         async for after, upto, places in self._shards.places(
             loss.lane, after=max(loss.found, loss.verified), upto=loss.floor
         ):
+            for first, last in known:
+                places.update(range(max(first, after + 1), min(last, upto) + 1))
             ranges += gaps(places, after=after, upto=upto)
         await self._catalogue.note_lost(loss, ranges)
         self._step("settled", lane=loss.lane, lost=sum(last - first + 1 for first, last in ranges))

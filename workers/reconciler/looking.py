@@ -13,6 +13,7 @@ from workers.reconciler.stock import (
     LaneLook,
     LedgerLook,
     LostRange,
+    UnknownTail,
     guard,
     lanes_against_ledger,
     lanes_against_shards,
@@ -48,6 +49,7 @@ class Looking:
         self._deep_b: dict[int, list[Finding]] = {}
         self._earlier: dict[UUID, frozenset[str]] = {}
         self._lost: list[LostRange] = []
+        self._tails: list[UnknownTail] = []
         self.progress: dict[int, LaneProgress] = {}
 
     def demand_deep(self) -> None:
@@ -65,7 +67,7 @@ class Looking:
             await self._look_deep(sales)
         lanes = await self._reading.lanes(sales)
         ledger = await self._reading.ledger([sale.sale_id for sale in sales])
-        self._lost = await self._reading.lost()
+        self._lost, self._tails = await self._reading.lost(), await self._reading.unknown_tails()
         return [self._verdict(sale, at_ms, lanes, ledger[sale.sale_id]) for sale in sales]
 
     async def _follow_lanes(self, sales: list[SaleDefinition]) -> None:
@@ -117,7 +119,7 @@ class Looking:
             *self._deep_a.get(sale.sale_id, [Finding("the shards were not read yet", certain=False)]),
         ]
         about_b = [*_lost_findings(sale, self._lost)]
-        waits: list[str] = []
+        waits = list(_unknown(sale, self._tails))
         for lane in sale.lanes:
             progress = self.progress[lane]
             about_b += [*progress.findings, *self._deep_b.get(lane, [])]
@@ -142,6 +144,12 @@ def _lost_findings(sale: SaleDefinition, lost: Sequence[LostRange]) -> Iterator[
         if gap.lane in sale.lanes and sale.starts_at_ms < gap.noted_ms:
             count = gap.last - gap.first + 1
             yield Finding(f"lane {gap.lane}: {count} accepted entries are lost, {gap.first} to {gap.last}")
+
+
+def _unknown(sale: SaleDefinition, tails: Sequence[UnknownTail]) -> Iterator[str]:
+    for tail in tails:
+        if tail.lane in sale.lanes and sale.starts_at_ms < tail.noticed_ms:
+            yield f"lane {tail.lane} went back while it may have taken orders: after entry {tail.after} nothing is known"
 
 
 def _stray_findings(lane: int, strays: Mapping[int, tuple[int, int]]) -> list[Finding]:

@@ -19,7 +19,7 @@ from domain.sales import LaneSaleState, SaleDefinition, Stock
 from runtime.queue import Queue
 from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 from runtime.sql import load_sql
-from workers.reconciler.stock import LaneLook, LedgerLook, LostRange, UnitsLook
+from workers.reconciler.stock import LaneLook, LedgerLook, LostRange, UnitsLook, UnknownTail
 
 STATEMENT_S_MAX = 60
 POISON_PAGES_MAX = 50
@@ -132,6 +132,10 @@ class Reading:
     async def lost(self) -> list[LostRange]:
         """What rebuilds noted as lost."""
         return [LostRange(*row) for row in await _rows(self._catalogue, "read_lost", {})]
+
+    async def unknown_tails(self) -> list[UnknownTail]:
+        """Losses whose extent nobody knows."""
+        return [UnknownTail(*row) for row in await _rows(self._catalogue, "read_unknown_tails", {})]
 
     async def watermarks(self) -> dict[int, int]:
         """How far each lane was proved before."""

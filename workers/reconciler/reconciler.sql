@@ -75,6 +75,11 @@ WHERE lane = %(lane)s AND first_seq <= %(upto)s AND last_seq > %(after)s;
 -- Everything that was ever lost: a few ranges. Changes nothing. No index needed.
 SELECT lane, first_seq, last_seq, (extract(epoch FROM noted_at) * 1000)::bigint FROM lost_entries ORDER BY lane, first_seq;
 
+-- name: read_unknown_tails
+-- Lanes that went back while they may have been taking orders. Changes nothing. No index needed: a few rows.
+SELECT lane, floor_seq, (extract(epoch FROM noticed_at) * 1000)::bigint FROM lane_losses WHERE NOT was_quiet
+ORDER BY lane, floor_seq;
+
 -- name: read_watermarks
 -- How far each lane was proved to be stored. Changes nothing. Index: lane_watermark_pkey.
 SELECT lane, verified_seq FROM lane_watermark;

@@ -32,6 +32,15 @@ class LostRange:
     noted_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownTail:
+    """A lane went back while it may have been taking orders: after entry `after` nobody knows what it took."""
+
+    lane: int
+    after: int
+    noticed_ms: int
+
+
 @dataclass(slots=True)
 class LedgerLook:
     """The catalogue's row of one SKU with its grants: shard -> (total, seq)."""

@@ -46,6 +46,7 @@ class Watch:
         self._kept_s = kept_s
         self._run_id = ""
         self._sequences: dict[int, int] = {}
+        self._quiet: frozenset[int] = frozenset()  # lanes that stood still between the last two looks
         self._rounds = 0
         self.closed: dict[UUID, str] = {}
 
@@ -75,23 +76,29 @@ class Watch:
         went_back = [lane for lane in self._lanes if sequences[lane] < self._sequences.get(lane, 0)]
         if is_another or went_back:
             await self._recovery.note_seen(self._sequences)
-            for lane in await self._recovery.close_lanes_gone_back(self._lanes):
+            for lane in await self._recovery.close_lanes_gone_back(self._lanes, quiet=self._quiet):
                 LANES_GONE_BACK.labels(lane).inc()
             sequences = await self._recovery.sequences(self._lanes)
         elif sequences != self._sequences and self._rounds % NOTED_EVERY_ROUNDS == 0:
             await self._recovery.note_seen(sequences)
         self._rounds += 1
         await self._look_at_sales()
+        self._quiet = frozenset(lane for lane in self._lanes if self._sequences.get(lane) == sequences[lane])
         # Last: a round that broke off is repeated as closely.
         self._run_id, self._sequences = run_id, sequences
 
     async def _look_at_sales(self) -> None:
         closed: dict[UUID, str] = {}
+        missing: set[int] = set()
         for sale_id, epoch, lanes in await self._recovery.published(kept_s=self._kept_s, limit=SALES_MAX):
             for lane in lanes:
                 reason = await self._look_at(sale_id, epoch, lane)
                 if reason is not None:
                     closed[sale_id] = reason
+                    if sale_id not in self.closed:
+                        missing.add(lane)
+        if missing:
+            await self._recovery.close_lanes_gone_back(missing, quiet=self._quiet, missing=missing)
         for sale_id in closed.keys() - self.closed.keys():
             log.error("sale is closed for recovery", sale_id=str(sale_id), reason=closed[sale_id])
             SALE_CLOSED.labels(sale_id).set(1)
