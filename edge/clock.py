@@ -11,6 +11,11 @@ class RedisClock:
     def __init__(self) -> None:
         self._offset_ms = 0.0
 
+    @property
+    def offset_ms(self) -> int:
+        """Redis' clock minus ours."""
+        return round(self._offset_ms)
+
     def now_ms(self) -> int:
         """Redis time in milliseconds, as estimated; the local clock until the first measurement."""
         return int(time.time() * 1000 + self._offset_ms)

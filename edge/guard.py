@@ -41,7 +41,8 @@ class Watched:
 
 
 class Guard:
-    """Owns `watched`. `on_memory` is told when memory use crosses the limit, in either direction."""
+    """Owns `watched`. `on_memory` is told when memory use crosses the limit, in either direction, `on_clock`
+    how many milliseconds Redis' clock is ahead of ours, at each look."""
 
     def __init__(
         self,
@@ -52,6 +53,7 @@ class Guard:
         durability: Durability,
         memory_percent_max: int,
         on_memory: Callable[[bool], None],
+        on_clock: Callable[[int], None],
     ) -> None:
         self._redis = redis
         self._cluster = cluster
@@ -59,6 +61,7 @@ class Guard:
         self._durability = durability
         self._memory_percent_max = memory_percent_max
         self._on_memory = on_memory
+        self._on_clock = on_clock
         self._checked_at = 0.0
         self.watched = Watched()
         self._closed = True  # until the promises were checked for the first time
@@ -107,6 +110,7 @@ class Guard:
             pipeline.info("server")
             (redis_s, redis_us), memory, server = await pipeline.execute()
         self._clock.measured(redis_s=redis_s, redis_us=redis_us, asked_at=asked_at, answered_at=time.time())
+        self._on_clock(self._clock.offset_ms)
         # Without a limit of its own Redis may take all of the machine.
         limit = memory["maxmemory"] or memory.get("total_system_memory", 0)
         self.watched.memory_percent = 100 * memory["used_memory"] / limit if limit else 0.0

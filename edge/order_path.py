@@ -112,6 +112,10 @@ class OrderPath:
         """While true new orders are `overloaded`: Redis' memory is high."""
         self._batcher.refuse(refusing)
 
+    def clock_measured(self, offset_ms: int) -> None:
+        """Redis' clock minus ours: tokens are judged by it from the first order on. Each batch measures it anew."""
+        self._batcher.clock_offset_ms = offset_ms
+
     def snapshot(self) -> dict[str, Any]:
         """`orders` (hotpath.counters.Snapshot), `batcher` (counts), `queued`, `in_flight`, `waiting_for_body`."""
         return {

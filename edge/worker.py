@@ -60,6 +60,7 @@ class Worker:
             durability=settings.durability,
             memory_percent_max=settings.redis_memory_percent_max,
             on_memory=self._order_path.refuse,
+            on_clock=self._order_path.clock_measured,
         )
         self._health = Health(self._guard, self._directory, settings.durability)
         self._refusals = Refusals(self._redis, self._directory)
@@ -68,7 +69,7 @@ class Worker:
             redis=self._redis,
             store=OrderStore(self._redis, self._pools, settings.topology),
             directory=self._directory,
-            authentication=Authentication(ring),
+            authentication=Authentication(ring, clock),
             clock=clock,
             deadline_ms=settings.request_deadline_ms,
         )

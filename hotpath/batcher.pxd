@@ -88,7 +88,7 @@ cdef class Batcher:
     cdef bint scripts_missing
     cdef bint refusing
     cdef int64_t hold_until_ns
-    cdef readonly int64_t clock_offset_ms
+    cdef public int64_t clock_offset_ms
     cdef uint64_t sent_batches
     cdef uint64_t sent_orders
     cdef uint64_t sent_lookups

@@ -42,6 +42,9 @@ class Ticket:
 class Batcher:
     """Queues and batches of one connection. All times are CLOCK_MONOTONIC nanoseconds unless named otherwise."""
 
+    clock_offset_ms: int
+    """Redis' clock minus ours: set by whoever asks Redis, and anew by each batch."""
+
     def __init__(
         self,
         *,
@@ -100,10 +103,6 @@ class Batcher:
     @property
     def in_flight(self) -> int:
         """Batches on the wire."""
-
-    @property
-    def clock_offset_ms(self) -> int:
-        """Redis' clock minus ours, from the last batch."""
 
     def take_error(self) -> str | None:
         """The last error reply to a batch since the last call, None without one: for the log."""
