@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 
 import psycopg
@@ -58,7 +59,7 @@ class Backoffice:
             minter=auth_routes.Minter(buyer_keys, staff_key, settings.token_issuer, settings.access_token_s),
         )
         sales, lanes = Sales(stores), SaleLanes(stores.redis)
-        service = SaleService(stores, sales, lanes)
+        service = SaleService(stores, sales, lanes, kept=timedelta(seconds=settings.sale_kept_s))
         self._synchroniser = Synchroniser(sales, lanes, service, self._metrics.repaired.inc)
         subjects = (
             *auth_routes.routes(self._auth),

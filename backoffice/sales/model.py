@@ -107,6 +107,10 @@ class Sale:
             now_ms=now_ms,
         )
 
+    def is_kept(self, now_ms: int, *, kept: timedelta) -> bool:
+        """Whether Redis still has a published sale: until `kept` after its end. Later only PostgreSQL knows of it."""
+        return now_ms < unix_ms(self.ends_at) + kept // timedelta(milliseconds=1)
+
     def index_of(self, sku: str) -> int | None:
         """The SKU's index, None when the sale does not have it."""
         return next((index for index, item in enumerate(self.items) if item.sku == sku), None)
@@ -138,10 +142,12 @@ def resumed(sale: Sale, now_ms: int) -> Sale:
 
 
 def ended(sale: Sale, now_ms: int) -> Sale:
-    """No orders any more. A sale that is over by time is left as it is."""
+    """No orders any more; the window ends now. A sale that is over by time is left as it is."""
     if sale.stage is not Stage.PUBLISHED:
         raise NotNow("A draft cannot be ended")
-    return sale if sale.state(now_ms) is SaleState.ENDED else replace(sale, ended=True)
+    if sale.state(now_ms) is SaleState.ENDED:
+        return sale
+    return replace(sale, ended=True, ends_at=EPOCH + timedelta(milliseconds=now_ms))
 
 
 def changed(

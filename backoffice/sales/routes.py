@@ -36,7 +36,7 @@ from backoffice.web.messages import STAFF, Answer, Call, Refused, invalid
 from backoffice.web.routing import Route
 from domain import ids
 from domain.problems import FieldError, Problem
-from domain.sales import PER_USER_LIMIT_MAX, SKUS_MAX, STOCK_MAX, SaleState, Stock
+from domain.sales import PER_USER_LIMIT_MAX, SKUS_MAX, STOCK_MAX, SaleState
 
 _KIND = "sales"
 HOLD_S_MAX = 86_400
@@ -260,10 +260,7 @@ class SaleRoutes:
         """Where every unit is, what was refused, and whether the invariants hold."""
         with _refusals():
             sale = await self._service.get(_sale_id(call))
-            if sale.stage is Stage.PUBLISHED:
-                stock = await self._lanes.stock(sale.definition)
-            else:
-                stock = [Stock.fresh(item.stock) for item in sale.items]
+            stock = await self._service.stock(sale)
         restocked = await self._sales.restocked_units(sale.id)
         verdict = await self._lanes.verdict(sale.id)
         items = [

@@ -108,3 +108,7 @@ ORDER BY created_at LIMIT %(limit)s;
 -- name: restocked_units
 -- Index: the primary key's first column.
 SELECT sku_index, sum(quantity)::bigint FROM restocks WHERE sale_id = %(sale_id)s GROUP BY sku_index;
+
+-- name: sold_units
+-- In a shard. Index: the primary key's first column.
+SELECT sku, sold FROM quota WHERE sale_id = %(sale_id)s;

@@ -16,6 +16,8 @@ Changes of a published sale: catalogue (compare-and-set on the version), then `d
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -24,6 +26,7 @@ from backoffice.sales.lanes import LaneForgot, RestockClash, SaleLanes
 from backoffice.sales.model import NotNow, Sale, Stage, restockable, unix_ms
 from backoffice.sales.store import Restock, Sales
 from backoffice.stores import Stores
+from domain.sales import Stock
 
 _ATTEMPTS_MAX = 5  # against others who change the same sale at the same time
 
@@ -45,11 +48,12 @@ class KeyClash(Exception):
 class SaleService:
     """Changes of sales. `stores.now_ms` is the only clock."""
 
-    def __init__(self, stores: Stores, sales: Sales, lanes: SaleLanes) -> None:
-        """Uses them, owns nothing."""
+    def __init__(self, stores: Stores, sales: Sales, lanes: SaleLanes, *, kept: timedelta) -> None:
+        """Uses them, owns nothing; `kept`: how long after its end Redis has a sale."""
         self._stores = stores
         self._sales = sales
         self._lanes = lanes
+        self.kept = kept
 
     async def get(self, sale_id: UUID) -> Sale:
         """The sale; SaleMissing."""
@@ -89,7 +93,12 @@ class SaleService:
         await self._lanes.load(sale.definition, tuple(item.stock for item in sale.items))
 
     async def push(self, sale: Sale) -> None:
-        """Step 4, and what every later change ends with: lanes first, so that no edge believes more than its lane."""
+        """Step 4, and what every later change ends with: lanes first, so that no edge believes more than its lane.
+
+        Nothing for a sale that has left Redis: it does not come back.
+        """
+        if not sale.is_kept(await self._stores.now_ms(), kept=self.kept):
+            return
         definition = sale.definition
         try:
             await self._lanes.define(definition)
@@ -98,6 +107,28 @@ class SaleService:
             await self._lanes.announce(definition)
             raise
         await self._lanes.announce(definition)
+
+    async def stock(self, sale: Sale) -> list[Stock]:
+        """Counters by SKU index: of a published sale from its lanes, once they have forgotten it from the shards. LaneForgot.
+
+        What the shards count as sold is paid by then: lanes forget a sale when nothing of it is reserved. Units that were
+        written off for orders that had to be rejected count as available then.
+        """
+        if sale.stage is not Stage.PUBLISHED:
+            return [Stock.fresh(item.stock) for item in sale.items]
+        try:
+            return await self._lanes.stock(sale.definition)
+        except LaneForgot:
+            if sale.is_kept(await self._stores.now_ms(), kept=self.kept):
+                raise
+        restocked = await self._sales.restocked_units(sale.id)
+        sold = await self._sales.sold_units(sale.id)
+        return [
+            replace(
+                Stock.fresh(item.stock + restocked.get(index, 0) - sold.get(item.sku, 0)), paid=sold.get(item.sku, 0)
+            )
+            for index, item in enumerate(sale.items)
+        ]
 
     async def change(self, sale_id: UUID, rule: Callable[[Sale, int], Sale]) -> Sale:
         """Apply a rule of `sales.model` to a published sale; the sale as it is then. NotNow, SaleMissing, LaneForgot.

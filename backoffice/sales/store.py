@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -73,11 +74,12 @@ class Restock:
 
 
 class Sales:
-    """Reads and changes sales, their items and restocks."""
+    """Reads and changes sales, their items and restocks; reads what the shards have sold."""
 
     def __init__(self, stores: Stores) -> None:
-        """Uses the stores' pool, owns nothing."""
+        """Uses the stores' pools, owns nothing."""
         self._catalogue = stores.catalogue
+        self._shards = stores.shards
 
     async def create(self, new: NewSale) -> tuple[UUID, bool]:
         """The sale's id, and whether it was made before with this key. ProductsMissing, KeyReused."""
@@ -236,6 +238,15 @@ class Sales:
         async with self._catalogue.connection() as connection:
             cursor = await connection.execute(SQL["restocked_units"], {"sale_id": sale_id})
             return {row[0]: row[1] for row in await cursor.fetchall()}
+
+    async def sold_units(self, sale_id: UUID) -> Counter[str]:
+        """Units that count as sold in the shards, by SKU."""
+        sold: Counter[str] = Counter()
+        for shard in self._shards:
+            async with shard.connection() as connection:
+                cursor = await connection.execute(SQL["sold_units"], {"sale_id": sale_id})
+                sold.update(dict(await cursor.fetchall()))
+        return sold
 
 
 async def _currency_of(connection: AsyncConnection[TupleRow], items: tuple[Item, ...]) -> str:

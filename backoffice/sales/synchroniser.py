@@ -20,7 +20,6 @@ from backoffice.sales.store import LiveSale, Sales
 
 PERIOD_S = 2.0
 SETTLED = timedelta(seconds=10)  # no request works longer on a sale
-KEPT = timedelta(hours=25)  # lanes keep a sale for 24 h after its end
 SALES_MAX = 1000  # live at once; far more than anybody runs
 RESTOCKS_MAX = 100  # in one round
 
@@ -57,7 +56,7 @@ class Synchroniser:
     async def step(self, *, settled: timedelta = SETTLED) -> int:
         """One round over what is older than `settled`; the number of things that had to be put right."""
         repaired = 0
-        live = await self._sales.live(settled=settled, kept=KEPT, limit=SALES_MAX)
+        live = await self._sales.live(settled=settled, kept=self._service.kept, limit=SALES_MAX)
         published = [sale for sale in live if sale.stage == Stage.PUBLISHED]
         for sale in live:
             if sale.stage == Stage.LOADING and sale.settled:

@@ -83,7 +83,7 @@ async def parts(databases: Databases, own_redis: RedisServer) -> AsyncIterator[P
     environ = {**databases.environ, "FLASHSALE_REDIS_URL": own_redis.url, "FLASHSALE_CACHE_URL": own_redis.url}
     stores = Stores.from_settings(load_settings(environ))
     sales, lanes = Sales(stores), SaleLanes(stores.redis)
-    service = SaleService(stores, sales, lanes)
+    service = SaleService(stores, sales, lanes, kept=timedelta(days=1))
     repaired: list[int] = []
     async with stores.opened():
         yield Parts(stores, sales, lanes, service, Synchroniser(sales, lanes, service, repaired.append), repaired)

@@ -309,6 +309,52 @@ def test_report(staff: Staff, redis_client: redis.Redis) -> None:
     }
 
 
+def test_the_report_of_a_sale_that_redis_forgot_long_after_its_end(
+    staff: Staff, redis_client: redis.Redis, databases: Databases
+) -> None:
+    sale = staff.open_sale()
+    restock(staff, sale, "r", quantity=3)
+    assert staff.act(sale, "end").json()["state"] == "ended"
+    path = f"/v1/sales/{sale['id']}/report"
+    sku = sale["items"][0]["sku"]
+    for shard, sold in ((0, 2), (3, 1)):
+        with psycopg.connect(databases.shard_dsns[shard]) as connection:
+            connection.execute(
+                "INSERT INTO quota (sale_id, sku, granted, seq, sold) VALUES (%s, %s, 4, 1, %s)",
+                (sale["id"], sku, sold),
+            )
+    redis_client.hdel(topology.lane_state_key(lane_of(sale)), topology.stock_field(UUID(sale["id"]), 0))
+    assert code(staff.http.get(path)) == (503, "dependency_unavailable"), "Redis lost it"
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute(
+            "UPDATE sales SET starts_at = now() - interval '3 days', ends_at = now() - interval '25 hours'"
+        )
+    redis_client.flushall()
+    answer = staff.http.get(path).json()
+    initial = sale["items"][0]["stock"]
+    assert answer["state"] == "ended" and answer["refused"] == {} and answer["invariants"] == {"A": None, "B": None}
+    assert answer["items"] == [
+        {
+            "sku": sku, "initial": initial, "restocked": 3, "available": initial, "reserved": 0, "paid": 3, "rejected": 0,
+        }
+    ]  # fmt: skip
+    # Nothing brings it back to Redis.
+    for verb in ("end", "publish"):
+        assert staff.act(sale, verb).json()["state"] == "ended"
+    assert not redis_client.exists(topology.sale_key(UUID(sale["id"])), topology.SALES_KEY)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_sale_that_is_ended_early_ends_then(staff: Staff, redis_client: redis.Redis, begun: bool) -> None:
+    """What is kept for a time after the end is kept from there."""
+    sale = staff.open_sale() if begun else staff.open_sale(starts_at=ahead(hours=2), ends_at=ahead(days=400))
+    before = datetime.now(UTC) - timedelta(seconds=5)
+    ended = staff.act(sale, "end").json()
+    assert ended["state"] == "ended" and before < datetime.fromisoformat(ended["ends_at"]) <= datetime.now(UTC)
+    assert staff.act(sale, "end").json() == ended
+    assert document(redis_client, sale).ends_at_ms == int(datetime.fromisoformat(ended["ends_at"]).timestamp() * 1000)
+
+
 def test_a_lane_that_lost_the_sale_is_never_loaded_again(staff: Staff, redis_client: redis.Redis) -> None:
     sale = staff.open_sale()
     redis_client.flushall()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
 import redis
@@ -21,7 +21,7 @@ from tests.workers.writing import Bench, eventually, guard_of, statuses
 from workers.expiry.backstop import FINAL_TTL_S, Backstop
 from workers.expiry.collector import MARGIN_MS, Collector
 from workers.expiry.expire import DueOrder, expire
-from workers.expiry.janitor import Janitor
+from workers.expiry.janitor import LISTED_S, Janitor
 
 
 async def _lease(bench: Bench) -> Lease:
@@ -159,6 +159,59 @@ async def test_the_janitor_clears_a_sale_that_is_long_over(
     before = market.lane.snapshot()
     await Janitor(bench.redis, kept_s=3600).clear(lease)
     assert market.lane.snapshot() == before
+    await lease.release()
+
+
+async def test_the_janitor_forgets_a_sale_when_its_lanes_are_clear(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    """Nothing of a sale stays for ever, and a sale that still lives loses nothing."""
+    live = open_market(bench, Maker(maker.rng, uuid4()), redis_client, units=5)
+    seconds, _ = await bench.redis.time()
+
+    def publish_over(seconds_ago: int) -> str:
+        market = open_market(bench, maker, redis_client, units=5, ends_at_ms=(seconds - seconds_ago) * 1000)
+        redis_client.hset(topology.REFUSED_KEY_PREFIX + str(market.sale.sale_id), "sold_out", 3)
+        redis_client.hset(topology.VERDICTS_KEY, str(market.sale.sale_id), "{}")
+        return str(market.sale.sale_id)
+
+    def left(sale_id: str) -> tuple[int, bool, int, bool]:
+        """Document, listed, refusals, verdict."""
+        refused = redis_client.hlen(topology.REFUSED_KEY_PREFIX + sale_id)
+        return (
+            int(redis_client.exists(topology.sale_key(UUID(sale_id)))),
+            bool(redis_client.sismember(topology.SALES_KEY, sale_id)),
+            int(refused),
+            bool(redis_client.hexists(topology.VERDICTS_KEY, sale_id)),
+        )
+
+    live_id = str(live.sale.sale_id)
+    long_over, just_cleared = publish_over(3600 + LISTED_S + 60), publish_over(3600 + 60)
+    redis_client.hset(topology.VERDICTS_KEY, live_id, "{}")
+    lease = await _lease(bench)
+    janitor = Janitor(bench.redis, kept_s=3600)
+    channel = redis_client.pubsub(ignore_subscribe_messages=True)
+    channel.subscribe(topology.SALES_CHANNEL)
+
+    await janitor.clear(lease)
+    assert left(long_over) == (0, True, 1, True), "an edge may still add up what it refused"
+    told = [message["data"].decode() for _ in range(5) if (message := channel.get_message(timeout=0.2)) is not None]
+    assert told == [long_over]
+    await Janitor(bench.redis, kept_s=3600).clear(lease)  # another instance, which sees it for the first time
+    assert left(long_over) == (0, True, 1, True)
+    await janitor.clear(lease)
+    assert left(long_over) == (0, False, 0, False)
+    assert left(just_cleared) == (1, True, 1, True) and left(live_id) == (1, True, 0, True)
+    assert set(live.lane.state()) >= {topology.definition_field(live.sale.sale_id).encode()}
+    # A document that Redis lost and the backoffice put back in time.
+    document = redis_client.getdel(topology.sale_key(live.sale.sale_id))
+    await janitor.clear(lease)
+    redis_client.set(topology.sale_key(live.sale.sale_id), document)
+    await janitor.clear(lease)
+    redis_client.delete(topology.sale_key(live.sale.sale_id))
+    await janitor.clear(lease)
+    assert left(live_id) == (0, True, 0, True)
+    channel.close()
     await lease.release()
 
 

@@ -70,7 +70,7 @@ async def serve(service: Service) -> None:
     async with _clients(settings) as clients:
         if not await fingerprint.check_when_reachable(clients.redis, settings.topology, service.pause):
             return
-        look = partial(_publish_look, clients.redis, Looking(clients.reading, kept_s=settings.sale_kept_s))
+        look = partial(_publish_look, clients.redis, Looking(clients.reading, kept_s=settings.sale_kept_s), set())
         rejecting = Rejecting(
             redis=clients.redis, catalogue=clients.catalogue, shards=clients.shards, reading=clients.reading
         )
@@ -87,11 +87,17 @@ async def serve(service: Service) -> None:
             group.create_task(rounds(role=REJECTING_ROLE, every_s=REJECTING_EVERY_S, work=rejecting.round))
 
 
-async def _publish_look(redis: Redis, looking: Looking, _: Lease) -> bool:
+async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lease) -> bool:
     verdicts = await looking.look()
     if verdicts:
         documents = {str(v.sale_id): orjson.dumps(v.as_document()) for v in verdicts}
         await redis.hset(topology.VERDICTS_KEY, mapping=documents)  # type: ignore[arg-type] # Mapping is invariant in its key
+    judged = {verdict.sale_id for verdict in verdicts}
+    for sale_id in shown - judged:
+        for invariant in ("A", "B"):
+            INVARIANT.remove(sale_id, invariant)
+    shown.clear()
+    shown.update(judged)
     for verdict in verdicts:
         for invariant, held in (("A", verdict.a), ("B", verdict.b)):
             INVARIANT.labels(verdict.sale_id, invariant).set(-1 if held is None else int(held))
