@@ -69,6 +69,17 @@ async def test_a_sale_that_is_right_is_proved(bench: Bench, market: Market) -> N
     assert (await settled(looking)).is_proved
 
 
+@pytest.mark.usefixtures("market")
+async def test_a_new_sale_does_not_wait_for_the_next_deep_look(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, queue=bench.queue)
+    looking = Looking(reading, kept_s=3600, deep_every_s=1e6, deep_share_max=1e9)
+    assert [verdict.a for verdict in await looking.look()] == [True]
+    open_market(bench, maker, redis_client, units=5)
+    assert [verdict.a for verdict in await looking.look()] == [True, True]
+
+
 async def test_a_restock_in_flight_is_no_violation_until_it_stays(bench: Bench, market: Market) -> None:
     looking = looking_at(bench)
     with psycopg.connect(bench.databases.catalogue_dsn) as connection:

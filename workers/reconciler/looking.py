@@ -45,6 +45,7 @@ class Looking:
         self._deep_every_s = deep_every_s
         self._deep_share_max = deep_share_max
         self._deep_at = 0.0
+        self._deep_affordable_at = 0.0
         self._deep_a: dict[UUID, list[Finding]] = {}
         self._deep_b: dict[int, list[Finding]] = {}
         self._earlier: dict[UUID, frozenset[str]] = {}
@@ -63,7 +64,10 @@ class Looking:
         if not sales:
             return []
         await self._follow_lanes(sales)
-        if time.monotonic() >= self._deep_at:
+        now_s = time.monotonic()
+        # Nothing can be said of A before the shards were read.
+        is_new = any(sale.sale_id not in self._deep_a for sale in sales)
+        if now_s >= self._deep_at or (is_new and now_s >= self._deep_affordable_at):
             await self._look_deep(sales)
         lanes = await self._reading.lanes(sales)
         ledger = await self._reading.ledger([sale.sale_id for sale in sales])
@@ -100,7 +104,8 @@ class Looking:
             self._deep_a[sale.sale_id] = [Finding(f.text, f.certain or f.text in before_texts) for f in findings]
         took_s = time.monotonic() - began
         doubts = any(not finding.certain for sale in sales for finding in self._deep_a[sale.sale_id])
-        self._deep_at = time.monotonic() + max(0.0 if doubts else self._deep_every_s, took_s / self._deep_share_max)
+        self._deep_affordable_at = time.monotonic() + took_s / self._deep_share_max
+        self._deep_at = max(self._deep_affordable_at, time.monotonic() + (0.0 if doubts else self._deep_every_s))
 
     async def _is_at_rest(
         self, sale: SaleDefinition, before: Mapping[int, LaneLook], after: Mapping[int, LaneLook]
