@@ -26,7 +26,9 @@ OVERLOAD_CONNECTIONS = 900
 OVERLOAD_FACTOR = 5
 PEAK_S = 4.0
 GOODPUT_SHARE = 0.9
-LINK_DELAY_S = 0.02  # Redis is far: what can be taken is bounded by round trips, not by a processor that the load shares
+LINK_DELAY_S = (
+    0.02  # Redis is far: what can be taken is bounded by round trips, not by a processor that the load shares
+)
 STORED_S_MAX = 60.0
 DRIVER_S_MAX = 60.0
 

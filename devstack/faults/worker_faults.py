@@ -18,7 +18,7 @@ from devstack.faults.drill import Drill
 from devstack.faults.proxy import Harm, Trap
 from devstack.faults.redis_faults import sprung
 from devstack.faults.scenario import Act, Fault, NotFired, Sale
-from domain.topology import lane_lease_key
+from domain.topology import DESTINATION_ORDER_EVENTS, dispatcher_lease_key, lane_lease_key
 from runtime.redis_scripts import load_script
 
 LEASE_WAIT_S_MAX = 20.0
@@ -105,6 +105,10 @@ def _lane_lease(drill: Drill) -> str:
     return lane_lease_key(drill.lanes[0])
 
 
+def _dispatcher_lease(_: Drill) -> str:
+    return dispatcher_lease_key("shard-0", DESTINATION_ORDER_EVENTS)
+
+
 def _at(name: str, about: str, expected: str, act: Act, *, sale: Sale | None = None, fast: bool = False) -> Fault:
     return Fault(name, about, expected, act, sale=sale or Sale(), fast=fast)
 
@@ -172,6 +176,11 @@ DISPATCHER = [
         "dispatcher-killed-before-delete", "dispatcher killed with events acknowledged and rows not deleted",
         "the events are told again, with the same ids",
         killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.BEFORE, server="postgres"),
+    ),
+    _at(
+        "dispatcher-paused-past-lease", "the dispatcher stops past its leases; another takes them; the zombie wakes",
+        "the zombie may tell again what was told; consumers know the ids",
+        stopped_past_lease("dispatcher-0", "workers.dispatcher", _dispatcher_lease),
     ),
     _at("dispatcher-kill9", "dispatcher killed at random moments", "as at the points", killed_anywhere("dispatcher-0")),
 ]  # fmt: skip
