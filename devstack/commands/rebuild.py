@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
@@ -14,7 +15,7 @@ from devstack.state import PROJECT, overrule
 
 
 def rebuild(
-    sale: Annotated[str, typer.Option(help="The sale's id.")],
+    sale: Annotated[UUID, typer.Option(help="The sale's id.")],
     force: Annotated[bool, typer.Option("--force", help="Also a healthy sale: it is closed for a while.")] = False,
     wait_s: Annotated[
         float, typer.Option(min=1, max=3600, help="Wait so long for relays, writers and retries each.")
@@ -24,7 +25,7 @@ def rebuild(
 ) -> None:
     """Rebuild a sale that Redis lost from what is stored, and open it again. Exit status 1 if it is not open."""
     folder = folder_of(state_dir)
-    argv = [sys.executable, "-m", "workers.rebuild", "--sale", sale, "--wait-s", str(wait_s)]
+    argv = [sys.executable, "-m", "workers.rebuild", "--sale", str(sale), "--wait-s", str(wait_s)]
     if force:
         argv.append("--force")
     if as_json:

@@ -77,6 +77,7 @@ async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: flo
             recovery=LaneRecovery(redis=redis, catalogue=pool, shards=shards),
             queue=queue,
             wait_s=wait_s,
+            kept_s=settings.sale_kept_s,
         )
         return await run.run(force=force)
 

@@ -12,7 +12,7 @@ class Healthy(RebuildError):
 
 
 class NotPublished(RebuildError):
-    """There is no such sale, or it was never published."""
+    """There is no such sale, it was never published, or it is over for so long that Redis need not know it."""
 
 
 class Busy(RebuildError):

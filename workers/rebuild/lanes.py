@@ -46,6 +46,11 @@ class LanesSide:
         self._sale_id = sale_id
         self._mark = mark
 
+    async def now_ms(self) -> int:
+        """Redis time."""
+        seconds, microseconds = await self._redis.time()
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     async def look(self, sale: SaleDefinition) -> dict[int, LaneSale]:
         """What each lane knows."""
         fields = [topology.definition_field(sale.sale_id)]

@@ -30,7 +30,7 @@ from domain.topology import order_queue
 from runtime.queue import Queue, QueueFull
 from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 from workers.rebuild.catalogue import CatalogueSide, Loss, SaleLook
-from workers.rebuild.errors import Healthy, Stuck, Superseded
+from workers.rebuild.errors import Healthy, NotPublished, Stuck, Superseded
 from workers.rebuild.lanes import LanesSide
 from workers.rebuild.records import Tally, by_user, entry_of, fits, gaps, lane_stocks
 from workers.rebuild.shards import ShardsSide
@@ -102,8 +102,9 @@ class Rebuild:
         recovery: LaneRecovery,
         queue: Queue,
         wait_s: float,
+        kept_s: int,
     ) -> None:
-        """`wait_s`: how long each thing that others must do is waited for."""
+        """`wait_s`: how long each thing that others must do is waited for; `kept_s`: how long Redis has ended sales."""
         self._sale_id = sale_id
         self._catalogue = catalogue
         self._shards = shards
@@ -111,6 +112,7 @@ class Rebuild:
         self._recovery = recovery
         self._queue = queue
         self._wait_s = wait_s
+        self._kept_ms = kept_s * 1000
         self._report = Report(sale_id)
         self._dead_of_user: dict[UUID, list[OrderEntry]] = {}
 
@@ -118,6 +120,8 @@ class Rebuild:
         """Rebuild, or finish what an earlier run began. Raises RebuildError, and what the servers' clients raise."""
         began = time.monotonic()
         look = await self._catalogue.sale()
+        if await self._lanes.now_ms() >= look.definition.ends_at_ms + self._kept_ms:
+            raise NotPublished("the sale ended so long ago that it has left Redis: there is nothing to rebuild")
         known = await self._lanes.look(look.definition)
         missing = [lane for lane, there in known.items() if there.epoch is None]
         await self._recovery.close_lanes_gone_back(look.definition.lanes, missing=missing)

@@ -28,6 +28,7 @@ from workers.rounds import WEATHER
 EVERY_S = 0.5
 SALES_MAX = 1000
 NOTED_EVERY_ROUNDS = 2
+KEPT_MARGIN_S = 60  # a sale that is just leaving Redis, by another clock than PostgreSQL's, is not missing
 _HEAD = struct.Struct(">BI")
 
 SALE_CLOSED = Gauge("flashsale_sale_closed", "1: closed for recovery until `flashsale rebuild`.", ["sale"])
@@ -43,7 +44,7 @@ class Watch:
         self._redis = redis
         self._recovery = recovery
         self._lanes = tuple(range(cluster.lanes))
-        self._kept_s = kept_s
+        self._kept_s = max(1, kept_s - KEPT_MARGIN_S)
         self._run_id = ""
         self._sequences: dict[int, int] = {}
         self._quiet: frozenset[int] = frozenset()  # lanes that stood still between the last two looks
