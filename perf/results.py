@@ -157,11 +157,12 @@ def machine() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Short id of the checked-out commit, with `+` when files differ from it; empty without git."""
+    """Short id of the checked-out commit, with `+` when files other than the figures differ from it; empty without git."""
     git = shutil.which("git")
     if git is None or not (head := _first_line([git, "rev-parse", "--short", "HEAD"])):
         return ""
-    return head + ("+" if _first_line([git, "status", "--porcelain", "--untracked-files=no"]) else "")
+    changed = [git, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!perf/results"]
+    return head + ("+" if _first_line(changed) else "")
 
 
 @contextmanager
