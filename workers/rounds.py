@@ -9,17 +9,21 @@ from collections.abc import Awaitable, Callable
 
 import psycopg
 import structlog
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.topology import worker_fence_key, worker_lease_key
 from runtime.backoff import Backoff
 from runtime.leases import Lease
+from runtime.ownership import own
 from runtime.queue import QueueUnavailable
 from runtime.service import Service
 
 PAUSE_S_MAX = 5.0
 WEATHER = (RedisError, psycopg.Error, QueueUnavailable, OSError, TimeoutError)
+
+HELD = Gauge("flashsale_role_held", "1 while this process does a worker's work alone.", ["role"])
 
 log = structlog.get_logger()
 
@@ -34,17 +38,20 @@ async def run_rounds(service: Service, redis: Redis, *, role: str, every_s: floa
     """
     lease = Lease(redis, key=worker_lease_key(role), fence_key=worker_fence_key(role), life_ms=life_ms)
     backoff = Backoff(longest_s=PAUSE_S_MAX)
-    pause_s = 0.0
+
+    async def tenure() -> None:
+        while lease.held and not service.stopping.is_set():
+            try:
+                more = await work(lease)
+            except WEATHER as error:
+                service.ready(role, ok=False, detail=type(error).__name__)
+                log.warning("round failed", role=role, error=f"{type(error).__name__}: {error}")
+                await service.pause(backoff.next_s())
+                continue
+            backoff.reset()
+            service.ready(role, ok=True)
+            if not more:
+                await service.pause(every_s)
+
     service.ready(role, ok=True)
-    while not await service.pause(pause_s):
-        try:
-            more = await work(lease) if lease.held or await lease.acquire() else False
-        except WEATHER as error:
-            pause_s = backoff.next_s()
-            service.ready(role, ok=False, detail=type(error).__name__)
-            log.warning("round failed", role=role, error=f"{type(error).__name__}: {error}")
-            continue
-        backoff.reset()
-        service.ready(role, ok=True)
-        pause_s = 0.0 if more else every_s
-    await lease.release()
+    await own(lease, tenure, service=service, held=HELD.labels(role))
