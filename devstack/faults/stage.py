@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import UUID
 
 import psycopg
+import redis
 from redis.asyncio import Redis
 
 from devstack.children import alive, free_port, spawn
@@ -98,10 +99,29 @@ class Stage:
             return pid != old and alive(pid)
 
         await self.until(is_replaced, f"{name} was not restarted")
+        if name == "redis":
+            await self.until(self._redis_answers, "Redis did not answer again")
+        if name == "postgres":
+            await self.until(self._postgres_answers, "PostgreSQL did not answer again")
         if name in self.stack.metrics:
             url = f"{self.stack.metrics[name]}/readyz"
             await self.until(lambda: responds(url), f"{name} did not get ready again")
         return self.pid(name)
+
+    def _redis_answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as client:
+                client.ping()
+        except redis.RedisError:
+            return False
+        return True
+
+    def _postgres_answers(self) -> bool:
+        try:
+            psycopg.connect(self.maintenance_dsn, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     async def until(self, condition: Callable[[], bool], otherwise: str, *, within_s: float = WAIT_S_MAX) -> None:
         """Return when the condition holds; NotFired when it does not within the time. It is called in a thread."""
