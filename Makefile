@@ -20,8 +20,9 @@ demo: .venv/.built ## A whole flash sale under load on this machine, one kill -9
 test: .venv/.built ## The test suite with the real servers it needs
 	@$(BIN)/python -m pytest -m "not slow"
 
-prove: .venv/.built ## Everything, also what takes longer
+prove: .venv/.built ## Everything, also what takes longer: all tests, then all faults
 	@$(BIN)/python -m pytest
+	@$(BIN)/flashsale faults
 
 up: .venv/.built ## The stack in the background until `make down` (STACK=embedded|full)
 	@$(BIN)/flashsale up --detach --stack $(STACK)
