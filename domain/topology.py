@@ -120,6 +120,12 @@ def order_key(order_id: UUID) -> str:
     return order_key_prefix(ids.lane_of(order_id)) + ids.short(order_id)
 
 
+def order_change_keys(order_id: UUID, *, sale_id: UUID, user_id: UUID) -> tuple[str, str, str, str]:
+    """KEYS of the scripts that change one order (`cancel-4` and its like): state, stream, order, user."""
+    lane = ids.lane_of(order_id)
+    return lane_state_key(lane), lane_stream_key(lane), order_key(order_id), user_key(lane, sale_id, user_id)
+
+
 def restock_key(lane: int, sale_id: UUID) -> str:
     """Hash of the restocks that were applied: idempotency key -> `<index>:<quantity>`."""
     return f"{lane_tag(lane)}:r:{ids.short(sale_id)}"

@@ -150,13 +150,7 @@ class Orders:
 
     async def _run_cancel(self, entry: OrderEntry) -> tuple[Transition, OrderEntry | None]:
         """Run the script until it answers, at most for the deadline: repeating it is harmless (REPEATED)."""
-        lane = ids.lane_of(entry.order_id)
-        keys = [
-            topology.lane_state_key(lane),
-            topology.lane_stream_key(lane),
-            topology.order_key(entry.order_id),
-            topology.user_key(lane, entry.sale_id, entry.user_id),
-        ]
+        keys = topology.order_change_keys(entry.order_id, sale_id=entry.sale_id, user_id=entry.user_id)
         args: list[bytes | str | int] = [ids.short(entry.sale_id), entry.order_id.bytes, entry.user_id.bytes]
         backoff = Backoff(first_s=0.02, longest_s=0.3)
         async with asyncio.timeout(self._deadline_s):

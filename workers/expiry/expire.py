@@ -53,13 +53,7 @@ async def _evaluate(redis: Redis, orders: Sequence[DueOrder]) -> list[object]:
     pipeline: Any = redis.pipeline(transaction=False)
     script = scripts.EXPIRE
     for order in orders:
-        lane = ids.lane_of(order.order_id)
-        keys = (
-            topology.lane_state_key(lane),
-            topology.lane_stream_key(lane),
-            topology.order_key(order.order_id),
-            topology.user_key(lane, order.sale_id, order.user_id),
-        )
+        keys = topology.order_change_keys(order.order_id, sale_id=order.sale_id, user_id=order.user_id)
         arguments = (ids.short(order.sale_id), order.order_id.bytes)
         pipeline.execute_command("EVALSHA", script.sha, script.key_count, *keys, *arguments)
     answers: list[object] = await pipeline.execute(raise_on_error=False)

@@ -61,6 +61,11 @@ class Looking:
         """A verdict for each published sale that is still in Redis, or for one. Raises what the servers' clients raise."""
         at_ms = await self._reading.now_ms()
         sales = [s for s in await self._reading.sales(only=only) if at_ms < s.ends_at_ms + self._kept_ms]
+        if only is None:
+            # What has left Redis is not remembered either.
+            left = {sale.sale_id for sale in sales}
+            self._deep_a = {sale_id: found for sale_id, found in self._deep_a.items() if sale_id in left}
+            self._earlier = {sale_id: found for sale_id, found in self._earlier.items() if sale_id in left}
         if not sales:
             return []
         await self._follow_lanes(sales)

@@ -228,13 +228,7 @@ class Rejecting:
                     await self._tell_redis(order)
 
     async def _tell_redis(self, order: OrderEntry) -> None:
-        lane = ids.lane_of(order.order_id)
-        keys = (
-            topology.lane_state_key(lane),
-            topology.lane_stream_key(lane),
-            topology.order_key(order.order_id),
-            topology.user_key(lane, order.sale_id, order.user_id),
-        )
+        keys = topology.order_change_keys(order.order_id, sale_id=order.sale_id, user_id=order.user_id)
         about = {"order_id": str(order.order_id), "sale_id": str(order.sale_id)}
         try:
             answer = await scripts.run(
