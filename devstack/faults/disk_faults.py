@@ -19,7 +19,8 @@ from devstack.servers import RedisServer
 from devstack.state import PROJECT, overrule
 
 FULL_S = 3.0
-REFUSED_S = 2.0
+REFUSED_S = 2.5  # a watch closes what went back within half a second; the last second is looked at
+GONE_BACK_S = 2.0
 REBUILD_S_MAX = 90
 _TORN = b"*3\r\n$3\r\nSET\r\n$4\r\ntorn\r\n$20\r\nhalf"
 
@@ -76,15 +77,32 @@ async def fill_disk(drill: Drill) -> str:
 
 async def wipe(drill: Drill) -> str:
     """Redis loses its whole disk in mid-sale; the sale stays closed until it is rebuilt."""
-    stage = drill.stage
     async with _redis_down(drill) as old:
         shutil.rmtree(_data(drill) / "appendonlydir")
-    await stage.replaced("redis", old)
+    await drill.stage.replaced("redis", old)
+    return await _closed_until_rebuilt(drill)
+
+
+async def go_back(drill: Drill) -> str:
+    """Redis comes back with the append-only file of two seconds ago, as from a copy that somebody kept."""
+    files = _data(drill) / "appendonlydir"
+    copy = files.with_name("appendonlydir-kept")
+    await asyncio.to_thread(shutil.copytree, files, copy)
+    await asyncio.sleep(GONE_BACK_S)
+    async with _redis_down(drill) as old:
+        shutil.rmtree(files)
+        copy.rename(files)
+    await drill.stage.replaced("redis", old)
+    return await _closed_until_rebuilt(drill)
+
+
+async def _closed_until_rebuilt(drill: Drill) -> str:
+    stage = drill.stage
     await asyncio.sleep(REFUSED_S)
     since = [a for a in drill.crowd.history.attempts() if a.returned_at > asyncio.get_running_loop().time() - 1.0]
     codes = {attempt.code or str(attempt.status) for attempt in since}
     if any(attempt.status == 202 for attempt in since):
-        drill.fail("A", f"orders were taken from a Redis that lost its data: {sorted(codes)}")
+        drill.fail("A", f"orders are taken from a Redis that lost its data: {sorted(codes)}")
     argv = [sys.executable, "-m", "devstack.cli", "rebuild", "--sale", str(drill.sale_id)]
     argv += ["--state-dir", str(stage.folder.path)]
     done = await asyncio.to_thread(
@@ -98,6 +116,7 @@ async def wipe(drill: Drill) -> str:
     )
 
 
+_LOSS = Expectations(forgotten_orders=True, lost_orders=True)
 FAULTS = [
     Fault(
         "aof-torn-tail", "the append-only file ends in half a command, as after a power cut",
@@ -112,6 +131,11 @@ FAULTS = [
         "redis-wiped-mid-sale", "Redis loses its whole disk in mid-sale",
         "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; what was accepted and not "
         "stored is lost, as documented", wipe, needs=Needs(own="redis-wiped"),
-        allowed=Expectations(forgotten_orders=True, lost_orders=True),
+        allowed=_LOSS,
+    ),
+    Fault(
+        "redis-went-back", "Redis comes back with the append-only file of 2 s ago",
+        "its sales are closed within half a second, and rebuilt; no unit is sold twice; what was accepted and not stored "
+        "is lost, as documented", go_back, needs=Needs(own="redis-went-back"), allowed=_LOSS,
     ),
 ]  # fmt: skip
