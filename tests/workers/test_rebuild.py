@@ -271,6 +271,28 @@ async def test_a_straggler_behind_the_gate_is_rejected(
     assert held(bench, market.sale.sale_id) == 17
 
 
+async def test_who_waited_for_a_grant_when_the_queue_was_lost_is_rejected(
+    bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
+) -> None:
+    (waiting,) = market.buy(1, shard=2)
+    (seq,) = market.lane.stream()
+    watch = await quiet_watch(bench)
+    with psycopg.connect(bench.databases.shard_dsns[2]) as connection:
+        connection.execute(
+            "INSERT INTO waiting_entries VALUES (%s, %s, %s, 1, %s)",
+            (LANE, seq, waiting.order_id, encode_entry(waiting)),
+        )
+    redis_client.flushall()
+    await watch.look()
+    async with pipeline(bench, settings):
+        report = await rebuilt(market, settings)
+    assert (report.lost, report.tally.orders["rejected"]) == ({}, 1)
+    status = "SELECT status FROM orders WHERE id = %s"
+    assert rows(bench.databases.shard_dsns[2], status, waiting.order_id) == [(OrderStatus.REJECTED,)]
+    assert replay(market, waiting) == waiting.order_id
+    assert market.lane.stock(market.sale) == Stock(23, 12, 5, 0, 40, 0, 0)
+
+
 async def test_dead_letters_hold_their_units(bench: Bench, market: Market, settings: Settings) -> None:
     async with pipeline(bench, settings):
         (dead,) = market.buy(1, shard=1)

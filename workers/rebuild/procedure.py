@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
 import structlog
 
-from domain.messages import FENCE_HEADER, MalformedMessage, decode_orders
+from domain.messages import FENCE_HEADER, MalformedMessage, decode_orders, encode_orders
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import order_queue
 from runtime.queue import Queue, QueueFull
@@ -169,6 +169,7 @@ class Rebuild:
         await self._shards.close_gate(sale.epoch, [item.sku for item in sale.items])
         await self._catalogue.set_stage(sale.epoch, "counted")
         self._step("counted")
+        await self._reject_waiting(sale.lanes)
         if not self._report.quiet:
             # Who still waited for a grant is rejected by the gate at the next attempt.
             self._report.quiet = await self._is_quiet_in_time(newest)
@@ -218,6 +219,29 @@ class Rebuild:
                 )
             except QueueFull:
                 log.warning("no room for the fence yet", shard=shard)
+
+    async def _waiting(self, lanes: Sequence[int]) -> list[tuple[int, int, int, bytes]]:
+        """(shard, lane, sequence, entry) of the sale's orders that are noted as waiting for a grant."""
+        return [
+            (shard, *noted)
+            for shard in range(self._shards.count)
+            for noted in await self._shards.waiting(shard, lanes)
+            if decode_entry(noted[2]).sale_id == self._sale_id
+        ]
+
+    async def _reject_waiting(self, lanes: Sequence[int]) -> None:
+        """Bring orders that waited for a grant to the gate, also if a lost queue took their messages along."""
+        for shard, lane, seq, entry in await self._waiting(lanes):
+            body = encode_orders(lane, [(seq, entry)])
+            try:
+                await self._queue.publish(order_queue(shard), body, message_id=f"{lane}-{seq}-again")
+            except QueueFull:
+                raise Stuck(f"the queue of shard {shard} is full; the sale stays closed, run this again") from None
+
+        async def none_waits() -> bool:
+            return not await self._waiting(lanes)
+
+        await self._until(none_waits, "orders that waited for a grant are not stored as rejected")
 
     async def _is_quiet_in_time(self, newest: dict[int, int]) -> bool:
         """Whether nothing of the lanes is on its way any more: no retry, no message, or no place missing."""

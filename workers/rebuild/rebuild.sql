@@ -101,6 +101,14 @@ FROM orders
 WHERE user_id = %(user_id)s AND sale_id = %(sale_id)s
 ORDER BY id;
 
+-- name: read_waiting
+-- Entries that waited for a grant and are not stored. Changes nothing. Index: waiting_entries_pkey.
+SELECT w.lane, w.lane_seq, w.entry
+FROM waiting_entries w
+WHERE w.lane = ANY(%(lanes)s::smallint[]) AND NOT EXISTS (SELECT FROM orders o WHERE o.id = w.order_id)
+ORDER BY w.lane, w.lane_seq
+LIMIT %(limit)s;
+
 -- name: read_places
 -- Places of a lane in (after, upto] that this shard accounts for. Changes nothing.
 -- Index: order_transitions_lane_seq, dead_lettered_pkey, waiting_entries_pkey.

@@ -13,6 +13,7 @@ from workers.recovery import Pool
 
 ORDERS_PER_FETCH = 2_000
 PLACES_PER_LOOK = 50_000
+WAITING_MAX = 5_000
 # The gate waits for writers' transactions of the sale; those have bounds of their own.
 _LOCK_BOUND = "SET LOCAL lock_timeout = '35s'"
 
@@ -61,6 +62,13 @@ class ShardsSide:
         async with self._pools[shard].connection() as connection:
             values = {"sale_id": self._sale_id, "user_id": user_id}
             return shard, await (await connection.execute(SQL["read_orders_of_user"], values)).fetchall()
+
+    async def waiting(self, shard: int, lanes: Sequence[int]) -> list[tuple[int, int, bytes]]:
+        """(lane, sequence, entry) of what waited for a grant and is not stored, the oldest first."""
+        async with self._pools[shard].connection() as connection:
+            values = {"lanes": list(lanes), "limit": WAITING_MAX}
+            rows = await (await connection.execute(SQL["read_waiting"], values)).fetchall()
+        return [(lane, seq, bytes(entry)) for lane, seq, entry in rows]
 
     async def places(self, lane: int, *, after: int, upto: int) -> AsyncIterator[tuple[int, int, set[int]]]:
         """(after, upto, places that any shard accounts for) of consecutive parts of a lane."""
