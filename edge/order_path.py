@@ -32,6 +32,9 @@ _log = structlog.get_logger("edge.order_path")
 BODY_LENGTH_MAX: Final = 4096
 REFRESHES_MAX: Final = 3  # a definition that is stale after so many reads belongs to a lane that is being rebuilt
 LOCAL_LIMIT_FACTOR: Final = 10  # the local limiter only keeps a runaway client off Redis, which has the true one
+# A second batch leaves while one is on the wire when so many orders wait: Redis has work while replies are served.
+# Measured with 128 and 256 connections: 8 gives 20% more orders than a full batch, and no more processor time an order.
+BATCH_SIZE_EARLY: Final = 8
 SILENCE_FACTOR: Final = 2.0  # Redis may owe replies for so many request deadlines
 
 _PROBLEMS: Final[dict[int, Problem]] = {
@@ -140,6 +143,7 @@ class OrderPath:
             queue_length_max=settings.edge_queue_length_max,
             deadline_ms=settings.request_deadline_ms,
             wake=wake,
+            batch_size_early=min(BATCH_SIZE_EARLY, settings.batch_size_max),
         )
 
     def _sweep(self, now_ns: int) -> None:

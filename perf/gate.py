@@ -45,7 +45,7 @@ GATES = {"B/A": 0.33, "C/A": 0.50}
 GOALS = {"B/A": 0.50, "C/A": 0.70}
 P99_FACTOR_MAX = 5.0
 METHOD = (
-    "wrk, one thread, 64 keep-alive connections without pipelining, a fresh key a request, 100,000 users. A: empty RSGI "
+    "wrk, one thread, 128 keep-alive connections without pipelining, a fresh key a request, 100,000 users. A: empty RSGI "
     "handler with the same server settings; B: accepted orders, appendfsync always; C: sold out. A B C alternate in one run "
     "after a round of warm-up; medians. Load generator, edge and Redis share the machine."
 )
@@ -300,7 +300,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="perf.gate", description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--seconds", type=int, default=15, help="length of one run")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--connections", type=int, default=128)
     parser.add_argument("--workers", type=int, default=1, help="workers of the edge and of the empty handler")
     parser.add_argument("--fsync", choices=["always", "off"], default="always", help="off: for comparison only")
     parser.add_argument("--set", action="append", default=[], metavar="FLASHSALE_X=VALUE", help="a setting of the edge")
