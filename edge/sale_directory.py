@@ -166,9 +166,9 @@ class SaleDirectory:
 
     def _keep(self, sale_id: str, document: bytes | None) -> KnownSale | None:
         if document is None:
-            self._known.pop(sale_id, None)
-            self._views.pop(sale_id, None)
-            self._remember_absent(sale_id)
+            # A sale that was published does not cease to be: Redis lost its document, and its lanes will say so.
+            if sale_id not in self._known:
+                self._remember_absent(sale_id)
             return None
         try:
             definition = SaleDefinition.from_document(orjson.loads(document))
