@@ -103,6 +103,8 @@ async def _closed_until_rebuilt(drill: Drill) -> str:
     codes = {attempt.code or str(attempt.status) for attempt in since}
     if any(attempt.status == 202 for attempt in since):
         drill.fail("A", f"orders are taken from a Redis that lost its data: {sorted(codes)}")
+    if "sale_not_found" in codes:
+        drill.fail("E", "a sale that Redis lost was answered as one that never was")
     argv = [sys.executable, "-m", "devstack.cli", "rebuild", "--sale", str(drill.sale_id)]
     argv += ["--state-dir", str(stage.folder.path)]
     done = await asyncio.to_thread(
