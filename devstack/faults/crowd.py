@@ -26,14 +26,18 @@ GIVE_UP_SHARE = 0.3  # of those who were only told to come later
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """Shares of orders that are followed by something else, and the pace."""
+    """Shares of orders that are followed by something else, and the pace.
+
+    The pause is long against an answer's time: whether the crowd is served as before must not hang on what else the
+    machine does.
+    """
 
     twin: float = 0.06  # the same request at once on another connection
     again: float = 0.05  # the same request once more, after its answer
     misuse: float = 0.03  # the same key with other lines
     cancel: float = 0.06
-    buyers: int = 20
-    pause_s: float = 0.04
+    buyers: int = 40
+    pause_s: float = 0.12
 
 
 @dataclass(slots=True)
