@@ -36,6 +36,11 @@ def order_id(*, unix_ms: int, lane: int, bucket: int, random: int) -> UUID:
     return UUID(int=value)
 
 
+def first_order_id(unix_ms: int) -> UUID:
+    """No order id of this or a later millisecond is less, none of an earlier one is greater."""
+    return UUID(int=min(max(unix_ms, 0), (1 << 48) - 1) << 80)
+
+
 def is_order_id(value: UUID) -> bool:
     """Whether the id has the shape of an order id (another kind of id cannot be an order)."""
     return value.version == _VERSION_8

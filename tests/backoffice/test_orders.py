@@ -108,6 +108,26 @@ def test_filters(staff: Staff, databases: Databases) -> None:
     assert listed(staff, user_id=uuid4()) == []
 
 
+def test_orders_of_a_sale_are_found_within_its_window_and_by_clocks_that_are_off(
+    staff: Staff, databases: Databases
+) -> None:
+    sale = staff.open_sale(starts_at="2023-11-14T22:00:00Z", ends_at="2099-01-01T00:00:00Z")
+    sale_id = UUID(sale["id"])
+    minute_ms = 60_000
+    made = [
+        store(databases, entry(minutes * minute_ms, uuid4()), sale=sale_id)["order_id"]
+        for minutes in (-70, -60, 0, 600)
+    ]
+    assert listed(staff, sale_id=sale_id) == made[::-1]
+    # The end moved back behind orders that were placed before it did.
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute("UPDATE sales SET ends_at = '2023-11-14T22:13:20Z' WHERE id = %s", (sale_id,))
+    assert listed(staff, sale_id=sale_id) == made[::-1]
+    # What is outside is not even looked at: this order's id is of another day.
+    store(databases, entry(-86_400_000, uuid4()), sale=sale_id)
+    assert listed(staff, sale_id=sale_id) == made[::-1]
+
+
 @pytest.mark.parametrize("query", ["user_id=x", "sale_id=1", "status=lost", "status=", "cursor=zzz", "limit=1000"])
 def test_filters_that_are_not_valid(staff: Staff, query: str) -> None:
     answer = staff.http.get(f"/v1/orders?{query}")

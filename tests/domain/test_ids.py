@@ -102,3 +102,11 @@ def test_short_round_trip(value: UUID) -> None:
 def test_what_is_no_short_id_raises(text: str) -> None:
     with pytest.raises(ValueError, match="not a short id"):
         ids.from_short(text)
+
+
+@given(st.integers(0, (1 << 48) - 1), st.integers(0, 4095), st.integers(0, 1023), st.integers(0, (1 << 52) - 1))
+def test_first_order_id_bounds_the_ids_of_a_millisecond(unix_ms: int, lane: int, bucket: int, random: int) -> None:
+    order = ids.order_id(unix_ms=unix_ms, lane=lane, bucket=bucket, random=random)
+    assert ids.first_order_id(unix_ms) <= order
+    assert unix_ms == (1 << 48) - 1 or order < ids.first_order_id(unix_ms + 1)
+    assert ids.first_order_id(-5) == UUID(int=0) and ids.first_order_id(1 << 50) == ids.first_order_id((1 << 48) - 1)
