@@ -66,11 +66,12 @@ class LaneRecovery:
             await connection.execute(_SQL["note_seen"], values)
 
     async def close_lanes_gone_back(
-        self, lanes: Collection[int], *, quiet: Collection[int] = (), missing: Collection[int] = ()
+        self, lanes: Collection[int], *, quiet: Mapping[int, int] | None = None, missing: Collection[int] = ()
     ) -> dict[int, tuple[int, int]]:
         """Close every sale of each lane that shows less than it did, and raise its sequence.
 
-        `quiet`: lanes that stood still when they were last looked at, so that nothing unknown was lost with them.
+        `quiet`: lanes that stood still when they were last looked at, with their sequence then. If no shard has more,
+        nothing unknown was lost with them.
         `missing`: lanes that do not know a sale they were given: such a lane is lost even if nobody saw an entry of it.
         The lanes that had gone back, with (sequence found, sequence now). The floors are read first: whatever is known
         then, the lane has shown before, so a lane that only moved on meanwhile is not mistaken.
@@ -82,8 +83,9 @@ class LaneRecovery:
             is_lost = lane in missing and sequences[lane] == 0
             if sequences[lane] >= floors[lane] and not is_lost:
                 continue
+            was_quiet = floors[lane] > 0 and (quiet or {}).get(lane) == floors[lane]
             # The loss is noted before the sequence that shows it is raised.
-            values = {"lane": lane, "found": sequences[lane], "floor": floors[lane], "was_quiet": lane in quiet}
+            values = {"lane": lane, "found": sequences[lane], "floor": floors[lane], "was_quiet": was_quiet}
             async with self._catalogue.connection() as connection:
                 await connection.execute(_SQL["note_loss"], values)
             keys = (topology.lane_state_key(lane), topology.lane_stream_key(lane))

@@ -47,7 +47,7 @@ class Watch:
         self._kept_s = max(1, kept_s - KEPT_MARGIN_S)
         self._run_id = ""
         self._sequences: dict[int, int] = {}
-        self._quiet: frozenset[int] = frozenset()  # lanes that stood still between the last two looks
+        self._quiet: dict[int, int] = {}  # sequences of lanes that stood still between the last two looks
         self._rounds = 0
         self.closed: dict[UUID, str] = {}
 
@@ -84,7 +84,7 @@ class Watch:
             await self._recovery.note_seen(sequences)
         self._rounds += 1
         await self._look_at_sales()
-        self._quiet = frozenset(lane for lane in self._lanes if self._sequences.get(lane) == sequences[lane])
+        self._quiet = {lane: seq for lane, seq in sequences.items() if self._sequences.get(lane) == seq}
         # Last: a round that broke off is repeated as closely.
         self._run_id, self._sequences = run_id, sequences
 
