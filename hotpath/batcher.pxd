@@ -30,6 +30,7 @@ cdef class Ticket:
     cdef bint has_id  # an order keeps its id over all attempts
     cdef bint in_flight
     cdef bint may_have_run  # an attempt was lost after it was sent
+    cdef bint alone  # it goes in a batch of its own
     cdef int place  # of its sale in the batch being built
     # how it ended
     cdef bint ended

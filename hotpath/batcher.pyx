@@ -462,6 +462,9 @@ cdef class Batcher:
         serial += 1
         while source and len(tickets) < self.batch_size_max:
             ticket = <Ticket>source.popleft()
+            if ticket.alone and tickets:
+                source.appendleft(ticket)
+                break
             sale = ticket.sale
             if sale.batch_serial != serial:
                 # Another view of a sale that is in the batch already: share its place when it is the same version,
@@ -489,6 +492,8 @@ cdef class Batcher:
                 ticket.has_id = True
             ticket.in_flight = True
             tickets.append(ticket)
+            if ticket.alone:
+                break
         n = len(tickets)
         g = len(sales)
         writer.put_head(c"*", 10 + 3 * g + 5 * n)
@@ -690,6 +695,11 @@ cdef class Batcher:
         if word in _RETRY:
             self.hold_until_ns = monotonic_ns() + HOLD_MS * NS_PER_MS
             return self.put_back(batch, False)
+        if word == "CORRUPT" and len(batch.tickets) > 1:
+            # One buyer's damaged record must not refuse 63 others: each is asked again, once, by itself.
+            for ticket in batch.tickets:
+                ticket.alone = True
+            return self.put_back(batch, False)
         verdict = V_OVERLOADED if word == "OOM" else V_UNAVAILABLE
         for ticket in batch.tickets:
             ticket.in_flight = False
@@ -741,19 +751,22 @@ cdef class Batcher:
         cdef int ended = 0
         for lane in self.lane_list:
             for source in (lane.reserve, lane.lookup):
-                while source:  # the oldest is in front
-                    ticket = <Ticket>source[0]
-                    if ticket.deadline_ns > now_ns:
-                        break
-                    source.popleft()
-                    self.queued -= 1
-                    if source is lane.reserve:
-                        self.reserve_queued -= 1
+                # Attempts that came back stand in front of older orders: the whole queue is looked at.
+                late = [ticket for ticket in source if (<Ticket>ticket).deadline_ns <= now_ns]
+                if not late:
+                    continue
+                kept = [ticket for ticket in source if (<Ticket>ticket).deadline_ns > now_ns]
+                source.clear()
+                source.extend(kept)
+                self.queued -= len(late)
+                if source is lane.reserve:
+                    self.reserve_queued -= len(late)
+                for ticket in late:
                     if ticket.may_have_run:
                         self.end_ticket(ticket, V_UNKNOWN)
                     else:
                         self.end_ticket(ticket, V_OVERLOADED if self.is_up else V_UNAVAILABLE)
-                    ended += 1
+                ended += len(late)
         for batch in self.flight:
             if batch.kind != COMMAND:
                 for ticket in batch.tickets:

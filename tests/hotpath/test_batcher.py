@@ -471,3 +471,42 @@ async def test_again_keeps_id_and_deadline() -> None:
     (call,) = peer.calls()
     assert call.bodies == stale.bodies
     assert call.arguments[7] == b"2"
+
+
+async def test_one_damaged_record_refuses_only_its_own_order() -> None:
+    peer, sale = Peer(batches_in_flight_max=16), make_sale()
+    tickets = [make_ticket(sale, key=str(i)) for i in range(4)]
+    peer.connect()
+    for ticket in tickets:
+        peer.batcher.submit(ticket)
+    (together,) = peer.calls()
+    assert together.size == 4
+    peer.receive(b"-CORRUPT record\r\n")
+    for place in range(4):  # each by itself, in their order
+        (single,) = peer.calls()
+        assert single.bodies == [together.bodies[place]]
+        peer.receive(b"-CORRUPT record\r\n" if place == 1 else single.accepted())
+    assert peer.calls() == []
+    verdicts = [Verdict(ticket.verdict) for ticket in tickets]
+    assert verdicts == [Verdict.ACCEPTED, Verdict.UNAVAILABLE, Verdict.ACCEPTED, Verdict.ACCEPTED]
+
+
+async def test_deadline_of_an_order_that_came_back_behind_a_younger_one() -> None:
+    peer, sale_id = Peer(deadline_ms=1000), UUID(int=9)
+    sale = make_sale(sale_id=sale_id)
+    peer.connect()
+    old = make_ticket(sale)
+    peer.batcher.submit(old)
+    (stale,) = peer.calls()
+    peer.receive(stale.answer(3))
+    deadline_ns = time.monotonic_ns() + 1_000_000_000  # not before the one of `old`
+    peer.batcher.lost()
+    while time.monotonic_ns() + 999_000_000 < deadline_ns:
+        await asyncio.sleep(0.001)  # the clock that deadlines are made from moves on
+    young = make_ticket(sale)
+    peer.batcher.submit(young)
+    again = old.again(make_sale(sale_id=sale_id, version=2))
+    peer.batcher.submit(again)
+    peer.batcher.sweep(deadline_ns)
+    assert again.verdict == Verdict.UNAVAILABLE
+    assert young.verdict == Verdict.PENDING
