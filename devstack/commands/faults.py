@@ -83,5 +83,7 @@ def _as_text(result: Result) -> str:
             f"        {result.requests} requests: {result.accepted} accepted, {result.refused} refused, "
             f"{result.unknown_attempts} unknown at first; {healed}, {drained}"
         )
+        kept = [letter for letter, holds in document["invariants"].items() if holds]
+        lines.append(f"        {' '.join(kept)} hold" if kept else "        no promise was kept")
     lines += [f"        {finding.invariant} BROKEN: {finding.text}" for finding in result.findings]
     return "\n".join(lines) + "\n"
