@@ -27,6 +27,7 @@ PAGE_ROWS_MAX = 16  # of each partition; a row carries the events of a writer's 
 STRAGGLER_S = 0.25  # the next page does not wait longer for slow partitions
 IDLE_FIRST_S = 0.02
 IDLE_LONGEST_S = 0.2
+GATHER_S = 0.1  # between two rounds without a full page: fewer, larger deliveries
 DRAIN_S = 5.0
 MEASURE_S = 2.0
 
@@ -64,6 +65,7 @@ class DispatchGroup:
         self._service = service
         self._labels = (database, destination.name)
         self._partitions = [_Partition() for _ in range(OUTBOX_PARTITIONS)]
+        self._has_more = False
 
     async def run(self) -> None:
         """Dispatch until the process is to stop (then deliveries under way are awaited) or the lease is lost."""
@@ -77,6 +79,8 @@ class DispatchGroup:
                     log.warning("outbox not reachable", database=self._database, error=_words(error))
                 if moved:
                     idle.reset()
+                    if not self._has_more:
+                        await self._service.pause(GATHER_S)
                 else:
                     await self._service.pause(idle.next_s())
             if self._lease.held:
@@ -103,8 +107,10 @@ class DispatchGroup:
         """Start a delivery in each partition that may have one, and delete what has been acknowledged; whether any was."""
         now = time.monotonic()
         free = [n for n, p in enumerate(self._partitions) if p.delivery is None and now >= p.resumes_at]
+        self._has_more = False
         if free:
             for number, rows in (await self._outbox.next_rows(free, rows_max=PAGE_ROWS_MAX)).items():
+                self._has_more |= len(rows) == PAGE_ROWS_MAX
                 self._partitions[number].delivery = asyncio.create_task(
                     self._deliver(number, rows), name=f"deliver {self._database} {number}"
                 )
