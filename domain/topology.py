@@ -19,7 +19,8 @@ _MASK_64 = (1 << 64) - 1
 # Names that belong to no lane.
 FINGERPRINT_KEY = "flashsale:fingerprint"
 SALES_KEY = "flashsale:sales"  # set of published sale ids
-SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id
+SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id, after SALE_GONE when it leaves Redis
+SALE_GONE = "-"  # a document that is missing without this word was lost, and its sale is unavailable, not unknown
 VERDICTS_KEY = "flashsale:verdicts"  # hash sale id -> JSON of the reconciler's last verdict
 REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flushed by edges
 

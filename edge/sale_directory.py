@@ -224,8 +224,14 @@ class SaleDirectory:
             raise DirectoryUnavailable("the channel is silent")
 
     async def _changed(self, payload: bytes) -> None:
-        parsed = ids.parse_uuid(payload.decode("ascii", "replace"))
-        if parsed is not None:
+        text = payload.decode("ascii", "replace")
+        parsed = ids.parse_uuid(text.removeprefix(topology.SALE_GONE))
+        if parsed is None:
+            return
+        if text.startswith(topology.SALE_GONE):
+            self._known.pop(str(parsed), None)
+            self._views.pop(str(parsed), None)
+        else:
             await self._read(str(parsed))
 
     async def _read_all(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 
@@ -43,3 +45,21 @@ def test_a_forgotten_sale(
     if read_status == 200:
         assert read.json()["state"] == "ended"
         assert [item["availability"] for item in read.json()["items"]] == ["sold_out"]
+
+
+def test_a_sale_whose_document_the_janitor_removed_is_unknown(
+    client: httpx.Client, buyers: Buyers, publisher: Publisher
+) -> None:
+    sale = publisher.publish(starts_in_s=-2 * DAY_S, ends_in_s=-DAY_S - 600)
+    forget(publisher, sale)
+    order = f"/v1/sales/{sale.sale_id}/orders"
+    one = {"items": [{"sku": "SKU-1", "quantity": 1}]}
+    assert client.post(order, headers=buyers.headers(), json=one).status_code == 410
+    publisher.redis.unlink(topology.sale_key(sale.sale_id))
+    publisher.redis.publish(topology.SALES_CHANNEL, f"{topology.SALE_GONE}{sale.sale_id}")
+    deadline = time.monotonic() + 20
+    while client.get(f"/v1/sales/{sale.sale_id}").status_code != 404:
+        assert time.monotonic() < deadline, "the edge was told, and still shows the sale"
+        time.sleep(0.02)
+    answer = client.post(order, headers=buyers.headers(), json=one)
+    assert (answer.status_code, answer.json()["code"]) == (404, "sale_not_found")

@@ -196,7 +196,7 @@ async def test_the_janitor_forgets_a_sale_when_its_lanes_are_clear(
     await janitor.clear(lease)
     assert left(long_over) == (0, True, 1, True), "an edge may still add up what it refused"
     told = [message["data"].decode() for _ in range(5) if (message := channel.get_message(timeout=0.2)) is not None]
-    assert told == [long_over]
+    assert told == [f"{topology.SALE_GONE}{long_over}"]
     await Janitor(bench.redis, kept_s=3600).clear(lease)  # another instance, which sees it for the first time
     assert left(long_over) == (0, True, 1, True)
     await janitor.clear(lease)

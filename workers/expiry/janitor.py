@@ -67,7 +67,7 @@ class Janitor:
                 clear = await self._clear_lane(lease, sale, lane, now_ms=seconds * 1000) and clear
             if clear and seconds * 1000 >= sale.ends_at_ms + self._kept_ms + LISTED_S * 1000:
                 await self._redis.unlink(topology.sale_key(sale_id))
-                await self._redis.publish(topology.SALES_CHANNEL, str(sale_id))
+                await self._redis.publish(topology.SALES_CHANNEL, f"{topology.SALE_GONE}{sale_id}")
                 undocumented.add(sale_id)
         self._undocumented = undocumented
         return False
