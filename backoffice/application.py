@@ -32,7 +32,7 @@ from backoffice.stores import Stores
 from backoffice.users import routes as user_routes
 from backoffice.users.store import Users
 from backoffice.web.routing import Dispatcher, Route
-from runtime import fingerprint
+from runtime import fingerprint, tasks
 from runtime.backoff import Backoff
 from runtime.settings import Settings
 from runtime.token_keys import StaffKey, TokenKeys
@@ -78,13 +78,12 @@ class Backoffice:
         """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
         async with self._stores.opened():
             await self._check_fingerprint()
-            tasks = (asyncio.create_task(self._prepare()), asyncio.create_task(self._synchroniser.run()))
+            background = (asyncio.create_task(self._prepare()), asyncio.create_task(self._synchroniser.run()))
             try:
                 yield
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                # A port in use ends it all while these are in the middle of their first database calls.
+                await tasks.cancel(*background)
                 self._passwords.close()
 
     def drain(self) -> None:

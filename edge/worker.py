@@ -27,6 +27,7 @@ from edge.routing import Route, Router
 from edge.sale_directory import SaleDirectory
 from edge.sale_reads import SaleReads
 from hotpath.tokens import KeyRing
+from runtime import tasks
 from runtime.clients import postgres_pool, redis_client
 from runtime.settings import Settings
 from runtime.telemetry import configure_logging
@@ -102,9 +103,7 @@ class Worker:
         self._metrics.publish()  # tells the main process that signals are handled from here on
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await tasks.cancel(*self._tasks)
         # What is left is statistics and courtesy: a server that does not answer must not keep the process.
         try:
             async with asyncio.timeout(STOP_S_MAX):

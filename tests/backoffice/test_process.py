@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -214,6 +215,9 @@ def _until(condition: Any) -> None:
 def _listening_ports(process: BackofficeProcess) -> set[int]:
     assert process.process is not None
     folder = Path(f"/proc/{process.process.pid}")
-    inodes = {os.readlink(link)[8:-1] for link in (folder / "fd").iterdir() if os.readlink(link).startswith("socket:[")}
+    inodes = set()
+    for link in (folder / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            inodes.add(os.readlink(link)[8:-1])
     rows = [line.split() for line in (folder / "net" / "tcp").read_text().splitlines()[1:]]
     return {int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
