@@ -143,7 +143,8 @@ async def test_password_database_and_unix_socket(tmp_path: Path) -> None:
             async with running(make_link(url)) as link:
                 assert (await place(link, sale)).verdict == Verdict.ACCEPTED, link.batcher.take_error()
         assert stored(client) == 2
-        async with running(make_link(server.url, deadline_ms=400)) as link:  # refused again and again
+        # Refused again and again; the deadline is longer than any pause between two attempts.
+        async with running(make_link(server.url, deadline_ms=2000)) as link:
             assert (await place(link, sale)).verdict == Verdict.UNAVAILABLE
             assert link.connections == 0
             client.config_set("requirepass", "")
