@@ -18,7 +18,8 @@ EXTENSIONS = [
     "hotpath.tokens",  # HS256 key ring
     "hotpath.sales",  # what the hot path knows of a sale
     "hotpath.resp",  # RESP encoding and decoding
-    "hotpath.batcher",  # tickets and micro-batches
+    "hotpath.tickets",  # one order on its way
+    "hotpath.batcher",  # micro-batches
     "hotpath.exchange",  # one POST of an order, from headers to answer
     "perf.driver.loop",  # the bundled load driver
 ]

@@ -19,11 +19,12 @@ from edge.problems import Answer, rate_limited, refuse, render
 from edge.redis_link import RedisAddress, RedisLink
 from edge.refusals import PROBLEM_OF_VERDICT
 from edge.sale_directory import DirectoryUnavailable
-from hotpath.batcher import Batcher, Ticket
+from hotpath.batcher import Batcher
 from hotpath.counters import Counters, Verdict
 from hotpath.exchange import DEFINITION_STALE, Exchange, OrderCore
 from hotpath.sales import SaleView
 from hotpath.scripts import load_script
+from hotpath.tickets import Ticket
 from hotpath.tokens import KeyRing
 from runtime.settings import Settings
 

@@ -1,52 +1,17 @@
-"""Tickets, lanes' queues, batches on the wire."""
+"""Lanes' queues, batches on the wire."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from hotpath.counters cimport Counters
 from hotpath.ids cimport OrderIds
 from hotpath.resp cimport Writer
 from hotpath.sales cimport LaneNames, SaleView
-from hotpath.validation cimport KEY_LENGTH_MAX, LINES_MAX
+from hotpath.tickets cimport Ticket
 
 cdef enum:
     NS_PER_MS = 1000000
 
 cdef int64_t monotonic_ns() noexcept nogil
 cdef int64_t unix_ms() noexcept nogil
-
-cdef class Ticket:
-    # what is wanted
-    cdef SaleView sale
-    cdef uint8_t user[16]
-    cdef uint64_t user_hash
-    cdef char key[KEY_LENGTH_MAX]
-    cdef int key_length
-    cdef uint8_t sku_index[LINES_MAX]
-    cdef uint8_t quantity[LINES_MAX]
-    cdef int line_count
-    # on its way
-    cdef int64_t deadline_ns  # 0: set by the first submit
-    cdef uint8_t id[16]
-    cdef bint has_id  # an order keeps its id over all attempts
-    cdef bint in_flight
-    cdef bint may_have_run  # an attempt was lost after it was sent
-    cdef bint alone  # it goes in a batch of its own
-    cdef int place  # of its sale in the batch being built
-    # how it ended
-    cdef bint ended
-    cdef int outcome
-    cdef readonly int64_t argument
-    cdef int64_t reserved_at_ms
-    cdef bint replayed
-    # who waits
-    cdef bint blocking
-    cdef object callback
-    cdef object context
-
-    cdef int end(self, int verdict) except -1
-    cdef int settle(self, bint inside_task) except -1
-    cdef bytes answer(self)
-    cdef Ticket copy_for(self, SaleView sale)
 
 cdef class LaneQueue:
     cdef readonly int lane

@@ -3,41 +3,10 @@
 A batch leaves when the connection has room; what arrives meanwhile forms the next one.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from hotpath.resp import Reply
-from hotpath.sales import SaleView
-
-class Ticket:
-    """One order on its way through Redis, awaitable once, by one waiter, in the loop that owns the batcher."""
-
-    def __init__(self, sale: SaleView, user_id: bytes, key: str, lines: Sequence[tuple[int, int]]) -> None:
-        """`lines`: (SKU index, quantity) in request order."""
-
-    @property
-    def verdict(self) -> int:
-        """`hotpath.counters.Verdict`; PENDING until it ended."""
-
-    @property
-    def argument(self) -> int:
-        """What the script added to its outcome (a wait in ms)."""
-
-    @property
-    def order_id(self) -> bytes:
-        """16 bytes; the first order's when replayed."""
-
-    @property
-    def is_replayed(self) -> bool:
-        """Whether an earlier request of the client was accepted (not an attempt of our own)."""
-
-    def answer_body(self) -> bytes:
-        """JSON of the 202. Only for ACCEPTED and REPLAYED."""
-
-    def again(self, sale: SaleView) -> Ticket:
-        """The same order for another version of the sale, with the same order id and deadline."""
-
-    def __await__(self) -> Generator[Any, None, int]: ...
+from hotpath.tickets import Ticket
 
 class Batcher:
     """Queues and batches of one connection. All times are CLOCK_MONOTONIC nanoseconds unless named otherwise."""

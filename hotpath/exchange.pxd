@@ -2,7 +2,8 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from hotpath.batcher cimport Batcher, Ticket
+from hotpath.batcher cimport Batcher
+from hotpath.tickets cimport Ticket
 from hotpath.counters cimport VERDICTS_MAX, Counters
 from hotpath.sales cimport SaleView
 from hotpath.tokens cimport Claims, KeyRing

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeAlias
 
-from hotpath.batcher import Batcher, Ticket
+from hotpath.batcher import Batcher
 from hotpath.counters import Counters
 from hotpath.sales import SaleView
+from hotpath.tickets import Ticket
 from hotpath.tokens import KeyRing
 
 Answer: TypeAlias = tuple[int, list[tuple[str, str]], bytes]

@@ -1,6 +1,7 @@
 """Ids and timestamps as C functions on caller's memory."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.string cimport memcpy
 
 cdef enum:
     ID_BYTES = 16
@@ -20,3 +21,9 @@ cdef class OrderIds:
     cdef Py_ssize_t used
 
     cdef int put(self, uint8_t* sixteen, int64_t unix_ms, int lane, int bucket) except -1
+
+cdef inline char* literal(char* at, bytes data) noexcept:
+    """Write `data`; where to go on."""
+    cdef Py_ssize_t length = len(data)
+    memcpy(at, <const char*>data, length)
+    return at + length

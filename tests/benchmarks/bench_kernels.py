@@ -15,7 +15,7 @@ import pytest
 
 from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus
-from hotpath.batcher import Ticket
+from hotpath.tickets import Ticket
 from hotpath.tokens import Claims
 from hotpath.validation import parse_idempotency_key, parse_order
 from tests.hotpath.making import NOW_MS, RESERVE_SHA, Peer, make_sale, make_ticket

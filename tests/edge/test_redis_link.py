@@ -18,10 +18,11 @@ from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from edge.redis_link import RedisAddress, RedisLink
 from edge.sale_directory import make_view
-from hotpath.batcher import Batcher, Ticket
+from hotpath.batcher import Batcher
 from hotpath.counters import Verdict
 from hotpath.sales import SaleView
 from hotpath.scripts import load_script
+from hotpath.tickets import Ticket
 
 LANE = 2
 WAIT_S_MAX = 10.0

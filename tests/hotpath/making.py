@@ -9,8 +9,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from domain import topology
-from hotpath.batcher import Batcher, Ticket
+from hotpath.batcher import Batcher
 from hotpath.sales import LaneNames, SaleView
+from hotpath.tickets import Ticket
 from tests.reference import resp
 
 RESERVE_SHA, LOOKUP_SHA = "a" * 40, "b" * 40

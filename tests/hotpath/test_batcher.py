@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from domain import topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry
-from hotpath.batcher import Ticket
 from hotpath.counters import Verdict
+from hotpath.tickets import Ticket
 from tests.hotpath.making import LOOKUP_SHA, NOW_MS, RESERVE_SHA, Call, Peer, make_sale, make_ticket
 from tests.reference import resp
 

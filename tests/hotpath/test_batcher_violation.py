@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from hotpath.batcher import Batcher, Ticket
+from hotpath.batcher import Batcher
 from hotpath.counters import Verdict
 from hotpath.resp import ProtocolViolation
 from hotpath.sales import LaneNames, SaleView
+from hotpath.tickets import Ticket
 
 LOADED = b"$1\r\na\r\n$1\r\nb\r\n"  # answers to the two SCRIPT LOADs of a new connection
 

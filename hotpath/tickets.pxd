@@ -1,0 +1,40 @@
+"""One order: what is wanted, how far it is, who waits."""
+
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from hotpath.sales cimport SaleView
+from hotpath.validation cimport KEY_LENGTH_MAX, LINES_MAX
+
+cdef class Ticket:
+    # what is wanted
+    cdef SaleView sale
+    cdef uint8_t user[16]
+    cdef uint64_t user_hash
+    cdef char key[KEY_LENGTH_MAX]
+    cdef int key_length
+    cdef uint8_t sku_index[LINES_MAX]
+    cdef uint8_t quantity[LINES_MAX]
+    cdef int line_count
+    # on its way
+    cdef int64_t deadline_ns  # 0: set by the first submit
+    cdef uint8_t id[16]
+    cdef bint has_id  # an order keeps its id over all attempts
+    cdef bint in_flight
+    cdef bint may_have_run  # an attempt was lost after it was sent
+    cdef bint alone  # it goes in a batch of its own
+    cdef int place  # of its sale in the batch being built
+    # how it ended
+    cdef bint ended
+    cdef int outcome
+    cdef readonly int64_t argument
+    cdef int64_t reserved_at_ms
+    cdef bint replayed
+    # who waits
+    cdef bint blocking
+    cdef object callback
+    cdef object context
+
+    cdef int end(self, int verdict) except -1
+    cdef int settle(self, bint inside_task) except -1
+    cdef bytes answer(self)
+    cdef Ticket copy_for(self, SaleView sale)
