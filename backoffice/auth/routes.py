@@ -21,18 +21,13 @@ from backoffice.auth.passwords import Passwords
 from backoffice.auth.refresh import TOKEN_LENGTH, RefreshTokens
 from backoffice.users.routes import UserView, view
 from backoffice.users.store import Users, fold_email
-from backoffice.web.fields import Model, Name, Resource
+from backoffice.web.fields import Email, Model, Name, Resource
 from backoffice.web.messages import Answer, Call, Refused, Role
 from backoffice.web.routing import Route
 from domain.problems import Problem
 from runtime.token_keys import StaffKey, TokenKeys, mint_buyer_token, mint_staff_token, staff_jwks
 
 log = structlog.get_logger(__name__)
-
-# ASCII only: no look-alikes, no normal forms, one folding. Quoted local parts and address literals are left out.
-_EMAIL = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}$"
-Email = Annotated[str, Field(pattern=_EMAIL, max_length=254)]
-
 
 class Registration(Model):
     """A new buyer."""

@@ -16,6 +16,7 @@ from domain import ids
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 200
+_TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 
 
 class Model(BaseModel):
@@ -39,9 +40,12 @@ def printable(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    if "\n" in text or "\t" in text:
+    if any(unicodedata.category(character) in ("Zl", "Zp") or character in "\n\t" for character in text):
         raise ValueError("line breaks and tabs are not allowed")
-    if not text.strip():
+    # They turn what follows around: a name could pass for another one wherever it is shown.
+    if any(unicodedata.bidirectional(character) in _TURNS for character in text):
+        raise ValueError("characters that change the direction of writing are not allowed")
+    if not any(unicodedata.category(character)[0] in "LNPS" for character in text):
         raise ValueError("must not be blank")
     return text
 
@@ -61,7 +65,11 @@ def format_time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+# ASCII only: no look-alikes, no normal forms, one folding. Quoted local parts and address literals are left out.
+_EMAIL = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}$"
+
 Text = Annotated[str, AfterValidator(printable)]
+Email = Annotated[str, Field(pattern=_EMAIL, max_length=254)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(printable), AfterValidator(_one_line)]
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
