@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
-from domain.topology import BUCKETS, Topology
+from domain.topology import Topology
 from runtime.clients import postgres_pool, redis_client
 from runtime.settings import Settings
 
@@ -64,8 +63,7 @@ class Stores:
 
     def shard_of_address(self, email_folded: str) -> Pool:
         """The shard of an address's place in the login index."""
-        digest = hashlib.blake2b(email_folded.encode(), digest_size=8).digest()
-        return self.shards[self.topology.shard_of_bucket(int.from_bytes(digest, "big") % BUCKETS)]
+        return self.shards[self.topology.shard_of_address(email_folded)]
 
     async def now_ms(self) -> int:
         """The reservation Redis's time, the only clock that sales know."""

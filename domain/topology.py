@@ -26,6 +26,7 @@ REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flus
 
 DESTINATION_ORDER_EVENTS = "events.orders"
 DESTINATION_NOTICES = "notices"
+EMAIL_QUEUE = "notices.email"  # queue of notices that go out as e-mail
 OUTBOX_PARTITIONS = 16
 POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard
 POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: rows that are no events
@@ -46,6 +47,11 @@ def user_hash(user_id: UUID) -> int:
 def bucket_of_user(user_id: UUID) -> int:
     """Virtual bucket of a user, 0..1023."""
     return user_hash(user_id) % BUCKETS
+
+
+def bucket_of_address(email_folded: str) -> int:
+    """Virtual bucket of an address's place in the login index, 0..1023."""
+    return int.from_bytes(hashlib.blake2b(email_folded.encode(), digest_size=8).digest(), "big") % BUCKETS
 
 
 def home_lane(user_id: UUID, lanes: tuple[int, ...]) -> int:
@@ -176,6 +182,10 @@ class Topology:
     def shard_of_user(self, user_id: UUID) -> int:
         """Shard of a user's rows."""
         return self.shard_of_bucket(bucket_of_user(user_id))
+
+    def shard_of_address(self, email_folded: str) -> int:
+        """Shard of an address's place in the login index."""
+        return self.shard_of_bucket(bucket_of_address(email_folded))
 
     def shard_of_order(self, order_id: UUID) -> int:
         """Shard of an order, read off its id."""

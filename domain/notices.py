@@ -1,0 +1,88 @@
+"""Notices: what a person is to be told, on its way from a shard's outbox to who sends it. Performs no I/O.
+
+A notice never carries a secret. It says what is to be told and to whom; the token of a mailed link is made where the mail
+is made, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to whoever has an
+address (`email_folded`): then whether there is such an account is found out later, and not by who asked.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from domain import ids
+
+NOTICE_SCHEMA = 1
+EMAIL_LENGTH_MAX = 254
+
+
+class NoticeKind(StrEnum):
+    """What is told. Stored in outboxes and queues: never renamed."""
+
+    VERIFY_EMAIL = "verify_email"
+    PASSWORD_RESET = "password_reset"
+    PASSWORD_CHANGED = "password_changed"
+
+
+class MalformedNotice(ValueError):
+    """The bytes are not a notice that this code knows; they never will be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Exactly one of `user_id` and `email_folded` is set. `id` is a UUIDv7: of two notices, the greater is the newer."""
+
+    id: UUID
+    kind: NoticeKind
+    user_id: UUID | None = None
+    email_folded: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Whose it is: what its partition is chosen by."""
+        return str(self.user_id) if self.user_id is not None else str(self.email_folded)
+
+
+def notice_to_user(kind: NoticeKind, user_id: UUID) -> Notice:
+    """A new notice to an account."""
+    return Notice(ids.new_uuid7(), kind, user_id=user_id)
+
+
+def notice_to_address(kind: NoticeKind, email_folded: str) -> Notice:
+    """A new notice to the account of an address, if there is one."""
+    return Notice(ids.new_uuid7(), kind, email_folded=email_folded)
+
+
+def notice_event(notice: Notice) -> dict[str, Any]:
+    """As it stands in an outbox row."""
+    to = {"user_id": str(notice.user_id)} if notice.user_id is not None else {"email": notice.email_folded}
+    return {
+        "id": str(notice.id),
+        "type": f"notice.{notice.kind.value}",
+        "schema": NOTICE_SCHEMA,
+        "key": notice.key,
+        "data": to,
+    }
+
+
+def parse_notice(body: bytes) -> Notice:
+    """Inverse of `notice_event` and `json`; MalformedNotice for anything else."""
+    try:
+        event = json.loads(body)
+        schema, data = event["schema"], event["data"]
+        kind = NoticeKind(event["type"].removeprefix("notice."))
+        notice_id = ids.parse_uuid(event["id"])
+        user_id, email = data.get("user_id"), data.get("email")
+        user = None if user_id is None else ids.parse_uuid(user_id)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedNotice("not a notice") from error
+    if schema != NOTICE_SCHEMA:
+        raise MalformedNotice(f"schema {schema}")
+    if notice_id is None or (user_id is None) == (email is None) or (user_id is not None and user is None):
+        raise MalformedNotice("ids")
+    if email is not None and not (isinstance(email, str) and email.isascii() and len(email) <= EMAIL_LENGTH_MAX):
+        raise MalformedNotice("email")
+    return Notice(notice_id, kind, user, email)
