@@ -37,7 +37,10 @@ class StackError(Exception):
 
 @dataclass(slots=True)
 class Stack:
-    """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz."""
+    """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz.
+
+    `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
+    """
 
     edge_url: str
     backoffice_url: str
@@ -52,6 +55,7 @@ class Stack:
     metrics: dict[str, str]
     supervisor: int
     processes: dict[str, int] = field(default_factory=dict)
+    restarting: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Self:

@@ -1,7 +1,8 @@
 """Owns a stack: starts its servers and processes, restarts what dies, stops everything in order.
 
-One thread, no polling: it sleeps until a child ends, a signal comes, or a restart is due. A process that keeps dying
-is restarted ever later, up to `RESTART_S_MAX`. Should the supervisor itself be killed, the kernel ends its children.
+One thread, no polling: it sleeps until a child ends, a signal comes, or a restart is due. A process that keeps ending
+by itself is restarted ever later, up to `RESTART_S_MAX`, and never given up; one that is killed is back within a
+second, however often. Should the supervisor itself be killed, the kernel ends its children.
 
 Run as `python -m devstack.supervisor STATE_DIR EDGE_PORT BACKOFFICE_PORT`. It takes the folder's lock, writes
 `stack.json` when everything is ready, and ends by SIGTERM or SIGINT.
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
@@ -32,12 +34,14 @@ from runtime.settings import SettingsError
 from runtime.token_keys import TokenKeysError
 
 READY_S_MAX = 60.0
+FAILING_S_MAX = 20.0  # while the stack comes up: for a process that has ended FAILED_STARTS_MAX times already
 ORPHAN_S_MAX = 20.0
 DRAIN_S_MAX = 15.0
 RESTART_S_FIRST = 0.1  # before the second restart in a row; the first one comes at once
 RESTART_S_MAX = 10.0
+KILLED_RESTART_S_MAX = 0.5  # of a process that was killed: it did nothing wrong itself
 STEADY_S_MIN = 10.0  # a process that lived this long starts again without having to wait
-FAILED_STARTS_MAX = 5  # while the stack comes up
+FAILED_STARTS_MAX = 5
 
 
 class Stopping(Exception):
@@ -67,12 +71,16 @@ class Child:
         """True once after the process has ended by itself: what it left is killed, and its restart is planned."""
         if self.process is None or self.process.poll() is None:
             return False
+        status = self.process.returncode
         self.kill_group()
         now = time.monotonic()
         if now - self.started_at >= STEADY_S_MIN:
             self.restarts_in_a_row = 0
-        self.restart_at = now + restart_delay_s(self.restarts_in_a_row)
+        delay_s = restart_delay_s(self.restarts_in_a_row, killed=status == -signal.SIGKILL)
+        self.restart_at = now + delay_s
         self.restarts_in_a_row += 1
+        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        _say(f"{self.program.name} {how}; restart {self.restarts_in_a_row} in a row, in {delay_s:.1f} s")
         return True
 
     def kill_group(self) -> None:
@@ -84,11 +92,13 @@ class Child:
         self.process = None
 
 
-def restart_delay_s(restarts_in_a_row: int) -> float:
-    """Wait before the next restart of a process that has just died: 0, 0.1, 0.2, 0.4 ... 10 s."""
+def restart_delay_s(restarts_in_a_row: int, *, killed: bool) -> float:
+    """Wait before the next restart of a process that has just died: 0, 0.1, 0.2, 0.4 ... 10 s; 0.5 s at most if it was
+    killed."""
     if restarts_in_a_row == 0:
         return 0.0
-    return float(min(RESTART_S_MAX, RESTART_S_FIRST * 2 ** min(restarts_in_a_row - 1, 16)))
+    longest_s = KILLED_RESTART_S_MAX if killed else RESTART_S_MAX
+    return float(min(longest_s, RESTART_S_FIRST * 2 ** min(restarts_in_a_row - 1, 16)))
 
 
 class Supervisor:
@@ -163,11 +173,12 @@ class Supervisor:
     def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
         """Return when the child is ready. ServerError with the tail of its log if it keeps dying or takes too long."""
         child = self.children[name]
-        deadline = time.monotonic() + READY_S_MAX
+        began = time.monotonic()
         while not is_ready():
             self._sleep(0.05)
             self._tend()
-            if child.restarts_in_a_row >= FAILED_STARTS_MAX or time.monotonic() > deadline:
+            keeps_dying = child.restarts_in_a_row >= FAILED_STARTS_MAX
+            if time.monotonic() - began > (FAILING_S_MAX if keeps_dying else READY_S_MAX):
                 own_log = self.plan.redis.log if name == "redis" else child.program.log
                 raise ServerError(f"{name} does not get ready; its log ends with:\n{log_tail(own_log)}")
 
@@ -175,8 +186,7 @@ class Supervisor:
         """Start again what has died, as far as it is due."""
         changed = False
         for child in self.children.values():
-            if child.buried():
-                _say(f"{child.program.name} ended; restart in {max(0.0, child.restart_at - time.monotonic()):.1f} s")
+            changed |= child.buried()
             if child.process is None and time.monotonic() >= child.restart_at:
                 child.start()
                 changed = True
@@ -184,10 +194,19 @@ class Supervisor:
             self._publish()
 
     def _publish(self) -> None:
-        """Put the pids of now into `stack.json`."""
+        """Put the pids of now into `stack.json`; a process that waits for its restart keeps the last one it had."""
         assert self.stack is not None
-        self.stack.processes = {
-            name: child.process.pid for name, child in self.children.items() if child.process is not None
+        now = time.monotonic()
+        for name, child in self.children.items():
+            if child.process is not None:
+                self.stack.processes[name] = child.process.pid
+        self.stack.restarting = {
+            name: {
+                "restarts_in_a_row": child.restarts_in_a_row,
+                "at": datetime.fromtimestamp(time.time() + child.restart_at - now, UTC).isoformat(timespec="seconds"),
+            }
+            for name, child in self.children.items()
+            if child.process is None
         }
         self.plan.folder.write_stack(self.stack)
 

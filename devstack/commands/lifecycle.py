@@ -98,7 +98,12 @@ def status(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> 
                 "backoffice_url": stack.backoffice_url,
                 "supervisor": stack.supervisor,
                 "processes": {
-                    name: {"pid": pid, "ready": ready[name], "metrics_url": _metrics_url(stack, name)}
+                    name: {
+                        "pid": pid,
+                        "ready": ready[name],
+                        "restarting": stack.restarting.get(name),
+                        "metrics_url": _metrics_url(stack, name),
+                    }
                     for name, pid in stack.processes.items()
                 },
             }
@@ -106,9 +111,15 @@ def status(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> 
     else:
         print_addresses(stack, folder)
         for name, pid in stack.processes.items():
-            print(f"  {name:<16} {pid:>8}  {'ready' if ready[name] else 'NOT READY'}")
+            print(f"  {name:<16} {pid:>8}  {'ready' if ready[name] else _why_not_ready(stack, name)}")
     if not all(ready.values()):
         raise typer.Exit(1)
+
+
+def _why_not_ready(stack: Stack, name: str) -> str:
+    if (restart := stack.restarting.get(name)) is None:
+        return "NOT READY"
+    return f"NOT RUNNING: restart {restart['restarts_in_a_row']} in a row at {restart['at']}, see its log"
 
 
 def _metrics_url(stack: Stack, name: str) -> str | None:

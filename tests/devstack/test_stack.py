@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import redis
 from devstack.children import alive
 from devstack.plan import WORKERS, responds
 from devstack.state import StateFolder
+from devstack.supervisor import FAILED_STARTS_MAX
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually, flashsale
 
 NAMES = ["redis", "postgres", "backoffice", *WORKERS, "edge"]
@@ -61,6 +64,26 @@ def test_killed_process_is_back_under_a_new_pid(running_stack: RunningStack, nam
 
     eventually(is_back)
     eventually(lambda: running_stack.flashsale("status", check=False).returncode == 0)
+
+
+def test_process_that_cannot_start_is_tried_for_ever_and_status_says_so(running_stack: RunningStack) -> None:
+    """Another has taken its port: more failed starts than would end a stack that comes up, and then it is back."""
+    name = "expiry-0"
+    host, _, port = running_stack.stack.metrics[name].rpartition("//")[2].partition(":")
+
+    def restarts() -> int:
+        waiting = running_stack.stack.restarting.get(name)
+        return int(waiting["restarts_in_a_row"]) if waiting else 0
+
+    os.kill(running_stack.stack.processes[name], signal.SIGKILL)
+    eventually(lambda: not responds(f"http://{host}:{port}/livez"))
+    with socket.create_server((host, int(port))):  # long before the new process has got so far
+        eventually(lambda: restarts() > FAILED_STARTS_MAX, patience_s=90)
+        shown = running_stack.flashsale("status", check=False)
+        assert shown.returncode == 1
+        assert re.search(rf"^  {name} +\d+  NOT R", shown.stdout, re.MULTILINE)
+    eventually(lambda: running_stack.flashsale("status", check=False).returncode == 0, patience_s=60)
+    assert running_stack.stack.restarting == {}
 
 
 def test_status_tells_what_runs(running_stack: RunningStack) -> None:

@@ -119,9 +119,14 @@ def test_place_that_was_forsaken_is_removed_by_the_next(tmp_path: Path) -> None:
 
 
 def test_restarts_are_at_once_first_and_bounded_in_a_crash_loop() -> None:
-    delays = [restart_delay_s(row) for row in range(2000)]
+    delays = [restart_delay_s(row, killed=False) for row in range(2000)]
     assert delays[:5] == [0.0, 0.1, 0.2, 0.4, 0.8]
     assert delays == sorted(delays) and delays[-1] == RESTART_S_MAX
+
+
+def test_what_is_killed_is_back_within_a_second_however_often() -> None:
+    delays = [restart_delay_s(row, killed=True) for row in range(2000)]
+    assert delays[:5] == [0.0, 0.1, 0.2, 0.4, 0.5] and max(delays) == 0.5
 
 
 def test_zombie_is_not_alive() -> None:
