@@ -180,7 +180,7 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
                 "in": "header",
                 "required": True,
                 "description": f"1-{KEY_LENGTH_MAX} visible ASCII characters. The same key and lines: the same order.",
-                "schema": {"type": "string"},
+                "schema": {"type": "string", "pattern": f"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"},
             },
         ],
         "requestBody": {"required": True, "content": _json("OrderRequest")},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from backoffice.catalogue.store import Product, Products, SkuTaken
+from backoffice.web.conditions import entity_tag, is_known, required_versions
 from backoffice.web.fields import (
+    TEXT_PATTERN,
+    Change,
     Currency,
     Model,
     Name,
@@ -27,9 +29,6 @@ from backoffice.web.routing import Route
 from domain.problems import Problem
 
 _KIND = "products"
-_TAG = r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"'  # RFC 9110, section 8.8.3
-_TAGS = re.compile(rf"{_TAG}(?:[ \t]*,[ \t]*{_TAG})*")
-_OWN_TAG = re.compile(r'(?<!W/)"([1-9][0-9]{0,8})"')
 NUMBER_MAX = 2**53 - 1  # what every JSON reader keeps exactly
 TEXT_LENGTH_MAX = 1000
 TEXTS_MAX = 50
@@ -53,7 +52,7 @@ def _attribute(value: Any) -> Any:
     return value
 
 
-_TEXT_SCHEMA = {"type": "string", "maxLength": TEXT_LENGTH_MAX}
+_TEXT_SCHEMA = {"type": "string", "maxLength": TEXT_LENGTH_MAX, "pattern": TEXT_PATTERN}
 _VALUE_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "boolean"},
@@ -64,7 +63,19 @@ _VALUE_SCHEMA: dict[str, Any] = {
     ]
 }
 _Value = Annotated[Any, AfterValidator(_attribute), WithJsonSchema(_VALUE_SCHEMA)]
-Attributes = Annotated[dict[Annotated[Text, Field(min_length=1, max_length=64)], _Value], Field(max_length=64)]
+Attributes = Annotated[
+    dict[Annotated[Text, Field(min_length=1, max_length=64)], _Value],
+    # Of its keys, pydantic would describe the pattern only, as if it told which members have which value.
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": 64,
+            "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": TEXT_PATTERN},
+            "additionalProperties": _VALUE_SCHEMA,
+        }
+    ),
+    Field(max_length=64),
+]
 Description = Annotated[Text, Field(max_length=10_000)]
 
 
@@ -80,8 +91,8 @@ class NewProduct(Model):
     active: bool = True
 
 
-class ProductChange(Model):
-    """Members that are there replace those of the product; `null` is no value here."""
+class ProductChange(Change):
+    """Another version of a product."""
 
     sku: Sku | None = None
     name: Name | None = None
@@ -90,13 +101,6 @@ class ProductChange(Model):
     currency: Currency | None = None
     attributes: Attributes | None = None
     active: bool | None = None
-
-    @model_validator(mode="after")
-    def _not_null(self) -> ProductChange:
-        nulls = sorted(name for name in self.model_fields_set if getattr(self, name) is None)
-        if nulls:
-            raise ValueError(f"null is not allowed: {', '.join(nulls)}")
-        return self
 
 
 class ProductView(Resource):
@@ -125,24 +129,10 @@ class ProductQuery(Page):
     q: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(None, description="Text to look for")
 
 
-def _tag(version: int) -> str:
-    return f'"{version}"'
-
-
 def _answer(product: Product, status: int = 200, **headers: str) -> Answer:
     body = ProductView.model_validate(product, from_attributes=True)
     # Readers may keep it but must ask whether it is still the same.
-    return Answer(status, body, {"etag": _tag(product.version), "cache-control": "no-cache", **headers})
-
-
-def _expected_versions(call: Call) -> list[int] | None:
-    """Versions that `If-Match` names, None for `*` (RFC 9110, section 13.1.1); tags that are not ours match nothing."""
-    header = call.headers.get("if-match", "").strip()
-    if not header:
-        raise Refused(Problem.PRECONDITION_REQUIRED)
-    if header == "*":
-        return None
-    return [int(tag) for tag in _OWN_TAG.findall(header)] if _TAGS.fullmatch(header) else []
+    return Answer(status, body, {"etag": entity_tag(product.version), "cache-control": "no-cache", **headers})
 
 
 class Catalogue:
@@ -165,9 +155,8 @@ class Catalogue:
         product = await self._products.get(call.path_id("product_id", Problem.PRODUCT_NOT_FOUND))
         if product is None:
             raise Refused(Problem.PRODUCT_NOT_FOUND)
-        known = [tag.strip().removeprefix("W/") for tag in call.headers.get("if-none-match", "").split(",")]
-        if _tag(product.version) in known or known == ["*"]:
-            return Answer(304, None, {"etag": _tag(product.version), "cache-control": "no-cache"})
+        if is_known(call, product.version):
+            return Answer(304, None, {"etag": entity_tag(product.version), "cache-control": "no-cache"})
         return _answer(product)
 
     async def page(self, _: Call, query: ProductQuery) -> Answer:
@@ -182,7 +171,7 @@ class Catalogue:
     async def change(self, call: Call, body: ProductChange) -> Answer:
         """Change members of a product that still has the expected version."""
         product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
-        versions = _expected_versions(call)
+        versions = required_versions(call)
         try:
             product = await self._products.change(product_id, versions, body.model_dump(exclude_unset=True))
         except SkuTaken as error:
@@ -194,7 +183,7 @@ class Catalogue:
     async def delete(self, call: Call) -> Answer:
         """Remove a product that still has the expected version. Sales that have it keep their own copy of SKU and price."""
         product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
-        if not await self._products.delete(product_id, _expected_versions(call)):
+        if not await self._products.delete(product_id, required_versions(call)):
             raise await self._why_not(product_id)
         return Answer(204)
 

@@ -10,12 +10,15 @@ import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from backoffice.web.fields import without_null
 from backoffice.web.messages import PROBLEM_JSON, Answer, Call
 from backoffice.web.routing import Route
+from domain.orders import KEY_LENGTH_MAX
 from domain.problems import Problem
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REF = "#/components/schemas/{model}"
+_HEADERS = {"Idempotency-Key": {"pattern": rf"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"}, "If-Match": {"minLength": 1}}
 
 
 def document(routes: Iterable[Route], *, version: str) -> dict[str, Any]:
@@ -84,22 +87,12 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
         schema = route.query.model_json_schema()
         for name, member in schema["properties"].items():
             required = name in schema.get("required", ())
-            found.append({"name": name, "in": "query", "required": required, "schema": _without_null(member)})
+            found.append({"name": name, "in": "query", "required": required, "schema": without_null(member)})
     for header in route.headers:
         name = header.removesuffix("!")
-        found.append({"name": name, "in": "header", "required": header.endswith("!"), "schema": {"type": "string"}})
+        schema = {"type": "string", **_HEADERS.get(name, {})}
+        found.append({"name": name, "in": "header", "required": header.endswith("!"), "schema": schema})
     return found
-
-
-def _without_null(member: dict[str, Any]) -> dict[str, Any]:
-    """A query cannot say null: it leaves the parameter out."""
-    kept = {name: value for name, value in member.items() if name not in ("anyOf", "default", "title")}
-    choices = [choice for choice in member.get("anyOf", []) if choice.get("type") != "null"]
-    if len(choices) == 1:
-        kept |= choices[0]
-    elif choices:
-        kept["anyOf"] = choices
-    return kept
 
 
 def _responses(route: Route) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from backoffice.sales.service import KeyClash, SaleMissing, SaleService, SkuMiss
 from backoffice.sales.store import KeyReused, NewSale, ProductsMissing, Sales, StockTooHigh
 from backoffice.stores import Stores
 from backoffice.web.fields import (
+    Change,
     Model,
     Moment,
     Name,
@@ -79,8 +80,8 @@ class SaleInput(Model):
         return self
 
 
-class SaleChange(Model):
-    """Members that are there replace those of the sale. A published sale takes a name and a window only."""
+class SaleChange(Change):
+    """A published sale takes a name and a window only."""
 
     name: Name | None = None
     starts_at: Moment | None = None
@@ -91,9 +92,6 @@ class SaleChange(Model):
 
     @model_validator(mode="after")
     def _consistent(self) -> SaleChange:
-        nulls = sorted(name for name in self.model_fields_set if getattr(self, name) is None)
-        if nulls:
-            raise ValueError(f"null is not allowed: {', '.join(nulls)}")
         _distinct(self.items or [])
         return self
 

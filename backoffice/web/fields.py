@@ -5,11 +5,21 @@ from __future__ import annotations
 import base64
 import binascii
 import unicodedata
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from backoffice.web.messages import invalid
 from domain import ids
@@ -23,6 +33,47 @@ class Model(BaseModel):
     """What is sent: members beside those named are refused when it comes in."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Change(Model):
+    """What a PATCH sends: members that are there replace those of the resource, and none may be null."""
+
+    @model_validator(mode="after")
+    def _no_nulls(self) -> Any:
+        nulls = sorted(name for name in self.model_fields_set if getattr(self, name) is None)
+        if nulls:
+            raise ValueError(f"null is not allowed: {', '.join(nulls)}")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """A member may be left out; that its default is None is our own matter."""
+        described = handler.resolve_ref_schema(handler(schema))
+        for name, member in described.get("properties", {}).items():
+            described["properties"][name] = without_null(member)
+        return described
+
+
+def without_null(member: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a member that is left out rather than null."""
+    kept = {name: value for name, value in member.items() if name not in ("anyOf", "default", "title")}
+    choices = [choice for choice in member.get("anyOf", []) if choice.get("type") != "null"]
+    if len(choices) == 1:
+        kept |= choices[0]
+    elif choices:
+        kept["anyOf"] = choices
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """Puts the pattern (ECMA-262) of what a validator checks into the JSON Schema, for those who only read that."""
+
+    pattern: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """The member's schema with the pattern."""
+        return {**handler(schema), "pattern": self.pattern}
 
 
 class Resource(BaseModel):
@@ -68,9 +119,17 @@ def format_time(time: datetime) -> str:
 # ASCII only: no look-alikes, no normal forms, one folding. Quoted local parts and address literals are left out.
 _EMAIL = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}$"
 
-Text = Annotated[str, AfterValidator(printable)]
+TEXT_PATTERN = r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"
+_NOT_IN_A_LINE = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
+Text = Annotated[str, AfterValidator(printable), Described(TEXT_PATTERN)]
 Email = Annotated[str, Field(pattern=_EMAIL, max_length=254)]
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(printable), AfterValidator(_one_line)]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    AfterValidator(printable),
+    AfterValidator(_one_line),
+    Described(rf"^[^{_NOT_IN_A_LINE}]*[^\s{_NOT_IN_A_LINE}][^{_NOT_IN_A_LINE}]*$"),
+]
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
