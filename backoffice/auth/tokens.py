@@ -67,5 +67,5 @@ def _caller(claims: dict[str, Any], audience: str, admitted: tuple[Role, ...]) -
         raise jwt.InvalidTokenError("claims")
     for role in admitted:
         if roles[0] == role.value:
-            return Caller(user_id, role)
+            return Caller(user_id, role, int(claims["exp"]))
     raise jwt.InvalidTokenError("roles")

@@ -20,8 +20,10 @@ from urllib.parse import quote
 import h11
 import structlog
 
-from backoffice.web.messages import Rendered, render_problem
+from backoffice.web.messages import Rendered, Stream, render_problem
+from backoffice.web.streams import STREAM_HEADER
 from domain.problems import Problem, ProblemDetails
+from runtime import tasks
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +32,7 @@ _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
 )
 CLIENT_HEADER = b"x-flashsale-client"
+_STREAM_HEADER = STREAM_HEADER.encode("ascii")
 _NOT_FORWARDED = _HOP_BY_HOP | {CLIENT_HEADER, b"content-length"}
 
 
@@ -46,7 +49,9 @@ class Bounds:
     answer_s_max: float = 30.0
     write_s_max: float = 30.0
     connections_max: int = 1024
-    requests_max: int = 256
+    requests_max: int = 256  # streams do not count once they have begun: their handlers bound them
+    stream_input_bytes_max: int = 64 * 1024
+    stream_drain_s_max: float = 1.0
 
 
 class _Closed(Exception):
@@ -54,15 +59,23 @@ class _Closed(Exception):
 
 
 class Guard:
-    """Serves connections. `methods(path)` tells what a path admits; `secret` proves to the handlers who forwards."""
+    """Serves connections. `methods(path)` tells what a path admits; `secret` proves to the handlers who forwards;
+    `take_stream(name)` gives the stream that an answer of Robyn's stands for."""
 
     def __init__(
-        self, *, upstream: tuple[str, int], secret: str, methods: Callable[[str], tuple[str, ...]], bounds: Bounds
+        self,
+        *,
+        upstream: tuple[str, int],
+        secret: str,
+        methods: Callable[[str], tuple[str, ...]],
+        take_stream: Callable[[str], Stream | None],
+        bounds: Bounds,
     ) -> None:
         """Not listening yet."""
         self._upstream = upstream
         self._secret = secret.encode("ascii")
         self._methods = methods
+        self._take_stream = take_stream
         self._bounds = bounds
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._requests = 0
@@ -76,12 +89,20 @@ class Guard:
         return bound
 
     async def drain(self, wait_s_max: float) -> None:
-        """Stop accepting, end idle connections, let requests under way finish; cut them after the wait."""
+        """Stop accepting, end idle connections, let requests under way finish; cut them after the wait.
+
+        Streams have been closed by then: what is left of one waits for a reader that does not read, and is cut sooner.
+        """
         self.draining = True
         if self._server is not None:
             self._server.close()
         for task, connection in tuple(self._connections.items()):
             if connection.idle:
+                task.cancel()
+        streams = [task for task, connection in self._connections.items() if connection.streams]
+        if streams:
+            _, blocked = await asyncio.wait(streams, timeout=min(wait_s_max, self._bounds.stream_drain_s_max))
+            for task in blocked:
                 task.cancel()
         if self._connections:
             await asyncio.wait(tuple(self._connections), timeout=wait_s_max)
@@ -120,11 +141,19 @@ class _Connection:
         peer = writer.get_extra_info("peername")
         self._address: str = peer[0] if peer else "unknown"
         self._head_only = False  # the request is a HEAD
+        self._stream: Stream | None = None  # taken over from a handler
         self.idle = True
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer without an end is being written."""
+        return self._stream is not None
 
     def close(self) -> None:
         """Close both sides."""
         self._writer.close()
+        if self._stream is not None:
+            self._stream.close()
         if self._upstream is not None:
             self._upstream.close()
 
@@ -144,6 +173,9 @@ class _Connection:
                 await self._serve_one(head)
             finally:
                 self._guard._requests -= 1
+            if self._stream is not None:
+                await self._pass_on(self._stream)
+                raise _Closed
             if self._client.our_state is not h11.DONE or self._client.their_state is not h11.DONE:
                 raise _Closed
             self._client.start_next_cycle()
@@ -248,11 +280,13 @@ class _Connection:
             while not isinstance(event, h11.EndOfMessage):
                 if isinstance(event, h11.Response):
                     started = True
+                    self._stream = self._taken(event)
                     await self._write(self._client.send(self._returned(event)))
                 elif isinstance(event, h11.Data):
                     await self._write(self._client.send(h11.Data(data=event.data)))
                 event = await self._upstream.next_event()
-            await self._write(self._client.send(h11.EndOfMessage()))
+            if self._stream is None:
+                await self._write(self._client.send(h11.EndOfMessage()))
         except (_UpstreamFailed, TimeoutError, OSError, h11.RemoteProtocolError) as error:
             if started:
                 raise _Closed from error
@@ -264,9 +298,49 @@ class _Connection:
             self._upstream.close()
             self._upstream = None
 
+    def _taken(self, response: h11.Response) -> Stream | None:
+        name = next((value for name, value in response.headers if name == _STREAM_HEADER), None)
+        if name is None:
+            return None
+        stream = self._guard._take_stream(name.decode("ascii"))
+        if stream is None:
+            raise _UpstreamFailed
+        return stream
+
+    async def _pass_on(self, stream: Stream) -> None:
+        """Write the stream until it ends, its reader leaves, or its reader does not read for longer than the bound."""
+        leaving = asyncio.create_task(self._read_to_the_end())
+        writing = asyncio.create_task(self._write_pieces(stream))
+        try:
+            await asyncio.wait((leaving, writing), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        except (TimeoutError, asyncio.CancelledError):
+            self._writer.transport.abort()  # closing would keep what is not read for as long as its reader likes
+            raise
+        finally:
+            await tasks.cancel(leaving, writing)
+
+    async def _write_pieces(self, stream: Stream) -> None:
+        while (piece := await stream.next_piece()) is not None:
+            await self._write(self._client.send(h11.Data(data=piece)))
+        await self._write(self._client.send(h11.EndOfMessage()))
+
+    async def _read_to_the_end(self) -> None:
+        """Return when the client has left. It was told that the connection closes: what it still sends is for nobody."""
+        size = 0
+        with contextlib.suppress(OSError):
+            while size < self._bounds.stream_input_bytes_max:
+                data = await self._reader.read(_READ_BYTES)
+                if not data:
+                    return
+                size += len(data)
+
     def _returned(self, response: h11.Response) -> h11.Response:
         headers = [(name, value) for name, value in response.headers if name not in _HOP_BY_HOP]
-        if self._guard.draining:
+        if self._stream is not None:
+            headers = [(name, value) for name, value in headers if name not in (_STREAM_HEADER, b"content-length")]
+        if self._guard.draining or self._stream is not None:
             headers.append((b"connection", b"close"))
         return h11.Response(status_code=response.status_code, headers=headers, reason=response.reason)
 

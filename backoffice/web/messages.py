@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 from uuid import UUID
 
 import orjson
@@ -31,10 +32,11 @@ EVERYONE = frozenset(Role)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A verified token's subject."""
+    """A verified token's subject; `expires_at_s` is the token's `exp`, seconds since 1970."""
 
     user_id: UUID
     role: Role
+    expires_at_s: int
 
 
 class Refused(Exception):
@@ -85,12 +87,24 @@ class Call:
         return value
 
 
+class Stream(Protocol):
+    """A body that comes piece by piece, for as long as its reader stays. Closed by whoever reads it."""
+
+    async def next_piece(self) -> bytes | None:
+        """The next piece; None at the end. Cancelling loses no piece."""
+        ...
+
+    def close(self) -> None:
+        """Nobody reads on. May be called twice."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A successful answer. `body` is a model (sent as JSON), ready bytes, or nothing."""
+    """A successful answer. `body` is a model (sent as JSON), ready bytes, a stream, or nothing."""
 
     status: int = 200
-    body: BaseModel | bytes | None = None
+    body: BaseModel | bytes | Stream | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     media_type: str = JSON
 
@@ -102,6 +116,7 @@ class Rendered:
     status: int
     headers: dict[str, str]
     body: bytes
+    stream: Stream | None = None
 
 
 def render(answer: Answer) -> Rendered:
@@ -109,8 +124,12 @@ def render(answer: Answer) -> Rendered:
     headers = {"x-content-type-options": "nosniff", "cache-control": "no-store", **answer.headers}
     if answer.body is None:
         return Rendered(answer.status, headers, b"")
-    body = answer.body if isinstance(answer.body, bytes) else answer.body.model_dump_json().encode()
-    return Rendered(answer.status, {"content-type": answer.media_type, **headers}, body)
+    headers = {"content-type": answer.media_type, **headers}
+    if isinstance(answer.body, BaseModel):
+        return Rendered(answer.status, headers, answer.body.model_dump_json().encode())
+    if isinstance(answer.body, bytes):
+        return Rendered(answer.status, headers, answer.body)
+    return Rendered(answer.status, headers, b"", answer.body)
 
 
 def render_problem(details: ProblemDetails, **headers: str) -> Rendered:

@@ -26,6 +26,7 @@ from robyn.dependency_injection import DependencyMap
 from backoffice.web.guard import CLIENT_HEADER, Bounds, Guard
 from backoffice.web.messages import Call, Refused, render_problem
 from backoffice.web.routing import Dispatcher, Route, RouteTable
+from backoffice.web.streams import STREAM_HEADER, Handover
 from domain.problems import Problem, ProblemDetails
 
 _LOOPBACK = "127.0.0.1"
@@ -70,14 +71,15 @@ def serve(
     """
     table = RouteTable(application.routes)
     secret = secrets.token_urlsafe(24)
+    handover = Handover()
     # Bound and never listening: Robyn shares the port by SO_REUSEPORT, nobody else can take it meanwhile.
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((_LOOPBACK, 0))
         upstream = (_LOOPBACK, int(reserved.getsockname()[1]))
-        guard = Guard(upstream=upstream, secret=secret, methods=table.methods, bounds=bounds)
+        guard = Guard(upstream=upstream, secret=secret, methods=table.methods, take_stream=handover.take, bounds=bounds)
         life = _Life(application, guard, (host, port), upstream, drain_s_max)
-        app = _robyn(table, application.dispatcher, secret)
+        app = _robyn(table, application.dispatcher, secret, handover)
         app.startup_handler(life.start)
         for name in ("ROBYN_HOST", "ROBYN_PORT", "ROBYN_BROWSER_OPEN"):
             os.environ.pop(name, None)
@@ -163,7 +165,7 @@ class _Life:
                 await asyncio.sleep(0.02)
 
 
-def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str) -> robyn.Robyn:
+def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str, handover: Handover) -> robyn.Robyn:
     for chatty in ("robyn", "actix_server", "actix_web"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     config = Config()
@@ -173,14 +175,14 @@ def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str) -> robyn.Roby
     config.open_browser = False
     app = robyn.Robyn(__file__, config=config, dependencies=DependencyMap())
     for route in table.routes:
-        handler = _handler(route, dispatcher, secret)
+        handler = _handler(route, dispatcher, secret, handover)
         app.add_route(route.method, route.robyn_path, handler)
         if route.method == "GET":
             app.add_route("HEAD", route.robyn_path, handler)
     return app
 
 
-def _handler(route: Route, dispatcher: Dispatcher, secret: str) -> Callable[..., object]:
+def _handler(route: Route, dispatcher: Dispatcher, secret: str, handover: Handover) -> Callable[..., object]:
     async def handle(request: robyn.Request) -> robyn.Response:
         try:
             call = _call(request, secret)
@@ -190,6 +192,11 @@ def _handler(route: Route, dispatcher: Dispatcher, secret: str) -> Callable[...,
         except Exception:
             log.exception("request could not be handed over", route=route.path)
             rendered = render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
+        if rendered.stream is not None:
+            if request.method == "HEAD":
+                rendered.stream.close()
+            else:
+                rendered.headers[STREAM_HEADER] = handover.keep(rendered.stream)
         return robyn.Response(rendered.status, rendered.headers, rendered.body)
 
     return handle

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from backoffice.web.guard import Bounds, Guard
+from backoffice.web.messages import Stream
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 
 MIB = 1024 * 1024
@@ -187,13 +188,23 @@ def test_forged_client_header_is_not_believed(backoffice: BackofficeProcess) -> 
 
 
 @asynccontextmanager
-async def guarded(bounds: Bounds, upstream: Callable[..., Any] | None = None) -> AsyncIterator[tuple[int, Guard]]:
+async def guarded(
+    bounds: Bounds,
+    upstream: Callable[..., Any] | None = None,
+    take_stream: Callable[[str], Stream | None] = lambda _: None,
+) -> AsyncIterator[tuple[int, Guard]]:
     """A guard alone, before an upstream that the test scripts (or none at all)."""
     server = await asyncio.start_server(upstream or _never, "127.0.0.1", 0)
     address = server.sockets[0].getsockname()[:2]
     if upstream is None:
         server.close()
-    guard = Guard(upstream=address, secret="s", methods=lambda path: ("GET", "POST") * (path == "/"), bounds=bounds)
+    guard = Guard(
+        upstream=address,
+        secret="s",
+        methods=lambda path: ("GET", "POST") * (path == "/"),
+        take_stream=take_stream,
+        bounds=bounds,
+    )
     port = await guard.start("127.0.0.1", 0)
     yield port, guard
     await guard.drain(0.1)
