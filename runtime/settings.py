@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 
 from domain.topology import Topology
 
@@ -97,6 +97,14 @@ class Settings(BaseModel):
     backoffice_port: int = Field(8081, ge=0, le=65535, description="Port the backoffice listens on.")
     admin_email: str = Field("admin@flashsale.example", description="First administrator, made at first start.")
     admin_password: SecretStr | None = Field(None, description="Password of the first administrator.")
+    login_verified_only: bool = Field(
+        default=False, description="Whether buyers must have verified their address before they can log in."
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks (CIDR) of proxies whose X-Forwarded-For tells a client's address, separated by commas. "
+        "Anybody else's is ignored.",
+    )
 
     # Workers
     metrics_host: str = Field("127.0.0.1", description="Address of a worker's /metrics, /livez and /readyz.")
@@ -119,10 +127,25 @@ class Settings(BaseModel):
     )
     lease_ms: int = Field(5000, ge=500, le=60_000, description="Life of a lease that is not renewed.")
 
+    # Notices
+    smtp_url: SecretStr = Field(
+        SecretStr("smtp://127.0.0.1:1025"),
+        description="Mail server, smtp://[user:password@]host[:port] or smtps://. With smtp:// the connection is encrypted "
+        "where the server offers it, and must be where a password is given.",
+    )
+    mail_sender: str = Field(
+        "Flashsale <no-reply@flashsale.example>", description="From address of mails, with or without a name."
+    )
+    link_url: str = Field(
+        "http://127.0.0.1:8081",
+        pattern="^https?://",
+        description="Beginning of the links in mails: where the backoffice is.",
+    )
+
     # Logs
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
 
-    @field_validator("shard_dsns", "cors_origins", mode="before")
+    @field_validator("shard_dsns", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

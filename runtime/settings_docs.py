@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import SecretStr
+from pydantic import IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
 from runtime.settings import PREFIX, Settings, file_variable
@@ -25,6 +25,7 @@ SECTIONS = {
     "token_issuer": ("Tokens", "Edges verify buyers' tokens, the backoffice mints and verifies all."),
     "backoffice_host": ("Backoffice", "Read by `python -m backoffice`."),
     "metrics_port": ("Workers", "Read by `python -m workers.<name>`."),
+    "smtp_url": ("Notices", "Read by `python -m workers.notifications`."),
     "log_level": ("Logs", "Read by every process."),
 }
 _INTRODUCTION = f"""\
@@ -41,6 +42,16 @@ variable both ways is refused. Lists are separated by commas.
 """
 
 
+_TYPE_NAMES = {
+    int: "integer",
+    str: "text",
+    SecretStr: "text",
+    Path: "path",
+    bool: "boolean",
+    IPvAnyNetwork: "network",
+}
+
+
 def _types(field: FieldInfo) -> tuple[Any, ...]:
     """The members of a field's annotation: of `X | None` and `tuple[X, ...]` the X, of X itself the X."""
     return tuple(a for a in get_args(field.annotation) if a not in (type(None), ...)) or (field.annotation,)
@@ -55,7 +66,7 @@ def _type_name(field: FieldInfo) -> str:
     (kind,) = _types(field)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return " \\| ".join(f"`{member.value}`" for member in kind)
-    name = {int: "integer", str: "text", SecretStr: "text", Path: "path"}[kind]
+    name = _TYPE_NAMES[kind]
     return f"list of {name}" if "tuple" in str(field.annotation) else name
 
 
@@ -64,6 +75,8 @@ def _default(field: FieldInfo) -> str:
     match field.default:
         case None | ():
             return ""
+        case bool() as choice:
+            return str(choice).lower()
         case SecretStr() as secret:
             return secret.get_secret_value()
         case StrEnum() as member:
