@@ -21,7 +21,9 @@ FINGERPRINT_KEY = "flashsale:fingerprint"
 SALES_KEY = "flashsale:sales"  # set of published sale ids
 SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id, after SALE_GONE when it leaves Redis
 SALE_GONE = "-"  # a document that is missing without this word was lost, and its sale is unavailable, not unknown
+CACHE_CHANNEL = "flashsale:cache:changed"  # pub/sub of the cache Redis, payload: the place whose row changed
 VERDICTS_KEY = "flashsale:verdicts"  # hash sale id -> JSON of the reconciler's last verdict
+ACCEPTED_KEY = "flashsale:accepted"  # hash sale id -> orders accepted for the first time, flushed by edges
 REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flushed by edges
 
 DESTINATION_ORDER_EVENTS = "events.orders"
@@ -202,3 +204,14 @@ class Topology:
         """Short digest of all that must agree between processes."""
         text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry=1"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def cache_key(cache: str, key: str) -> str:
+    """Place of a row in the cache Redis. `cache` has no colon; `key` is the cache's own name of the row."""
+    return f"flashsale:cache:{cache}:{key}"
+
+
+def parse_cache_key(place: str) -> tuple[str, str] | None:
+    """Cache and key of a place, None for what is none."""
+    prefix, cached, cache, *key = (*place.split(":", 3), "", "")[:4]
+    return (cache, key[0]) if (prefix, cached) == ("flashsale", "cache") and key[0] else None

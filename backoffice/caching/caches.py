@@ -1,0 +1,117 @@
+"""All caches of a process: their Redis client, and the tasks that follow changes and put right what was missed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import structlog
+from prometheus_client import CollectorRegistry
+from redis.exceptions import RedisError
+
+from backoffice.caching.cache import Bounds, Cache, Codec
+from backoffice.caching.metrics import CacheMetrics
+from backoffice.caching.shared import CALL_S_MAX, SharedTier
+from domain.topology import CACHE_CHANNEL, parse_cache_key
+from runtime import tasks
+from runtime.clients import redis_client
+
+log = structlog.get_logger(__name__)
+
+V = TypeVar("V")
+CONNECTIONS_MAX = 32
+PING_S = 1.0
+SILENT_PINGS_MAX = 2
+RECONNECT_S_MAX = 0.5
+TEND_S = 0.5
+LOOK_AROUND_S = 10.0
+
+
+class Caches:
+    """Made once in a process; caches are added before it runs."""
+
+    def __init__(self, cache_url: str, registry: CollectorRegistry) -> None:
+        """Connects to nothing yet."""
+        # A client of its own: its short waits are not for those who cannot do without Redis.
+        self._redis = redis_client(cache_url, connections_max=CONNECTIONS_MAX, timeout_s=CALL_S_MAX)
+        self._metrics = CacheMetrics(registry)
+        self._shared = SharedTier(self._redis, self._metrics)
+        self._caches: dict[str, Cache[Any]] = {}
+        self._follows = False
+        self._metrics.following.set_function(lambda: self._follows)
+
+    @property
+    def follows(self) -> bool:
+        """Whether messages about changes reach this process."""
+        return self._follows
+
+    def add(self, name: str, codec: Codec[V], bounds: Bounds) -> Cache[V]:
+        """A cache whose rows are called by their keys under `name`."""
+        assert name not in self._caches and ":" not in name
+        cache = Cache(name, codec, bounds, shared=self._shared, metrics=self._metrics, follows=lambda: self._follows)
+        self._caches[name] = cache
+        return cache
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Changes are followed. Reads work before and afterwards, too, as while Redis is away."""
+        background = (asyncio.create_task(self._follow()), asyncio.create_task(self._tend()))
+        try:
+            yield
+        finally:
+            await tasks.cancel(*background)
+            for cache in self._caches.values():
+                await cache.close()
+            await self._redis.aclose()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                await self._follow_once()
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("changes are not followed", error=type(error).__name__)
+            finally:
+                self._follows = False
+                self._forget_all()
+            await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret
+
+    async def _follow_once(self) -> None:
+        async with self._redis.pubsub() as channel:
+            await channel.subscribe(CACHE_CHANNEL)
+            unanswered = 0
+            while unanswered <= SILENT_PINGS_MAX:  # a dead peer answers no PING, where a plain read would wait for ever
+                message = await channel.get_message(timeout=PING_S)
+                if message is None:
+                    unanswered += 1
+                    await channel.ping()
+                    continue
+                unanswered = 0
+                if message["type"] == "subscribe":
+                    # Also after redis-py has connected again by itself: what was said meanwhile is lost.
+                    self._forget_all()
+                    self._follows = True
+                elif message["type"] == "message":
+                    self._forget(message["data"])
+            raise TimeoutError("the channel is silent")
+
+    def _forget(self, payload: bytes) -> None:
+        place = parse_cache_key(payload.decode("utf-8", "replace"))
+        if place is not None and place[0] in self._caches:
+            self._caches[place[0]].forget((place[1],))
+
+    def _forget_all(self) -> None:
+        for cache in self._caches.values():
+            cache.forget_all()
+
+    async def _tend(self) -> None:
+        look_at = 0.0
+        while True:
+            await self._shared.pay()
+            if time.monotonic() >= look_at:
+                await self._shared.look_around()
+                look_at = time.monotonic() + LOOK_AROUND_S
+            await asyncio.sleep(TEND_S)

@@ -1,0 +1,14 @@
+#!lua flags=allow-oom
+-- A change ended: the place is empty again, unless another change has marked it since. Everybody is told either way.
+-- KEYS: 1 place
+-- ARGV: 1 mark of this change, 2 channel
+-- Answer: 1 emptied, 0 another change is under way
+local content = redis.call('GET', KEYS[1])
+local emptied = 1
+if content and content:sub(1, 1) == 'B' and content ~= ARGV[1] then
+  emptied = 0
+else
+  redis.call('DEL', KEYS[1])
+end
+redis.call('PUBLISH', ARGV[2], KEYS[1])
+return emptied
