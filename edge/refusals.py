@@ -1,6 +1,6 @@
-"""Counts of refused orders per sale and code: gathered in memory, added up in Redis about once a second.
+"""Counts of orders per sale, accepted and refused by code: gathered in memory, added up in Redis about once a second.
 
-They are statistics for the sale's report: an edge that is killed loses at most the last second of them.
+They are statistics for the sale's report and the staff page: an edge that is killed loses at most the last second of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Refusals:
     def __init__(self, redis: Redis, directory: SaleDirectory) -> None:
         self._redis = redis
         self._directory = directory
-        # Not added up yet; bounded by the directory's sales times the codes.
+        # (key, field) of what is not added up yet; bounded by the directory's sales times the codes.
         self._unflushed: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
@@ -59,15 +59,17 @@ class Refusals:
             for verdict, count in sale.view.tally.take().items():
                 problem = PROBLEM_OF_VERDICT.get(verdict)
                 if problem is not None:
-                    self._unflushed[sale_id, problem.value] += count
+                    self._unflushed[topology.REFUSED_KEY_PREFIX + sale_id, problem.value] += count
+                elif verdict == Verdict.ACCEPTED:
+                    self._unflushed[topology.ACCEPTED_KEY, sale_id] += count
         if not self._unflushed:
             return
         flushing, self._unflushed = self._unflushed, Counter()
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                for (sale_id, code), count in flushing.items():
-                    pipeline.hincrby(topology.REFUSED_KEY_PREFIX + sale_id, code, count)
+                for (key, field), count in flushing.items():
+                    pipeline.hincrby(key, field, count)
                 await pipeline.execute()
         except (TimeoutError, RedisError, OSError) as error:
             self._unflushed += flushing
-            _log.warning("refusals_not_flushed", error=str(error), codes=len(flushing))
+            _log.warning("tallies_not_flushed", error=str(error), counts=len(flushing))

@@ -17,6 +17,7 @@ from hotpath.counters cimport (
     V_BODY_TIMEOUT,
     V_BODY_TOO_LARGE,
     V_BODY_TRUNCATED,
+    V_HEADER_REPEATED,
     V_INTERNAL_ERROR,
     V_KEY_MALFORMED,
     V_KEY_MISSING,
@@ -26,11 +27,12 @@ from hotpath.counters cimport (
     V_REPLAYED,
     V_SKU_NOT_FOUND,
     V_STALE,
+    V_TOKEN_INVALID,
     V_TOKEN_MISSING,
     V_TOO_FAST,
     V_UNKNOWN,
 )
-from hotpath.ids cimport UUID_CHARS, put_uuid
+from hotpath.ids cimport UUID_CHARS, fnv1a_folded, put_uuid
 from hotpath.validation cimport Invalid, Lines, examine, parse_key, parse_plain
 
 cdef extern from "Python.h":
@@ -88,6 +90,7 @@ cdef class OrderCore:
         int64_t body_deadline_ms,
         int64_t local_interval_us,
         int64_t local_burst,
+        verify_outside=None,
     ):
         assert location_prefix.isascii()
         self.ring = ring
@@ -98,6 +101,7 @@ cdef class OrderCore:
         self.answer_invalid = answer_invalid
         self.finish_elsewhere = finish_elsewhere
         self.report = report
+        self.verify_outside = verify_outside
         self.location_prefix = location_prefix
         self.body_length_max = body_length_max
         self.body_deadline_ns = body_deadline_ms * 1000000
@@ -295,11 +299,15 @@ cdef class Exchange(Ticket):
         cdef OrderCore core = self.core
         cdef const char* text
         cdef Py_ssize_t length = 0
+        cdef int64_t now_s
         cdef int fault
         headers = self.scope.headers  # a clone at each access: once
-        authorization = headers.get(AUTHORIZATION)
-        if authorization is None:
-            return self.respond_fixed(V_TOKEN_MISSING)
+        # What is there twice is refused, for another reader may believe the other one. A value that is not ASCII is
+        # never among them.
+        values = <list>headers.get_all(AUTHORIZATION)
+        if len(values) != 1:
+            return self.respond_fixed(V_HEADER_REPEATED if values else V_TOKEN_MISSING)
+        authorization = <str>values[0]
         text = PyUnicode_AsUTF8AndSize(authorization, &length)
         if not is_bearer(text, length):
             return self.respond_fixed(V_TOKEN_MISSING)
@@ -308,15 +316,23 @@ cdef class Exchange(Ticket):
         while length > 0 and text[0] == c" ":
             text += 1
             length -= 1
-        fault = core.ring.check(text, length, (unix_ms() + core.batcher.clock_offset_ms) // 1000, core.claims)
-        if fault:
-            return self.respond_fixed(fault)
-        memcpy(self.user, core.claims.user, sizeof(self.user))
-        self.user_hash = core.claims.user_hash
+        now_s = (unix_ms() + core.batcher.clock_offset_ms) // 1000
+        fault = core.ring.check(text, length, now_s, core.claims)
+        if fault == 0:
+            memcpy(self.user, core.claims.user, sizeof(self.user))
+            self.user_hash = core.claims.user_hash
+        else:
+            if fault == V_TOKEN_INVALID and core.verify_outside is not None:
+                fault = self.check_outside(authorization, now_s)
+            if fault:
+                return self.respond_fixed(fault)
         fault = self.read_key(headers)
         if fault:
             return self.respond_fixed(fault)
-        media_type = headers.get(CONTENT_TYPE)
+        values = <list>headers.get_all(CONTENT_TYPE)
+        if len(values) > 1:
+            return self.respond_fixed(V_HEADER_REPEATED)
+        media_type = values[0] if values else None
         if (media_type != JSON_TYPE and not is_json_type(media_type)) or CONTENT_ENCODING in headers:
             return self.respond_fixed(V_MEDIA_TYPE)
         self.content_length = parse_length(headers.get(CONTENT_LENGTH))
@@ -326,14 +342,26 @@ cdef class Exchange(Ticket):
             return SALE_UNKNOWN
         return LENGTH_UNKNOWN if self.content_length < 0 else 0
 
+    cdef int check_outside(self, str authorization, int64_t now_s) except -1:
+        """The user of a token that is not by our keys; 0 or a verdict."""
+        found = self.core.verify_outside(authorization[7:].strip(" "), now_s)
+        if type(found) is not bytes:
+            return found
+        assert len(<bytes>found) == sizeof(self.user)
+        memcpy(self.user, <const char*>(<bytes>found), sizeof(self.user))
+        self.user_hash = fnv1a_folded(self.user)
+        return 0
+
     cdef int read_key(self, headers) except -1:
         cdef const char* text
         cdef Py_ssize_t length = 0
-        header = headers.get(IDEMPOTENCY_KEY)
-        if header is None:
+        values = <list>headers.get_all(IDEMPOTENCY_KEY)
+        if len(values) > 1:
+            return V_HEADER_REPEATED
+        if not values:
             # A value that is not ASCII reads as absent.
             return V_KEY_MALFORMED if IDEMPOTENCY_KEY in headers else V_KEY_MISSING
-        text = PyUnicode_AsUTF8AndSize(header, &length)
+        text = PyUnicode_AsUTF8AndSize(values[0], &length)
         self.key_length = parse_key(text, length, self.key)
         if self.key_length > 0:
             return 0
@@ -385,6 +413,7 @@ cdef class Exchange(Ticket):
             self.answered = True
             core.counters.add(verdict)
             core.counters.record_us((monotonic_ns() - self.started_ns) // 1000)
+            self.sale.tally.counts[verdict] += 1
             self.protocol.response_bytes(202, headers, ticket.answer())
             return 0
         if verdict == V_RATE_LIMITED or verdict == V_NOT_OPEN:

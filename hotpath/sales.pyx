@@ -24,7 +24,7 @@ cdef bytes _key_head(str prefix):
 
 
 cdef class Tally:
-    """Counts of refusals of one sale."""
+    """How the orders of one sale were answered."""
 
     def __cinit__(self):
         memset(self.counts, 0, sizeof(self.counts))

@@ -144,6 +144,9 @@ def test_cors(cors_edge: EdgeProcess, publisher: Publisher, buyers: Buyers) -> N
             assert answer.headers["access-control-allow-origin"] == SHOP and answer.headers["vary"] == "Origin"
             exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
             assert exposed == {"Location", "Retry-After", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy"}
+        # No page's request: answered by the shortest way, and without a header for pages.
+        answer = client.post(orders, headers=buyers.headers(), json=body)
+        assert answer.status_code == 202 and "vary" not in answer.headers
         for origin in ({"Origin": "https://evil.example"}, {}):
             answer = client.options(orders, headers=origin)
             assert not [name for name in answer.headers if name.startswith("access-control")]

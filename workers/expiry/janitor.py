@@ -75,6 +75,7 @@ class Janitor:
     async def _forget(self, sale_id: UUID) -> None:
         """The list last: a crash before it brings us here again."""
         await self._redis.unlink(topology.REFUSED_KEY_PREFIX + str(sale_id))
+        await self._redis.hdel(topology.ACCEPTED_KEY, str(sale_id))
         await self._redis.hdel(topology.VERDICTS_KEY, str(sale_id))
         await self._redis.srem(topology.SALES_KEY, str(sale_id))
         log.info("sale forgotten", sale_id=str(sale_id))
