@@ -249,10 +249,10 @@ class SaleRoutes:
         sale_id = _sale_id(call)
         key = required_idempotency_key(call)
         with _refusals():
-            sale = await self._service.restock(
+            sale, replayed = await self._service.restock(
                 sale_id, sku=body.sku, quantity=body.quantity, key=key, created_by=call.who.user_id
             )
-            return await self._shown(sale)
+        return replace(await self._shown(sale), headers={"idempotency-replayed": "true"} if replayed else {})
 
     async def report(self, call: Call) -> Answer:
         """Where every unit is, what was refused, and whether the invariants hold."""

@@ -144,11 +144,11 @@ class SaleService:
                 return sale
         raise NotNow("The sale is being changed by others, try again")
 
-    async def restock(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> Sale:
+    async def restock(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> tuple[Sale, bool]:
         """Add units once per key: ledger and record in one transaction, then the lane under the same key.
 
-        A key that was used before is answered as then, whatever the sale's state is now. NotNow, SaleMissing, SkuMissing,
-        KeyReused (of the store), StockTooHigh, LaneForgot.
+        The sale, and whether the key's units had been added before. A key that was used before is answered as then,
+        whatever the sale's state is now. NotNow, SaleMissing, SkuMissing, KeyReused (of the store), StockTooHigh, LaneForgot.
         """
         sale = await self.get(sale_id)
         index = sale.index_of(sku)
@@ -157,9 +157,9 @@ class SaleService:
         if await self._sales.find_restock(sale_id, key) is None:
             restockable(sale, await self._stores.now_ms())
         restock = Restock(sale_id, key, index, quantity)
-        await self._sales.add_restock(restock, sku=sku, created_by=created_by)
+        added = await self._sales.add_restock(restock, sku=sku, created_by=created_by)
         await self.apply_restock(sale, restock)
-        return sale
+        return sale, not added
 
     async def apply_restock(self, sale: Sale, restock: Restock) -> None:
         """Bring a committed restock to the lane; may be repeated."""

@@ -201,8 +201,8 @@ class Sales:
             row = await cursor.fetchone()
         return None if row is None else (row[0], row[1])
 
-    async def add_restock(self, restock: Restock, *, sku: str, created_by: UUID) -> None:
-        """Commit a restock and the raised ledger, once per key. KeyReused, StockTooHigh."""
+    async def add_restock(self, restock: Restock, *, sku: str, created_by: UUID) -> bool:
+        """Commit a restock and the raised ledger, once per key; whether this was the once. KeyReused, StockTooHigh."""
         parameters = {
             "sale_id": restock.sale_id,
             "key": restock.idempotency_key,
@@ -217,8 +217,10 @@ class Sales:
                 row = await (await connection.execute(SQL["find_restock"], parameters)).fetchone()
                 if row != (sku, restock.quantity):
                     raise KeyReused
-            elif await (await connection.execute(SQL["raise_ledger"], parameters)).fetchone() is None:
+                return False
+            if await (await connection.execute(SQL["raise_ledger"], parameters)).fetchone() is None:
                 raise StockTooHigh  # and undo the row
+            return True
 
     async def mark_restocked(self, restock: Restock) -> None:
         """The lane has the units."""

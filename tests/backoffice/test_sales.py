@@ -261,6 +261,7 @@ def test_restock_once_per_key(staff: Staff, redis_client: redis.Redis, databases
         answers = list(pool.map(lambda _: restock(staff, sale, "more-1"), range(8)))
     assert {answer.status_code for answer in answers} == {200}
     assert (stock(redis_client, sale).available, ledger(databases, sale)) == (15, {sku: 15})
+    assert sorted(answer.headers.get("idempotency-replayed", "") for answer in answers) == [""] + ["true"] * 7
     assert restock(staff, sale, "more-2", quantity=1).status_code == 200
     assert (stock(redis_client, sale).allotted, ledger(databases, sale)) == (16, {sku: 16})
     assert code(restock(staff, sale, "more-1", quantity=6)) == (422, "idempotency_key_reused")
