@@ -1,33 +1,46 @@
 """What an order costs with more open sales and with more users: processor time of edge and Redis an order, and orders/s.
 
-    python -m perf.flatness [--seconds 8] [--rounds 3] [--sales 1,10,100,1000] [--users 1000,...] [--save] [--json] [--gate]
+    python -m perf.flatness [--seconds 3] [--rounds 4] [--sales 1,10,100,1000] [--users 1000,...] [--save] [--json] [--gate]
 
-Each point is measured beside the base (1 sale, 100,000 users) in the same round, each on a fresh Redis and edge, under a
-closed loop of 64 connections. What counts is the ratio to the base next to it: a slow minute of the machine hits both.
-Rate limits are raised, so that few users may order as often as many. Buyers are drawn in turn, so with few users each has
-many orders: up to Redis's bound of a compact hash and beyond.
+Each point has a Redis and an edge of its own, and so has the base beside it (1 sale, 100,000 users). On both, every user
+orders once before anything is measured; then they are measured by turns. What counts is the ratio to the base of the same
+turn: a slow minute of the machine hits both. Rate limits are raised, so that few users may order as often as many. Buyers
+come in turn, so with few users each has many orders: up to Redis's bound of a compact hash and beyond.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
 
-from perf.load import Aim, Load, require_all_accepted, write_tokens
-from perf.results import Figure, Target, add_options, conclude, progress
-from perf.stage import UNITS, edge_on_redis
+from devstack.tokens import mint_many
+from perf.driver.loop import Loop
+from perf.load import TOKEN_S, LoadFailed
+from perf.results import Figure, Target, add_options, conclude, note, progress
+from perf.stage import UNITS, Stage, edge_on_redis
+from runtime.settings import load_settings
+from runtime.token_keys import create_token_keys, load_token_keys
 
 BASE_SALES, BASE_USERS = 1, 100_000
 SKU = "SKU-1"
-WARM_UP_S = 1.5
+CONNECTIONS = 64
+FILL_ORDERS_MIN = 20_000  # each of a thousand sales is read by then: what they cost is not that each is read once
+FILL_S_MAX = 600.0
+SETTLE_S_MAX = 30.0
 COST_RATIO_MAX = 1.25  # of the dearest point to its base: what is called flat
 METHOD = (
     "Closed loop of the bundled driver (64 connections, fresh keys) on an edge with one worker and a Redis that syncs its "
-    "append-only file before each answer, both fresh for each point. Processor time from /proc. Cost: edge plus Redis, an "
-    "accepted order; ratio: to the base measured next to it; medians over the rounds."
+    "append-only file before each answer, both fresh for each point and for the base beside it; every user has ordered before "
+    "the clock runs. Processor time from /proc. Cost: edge plus Redis, an accepted order; ratio: to the base of the same turn; "
+    "medians over the turns."
 )
 SETTINGS = {"FLASHSALE_USER_RATE": "1000", "FLASHSALE_USER_BURST": "10000"}
 
@@ -38,6 +51,9 @@ class Point:
 
     sales: int
     users: int
+
+    def __str__(self) -> str:
+        return f"{self.sales:,} open sales, {self.users:,} users"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +70,122 @@ class Sample:
         return self.edge_us + self.redis_us
 
 
+@dataclass(frozen=True, slots=True)
+class Buyers:
+    """As many as the largest point has, and the key ring that their tokens are signed with."""
+
+    keys: Path
+    tokens: list[bytes]
+
+    @classmethod
+    def mint(cls, folder: Path, count: int) -> Self:
+        """In memory, three seconds a million: every point takes its buyers from the same list."""
+        path = folder / "keys.json"
+        create_token_keys(path)
+        pairs = mint_many(load_token_keys(path), count=count, issuer=load_settings().token_issuer, ttl_s=TOKEN_S)
+        return cls(path, [token.encode("ascii") for _, token in pairs])
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A point with its own servers and its own crowd."""
+
+    stage: Stage
+    loop: Loop
+
+    @classmethod
+    def of(cls, stage: Stage, point: Point, buyers: Buyers, sink: int) -> Self:
+        """Publish the sales, let every user order. LoadFailed unless all are accepted."""
+        sales = stage.publish_many({SKU: UNITS}, point.sales)
+        loop = Loop(
+            host="127.0.0.1", port=stage.port, paths=[f"/v1/sales/{sale}/orders" for sale in sales],
+            tokens=buyers.tokens[: point.users], bodies=[b'{"items":[{"sku":"%s","quantity":1}]}' % SKU.encode()],
+            connections=CONNECTIONS, prefix="flat", record_fd=sink,
+        )  # fmt: skip
+        site = cls(stage, loop)
+        site._require_all(loop.run_orders(max(point.users, FILL_ORDERS_MIN), FILL_S_MAX))
+        return site
+
+    def sample(self, seconds: float) -> Sample:
+        """Orders for so long. LoadFailed unless all are accepted."""
+        cpu, accepted, began = self.stage.cpu_us(), self.loop.accepted, time.monotonic()
+        self.loop.run(seconds)
+        self._require_all(self.loop.run_orders(0, SETTLE_S_MAX))
+        took_s, orders = time.monotonic() - began, self.loop.accepted - accepted
+        spent = {name: value - cpu[name] for name, value in self.stage.cpu_us().items()}
+        return Sample(orders / took_s, spent["edge"] / orders, spent["redis"] / orders)
+
+    def _require_all(self, unanswered: int) -> None:
+        if unanswered or self.loop.refused or self.loop.given_up:
+            raise LoadFailed(f"not all orders were accepted: {self.loop.codes_seen()}, {unanswered} unanswered")
+
+
 def main() -> int:
     options = _options()
-    base = Point(BASE_SALES, BASE_USERS)
-    points = [Point(int(count), base.users) for count in options.sales.split(",")]
-    points += [Point(base.sales, int(count)) for count in options.users.split(",")]
-    pairs: dict[Point, list[tuple[Sample, Sample]]] = {point: [] for point in dict.fromkeys(points)}
-    with progress() as say:
-        for number in range(options.rounds):
-            for point, measured in pairs.items():
-                order = (base, point) if number % 2 == 0 else (point, base)
-                samples = [measure(each, seconds=options.seconds, say=say) for each in order]
-                measured.append((samples[0], samples[1]) if order[0] is base else (samples[1], samples[0]))
-    rows = [summarise(point, measured) for point, measured in pairs.items()]
-    highest = max(row["cost_ratio"] for row in rows)
-    targets = [Target("dearest point, cost an order to its base", highest, "times", most=COST_RATIO_MAX)]
+    points = [Point(int(count), BASE_USERS) for count in options.sales.split(",")]
+    points += [Point(BASE_SALES, int(count)) for count in options.users.split(",")]
+    points = list(dict.fromkeys(points))
+    deadline = time.monotonic() + options.minutes_max * 60
+    rows: list[dict[str, float]] = []
+    note(HEADING)
+    with progress() as say, tempfile.TemporaryDirectory(prefix="flashsale-flatness-") as folder:
+        count = max(BASE_USERS, *(point.users for point in points))
+        say(f"minting tokens of {count:,} users")
+        buyers = Buyers.mint(Path(folder), count)
+        for number, point in enumerate(points, 1):
+            if time.monotonic() > deadline:
+                note(
+                    f"{options.minutes_max:g} minutes are over: not measured {', '.join(map(str, points[number - 1 :]))}"
+                )
+                break
+
+            def say_where(what: str, where: str = f"point {number} of {len(points)}: ") -> None:
+                say(where + what)
+
+            pairs = measure(
+                point,
+                Point(BASE_SALES, BASE_USERS),
+                buyers,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                say=say_where,
+            )
+            rows.append(summarise(point, pairs))
+            note(as_line(rows[-1]))
+    highest = max((row["cost_ratio"] for row in rows), default=0.0)
+    targets = [
+        Target("dearest point, cost an order to its base", highest, "times", most=COST_RATIO_MAX),
+        Target("points measured", len(rows), "points", least=len(points)),
+    ]
     return conclude(Figure("flatness", METHOD, targets, {"points": rows}), options, as_text(rows))
 
 
-def measure(point: Point, *, seconds: float, say: Callable[[str], None], warm_up_s: float = WARM_UP_S) -> Sample:
-    """One run. LoadFailed unless every order was accepted."""
-    say(f"{point.sales:,} open sales, {point.users:,} users")
-    with edge_on_redis(SETTINGS) as stage:
-        sales = [stage.publish({SKU: UNITS}) for _ in range(point.sales)]
-        tokens = stage.folder / "tokens"
-        write_tokens(tokens, stage.keys_file, users=point.users)
-        aim = Aim(stage.url, sales, [SKU], tokens)
-        for name, length_s in (("warm", warm_up_s), ("run", seconds)):
-            # What a thousand sales cost is not that each is read once: so each is, before the clock runs.
-            before = stage.cpu_us()
-            with Load(aim, name, length_s) as load:
-                final = load.finish(stop=False)
-            require_all_accepted(final)
-            spent = {name: value - before[name] for name, value in stage.cpu_us().items()}
-    accepted = final["accepted"]
-    return Sample(accepted / seconds, spent["edge"] / accepted, spent["redis"] / accepted)
+def measure(
+    point: Point, base: Point, buyers: Buyers, *, rounds: int, seconds: float, say: Callable[[str], None]
+) -> list[tuple[Sample, Sample]]:
+    """Pairs of base and point, by turns, who is first changing. LoadFailed unless every order was accepted."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        with edge_on_redis(SETTINGS, keys=buyers.keys) as own, edge_on_redis(SETTINGS, keys=buyers.keys) as beside:
+            say(f"base: every user orders once ({base})")
+            base_site = Site.of(beside, base, buyers, sink)
+            say(f"every user orders once ({point})")
+            point_site = Site.of(own, point, buyers, sink)
+            pairs = []
+            for number in range(rounds):
+                say(f"{point}, turn {number + 1} of {rounds}")
+                if number % 2 == 0:
+                    first = base_site.sample(seconds)
+                    pairs.append((first, point_site.sample(seconds)))
+                else:
+                    first = point_site.sample(seconds)
+                    pairs.append((base_site.sample(seconds), first))
+            return pairs
+    finally:
+        os.close(sink)
 
 
-def summarise(point: Point, pairs: list[tuple[Sample, Sample]]) -> dict[str, float]:
+def summarise(point: Point, pairs: Sequence[tuple[Sample, Sample]]) -> dict[str, float]:
     """The row of a point: medians over pairs (base, point)."""
     medians = {
         name: statistics.median(getattr(sample, name) for _, sample in pairs)
@@ -102,25 +196,29 @@ def summarise(point: Point, pairs: list[tuple[Sample, Sample]]) -> dict[str, flo
     return {**asdict(point), **medians, "cost_ratio": ratio, "rate_ratio": rate_ratio}
 
 
-def as_text(rows: list[dict[str, float]]) -> list[str]:
-    """The table."""
-    lines = [
-        f"{'sales':>6}{'users':>11}{'orders/s':>11}{'edge us':>9}{'Redis us':>10}{'cost/base':>11}{'rate/base':>11}"
-    ]
-    lines += [
+HEADING = f"{'sales':>6}{'users':>11}{'orders/s':>11}{'edge us':>9}{'Redis us':>10}{'cost/base':>11}{'rate/base':>11}"
+
+
+def as_line(row: dict[str, float]) -> str:
+    """A row of the table."""
+    return (
         f"{row['sales']:>6,}{row['users']:>11,}{row['orders_per_s']:>11,.0f}{row['edge_us']:>9.1f}{row['redis_us']:>10.1f}"
         f"{row['cost_ratio']:>11.2f}{row['rate_ratio']:>11.2f}"
-        for row in rows
-    ]
-    return lines
+    )
+
+
+def as_text(rows: Sequence[dict[str, float]]) -> list[str]:
+    """The table."""
+    return [HEADING, *map(as_line, rows)]
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf.flatness", description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of one run")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of one run")
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each point, and of the base beside it")
     parser.add_argument("--sales", default="1,10,100,1000", help="numbers of open sales")
     parser.add_argument("--users", default="1000,10000,100000,1000000", help="numbers of users")
+    parser.add_argument("--minutes-max", type=float, default=12.0, help="no point is begun later than that")
     add_options(parser)
     return parser.parse_args()
 

@@ -1,10 +1,15 @@
-"""Processor time and memory of processes, read from /proc. Linux only; measures nothing by itself."""
+"""Processes: their time and memory, read from /proc; halting and ending them. Linux only; measures nothing by itself."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+END_S_MAX = 20.0
 
 
 def tree(pid: int) -> list[int]:
@@ -41,3 +46,31 @@ def memory_bytes(pid: int) -> dict[str, int]:
         name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in rollup.splitlines()[1:])
     }
     return {"resident": kilobytes["Rss"] * 1024, "anonymous": kilobytes["Anonymous"] * 1024}
+
+
+@contextlib.contextmanager
+def halted(pids: Iterable[int]) -> Iterator[None]:
+    """The processes, with all below them, get no processor time while the block runs (SIGSTOP, afterwards SIGCONT)."""
+    stopped: list[int] = []
+    try:
+        for pid in [each for parent in pids for each in tree(parent)]:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+        yield
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):  # whoever ended meanwhile
+                os.kill(pid, signal.SIGCONT)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to what `devstack.children.spawn` started; SIGKILL to what is left of its session after `END_S_MAX`."""
+    process.terminate()
+    try:
+        process.wait(END_S_MAX)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

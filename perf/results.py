@@ -172,6 +172,11 @@ def progress() -> Iterator[Callable[[str], None]]:
         yield shown.update
 
 
+def note(line: str) -> None:
+    """A line for who watches, beside the figure: on standard error, so that `--json` stays JSON."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _first_line(command: Sequence[str]) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return next(iter(done.stdout.splitlines()), "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -20,18 +21,19 @@ from uuid import UUID
 import redis
 
 from devstack.children import free_port, log_tail, spawn
+from devstack.demo.rehearsal import sigterm_as_interrupt
 from devstack.plan import responds
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from domain.topology import Topology
 from hotpath.scripts import load_script
-from perf.processes import cpu_us, tree
+from perf.processes import cpu_us, end, tree
 from runtime.token_keys import create_token_keys
 
 ROOT = Path(__file__).parent.parent
 START_S_MAX = 30.0
-STOP_S_MAX = 20.0
+PUBLISHED_AT_ONCE = 100
 DISK = Path("/var/tmp")  # noqa: S108 - the folder in it has a random name and mode 0700
 UNITS = 1_000_000_000
 
@@ -68,19 +70,31 @@ class Stage:
 
     def publish(self, stock: Mapping[str, int]) -> UUID:
         """A sale that is open for a day, on one lane, without a purchase limit; `stock` maps a SKU to its units."""
+        return self.publish_many(stock, 1)[0]
+
+    def publish_many(self, stock: Mapping[str, int], count: int) -> list[UUID]:
+        """So many sales alike, many in a round trip: each waits for the disk."""
+        sales = [self._definition(stock) for _ in range(count)]
+        packed = [Stock.fresh(units).pack() for units in stock.values()]
+        source = load_script("load-1").source
+        for start in range(0, count, PUBLISHED_AT_ONCE):
+            pipeline = self.redis.pipeline(transaction=False)
+            for sale in sales[start : start + PUBLISHED_AT_ONCE]:
+                key = topology.lane_state_key(sale.lanes[0])
+                pipeline.eval(source, 1, key, ids.short(sale.sale_id), sale.pack_for_lane(), *packed)
+                pipeline.set(topology.sale_key(sale.sale_id), json.dumps(sale.as_document()))
+                pipeline.sadd(topology.SALES_KEY, str(sale.sale_id))
+                pipeline.publish(topology.SALES_CHANNEL, str(sale.sale_id))
+            pipeline.execute()
+        return [sale.sale_id for sale in sales]
+
+    def _definition(self, stock: Mapping[str, int]) -> SaleDefinition:
         now_ms = int(time.time() * 1000)
         sale_id = ids.new_uuid7()
-        sale = SaleDefinition(
+        return SaleDefinition(
             sale_id, "perf", 1, 1, LaneSaleState.RUNNING, now_ms - 1000, now_ms + 86_400_000, 600_000, "EUR",
             Topology().lanes_of_sale(sale_id, count=1), tuple(SaleItem(sku, 1999, 0) for sku in stock),
         )  # fmt: skip
-        packed = [Stock.fresh(units).pack() for units in stock.values()]
-        key = topology.lane_state_key(sale.lanes[0])
-        self.redis.eval(load_script("load-1").source, 1, key, ids.short(sale_id), sale.pack_for_lane(), *packed)
-        self.redis.set(topology.sale_key(sale_id), json.dumps(sale.as_document()))
-        self.redis.sadd(topology.SALES_KEY, str(sale_id))
-        self.redis.publish(topology.SALES_CHANNEL, str(sale_id))
-        return sale_id
 
     def cpu_us(self) -> dict[str, float]:
         """Processor time so far of the edge with its workers, and of Redis."""
@@ -89,9 +103,12 @@ class Stage:
 
 
 @contextmanager
-def edge_on_redis(settings: Mapping[str, str] | None = None) -> Iterator[Stage]:
-    """A stage; `settings` are FLASHSALE_* of the edge beside the addresses. Everything is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="flashsale-perf-", dir=DISK) as name:
+def edge_on_redis(settings: Mapping[str, str] | None = None, *, keys: Path | None = None) -> Iterator[Stage]:
+    """A stage; `settings` are FLASHSALE_* of the edge beside the addresses. Everything is gone afterwards.
+
+    `keys` is a key ring that several stages share, so that their buyers have the same tokens; otherwise it gets its own.
+    """
+    with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="flashsale-perf-", dir=DISK) as name:
         folder = Path(name)
         server = RedisServer(folder / "redis", maxmemory="8gb")
         edge = None
@@ -99,13 +116,15 @@ def edge_on_redis(settings: Mapping[str, str] | None = None) -> Iterator[Stage]:
             server.start()
             with redis.Redis(port=server.port) as client:
                 stage = Stage(folder, server, client, free_port())
-                create_token_keys(stage.keys_file)
+                if keys is None:
+                    create_token_keys(stage.keys_file)
+                else:
+                    shutil.copy(keys, stage.keys_file)
                 stage.edge = edge = _start_edge(stage, settings or {})
                 yield stage
         finally:
             if edge is not None:
-                edge.terminate()
-                edge.wait(STOP_S_MAX)
+                end(edge)
             server.stop()
 
 
@@ -122,10 +141,13 @@ def _start_edge(stage: Stage, settings: Mapping[str, str]) -> Popen[bytes]:
     log = stage.folder / "edge.log"
     edge = spawn([sys.executable, "-m", "edge"], env=environ, log=log, cwd=ROOT)
     deadline = time.monotonic() + START_S_MAX
-    while edge.poll() is None and time.monotonic() < deadline:
-        if responds(f"{stage.url}/readyz"):
-            return edge
-        time.sleep(0.05)
-    edge.kill()
-    edge.wait()
+    try:
+        while edge.poll() is None and time.monotonic() < deadline:
+            if responds(f"{stage.url}/readyz"):
+                return edge
+            time.sleep(0.05)
+    except BaseException:
+        end(edge)
+        raise
+    end(edge)
     raise StageError(f"the edge did not become ready: {log_tail(log)}")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,10 +163,12 @@ def own_stack(
     name: str = "demo",
     supervisor_module: str = "devstack.supervisor",
     prepare: Callable[[StateFolder], None] = lambda _: None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Stack, StateFolder]]:
     """A stack on free ports in a folder of its own, on the disk of the project: a RAM disk would flatter fsync.
 
-    Ends with us, however we end; stopped and removed afterwards. `prepare` gets the folder before anything starts.
+    Ends with us, however we end; stopped and removed afterwards. `prepare` gets the folder before anything starts;
+    `settings` are FLASHSALE_* of all processes that overrule the caller's own.
     """
     parent = StateFolder.default().path
     parent.mkdir(exist_ok=True)
@@ -178,10 +180,11 @@ def own_stack(
         prepare(folder)
         say("starting servers and processes")
         log = folder.log("supervisor")
-        with _sigterm_as_interrupt():
+        with sigterm_as_interrupt():
             supervisor = spawn(
                 [sys.executable, "-m", supervisor_module, str(path), "0", "0"],
-                env={**os.environ, "PYTHONUNBUFFERED": "1"}, log=log, cwd=PROJECT, orphan_signal=signal.SIGTERM,
+                env={**overrule(os.environ, settings or {}), "PYTHONUNBUFFERED": "1"}, log=log, cwd=PROJECT,
+                orphan_signal=signal.SIGTERM,
             )  # fmt: skip
             try:
                 yield wait_until_up(folder, supervisor, log), folder
@@ -207,7 +210,7 @@ def _keep_logs(folder: StateFolder) -> None:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM unwinds the stack as Ctrl-C does, so that everything is stopped and removed."""
 
     def interrupt(*_: object) -> None:

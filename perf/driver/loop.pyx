@@ -7,7 +7,7 @@ Order i belongs to user i modulo users, has the key `<prefix>-<i>`, a path and a
 """
 
 from libc.errno cimport EAGAIN, errno
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset, strlen
@@ -111,6 +111,7 @@ cdef class Loop:
     cdef int64_t last_scan_ns
     cdef double period_ns  # of an open loop, 0: closed
     cdef int64_t orders_max
+    cdef int64_t begin_max  # a closed loop begins no order from here on, until it is told to
     cdef int *idle  # ring of the places of idle connections; of an open loop only
     cdef int idle_first, idle_count
     cdef int64_t looked_up_to  # orders below it have been counted in `found_none_idle` if they belong there
@@ -161,6 +162,7 @@ cdef class Loop:
         memset(self.accepted_bins, 0, sizeof(self.accepted_bins))
         memset(self.refused_bins, 0, sizeof(self.refused_bins))
         memset(self.lateness, 0, sizeof(self.lateness))
+        self.begin_max = INT64_MAX
         self.started_ns = monotonic_ns()
 
     def __dealloc__(self):
@@ -191,9 +193,19 @@ cdef class Loop:
         return [self.lateness[i] for i in range(BUCKETS)]
 
     def run(self, double seconds):
-        """Drive for that long."""
+        """Drive for that long. Orders may be open afterwards: `run_orders(0, ...)` waits for their answers."""
+        self.begin_max = INT64_MAX
         self._run_until(monotonic_ns() + <int64_t>(seconds * 1e9))
         self._flush()
+
+    def run_orders(self, int64_t orders, double seconds):
+        """Of a closed loop: begin so many orders more and wait until every open one has its answer, or time is up. The
+        number still open or not begun."""
+        assert orders >= 0 and not self.period_ns
+        self.begin_max = self.next_order + orders
+        self._run_until(monotonic_ns() + <int64_t>(seconds * 1e9))
+        self._flush()
+        return self._open() + self.begin_max - self.next_order
 
     def finish(self, double seconds):
         """Send no new orders, only those of an open loop that are left; until every open one has its answer, or time is
@@ -245,6 +257,8 @@ cdef class Loop:
             count = epoll_wait(self.epoll, events, EVENTS_MAX, 0 if self.period_ns else 5)
             for i in range(count):
                 self._receive(&self.connections[events[i].data.u64])
+            if self.next_order >= self.begin_max and not self._open():
+                return 0
             now_ns = monotonic_ns()
         return 0
 
@@ -305,8 +319,8 @@ cdef class Loop:
         return 0
 
     cdef int _next(self, Connection *c) except -1:
-        """A new order, or none when it is time to end or, in an open loop, when none is due."""
-        if self.ending or self.period_ns:
+        """A new order, or none when it is time to end, when enough have begun or, in an open loop, when none is due."""
+        if self.ending or self.period_ns or self.next_order >= self.begin_max:
             return self._rest(c)
         return self._begin(c, monotonic_ns())
 

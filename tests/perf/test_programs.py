@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from uuid import uuid4
 import pytest
 
 from perf import flatness, growth, open_loop, pipeline
-from perf.flatness import Point
+from perf.driver.loop import Loop
+from perf.flatness import Buyers, Point
 from perf.load import Aim, Load, LoadFailed, require_all_accepted, write_tokens
 from perf.open_loop import Schedule
 from perf.stage import Stage, edge_on_redis
@@ -58,21 +60,42 @@ def test_closed_loop_stops_when_told(aim: Aim) -> None:
 
 def test_growth(stage: Stage) -> None:
     result = growth.measure(stage, requests=2000, every=200, say=_silent)
-    assert result["requests"] >= 2000 and len(result["samples"]) >= 8
-    assert set(result["answers"]["sold out"]) == {"409 sold_out"}
-    assert set(result["answers"]["bad tokens"]) == {"401 token_invalid"}
-    assert set(result["answers"]["accepted"]) == {"202"} and result["replayed"] > 0
-    assert {"400 malformed_request", "422 validation_failed", "404 sku_not_found"} == set(
-        result["answers"]["bad bodies"]
-    )
+    assert result["requests"] == 2000 and len(result["samples"]) == 10
+    assert result["answers"]["accepted"] == {"202": 800}
+    assert result["answers"]["replays"] == {"202": 400} and result["replayed"] == 400
+    assert result["answers"]["sold out"] == {"409 sold_out": 500}
+    assert result["answers"]["bad tokens"] == {"401 token_invalid": 140}
+    assert result["whole_way"] == 1700
+    bad = result["answers"]["bad bodies"]
+    assert {"400 malformed_request", "422 validation_failed", "404 sku_not_found"} == set(bad)
+    assert sum(bad.values()) == 160
     assert all(sample["resident"] > 10 for sample in result["samples"])
     assert growth.as_text(result)
 
 
-def test_flatness() -> None:
-    sample = flatness.measure(Point(sales=3, users=20), seconds=0.4, say=_silent, warm_up_s=0.2)
-    assert sample.orders_per_s > 0 and sample.cost_us == sample.edge_us + sample.redis_us > 0
-    assert flatness.as_text([flatness.summarise(Point(3, 20), [(sample, sample)])])
+def test_flatness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flatness, "FILL_ORDERS_MIN", 300)
+    point, buyers = Point(sales=120, users=20), Buyers.mint(tmp_path, 50)
+    pairs = flatness.measure(point, Point(1, 50), buyers, rounds=2, seconds=0.2, say=_silent)
+    for sample in (sample for pair in pairs for sample in pair):
+        assert sample.orders_per_s > 0 and sample.cost_us == sample.edge_us + sample.redis_us > 0
+    assert len(pairs) == 2
+    assert len(flatness.as_text([flatness.summarise(point, pairs)])) == 2
+
+
+def test_orders_by_number_end_answered(stage: Stage, aim: Aim) -> None:
+    with Path(os.devnull).open("wb") as sink:
+        loop = Loop(
+            host="127.0.0.1", port=stage.port, paths=[f"/v1/sales/{aim.sales[0]}/orders"], connections=4, prefix="n",
+            tokens=[line.rpartition("\t")[2].encode() for line in aim.tokens.read_text().splitlines()],
+            bodies=[b'{"items":[{"sku":"A","quantity":1}]}'], record_fd=sink.fileno(),
+        )  # fmt: skip
+        for total in (1, 10, 10):
+            assert loop.run_orders(total - loop.accepted, 10.0) == 0
+            assert loop.accepted == loop.next_order == total
+        loop.run(0.05)
+        assert loop.run_orders(0, 10.0) == 0 and loop.accepted == loop.next_order > 10
+        assert loop.run_orders(5, 0.0) == 5  # no time: none is begun
 
 
 def test_pipeline(running_stack: RunningStack) -> None:
