@@ -10,10 +10,13 @@ from edge.problems import Answer, refuse
 from edge.routing import Request
 from hotpath import tokens
 
-_PROBLEMS = {
-    tokens.TOKEN_MISSING: Problem.TOKEN_MISSING,
-    tokens.TOKEN_INVALID: Problem.TOKEN_INVALID,
-    tokens.TOKEN_EXPIRED: Problem.TOKEN_EXPIRED,
+HEADER_REPEATED_DETAIL = "Authorization, Idempotency-Key and Content-Type may be given once only"
+TOKEN_ENDED_DETAIL = "The session was ended; log in again"
+_REFUSALS = {
+    tokens.TOKEN_MISSING: refuse(Problem.TOKEN_MISSING),
+    tokens.TOKEN_INVALID: refuse(Problem.TOKEN_INVALID),
+    tokens.TOKEN_EXPIRED: refuse(Problem.TOKEN_EXPIRED),
+    tokens.TOKEN_ENDED: refuse(Problem.TOKEN_INVALID, TOKEN_ENDED_DETAIL),
 }
 
 
@@ -26,7 +29,10 @@ class Authentication:
 
     def buyer(self, request: Request) -> UUID | Answer:
         """The user id of the token's holder, or the 401 to answer with."""
-        claims = self._ring.authorize(request.headers.get("authorization"), self._clock.now_ms() // 1000)
+        values = request.headers.get_all("authorization")
+        if len(values) > 1:
+            return refuse(Problem.MALFORMED_REQUEST, HEADER_REPEATED_DETAIL)
+        claims = self._ring.authorize(values[0] if values else None, self._clock.now_ms() // 1000)
         if isinstance(claims, int):
-            return refuse(_PROBLEMS[claims])
+            return _REFUSALS[claims]
         return UUID(bytes=claims.user_id)

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from domain.problems import FieldError, Problem, ProblemDetails
+from edge.authentication import HEADER_REPEATED_DETAIL, TOKEN_ENDED_DETAIL
 from edge.problems import Answer, rate_limited, refuse, render
 from edge.redis_link import RedisAddress, RedisLink
 from edge.refusals import PROBLEM_OF_VERDICT
@@ -216,13 +217,19 @@ class OrderPath:
                 if exchange.has_length:
                     whole: bytes = await protocol()
                     return whole
-                parts, length = [], 0
+                parts, length, ends = [], 0, 0
                 async for part in protocol:
+                    # Granian gives an empty part for the end, and one for an error before it: a body that broke off has
+                    # two. So has one with trailers, which an order has no use for.
+                    ends += not part
                     length += len(part)
                     if length > BODY_LENGTH_MAX:
                         exchange.refuse(Verdict.BODY_TOO_LARGE)
                         return None
                     parts.append(part)
+                if ends != 1:
+                    exchange.refuse(Verdict.BODY_TRUNCATED)
+                    return None
                 return b"".join(parts)
         except TimeoutError:
             exchange.refuse(Verdict.BODY_TIMEOUT)
@@ -242,7 +249,9 @@ def fixed_answers() -> dict[int, Answer]:
         int(Verdict.KEY_MALFORMED): refuse(
             Problem.MALFORMED_REQUEST, "The Idempotency-Key must be 1 to 64 visible ASCII characters"
         ),
-        int(Verdict.BODY_TRUNCATED): refuse(Problem.MALFORMED_REQUEST, "The body is shorter than its Content-Length"),
+        int(Verdict.BODY_TRUNCATED): refuse(Problem.MALFORMED_REQUEST, "The body ended early"),
+        int(Verdict.HEADER_REPEATED): refuse(Problem.MALFORMED_REQUEST, HEADER_REPEATED_DETAIL),
+        int(Verdict.TOKEN_ENDED): refuse(Problem.TOKEN_INVALID, TOKEN_ENDED_DETAIL),
     }
 
 

@@ -16,7 +16,10 @@ class Headers(Protocol):
     """Request headers as Granian gives them: names in lower case."""
 
     def get(self, key: str, default: str | None = None) -> str | None:
-        """The value of a header (the last one of several), or the default."""
+        """The value of a header (the first one of several), or the default."""
+
+    def get_all(self, key: str) -> list[str]:
+        """All values of a header; those that are not ASCII are left out."""
 
 
 @dataclass(frozen=True, slots=True)

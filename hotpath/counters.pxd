@@ -33,7 +33,9 @@ cdef enum VerdictCode:
     V_SALE_NOT_FOUND = 44
     V_TOO_FAST = 45
     V_INTERNAL_ERROR = 46
-    VERDICTS_MAX = 48
+    V_HEADER_REPEATED = 47
+    V_TOKEN_ENDED = 48
+    VERDICTS_MAX = 56
 
 # 8 buckets to a power of two: at most 12.5% above the true value. 0..7 us are exact.
 cdef enum:

@@ -36,6 +36,8 @@ class Verdict(IntEnum):
     SALE_NOT_FOUND = 44
     TOO_FAST = 45  # the loose local limiter
     INTERNAL_ERROR = 46
+    HEADER_REPEATED = 47
+    TOKEN_ENDED = 48  # issued before the user's sessions were ended
 
 class Histogram(TypedDict):
     """Cumulative counts: `buckets` are (upper bound in seconds, count of observations at or below it)."""

@@ -25,6 +25,7 @@ cdef class OrderCore:
     cdef object answer_invalid
     cdef object finish_elsewhere
     cdef object report
+    cdef object verify_outside  # None: no tokens but ours
     cdef str location_prefix
     cdef Py_ssize_t body_length_max
     cdef int64_t body_deadline_ns
@@ -55,6 +56,7 @@ cdef class Exchange(Ticket):
     cdef object step_elsewhere(self)
     cdef int give_up(self, error) except -1
     cdef int open(self) except -1
+    cdef int check_outside(self, str authorization, int64_t now_s) except -1
     cdef int read_key(self, headers) except -1
     cdef bint read_order(self, bytes body) except -1
     cdef int answer_request(self, Ticket ticket) except -1

@@ -35,11 +35,13 @@ class OrderCore:
         body_deadline_ms: int,
         local_interval_us: int,
         local_burst: int,
+        verify_outside: Callable[[str, int], bytes | int] | None = None,
     ) -> None:
         """`fixed_answers`: by verdict, for each that can happen and is not an order.
 
         `answer_with_argument(verdict, wait_ms)`; `answer_invalid(verdict, [(pointer, detail)])`;
         `finish_elsewhere(exchange, reason)` makes the coroutine that goes on; `report` gets faults of ours.
+        `verify_outside(token, now_s)` is asked about a token that is not by the ring's keys: 16 bytes of the user, or a verdict.
         """
 
     def sweep(self, now_ns: int) -> int:

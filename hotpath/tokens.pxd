@@ -10,6 +10,7 @@ cdef class Claims:
 
 cdef class KeyRing:
     cdef dict keys  # kid -> key
+    cdef dict not_before  # 16 bytes of a user id, or none of them for everybody -> seconds; shared with who fills it
     cdef dict headers  # encoded header -> key, bounded
     cdef str issuer
     cdef str audience
@@ -19,7 +20,8 @@ cdef class KeyRing:
     cdef bytes role_ascii
     cdef int64_t leeway_s
 
-    # 0, V_TOKEN_INVALID or V_TOKEN_EXPIRED; on 0 `claims` is filled.
+    # 0, V_TOKEN_INVALID, V_TOKEN_EXPIRED or V_TOKEN_ENDED; on 0 `claims` is filled.
     cdef int check(self, const char* token, Py_ssize_t length, int64_t now_s, Claims claims) except -1
     cdef bytes key_for(self, bytes header)
+    cdef bint is_ended(self, Claims claims) except -1
     cdef int read_claims(self, bytes payload, Claims claims, int64_t* not_before) except -1

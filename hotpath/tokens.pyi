@@ -5,6 +5,7 @@ from collections.abc import Mapping
 TOKEN_MISSING: int
 TOKEN_INVALID: int
 TOKEN_EXPIRED: int
+TOKEN_ENDED: int
 
 class Claims:
     """What a valid token says of its holder."""
@@ -32,9 +33,17 @@ class KeyRing:
         audience: str = "edge",
         role: str = "buyer",
         leeway_s: int = 60,
-    ) -> None: ...
+        not_before: dict[bytes, int] | None = None,
+    ) -> None:
+        """`not_before`: 16 bytes of a user id -> Unix seconds; tokens issued before are TOKEN_ENDED. `b""` stands for
+        everybody. The table is not copied: who owns it changes it on the loop's thread. It costs nothing while empty.
+        """
+
+    def replace(self, keys: Mapping[str, bytes]) -> None:
+        """Verify by these keys from now on."""
+
     def verify(self, token: bytes, now_s: int) -> Claims | int:
-        """Claims, or TOKEN_INVALID / TOKEN_EXPIRED. `leeway_s` is for `iat` and `nbf` in the future, not for `exp`."""
+        """Claims, or TOKEN_INVALID / TOKEN_EXPIRED / TOKEN_ENDED. `leeway_s` is for `iat` and `nbf` in the future, not for `exp`."""
 
     def authorize(self, authorization: str | None, now_s: int) -> Claims | int:
         """The same from an `Authorization` header; TOKEN_MISSING when there is none or it is not `Bearer`."""

@@ -1,8 +1,7 @@
 """Verifies buyers' access tokens: compact JWS (RFC 7515), HS256, keys by `kid`. Performs no I/O, mints nothing.
 
 The algorithm belongs to the key, not to the token: a header that names another one is refused. The hot path keeps
-no verified tokens: HMAC costs less than a cache that must be bounded, flushed and checked for expiry. A table of
-`not_before` per user would be asked at the end of `check`, where `issued_at` is known.
+no verified tokens: HMAC costs less than a cache that must be bounded, flushed and checked for expiry.
 """
 
 import json
@@ -10,12 +9,13 @@ from _hashlib import hmac_digest
 
 from libc.string cimport memchr, memcmp
 
-from hotpath.counters cimport V_TOKEN_EXPIRED, V_TOKEN_INVALID, V_TOKEN_MISSING
+from hotpath.counters cimport V_TOKEN_ENDED, V_TOKEN_EXPIRED, V_TOKEN_INVALID, V_TOKEN_MISSING
 from hotpath.ids cimport fnv1a_folded, take_uuid
 
 TOKEN_MISSING = V_TOKEN_MISSING
 TOKEN_INVALID = V_TOKEN_INVALID
 TOKEN_EXPIRED = V_TOKEN_EXPIRED
+TOKEN_ENDED = V_TOKEN_ENDED
 
 cdef enum:
     TOKEN_LENGTH_MAX = 4096
@@ -95,10 +95,9 @@ cdef class Claims:
 cdef class KeyRing:
     """HS256 keys by `kid`."""
 
-    def __init__(self, keys, *, str issuer, str audience="edge", str role="buyer", int leeway_s=60):
-        assert all(len(key) >= 32 for key in keys.values()), "HS256 needs keys of at least 32 bytes (RFC 7518)"
-        self.keys = dict(keys)
-        self.headers = {}
+    def __init__(self, keys, *, str issuer, str audience="edge", str role="buyer", int leeway_s=60, dict not_before=None):
+        self.replace(keys)
+        self.not_before = {} if not_before is None else not_before
         self.issuer = issuer
         self.audience = audience
         self.role = role
@@ -107,8 +106,14 @@ cdef class KeyRing:
         self.role_ascii = role.encode("ascii")
         self.leeway_s = leeway_s
 
+    def replace(self, keys):
+        """Verify by these keys from now on."""
+        assert all(len(key) >= 32 for key in keys.values()), "HS256 needs keys of at least 32 bytes (RFC 7518)"
+        self.keys = dict(keys)
+        self.headers = {}  # remembers keys that may be gone
+
     def verify(self, bytes token not None, int64_t now_s):
-        """Claims, TOKEN_INVALID or TOKEN_EXPIRED."""
+        """Claims, TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_ENDED."""
         cdef Claims claims = Claims.__new__(Claims)
         cdef int fault = self.check(token, len(token), now_s, claims)
         return claims if fault == 0 else fault
@@ -168,8 +173,18 @@ cdef class KeyRing:
             return V_TOKEN_INVALID
         if claims.expires_at <= now_s:
             return V_TOKEN_EXPIRED
+        if self.not_before and self.is_ended(claims):
+            return V_TOKEN_ENDED
         claims.user_hash = fnv1a_folded(claims.user)
         return 0
+
+    cdef bint is_ended(self, Claims claims) except -1:
+        """Whether the user's sessions, or everybody's, were ended after the token was issued."""
+        everybody = self.not_before.get(b"")
+        if everybody is not None and claims.issued_at < <int64_t>everybody:
+            return True
+        own = self.not_before.get((<char*>claims.user)[:16])
+        return own is not None and claims.issued_at < <int64_t>own
 
     cdef bytes key_for(self, bytes header):
         """The key that the header names, None when it may not be used with it."""

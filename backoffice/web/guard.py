@@ -31,6 +31,8 @@ _READ_BYTES = 64 * 1024
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
 )
+# What is there twice is refused: handlers would see one of them, and who looked at the request before, the other.
+_SINGLE = frozenset((b"authorization", b"content-encoding", b"content-type", b"idempotency-key", b"if-match"))
 CLIENT_HEADER = b"x-flashsale-client"
 _STREAM_HEADER = STREAM_HEADER.encode("ascii")
 _NOT_FORWARDED = _HOP_BY_HOP | {CLIENT_HEADER, b"content-length"}
@@ -220,6 +222,12 @@ class _Connection:
             raise _Closed
         if event.http_version not in (b"1.0", b"1.1"):
             await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, "HTTP/1.1 is spoken here"))
+            raise _Closed
+        single = [name for name, _ in event.headers if name in _SINGLE]
+        if len(single) != len(set(single)):
+            await self.refuse(
+                ProblemDetails(Problem.MALFORMED_REQUEST, "A header is given twice that may be given once")
+            )
             raise _Closed
         return event
 

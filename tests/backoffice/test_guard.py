@@ -290,3 +290,11 @@ async def test_a_stream_is_passed_on_piece_by_piece() -> None:
         go_on.set()
         assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"3\r\ntwo")
         writer.close()
+
+
+@pytest.mark.parametrize("name", ["Authorization", "Idempotency-Key", "Content-Type", "Content-Encoding", "If-Match"])
+def test_headers_that_may_be_given_once(backoffice: BackofficeProcess, name: str) -> None:
+    raw = exchange(backoffice.port, request("GET", "/livez", f"{name}: a\r\n{name.upper()}: a\r\n"))
+    status, document, head = problem(raw)
+    assert (status, document["code"]) == (400, "malformed_request")
+    assert "\r\nconnection: close" in head
