@@ -18,7 +18,8 @@ from domain.problems import Problem
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REF = "#/components/schemas/{model}"
-_HEADERS = {"Idempotency-Key": {"pattern": rf"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"}, "If-Match": {"minLength": 1}}
+# By name, or by name as required: an empty header is as good as none where it may be left out.
+_HEADERS = {"Idempotency-Key": {"pattern": rf"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"}, "If-Match!": {"minLength": 1}}
 
 
 def document(routes: Iterable[Route], *, version: str) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
             found.append({"name": name, "in": "query", "required": required, "schema": without_null(member)})
     for header in route.headers:
         name = header.removesuffix("!")
-        schema = {"type": "string", **_HEADERS.get(name, {})}
+        schema = {"type": "string", **_HEADERS.get(name, _HEADERS.get(header, {}))}
         found.append({"name": name, "in": "header", "required": header.endswith("!"), "schema": schema})
     return found
 
