@@ -17,8 +17,10 @@ from backoffice.auth.limits import Attempts
 from backoffice.auth.passwords import Passwords
 from backoffice.auth.refresh import RefreshTokens
 from backoffice.auth.tokens import TokenVerifier
+from backoffice.caching.cache import Bounds
+from backoffice.caching.caches import Caches
 from backoffice.catalogue import routes as catalogue_routes
-from backoffice.catalogue.store import Products
+from backoffice.catalogue.store import PRODUCT_CODEC, Products
 from backoffice.operations import health as operations
 from backoffice.operations import openapi
 from backoffice.orders import routes as order_routes
@@ -50,6 +52,8 @@ class Backoffice:
         self._passwords = Passwords()
         self._metrics = operations.Metrics()
         self._health = operations.Health(stores)
+        self._caches = Caches(settings.cache_url, self._metrics.registry)
+        products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
         users = Users(stores)
         self._auth = auth_routes.Auth(
             users=users,
@@ -64,7 +68,7 @@ class Backoffice:
         subjects = (
             *auth_routes.routes(self._auth),
             *user_routes.routes(users),
-            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores))),
+            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), products_cache)),
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
             *operations.routes(self._health, self._metrics),
@@ -76,7 +80,7 @@ class Backoffice:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
-        async with self._stores.opened():
+        async with self._stores.opened(), self._caches.running():
             await self._check_fingerprint()
             background = (asyncio.create_task(self._prepare()), asyncio.create_task(self._synchroniser.run()))
             try:

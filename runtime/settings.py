@@ -105,6 +105,21 @@ class Settings(BaseModel):
         description="Networks (CIDR) of proxies whose X-Forwarded-For tells a client's address, separated by commas. "
         "Anybody else's is ignored.",
     )
+    cache_entries_max: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="Entries that each cache of a process keeps in its memory (product, user).",
+    )
+    cache_process_ttl_ms: int = Field(
+        30_000,
+        ge=1,
+        le=600_000,
+        description="Life of an entry in a process's memory: a lost message about a change heals within it.",
+    )
+    cache_ttl_s: int = Field(
+        3600, ge=1, le=86_400, description="Life of an entry in the cache Redis, and up to a fifth less."
+    )
 
     # Workers
     metrics_host: str = Field("127.0.0.1", description="Address of a worker's /metrics, /livez and /readyz.")

@@ -16,6 +16,7 @@ from backoffice.caching.process import ProcessTier
 from backoffice.caching.shared import ABSENT, BLOCK, VALUE, SharedTier
 from domain.topology import cache_key
 from runtime import tasks
+from runtime.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,15 @@ class Bounds:
     absent_ttl_s: float = 10.0
     unfollowed_ttl_s: float = 1.0  # in the process tier while messages about changes do not reach us
     value_bytes_max: int = 32 * 1024  # what is bigger is loaded each time
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Bounds:
+        """The bounds that the settings give every cache."""
+        return cls(
+            entries_max=settings.cache_entries_max,
+            process_ttl_s=settings.cache_process_ttl_ms / 1000,
+            redis_ttl_s=settings.cache_ttl_s,
+        )
 
 
 @dataclass(frozen=True, slots=True)

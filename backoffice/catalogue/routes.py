@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from backoffice.caching.cache import Cache
 from backoffice.catalogue.store import Product, Products, SkuTaken
 from backoffice.web.conditions import entity_tag, is_known, required_versions
 from backoffice.web.fields import (
@@ -138,9 +139,10 @@ def _answer(product: Product, status: int = 200, **headers: str) -> Answer:
 class Catalogue:
     """The operations."""
 
-    def __init__(self, products: Products) -> None:
-        """Uses the store, owns nothing."""
+    def __init__(self, products: Products, cache: Cache[Product]) -> None:
+        """Uses the store and the cache, owns nothing."""
         self._products = products
+        self._cache = cache
 
     async def create(self, _: Call, body: NewProduct) -> Answer:
         """A new product."""
@@ -152,7 +154,8 @@ class Catalogue:
 
     async def get(self, call: Call) -> Answer:
         """One product; 304 when the reader has it."""
-        product = await self._products.get(call.path_id("product_id", Problem.PRODUCT_NOT_FOUND))
+        product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
+        product = await self._cache.get(str(product_id), lambda: self._products.get(product_id))
         if product is None:
             raise Refused(Problem.PRODUCT_NOT_FOUND)
         if is_known(call, product.version):
@@ -173,7 +176,8 @@ class Catalogue:
         product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
         versions = required_versions(call)
         try:
-            product = await self._products.change(product_id, versions, body.model_dump(exclude_unset=True))
+            async with self._cache.changing(str(product_id)):
+                product = await self._products.change(product_id, versions, body.model_dump(exclude_unset=True))
         except SkuTaken as error:
             raise Refused(Problem.SKU_TAKEN) from error
         if product is None:
@@ -183,7 +187,10 @@ class Catalogue:
     async def delete(self, call: Call) -> Answer:
         """Remove a product that still has the expected version. Sales that have it keep their own copy of SKU and price."""
         product_id = call.path_id("product_id", Problem.PRODUCT_NOT_FOUND)
-        if not await self._products.delete(product_id, required_versions(call)):
+        versions = required_versions(call)
+        async with self._cache.changing(str(product_id)):
+            deleted = await self._products.delete(product_id, versions)
+        if not deleted:
             raise await self._why_not(product_id)
         return Answer(204)
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import orjson
 from psycopg import errors
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from backoffice.caching.cache import Codec
 from backoffice.stores import Stores
 from domain import ids
 from runtime.sql import load_sql
@@ -31,6 +33,18 @@ class Product:
     attributes: dict[str, Any]
     active: bool
     version: int
+
+
+def _encode(product: Product) -> bytes:
+    return orjson.dumps(product)
+
+
+def _decode(content: bytes) -> Product:
+    fields = orjson.loads(content)
+    return Product(**{**fields, "id": UUID(fields["id"])})
+
+
+PRODUCT_CODEC: Codec[Product] = Codec(_encode, _decode, schema=1)
 
 
 class SkuTaken(Exception):

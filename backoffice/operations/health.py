@@ -75,30 +75,28 @@ class Metrics:
 
     def __init__(self) -> None:
         """All at zero."""
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
         self._requests = Counter(
             "flashsale_backoffice_requests",
             "Answered requests.",
             ("method", "route", "status"),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._seconds = Histogram(
             "flashsale_backoffice_request_seconds",
             "Time in the handler.",
             ("route",),
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15),
-            registry=self._registry,
+            registry=self.registry,
         )
         self.repaired = Counter(
             "flashsale_backoffice_synchroniser_repairs",
             "Interrupted publishings, changes and restocks that the synchroniser finished.",
-            registry=self._registry,
+            registry=self.registry,
         )
-        self.ready = Gauge(
-            "flashsale_backoffice_prepared", "1 when the start-up work is done.", registry=self._registry
-        )
+        self.ready = Gauge("flashsale_backoffice_prepared", "1 when the start-up work is done.", registry=self.registry)
 
     def observe(self, *, route: str, method: str, status: int, seconds: float) -> None:
         """Take note of one answered request; `route` is a template, so labels are bounded."""
@@ -107,7 +105,7 @@ class Metrics:
 
     async def show(self, _: Call) -> Answer:
         """All metrics in Prometheus's text format."""
-        return Answer(body=generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        return Answer(body=generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 async def _ping(pool: Pool) -> None:
