@@ -16,7 +16,6 @@ from uuid import UUID
 from domain import ids
 
 NOTICE_SCHEMA = 1
-EMAIL_LENGTH_MAX = 254
 
 
 class NoticeKind(StrEnum):
@@ -83,6 +82,6 @@ def parse_notice(body: bytes) -> Notice:
         raise MalformedNotice(f"schema {schema}")
     if notice_id is None or (user_id is None) == (email is None) or (user_id is not None and user is None):
         raise MalformedNotice("ids")
-    if email is not None and not (isinstance(email, str) and email.isascii() and len(email) <= EMAIL_LENGTH_MAX):
-        raise MalformedNotice("email")
+    if email is not None and not (isinstance(email, str) and email.isascii() and email.isprintable()):
+        raise MalformedNotice("email")  # PostgreSQL would refuse a NUL, each time anew
     return Notice(notice_id, kind, user, email)

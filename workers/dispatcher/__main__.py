@@ -13,7 +13,7 @@ from runtime.leases import Lease
 from runtime.ownership import own
 from runtime.queue import open_queue
 from workers.dispatcher import metrics
-from workers.dispatcher.destinations import OrderEvents
+from workers.dispatcher.destinations import Destination, Notices, OrderEvents
 from workers.dispatcher.group import DispatchGroup
 from workers.dispatcher.outbox import Outbox
 
@@ -32,27 +32,28 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return
-        destination = OrderEvents(event_log)
+        destinations: tuple[Destination, ...] = (OrderEvents(event_log), Notices(queue))
         work = []
         for shard, dsn in enumerate(settings.shard_dsns):
             database = f"shard-{shard}"
-            pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2))
-            lease = Lease(
-                redis,
-                key=dispatcher_lease_key(database, destination.name),
-                fence_key=dispatcher_fence_key(database, destination.name),
-                life_ms=settings.lease_ms,
-            )
-            group = DispatchGroup(
-                database=database,
-                outbox=Outbox(pool, destination=destination.name),
-                destination=destination,
-                poison=queue,
-                lease=lease,
-                service=process,
-            )
-            held = metrics.LEASE_HELD.labels(database, destination.name)
-            work += [own(lease, group.run, service=process, held=held), group.measure()]
+            pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2 * len(destinations)))
+            for destination in destinations:
+                lease = Lease(
+                    redis,
+                    key=dispatcher_lease_key(database, destination.name),
+                    fence_key=dispatcher_fence_key(database, destination.name),
+                    life_ms=settings.lease_ms,
+                )
+                group = DispatchGroup(
+                    database=database,
+                    outbox=Outbox(pool, destination=destination.name),
+                    destination=destination,
+                    poison=queue,
+                    lease=lease,
+                    service=process,
+                )
+                held = metrics.LEASE_HELD.labels(database, destination.name)
+                work += [own(lease, group.run, service=process, held=held), group.measure()]
         async with asyncio.TaskGroup() as tasks:
             for coroutine in work:
                 tasks.create_task(coroutine)

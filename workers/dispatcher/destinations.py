@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import orjson
 
-from domain.topology import DESTINATION_ORDER_EVENTS, TOPIC_ORDERS
+from domain.topology import DESTINATION_NOTICES, DESTINATION_ORDER_EVENTS, EMAIL_QUEUE, TOPIC_ORDERS
 from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable
+from runtime.queue import Queue, QueueFull, QueueUnavailable
 
 
 class DeliveryFailed(Exception):
@@ -47,6 +48,24 @@ class OrderEvents:
             for start in range(0, len(events), APPEND_RECORDS_MAX):
                 await self._event_log.append(TOPIC_ORDERS, partition, events[start : start + APPEND_RECORDS_MAX])
         except EventLogUnavailable as error:
+            raise DeliveryFailed(str(error)) from error
+
+
+class Notices:
+    """Notices go to the queues of who sends them: all of them by e-mail at present."""
+
+    name = DESTINATION_NOTICES
+
+    def __init__(self, queue: Queue) -> None:
+        """`queue` stays the caller's to close."""
+        self._queue = queue
+
+    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:  # noqa: ARG002 - queues have none
+        """Publish one after the other; those before a failure are there then, and are published again."""
+        try:
+            for _, event in events:
+                await self._queue.publish(EMAIL_QUEUE, event, message_id=str(orjson.loads(event).get("id", "")))
+        except (QueueFull, QueueUnavailable) as error:
             raise DeliveryFailed(str(error)) from error
 
 

@@ -1,0 +1,458 @@
+"""Notices to letters on real servers: what each answer of a mail server leads to, and that nobody gets a letter twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from uuid import UUID
+
+import psycopg
+import pytest
+import redis
+from pydantic import SecretStr
+
+from devstack.servers import RedisServer
+from domain import ids
+from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token
+from domain.notices import Notice, NoticeKind, notice_event, notice_to_address, notice_to_user
+from domain.topology import EMAIL_QUEUE, Topology, bucket_of_user
+from runtime.clients import postgres_pool
+from runtime.clients import redis_client as new_client
+from runtime.queue import Queue, RetryPolicy, open_queue
+from runtime.service import Service
+from runtime.settings import load_settings
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_mail import PASSWORD, USER, MailServerProcess, text_of, token_of
+from workers.notifications.accounts import Accounts, Recipient
+from workers.notifications.letters import SenderInvalid, Writer
+from workers.notifications.records import Records
+from workers.notifications.smtp import MailServer, MailServerAway, SmtpSession, SmtpUrlInvalid
+from workers.notifications.worker import PostOffice, Sender
+
+WAIT_S = 20.0
+EMAIL = "Buyer@shop.example"
+TOPOLOGY = Topology()
+
+
+def make_user(databases: Databases, email: str = EMAIL) -> UUID:
+    """An account as registration leaves it."""
+    user_id = ids.new_uuid7()
+    folded = email.lower()
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role) "
+            "VALUES (%s, %s, %s, %s, 'Ada', 'x', 'buyer')",
+            (user_id, bucket_of_user(user_id), email, folded),
+        )
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_address(folded)], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO login_index (email_folded, user_id, confirmed) VALUES (%s, %s, true)", (folded, user_id)
+        )
+    return user_id
+
+
+def tokens(databases: Databases, user_id: UUID) -> dict[str, bytes]:
+    """Hashes of the user's tokens that are good, by purpose."""
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)]) as connection:
+        rows = connection.execute(
+            "SELECT purpose, secret_hash FROM mailed_tokens "
+            "WHERE user_id = %s AND used_at IS NULL AND expires_at > now()",
+            (user_id,),
+        ).fetchall()
+    return {purpose: bytes(secret_hash) for purpose, secret_hash in rows}
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - looks at a server
+            await asyncio.sleep(0.02)
+
+
+class Setup:
+    """A sender and what it works with."""
+
+    def __init__(self, url: str, databases: Databases, mail_url: str) -> None:
+        self.queue: Queue = open_queue(url)
+        self.cache = new_client(url.removesuffix("/0") + "/1")
+        self.shards = [postgres_pool(SecretStr(dsn), size_max=2) for dsn in databases.shard_dsns]
+        self.service = Service("notifications", load_settings({}))
+        self.writer = Writer(sender="Shop <no-reply@shop.example>", link_url="https://shop.example/")
+        self.office = PostOffice(
+            Accounts(self.shards, TOPOLOGY), Records(self.cache), self.writer, MailServer.from_url(SecretStr(mail_url))
+        )
+
+    @asynccontextmanager
+    async def running(self, delays_ms: tuple[int, ...] = (10, 20)) -> AsyncIterator[Sender]:
+        self.service.stopping.clear()
+        sender = Sender(queue=self.queue, office=self.office, service=self.service, policy=RetryPolicy(delays_ms))
+        task = asyncio.create_task(sender.run())
+        try:
+            yield sender
+            assert not task.done()
+        finally:
+            self.service.stopping.set()
+            async with asyncio.timeout(WAIT_S):
+                await task
+
+    async def tell(self, notice: Notice) -> None:
+        await self.queue.publish(EMAIL_QUEUE, json.dumps(notice_event(notice)).encode(), message_id=str(notice.id))
+
+    async def settled(self) -> None:
+        """Nothing waits any more."""
+        async with asyncio.timeout(WAIT_S):
+            while (depth := await self.queue.depth(EMAIL_QUEUE)).messages + depth.retrying:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def dead(self) -> list[str]:
+        letters, _ = await self.queue.dead_letters.list(EMAIL_QUEUE)
+        return [letter.reason for letter in letters]
+
+
+@pytest.fixture
+async def setup(
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases, mail_server: MailServerProcess
+) -> AsyncIterator[Setup]:
+    assert redis_client.dbsize() == 0
+    made = Setup(redis_server.url, databases, mail_server.url)
+    for pool in made.shards:
+        await pool.open()
+    yield made
+    for pool in made.shards:
+        await pool.close()
+    await made.queue.close()
+    await made.cache.aclose()
+
+
+async def test_a_letter_has_a_link_whose_token_is_good_and_stored_as_a_hash_only(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess, redis_client: redis.Redis
+) -> None:
+    user_id = make_user(databases)
+    async with setup.running():
+        await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, user_id))
+        await setup.settled()
+    (letter,) = mail_server.postbox.letters
+    assert letter["To"] == EMAIL
+    assert letter["From"] == "Shop <no-reply@shop.example>"
+    assert letter["Subject"] == "Confirm your e-mail address"
+    assert letter["Auto-Submitted"] == "auto-generated"
+    token = token_of(letter)
+    assert f"https://shop.example/account/verify-email#{token}" in text_of(letter)
+    html = letter.get_body(("html",))
+    assert html is not None and f'href="https://shop.example/account/verify-email#{token}"' in html.get_content()
+    decoded = decode_mailed_token(token)
+    assert decoded is not None
+    assert decoded == (user_id, tokens(databases, user_id)["verify_email"])
+    # The record of the notice says no more than that it was sent.
+    with redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=1) as cache:
+        assert [cache.get(key) for key in cache.scan_iter("flashsale:notice:*")] == [b"sent"]
+        assert all(0 < cache.ttl(key) <= 86_400 for key in cache.scan_iter("flashsale:notice:*"))
+
+
+async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_server: MailServerProcess) -> None:
+    user_id = make_user(databases)
+    async with setup.running():
+        for kind in NoticeKind:
+            await setup.tell(notice_to_user(kind, user_id))
+        await setup.settled()
+    letters = {letter["Subject"]: letter for letter in mail_server.postbox.letters}
+    assert set(letters) == {"Confirm your e-mail address", "Reset your password", "Your password was changed"}
+    assert "24 hours" in text_of(letters["Confirm your e-mail address"])
+    assert "30 minutes" in text_of(letters["Reset your password"])
+    assert "#" not in text_of(letters["Your password was changed"])
+    assert set(tokens(databases, user_id)) == {"verify_email", "password_reset"}
+    for letter in letters.values():
+        assert all(len(line) < 998 for line in letter.as_bytes().split(b"\n"))
+        assert "$" not in letter.as_string()
+
+
+async def test_by_address_only_who_has_it_gets_a_letter(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    make_user(databases)
+    async with setup.running():
+        for address in ("nobody@shop.example", EMAIL.lower(), "buyer@shop.example.other.example"):
+            await setup.tell(notice_to_address(NoticeKind.PASSWORD_RESET, address))
+        await setup.settled()
+    assert [letter["To"] for letter in mail_server.postbox.letters] == [EMAIL]
+    assert await setup.dead() == []
+
+
+async def test_an_entry_that_was_left_leads_to_nobody(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
+        connection.execute("UPDATE users SET email = 'new@x.example', email_folded = 'new@x.example'")
+    async with setup.running():
+        await setup.tell(notice_to_address(NoticeKind.PASSWORD_RESET, EMAIL.lower()))
+        await setup.settled()
+    assert mail_server.postbox.letters == []
+    assert tokens(databases, user_id) == {}
+
+
+async def test_a_notice_that_comes_twice_is_sent_once(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    notice = notice_to_user(NoticeKind.PASSWORD_RESET, make_user(databases))
+    async with setup.running():
+        for _ in range(3):
+            await setup.tell(notice)
+        await setup.settled()
+    assert len(mail_server.postbox.letters) == 1
+
+
+async def test_a_newer_token_voids_the_older_and_an_older_notice_comes_too_late(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    older = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    await asyncio.sleep(0.002)  # ids are ordered by the millisecond
+    newer = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    await asyncio.sleep(0.002)
+    async with setup.running():
+        await setup.tell(newer)
+        await setup.settled()
+        await setup.tell(older)
+        await setup.settled()
+        assert len(mail_server.postbox.letters) == 1
+        decoded = decode_mailed_token(token_of(mail_server.postbox.letters[0]))
+        assert decoded == (user_id, tokens(databases, user_id)["password_reset"])
+        await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, user_id))
+        await setup.settled()
+    first, second = (decode_mailed_token(token_of(letter)) for letter in mail_server.postbox.letters)
+    assert second == (user_id, tokens(databases, user_id)["password_reset"]) != first
+
+
+async def test_a_verified_address_is_asked_no_more(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
+        connection.execute("UPDATE users SET verified_email_folded = email_folded")
+    async with setup.running():
+        await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, user_id))
+        await setup.settled()
+    assert mail_server.postbox.letters == []
+    assert tokens(databases, user_id) == {}
+
+
+async def test_4xx_is_tried_again_with_the_same_letter(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    mail_server.postbox.answers = ["451 greylisted", "452 no room"]
+    async with setup.running():
+        await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, user_id))
+        await setup.settled()
+    (letter,) = mail_server.postbox.letters
+    assert decode_mailed_token(token_of(letter)) == (user_id, tokens(databases, user_id)["password_reset"])
+    assert await setup.dead() == []
+
+
+async def test_4xx_for_ever_ends_in_the_dead_letters(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess, redis_client: redis.Redis
+) -> None:
+    user_id = make_user(databases)
+    mail_server.postbox.answers = ["451 greylisted"] * 3
+    async with setup.running():
+        notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+        await setup.tell(notice)
+        await setup.settled()
+        assert await setup.dead() == ["451 greylisted"]
+        ((letter,), _) = await setup.queue.dead_letters.list(EMAIL_QUEUE)
+        assert [failure.reason for failure in letter.history] == ["451 greylisted"] * 3
+        # Whoever may read dead letters finds no secret there, and none is kept anywhere else.
+        assert b"token" not in letter.body and letter.message_id == str(notice.id)
+        with redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=1) as cache:
+            assert list(cache.scan_iter("flashsale:notice:*")) == []
+        assert await setup.queue.dead_letters.replay(letter.id)
+        await setup.settled()
+    assert len(mail_server.postbox.letters) == 1
+
+
+@pytest.mark.parametrize("place", ["recipient", "data"])
+async def test_5xx_is_given_up_at_once_and_holds_up_nobody(
+    place: str, setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id, other = make_user(databases), make_user(databases, "other@shop.example")
+    if place == "recipient":
+        mail_server.postbox.recipient_answers = {EMAIL: "550 no such mailbox"}
+    else:
+        mail_server.postbox.answers = ["550 no such mailbox"]
+    async with setup.running():
+        for receiver in (user_id, other):
+            await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, receiver))
+        await setup.settled()
+    assert await setup.dead() == ["550 no such mailbox"]
+    assert [letter["To"] for letter in mail_server.postbox.letters] == ["other@shop.example"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b'{"id": 1}'])
+async def test_what_is_no_notice_goes_to_the_dead_letters(setup: Setup, body: bytes) -> None:
+    async with setup.running():
+        await setup.queue.publish(EMAIL_QUEUE, body, message_id="x")
+        await setup.settled()
+    assert len(await setup.dead()) == 1
+
+
+async def test_a_server_away_is_waited_for_and_costs_no_attempt(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    mail_server.stop()
+    async with setup.running(delays_ms=()) as sender:
+        proof = asyncio.create_task(sender.prove())
+        await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, user_id))
+        await until(lambda: setup.service.checks.get("mail server", (True, ""))[1] == "MailServerAway")
+        assert not setup.service.is_ready
+        mail_server.start()
+        await setup.settled()
+        async with asyncio.timeout(WAIT_S):
+            await proof
+        assert setup.service.is_ready
+    assert len(mail_server.postbox.letters) == 1
+
+
+@pytest.mark.parametrize("answer", ["550 we do not know you", "421 going away"])
+async def test_a_server_that_takes_nothing_from_us_burns_no_letters(
+    answer: str, setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    mail_server.postbox.sender_answer = answer
+    async with setup.running(delays_ms=()):
+        await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, user_id))
+        await until(lambda: setup.service.checks.get("mail server", (True, ""))[1] == "MailServerAway")
+        mail_server.postbox.sender_answer = None
+        await setup.settled()
+    assert len(mail_server.postbox.letters) == 1
+    assert await setup.dead() == []
+
+
+async def test_a_server_that_goes_silent_with_the_letter_in_its_hands(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can know whether it has it: the letter goes out again, the same in Message-ID and token."""
+    monkeypatch.setattr("workers.notifications.smtp.LETTER_S_MAX", 0.3)
+    user_id = make_user(databases)
+    mail_server.postbox.answers = [None]
+    mail_server.postbox.take_before_breaking_off = True
+    async with setup.running():
+        await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, user_id))
+        await setup.settled()
+    first, second = mail_server.postbox.letters
+    assert first["Message-ID"] == second["Message-ID"]
+    assert token_of(first) == token_of(second)
+    assert decode_mailed_token(token_of(second)) == (user_id, tokens(databases, user_id)["password_reset"])
+
+
+async def test_a_server_that_says_nothing_at_all_is_away() -> None:
+    silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    server = MailServer.from_url(SecretStr(f"smtp://127.0.0.1:{port}"))
+    async with SmtpSession(server, command_s_max=0.2) as session:
+        with pytest.raises(MailServerAway):
+            await session.open()
+    silent.close()
+
+
+async def test_a_password_never_travels_in_the_clear(mail_server: MailServerProcess) -> None:
+    """The server offers a login and no encryption: then there is no login."""
+    mail_server.stop()
+    mail_server.options = {"auth_require_tls": False, "authenticator": mail_server.postbox.check_login}
+    mail_server.start()
+    server = MailServer.from_url(
+        SecretStr(f"smtp://{USER}:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{mail_server.port}")
+    )
+    async with SmtpSession(server) as session:
+        with pytest.raises(MailServerAway):
+            await session.open()
+    assert mail_server.postbox.logins == []
+
+
+async def test_a_letter_that_a_record_lost_gets_another_message_id(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    """The cache forgot that it was sent: a second letter, whose token is the good one and which no mailbox takes for a copy."""
+    user_id = make_user(databases)
+    notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    async with setup.running():
+        await setup.tell(notice)
+        await setup.settled()
+        await setup.cache.flushdb()
+        await setup.tell(notice)
+        await setup.settled()
+    first, second = mail_server.postbox.letters
+    assert first["Message-ID"] != second["Message-ID"]
+    assert decode_mailed_token(token_of(second)) == (user_id, tokens(databases, user_id)["password_reset"])
+
+
+async def test_a_used_token_is_not_made_good_by_a_redelivery(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    user_id = make_user(databases)
+    notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    async with setup.running():
+        await setup.tell(notice)
+        await setup.settled()
+        with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
+            connection.execute("UPDATE mailed_tokens SET used_at = now()")
+        await setup.cache.flushdb()
+        await setup.tell(notice)
+        await setup.settled()
+    assert len(mail_server.postbox.letters) == 1
+    assert tokens(databases, user_id) == {}
+
+
+def test_the_letter_of_a_notice_is_the_same_each_time() -> None:
+    writer = Writer(sender="no-reply@shop.example", link_url="https://shop.example")
+    recipient = Recipient(ids.new_uuid7(), EMAIL, EMAIL.lower(), verified=False)
+    notice = notice_to_user(NoticeKind.VERIFY_EMAIL, recipient.user_id)
+    secret, now = b"s" * SECRET_BYTES, datetime.now(UTC)
+
+    def written(secret: bytes = secret) -> EmailMessage:
+        return writer.write(notice, recipient, secret=secret, now=now)
+
+    assert written()["Message-ID"] == written()["Message-ID"] != written(b"t" * SECRET_BYTES)["Message-ID"]
+    assert EMAIL not in repr(recipient)
+
+
+@pytest.mark.parametrize(
+    "sender", ["", "nobody", "Shop", "a@", "Shop <>", "\u00e9@x.example", "a@b.example\nBcc: x@y.example"]
+)
+def test_senders_that_are_none(sender: str) -> None:
+    with pytest.raises(SenderInvalid):
+        Writer(sender=sender, link_url="https://x.example")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "smtp://",
+        "http://x",
+        "smtp://user@x",
+        "smtp://:p@x",
+        "smtp://x:99999",
+        "smtp://x/path",
+        "smtp://[x",
+        "mail.example:25",
+    ],
+)
+def test_urls_that_name_no_mail_server(url: str) -> None:
+    with pytest.raises(SmtpUrlInvalid) as caught:
+        MailServer.from_url(SecretStr(url))
+    assert "user" not in str(caught.value).partition(":")[2].replace("[user:password@]", "").replace("a user", "")
+
+
+def test_urls_that_do() -> None:
+    plain = MailServer.from_url(SecretStr("smtp://mail.example"))
+    assert (plain.host, plain.port, plain.tls, plain.user) == ("mail.example", 25, False, None)
+    secret = MailServer.from_url(SecretStr("smtps://a%40b:c%3Ad@mail.example"))
+    assert (secret.port, secret.tls, secret.user) == (465, True, "a@b")
+    assert secret.password is not None and secret.password.get_secret_value() == "c:d"
+    assert "c:d" not in repr(secret)
+    assert MailServer.from_url(SecretStr("smtp://a:b@mail.example")).port == 587

@@ -1,0 +1,48 @@
+"""`python -m workers.notifications`: notices to e-mail. Composition root, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from runtime import fingerprint
+from runtime.clients import postgres_pool, redis_client
+from runtime.queue import open_queue
+from runtime.service import Service, run, settings_or_exit
+from workers.notifications.accounts import Accounts
+from workers.notifications.letters import Writer
+from workers.notifications.records import Records
+from workers.notifications.smtp import MailServer
+from workers.notifications.worker import PostOffice, Sender
+
+NAME = "notifications"
+SENDERS = 4  # connections to the mail server
+
+
+async def main(service: Service) -> None:
+    """Open clients, send until told to stop, close clients."""
+    settings = service.settings
+    server = MailServer.from_url(settings.smtp_url)
+    writer = Writer(sender=settings.mail_sender, link_url=settings.link_url)
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+            return
+        cache = redis_client(settings.cache_url)
+        stack.push_async_callback(cache.aclose)
+        queue = open_queue(
+            settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
+        )
+        stack.push_async_callback(queue.close)
+        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=SENDERS)) for dsn in settings.shard_dsns]
+        office = PostOffice(Accounts(shards, settings.topology), Records(cache), writer, server)
+        senders = [Sender(queue=queue, office=office, service=service) for _ in range(SENDERS)]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(senders[0].prove())
+            for sender in senders:
+                group.create_task(sender.run())
+
+
+if __name__ == "__main__":
+    run(NAME, settings_or_exit(NAME), main)

@@ -1,0 +1,16 @@
+"""The notification worker's metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Histogram
+
+SENT = Counter("flashsale_notices_sent", "Letters that the mail server took.", ["kind"])
+DROPPED = Counter("flashsale_notices_dropped", "Notices without a letter, by reason.", ["reason"])
+RETRIED = Counter("flashsale_notices_retried", "Letters that were not taken and go out again later.", ["kind"])
+DEAD_LETTERED = Counter("flashsale_notices_dead_lettered", "Notices that were given up.")
+PAUSES = Counter("flashsale_notices_pauses", "Waits for a server that was away.", ["what"])
+AGE_SECONDS = Histogram(
+    "flashsale_notices_age_seconds",
+    "From the notice to the hand-over of its letter.",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
+)
