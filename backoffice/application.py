@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
+from uuid import UUID
 
 import psycopg
 import redis.exceptions
@@ -31,8 +32,7 @@ from backoffice.sales.service import SaleService
 from backoffice.sales.store import Sales
 from backoffice.sales.synchroniser import Synchroniser
 from backoffice.stores import Stores
-from backoffice.users import routes as user_routes
-from backoffice.users.store import Users
+from backoffice.users.parts import UserParts
 from backoffice.web.routing import Dispatcher, Route
 from runtime import fingerprint, tasks
 from runtime.backoff import Backoff
@@ -54,9 +54,10 @@ class Backoffice:
         self._health = operations.Health(stores)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
-        users = Users(stores)
+        accounts = UserParts(stores, end_tokens=_end_tokens, repaired=self._metrics.swept.inc)
+        self._sweeper = accounts.sweeper
         self._auth = auth_routes.Auth(
-            users=users,
+            users=accounts.users,
             refresh=RefreshTokens(stores),
             passwords=self._passwords,
             attempts=Attempts(stores.cache),
@@ -67,7 +68,7 @@ class Backoffice:
         self._synchroniser = Synchroniser(sales, lanes, service, self._metrics.repaired.inc)
         subjects = (
             *auth_routes.routes(self._auth),
-            *user_routes.routes(users),
+            *accounts.routes,
             *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), products_cache)),
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
@@ -82,7 +83,8 @@ class Backoffice:
         """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
         async with self._stores.opened(), self._caches.running():
             await self._check_fingerprint()
-            background = (asyncio.create_task(self._prepare()), asyncio.create_task(self._synchroniser.run()))
+            work = (self._prepare(), self._synchroniser.run(), self._sweeper.run())
+            background = [asyncio.create_task(part) for part in work]
             try:
                 yield
             finally:
@@ -118,6 +120,10 @@ class Backoffice:
                 await asyncio.sleep(backoff.next_s())
         self._health.prepared = True
         self._metrics.ready.set(1)
+
+
+async def _end_tokens(_: UUID) -> None:
+    """Access tokens live out their minutes."""
 
 
 def _version() -> str:

@@ -9,5 +9,6 @@ pytest_plugins = [
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
     "tests.fixtures.fix_stack",
+    "tests.fixtures.fix_users",
     "tests.fixtures.skips",
 ]

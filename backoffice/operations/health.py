@@ -96,6 +96,11 @@ class Metrics:
             "Interrupted publishings, changes and restocks that the synchroniser finished.",
             registry=self.registry,
         )
+        self.swept = Counter(
+            "flashsale_backoffice_sweeper_repairs",
+            "Interrupted registrations, changes of address and erasures that the sweeper finished.",
+            registry=self.registry,
+        )
         self.ready = Gauge("flashsale_backoffice_prepared", "1 when the start-up work is done.", registry=self.registry)
 
     def observe(self, *, route: str, method: str, status: int, seconds: float) -> None:

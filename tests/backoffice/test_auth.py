@@ -14,11 +14,7 @@ import pytest
 import redis
 
 from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT
-from backoffice.stores import Stores
-from backoffice.users.store import Users
-from backoffice.web.messages import Role
 from domain.topology import Topology
-from runtime.settings import load_settings
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
 
@@ -78,55 +74,6 @@ def _count(databases: Databases, table: str) -> int:
             assert row is not None
             total += row[0]
     return total
-
-
-@pytest.fixture
-async def users(databases: Databases, redis_client: redis.Redis) -> Any:
-    port = redis_client.get_connection_kwargs()["port"]
-    settings = load_settings({**databases.environ, "FLASHSALE_REDIS_URL": f"redis://127.0.0.1:{port}/0"})
-    stores = Stores.from_settings(settings)
-    async with stores.opened():
-        yield Users(stores)
-
-
-async def test_a_crashed_registration_is_taken_over(users: Users, databases: Databases) -> None:
-    fields = {"email": "a@b.example", "name": "A", "password_hash": "x", "role": Role.BUYER}
-    topology = Topology()
-    assert topology.shards == len(databases.shard_dsns)
-    # The claim of a registration that died before it made the user.
-    for dsn in databases.shard_dsns:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute(
-                "INSERT INTO login_index (email_folded, user_id) VALUES ('a@b.example', gen_random_uuid())"
-            )
-    assert await users.create(**fields) is None  # it may still be at work
-    assert await users.find("a@b.example") is None
-    for dsn in databases.shard_dsns:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("UPDATE login_index SET claimed_at = now() - interval '61 seconds'")
-    made = await users.create(**fields)
-    assert made is not None
-    assert await users.find("A@B.example") == made
-    assert await users.create(**fields) is None
-
-
-async def test_a_slow_registration_that_lost_its_claim_leaves_nothing(users: Users, databases: Databases) -> None:
-    """Between claim and confirmation somebody else takes over: a trigger plays the other one."""
-    for dsn in databases.shard_dsns:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute(
-                "CREATE FUNCTION rob() RETURNS trigger LANGUAGE plpgsql AS "
-                "$$ BEGIN NEW.user_id = gen_random_uuid(); RETURN NEW; END $$"
-            )
-            connection.execute("CREATE TRIGGER rob BEFORE INSERT ON login_index FOR EACH ROW EXECUTE FUNCTION rob()")
-    try:
-        made = await users.create(email="a@b.example", name="A", password_hash="x", role=Role.BUYER)
-        assert made is None
-        assert _count(databases, "users") == 0
-    finally:
-        for dsn in databases.shard_dsns:
-            with psycopg.connect(dsn, autocommit=True) as connection:
-                connection.execute("DROP TRIGGER rob ON login_index; DROP FUNCTION rob()")
 
 
 @pytest.mark.parametrize(

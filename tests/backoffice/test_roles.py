@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,6 +26,12 @@ ROUTES = {
     "POST /v1/auth/logout": ANYONE,
     "GET /.well-known/jwks.json": ANYONE,
     "GET /v1/users/me": NEEDS_TOKEN,
+    "PATCH /v1/users/me": NEEDS_TOKEN,
+    "DELETE /v1/users/me": NEEDS_TOKEN,
+    "GET /v1/users": NEEDS_STAFF,
+    "GET /v1/users/{user_id}": NEEDS_STAFF,
+    "PATCH /v1/users/{user_id}": NEEDS_STAFF,
+    "DELETE /v1/users/{user_id}": NEEDS_STAFF,
     "GET /v1/products": ANYONE,
     "POST /v1/products": NEEDS_STAFF,
     "GET /v1/products/{product_id}": ANYONE,
@@ -92,7 +99,7 @@ def test_the_table_is_whole(backoffice: BackofficeProcess) -> None:
 @pytest.mark.parametrize("operation", ROUTES)
 def test_route_by_role(backoffice: BackofficeProcess, minting: Minting, operation: str) -> None:
     method, path = operation.split(" ")
-    url = backoffice.url + path.replace("{product_id}", ID).replace("{sale_id}", ID).replace("{order_id}", ID)
+    url = backoffice.url + re.sub(r"\{[a-z]+_id\}", ID, path)
     tokens = {"nobody": None, "buyer": minting.buyer(), "staff": minting.of_staff(), "admin": minting.of_staff("admin")}
     for caller, token in tokens.items():
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}

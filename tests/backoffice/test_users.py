@@ -1,0 +1,374 @@
+"""Accounts over HTTP: own and of others, versions, who may do what, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+
+from domain import ids
+from domain.topology import Topology, bucket_of_user
+from runtime.token_keys import load_staff_key, load_token_keys, mint_buyer_token, mint_staff_token
+from tests.fixtures.fix_backoffice import BackofficeProcess
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_users import HASH
+
+
+@dataclass(slots=True)
+class Person:
+    """An account and a client with its token."""
+
+    id: UUID
+    email: str
+    http: httpx.Client
+
+    def me(self) -> dict[str, Any]:
+        answer = self.http.get("/v1/users/me")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+
+class People:
+    """Makes accounts straight in the shards (no hashing), and logs them in."""
+
+    def __init__(self, process: BackofficeProcess, databases: Databases) -> None:
+        self._process = process
+        self._databases = databases
+        self._clients: list[httpx.Client] = []
+
+    def make(self, role: str = "buyer", *, email: str | None = None, name: str = "Ada") -> Person:
+        user_id = ids.new_uuid7()
+        email = email or f"{role}-{user_id.hex[-12:]}@shop.example"
+        topology = Topology()
+        with psycopg.connect(self._databases.shard_dsns[topology.shard_of_user(user_id)]) as connection:
+            connection.execute(
+                "INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                (user_id, bucket_of_user(user_id), email, email.lower(), name, HASH, role),
+            )
+        with psycopg.connect(self._databases.shard_dsns[topology.shard_of_address(email.lower())]) as connection:
+            connection.execute("INSERT INTO login_index VALUES (%s, %s, true)", (email.lower(), user_id))
+        return Person(user_id, email, self.client(role, user_id))
+
+    def client(self, role: str, user_id: UUID) -> httpx.Client:
+        claims = {"user_id": user_id, "issuer": "flashsale", "ttl_s": 900}
+        if role == "buyer":
+            token = mint_buyer_token(load_token_keys(self._process.token_keys_file), **claims)  # type: ignore[arg-type]
+        else:
+            token = mint_staff_token(load_staff_key(self._process.staff_key_file), role=role, **claims)  # type: ignore[arg-type]
+        client = httpx.Client(base_url=self._process.url, headers={"Authorization": f"Bearer {token}"}, timeout=20)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+@pytest.fixture
+def people(backoffice: BackofficeProcess, databases: Databases) -> Iterator[People]:
+    people = People(backoffice, databases)
+    yield people
+    people.close()
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+def test_own_account(people: People) -> None:
+    ada = people.make(email="Ada@Shop.example")
+    read = ada.http.get("/v1/users/me")
+    user = read.json()
+    assert user == {
+        "id": str(ada.id),
+        "email": "Ada@Shop.example",
+        "name": "Ada",
+        "role": "buyer",
+        "created_at": user["created_at"],
+    }
+    assert (read.headers["etag"], read.headers["cache-control"]) == ('"1"', "private, no-cache")
+    known = ada.http.get("/v1/users/me", headers={"If-None-Match": '"1"'})
+    assert (known.status_code, known.content) == (304, b"")
+    renamed = ada.http.patch("/v1/users/me", json={"name": "Ada Lovelace"})
+    assert renamed.status_code == 200
+    assert renamed.json() == {**user, "name": "Ada Lovelace"}
+    assert renamed.headers["etag"] == '"2"'
+    moved = ada.http.patch("/v1/users/me", json={"email": "ada@other.example", "name": "A"})
+    assert moved.json() == {**user, "name": "A", "email": "ada@other.example"} == ada.me()
+    # What changes nothing is no new version.
+    for body in ({}, {"name": "A"}, {"email": "ada@other.example"}):
+        same = ada.http.patch("/v1/users/me", json=body)
+        assert (same.status_code, same.headers["etag"]) == (200, '"3"')
+
+
+def test_if_match_is_honoured_when_given(people: People) -> None:
+    admin, ada = people.make("admin"), people.make()
+    for http, path in ((ada.http, "/v1/users/me"), (admin.http, f"/v1/users/{ada.id}")):
+        version = int(http.get(path).headers["etag"].strip('"'))
+        for tag in (f'"{version + 1}"', f'W/"{version}"', str(version), '""', "x", '*, "1"'):
+            for answer in (
+                http.patch(path, json={"name": "X"}, headers={"If-Match": tag}),
+                http.delete(path, headers={"If-Match": tag}),
+            ):
+                assert code(answer) == (412, "precondition_failed"), tag
+        assert http.get(path).json()["name"] == "Ada" if http is ada.http else "Ada 1"
+        changed = http.patch(path, json={"name": f"Ada {version}"}, headers={"If-Match": f'"7", "{version}"'})
+        assert (changed.status_code, changed.headers["etag"]) == (200, f'"{version + 1}"')
+        assert http.patch(path, json={"name": f"Ada {version}"}, headers={"If-Match": "*"}).status_code == 200
+    # An address whose change is refused stays free.
+    assert code(ada.http.patch("/v1/users/me", json={"email": "b@c.example"}, headers={"If-Match": '"1"'}))[0] == 412
+    assert people.make(email="b@c.example").me()["email"] == "b@c.example"
+
+
+def test_changes_in_parallel_are_all_made(people: People) -> None:
+    ada = people.make()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: ada.http.patch("/v1/users/me", json={"name": f"N{n}"}), range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert ada.http.get("/v1/users/me").headers["etag"] == '"5"'
+
+
+def test_an_address_goes_to_one(people: People) -> None:
+    crowd = [people.make() for _ in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        answers = list(pool.map(lambda p: p.http.patch("/v1/users/me", json={"email": "one@x.example"}), crowd))
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409]
+    assert {answer.json()["code"] for answer in answers if answer.status_code == 409} == {"email_taken"}
+    assert [person.me()["email"] for person in crowd].count("one@x.example") == 1
+    admin = people.make("admin")
+    assert len(admin.http.get("/v1/users", params={"email": "ONE@x.example"}).json()["items"]) == 1
+
+
+def test_staff_see_everybody(people: People) -> None:
+    staff = people.make("staff")
+    crowd = [people.make() for _ in range(9)]
+    first = staff.http.get("/v1/users", params={"limit": 4}).json()
+    late = people.make()  # a page that is open does not shift when somebody registers
+    seen, cursor = first["items"], first["next_cursor"]
+    while cursor is not None:
+        page = staff.http.get("/v1/users", params={"limit": 4, "cursor": cursor}).json()
+        assert len(page["items"]) == 4 or page["next_cursor"] is None
+        seen, cursor = seen + page["items"], page["next_cursor"]
+    assert [user["id"] for user in seen] == sorted((str(p.id) for p in (staff, *crowd)), reverse=True)
+    one = staff.http.get(f"/v1/users/{late.id}")
+    assert one.json() == late.me()
+    assert one.headers["etag"] == '"1"'
+    assert staff.http.get(f"/v1/users/{late.id}", headers={"If-None-Match": '"1"'}).status_code == 304
+
+
+def test_lists_are_filtered(people: People) -> None:
+    staff, admin = people.make("staff"), people.make("admin")
+    ada = people.make(email="Ada@Shop.example")
+
+    def listed(**parameters: str) -> list[str]:
+        answer = staff.http.get("/v1/users", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return [user["id"] for user in answer.json()["items"]]
+
+    assert listed(email="ada@shop.EXAMPLE") == [str(ada.id)]
+    assert listed(email="ada@shop.example", role="buyer") == [str(ada.id)]
+    assert listed(email="ada@shop.example", role="admin") == []
+    assert listed(role="buyer") == [str(ada.id)]
+    assert listed(role="staff") == [str(staff.id)]
+    assert listed(role="admin") == [str(admin.id)]
+    for nobody in ("", "ada", "%", "ada@shop.example\x00", "\u0430da@shop.example", "' OR 1=1 --"):
+        assert listed(email=nobody) == [], nobody
+    for parameters in ({"role": "god"}, {"role": "BUYER"}, {"email": "a" * 255}, {"limit": "0"}, {"limit": "201"}):
+        assert code(staff.http.get("/v1/users", params=parameters)) == (422, "validation_failed")
+
+
+def test_cursors_of_other_lists_are_refused(people: People) -> None:
+    staff = people.make("staff")
+    people.make()
+    own = staff.http.get("/v1/users", params={"limit": 1}).json()["next_cursor"]
+    assert code(staff.http.get("/v1/orders", params={"cursor": own})) == (422, "validation_failed")
+    for cursor in ("", "x", own + "A", own[:-2], "\u00e9", "a" * 600):
+        assert code(staff.http.get("/v1/users", params={"cursor": cursor})) == (422, "validation_failed"), cursor
+
+
+def test_what_staff_may_change(people: People) -> None:
+    staff, admin, other, buyer = (people.make(role) for role in ("staff", "admin", "staff", "buyer"))
+    path = "/v1/users/{}".format
+    # Buyers by both, staff by administrators, oneself always; roles by administrators only.
+    assert staff.http.patch(path(buyer.id), json={"name": "B"}).json()["name"] == "B"
+    assert staff.http.patch(path(staff.id), json={"name": "S"}).json()["name"] == "S"
+    for target in (other, admin):
+        for body in ({"name": "X"}, {"email": "mine@x.example"}, {}):
+            assert code(staff.http.patch(path(target.id), json=body)) == (403, "forbidden")
+        assert code(staff.http.delete(path(target.id))) == (403, "forbidden")
+    for target, role in ((staff, "admin"), (buyer, "staff"), (buyer, "buyer"), (other, "buyer"), (admin, "buyer")):
+        assert code(staff.http.patch(path(target.id), json={"role": role})) == (403, "forbidden")
+    assert code(buyer.http.patch(path(buyer.id), json={"name": "X"})) == (403, "forbidden")
+    assert (other.me()["name"], admin.me()["name"], buyer.me()["role"]) == ("Ada", "Ada", "buyer")
+    assert admin.http.patch(path(other.id), json={"name": "O", "role": "buyer"}).json()["role"] == "buyer"
+    assert admin.http.patch(path(buyer.id), json={"role": "staff"}).json()["role"] == "staff"
+    assert staff.http.get("/v1/users", params={"role": "staff"}).json()["items"][0]["id"] == str(buyer.id)
+
+
+def test_nobody_raises_themselves(people: People) -> None:
+    admin, fallen = people.make("admin"), people.make("admin")
+    for person in (people.make(), people.make("staff"), admin):
+        for body in ({"role": "admin"}, {"name": "X", "role": "admin"}, {"id": str(uuid4())}, {"version": 9}):
+            answer = person.http.patch("/v1/users/me", json=body)
+            assert code(answer) == (422, "validation_failed")
+        assert person.me()["name"] == "Ada"
+    assert admin.http.patch(f"/v1/users/{fallen.id}", json={"role": "buyer"}).status_code == 200
+    # The token may say admin for some minutes more, the account does not.
+    for target in (fallen, admin):
+        for body in ({"role": "admin"}, {"role": "buyer"}, {"role": "admin", "name": "X"}):
+            answer = fallen.http.patch(f"/v1/users/{target.id}", json=body)
+            assert answer.status_code in (401, 403)
+    assert fallen.http.patch(f"/v1/users/{admin.id}", json={"email": "mine@x.example"}).status_code in (401, 403)
+    assert fallen.http.delete(f"/v1/users/{admin.id}").status_code in (401, 403)
+    assert admin.http.get(f"/v1/users/{fallen.id}").json()["role"] == "buyer"
+    assert (admin.me()["role"], admin.me()["email"]) == ("admin", admin.email)
+
+
+def test_the_last_administrator_stays(people: People) -> None:
+    first, second = people.make("admin"), people.make("admin")
+    outsider = people.client("admin", uuid4())  # of a foreign issuer: no account, no administrator of ours
+    lowered = first.http.patch(f"/v1/users/{first.id}", json={"role": "staff"})
+    assert (lowered.status_code, lowered.json()["role"]) == (200, "staff")
+    path = f"/v1/users/{second.id}"
+    for http in (second.http, outsider):
+        for role in ("staff", "buyer"):
+            assert code(http.patch(path, json={"role": role, "name": "X"})) == (403, "forbidden")
+        assert code(http.delete(path)) == (403, "forbidden")
+    assert code(second.http.delete("/v1/users/me")) == (403, "forbidden")
+    assert second.me() == {**second.me(), "role": "admin", "name": "Ada"}
+    assert second.http.patch(path, json={"name": "Still here", "role": "admin"}).status_code == 200
+
+
+def test_of_two_last_administrators_one_stays(people: People, databases: Databases) -> None:
+    for _ in range(5):
+        databases.empty()
+        pair = [people.make("admin"), people.make("admin")]
+        with ThreadPoolExecutor(2) as pool:
+            leaving = (
+                pool.submit(pair[0].http.patch, f"/v1/users/{pair[0].id}", json={"role": "buyer"}),
+                pool.submit(pair[1].http.delete, "/v1/users/me"),
+            )
+            answers = [answer.result() for answer in leaving]
+        assert sorted(answer.status_code for answer in answers) in ([200, 403], [204, 403])
+        outsider = people.client("admin", uuid4())
+        assert len(outsider.get("/v1/users", params={"role": "admin"}).json()["items"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"name": ""}, "/name"),
+        ({"name": " \u00a0\u2003"}, "/name"),
+        ({"name": "\u200b\u200d"}, "/name"),
+        ({"name": "x" * 201}, "/name"),
+        ({"name": 1}, "/name"),
+        ({"name": ["x"]}, "/name"),
+        ({"name": "a\r\nSet-Cookie: x=1"}, "/name"),
+        ({"name": "a\u2028b"}, "/name"),
+        ({"name": "a\x00"}, "/name"),
+        ({"name": "gro.live\u202eada"}, "/name"),
+        ({"name": "\u2066ada"}, "/name"),
+        ({"email": "a"}, "/email"),
+        ({"email": "a@b.example\r\nBcc: x@y.example"}, "/email"),
+        ({"email": "a@b.example\n"}, "/email"),
+        ({"email": "\u0430@b.example"}, "/email"),
+        ({"email": "a@\u0431.example"}, "/email"),
+        ({"email": "\uff41@b.example"}, "/email"),
+        ({"email": "K\u212a@b.example"}, "/email"),
+        ({"email": "a@b.example\x00"}, "/email"),
+        ({"email": "x" * 250 + "@b.example"}, "/email"),
+        ({"email": {"a": 1}}, "/email"),
+        ({"password": "a new password"}, "/password"),
+        ({"created_at": "2020-01-01T00:00:00Z"}, "/created_at"),
+        ({"nam\u0435": "x"}, "/nam\u0435"),
+    ],
+)
+def test_changes_that_are_not_valid(people: People, body: dict[str, Any], pointer: str) -> None:
+    admin, ada = people.make("admin"), people.make()
+    before = ada.me()
+    for http, path in ((ada.http, "/v1/users/me"), (admin.http, f"/v1/users/{ada.id}")):
+        answer = http.patch(path, json=body)
+        assert code(answer) == (422, "validation_failed")
+        assert answer.json()["errors"][0]["pointer"] == pointer
+    assert ada.me() == before
+
+
+def test_bodies_that_are_none(people: People) -> None:
+    admin, ada = people.make("admin"), people.make()
+    before = ada.me()
+    for http, path in ((ada.http, "/v1/users/me"), (admin.http, f"/v1/users/{ada.id}")):
+
+        def sent(content: bytes, media_type: str = "application/json", **headers: str) -> tuple[int, str]:
+            return code(http.patch(path, content=content, headers={"Content-Type": media_type, **headers}))  # noqa: B023
+
+        assert sent(b"{") == (400, "malformed_request")
+        assert sent(b"") == (400, "malformed_request")
+        assert sent(b'{"name": "\xff"}') == (400, "malformed_request")
+        assert sent(b'{"name": "\\ud800"}')[0] in (400, 422)
+        for other in (b"[]", b'"x"', b"null", b"1", b'{"name": null}', b'{"email": null}'):
+            assert sent(other) == (422, "validation_failed"), other
+        assert sent(b'{"name": "X"}', "text/plain") == (415, "unsupported_media_type")
+        assert sent(b'{"name": "X"}', **{"Content-Encoding": "gzip"}) == (415, "unsupported_media_type")
+        assert sent(b'{"name": "' + b"x" * 1024 * 1024 + b'"}') == (413, "body_too_large")
+    assert ada.me() == before
+
+
+@pytest.mark.parametrize(
+    "user_id",
+    [
+        "x",
+        "me2",
+        "1",
+        str(uuid4()).upper()[:-1],
+        "{id}",
+        "%00",
+        "..",
+        "01890000-0000-8000-8000-000000000001",  # shaped like an order's
+        "' OR 1=1 --",
+        "\u0661",
+        "00000000-0000-0000-0000-000000000000",
+    ],
+)
+def test_ids_that_are_nobodys(people: People, user_id: str) -> None:
+    admin = people.make("admin")
+    path = f"/v1/users/{user_id}"
+    answers = (
+        admin.http.get(path),
+        admin.http.patch(path, json={"name": "X"}),
+        admin.http.delete(path),
+    )
+    for answer in answers:
+        assert code(answer) in ((404, "user_not_found"), (404, "not_found"))
+
+
+def test_tokens_without_an_account(people: People) -> None:
+    for role in ("buyer", "staff", "admin"):
+        http = people.client(role, uuid4())
+        for answer in (
+            http.get("/v1/users/me"),
+            http.patch("/v1/users/me", json={"name": "X"}),
+            http.delete("/v1/users/me"),
+        ):
+            assert code(answer) == (404, "user_not_found")
+
+
+def test_a_person_is_not_in_the_log(people: People, backoffice: BackofficeProcess) -> None:
+    admin = people.make("admin")
+    ada = people.make(email="augusta.ada@byron.example", name="Augusta Ada King-Noel")
+    ada.http.patch("/v1/users/me", json={"email": "countess@lovelace.example"})
+    ada.http.patch("/v1/users/me", json={"email": admin.email})
+    ada.http.patch("/v1/users/me", json={"email": "countess@lovelace.example\x00", "name": "King-Noel\x00"})
+    admin.http.get("/v1/users", params={"email": "countess@lovelace.example"})
+    assert admin.http.delete(f"/v1/users/{ada.id}").status_code == 204
+    log = backoffice.log
+    assert str(ada.id) in log  # that it was erased
+    for word in ("augusta", "byron", "countess", "lovelace", "King-Noel", HASH):
+        assert word not in log
