@@ -1,0 +1,19 @@
+#!lua flags=allow-oom
+-- End sessions: note from when on a user's tokens count, tell everybody, and forget what no living token needs any more.
+-- Beyond the bound the oldest notes become one for everybody (the empty member): more tokens end than asked for, never fewer.
+-- KEYS: 1 sorted set: 16 bytes of a user id, or none -> Unix seconds
+-- ARGV: 1 channel, 2 seconds before which a note is of no use, 3 number of notes kept, then per note: seconds, member
+-- Answer: notes kept
+for i = 4, #ARGV, 2 do
+  redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1])
+  redis.call('PUBLISH', ARGV[1], ARGV[i] .. ' ' .. ARGV[i + 1])
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ARGV[2])
+local over = redis.call('ZCARD', KEYS[1]) - ARGV[3]
+if over > 0 then
+  local oldest = redis.call('ZPOPMIN', KEYS[1], over)
+  local floor = oldest[#oldest]
+  redis.call('ZADD', KEYS[1], 'GT', floor, '')
+  redis.call('PUBLISH', ARGV[1], floor .. ' ')
+end
+return redis.call('ZCARD', KEYS[1])

@@ -1,0 +1,145 @@
+"""Ended sessions on a real Redis: what is noted reaches every follower, is bounded, and is never forgotten early."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import UUID, uuid4
+
+import pytest
+import redis
+from redis.asyncio import Redis
+
+from devstack.servers import RedisServer
+from domain import topology
+from runtime import session_ends, tasks
+from runtime.clients import redis_client as open_client
+from runtime.session_ends import EVERYBODY, KEPT_S, SessionEnds, publish
+
+WAIT_S_MAX = 20.0
+NOW = int(time.time())
+
+
+@pytest.fixture
+async def client(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncIterator[Redis]:  # noqa: ARG001 - emptied
+    client = open_client(redis_server.url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+async def follow() -> AsyncIterator[Callable[[SessionEnds], Awaitable[None]]]:
+    """Runs followers until the test ends; returns when one has read the set."""
+    running: list[asyncio.Task[None]] = []
+
+    async def start(ends: SessionEnds) -> None:
+        running.append(asyncio.create_task(ends.run()))
+        await until(lambda: ends.synced)
+
+    yield start
+    await tasks.cancel(*running)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S_MAX):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another task
+            await asyncio.sleep(0.01)
+
+
+Follow = Callable[[SessionEnds], Awaitable[None]]
+
+
+async def test_notes_of_before_and_after_the_start_arrive(client: Redis, follow: Follow) -> None:
+    early, late, other = uuid4(), uuid4(), uuid4()
+    await publish(client, [(early, NOW)])
+    ends = SessionEnds(client)
+    assert not ends.loaded and not ends.is_ended(early.bytes, NOW - 1)
+    await follow(ends)
+    await publish(client, [(late, NOW + 1)])
+    await until(lambda: late.bytes in ends.table)
+    assert ends.table == {early.bytes: NOW, late.bytes: NOW + 1}
+    assert ends.is_ended(early.bytes, NOW - 1) and not ends.is_ended(early.bytes, NOW)
+    assert not ends.is_ended(other.bytes, 0)
+
+
+async def test_an_older_note_changes_nothing(client: Redis, follow: Follow) -> None:
+    user = uuid4()
+    await publish(client, [(user, NOW), (user, NOW - 10)])
+    ends = SessionEnds(client)
+    await follow(ends)
+    await publish(client, [(user, NOW - 5)])
+    await publish(client, [(UUID(int=1), NOW)])
+    await until(lambda: UUID(int=1).bytes in ends.table)
+    assert ends.not_before(user.bytes) == NOW
+    assert await client.zscore(topology.SESSION_ENDS_KEY, user.bytes) == NOW
+
+
+async def test_user_ids_are_any_bytes(client: Redis, follow: Follow) -> None:
+    """Spaces, line ends, zeros: a member is cut out of a message, and must come out whole."""
+    users = [UUID(bytes=bytes([byte]) * 16) for byte in (0, 10, 13, 32, 255)]
+    ends = SessionEnds(client)
+    await follow(ends)
+    await publish(client, [(user, NOW) for user in users])
+    await until(lambda: len(ends.table) == len(users))
+    assert set(ends.table) == {user.bytes for user in users}
+
+
+async def test_what_outlived_every_token_goes(client: Redis) -> None:
+    old, kept = uuid4(), uuid4()
+    await client.zadd(topology.SESSION_ENDS_KEY, {old.bytes: NOW - KEPT_S - 5})
+    await publish(client, [(kept, NOW)])
+    assert await client.zrange(topology.SESSION_ENDS_KEY, 0, -1) == [kept.bytes]
+    ends = SessionEnds(client)
+    ends.take(old.bytes, NOW - KEPT_S - 5)
+    ends.take(kept.bytes, NOW)
+    ends.tidy(time.time())
+    assert ends.table == {kept.bytes: NOW}
+
+
+async def test_at_the_bound_of_redis_the_oldest_become_one_for_everybody(client: Redis, follow: Follow) -> None:
+    users = [uuid4() for _ in range(6)]
+    ends = SessionEnds(client)
+    await follow(ends)
+    for place, user in enumerate(users):
+        await publish(client, [(user, NOW + place)], notes_max=4)
+    await until(lambda: ends.table.get(EVERYBODY) == NOW + 1)
+    kept = await client.zrange(topology.SESSION_ENDS_KEY, 0, -1)
+    assert kept == [EVERYBODY, *(user.bytes for user in users[2:])]
+    assert ends.is_ended(uuid4().bytes, NOW) and not ends.is_ended(uuid4().bytes, NOW + 1)
+    # Everybody whose own note went is covered.
+    for place, user in enumerate(users):
+        assert ends.is_ended(user.bytes, NOW + place - 1)
+
+
+async def test_at_its_own_bound_a_follower_does_the_same() -> None:
+    ends = SessionEnds(Redis(), notes_max=32)
+    users = [uuid4() for _ in range(100)]
+    for place, user in enumerate(users):
+        ends.take(user.bytes, NOW + place)
+        assert len(ends.table) <= 33
+        assert all(ends.is_ended(earlier.bytes, NOW + i - 1) for i, earlier in enumerate(users[: place + 1]))
+    assert not ends.is_ended(uuid4().bytes, NOW + 99)
+
+
+async def test_messages_that_were_missed_are_read_again(
+    own_redis: RedisServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_ends, "RECONNECT_S_MAX", 0.1)
+    client = open_client(own_redis.url)
+    ends = SessionEnds(client)
+    await follow(ends)
+    before, meanwhile = uuid4(), uuid4()
+    await publish(client, [(before, NOW)])
+    await until(lambda: before.bytes in ends.table)
+    own_redis.kill()
+    await until(lambda: not ends.synced)
+    assert ends.loaded and ends.is_ended(before.bytes, NOW - 1)
+    own_redis.start()
+    with redis.Redis(port=own_redis.port) as other:
+        # Lost by Redis, and noted while nobody listened.
+        other.zrem(topology.SESSION_ENDS_KEY, before.bytes)
+        other.zadd(topology.SESSION_ENDS_KEY, {meanwhile.bytes: NOW})
+    await until(lambda: ends.synced and meanwhile.bytes in ends.table)
+    assert ends.is_ended(before.bytes, NOW - 1)
+    await client.aclose()
