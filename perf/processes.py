@@ -6,10 +6,20 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 END_S_MAX = 20.0
+HALT_S_MAX = 5.0  # a signal is delivered when the process runs next, or comes back from the disk
+
+
+def state(pid: int) -> str:
+    """Its state as in proc(5): R, S or D while it lives, T when it is stopped; X when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 def tree(pid: int) -> list[int]:
@@ -56,6 +66,9 @@ def halted(pids: Iterable[int]) -> Iterator[None]:
         for pid in [each for parent in pids for each in tree(parent)]:
             os.kill(pid, signal.SIGSTOP)
             stopped.append(pid)
+        deadline = time.monotonic() + HALT_S_MAX
+        while any(state(pid) in "RSD" for pid in stopped) and time.monotonic() < deadline:
+            time.sleep(0.001)
         yield
     finally:
         for pid in stopped:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -23,7 +25,9 @@ from runtime.queue.redis_streams import stream_key
 
 ANSWER_S_MAX = 10.0
 HOLD_S = 3600  # none of the orders expires while it is counted
+PURCHASE_LIMIT = 10_000  # there is one, and nobody reaches it
 _STORED = "SELECT coalesce(sum(sold), 0) FROM quota WHERE sale_id = %s"
+_BY_PREFIX = "SELECT split_part(idempotency_key, '-', 1), count(*) FROM orders WHERE sale_id = %s GROUP BY 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,10 @@ class WholeStack:
 
     stack: Stack
     aim: Aim
+    sold_out_sku: str  # of the same sale, not in `aim`
     sale_id: UUID
     redis: redis.Redis
-    _shards: list[psycopg.Connection[tuple[int]]] = field(default_factory=list)
+    _shards: list[psycopg.Connection[Any]] = field(default_factory=list)
 
     def depths(self) -> Depths:
         """Read now; costs a few statements."""
@@ -57,16 +62,35 @@ class WholeStack:
         stored = sum(int(row[0]) for shard in self._shards for row in shard.execute(_STORED, (self.sale_id,)))
         return Depths(stored, sum(lengths[: topology.lanes]), sum(lengths[topology.lanes :]))
 
+    def orders_by_key_prefix(self) -> dict[str, int]:
+        """Orders of the sale that the shards have, by the part of their Idempotency-Key before the first hyphen."""
+        found: Counter[str] = Counter()
+        for shard in self._shards:
+            found.update(dict(shard.execute(_BY_PREFIX, (self.sale_id,)).fetchall()))
+        return dict(found)
+
     def counts(self, process: str) -> dict[str, float]:
         """What a process of the stack has counted so far (its /metrics), each name summed over its labels."""
-        sums: dict[str, float] = {}
+        sums: defaultdict[str, float] = defaultdict(float)
+        for series, value in self._series(process):
+            sums[series.partition("{")[0]] += value
+        return dict(sums)
+
+    def edge_outcomes(self) -> dict[str, int]:
+        """How many orders the edge has answered so far, by outcome."""
+        counts: Counter[str] = Counter()
+        for series, value in self._series("edge"):
+            if series.startswith("flashsale_edge_orders_total{"):
+                counts[series.split('outcome="')[1].split('"')[0]] += int(value)
+        return dict(counts)
+
+    def _series(self, process: str) -> Iterator[tuple[str, float]]:
         with urllib.request.urlopen(f"{self.stack.metrics[process]}/metrics", timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - our own loopback address
-            for line in answer.read().decode().splitlines():
-                if not line.startswith("#"):
-                    name, _, value = line.rpartition(" ")
-                    name = name.partition("{")[0]
-                    sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
+            text = answer.read().decode()
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                series, _, value = line.rpartition(" ")
+                yield series, float(value)
 
     def cpu_us(self) -> dict[str, float]:
         """Processor time so far by process of the stack, its children included."""
@@ -74,9 +98,14 @@ class WholeStack:
 
 
 @contextmanager
-def whole_stack(say: Callable[[str], None], *, users: int) -> Iterator[WholeStack]:
-    """Start everything, publish a sale, mint tokens; everything is stopped and gone afterwards."""
-    with own_stack(say, name="perf") as (stack, folder), sale_on(stack, folder, say, users=users) as whole:
+def whole_stack(
+    say: Callable[[str], None], *, users: int, settings: Mapping[str, str] | None = None
+) -> Iterator[WholeStack]:
+    """Start everything, publish a sale, mint tokens; everything is stopped and gone afterwards. `settings` are FLASHSALE_*."""
+    with (
+        own_stack(say, name="perf", settings=settings) as (stack, folder),
+        sale_on(stack, folder, say, users=users) as whole,
+    ):
         yield whole
 
 
@@ -86,8 +115,12 @@ def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, us
     say("publishing a sale")
     shop = Shop.log_in(stack)
     sku = f"PERF-{secrets.token_hex(4).upper()}"
-    shop.create_product(sku=sku, name="Perf", price_minor=1999)
-    sale = shop.create_open_sale(name="Perf", stock={sku: STOCK_MAX}, price_minor=1999, hold_s=HOLD_S)
+    stock = {sku: STOCK_MAX, f"{sku}-GONE": 0}
+    for each in stock:
+        shop.create_product(sku=each, name="Perf", price_minor=1999)
+    sale = shop.create_open_sale(
+        name="Perf", stock=stock, price_minor=1999, hold_s=HOLD_S, per_user_limit=PURCHASE_LIMIT
+    )  # fmt: skip
     say(f"minting tokens of {users:,} users")
     tokens = folder.path / "tokens.tsv"
     write_tokens(tokens, folder.token_keys, users=users)
@@ -95,7 +128,9 @@ def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, us
         shards = [psycopg.connect(dsn, autocommit=True, connect_timeout=5) for dsn in stack.shard_dsns]
         try:
             sale_id = UUID(sale["id"])
-            yield WholeStack(stack, Aim(stack.edge_url, [sale_id], [sku], tokens), sale_id, client, shards)
+            yield WholeStack(
+                stack, Aim(stack.edge_url, [sale_id], [sku], tokens), f"{sku}-GONE", sale_id, client, shards
+            )
         finally:
             for shard in shards:
                 shard.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -11,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from perf import results
+from perf import gate, results
 from perf.driver.histogram import count_from, percentiles_ms, sparse, summed
 from perf.driver.loop import bucket_index
 from perf.flatness import Point, Sample, summarise
 from perf.growth import fit
 from perf.open_loop import merge
 from perf.pipeline import rates
-from perf.processes import cpu_us, memory_bytes, tree
+from perf.processes import cpu_us, end, halted, memory_bytes, state, tree
 from perf.results import Figure, Target, conclude
+from perf.scene import Run, unwanted
+from perf.wrk import Answers
+from tests.fixtures.fix_stack import eventually
 
 
 def test_fit_finds_the_line_and_its_error() -> None:
@@ -128,3 +132,89 @@ def test_processor_time_counts_children_that_have_ended() -> None:
         assert memory["resident"] >= memory["anonymous"] > 0
         process.kill()
     assert cpu_us([process.pid]) == 0
+
+
+def _answers(requests: int, *, not_2xx: int = 0, broken: int = 0, p99_us: int = 1000) -> Answers:
+    return Answers(requests, 1_000_000, not_2xx, broken, 1, 1, p99_us, 1, 1)
+
+
+def _run(name: str, requests: int, *, promised: int = 0, found: int = 0, **more: int) -> Run:
+    return Run(name, f"{name}1", _answers(requests, **more), promised, 0, 1.0, 1.0, 1.0, 0.0, 0, found)
+
+
+GATE_ARGUMENTS = {"connections": 128, "users": 100_000, "workers": 1, "fsync": "always", "set": []}
+
+
+def _gate(*runs: Run) -> dict[str, Target]:
+    targets = gate.targets(gate.Measured(list(runs), 1.0), argparse.Namespace(**GATE_ARGUMENTS))
+    return {target.name: target for target in targets}
+
+
+def test_a_202_that_is_not_in_a_shard_does_not_count_and_fails_the_gate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    a, c = _run("A", 100, p99_us=1000), _run("C", 50)
+    # wrk no longer waited for two answers: their orders are there, and are nobody's loss.
+    whole = _gate(a, _run("B", 40, promised=42, found=42, p99_us=5000), c)
+    assert all(target.met for target in whole.values())
+    assert whole["B/A"].value == 0.4 and whole["C/A"].value == 0.5 and whole["p99(B)/p99(A)"].value == 5.0
+    lossy = _gate(a, _run("B", 40, promised=42, found=39), c)
+    assert lossy["B/A"].value == pytest.approx(0.37)
+    assert lossy["of 42 202s, not found in a shard"].value == 3
+    assert not lossy["of 42 202s, not found in a shard"].met
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "outcomes", "expected"),
+    [
+        ("A", _answers(10), {}, 0),
+        ("A", _answers(10, not_2xx=2, broken=1), {}, 3),
+        ("B", _answers(10), {"accepted": 12}, 0),
+        ("B", _answers(10, not_2xx=2), {"accepted": 8, "overloaded": 2}, 2),
+        ("B", _answers(10), {"accepted": 10, "replayed": 1}, 1),
+        ("C", _answers(10, not_2xx=10), {"sold_out": 10}, 0),
+        ("C", _answers(10, not_2xx=10), {"sold_out": 7, "overloaded": 3}, 3),
+        ("C", _answers(10, not_2xx=9, broken=1), {"sold_out": 9}, 2),
+    ],
+)
+def test_what_a_run_did_not_ask_for(name: str, answers: Answers, outcomes: dict[str, int], expected: int) -> None:
+    assert unwanted(name, answers, {**outcomes, "ended": 0}) == expected
+
+
+def test_the_gate_is_held_against_the_kept_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    ratios = {"B/A": 0.40, "C/A": 0.50}
+    assert gate.against_baseline(ratios, GATE_ARGUMENTS) == []
+    kept = {
+        "commit": "abc", "arguments": {**GATE_ARGUMENTS, "seconds": 15}, "result": {"rates": {"A": 100, "B": 50, "C": 63}},
+    }  # fmt: skip
+    (tmp_path / "gate.json").write_text(json.dumps(kept), encoding="utf-8")
+    held = gate.against_baseline(ratios, GATE_ARGUMENTS)
+    assert [(target.name, target.value, target.met) for target in held] == [
+        ("B/A against the kept 0.500 (abc)", pytest.approx(0.8), True),
+        ("C/A against the kept 0.630 (abc)", pytest.approx(0.5 / 0.63), False),
+    ]
+    assert gate.against_baseline(ratios, GATE_ARGUMENTS | {"connections": 64}) == []
+    assert "other arguments: not compared" in capsys.readouterr().err
+
+
+def test_halted_processes_stand_still_and_go_on() -> None:
+    parent = "import subprocess,sys; subprocess.run([sys.executable,'-c','print(flush=True); input()'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        pids = tree(process.pid)
+        try:
+            with halted([process.pid]):
+                seen = [state(pid) for pid in pids]
+                raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert seen == ["T", "T"]
+        assert all(state(pid) in "SR" for pid in pids)
+        end(process)
+        eventually(lambda: all(state(pid) in "ZX" for pid in pids))

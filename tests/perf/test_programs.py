@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +14,15 @@ from uuid import uuid4
 
 import pytest
 
-from perf import flatness, growth, open_loop, pipeline
+from perf import flatness, gate, growth, open_loop, pipeline
 from perf.driver.loop import Loop
 from perf.flatness import Buyers, Point
 from perf.load import Aim, Load, LoadFailed, require_all_accepted, write_tokens
 from perf.open_loop import Schedule
+from perf.scene import Scene, empty_handler
 from perf.stage import Stage, edge_on_redis
 from perf.whole_stack import sale_on
+from perf.wrk import Crowd
 from tests.fixtures.fix_stack import RunningStack
 
 
@@ -96,6 +100,42 @@ def test_orders_by_number_end_answered(stage: Stage, aim: Aim) -> None:
         loop.run(0.05)
         assert loop.run_orders(0, 10.0) == 0 and loop.accepted == loop.next_order > 10
         assert loop.run_orders(5, 0.0) == 5  # no time: none is begun
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_gate(running_stack: RunningStack, capsys: pytest.CaptureFixture[str]) -> None:
+    with (
+        sale_on(running_stack.stack, running_stack.folder, _silent, users=10_000) as whole,
+        empty_handler(whole) as (empty, url),
+    ):
+        stage = Scene(whole, empty, url, Crowd(whole.aim.tokens, users=10_000, connections=8), _silent)
+        with stage.halted():
+            began = whole.depths()
+            run = stage.run("B", "halted", 1)
+            stage.recount([run])
+            # Nobody took them away: all are in the stream, none in a shard.
+            assert run.stored_meanwhile == run.found == 0 and run.missing == run.promised > 0
+            assert whole.depths().unrelayed == began.unrelayed + run.promised
+        stage.drain()
+        stage.recount([run])
+        assert run.found == run.promised and run.missing == 0
+        gated = gate.measure(stage, rounds=1, seconds=1)
+        whole_pipeline = gate.measure_whole_pipeline(stage, seconds=1)
+    assert empty.poll() is not None
+    assert [run.tag for run in gated.runs] == ["A1", "B1", "C1"]
+    for measured in (gated, whole_pipeline):
+        assert measured.total("unwanted") == measured.total("missing") == 0
+        assert measured.runs[1].found == measured.runs[1].promised >= measured.runs[1].answers.requests > 0
+        assert [run.promised for run in measured.runs if run.name != "B"] == [0, 0]
+        assert len(gate.as_table(measured, "title")) == 5
+    assert "B1 " in capsys.readouterr().err
+
+
+def test_gate_needs_wrk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "argv", ["perf.gate"])
+    assert gate.main() == 2
+    assert "Debian package `wrk`" in capsys.readouterr().err
 
 
 def test_pipeline(running_stack: RunningStack) -> None:
