@@ -9,6 +9,7 @@ from edge.guard import Guard
 from edge.problems import RETRY_AFTER_S, Answer
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
+from runtime.session_ends import SessionEnds
 from runtime.settings import Durability
 
 _HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
@@ -17,9 +18,12 @@ _HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
 class Health:
     """Not ready when something is missing, or when the process was told to stop (`drain`)."""
 
-    def __init__(self, guard: Guard, directory: SaleDirectory, durability: Durability) -> None:
+    def __init__(
+        self, guard: Guard, directory: SaleDirectory, session_ends: SessionEnds, durability: Durability
+    ) -> None:
         self._guard = guard
         self._directory = directory
+        self._session_ends = session_ends
         self._durability = durability
         self._draining = False
 
@@ -33,6 +37,8 @@ class Health:
         missing = dict(self._guard.watched.faults)
         if not self._directory.synced:
             missing["sales"] = "the sales are not read, or may be out of date"
+        if not self._session_ends.synced:
+            missing["sessions"] = "whose sessions were ended is not read, or may be out of date"
         if self._draining:
             missing["draining"] = "the process is about to stop"
         return missing

@@ -116,6 +116,7 @@ _GAUGES = (
     ("ready", "1 when /readyz of the worker answers 200", "ready"),
     ("redis_memory_percent", "Memory use of the reservation Redis", "memory_percent"),
     ("known_sales", "Sales in the worker's directory", "known_sales"),
+    ("ended_sessions", "Users whose sessions were ended within the life of a token", "ended_sessions"),
 )
 
 

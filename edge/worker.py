@@ -29,6 +29,7 @@ from edge.sale_reads import SaleReads
 from hotpath.tokens import KeyRing
 from runtime import tasks
 from runtime.clients import postgres_pool, redis_client
+from runtime.session_ends import SessionEnds
 from runtime.settings import Settings
 from runtime.telemetry import configure_logging
 from runtime.token_keys import load_token_keys
@@ -52,7 +53,12 @@ class Worker:
         timeout_s = settings.request_deadline_ms / 1000
         self._redis = redis_client(settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=timeout_s)
         self._pools = [postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX) for dsn in settings.shard_dsns]
-        ring = KeyRing(load_token_keys(settings.token_keys_file).keys, issuer=settings.token_issuer)
+        self._session_ends = SessionEnds(self._redis)
+        ring = KeyRing(
+            load_token_keys(settings.token_keys_file).keys,
+            issuer=settings.token_issuer,
+            not_before=self._session_ends.table,
+        )
         clock = RedisClock()
         self._directory = SaleDirectory(self._redis, kept_s=settings.sale_kept_s)
         self._order_path = OrderPath(settings, ring=ring, directory=self._directory)
@@ -65,7 +71,7 @@ class Worker:
             on_memory=self._order_path.refuse,
             on_clock=self._order_path.clock_measured,
         )
-        self._health = Health(self._guard, self._directory, settings.durability)
+        self._health = Health(self._guard, self._directory, self._session_ends, settings.durability)
         self._refusals = Refusals(self._redis, self._directory)
         self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
         orders = Orders(
@@ -80,7 +86,7 @@ class Worker:
         self.application = EdgeApplication(
             router=Router(routes(orders=orders, sales=sales, health=self._health, metrics=self._metrics)),
             order_exchange=self._order_path.exchange,
-            refuses_orders=self._guard.refuses_orders,
+            refuses_orders=self._refuses_orders,
             cors=Cors(settings.cors_origins),
             drain_ms=settings.drain_ms,
             on_start=self._start,
@@ -94,6 +100,7 @@ class Worker:
             ("order-path", self._order_path.run()),
             ("guard", self._guard.run()),
             ("sales", self._directory.follow()),
+            ("session-ends", self._session_ends.run()),
             ("refusals", self._refusals.run()),
             ("snapshots", self._leave_snapshots()),
             ("pools", self._open_pools()),
@@ -112,6 +119,10 @@ class Worker:
                 await self._redis.aclose()
         except TimeoutError:
             _log.warning("stopped_late")
+
+    def _refuses_orders(self) -> bool:
+        """Also until it is known whose sessions were ended: a token that counts no more must not buy."""
+        return self._guard.refuses_orders() or not self._session_ends.loaded
 
     async def _open_pools(self) -> None:
         for pool in self._pools:
@@ -134,6 +145,7 @@ class Worker:
             "ready": not self._health.missing,
             "memory_percent": self._guard.watched.memory_percent,
             "known_sales": len(self._directory),
+            "ended_sessions": len(self._session_ends.table),
         }
 
 

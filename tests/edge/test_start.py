@@ -62,7 +62,7 @@ def test_ready_as_soon_as_redis_is_there(own_edge: StartEdge, tmp_path: Path) ->
     answer = edge.wait_ready(status=503)
     document = answer.json()
     assert document["code"] == "dependency_unavailable" and document["durability"] == "fsync"
-    assert document["missing"] == ["redis", "sales"]
+    assert document["missing"] == ["redis", "sales", "sessions"]
     assert answer.headers["retry-after"] == "1"
     assert httpx.get(f"{edge.url}/livez").status_code == 200
     server.start()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotpath.tokens import TOKEN_EXPIRED, TOKEN_INVALID, TOKEN_MISSING, Claims, KeyRing
+from hotpath.tokens import TOKEN_ENDED, TOKEN_EXPIRED, TOKEN_INVALID, TOKEN_MISSING, Claims, KeyRing
 from tests.reference import tokens as reference
 
 NOW_S = 1_800_000_000
@@ -158,3 +158,35 @@ def test_authorization_header(scheme: str) -> None:
 def test_short_keys_are_a_mistake() -> None:
     with pytest.raises(AssertionError):
         KeyRing({"a": b"short"}, issuer="flashsale")
+
+
+def test_tokens_issued_before_an_end_count_no_more() -> None:
+    table: dict[bytes, int] = {}
+    ring = KeyRing(KEYS, issuer="flashsale", not_before=table)
+    token, iat = mint(), NOW_S - 10
+    assert isinstance(ring.verify(token, NOW_S), Claims)
+    for user in (USER.bytes, b""):
+        for not_before, ended in ((iat - 1, False), (iat, False), (iat + 1, True), (1 << 62, True)):
+            table[user] = not_before
+            assert (ring.verify(token, NOW_S) == TOKEN_ENDED) == ended, (user, not_before)
+        table[bytes(16)] = 1 << 62  # somebody else
+        del table[user]
+        assert isinstance(ring.verify(token, NOW_S), Claims)
+    table[USER.bytes] = NOW_S
+    # Forged and expired are told first, so that nobody learns of an end without a good token.
+    assert ring.verify(mint(key=b"x" * 32), NOW_S) == TOKEN_INVALID
+    assert ring.verify(mint(exp=NOW_S - 1), NOW_S) == TOKEN_EXPIRED
+
+
+def test_keys_are_replaced_while_the_ring_is_used() -> None:
+    ring = KeyRing({"a": KEYS["a"]}, issuer="flashsale")
+    assert isinstance(ring.verify(mint("a"), NOW_S), Claims)
+    assert ring.verify(mint("b"), NOW_S) == TOKEN_INVALID
+    ring.replace(KEYS)
+    assert isinstance(ring.verify(mint("a"), NOW_S), Claims) and isinstance(ring.verify(mint("b"), NOW_S), Claims)
+    ring.replace({"b": KEYS["b"]})
+    # Also the header that was known.
+    assert ring.verify(mint("a"), NOW_S) == TOKEN_INVALID
+    ring.replace({"a": KEYS["b"]})
+    assert ring.verify(mint("a"), NOW_S) == TOKEN_INVALID
+    assert isinstance(ring.verify(mint("a", key=KEYS["b"]), NOW_S), Claims)
