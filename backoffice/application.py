@@ -13,9 +13,11 @@ import psycopg
 import redis.exceptions
 import structlog
 
+from backoffice.auth import recovery_routes
 from backoffice.auth import routes as auth_routes
 from backoffice.auth.limits import Attempts
 from backoffice.auth.passwords import Passwords
+from backoffice.auth.recovery import Recovery
 from backoffice.auth.refresh import RefreshTokens
 from backoffice.auth.tokens import TokenVerifier
 from backoffice.caching.cache import Bounds
@@ -54,20 +56,28 @@ class Backoffice:
         self._health = operations.Health(stores)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
+        recovery, attempts = Recovery(stores, _end_tokens), Attempts(stores.cache)
         accounts = UserParts(stores, end_tokens=_end_tokens, repaired=self._metrics.swept.inc)
         self._sweeper = accounts.sweeper
+        minter = auth_routes.Minter(buyer_keys, staff_key, settings.token_issuer, settings.access_token_s)
         self._auth = auth_routes.Auth(
             users=accounts.users,
             refresh=RefreshTokens(stores),
+            recovery=recovery,
             passwords=self._passwords,
-            attempts=Attempts(stores.cache),
-            minter=auth_routes.Minter(buyer_keys, staff_key, settings.token_issuer, settings.access_token_s),
+            attempts=attempts,
+            minter=minter,
+            verified_only=settings.login_verified_only,
+        )
+        own_account = recovery_routes.RecoveryRoutes(
+            recovery=recovery, passwords=self._passwords, attempts=attempts, minter=minter
         )
         sales, lanes = Sales(stores), SaleLanes(stores.redis)
         service = SaleService(stores, sales, lanes, kept=timedelta(seconds=settings.sale_kept_s))
         self._synchroniser = Synchroniser(sales, lanes, service, self._metrics.repaired.inc)
         subjects = (
             *auth_routes.routes(self._auth),
+            *recovery_routes.routes(own_account),
             *accounts.routes,
             *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), products_cache)),
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),

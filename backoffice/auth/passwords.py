@@ -42,6 +42,10 @@ class Passwords:
         matches = await self._run(partial(self._verify, password_hash or self._decoy, password))
         return matches and password_hash is not None
 
+    def is_outdated(self, password_hash: str) -> bool:
+        """Whether the hash was made with other parameters than those of today."""
+        return self._hasher.check_needs_rehash(password_hash)
+
     def close(self) -> None:
         """Give the threads back; what waits is dropped."""
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from psycopg.rows import class_row
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
 
 from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
@@ -61,16 +62,13 @@ class RefreshTokens:
         """Uses the stores' pools, owns nothing."""
         self._stores = stores
 
-    async def start_family(self, user_id: UUID) -> str:
-        """The first token of a new login."""
-        family_id = ids.new_uuid7()
-        token_id, secret = ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
+    async def start_family(self, user_id: UUID, *, password_hash: str) -> str | None:
+        """The first token of a new login; None when the password that was verified is not the account's any more."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
+            token = await begin_family(connection, user_id, password_hash=password_hash)
+            # Second: whoever changes the password locks the account first, too, and then the families.
             await connection.execute(SQL["delete_expired"], {"user_id": user_id})
-            family = {"family_id": family_id, "user_id": user_id, "life": LIFE}
-            await connection.execute(SQL["insert_family"], family)
-            await connection.execute(SQL["insert_token"], _row(token_id, family_id, secret))
-        return _encode(user_id, token_id, secret)
+        return token
 
     async def renew(self, token: str) -> Renewed:
         """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more."""
@@ -104,6 +102,21 @@ class RefreshTokens:
             found = await (await cursor.execute(SQL["lock_token"], {"id": token_id, "grace": GRACE})).fetchone()
             if found is not None and found.user_id == user_id and _matches(found.secret_hash, secret):
                 await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
+
+
+async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, password_hash: str) -> str | None:
+    """As `start_family`, within the caller's transaction on the user's shard."""
+    family_id, token_id, secret = ids.new_uuid7(), ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
+    family = {"family_id": family_id, "user_id": user_id, "life": LIFE, "password_hash": password_hash}
+    if await (await connection.execute(SQL["insert_family"], family)).fetchone() is None:
+        return None
+    await connection.execute(SQL["insert_token"], _row(token_id, family_id, secret))
+    return _encode(user_id, token_id, secret)
+
+
+async def end_families(connection: AsyncConnection[TupleRow], user_id: UUID) -> None:
+    """End every login of an account, within the caller's transaction on the user's shard."""
+    await connection.execute(SQL["revoke_families"], {"user_id": user_id})
 
 
 def _row(token_id: UUID, family_id: UUID, secret: bytes) -> dict[str, object]:

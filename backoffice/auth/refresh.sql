@@ -1,6 +1,11 @@
 -- name: insert_family
--- Once per login; the id is new each time.
-INSERT INTO refresh_families (id, user_id, expires_at) VALUES (%(family_id)s, %(user_id)s, now() + %(life)s);
+-- Once per login; the id is new each time. Primary key of users. No row when the password was changed since it was verified:
+-- the lock waits for a change that is under way, so no login with the old password outlives it.
+INSERT INTO refresh_families (id, user_id, expires_at)
+SELECT %(family_id)s, users.id, now() + %(life)s FROM users
+WHERE users.id = %(user_id)s AND users.password_hash = %(password_hash)s
+FOR SHARE
+RETURNING id;
 
 -- name: insert_token
 -- Once per token; the id is new each time.
@@ -25,6 +30,10 @@ UPDATE refresh_tokens SET used_at = coalesce(used_at, now()) WHERE id = %(id)s;
 -- name: revoke_family
 -- Primary key. The time of the first revocation stays.
 UPDATE refresh_families SET revoked_at = coalesce(revoked_at, now()) WHERE id = %(family_id)s;
+
+-- name: revoke_families
+-- Index refresh_families_user. The time of the first revocation stays.
+UPDATE refresh_families SET revoked_at = now() WHERE user_id = %(user_id)s AND revoked_at IS NULL;
 
 -- name: delete_expired
 -- Index refresh_families_user: a login sweeps what its user's earlier logins left.

@@ -1,0 +1,130 @@
+"""Passwords that are changed or reset, addresses that are verified: the account's rows, in one transaction each.
+
+Hashes no password and sends no mail: a request for a mail is a notice in the outbox, which is the same work whether the
+address exists or not, and whoever sends it makes the token. A token is one of a user and purpose; a newer one voids it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from backoffice.auth import outbox
+from backoffice.auth.refresh import begin_family, end_families
+from backoffice.stores import Stores
+from backoffice.web.messages import Refused, Role
+from domain.mailed_tokens import decode_mailed_token
+from domain.notices import NoticeKind, notice_to_address, notice_to_user
+from domain.problems import Problem
+from runtime.sql import load_sql
+
+SQL = load_sql(__package__, "recovery.sql")
+
+EndTokens = Callable[[UUID], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class NewLogin:
+    """What a change of the password leaves: the account's only login."""
+
+    role: Role
+    refresh_token: str
+
+
+class Recovery:
+    """Accounts in their shards, as far as proving who owns them goes."""
+
+    def __init__(self, stores: Stores, end_tokens: EndTokens) -> None:
+        """Uses the stores' pools, owns nothing. `end_tokens` ends the access tokens that a user has."""
+        self._stores = stores
+        self._end_tokens = end_tokens
+
+    async def ask_for_mail(self, kind: NoticeKind, email_folded: str) -> None:
+        """Have a mail with a token sent to the account of this address, if there is one. Durable when it returns."""
+        async with self._stores.shard_of_address(email_folded).connection() as connection:
+            await outbox.leave(connection, notice_to_address(kind, email_folded))
+
+    async def password_hash(self, user_id: UUID) -> str | None:
+        """The account's hash; None when there is no such account."""
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            row = await (await connection.execute(SQL["get_password"], {"user_id": user_id})).fetchone()
+        return row[0] if row is not None else None
+
+    async def change_password(self, user_id: UUID, *, old_hash: str, new_hash: str) -> NewLogin | None:
+        """Set the password, end every login, begin a new one; None when the password was changed meanwhile."""
+        parameters = {"user_id": user_id, "old_hash": old_hash, "new_hash": new_hash}
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            row = await (await connection.execute(SQL["change_password"], parameters)).fetchone()
+            if row is None:
+                return None
+            await connection.execute(SQL["void_resets"], {"user_id": user_id})
+            await self._end_everything(connection, user_id)
+            token = await begin_family(connection, user_id, password_hash=new_hash)
+            assert token is not None, "this transaction has just set the hash"
+        await self._end_tokens(user_id)
+        return NewLogin(Role(row[0]), token)
+
+    async def renew_hash(self, user_id: UUID, *, old_hash: str, new_hash: str) -> bool:
+        """Keep the same password under another hash; False when the password was changed meanwhile."""
+        parameters = {"user_id": user_id, "old_hash": old_hash, "new_hash": new_hash}
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            return await (await connection.execute(SQL["renew_hash"], parameters)).fetchone() is not None
+
+    async def require_open(self, kind: NoticeKind, token: str) -> None:
+        """Refused with `token_invalid` or `token_expired` unless the token could be used now. Uses nothing up."""
+        user_id, key = _token_key(kind, token)
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            row = await (await connection.execute(SQL["look_at_token"], key)).fetchone()
+        if row is None or row[0]:
+            raise Refused(Problem.TOKEN_INVALID)
+        if row[1]:
+            raise Refused(Problem.TOKEN_EXPIRED)
+
+    async def reset_password(self, token: str, *, new_hash: str) -> str:
+        """Use the token up, set the password, end every login; the account's address. Refused with `token_invalid`."""
+        user_id, key = _token_key(NoticeKind.PASSWORD_RESET, token)
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            email_folded = await _use(connection, "reset_password", key, new_hash=new_hash)
+            await self._end_everything(connection, user_id)
+        await self._end_tokens(user_id)
+        return email_folded
+
+    async def verify_address(self, token: str) -> None:
+        """Use the token up and take note that the account's owner has its address. Refused with `token_invalid`."""
+        user_id, key = _token_key(NoticeKind.VERIFY_EMAIL, token)
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            await _use(connection, "verify_address", key)
+
+    async def is_verified(self, user_id: UUID) -> bool:
+        """Whether the account's present address was proved; False for no account."""
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            row = await (await connection.execute(SQL["is_verified"], {"user_id": user_id})).fetchone()
+        return row is not None and bool(row[0])
+
+    async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> None:
+        """Whoever was logged in with the old password is not any more; the owner is told, in case it was not the owner."""
+        await end_families(connection, user_id)
+        await outbox.leave(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
+
+
+async def _use(connection: AsyncConnection[TupleRow], effect: str, key: dict[str, Any], **values: str) -> str:
+    """Write what a token proves and use it up, in the caller's transaction, which an exception undoes; its address."""
+    written = await (await connection.execute(SQL[effect], {**key, **values})).fetchone()
+    if written is None or await (await connection.execute(SQL["use_token"], key)).fetchone() is None:
+        raise Refused(Problem.TOKEN_INVALID)
+    email_folded: str = written[0]
+    return email_folded
+
+
+def _token_key(kind: NoticeKind, token: str) -> tuple[UUID, dict[str, Any]]:
+    """The user of a token and the parameters that find it; Refused for what cannot be a token."""
+    decoded = decode_mailed_token(token)
+    if decoded is None:
+        raise Refused(Problem.TOKEN_INVALID)
+    user_id, secret_hash = decoded
+    return user_id, {"user_id": user_id, "purpose": kind.value, "secret_hash": secret_hash}
