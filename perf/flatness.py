@@ -33,7 +33,8 @@ BASE_SALES, BASE_USERS = 1, 100_000
 SKU = "SKU-1"
 CONNECTIONS = 64
 FILL_ORDERS_MIN = 20_000  # each of a thousand sales is read by then: what they cost is not that each is read once
-FILL_S_MAX = 600.0
+FILL_ORDERS_AT_ONCE = 10_000
+FILL_S_MAX = 60.0  # for so many at once
 SETTLE_S_MAX = 30.0
 COST_RATIO_MAX = 1.25  # of the dearest point to its base: what is called flat
 METHOD = (
@@ -94,8 +95,8 @@ class Site:
     loop: Loop
 
     @classmethod
-    def of(cls, stage: Stage, point: Point, buyers: Buyers, sink: int) -> Self:
-        """Publish the sales, let every user order. LoadFailed unless all are accepted."""
+    def of(cls, stage: Stage, point: Point, buyers: Buyers, *, sink: int, say: Callable[[str], None]) -> Self:
+        """Publish the sales, let every user order. LoadFailed unless all are accepted. `sink` is a descriptor for orders."""
         sales = stage.publish_many({SKU: UNITS}, point.sales)
         loop = Loop(
             host="127.0.0.1", port=stage.port, paths=[f"/v1/sales/{sale}/orders" for sale in sales],
@@ -103,7 +104,10 @@ class Site:
             connections=CONNECTIONS, prefix="flat", record_fd=sink,
         )  # fmt: skip
         site = cls(stage, loop)
-        site._require_all(loop.run_orders(max(point.users, FILL_ORDERS_MIN), FILL_S_MAX))
+        orders = max(point.users, FILL_ORDERS_MIN)
+        while (left := orders - loop.next_order) > 0:
+            say(f"{point}: {loop.next_order:,} of {orders:,} orders before the clock runs")
+            site._require_all(loop.run_orders(min(left, FILL_ORDERS_AT_ONCE), FILL_S_MAX))
         return site
 
     def sample(self, seconds: float) -> Sample:
@@ -167,10 +171,8 @@ def measure(
     sink = os.open(os.devnull, os.O_WRONLY)
     try:
         with edge_on_redis(SETTINGS, keys=buyers.keys) as own, edge_on_redis(SETTINGS, keys=buyers.keys) as beside:
-            say(f"base: every user orders once ({base})")
-            base_site = Site.of(beside, base, buyers, sink)
-            say(f"every user orders once ({point})")
-            point_site = Site.of(own, point, buyers, sink)
+            base_site = Site.of(beside, base, buyers, sink=sink, say=say)
+            point_site = Site.of(own, point, buyers, sink=sink, say=say)
             pairs = []
             for number in range(rounds):
                 say(f"{point}, turn {number + 1} of {rounds}")

@@ -6,6 +6,7 @@ Order i belongs to user i modulo users, has the key `<prefix>-<i>`, a path and a
     {"items": [{"sku": "SKU-1", "quantity": 1}]}
 """
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdio cimport snprintf
@@ -250,6 +251,7 @@ cdef class Loop:
         while now_ns < end_ns:
             if now_ns - self.last_scan_ns >= SCAN_NS:
                 self.last_scan_ns = now_ns
+                PyErr_CheckSignals()  # Ctrl-C ends a run of any length
                 self._scan(now_ns)
             if self.period_ns:
                 self._send_due(now_ns)
