@@ -35,13 +35,16 @@ cdef class Batcher:
     cdef int batch_size_early
     cdef int batches_in_flight_max
     cdef int queue_length_max
+    cdef int queue_bound  # of now, at most queue_length_max
     cdef int64_t deadline_ns
     cdef object wake
     cdef OrderIds ids
     cdef Writer writer
     cdef dict lanes
     cdef list lane_list
-    cdef int next_lane
+    cdef int last_full[2]  # place of the lane that had the last full batch; of reserve, of lookup
+    cdef int last_small[2]
+    cdef int full_turns[2]  # since a lane with less than a full batch had its turn
     cdef object flight  # deque of Batch, in the order of the wire
     cdef list done
     cdef bytes rest
@@ -55,6 +58,11 @@ cdef class Batcher:
     cdef bint refusing
     cdef int64_t hold_until_ns
     cdef public int64_t clock_offset_ms
+    cdef uint64_t served  # orders with an answer from Redis
+    cdef uint64_t served_before
+    cdef int64_t measured_ns
+    cdef double pace  # orders a nanosecond while somebody waits; 0: not known
+    cdef bint was_empty  # nobody waited at some moment since the last measurement
     cdef uint64_t sent_batches
     cdef uint64_t sent_orders
     cdef uint64_t sent_lookups
@@ -69,6 +77,8 @@ cdef class Batcher:
     cdef bint has_room(self, int in_flight, int waiting) noexcept
     cdef int call_wake(self) except -1
     cdef int put_batches(self, bint lookup) except -1
+    cdef int next_lane(self, bint lookup, bint full) except -2
+    cdef int bound_queue(self, int64_t now_ns) except -1
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1
     cdef int put_order(self, Ticket ticket) except -1
     cdef int digest(self, Batch batch, const char* at) except -1

@@ -133,6 +133,54 @@ def test_full_queue_refuses_at_once() -> None:
     assert peer.batcher.queued == 3
 
 
+async def test_no_more_wait_than_are_answered_in_half_a_deadline() -> None:
+    """Four orders each 100 ms and a deadline of 2 s: forty may wait. Nobody waits: the bound is the setting's again."""
+    peer, sale = Peer(batches_in_flight_max=1, queue_length_max=100, deadline_ms=2000), make_sale()
+    peer.connect()
+    now_ns = time.monotonic_ns()
+    for number in range(100):
+        assert peer.batcher.submit(make_ticket(sale, key=str(number)))
+
+    def answer_a_batch() -> None:
+        (call,) = peer.calls()
+        peer.receive(call.accepted())
+
+    peer.batcher.sweep(now_ns)
+    for step in range(1, 4):
+        answer_a_batch()
+        peer.batcher.sweep(now_ns + step * 100_000_000)
+    assert peer.batcher.queued == 88
+    late = make_ticket(sale)
+    assert not peer.batcher.submit(late) and late.verdict == Verdict.OVERLOADED
+    while peer.batcher.queued > 39:
+        answer_a_batch()
+    assert peer.batcher.queued == 36
+    assert [peer.batcher.submit(make_ticket(sale)) for _ in range(5)] == [True] * 4 + [False]
+    peer.batcher.sweep(now_ns + 350_000_000)  # too soon to measure again
+    assert not peer.batcher.submit(make_ticket(sale))
+    while peer.batcher.queued:
+        answer_a_batch()
+    peer.calls()
+    peer.batcher.sweep(now_ns + 500_000_000)
+    assert [peer.batcher.submit(make_ticket(sale)) for _ in range(101)] == [True] * 100 + [False]
+
+
+async def test_a_silent_or_lost_redis_does_not_shorten_the_queue() -> None:
+    peer, sale = Peer(batches_in_flight_max=1, queue_length_max=100, deadline_ms=2000), make_sale()
+    peer.connect()
+    now_ns = time.monotonic_ns()
+    for number in range(50):
+        peer.batcher.submit(make_ticket(sale, key=str(number)))
+    peer.calls()
+    for step in range(1, 5):
+        peer.batcher.sweep(now_ns + step * 100_000_000)
+    assert peer.batcher.submit(make_ticket(sale))
+    peer.batcher.lost()
+    peer.connect()
+    peer.batcher.sweep(now_ns + 500_000_000)
+    assert peer.batcher.submit(make_ticket(sale))
+
+
 def test_memory_high_refuses_new_orders_only() -> None:
     peer, sale = Peer(), make_sale()
     before, after = make_ticket(sale), make_ticket(sale)
@@ -358,6 +406,45 @@ async def test_lanes_take_turns() -> None:
         peer.receive(call.accepted())
     assert len(seen) == 6
     assert set(seen[:3]) == set(seen[3:]) and len(set(seen)) == 3
+
+
+async def test_a_lane_with_hardly_an_order_costs_a_busy_one_few_round_trips() -> None:
+    """Fifteen full batches to one small one, and the small one is not forgotten: it holds what has gathered meanwhile."""
+    peer = Peer(batch_size_max=4, batches_in_flight_max=1)
+    busy, quiet = make_sale(lanes=[0]), make_sale(lanes=[1])
+    peer.connect()
+    quiet_key = topology.lane_state_key(1).encode()
+    submitted = 0
+    sizes = []
+    for turn in range(48):
+        while submitted < 4 * (turn + 2):
+            peer.batcher.submit(make_ticket(busy, key=str(submitted)))
+            submitted += 1
+        if turn % 8 == 0:
+            peer.batcher.submit(make_ticket(quiet, key=str(turn)))
+        (call,) = peer.calls()
+        sizes.append((call.keys[0] == quiet_key, call.size))
+        peer.receive(call.accepted())
+    small = [size for is_small, size in sizes if is_small]
+    assert small == [2, 2, 2]
+    assert [size for is_small, size in sizes if not is_small] == [4] * 45
+
+
+async def test_lanes_with_less_than_a_batch_take_turns_too() -> None:
+    peer = Peer(batch_size_max=4, batches_in_flight_max=1, queue_length_max=300)
+    busy, *quiet = [make_sale(lanes=[lane]) for lane in range(4)]
+    peer.connect()
+    for number in range(4 * 48):
+        peer.batcher.submit(make_ticket(busy, key=str(number)))
+    for sale in quiet:
+        peer.batcher.submit(make_ticket(sale))
+    small = []
+    for _ in range(48):
+        (call,) = peer.calls()
+        if call.size < 4:
+            small.append(call.keys[0].decode())
+        peer.receive(call.accepted())
+    assert small == [topology.lane_state_key(lane) for lane in (1, 2, 3)]
 
 
 def test_home_lane_of_a_striped_sale() -> None:
