@@ -26,8 +26,10 @@ from backoffice.catalogue import routes as catalogue_routes
 from backoffice.catalogue.store import PRODUCT_CODEC, Products
 from backoffice.operations import health as operations
 from backoffice.operations import openapi
+from backoffice.operations.parts import OperationParts
 from backoffice.orders import routes as order_routes
 from backoffice.orders.store import Orders
+from backoffice.pages import routes as page_routes
 from backoffice.sales import routes as sale_routes
 from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.service import SaleService
@@ -54,6 +56,7 @@ class Backoffice:
         self._passwords = Passwords()
         self._metrics = operations.Metrics()
         self._health = operations.Health(stores)
+        self._operations = OperationParts(stores, settings)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
         recovery, attempts = Recovery(stores, _end_tokens), Attempts(stores.cache)
@@ -83,6 +86,8 @@ class Backoffice:
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
             *operations.routes(self._health, self._metrics),
+            *self._operations.routes,
+            *page_routes.routes(edge_url=settings.edge_public_url),
         )
         self.routes: tuple[Route, ...] = (*subjects, openapi.route(subjects, version=_version()))
         verifier = TokenVerifier(buyer_keys=buyer_keys, staff_keys=(staff_key,), issuer=settings.token_issuer)
@@ -101,10 +106,12 @@ class Backoffice:
                 # A port in use ends it all while these are in the middle of their first database calls.
                 await tasks.cancel(*background)
                 self._passwords.close()
+                await self._operations.close()
 
     def drain(self) -> None:
-        """Readiness fails from here on."""
+        """Readiness fails from here on; streams end."""
         self._health.draining = True
+        self._operations.live.drain()
 
     async def _check_fingerprint(self) -> None:
         """Refuses to run against another cluster's Redis; one that is away is waited for."""

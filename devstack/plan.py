@@ -107,7 +107,16 @@ class Plan:
             "FLASHSALE_EDGE_PORT": str(self.edge_port),
             "FLASHSALE_BACKOFFICE_PORT": str(self.backoffice_port),
         }
-        return overrule(self._callers_settings(), ours)
+        callers = self._callers_settings()
+        # The shop page is the backoffice's and orders at the edge: another origin, under either name of this machine.
+        origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
+        pages = {
+            "FLASHSALE_EDGE_PUBLIC_URL": self.settings.edge_public_url
+            if "edge_public_url" in self.settings.model_fields_set
+            else self.edge_url,
+            "FLASHSALE_CORS_ORIGINS": ",".join(dict.fromkeys((*self.settings.cors_origins, *origins))),
+        }
+        return overrule(callers, ours | pages)
 
     def _redis_database(self, number: int) -> str:
         return self.redis.url.rpartition("/")[0] + f"/{number}"

@@ -95,6 +95,12 @@ class Settings(BaseModel):
     # Backoffice
     backoffice_host: str = Field("127.0.0.1", description="Address the backoffice listens on.")
     backoffice_port: int = Field(8081, ge=0, le=65535, description="Port the backoffice listens on.")
+    edge_public_url: str = Field(
+        "http://127.0.0.1:8080",
+        pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$",
+        description="The edge as browsers reach it: scheme, host and port. The shop page orders there.",
+    )
+    live_viewers_max: int = Field(250, ge=1, le=800, description="Viewers of live figures in one process.")
     admin_email: str = Field("admin@flashsale.example", description="First administrator, made at first start.")
     admin_password: SecretStr | None = Field(None, description="Password of the first administrator.")
     login_verified_only: bool = Field(

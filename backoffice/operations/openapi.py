@@ -18,13 +18,18 @@ from domain.problems import Problem
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REF = "#/components/schemas/{model}"
+_UUID = {"type": "string", "format": "uuid"}
+_PATH_SCHEMAS = {"letter_id": {"type": "string", "pattern": "^[A-Za-z0-9._~-]{1,200}$"}}
 # By name, or by name as required: an empty header is as good as none where it may be left out.
-_HEADERS = {"Idempotency-Key": {"pattern": rf"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"}, "If-Match!": {"minLength": 1}}
+_HEADERS: dict[str, dict[str, Any]] = {
+    "Idempotency-Key": {"pattern": rf"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"},
+    "If-Match!": {"minLength": 1},
+}
 
 
 def document(routes: Iterable[Route], *, version: str) -> dict[str, Any]:
     """The description of these routes."""
-    routes = tuple(routes)
+    routes = tuple(route for route in routes if route.described)
     models = sorted(
         {model for route in routes for model in (route.body, route.answers) if model is not None},
         key=lambda model: model.__name__,
@@ -80,9 +85,9 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _parameters(route: Route) -> list[dict[str, Any]]:
-    uuid = {"type": "string", "format": "uuid"}
     found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": uuid} for name in _PARAMETER.findall(route.path)
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _UUID)}
+        for name in _PARAMETER.findall(route.path)
     ]
     if route.query is not None:
         schema = route.query.model_json_schema()

@@ -51,6 +51,8 @@ class Route:
     problems: tuple[Problem, ...] = ()
     headers: tuple[str, ...] = field(default=())
     """Request headers that the operation reads, a `!` behind those it requires."""
+    described: bool = True
+    """Whether it is part of the API; the files of pages are not."""
 
     @property
     def robyn_path(self) -> str:

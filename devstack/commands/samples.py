@@ -37,19 +37,21 @@ def sample_sale(
     )
     sale_url = f"{stack.edge_url}/v1/sales/{sale['id']}"
     orders_url = f"{sale_url}/orders"
+    shop_url = f"{stack.backoffice_url}/shop/{sale['id']}"
     curl = (
         f"curl -i {orders_url} -H 'Authorization: Bearer {token}' -H 'Idempotency-Key: {secrets.token_hex(8)}' "
         f"""-H 'Content-Type: application/json' -d '{{"items": [{{"sku": "{sku}", "quantity": 1}}]}}'"""
     )
     if as_json:
         answer = {
-            "sale_id": sale["id"], "sku": sku, "orders_url": orders_url, "sale_url": sale_url,
+            "sale_id": sale["id"], "sku": sku, "orders_url": orders_url, "sale_url": sale_url, "shop_url": shop_url,
             "user_id": user, "token": token, "curl": curl,
         }  # fmt: skip
         print_json(answer)
         return
     print(f"sale   {sale['id']}  ({units} x {sku})")
     print(f"see    {sale_url}")
+    print(f"shop   {shop_url}")
     print(f"buy    {curl}")
 
 

@@ -1,0 +1,223 @@
+"""One look at everything that moves while sales run: stock, counts, verdicts, and every backlog an order passes. Reads only.
+
+Each part is asked at the same time as the others, within a bound; what does not answer is named and left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import orjson
+import psycopg
+import redis.exceptions
+from psycopg_pool import PoolTimeout, TooManyRequests
+
+from backoffice.stores import Pool, Stores
+from domain import topology
+from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from runtime.queue import Queue, QueueDepth, QueueUnavailable
+from runtime.sql import load_sql
+
+SALES_SHOWN_MAX = 20
+SALES_READ_MAX = 1000  # as many as an edge knows
+PART_S_MAX = 2.0
+OUTBOX_ROWS_MAX = 10_000
+COMING_MS = 24 * 3600 * 1000  # a sale is shown so long before it opens
+OVER_MS = 10 * 60 * 1000  # and so long after it ended
+
+_OTHER_QUEUES = (topology.EMAIL_QUEUE, topology.POISON_ENTRIES, topology.POISON_OUTBOX)
+
+SQL = load_sql(__package__, "operations.sql")
+T = TypeVar("T")
+_FAILURES = (
+    redis.exceptions.RedisError,
+    psycopg.Error,
+    PoolTimeout,
+    TooManyRequests,
+    QueueUnavailable,
+    TimeoutError,
+    OSError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SaleFigures:
+    """A sale at one moment. `stock` by SKU index, None when a lane has lost it; `refused` by code; verdicts None while open."""
+
+    definition: SaleDefinition
+    state: SaleState
+    stock: tuple[Stock, ...] | None
+    accepted: int
+    refused: Mapping[str, int]
+    verdict_a: bool | None
+    verdict_b: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All of it at one moment of Redis' clock; what did not answer is None, and named in `unavailable`.
+
+    `left_out`: running sales beyond those shown. `unrelayed`: entries by lane. `queues`: by shard. `outboxes`: rows and
+    age of the oldest in seconds, by shard. `dead`: dead letters.
+    """
+
+    at_ms: int | None
+    sales: tuple[SaleFigures, ...]
+    left_out: int
+    unrelayed: tuple[int, ...] | None
+    queues: tuple[QueueDepth, ...] | None
+    outboxes: tuple[tuple[int, float] | None, ...]
+    dead: int | None
+    unavailable: tuple[str, ...]
+
+
+class Lookout:
+    """Takes the figures."""
+
+    def __init__(self, stores: Stores, queue: Queue) -> None:
+        """Uses them, owns nothing."""
+        self._stores = stores
+        self._queue = queue
+        self._known: dict[str, tuple[bytes, SaleDefinition]] = {}  # documents change seldom: parsed once
+
+    async def look(self) -> Figures:
+        """The figures of now; never raises for a server that is away."""
+        names = ["redis", "queue", *(f"shard_{shard}" for shard in range(len(self._stores.shards)))]
+        asked: list[Awaitable[Any]] = [
+            self._redis_part(),
+            self._queue_part(),
+            *(_outbox(shard) for shard in self._stores.shards),
+        ]
+        answers = await asyncio.gather(*(_bounded(answer) for answer in asked))
+        redis_part, queue_part, *outboxes = answers
+        at_ms, sales, left_out, unrelayed = redis_part or (None, (), 0, None)
+        queues, dead = queue_part or (None, None)
+        return Figures(
+            at_ms=at_ms,
+            sales=sales,
+            left_out=left_out,
+            unrelayed=unrelayed,
+            queues=queues,
+            outboxes=tuple(outboxes),
+            dead=dead,
+            unavailable=tuple(name for name, answer in zip(names, answers, strict=True) if answer is None),
+        )
+
+    async def _redis_part(self) -> tuple[int, tuple[SaleFigures, ...], int, tuple[int, ...]]:
+        client = self._stores.redis
+        now_ms = await self._stores.now_ms()
+        running = self._running(await self._definitions(), now_ms)
+        shown = running[:SALES_SHOWN_MAX]
+        lanes = range(self._stores.topology.lanes)
+        async with client.pipeline(transaction=False) as pipeline:
+            for lane in lanes:
+                pipeline.xlen(topology.lane_stream_key(lane))
+            for sale, _ in shown:
+                sale_id = str(sale.sale_id)
+                pipeline.hget(topology.ACCEPTED_KEY, sale_id)
+                pipeline.hgetall(topology.REFUSED_KEY_PREFIX + sale_id)
+                pipeline.hget(topology.VERDICTS_KEY, sale_id)
+                fields = [topology.stock_field(sale.sale_id, index) for index in range(len(sale.items))]
+                for lane in sale.lanes:
+                    pipeline.hmget(topology.lane_state_key(lane), fields)
+            answers = iter(await pipeline.execute())
+        unrelayed = tuple(int(next(answers)) for _ in lanes)
+        figures: list[SaleFigures] = []
+        for sale, state in shown:
+            accepted, refused, verdict = next(answers), next(answers), next(answers)
+            stock = _stock([next(answers) for _ in sale.lanes])
+            judged: dict[str, Any] = orjson.loads(verdict) if verdict is not None else {}
+            figures.append(
+                SaleFigures(
+                    definition=sale,
+                    state=state,
+                    stock=stock,
+                    accepted=int(accepted or 0),
+                    refused={code.decode("ascii"): int(count) for code, count in sorted(refused.items())},
+                    verdict_a=judged.get("A"),
+                    verdict_b=judged.get("B"),
+                )
+            )
+        return now_ms, tuple(figures), len(running) - len(shown), unrelayed
+
+    async def _definitions(self) -> list[SaleDefinition]:
+        members = cast(set[bytes], await self._stores.redis.smembers(topology.SALES_KEY))
+        sale_ids = sorted((member.decode("ascii") for member in members), reverse=True)[:SALES_READ_MAX]
+        if not sale_ids:
+            self._known = {}
+            return []
+        keys = [topology.sale_key(UUID(sale_id)) for sale_id in sale_ids]
+        documents = cast(list[bytes | None], await self._stores.redis.mget(keys))
+        known: dict[str, tuple[bytes, SaleDefinition]] = {}
+        for sale_id, raw in zip(sale_ids, documents, strict=True):
+            if raw is None:
+                continue
+            before = self._known.get(sale_id)
+            known[sale_id] = (
+                before
+                if before is not None and before[0] == raw
+                else (raw, SaleDefinition.from_document(orjson.loads(raw)))
+            )
+        self._known = known
+        return [definition for _, definition in known.values()]
+
+    @staticmethod
+    def _running(sales: list[SaleDefinition], now_ms: int) -> list[tuple[SaleDefinition, SaleState]]:
+        """Those to be shown, the most urgent first: open, paused, about to open, just over."""
+        rank = {SaleState.OPEN: 0, SaleState.PAUSED: 1, SaleState.SCHEDULED: 2, SaleState.ENDED: 3}
+        running = []
+        for sale in sales:
+            if sale.starts_at_ms > now_ms + COMING_MS or sale.ends_at_ms < now_ms - OVER_MS:
+                continue
+            state = state_at(sale.state, starts_at_ms=sale.starts_at_ms, ends_at_ms=sale.ends_at_ms, now_ms=now_ms)
+            running.append((sale, state))
+        running.sort(key=lambda one: (rank[one[1]], abs(one[0].starts_at_ms - now_ms), one[0].sale_id))
+        return running
+
+    async def _queue_part(self) -> tuple[tuple[QueueDepth, ...], int]:
+        shards = range(self._stores.topology.shards)
+        names = [topology.order_queue(shard) for shard in shards]
+        depths = await asyncio.gather(*(self._queue.depth(name) for name in (*names, *_OTHER_QUEUES)))
+        return tuple(depths[: len(names)]), sum(depth.dead for depth in depths)
+
+
+async def _outbox(shard: Pool) -> tuple[int, float]:
+    async with shard.connection() as connection:
+        cursor = await connection.execute(SQL["outbox"], {"rows_max": OUTBOX_ROWS_MAX})
+        [(rows, age_s)] = await cursor.fetchall()
+    return rows, max(0.0, age_s)
+
+
+async def _bounded(answer: Awaitable[T]) -> T | None:
+    try:
+        async with asyncio.timeout(PART_S_MAX):
+            return await answer
+    except _FAILURES:
+        return None
+
+
+def _stock(lanes: list[list[bytes | None]]) -> tuple[Stock, ...] | None:
+    """Sums over the lanes by SKU index; None when a lane does not know one."""
+    sums: list[Stock] = []
+    for values in zip(*lanes, strict=True):
+        stocks = [Stock.unpack(value) for value in values if value is not None]
+        if len(stocks) < len(values):
+            return None
+        sums.append(Stock(*(sum(counters) for counters in zip(*(_counters(stock) for stock in stocks), strict=True))))
+    return tuple(sums)
+
+
+def _counters(stock: Stock) -> tuple[int, ...]:
+    return (
+        stock.available,
+        stock.reserved,
+        stock.paid,
+        stock.rejected,
+        stock.allotted,
+        stock.borrowed,
+        stock.lent,
+    )

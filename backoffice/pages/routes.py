@@ -1,0 +1,99 @@
+"""The pages and their files over HTTP: read once at start, served from memory, with headers that keep others out.
+
+A page loads nothing from another host and runs nothing but its own files: `Content-Security-Policy` (CSP level 3) admits
+neither inline scripts nor markup made from text, and connections only to this service and the edge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Awaitable, Callable
+from importlib import resources
+
+from backoffice.web.messages import Answer, Call
+from backoffice.web.routing import Route
+from domain.problems import Problem
+
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_EDGE_URL = "{{edge_url}}"
+_TAG = re.compile(r'(?:W/)?("[^"]*")')
+# A page and its files change together when a process is replaced: each is asked for again, and answered 304 if it is the same.
+_CACHE = "no-cache"
+
+
+def routes(*, edge_url: str) -> tuple[Route, ...]:
+    """The pages, and a route for each of their files. `edge_url` is where the shop page orders."""
+    folder = resources.files(__package__) / "static"
+    pages = {"staff.html": "/", "shop.html": "/shop/{sale_id}", "docs.html": "/docs"}
+    found: list[Route] = []
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        suffix = "." + entry.name.rpartition(".")[2]
+        if suffix not in _MEDIA_TYPES:
+            continue
+        content = entry.read_text(encoding="utf-8").replace(_EDGE_URL, html.escape(edge_url, quote=True)).encode()
+        path = pages.get(entry.name, f"/static/{entry.name}")
+        headers = _headers(edge_url) if suffix == ".html" else _FILE_HEADERS
+        found.append(
+            Route(
+                "GET",
+                path,
+                _serve(content, media_type=_MEDIA_TYPES[suffix], headers=headers, needs_sale=path == "/shop/{sale_id}"),
+                f"Page {path}" if suffix == ".html" else f"File {path}",
+                "pages",
+                media_type=_MEDIA_TYPES[suffix],
+                problems=(Problem.SALE_NOT_FOUND,) if path == "/shop/{sale_id}" else (),
+                headers=("If-None-Match",),
+                described=suffix == ".html",
+            )
+        )
+    return tuple(found)
+
+
+_FILE_HEADERS = {"cache-control": _CACHE, "cross-origin-resource-policy": "same-origin"}
+
+
+def _headers(edge_url: str) -> dict[str, str]:
+    policy = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "img-src": "'self'",
+        "connect-src": f"'self' {edge_url}",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return {
+        **_FILE_HEADERS,
+        "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "permissions-policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    }
+
+
+def _serve(
+    content: bytes, *, media_type: str, headers: dict[str, str], needs_sale: bool
+) -> Callable[[Call], Awaitable[Answer]]:
+    tag = f'"{hashlib.blake2b(content, digest_size=12).hexdigest()}"'
+    headers = {**headers, "etag": tag}
+
+    async def serve(call: Call) -> Answer:
+        if needs_sale:
+            call.path_id("sale_id", Problem.SALE_NOT_FOUND)
+        wanted = call.headers.get("if-none-match", "")
+        if wanted.strip() == "*" or tag in _TAG.findall(wanted):
+            return Answer(304, headers=headers)
+        return Answer(body=content, media_type=media_type, headers=headers)
+
+    return serve

@@ -1,0 +1,106 @@
+// What all pages share: elements made without markup, times, money, the words for problems. Text is only ever text.
+
+/** An element: `make("p", {class: "quiet"}, "text", child)`. Functions become listeners, null and false are left out. */
+export function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === null || value === false || value === undefined) continue;
+    if (typeof value === "function") element.addEventListener(name, value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** The same for SVG; attributes only. */
+export function draw(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
+  element.append(...children);
+  return element;
+}
+
+export const find = (id) => document.getElementById(id);
+
+/** Say something where a reader of the screen hears it; an empty text takes it away. `kind`: good, bad, warn. */
+export function say(box, text, kind = "bad") {
+  box.className = `message ${kind}`;
+  box.hidden = !text;
+  // The same text again is news, too: without a change nothing would be read out.
+  if (box.textContent === text) box.textContent = "";
+  box.textContent = text;
+}
+
+export function money(minor, currency) {
+  const format = new Intl.NumberFormat(undefined, { style: "currency", currency });
+  return format.format(minor / 10 ** format.resolvedOptions().maximumFractionDigits);
+}
+
+export const count = (value) => (value === null || value === undefined ? "–" : new Intl.NumberFormat().format(value));
+
+export const moment = (iso) => new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" }).format(new Date(iso));
+
+/** `1:02:03` of milliseconds, rounded up, so that it reads 0:00 only when it is over. */
+export function clock(ms) {
+  const seconds = Math.max(0, Math.ceil(ms / 1000));
+  const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
+  const shown = parts[0] ? parts : parts.slice(1);
+  return shown.map((part, place) => (place ? String(part).padStart(2, "0") : String(part))).join(":");
+}
+
+export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** A new key for one attempt, of visible ASCII. */
+export const newKey = () => (crypto.randomUUID ? crypto.randomUUID() : Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join(""));
+
+/** What an answer that is not 2xx says: the problem's members, and the wait it asks for. */
+export class Problem extends Error {
+  constructor(status, document, retryAfterS = null) {
+    super(document.detail || document.title || `Status ${status}`);
+    this.status = status;
+    this.code = document.code || "";
+    this.errors = document.errors || [];
+    this.retryAfterS = retryAfterS;
+  }
+
+  get text() {
+    const places = this.errors.map((error) => `${error.pointer.slice(1).replaceAll("/", " ")}: ${error.detail}`);
+    return [this.message, ...places].join(" · ");
+  }
+}
+
+/** No answer came: the server is away, or the way to it. What was asked may have happened. */
+export class NoAnswer extends Error {
+  constructor() {
+    super("No connection to the server");
+    this.code = "no_answer";
+    this.retryAfterS = null;
+    this.text = this.message;
+  }
+}
+
+/** One request; the parsed body (null for none) or Problem or NoAnswer. `body` goes out as JSON. */
+export async function ask(method, url, { token = null, body, headers = {}, timeoutMs = 30000 } = {}) {
+  const sent = { ...headers };
+  if (token) sent.Authorization = `Bearer ${token}`;
+  if (body !== undefined) sent["Content-Type"] = "application/json";
+  let answer, text;
+  try {
+    answer = await fetch(url, {
+      method, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), credentials: "omit",
+      cache: "no-store", signal: AbortSignal.timeout(timeoutMs),
+    });
+    text = await answer.text();
+  } catch {
+    throw new NoAnswer();
+  }
+  let document = null;
+  try {
+    document = text ? JSON.parse(text) : null;
+  } catch {
+    document = {};
+  }
+  if (answer.ok) return document;
+  const wait = Number(answer.headers.get("Retry-After"));
+  throw new Problem(answer.status, document || {}, Number.isFinite(wait) && wait > 0 ? wait : null);
+}

@@ -1,0 +1,220 @@
+// The list of sales with what can be done to each, and the form that makes one.
+
+import { ask, count, find, make, moment, newKey, say } from "./page.js";
+import { confirm, field } from "./dialogs.js";
+
+const PAGE = 20;
+const STATES = { draft: "quiet", scheduled: "warn", open: "good", paused: "warn", ended: "quiet" };
+const ACTS = {
+  draft: ["publish"],
+  scheduled: ["end", "restock"],
+  open: ["pause", "end", "restock"],
+  paused: ["resume", "end", "restock"],
+  ended: [],
+};
+const QUESTIONS = {
+  publish: (sale) => [`Bring “${sale.name}” before buyers? Items, prices and hold time cannot change afterwards.`, false],
+  pause: (sale) => [`Pause “${sale.name}”? Buyers are refused until it is resumed.`, true],
+  end: (sale) => [`End “${sale.name}” for good? It cannot be opened again.`, true],
+};
+
+export class Sales {
+  constructor(session, tell) {
+    this.session = session;
+    this.tell = tell;
+    this.rows = new Map();
+    this.keys = new Map(); // one Idempotency-Key per restock asked for, kept until it is answered
+    find("sales-refresh").addEventListener("click", () => this.load());
+    find("sales-more").addEventListener("click", () => this.load(this.cursor));
+  }
+
+  async load(cursor = null) {
+    try {
+      const page = await this.session.ask("GET", `/v1/sales?limit=${PAGE}${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`);
+      if (!cursor) {
+        this.rows.clear();
+        find("sales").replaceChildren();
+      }
+      for (const sale of page.items) this.put(sale);
+      this.cursor = page.next_cursor;
+      find("sales-more").hidden = !this.cursor;
+    } catch (problem) {
+      this.tell(`The sales cannot be shown: ${problem.text}`);
+    }
+  }
+
+  put(sale) {
+    const acts = ACTS[sale.state].map((act) =>
+      make("button", { type: "button", class: act === "end" ? "danger" : null, "data-act": act, click: () => this.act(sale, act) },
+        act[0].toUpperCase() + act.slice(1), make("span", { class: "skip" }, ` ${sale.name}`)));
+    const shop = sale.state === "draft" ? null : make("a", { href: `/shop/${sale.id}` }, "Shop");
+    const row = make("tr", { "data-sale": sale.id },
+      make("th", { scope: "row" }, sale.name),
+      make("td", { "data-label": "State" }, make("span", { class: `badge ${STATES[sale.state]}` }, sale.state)),
+      make("td", { "data-label": "Window" }, `${moment(sale.starts_at)} – ${moment(sale.ends_at)}`),
+      make("td", { "data-label": "Items" }, sale.items.map((item) => `${item.sku}: ${count(item.stock)}`).join(", ")),
+      make("td", {}, make("div", { class: "row" }, ...acts, shop)));
+    const before = this.rows.get(sale.id);
+    this.rows.set(sale.id, row);
+    if (before) before.replaceWith(row);
+    else find("sales").append(row);
+    return row;
+  }
+
+  async act(sale, act) {
+    const options = {};
+    if (act === "restock") {
+      const skus = make("select", { name: "sku" }, ...sale.items.map((item) => make("option", { value: item.sku }, item.sku)));
+      const units = field("Units to add", { name: "quantity", type: "number", min: 1, max: 1000000000, value: 1, required: true, inputmode: "numeric" });
+      const chosen = await confirm(`Restock “${sale.name}”`, "Add units", { fields: [make("label", {}, "SKU", skus), units] });
+      if (!chosen) return;
+      options.body = { sku: chosen.sku, quantity: Number(chosen.quantity) };
+      const what = `${sale.id} ${chosen.sku} ${chosen.quantity}`;
+      if (!this.keys.has(what)) this.keys.set(what, newKey());
+      options.headers = { "Idempotency-Key": this.keys.get(what) };
+      options.done = () => this.keys.delete(what);
+    } else if (QUESTIONS[act]) {
+      const [text, danger] = QUESTIONS[act](sale);
+      if (!(await confirm(text, act[0].toUpperCase() + act.slice(1), { danger }))) return;
+    }
+    try {
+      const changed = await this.session.ask("POST", `/v1/sales/${sale.id}/${act}`, options);
+      options.done?.();
+      const row = this.put(changed);
+      row.querySelector("button, a")?.focus();
+      this.tell(`${act[0].toUpperCase() + act.slice(1)}: “${changed.name}” is ${changed.state} now`, "good");
+    } catch (problem) {
+      // Without an answer the key is kept: doing it again cannot add the units twice.
+      if (problem.status && problem.status < 500) options.done?.();
+      this.tell(`${sale.name}: ${problem.text}`);
+    }
+  }
+}
+
+export class CreateForm {
+  constructor(session, tell, created) {
+    this.session = session;
+    this.tell = tell;
+    this.created = created;
+    this.products = new Map();
+    this.places = 0;
+    this.attempt = null; // {text, key}: the same form sent again is the same sale
+    find("item-add").addEventListener("click", () => this.addItem().querySelector("input").focus());
+    find("create-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    this.clear();
+  }
+
+  clear() {
+    find("create-form").reset();
+    find("items").replaceChildren();
+    this.addItem();
+    const now = Date.now();
+    find("starts").value = local(now);
+    find("ends").value = local(now + 2 * 3600 * 1000);
+  }
+
+  async load() {
+    await this.suggest("");
+  }
+
+  /** Products for the SKU fields, as one types. */
+  async suggest(text) {
+    try {
+      const page = await ask("GET", `/v1/products?limit=50${text ? `&q=${encodeURIComponent(text)}` : ""}`);
+      const active = page.items.filter((product) => product.active);
+      for (const product of active) this.products.set(product.sku, product);
+      find("products").replaceChildren(...active.map((product) => make("option", { value: product.sku }, product.name)));
+    } catch {
+      // The list is a help; the server checks the SKU.
+    }
+  }
+
+  addItem() {
+    const place = ++this.places;
+    let timer = null;
+    const price = make("input", { id: `price-${place}`, type: "number", min: 0, required: true, inputmode: "numeric" });
+    const unit = make("span", { class: "quiet" });
+    const sku = make("input", {
+      id: `sku-${place}`, list: "products", required: true, maxlength: 64, autocomplete: "off", pattern: "[A-Za-z0-9._\\-]+",
+      input: () => {
+        const product = this.products.get(sku.value);
+        if (product) {
+          if (!price.value) price.value = product.price_minor;
+          unit.textContent = ` (${product.currency}, minor units)`;
+        } else {
+          clearTimeout(timer);
+          timer = setTimeout(() => this.suggest(sku.value), 250);
+        }
+      },
+    });
+    const set = make("fieldset", { "data-item": place },
+      make("legend", {}, `Item ${place}`),
+      make("div", { class: "fields" },
+        make("div", {}, make("label", { for: sku.id }, "SKU"), sku),
+        labelled(`stock-${place}`, "Stock", { type: "number", min: 0, max: 1000000000, required: true, inputmode: "numeric" }),
+        make("div", {}, make("label", { for: price.id }, "Price", unit), price),
+        labelled(`limit-${place}`, "Limit per buyer (0: none)", { type: "number", min: 0, max: 65535, value: 0, required: true, inputmode: "numeric" }),
+        make("div", {}, make("button", { type: "button", click: () => this.removeItem(set) }, "Remove", make("span", { class: "skip" }, ` item ${place}`)))));
+    find("items").append(set);
+    return set;
+  }
+
+  removeItem(set) {
+    if (find("items").children.length > 1) set.remove();
+    find("item-add").focus();
+  }
+
+  async submit() {
+    const box = find("create-message");
+    say(box, "");
+    const form = find("create-form");
+    const wrong = [...form.querySelectorAll("input")].filter((input) => {
+      input.setAttribute("aria-invalid", String(!input.checkValidity()));
+      return !input.checkValidity();
+    });
+    if (wrong.length) {
+      say(box, `${wrong[0].labels[0].textContent}: ${wrong[0].validationMessage}`);
+      wrong[0].focus();
+      return;
+    }
+    const body = {
+      name: find("name").value,
+      starts_at: new Date(find("starts").value).toISOString(),
+      ends_at: new Date(find("ends").value).toISOString(),
+      hold_seconds: Number(find("hold").value),
+      items: [...find("items").children].map((set) => {
+        const value = (name) => find(`${name}-${set.dataset.item}`).value;
+        return { sku: value("sku"), stock: Number(value("stock")), price_minor: Number(value("price")), per_user_limit: Number(value("limit")) };
+      }),
+    };
+    const text = JSON.stringify(body);
+    if (this.attempt?.text !== text) this.attempt = { text, key: newKey() };
+    const button = form.querySelector("button[type=submit]");
+    button.disabled = true;
+    try {
+      const sale = await this.session.ask("POST", "/v1/sales", { body, headers: { "Idempotency-Key": this.attempt.key } });
+      this.attempt = null;
+      this.clear();
+      this.tell(`“${sale.name}” is a draft now: publish it to bring it before buyers`, "good");
+      await this.created();
+      document.querySelector(`[data-sale="${sale.id}"] button`)?.focus();
+    } catch (problem) {
+      say(box, problem.text);
+    } finally {
+      button.disabled = false;
+    }
+  }
+}
+
+function labelled(id, label, attributes) {
+  return make("div", {}, make("label", { for: id }, label), make("input", { id, ...attributes }));
+}
+
+/** A time as `datetime-local` has it. */
+function local(ms) {
+  const time = new Date(ms);
+  return new Date(ms - time.getTimezoneOffset() * 60000).toISOString().slice(0, 19);
+}

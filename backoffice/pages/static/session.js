@@ -1,0 +1,83 @@
+// A login: tokens in this tab's sessionStorage, renewed before they run out, one renewal at a time.
+
+import { ask, Problem } from "./page.js";
+
+const EARLY_MS = 60000; // before a token runs out it is renewed: so early, or a quarter of its life
+
+export class Session {
+  /** `name` keeps staff and buyers of one tab apart; `onEnd` is told when the login is over. */
+  constructor(name, onEnd) {
+    this.key = `flashsale.${name}`;
+    this.onEnd = onEnd;
+    this.renewing = null;
+    this.kept = JSON.parse(sessionStorage.getItem(this.key) || "null");
+  }
+
+  get active() {
+    return this.kept !== null;
+  }
+
+  get email() {
+    return this.kept ? this.kept.email : "";
+  }
+
+  async logIn(email, password) {
+    this.keep(await ask("POST", "/v1/auth/login", { body: { email, password } }), email);
+  }
+
+  async logOut() {
+    const kept = this.kept;
+    this.end();
+    if (kept) await ask("POST", "/v1/auth/logout", { body: { refresh_token: kept.refresh } }).catch(() => {});
+  }
+
+  /** An access token that is good for a while; Problem (401) after `onEnd` when there is none to be had. */
+  async token() {
+    if (!this.kept) throw new Problem(401, { code: "token_missing", detail: "Please log in" });
+    if (Date.now() < this.kept.renewAt) return this.kept.access;
+    return this.renew();
+  }
+
+  /** A request with a token. One that the server calls expired is renewed, and the request made again, once. */
+  async ask(method, url, options = {}) {
+    const token = await this.token();
+    try {
+      return await ask(method, url, { ...options, token });
+    } catch (problem) {
+      if (problem.code !== "token_expired") throw problem;
+      return ask(method, url, { ...options, token: await this.renew() });
+    }
+  }
+
+  renew() {
+    this.renewing ??= this.exchange().finally(() => (this.renewing = null));
+    return this.renewing;
+  }
+
+  async exchange() {
+    const { refresh, email } = this.kept;
+    try {
+      this.keep(await ask("POST", "/v1/auth/refresh", { body: { refresh_token: refresh } }), email);
+      return this.kept.access;
+    } catch (problem) {
+      if (problem.status === 401) {
+        this.end();
+        this.onEnd("Your login has ended: please log in again");
+      }
+      throw problem;
+    }
+  }
+
+  keep(tokens, email) {
+    // The clock of this machine may be wrong: the token's life counts from now.
+    const lifeMs = tokens.expires_in * 1000;
+    const renewAt = Date.now() + lifeMs - Math.min(EARLY_MS, lifeMs / 4);
+    this.kept = { access: tokens.access_token, refresh: tokens.refresh_token, renewAt, email };
+    sessionStorage.setItem(this.key, JSON.stringify(this.kept));
+  }
+
+  end() {
+    this.kept = null;
+    sessionStorage.removeItem(this.key);
+  }
+}

@@ -1,0 +1,258 @@
+// The shop page of one sale: wait for the start, log in, buy, follow the order.
+
+import { ask, clock, find, make, moment, money, say } from "./page.js";
+import { Session } from "./session.js";
+import { Attempt } from "./attempt.js";
+import { Orders } from "./orders.js";
+
+const EDGE = document.querySelector('meta[name="flashsale-edge"]').content;
+const SALE_ID = location.pathname.split("/").at(-1).toLowerCase();
+const LOOK_MS = 2000;
+const LOOK_HIDDEN_MS = 15000;
+const LINES_MAX = 8;
+const UNITS_MAX = 100;
+const NAMED_MAX = 8;
+
+// What a buyer is told.
+const WORDS = {
+  sold_out: "Sold out: there is not enough left for this order.",
+  purchase_limit_exceeded: "You have reached the limit of what one buyer may take in this sale.",
+  sale_not_open: "The sale is not open at the moment.",
+  sale_ended: "The sale is over.",
+  sale_not_found: "There is no such sale.",
+  sku_not_found: "This item is not part of the sale.",
+  rate_limited: "That was too fast.",
+  overloaded: "Very many are buying right now.",
+  dependency_unavailable: "The sale is interrupted for a moment.",
+  outcome_unknown: "It is not known yet whether the order was taken.",
+  no_answer: "There is no connection.",
+  request_timeout: "The connection is slow.",
+  internal_error: "Something went wrong at the shop.",
+  forbidden: "This login cannot buy: use a buyer's account.",
+  credentials_invalid: "Address or password is wrong.",
+  email_taken: "There is an account with this address: log in instead.",
+  idempotency_key_reused: "This attempt was used for another order: please buy again.",
+};
+const words = (problem) => WORDS[problem.code] ?? problem.text;
+
+const session = new Session("buyer", (text) => showLogin(text));
+const orders = new Orders(session, EDGE, { closed: () => show(), now: () => Date.now() + shop.offsetMs, words });
+const shop = { sale: null, offsetMs: 0, lookTimer: null, sending: false, state: "", products: new Map() };
+
+// ---- the sale ---------------------------------------------------------------------------------------------------------
+
+async function look() {
+  clearTimeout(shop.lookTimer);
+  let nextMs = document.hidden ? LOOK_HIDDEN_MS : LOOK_MS;
+  try {
+    const asked = Date.now();
+    const sale = await ask("GET", `${EDGE}/v1/sales/${SALE_ID}`, { timeoutMs: 10000 });
+    // The server's clock at the middle of the exchange; ours may be anything.
+    shop.offsetMs = Date.parse(sale.server_time) - (asked + Date.now()) / 2;
+    if (!shop.sale) name(sale.items);
+    shop.sale = sale;
+    say(find("trouble"), "");
+    showItems();
+    show();
+  } catch (problem) {
+    if (problem.code === "sale_not_found") {
+      find("sale-state").textContent = WORDS.sale_not_found;
+      nextMs = LOOK_HIDDEN_MS;
+    } else {
+      const text = `${words(problem)} This page tries again by itself.`;
+      if (find("trouble").textContent !== text) say(find("trouble"), text, "warn");
+    }
+    nextMs = Math.max(nextMs, (problem.retryAfterS ?? 0) * 1000);
+    nextMs += Math.random() * 1000;
+  }
+  shop.lookTimer = setTimeout(look, nextMs);
+}
+
+/** Names and currency of the first items, which the edge does not know; asked for once a tab. */
+async function name(items) {
+  const key = `flashsale.products.${SALE_ID}`;
+  const kept = JSON.parse(sessionStorage.getItem(key) || "[]");
+  shop.products = new Map(kept.map((product) => [product.sku, product]));
+  for (const { sku } of items.slice(0, NAMED_MAX)) {
+    if (shop.products.has(sku)) continue;
+    try {
+      const page = await ask("GET", `/v1/products?limit=10&q=${encodeURIComponent(sku)}`, { timeoutMs: 10000 });
+      const product = page.items.find((found) => found.sku === sku);
+      if (product) shop.products.set(sku, { sku, name: product.name, currency: product.currency });
+    } catch {
+      break; // names are a help; the SKU says it, too
+    }
+  }
+  sessionStorage.setItem(key, JSON.stringify([...shop.products.values()]));
+  showItems();
+}
+
+/** The sale's state at this moment: it opens and ends by the clock, between two looks, too. */
+function stateNow() {
+  const { sale } = shop;
+  const now = Date.now() + shop.offsetMs;
+  if (sale.state === "ended" || now >= Date.parse(sale.ends_at)) return "ended";
+  if (sale.state === "scheduled" && now >= Date.parse(sale.starts_at)) return "open";
+  return sale.state;
+}
+
+const soldOut = () => shop.sale.items.every((item) => item.availability === "sold_out");
+
+function showSale() {
+  const { sale } = shop;
+  const now = Date.now() + shop.offsetMs;
+  const state = stateNow();
+  const text = {
+    scheduled: "The sale opens soon.",
+    open: soldOut() ? "Sold out. Units come back when holds run out: this page keeps looking." : "The sale is open.",
+    paused: "The sale is paused for a moment.",
+    ended: "The sale is over.",
+  }[state];
+  if (shop.state !== text) {
+    shop.state = text;
+    find("sale-state").textContent = text;
+  }
+  find("sale-name").textContent = sale.name;
+  if (document.title !== sale.name) document.title = sale.name;
+  find("sale-window").textContent = `${moment(sale.starts_at)} – ${moment(sale.ends_at)}`;
+  const counts = state === "scheduled";
+  find("countdown").hidden = !counts;
+  if (counts) find("countdown").textContent = `Opens in ${clock(Date.parse(sale.starts_at) - now)}`;
+  return state;
+}
+
+function showItems() {
+  const { sale } = shop;
+  const box = find("items");
+  if (box.children.length !== sale.items.length) {
+    const only = sale.items.length === 1;
+    box.replaceChildren(...sale.items.map((item, place) =>
+      make("div", { class: "row", "data-sku": item.sku },
+        make("label", { for: `units-${place}` }, make("span", { "data-name": true }, item.sku), make("span", { class: "quiet small", "data-about": true })),
+        make("input", { id: `units-${place}`, class: "push units", type: "number", inputmode: "numeric", min: only ? 1 : 0, max: UNITS_MAX, value: only ? 1 : 0, required: true, input: show }))));
+  }
+  sale.items.forEach((item, place) => {
+    const row = box.children[place];
+    const about = { sold_out: "sold out", low: "few left", available: "available" }[item.availability];
+    const product = shop.products.get(item.sku);
+    const price = product ? money(item.unit_price_minor, product.currency) : (item.unit_price_minor / 100).toFixed(2);
+    row.querySelector("[data-name]").textContent = product ? `${product.name} (${item.sku})` : item.sku;
+    row.querySelector("[data-about]").textContent = ` ${price} · ${about}`;
+  });
+}
+
+function show() {
+  find("login").hidden = session.active;
+  find("logout").hidden = !session.active;
+  find("who").textContent = session.email;
+  find("history").hidden = !session.active;
+  find("buying").hidden = !session.active || orders.open || !shop.sale;
+  if (!shop.sale) return;
+  const state = showSale();
+  const may = state === "open" && !soldOut() && !shop.sending && lines().length > 0;
+  find("buy").disabled = !may;
+  find("buy").textContent = shop.sending ? "Buying …" : state === "open" && soldOut() ? "Sold out" : "Buy";
+}
+
+// ---- buying -----------------------------------------------------------------------------------------------------------
+
+function lines() {
+  return [...find("items").children]
+    .map((row) => ({ sku: row.dataset.sku, quantity: Number(row.querySelector("input").value) }))
+    .filter((line) => Number.isInteger(line.quantity) && line.quantity > 0)
+    .slice(0, LINES_MAX);
+}
+
+find("buy-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (!shop.sending && !find("buy").disabled) buy(Attempt.begin(SALE_ID, session.email, lines()));
+});
+
+find("again").addEventListener("click", () => resume());
+
+/** Send an attempt until it is over. Only one is on its way at a time, in whatever order clicks come. */
+async function buy(attempt) {
+  if (shop.sending) return;
+  shop.sending = true;
+  find("again").hidden = true;
+  say(find("buy-message"), "Your order is on its way …", "quiet");
+  show();
+  try {
+    const order = await attempt.send(session, EDGE, (problem, ms) =>
+      say(find("buy-message"), `${words(problem)} Trying again in ${Math.ceil(ms / 1000)} s: you cannot buy twice by this.`, "warn"));
+    say(find("buy-message"), "");
+    orders.follow(order);
+    orders.load();
+  } catch (problem) {
+    say(find("buy-message"), words(problem), "bad");
+    find("again").hidden = !Attempt.repeats(problem);
+  } finally {
+    shop.sending = false;
+    show();
+    // Where a reader of the page goes on: at the order, or where it is said why there is none.
+    if (orders.open) find("order-title").focus();
+    look();
+  }
+}
+
+/** An attempt without an answer, of before a reload or a lost connection, goes on under its key. */
+function resume() {
+  const attempt = session.active ? Attempt.unfinished(SALE_ID, session.email) : null;
+  if (attempt) buy(attempt);
+}
+
+// ---- logging in -------------------------------------------------------------------------------------------------------
+
+let registers = false;
+
+function showLogin(text = "") {
+  orders.close();
+  show();
+  say(find("login-message"), text, "warn");
+}
+
+find("login-switch").addEventListener("click", () => {
+  registers = !registers;
+  find("name-field").hidden = !registers;
+  find("name").required = registers;
+  find("login-submit").textContent = registers ? "Register and log in" : "Log in";
+  find("login-switch").textContent = registers ? "I have an account" : "I am new here";
+  find("password").autocomplete = registers ? "new-password" : "current-password";
+  find(registers ? "name" : "email").focus();
+});
+
+find("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const [email, password] = [find("email").value, find("password").value];
+  find("login-submit").disabled = true;
+  try {
+    if (registers) await ask("POST", "/v1/auth/register", { body: { email, password, name: find("name").value } });
+    await session.logIn(email, password);
+    find("password").value = "";
+    say(find("login-message"), "");
+    begin();
+    find("content").focus();
+  } catch (problem) {
+    const wait = problem.code === "rate_limited" && problem.retryAfterS ? ` Try again in ${clock(problem.retryAfterS * 1000)}.` : "";
+    say(find("login-message"), words(problem) + wait);
+  } finally {
+    find("login-submit").disabled = false;
+  }
+});
+
+find("logout").addEventListener("click", async () => {
+  await session.logOut();
+  showLogin();
+});
+
+function begin() {
+  show();
+  if (!session.active) return;
+  orders.load();
+  resume();
+}
+
+setInterval(() => shop.sale && show(), 250);
+document.addEventListener("visibilitychange", () => document.hidden || look());
+look();
+begin();

@@ -1,0 +1,58 @@
+// The staff page: who is logged in, and its parts for as long as somebody is.
+
+import { find, say } from "./page.js";
+import { Session } from "./session.js";
+import { Letters } from "./letters.js";
+import { Live } from "./live.js";
+import { CreateForm, Sales } from "./sales.js";
+
+const session = new Session("staff", (text) => show(text));
+const tell = (text, kind) => say(find("message"), text, kind);
+const live = new Live(session);
+const sales = new Sales(session, tell);
+const letters = new Letters(session, tell);
+const create = new CreateForm(session, tell, () => sales.load());
+
+function show(text = "") {
+  find("login").hidden = session.active;
+  find("desk").hidden = !session.active;
+  find("logout").hidden = !session.active;
+  find("who").textContent = session.email;
+  say(find("login-message"), text, "warn");
+  tell("");
+  if (session.active) {
+    live.start();
+    sales.load();
+    letters.load();
+    create.load();
+  } else {
+    live.stop();
+    find("email").focus();
+  }
+}
+
+find("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = event.submitter || event.target.querySelector("button");
+  button.disabled = true;
+  try {
+    await session.logIn(find("email").value, find("password").value);
+    find("password").value = "";
+    await session.ask("GET", "/v1/sales?limit=1"); // a buyer's login is none of ours
+    show();
+    find("content").focus();
+  } catch (problem) {
+    if (session.active) await session.logOut();
+    say(find("login-message"), problem.code === "forbidden" ? "This page is for staff" : problem.text);
+  } finally {
+    button.disabled = false;
+  }
+});
+
+find("logout").addEventListener("click", async () => {
+  await session.logOut();
+  show();
+});
+
+// Another tab's shop or a test may have come in between: what a page shows is what its session says.
+show();
