@@ -37,6 +37,7 @@ def main() -> None:
         port=settings.backoffice_port,
         drain_s_max=settings.drain_ms / 1000,
         bounds=Bounds(),
+        trusted_proxies=settings.trusted_proxies,
     )
 
 

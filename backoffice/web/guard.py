@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -20,6 +20,7 @@ from urllib.parse import quote
 import h11
 import structlog
 
+from backoffice.web.clients import UNKNOWN, Network, client_of
 from backoffice.web.messages import Rendered, Stream, render_problem
 from backoffice.web.streams import STREAM_HEADER
 from domain.problems import Problem, ProblemDetails
@@ -72,8 +73,10 @@ class Guard:
         methods: Callable[[str], tuple[str, ...]],
         take_stream: Callable[[str], Stream | None],
         bounds: Bounds,
+        trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        """Not listening yet."""
+        """Not listening yet. Of `trusted_proxies` it is believed whom they forward for."""
+        self._trusted_proxies = trusted_proxies
         self._upstream = upstream
         self._secret = secret.encode("ascii")
         self._methods = methods
@@ -141,7 +144,7 @@ class _Connection:
         self._client = h11.Connection(h11.SERVER, max_incomplete_event_size=self._bounds.head_bytes_max)
         self._upstream: _Upstream | None = None
         peer = writer.get_extra_info("peername")
-        self._address: str = peer[0] if peer else "unknown"
+        self._address: str = peer[0] if peer else UNKNOWN
         self._head_only = False  # the request is a HEAD
         self._stream: Stream | None = None  # taken over from a handler
         self.idle = True
@@ -275,7 +278,9 @@ class _Connection:
         if any(name == b"content-type" and b"multipart/" in value.lower() for name, value in headers):
             # Robyn would parse it, and answer what it cannot parse by a bare 500. No route takes it.
             headers = [(name, value) for name, value in headers if name != b"content-type"]
-        headers.append((CLIENT_HEADER, self._guard._secret + b":" + self._address.encode("ascii")))
+        forwarded = [value.decode("latin-1") for name, value in head.headers if name == b"x-forwarded-for"]
+        client = client_of(self._address, forwarded, self._guard._trusted_proxies)
+        headers.append((CLIENT_HEADER, self._guard._secret + b":" + client.encode("ascii")))
         headers.append((b"content-length", str(len(body)).encode("ascii")))
         started = False
         try:

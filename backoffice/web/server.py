@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from urllib.parse import unquote_plus
 
@@ -23,6 +23,7 @@ import structlog
 from robyn.argument_parser import Config
 from robyn.dependency_injection import DependencyMap
 
+from backoffice.web.clients import Network
 from backoffice.web.guard import CLIENT_HEADER, Bounds, Guard
 from backoffice.web.messages import Call, Refused, render_problem
 from backoffice.web.routing import Dispatcher, Route, RouteTable
@@ -64,6 +65,7 @@ def serve(
     port: int,
     drain_s_max: float,
     bounds: Bounds,
+    trusted_proxies: Sequence[Network] = (),
 ) -> None:
     """Serve until SIGTERM or SIGINT; does not return but ends the process, with status 0 after a clean end.
 
@@ -77,7 +79,14 @@ def serve(
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((_LOOPBACK, 0))
         upstream = (_LOOPBACK, int(reserved.getsockname()[1]))
-        guard = Guard(upstream=upstream, secret=secret, methods=table.methods, take_stream=handover.take, bounds=bounds)
+        guard = Guard(
+            upstream=upstream,
+            secret=secret,
+            methods=table.methods,
+            take_stream=handover.take,
+            bounds=bounds,
+            trusted_proxies=trusted_proxies,
+        )
         life = _Life(application, guard, (host, port), upstream, drain_s_max)
         app = _robyn(table, application.dispatcher, secret, handover)
         app.startup_handler(life.start)
