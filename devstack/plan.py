@@ -18,6 +18,7 @@ from runtime.settings import PREFIX, Settings, load_settings
 from runtime.token_keys import create_staff_key, create_token_keys
 
 PROBE_S_MAX = 2.0
+SERVERS = ("redis", "postgres", "mailbox")
 # Worker processes by the name they have in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -25,6 +26,7 @@ WORKERS = {
     "dispatcher-0": "workers.dispatcher",
     "expiry-0": "workers.expiry",
     "reconciler": "workers.reconciler",
+    "notifications-0": "workers.notifications",
 }
 
 
@@ -68,6 +70,7 @@ class Plan:
     postgres: PostgresServer = field(init=False)
     settings: Settings = field(init=False)
     metrics_ports: dict[str, int] = field(init=False)
+    mail_port: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Choose ports and check settings; StackError for a port in use, SettingsError."""
@@ -78,6 +81,7 @@ class Plan:
         # All problems of the caller's own settings show before anything starts.
         self.settings = load_settings(self._callers_settings())
         self.metrics_ports = {name: free_port() for name in WORKERS}
+        self.mail_port = free_port()
 
     def _callers_settings(self) -> dict[str, str]:
         return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
@@ -122,14 +126,16 @@ class Plan:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis and PostgreSQL; `initialise` must have been called on the latter."""
+        """Redis, PostgreSQL and the mailbox; `initialise` must have been called on the second."""
         base = {STATE_VARIABLE: str(self.folder.path)}
+        mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
             Program("redis", self.redis.argv, {**self.redis.env, **base}, self.folder.log("redis")),
             Program(
                 "postgres", self.postgres.argv, {**self.postgres.env, **base}, self.folder.log("postgres"),
                 cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
             ),
+            Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
         ]  # fmt: skip
 
     def processes(self) -> list[Program]:
@@ -163,6 +169,11 @@ class Plan:
         return f"http://127.0.0.1:{self.backoffice_port}"
 
     @property
+    def smtp_url(self) -> str:
+        """Where mails go: the stack's own mailbox."""
+        return f"smtp://127.0.0.1:{self.mail_port}"
+
+    @property
     def admin_password(self) -> str:
         """The caller's choice, or one made for this folder."""
         chosen = self.settings.admin_password
@@ -181,6 +192,8 @@ class Plan:
             queue_url=self.redis.url,
             event_log_url=self.redis.url,
             payment_secret=self.folder.secret("payment_secret"),
+            smtp_url=self.smtp_url,
+            mail_folder=str(self.folder.mail),
             metrics={
                 "edge": self.edge_url,
                 "backoffice": self.backoffice_url,

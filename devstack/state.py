@@ -6,6 +6,7 @@ secrets.json  passwords, mode 0600; made once
 keys/         token keys, mode 0600; made once
 data/         what Redis and PostgreSQL keep
 logs/         one file per process
+mail/         what was sent by e-mail, a file per mail and recipient
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class StackError(Exception):
 class Stack:
     """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz.
 
+    `mail_folder`: the mails that were sent, a file each.
     `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
     """
 
@@ -52,6 +54,8 @@ class Stack:
     queue_url: str
     event_log_url: str
     payment_secret: str = field(repr=False)
+    smtp_url: str
+    mail_folder: str
     metrics: dict[str, str]
     supervisor: int
     processes: dict[str, int] = field(default_factory=dict)
@@ -89,6 +93,11 @@ class StateFolder:
     def data(self) -> Path:
         """Data of the servers."""
         return self.path / "data"
+
+    @property
+    def mail(self) -> Path:
+        """Mails that were sent."""
+        return self.path / "mail"
 
     @property
     def token_keys(self) -> Path:

@@ -25,7 +25,7 @@ from pathlib import Path
 import redis
 
 from devstack.children import Unsupported, log_tail, spawn
-from devstack.plan import Plan, Program
+from devstack.plan import SERVERS, Plan, Program
 from devstack.servers import ServerError
 from devstack.state import Stack, StackError, StateFolder
 from domain.topology import lane_stream_key
@@ -231,8 +231,8 @@ class Supervisor:
         self._stop(["edge"])
         self._stop(["backoffice"])
         self._drain()
-        self._stop([name for name in self.children if name not in ("redis", "postgres")])
-        self._stop(["redis", "postgres"])
+        self._stop([name for name in self.children if name not in SERVERS])
+        self._stop(SERVERS)
         folder.sweep(patience_s=0)
 
     def _stop(self, names: Sequence[str]) -> None:

@@ -143,4 +143,5 @@ def print_addresses(stack: Stack, folder: StateFolder) -> None:
     print(f"edge        {stack.edge_url}")
     print(f"backoffice  {stack.backoffice_url}")
     print(f"admin       {stack.admin['email']}  {stack.admin['password']}")
+    print(f"mails       {stack.mail_folder}")
     print(f"more in     {folder.stack_file}", flush=True)

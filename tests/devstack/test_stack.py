@@ -22,7 +22,7 @@ from devstack.state import StateFolder
 from devstack.supervisor import FAILED_STARTS_MAX
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually, flashsale
 
-NAMES = ["redis", "postgres", "backoffice", *WORKERS, "edge"]
+NAMES = ["redis", "postgres", "mailbox", "backoffice", *WORKERS, "edge"]
 
 
 def test_stack_file_names_everything_that_runs(running_stack: RunningStack) -> None:

@@ -21,7 +21,8 @@ def _stack(supervisor: int) -> Stack:
     return Stack(
         edge_url="http://edge", backoffice_url="http://backoffice", admin={"email": "a@b.c", "password": "p"},
         redis_url="redis://r", cache_url="redis://c", catalogue_dsn="postgresql://c", shard_dsns=["postgresql://s"],
-        queue_url="redis://q", event_log_url="redis://e", payment_secret="secret", metrics={}, supervisor=supervisor,
+        queue_url="redis://q", event_log_url="redis://e", payment_secret="secret",
+        smtp_url="smtp://m", mail_folder="/m", metrics={}, supervisor=supervisor,
         processes={"edge": 1},
     )  # fmt: skip
 

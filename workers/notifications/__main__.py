@@ -16,7 +16,7 @@ from workers.notifications.smtp import MailServer
 from workers.notifications.worker import PostOffice, Sender
 
 NAME = "notifications"
-SENDERS = 4  # connections to the mail server
+SENDERS = 2  # connections to the mail server
 
 
 async def main(service: Service) -> None:

@@ -1,0 +1,77 @@
+"""The mailbox of an embedded stack: a mail server on the loopback address that keeps what it gets as files to be read.
+
+    python -m devstack.mailbox FOLDER PORT
+
+A mail is FOLDER/<UTC time>-<number>-<recipient>.eml, and appears whole or not at all. The newest `KEPT_MAX` stay. Sends
+nothing on, checks no password; mails contain tokens, so the files are their owner's only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+KEPT_MAX = 500
+MAIL_BYTES_MAX = 1024 * 1024
+_UNSAFE = re.compile(r"[^A-Za-z0-9@.+_-]")
+_NAME_LENGTH_MAX = 100
+
+
+class Mailbox:
+    """Handler of the mail server: keeps each mail once for each of its recipients."""
+
+    def __init__(self, folder: Path, *, kept_max: int = KEPT_MAX) -> None:
+        """Makes the folder."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+        self._kept_max = kept_max
+        self._kept = sorted(folder.glob("*.eml"))
+        self._number = 0
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802 - aiosmtpd's
+        """Keep it; the answer to the sender."""
+        content = envelope.content
+        assert isinstance(content, bytes)
+        for recipient in envelope.rcpt_tos:
+            self._keep(recipient, content)
+        return "250 kept"
+
+    def _keep(self, recipient: str, content: bytes) -> None:
+        self._number += 1
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        name = _UNSAFE.sub("_", recipient)[:_NAME_LENGTH_MAX]
+        path = self._folder / f"{stamp}-{os.getpid()}.{self._number:06d}-{name}.eml"
+        staging = path.with_suffix(".part")
+        staging.touch(mode=0o600)
+        staging.write_bytes(content)
+        staging.rename(path)
+        self._kept.append(path)
+        while len(self._kept) > self._kept_max:
+            self._kept.pop(0).unlink(missing_ok=True)
+
+
+async def serve(folder: Path, port: int) -> None:
+    """Take mail until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    mailbox = Mailbox(folder)
+    server = await loop.create_server(
+        lambda: SMTP(mailbox, data_size_limit=MAIL_BYTES_MAX, hostname="mailbox.localhost", ident="mailbox", loop=loop),
+        "127.0.0.1",
+        port,
+    )
+    async with server:
+        await stopping.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
