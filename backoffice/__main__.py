@@ -9,9 +9,10 @@ import structlog
 from backoffice.application import Backoffice
 from backoffice.web.guard import Bounds
 from backoffice.web.server import serve
+from runtime.key_watch import KeyWatch
 from runtime.service import settings_or_exit
 from runtime.telemetry import configure_logging
-from runtime.token_keys import TokenKeysError, load_staff_key, load_token_keys
+from runtime.token_keys import TokenKeysError, load_staff_keys, load_token_keys
 
 log = structlog.get_logger()
 
@@ -25,8 +26,8 @@ def main() -> None:
             raise TokenKeysError("FLASHSALE_TOKEN_KEYS_FILE and FLASHSALE_STAFF_KEY_FILE are required")
         application = Backoffice(
             settings,
-            buyer_keys=load_token_keys(settings.token_keys_file),
-            staff_key=load_staff_key(settings.staff_key_file),
+            buyer_keys=KeyWatch(settings.token_keys_file, load_token_keys),
+            staff_keys=KeyWatch(settings.staff_key_file, load_staff_keys),
         )
     except (TokenKeysError, ValueError) as error:
         log.error("fatal", error=str(error))

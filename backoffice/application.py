@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
-from uuid import UUID
 
 import psycopg
 import redis.exceptions
@@ -16,10 +15,10 @@ import structlog
 from backoffice.auth import recovery_routes
 from backoffice.auth import routes as auth_routes
 from backoffice.auth.limits import Attempts
+from backoffice.auth.parts import TokenParts
 from backoffice.auth.passwords import Passwords
 from backoffice.auth.recovery import Recovery
 from backoffice.auth.refresh import RefreshTokens
-from backoffice.auth.tokens import TokenVerifier
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
 from backoffice.catalogue import routes as catalogue_routes
@@ -40,8 +39,9 @@ from backoffice.users.parts import UserParts
 from backoffice.web.routing import Dispatcher, Route
 from runtime import fingerprint, tasks
 from runtime.backoff import Backoff
+from runtime.key_watch import KeyWatch
 from runtime.settings import Settings
-from runtime.token_keys import StaffKey, TokenKeys
+from runtime.token_keys import StaffKeys, TokenKeys
 
 log = structlog.get_logger(__name__)
 
@@ -49,31 +49,35 @@ log = structlog.get_logger(__name__)
 class Backoffice:
     """One process's application (`web.server.Application`)."""
 
-    def __init__(self, settings: Settings, *, buyer_keys: TokenKeys, staff_key: StaffKey) -> None:
+    def __init__(self, settings: Settings, *, buyer_keys: KeyWatch[TokenKeys], staff_keys: KeyWatch[StaffKeys]) -> None:
         """Connects to nothing yet; ValueError for settings that contradict one another."""
         self._settings = settings
         self._stores = stores = Stores.from_settings(settings)
         self._passwords = Passwords()
         self._metrics = operations.Metrics()
-        self._health = operations.Health(stores)
-        self._operations = OperationParts(stores, settings)
+        self._tokens = tokens = TokenParts(
+            settings, stores, buyer_keys=buyer_keys, staff_keys=staff_keys, registry=self._metrics.registry
+        )
+        self._health = operations.Health(stores, tokens.ends)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
-        recovery, attempts = Recovery(stores, _end_tokens), Attempts(stores.cache)
-        accounts = UserParts(stores, end_tokens=_end_tokens, repaired=self._metrics.swept.inc)
+        self._operations = OperationParts(stores, settings)
+        recovery, attempts = Recovery(stores, tokens.sessions.end_access_tokens), Attempts(stores.cache)
+        accounts = UserParts(
+            stores, end_tokens=tokens.sessions.end_access_tokens, repaired=self._metrics.swept.inc
+        )
         self._sweeper = accounts.sweeper
-        minter = auth_routes.Minter(buyer_keys, staff_key, settings.token_issuer, settings.access_token_s)
         self._auth = auth_routes.Auth(
             users=accounts.users,
             refresh=RefreshTokens(stores),
             recovery=recovery,
             passwords=self._passwords,
             attempts=attempts,
-            minter=minter,
+            minter=tokens.minter,
             verified_only=settings.login_verified_only,
         )
         own_account = recovery_routes.RecoveryRoutes(
-            recovery=recovery, passwords=self._passwords, attempts=attempts, minter=minter
+            recovery=recovery, passwords=self._passwords, attempts=attempts, minter=tokens.minter
         )
         sales, lanes = Sales(stores), SaleLanes(stores.redis)
         service = SaleService(stores, sales, lanes, kept=timedelta(seconds=settings.sale_kept_s))
@@ -81,6 +85,7 @@ class Backoffice:
         subjects = (
             *auth_routes.routes(self._auth),
             *recovery_routes.routes(own_account),
+            *tokens.routes,
             *accounts.routes,
             *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), products_cache)),
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
@@ -90,15 +95,14 @@ class Backoffice:
             *page_routes.routes(edge_url=settings.edge_public_url),
         )
         self.routes: tuple[Route, ...] = (*subjects, openapi.route(subjects, version=_version()))
-        verifier = TokenVerifier(buyer_keys=buyer_keys, staff_keys=(staff_key,), issuer=settings.token_issuer)
-        self.dispatcher = Dispatcher(verifier, self._metrics.observe)
+        self.dispatcher = Dispatcher(tokens.verifier, self._metrics.observe)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
         async with self._stores.opened(), self._caches.running():
             await self._check_fingerprint()
-            work = (self._prepare(), self._synchroniser.run(), self._sweeper.run())
+            work = (self._prepare(), self._synchroniser.run(), self._sweeper.run(), self._tokens.run())
             background = [asyncio.create_task(part) for part in work]
             try:
                 yield
@@ -137,10 +141,6 @@ class Backoffice:
                 await asyncio.sleep(backoff.next_s())
         self._health.prepared = True
         self._metrics.ready.set(1)
-
-
-async def _end_tokens(_: UUID) -> None:
-    """Access tokens live out their minutes."""
 
 
 def _version() -> str:

@@ -1,9 +1,8 @@
-"""Keys of access tokens: the HS256 ring of buyers' tokens and the Ed25519 key of staff tokens, as files of mode 0600.
+"""Keys of access tokens: the HS256 ring of buyers' tokens and the Ed25519 keys of staff tokens, as files of mode 0600.
 
 Makes, loads and uses keys; verifying belongs to who accepts the token (the edge in Cython, the backoffice in `backoffice.auth`).
 
-The ring is JSON, `{"active": kid, "keys": {kid: base64url}}`. New tokens carry the active `kid`; the others stay until
-their tokens have expired, so a rotation needs no downtime.
+Both files are rings (`runtime.key_files`): of base64url texts, and of PEM texts. A PEM file with one staff key is a ring, too.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import os
-import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -26,23 +23,22 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from runtime.key_files import KeyRingDocument, create_key_file, read_key_file, unix_now
+from runtime.key_files import TokenKeysError as TokenKeysError  # who loads keys catches it
+
 KEY_BYTES_MIN = 32  # RFC 7518, section 3.2: at least the size of the hash
-KEYS_MAX = 16
 BUYER_AUDIENCE = "edge"
 STAFF_AUDIENCE = "backoffice"
-_KID = re.compile(r"[A-Za-z0-9_-]{1,32}")
-
-
-class TokenKeysError(Exception):
-    """A key file cannot be used; the message names the file and what is wrong, never a key."""
+_PEM = "-----BEGIN"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenKeys:
-    """The ring: `keys` maps a kid to at least 32 bytes, `active` is the kid that signs."""
+    """The ring: `keys` maps a kid to at least 32 bytes, `active` is the kid that signs; at `ends_s` one of them ends."""
 
     active: str
     keys: Mapping[str, bytes] = field(repr=False)
+    ends_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +54,45 @@ class StaffKey:
         return self.private.public_key()
 
 
+@dataclass(frozen=True, slots=True)
+class StaffKeys:
+    """The ring of staff keys, as `TokenKeys`. `keys` are all whose tokens are accepted."""
+
+    active: str
+    keys: Mapping[str, StaffKey] = field(repr=False)
+    ends_s: int | None = None
+
+    @property
+    def signing(self) -> StaffKey:
+        """The key of new tokens."""
+        return self.keys[self.active]
+
+
 def load_token_keys(path: Path) -> TokenKeys:
     """The ring in a file; TokenKeysError when it is unreadable, malformed, or has a key that is too short."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TokenKeysError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise TokenKeysError(f"{path}: not JSON") from error
-    if not isinstance(document, dict) or not isinstance(document.get("keys"), dict):
-        raise TokenKeysError(f'{path}: not of the shape {{"active": kid, "keys": {{kid: base64url}}}}')
-    if not 1 <= len(document["keys"]) <= KEYS_MAX:
-        raise TokenKeysError(f"{path}: 1 to {KEYS_MAX} keys")
+    document = KeyRingDocument.parse(read_key_file(path), path=path).swept(unix_now())
     keys: dict[str, bytes] = {}
-    for kid, text in document["keys"].items():
-        if not _KID.fullmatch(kid):
-            raise TokenKeysError(f"{path}: a kid is 1-32 of A-Z a-z 0-9 _ -")
+    for kid, text in document.keys.items():
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        except (binascii.Error, TypeError, ValueError) as error:
+        except (binascii.Error, ValueError) as error:
             raise TokenKeysError(f"{path}: key {kid} is not base64url") from error
         if len(raw) < KEY_BYTES_MIN:
             raise TokenKeysError(f"{path}: key {kid} is shorter than {KEY_BYTES_MIN} bytes")
         keys[kid] = raw
-    if document.get("active") not in list(keys):
-        raise TokenKeysError(f"{path}: the active kid is not among the keys")
-    return TokenKeys(document["active"], keys)
+    return TokenKeys(document.active, keys, min(document.until.values(), default=None))
 
 
 def create_token_keys(path: Path) -> None:
     """Write a ring with one fresh key, mode 0600. Nothing happens when the file is there."""
-    kid = secrets.token_hex(4)
+    kid, key = make_token_key()
+    create_key_file(path, KeyRingDocument(kid, {kid: key}).dump())
+
+
+def make_token_key() -> tuple[str, str]:
+    """A fresh key with its kid, as a ring's text."""
     key = base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES_MIN)).rstrip(b"=").decode("ascii")
-    _write_once(path, json.dumps({"active": kid, "keys": {kid: key}}).encode())
+    return secrets.token_hex(4), key
 
 
 def mint_buyer_token(keys: TokenKeys, *, user_id: UUID, issuer: str, ttl_s: int, now_s: int | None = None) -> str:
@@ -109,18 +111,44 @@ def mint_buyer_token(keys: TokenKeys, *, user_id: UUID, issuer: str, ttl_s: int,
 
 def create_staff_key(path: Path) -> None:
     """Write a fresh Ed25519 private key as PEM (PKCS 8), mode 0600. Nothing happens when the file is there."""
-    pem = Ed25519PrivateKey.generate().private_bytes(
+    create_key_file(path, make_staff_key()[1].encode())
+
+
+def make_staff_key() -> tuple[str, str]:
+    """A fresh key with its kid, as a ring's text."""
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write_once(path, pem)
+    return _thumbprint(private.public_key()), pem.decode("ascii")
+
+
+def read_staff_document(path: Path) -> KeyRingDocument:
+    """The staff file as a ring; a single PEM is one with one key. TokenKeysError as `load_staff_keys`."""
+    text = read_key_file(path)
+    if not text.lstrip().startswith(_PEM):
+        return KeyRingDocument.parse(text, path=path)
+    kid = _parse_staff_key(text, path).kid
+    return KeyRingDocument(kid, {kid: text})
+
+
+def load_staff_keys(path: Path) -> StaffKeys:
+    """The keys in a file; TokenKeysError when it is unreadable, malformed, or has what is no Ed25519 private key."""
+    document = read_staff_document(path).swept(unix_now())
+    keys = {kid: _parse_staff_key(text, path) for kid, text in document.keys.items()}
+    if any(kid != key.kid for kid, key in keys.items()):
+        raise TokenKeysError(f"{path}: a kid is not the thumbprint of its key")
+    return StaffKeys(document.active, keys, min(document.until.values(), default=None))
 
 
 def load_staff_key(path: Path) -> StaffKey:
-    """The key in a PEM file; TokenKeysError when it is unreadable or no Ed25519 private key."""
+    """The key that signs, as `load_staff_keys`."""
+    return load_staff_keys(path).signing
+
+
+def _parse_staff_key(pem: str, path: Path) -> StaffKey:
     try:
-        private = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise TokenKeysError(f"{path}: {error.strerror}") from error
+        private = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError) as error:
         raise TokenKeysError(f"{path}: not a PEM private key without password") from error
     if not isinstance(private, Ed25519PrivateKey):
@@ -157,23 +185,3 @@ def _jwk(public: Ed25519PublicKey) -> dict[str, str]:
 def _thumbprint(public: Ed25519PublicKey) -> str:
     canonical = json.dumps(_jwk(public), sort_keys=True, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(sha256(canonical).digest()).rstrip(b"=").decode("ascii")
-
-
-def _write_once(path: Path, content: bytes) -> None:
-    """Create the file whole or not at all: two processes that start together agree on one key."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(staging, path)  # fails when another process was faster, unlike rename
-        except FileExistsError:
-            return
-    finally:
-        staging.unlink()

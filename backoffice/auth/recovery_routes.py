@@ -20,7 +20,8 @@ from backoffice.auth.limits import (
 )
 from backoffice.auth.passwords import Passwords
 from backoffice.auth.recovery import Recovery
-from backoffice.auth.routes import Minter, NewPassword, Password, Tokens
+from backoffice.auth.routes import NewPassword, Password
+from backoffice.auth.tokens import Minter, Tokens
 from backoffice.users.store import fold_email
 from backoffice.web.fields import Email, Model
 from backoffice.web.messages import EVERYONE, Answer, Call, Refused

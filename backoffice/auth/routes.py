@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
 import orjson
@@ -23,14 +22,15 @@ from backoffice.auth.limits import (
 from backoffice.auth.passwords import Passwords
 from backoffice.auth.recovery import Recovery
 from backoffice.auth.refresh import TOKEN_LENGTH, RefreshTokens
+from backoffice.auth.tokens import Minter, Tokens
 from backoffice.users.routes import UserView, view
 from backoffice.users.store import Account, Users, fold_email
-from backoffice.web.fields import Email, Model, Name, Resource
+from backoffice.web.fields import Email, Model, Name
 from backoffice.web.messages import Answer, Call, Refused, Role
 from backoffice.web.routing import Route
 from domain.notices import NoticeKind, notice_to_user
 from domain.problems import Problem
-from runtime.token_keys import StaffKey, TokenKeys, mint_buyer_token, mint_staff_token, staff_jwks
+from runtime.token_keys import staff_jwks
 
 log = structlog.get_logger(__name__)
 
@@ -58,35 +58,6 @@ class RefreshToken(Model):
     """A refresh token as it was given out."""
 
     refresh_token: Annotated[SecretStr, Field(min_length=1, max_length=4 * TOKEN_LENGTH)]
-
-
-class Tokens(Resource):
-    """What a login gives. `expires_in` is the access token's life in seconds."""
-
-    access_token: str
-    refresh_token: str
-    token_type: Literal["Bearer"] = "Bearer"
-    expires_in: int
-
-
-@dataclass(frozen=True, slots=True)
-class Minter:
-    """Makes access tokens of either kind."""
-
-    buyer_keys: TokenKeys
-    staff_key: StaffKey
-    issuer: str
-    ttl_s: int
-
-    def tokens(self, user_id: UUID, role: Role, refresh_token: str) -> Tokens:
-        """The answer to a login or a refresh."""
-        if role is Role.BUYER:
-            access = mint_buyer_token(self.buyer_keys, user_id=user_id, issuer=self.issuer, ttl_s=self.ttl_s)
-        else:
-            access = mint_staff_token(
-                self.staff_key, user_id=user_id, role=role.value, issuer=self.issuer, ttl_s=self.ttl_s
-            )
-        return Tokens(access_token=access, refresh_token=refresh_token, expires_in=self.ttl_s)
 
 
 class Auth:
@@ -185,7 +156,7 @@ class Auth:
 
     async def jwks(self, _: Call) -> Answer:
         """The keys that verify staff tokens (RFC 7517)."""
-        document = orjson.dumps(staff_jwks(self._minter.staff_key))
+        document = orjson.dumps(staff_jwks(*self._minter.staff_keys.current.keys.values()))
         return Answer(
             body=document, headers={"cache-control": "public, max-age=300"}, media_type="application/jwk-set+json"
         )

@@ -1,34 +1,92 @@
-"""Access tokens at the backoffice: which are accepted, and what they say. Mints through `runtime.token_keys`.
+"""Access tokens at the backoffice: which are accepted, what they say, and minting them through `runtime.token_keys`.
 
-Two kinds and nothing else: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer. The
-algorithm is a matter of the key, never of the token: HS256 keys also lie on edges and must not make staff.
+Two kinds of our own and nothing else: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer.
+The algorithm is a matter of the key, never of the token: HS256 keys also lie on edges and must not make staff.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from uuid import UUID
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from backoffice.web.fields import Resource
 from backoffice.web.messages import Caller, Refused, Role
 from domain import ids
 from domain.problems import Problem
-from runtime.token_keys import BUYER_AUDIENCE, STAFF_AUDIENCE, StaffKey, TokenKeys
+from runtime.key_watch import KeyWatch
+from runtime.session_ends import SessionEnds
+from runtime.token_keys import (
+    BUYER_AUDIENCE,
+    STAFF_AUDIENCE,
+    StaffKeys,
+    TokenKeys,
+    mint_buyer_token,
+    mint_staff_token,
+)
 
-TOKEN_LENGTH_MAX = 4096
+TOKEN_LENGTH_MAX: Final = 4096
+LEEWAY_S: Final = 60  # of `iat` in the future, as at the edge
 _REQUIRED = ["sub", "iss", "aud", "iat", "exp"]
+
+
+class Tokens(Resource):
+    """What a login gives. `expires_in` is the access token's life in seconds."""
+
+    access_token: str
+    refresh_token: str
+    token_type: Literal["Bearer"] = "Bearer"
+    expires_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Minter:
+    """Makes access tokens of either kind, by the keys of the moment. `earliest_iat` is that of `Sessions`."""
+
+    buyer_keys: KeyWatch[TokenKeys]
+    staff_keys: KeyWatch[StaffKeys]
+    issuer: str
+    ttl_s: int
+    earliest_iat: Callable[[UUID], int]
+
+    def tokens(self, user_id: UUID, role: Role, refresh_token: str) -> Tokens:
+        """The answer to a login or a refresh."""
+        access = self._access_token(user_id, role)
+        return Tokens(access_token=access, refresh_token=refresh_token, expires_in=self.ttl_s)
+
+    def _access_token(self, user_id: UUID, role: Role) -> str:
+        # Who logs in anew within the second in which all sessions ended must not be taken for who was there before.
+        now_s = max(int(time.time()), self.earliest_iat(user_id))
+        if role is Role.BUYER:
+            keys = self.buyer_keys.current
+            return mint_buyer_token(keys, user_id=user_id, issuer=self.issuer, ttl_s=self.ttl_s, now_s=now_s)
+        return mint_staff_token(
+            self.staff_keys.current.signing,
+            user_id=user_id,
+            role=role.value,
+            issuer=self.issuer,
+            ttl_s=self.ttl_s,
+            now_s=now_s,
+        )
 
 
 class TokenVerifier:
     """Turns an `Authorization` header into a caller."""
 
-    def __init__(self, *, buyer_keys: TokenKeys, staff_keys: tuple[StaffKey, ...], issuer: str) -> None:
-        """`staff_keys` are all whose tokens are still accepted, the newest first."""
-        self._buyer = dict(buyer_keys.keys)
-        self._staff: dict[str, Ed25519PublicKey] = {key.kid: key.public for key in staff_keys}
+    def __init__(
+        self, *, buyer_keys: KeyWatch[TokenKeys], staff_keys: KeyWatch[StaffKeys], issuer: str, ends: SessionEnds
+    ) -> None:
+        """Keys of the moment are asked at each token, and so is `ends`."""
+        self._buyer_keys = buyer_keys
+        self._staff_keys = staff_keys
         self._issuer = issuer
-        self._jwt = jwt.PyJWT({"require": _REQUIRED, "enforce_minimum_key_length": True})
+        self._ends = ends
+        self._jwt = jwt.PyJWT({"require": _REQUIRED, "verify_iat": False, "enforce_minimum_key_length": True})
 
     def __call__(self, authorization: str | None) -> Caller:
         """The caller; Refused with `token_missing`, `token_expired` or `token_invalid`."""
@@ -39,25 +97,36 @@ class TokenVerifier:
         if len(token) > TOKEN_LENGTH_MAX:
             raise Refused(Problem.TOKEN_INVALID)
         try:
-            return self._verify(token)
+            claims, audience, admitted = self._verify(token)
+            caller = _caller(claims, audience, admitted)
         except jwt.ExpiredSignatureError as error:
             raise Refused(Problem.TOKEN_EXPIRED) from error
         except jwt.PyJWTError as error:
             raise Refused(Problem.TOKEN_INVALID) from error
+        if not self._ends.loaded:  # for a moment after the start
+            raise Refused(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1)
+        if self._ends.is_ended(caller.user_id.bytes, claims["iat"]):
+            raise Refused(Problem.TOKEN_INVALID, "The session was ended; log in again")
+        return caller
 
-    def _verify(self, token: str) -> Caller:
+    def _verify(self, token: str) -> tuple[dict[str, Any], str, tuple[Role, ...]]:
         header = jwt.get_unverified_header(token)
         kid, algorithm = header.get("kid"), header.get("alg")
+        staff, buyer = self._staff_keys.current.keys, self._buyer_keys.current.keys
         key: bytes | Ed25519PublicKey
         admitted: tuple[Role, ...]
-        if algorithm == "EdDSA" and kid in self._staff:
-            key, audience, admitted = self._staff[kid], STAFF_AUDIENCE, (Role.STAFF, Role.ADMIN)
-        elif algorithm == "HS256" and kid in self._buyer:
-            key, audience, admitted = self._buyer[kid], BUYER_AUDIENCE, (Role.BUYER,)
+        if kid is None:
+            raise jwt.InvalidTokenError("no kid")
+        if algorithm == "EdDSA" and kid in staff:
+            key, audience, admitted = staff[kid].public, STAFF_AUDIENCE, (Role.STAFF, Role.ADMIN)
+        elif algorithm == "HS256" and kid in buyer:
+            key, audience, admitted = buyer[kid], BUYER_AUDIENCE, (Role.BUYER,)
         else:
             raise jwt.InvalidTokenError("unknown key")
         claims = self._jwt.decode(token, key, algorithms=[algorithm], audience=audience, issuer=self._issuer)
-        return _caller(claims, audience, admitted)
+        if type(claims["iat"]) is not int or claims["iat"] > time.time() + LEEWAY_S:
+            raise jwt.ImmatureSignatureError("issued in the future")
+        return claims, audience, admitted
 
 
 def _caller(claims: dict[str, Any], audience: str, admitted: tuple[Role, ...]) -> Caller:

@@ -18,6 +18,7 @@ from backoffice.web.fields import Resource
 from backoffice.web.messages import PROBLEM_JSON, Answer, Call
 from backoffice.web.routing import Route
 from domain.problems import Problem, ProblemDetails
+from runtime.session_ends import SessionEnds
 
 CHECK_S_MAX = 1.0
 
@@ -38,9 +39,10 @@ class Ready(Resource):
 class Health:
     """Readiness: every store answers, the first administrator is there, and the process is not ending."""
 
-    def __init__(self, stores: Stores) -> None:
+    def __init__(self, stores: Stores, ends: SessionEnds) -> None:
         """Not prepared yet."""
         self._stores = stores
+        self._ends = ends
         self.prepared = False
         self.draining = False
 
@@ -60,7 +62,7 @@ class Health:
             *(asyncio.wait_for(answer, CHECK_S_MAX) for answer in asked.values()), return_exceptions=True
         )
         checks = {name: not isinstance(answer, BaseException) for name, answer in zip(asked, answers, strict=True)}
-        checks |= {"prepared": self.prepared, "not_draining": not self.draining}
+        checks |= {"sessions": self._ends.synced, "prepared": self.prepared, "not_draining": not self.draining}
         missing = [name for name, well in checks.items() if not well]
         if missing:
             details = ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, f"Not ready: {', '.join(missing)}")

@@ -24,6 +24,8 @@ ROUTES = {
     "POST /v1/auth/login": ANYONE,
     "POST /v1/auth/refresh": ANYONE,
     "POST /v1/auth/logout": ANYONE,
+    "POST /v1/auth/logout-everywhere": NEEDS_TOKEN,
+    "POST /v1/users/{user_id}/logout": NEEDS_STAFF,
     "POST /v1/auth/password": NEEDS_TOKEN,
     "POST /v1/auth/password-reset": ANYONE,
     "POST /v1/auth/verify-email": ANYONE,

@@ -16,8 +16,9 @@ from typing import Any
 from backoffice.application import Backoffice
 from backoffice.operations.openapi import document
 from edge.openapi import build
+from runtime.key_watch import KeyWatch
 from runtime.settings import load_settings
-from runtime.token_keys import create_staff_key, create_token_keys, load_staff_key, load_token_keys
+from runtime.token_keys import create_staff_key, create_token_keys, load_staff_keys, load_token_keys
 
 FILE = Path(__file__).parents[2] / "docs" / "postman.json"
 SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
@@ -156,7 +157,9 @@ def documents() -> dict[str, dict[str, Any]]:
         create_token_keys(keys)
         create_staff_key(staff_key)
         settings = load_settings({"FLASHSALE_SHARD_DSNS": ",".join(["postgresql://nowhere.invalid/shard"] * 4)})
-        application = Backoffice(settings, buyer_keys=load_token_keys(keys), staff_key=load_staff_key(staff_key))
+        application = Backoffice(
+            settings, buyer_keys=KeyWatch(keys, load_token_keys), staff_keys=KeyWatch(staff_key, load_staff_keys)
+        )
     return {"edge_url": build(), "backoffice_url": document(application.routes, version="1")}
 
 

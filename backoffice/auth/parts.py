@@ -1,0 +1,73 @@
+"""Access tokens of this process, put together: keys that are followed, who mints, who verifies, who ends sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from backoffice.auth import session_routes
+from backoffice.auth.sessions import Sessions
+from backoffice.auth.tokens import Minter, TokenVerifier
+from backoffice.stores import Stores
+from runtime.key_watch import KeyWatch
+from runtime.session_ends import SessionEnds
+from runtime.settings import Settings
+from runtime.token_keys import StaffKeys, TokenKeys
+
+_Ring = TypeVar("_Ring", TokenKeys, StaffKeys)
+
+
+class TokenParts:
+    """`run` goes beside requests."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        stores: Stores,
+        *,
+        buyer_keys: KeyWatch[TokenKeys],
+        staff_keys: KeyWatch[StaffKeys],
+        registry: CollectorRegistry,
+    ) -> None:
+        """Uses the stores, owns nothing."""
+        self.ends = SessionEnds(stores.redis)
+        self.sessions = Sessions(stores, self.ends)
+        self.minter = Minter(
+            buyer_keys, staff_keys, settings.token_issuer, settings.access_token_s, self.sessions.earliest_iat
+        )
+        self.verifier = TokenVerifier(
+            buyer_keys=buyer_keys, staff_keys=staff_keys, issuer=settings.token_issuer, ends=self.ends
+        )
+        self.routes = session_routes.routes(session_routes.SessionRoutes(self.sessions))
+        # A rotation waits until every process shows the new key here; names of keys, never keys.
+        self._known = Gauge(
+            "flashsale_backoffice_token_key_info",
+            "Keys of access tokens that this process accepts; `active` is 1 for the one that it mints by.",
+            ("kind", "kid", "active"),
+            registry=registry,
+        )
+        self._watches = (buyer_keys, staff_keys)
+        self._show("buyer", buyer_keys)
+        self._show("staff", staff_keys)
+
+    async def run(self) -> None:
+        """For ever. Cancel to stop."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.ends.run())
+            group.create_task(self.sessions.run())
+            for watch in self._watches:
+                group.create_task(watch.run())
+
+    def _show(self, kind: str, watch: KeyWatch[_Ring]) -> None:
+        def show(ring: _Ring) -> None:
+            for old in shown:
+                self._known.remove(*old)
+            shown[:] = [(kind, kid, str(int(kid == ring.active))) for kid in ring.keys]
+            for new in shown:
+                self._known.labels(*new).set(1)
+
+        shown: list[tuple[str, str, str]] = []
+        show(watch.current)
+        watch.on_change(show)

@@ -1,0 +1,177 @@
+"""Sessions that end at once: at this backoffice and at a real edge, by whatever ends them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from devstack.servers import RedisServer
+from domain import topology
+from domain.topology import Topology
+from runtime.session_ends import KEPT_S
+from runtime.token_keys import load_token_keys, mint_buyer_token
+from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_edge import EdgeProcess
+
+PASSWORD = "a long enough password"
+WAIT_S_MAX = 20.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S_MAX
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A registered buyer, and where tokens are tried."""
+
+    backoffice: str
+    edge: str
+    email: str
+    id: UUID
+
+    def post(self, path: str, body: object = None, token: str = "") -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.post(self.backoffice + path, headers=headers, json=body)
+
+    def log_in(self, password: str = PASSWORD) -> dict[str, str]:
+        answer = self.post("/v1/auth/login", {"email": self.email, "password": password})
+        assert answer.status_code == 200, answer.text
+        tokens: dict[str, str] = answer.json()
+        return tokens
+
+    def statuses(self, token: str) -> tuple[int, int]:
+        """What backoffice and edge answer to the token."""
+        headers = {"Authorization": f"Bearer {token}"}
+        return (
+            httpx.get(f"{self.backoffice}/v1/users/me", headers=headers).status_code,
+            httpx.get(f"{self.edge}/v1/orders/{uuid4()}", headers=headers).status_code,
+        )
+
+    def refresh(self, tokens: dict[str, str]) -> int:
+        return self.post("/v1/auth/refresh", {"refresh_token": tokens["refresh_token"]}).status_code
+
+
+@pytest.fixture(scope="module")
+def edge(
+    backoffice_process: BackofficeProcess, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EdgeProcess]:
+    """An edge with the backoffice's keys and Redis."""
+    folder: Path = tmp_path_factory.mktemp("edge")
+    settings = {"redis_url": redis_server.url, "token_keys_file": str(backoffice_process.token_keys_file)}
+    process = EdgeProcess({**settings, "drain_ms": "50"}, folder / "edge.log")
+    process.start()
+    yield process
+    process.stop()
+
+
+@pytest.fixture
+def account(backoffice: BackofficeProcess, edge: EdgeProcess) -> Account:
+    email = f"{uuid4().hex}@example.com"
+    body = {"email": email, "password": PASSWORD, "name": "A buyer"}
+    answer = httpx.post(backoffice.url + "/v1/auth/register", json=body)
+    assert answer.status_code == 201, answer.text
+    return Account(backoffice.url, edge.url, email, UUID(answer.json()["id"]))
+
+
+def test_logging_out_everywhere(account: Account) -> None:
+    one, two = account.log_in(), account.log_in()
+    assert account.statuses(one["access_token"]) == account.statuses(two["access_token"]) == (200, 404)
+    assert account.post("/v1/auth/logout-everywhere", token=one["access_token"]).status_code == 204
+    # This process knows at once, the edge when the message is there.
+    assert account.statuses(two["access_token"])[0] == 401
+    until(lambda: account.statuses(two["access_token"]) == (401, 401))
+    assert account.statuses(one["access_token"]) == (401, 401)
+    assert (account.refresh(one), account.refresh(two)) == (401, 401)
+    # A login in the same second is good, everywhere and at once.
+    assert account.statuses(account.log_in()["access_token"]) == (200, 404)
+
+
+def test_a_changed_password_ends_the_tokens_of_before(account: Account) -> None:
+    before = account.log_in()
+    body = {"old_password": PASSWORD, "new_password": "another long password"}
+    answer = account.post("/v1/auth/password", body, token=before["access_token"])
+    assert answer.status_code == 200, answer.text
+    until(lambda: account.statuses(before["access_token"]) == (401, 401))
+    after = answer.json()
+    assert account.statuses(after["access_token"]) == (200, 404)
+    assert account.refresh(before) == 401 and account.refresh(after) == 200
+
+
+def test_an_erased_account_can_do_nothing_more(account: Account) -> None:
+    token = account.log_in()["access_token"]
+    answer = httpx.delete(f"{account.backoffice}/v1/users/me", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 204, answer.text
+    until(lambda: account.statuses(token) == (401, 401))
+
+
+def test_staff_end_sessions(account: Account, staff: Staff) -> None:
+    tokens = account.log_in()
+    assert staff.http.post(f"/v1/users/{account.id}/logout").status_code == 204
+    until(lambda: account.statuses(tokens["access_token"]) == (401, 401))
+    assert account.refresh(tokens) == 401
+    assert staff.http.post("/v1/users/nonsense/logout").json()["code"] == "user_not_found"
+    # A buyer without account: synthetic, or of another issuer.
+    assert staff.http.post(f"/v1/users/{uuid4()}/logout").status_code == 204
+
+
+def test_buyers_keep_others_logged_in(account: Account) -> None:
+    token = account.log_in()["access_token"]
+    answer = account.post(f"/v1/users/{uuid4()}/logout", token=token)
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+def test_what_redis_did_not_hear_of_is_told_again(
+    account: Account, databases: Databases, redis_client: redis.Redis
+) -> None:
+    """As a crash between the shard's commit and the message leaves it; and what no token needs any more goes."""
+    token = account.log_in()["access_token"]
+    now = int(time.time())
+    dsn = databases.shard_dsns[Topology().shard_of_user(account.id)]
+    with psycopg.connect(dsn) as connection:
+        connection.execute("INSERT INTO session_ends VALUES (%s, %s)", (account.id, now + 1))
+    until(lambda: account.statuses(token) == (401, 401))
+    assert redis_client.zscore(topology.SESSION_ENDS_KEY, account.id.bytes) == now + 1
+
+
+def test_a_backoffice_that_starts_tells_all_and_forgets_the_old(
+    backoffice_process: BackofficeProcess, databases: Databases, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """On another Redis, as after its loss."""
+    users = [uuid4() for _ in range(8)]
+    old, now = uuid4(), int(time.time())
+    for user, seconds in [*((user, now - 3600) for user in users), (old, now - KEPT_S - 10)]:
+        with psycopg.connect(databases.shard_dsns[Topology().shard_of_user(user)]) as connection:
+            connection.execute("INSERT INTO session_ends VALUES (%s, %s)", (user, seconds))
+    second = BackofficeProcess(tmp_path, own_redis.url, databases)
+    second.start()
+    try:
+        with redis.Redis(port=own_redis.port) as client:
+            until(lambda: client.zcard(topology.SESSION_ENDS_KEY) == len(users))
+        ring = load_token_keys(second.token_keys_file)
+
+        def status(iat: int) -> int:
+            token = mint_buyer_token(ring, user_id=users[0], issuer="flashsale", ttl_s=7200, now_s=iat)
+            url = f"{second.url}/v1/users/me"
+            return httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code
+
+        until(lambda: status(now - 3601) == 401)
+        assert status(now - 3600) == 404
+        with psycopg.connect(databases.shard_dsns[Topology().shard_of_user(old)]) as connection:
+            assert connection.execute("SELECT 1 FROM session_ends WHERE user_id = %s", (old,)).fetchone() is None
+    finally:
+        assert second.stop() == 0
+        second.kill()
+    assert backoffice_process.process is not None
