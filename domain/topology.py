@@ -21,6 +21,7 @@ FINGERPRINT_KEY = "flashsale:fingerprint"
 SALES_KEY = "flashsale:sales"  # set of published sale ids
 SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id, after SALE_GONE when it leaves Redis
 SALE_GONE = "-"  # a document that is missing without this word was lost, and its sale is unavailable, not unknown
+POSITIONS_SINCE_KEY = "flashsale:positions:since"  # string of the cache Redis: Unix ms since when it remembers
 CACHE_CHANNEL = "flashsale:cache:changed"  # pub/sub of the cache Redis, payload: the place whose row changed
 SESSION_ENDS_KEY = "flashsale:session-ends"  # sorted set: 16 bytes of a user id, or none for everybody -> Unix seconds
 SESSION_ENDS_CHANNEL = "flashsale:session-ends:changed"  # pub/sub, payload: seconds, a space, the member
@@ -206,6 +207,11 @@ class Topology:
         """Short digest of all that must agree between processes."""
         text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry=1"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def position_key(database: str, subject: str) -> str:
+    """String in the cache Redis: how far a replica of the database must be to know what was last written of a subject."""
+    return f"flashsale:positions:{database}:{subject}"
 
 
 def cache_key(cache: str, key: str) -> str:

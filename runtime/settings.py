@@ -57,6 +57,16 @@ class Settings(BaseModel):
         (), description="PostgreSQL shard databases in shard order, separated by commas."
     )
 
+    catalogue_replica_dsn: SecretStr | None = Field(
+        None, description="A streaming replica of the catalogue; without one, reads go to the primary."
+    )
+    shard_replica_dsns: tuple[SecretStr, ...] = Field(
+        (), description="A streaming replica of each shard, in shard order, separated by commas; or none."
+    )
+    replica_lag_ms_max: int = Field(
+        2000, ge=100, le=30_000, description="A replica that is further behind than this is not read."
+    )
+
     # Edge
     edge_host: str = Field("127.0.0.1", description="Address the edge listens on.")
     edge_port: int = Field(8080, ge=0, le=65535, description="Port the edge listens on.")
@@ -166,7 +176,7 @@ class Settings(BaseModel):
     # Logs
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Least level that is logged.")
 
-    @field_validator("shard_dsns", "cors_origins", "trusted_proxies", mode="before")
+    @field_validator("shard_dsns", "shard_replica_dsns", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -17,7 +17,7 @@ import structlog
 
 from backoffice.stores import Stores
 from backoffice.users.addresses import Addresses
-from backoffice.users.store import User
+from backoffice.users.store import User, Users
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "users.sql")
@@ -31,18 +31,17 @@ log = structlog.get_logger(__name__)
 class Erasures:
     """`steps` is what else must follow an account's end, each given the user's id; each may run any number of times."""
 
-    def __init__(self, stores: Stores, addresses: Addresses, steps: tuple[Step, ...]) -> None:
+    def __init__(self, stores: Stores, users: Users, addresses: Addresses, steps: tuple[Step, ...]) -> None:
         """Uses them, owns nothing."""
         self._stores = stores
+        self._users = users
         self._addresses = addresses
         self._steps = steps
 
     async def erase(self, user: User, *, by: UUID) -> bool:
         """Remove the account and all of the person; False when it is not as `user` any more."""
-        row = {"id": user.id, "version": user.version, "erased_by": by}
-        async with self._stores.shard_of_user(user.id).connection() as connection:
-            if await (await connection.execute(SQL["erase_user"], row)).fetchone() is None:
-                return False
+        if not await self._users.erase(user, by=by):
+            return False
         log.info("account erased", user_id=str(user.id), by=str(by))
         await self.finish_soon(user.id)
         return True
@@ -62,6 +61,7 @@ class Erasures:
 
     async def finish(self, user_id: UUID) -> None:
         """Everything that follows; nothing is different when it was done before."""
+        await self._users.forget(user_id)
         for step in self._steps:
             await step(user_id)
         for release in await self._addresses.releases_of(user_id):

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from backoffice.caching.cache import Cache
 from backoffice.stores import Stores
 from backoffice.users import routes
 from backoffice.users.addresses import Addresses
 from backoffice.users.administrators import Administrators
 from backoffice.users.erasure import Erasures, Step
 from backoffice.users.service import UserService
-from backoffice.users.store import Users
+from backoffice.users.store import User, Users
 from backoffice.users.sweeper import Sweeper
 
 
 class UserParts:
     """`users` is for the login, too; `sweeper` is to run beside requests."""
 
-    def __init__(self, stores: Stores, *, end_tokens: Step, repaired: Callable[[int], None]) -> None:
+    def __init__(
+        self, stores: Stores, cache: Cache[User], *, end_tokens: Step, repaired: Callable[[int], None]
+    ) -> None:
         """`end_tokens` ends the access tokens that a user has; `repaired` is told how much the sweeper put right."""
         addresses = Addresses(stores)
-        self.users = Users(stores, addresses)
-        erasures = Erasures(stores, addresses, (end_tokens,))
+        self.users = Users(stores, addresses, cache)
+        erasures = Erasures(stores, self.users, addresses, (end_tokens,))
         service = UserService(self.users, Administrators(stores, self.users), erasures, end_tokens)
         self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
         self.routes = routes.routes(routes.UserRoutes(self.users, service))

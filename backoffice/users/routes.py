@@ -83,7 +83,7 @@ class UserRoutes:
         """One account."""
         return await self._show(call, _user_id(call))
 
-    async def page(self, _: Call, query: UserQuery) -> Answer:
+    async def page(self, call: Call, query: UserQuery) -> Answer:
         """Accounts of all shards, newest first."""
         before = decode_cursor(_KIND, query.cursor)
         role = None if query.role is None else Role(query.role)
@@ -91,7 +91,7 @@ class UserRoutes:
             found = [user for user in await self._of_address(query.email) if role in (None, user.role)]
             found = [user for user in found if before is None or user.id < before]
         else:
-            found = await self._users.page(role=role, before=before, limit=query.limit + 1)
+            found = await self._users.page(role=role, before=before, limit=query.limit + 1, reader=call.who.user_id)
         shown = found[: query.limit]
         next_cursor = encode_cursor(_KIND, shown[-1].id) if len(found) > query.limit else None
         return Answer(body=UserList(items=[view(user) for user in shown], next_cursor=next_cursor))

@@ -36,7 +36,7 @@ class UserService:
             if not change.differs_from(user):
                 return user
             try:
-                changed = await self._change(user, change)
+                changed = await self._change(user, change, by=caller.user_id)
             except EmailTaken as error:
                 raise Refused(Problem.EMAIL_TAKEN) from error
             if changed is not None:
@@ -62,11 +62,11 @@ class UserService:
                     return
         raise Refused(Problem.OVERLOADED, "The account is being changed elsewhere", retry_after_s=1)
 
-    async def _change(self, user: User, change: Change) -> User | None:
+    async def _change(self, user: User, change: Change, *, by: UUID) -> User | None:
         if change.role is None or change.role == user.role:
-            return await self._users.change(user, change)
+            return await self._users.change(user, change, by=by)
         async with self._keeping_an_admin(user):
-            changed = await self._users.change(user, change)
+            changed = await self._users.change(user, change, by=by)
         if changed is not None:
             # The tokens that the user has say the old role; a refresh gives such as say the new one.
             await self._end_tokens(user.id)

@@ -1,24 +1,30 @@
-"""Reads and writes accounts. Knows no passwords (only their hashes), no tokens, and not who may do what."""
+"""Reads and writes accounts. Knows no passwords (only their hashes), no tokens, and not who may do what.
+
+What is shown comes from the cache, or from a replica that has what was written last; what decides comes from the primary.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
+import orjson
 import psycopg
 import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
-from backoffice.stores import Pool, Stores
+from backoffice.caching.cache import Cache, Codec
+from backoffice.stores import Stores
 from backoffice.users.addresses import CLAIM_WORK, Addresses, ClaimLapsed, Release
 from backoffice.web.messages import Role
 from domain import ids
 from domain.topology import bucket_of_user
+from runtime.databases import Database
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "users.sql")
@@ -36,6 +42,20 @@ class User:
     role: str
     version: int
     created_at: datetime
+
+
+def _encode(user: User) -> bytes:
+    assert type(user) is User, "a hash must not get into the cache"
+    return orjson.dumps(user)
+
+
+def _decode(content: bytes) -> User:
+    fields = orjson.loads(content)
+    created_at = datetime.fromisoformat(fields["created_at"])
+    return User(**{**fields, "id": UUID(fields["id"]), "created_at": created_at})
+
+
+USER_CODEC: Codec[User] = Codec(_encode, _decode, schema=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +98,11 @@ Together = Callable[[AsyncConnection[TupleRow], UUID], Awaitable[None]]
 class Users:
     """Accounts in their shards."""
 
-    def __init__(self, stores: Stores, addresses: Addresses) -> None:
-        """Uses the stores' pools, owns nothing."""
+    def __init__(self, stores: Stores, addresses: Addresses, cache: Cache[User]) -> None:
+        """Uses them, owns nothing."""
         self._stores = stores
         self._addresses = addresses
+        self._cache = cache
 
     async def create(
         self, *, email: str, name: str, password_hash: str, role: Role, together: Together | None = None
@@ -111,10 +132,11 @@ class Users:
         async with self._stores.shard_of_user(user_id).connection() as connection:
             cursor = connection.cursor(row_factory=class_row(User))
             user = await (await cursor.execute(SQL["insert_user"], row)).fetchone()
-            if together is not None:
+            if user is not None and together is not None:
                 await together(connection, user_id)
         if user is None:
             raise ClaimLapsed
+        await self._stores.shard_of_user(user_id).wrote(_subject(user_id))
         if await self._confirm(folded, user_id):
             return user
         async with self._stores.shard_of_user(user_id).connection() as connection:
@@ -124,12 +146,16 @@ class Users:
     async def newest(self, user_id: UUID) -> User | None:
         """The account with this id as the primary has it: for decisions."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(User))
-            return await (await cursor.execute(SQL["get_user"], {"id": user_id})).fetchone()
+            return await _get(connection, user_id)
 
     async def get(self, user_id: UUID) -> User | None:
-        """The account with this id, to be shown."""
-        return await self.newest(user_id)
+        """The account with this id, to be shown. Never older than the last change."""
+
+        async def load() -> User | None:
+            shard = self._stores.shard_of_user(user_id)
+            return await shard.read(lambda connection: _get(connection, user_id), subjects=[_subject(user_id)])
+
+        return await self._cache.get(str(user_id), load)
 
     async def find(self, email: str) -> Account | None:
         """The account with this address. Asks two shards also for an unknown address: absence must not be faster."""
@@ -140,13 +166,22 @@ class Users:
             parameters = {"id": user_id, "email_folded": folded}
             return await (await cursor.execute(SQL["get_account"], parameters)).fetchone()
 
-    async def page(self, *, role: Role | None, before: UUID | None, limit: int) -> list[User]:
-        """Newest first, over all shards: ids begin with their time, so each shard gives its first, the merge is cut."""
+    async def page(self, *, role: Role | None, before: UUID | None, limit: int, reader: UUID) -> list[User]:
+        """Newest first, over all shards: ids begin with their time, so each shard gives its first, the merge is cut.
+
+        `reader` finds what it has changed; what others changed this moment may be missing.
+        """
         parameters = {"role": role, "before": before, "limit": limit}
-        pages = await asyncio.gather(*(self._page(shard, parameters) for shard in self._stores.shards))
+
+        async def query(connection: AsyncConnection[TupleRow]) -> list[User]:
+            cursor = connection.cursor(row_factory=class_row(User))
+            return await (await cursor.execute(SQL["page"], parameters)).fetchall()
+
+        subjects = [_subject(reader), _work_of(reader)]
+        pages = await asyncio.gather(*(shard.read(query, subjects=subjects) for shard in self._stores.shards))
         return sorted((user for page in pages for user in page), key=lambda user: user.id, reverse=True)[:limit]
 
-    async def change(self, user: User, change: Change) -> User | None:
+    async def change(self, user: User, change: Change, *, by: UUID) -> User | None:
         """The changed account, or None when it is not as `user` any more; EmailTaken, ClaimLapsed.
 
         Another address is claimed, written, confirmed, and the old one released. A crash before it is written leaves the
@@ -161,42 +196,44 @@ class Users:
             claimed_at = await self._addresses.claim(folded, user.id)
             if claimed_at is None:
                 raise EmailTaken
-        row = {
-            "id": user.id,
-            "version": user.version,
-            "email": change.email,
-            "email_folded": folded,
-            "name": change.name,
-            "role": change.role,
-            "claimed_at": claimed_at,
-            "work": CLAIM_WORK,
-        }
-        async with self._stores.shard_of_user(user.id).connection() as connection:
-            users = connection.cursor(row_factory=class_row(User))
-            changed = await (await users.execute(SQL["change_user"], row)).fetchone()
-            if changed is None:
-                return None
-            if not moves:
-                return changed
-            notes = connection.cursor(row_factory=class_row(Release))
-            note = {"user_id": user.id, "email_folded": left}
-            release = await (await notes.execute(SQL["note_release"], note)).fetchone()
-        assert folded is not None and release is not None
-        await self._confirm(folded, user.id)
-        await self._release(release)
+        release = None
+        async with self._changing(user.id, by=by) as connection:
+            changed = await _update(connection, user, change, folded, claimed_at)
+            if changed is not None and moves:
+                release = await _note_release(connection, user.id, left)
+        if release is not None:
+            assert folded is not None
+            await self._confirm(folded, user.id)
+            await self._release(release)
         return changed
+
+    async def erase(self, user: User, *, by: UUID) -> bool:
+        """Remove the account and all of the person in its shard; False when it is not as `user` any more."""
+        row = {"id": user.id, "version": user.version, "erased_by": by}
+        async with self._changing(user.id, by=by) as connection:
+            return await (await connection.execute(SQL["erase_user"], row)).fetchone() is not None
+
+    async def forget(self, user_id: UUID) -> None:
+        """Have every process look at the shard again."""
+        async with self._cache.changing(str(user_id)):
+            pass
 
     async def other_admins(self, user_id: UUID) -> int:
         """How many administrators there are besides this one."""
         counts = await asyncio.gather(*(self._count_admins(shard, user_id) for shard in self._stores.shards))
         return sum(counts)
 
-    async def _page(self, shard: Pool, parameters: dict[str, Any]) -> list[User]:
-        async with shard.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(User))
-            return await (await cursor.execute(SQL["page"], parameters)).fetchall()
+    @asynccontextmanager
+    async def _changing(self, user_id: UUID, *, by: UUID) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A transaction on the user's shard, after which nobody reads the account as it was before."""
+        shard = self._stores.shard_of_user(user_id)
+        async with self._cache.changing(str(user_id)):
+            async with shard.connection() as connection:
+                yield connection
+            # Before the cache is filled again: from a replica that has this.
+            await shard.wrote(_subject(user_id), _work_of(by))
 
-    async def _count_admins(self, shard: Pool, besides: UUID) -> int:
+    async def _count_admins(self, shard: Database, besides: UUID) -> int:
         async with shard.connection() as connection:
             row = await (await connection.execute(SQL["count_admins"], {"besides": besides})).fetchone()
         return 0 if row is None else int(row[0])
@@ -214,3 +251,39 @@ class Users:
             await self._addresses.work_off(release)
         except psycopg.OperationalError as error:
             log.warning("an address is released later", user_id=str(release.user_id), error=type(error).__name__)
+
+
+def _subject(user_id: UUID) -> str:
+    return f"user:{user_id}"
+
+
+def _work_of(user_id: UUID) -> str:
+    return f"by:{user_id}"
+
+
+async def _get(connection: AsyncConnection[TupleRow], user_id: UUID) -> User | None:
+    cursor = connection.cursor(row_factory=class_row(User))
+    return await (await cursor.execute(SQL["get_user"], {"id": user_id})).fetchone()
+
+
+async def _update(
+    connection: AsyncConnection[TupleRow], user: User, change: Change, folded: str | None, claimed_at: datetime | None
+) -> User | None:
+    row = {
+        "id": user.id,
+        "version": user.version,
+        "email": change.email,
+        "email_folded": folded,
+        "name": change.name,
+        "role": change.role,
+        "claimed_at": claimed_at,
+        "work": CLAIM_WORK,
+    }
+    cursor = connection.cursor(row_factory=class_row(User))
+    return await (await cursor.execute(SQL["change_user"], row)).fetchone()
+
+
+async def _note_release(connection: AsyncConnection[TupleRow], user_id: UUID, folded: str) -> Release | None:
+    cursor = connection.cursor(row_factory=class_row(Release))
+    note = {"user_id": user_id, "email_folded": folded}
+    return await (await cursor.execute(SQL["note_release"], note)).fetchone()

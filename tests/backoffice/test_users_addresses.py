@@ -14,7 +14,7 @@ import pytest
 
 from backoffice.users import addresses as addresses_module
 from backoffice.users.addresses import ClaimLapsed
-from backoffice.users.store import Change, EmailTaken, User
+from backoffice.users.store import EmailTaken, User
 from backoffice.web.messages import Role
 from domain.topology import Topology
 from tests.fixtures.fix_users import HASH, Accounts
@@ -50,7 +50,7 @@ async def login(accounts: Accounts, email: str) -> UUID | None:
 
 async def test_another_address(accounts: Accounts) -> None:
     user = await accounts.make(OLD)
-    changed = await accounts.users.change(user, Change(email="Lovelace@Shop.example"))
+    changed = await accounts.change(user, email="Lovelace@Shop.example")
     assert changed == User(user.id, "Lovelace@Shop.example", "Ada", "buyer", 2, user.created_at)
     assert accounts.index() == {NEW: (user.id, True)}
     assert accounts.rows("SELECT email_folded FROM login_releases") == []
@@ -61,7 +61,7 @@ async def test_another_address(accounts: Accounts) -> None:
 
 async def test_another_case_of_the_same_address(accounts: Accounts) -> None:
     user = await accounts.make(OLD)
-    changed = await accounts.users.change(user, Change(email=OLD.upper()))
+    changed = await accounts.change(user, email=OLD.upper())
     assert changed is not None and changed.email == OLD.upper()
     assert accounts.index() == {OLD: (user.id, True)}
 
@@ -69,7 +69,7 @@ async def test_another_case_of_the_same_address(accounts: Accounts) -> None:
 async def test_an_address_in_use_is_not_given(accounts: Accounts) -> None:
     user, other = await accounts.make(OLD), await accounts.make(NEW)
     with pytest.raises(EmailTaken):
-        await accounts.users.change(user, Change(email=NEW.upper(), name="X"))
+        await accounts.change(user, email=NEW.upper(), name="X")
     assert await accounts.users.newest(user.id) == user
     assert accounts.index() == {OLD: (user.id, True), NEW: (other.id, True)}
 
@@ -77,7 +77,7 @@ async def test_an_address_in_use_is_not_given(accounts: Accounts) -> None:
 async def test_of_two_changes_of_one_version_one_is_made(accounts: Accounts) -> None:
     user = await accounts.make(OLD)
     emails = [f"a{place}@shop.example" for place in range(4)]
-    results = await asyncio.gather(*(accounts.users.change(user, Change(email=email)) for email in emails))
+    results = await asyncio.gather(*(accounts.change(user, email=email) for email in emails))
     (made,) = [result for result in results if result is not None]
     assert made.version == 2
     found = {email: await login(accounts, email) for email in (OLD, *emails)}
@@ -90,7 +90,7 @@ async def test_of_two_changes_of_one_version_one_is_made(accounts: Accounts) -> 
 
 async def test_registrations_race_with_changes(accounts: Accounts) -> None:
     movers = [await accounts.make(f"m{place}@shop.example") for place in range(4)]
-    attempts: list[Any] = [accounts.users.change(user, Change(email=NEW)) for user in movers]
+    attempts: list[Any] = [accounts.change(user, email=NEW) for user in movers]
     attempts += [accounts.users.create(email=NEW, name="N", password_hash=HASH, role=Role.BUYER) for _ in range(4)]
     results = await asyncio.gather(*attempts, return_exceptions=True)
     winners = [result for result in results if isinstance(result, User)]
@@ -104,7 +104,7 @@ async def test_two_swap_addresses_in_turns(accounts: Accounts) -> None:
     """There and back again, so that an address is left and taken by the same user at about the same time."""
     user = await accounts.make(OLD)
     for place in range(6):
-        changed = await accounts.users.change(user, Change(email=(NEW, OLD)[place % 2]))
+        changed = await accounts.change(user, email=(NEW, OLD)[place % 2])
         assert changed is not None
         user = changed
     assert accounts.index() == {OLD: (user.id, True)}
@@ -119,7 +119,7 @@ CHANGE_STEPS = [("claim", True), ("confirm", False), ("confirm", True), ("work_o
 async def test_a_crash_within_a_change(accounts: Accounts, step: str, after: bool, healed_by: str) -> None:
     user = await accounts.make(OLD)
     with dying_at(accounts.addresses, step, after=after), pytest.raises(Crash):
-        await accounts.users.change(user, Change(email=NEW))
+        await accounts.change(user, email=NEW)
     now = await accounts.users.newest(user.id)
     assert now is not None and (now.email, now.version) == ((OLD, 1) if step == "claim" else (NEW, 2))
     # Whatever the index says, the account's own address leads to it, and the other one to nobody.
@@ -127,7 +127,7 @@ async def test_a_crash_within_a_change(accounts: Accounts, step: str, after: boo
     other = NEW if now.email == OLD else OLD
     assert await login(accounts, other) is None
     if healed_by == "the same change":
-        now = now if now.email == NEW else await accounts.users.change(now, Change(email=NEW))
+        now = now if now.email == NEW else await accounts.change(now, email=NEW)
         assert now is not None
     accounts.age(61)
     if healed_by == "another user":
@@ -146,7 +146,7 @@ async def test_a_crash_within_a_change(accounts: Accounts, step: str, after: boo
 async def test_what_is_left_of_a_change_is_free_at_once(accounts: Accounts) -> None:
     user = await accounts.make(OLD)
     with dying_at(accounts.addresses, "work_off"), pytest.raises(Crash):
-        await accounts.users.change(user, Change(email=NEW))
+        await accounts.change(user, email=NEW)
     assert accounts.index() == {OLD: (user.id, True), NEW: (user.id, True)}
     newcomer = await accounts.make(OLD)
     assert accounts.index() == {OLD: (newcomer.id, True), NEW: (user.id, True)}
@@ -159,7 +159,7 @@ async def test_a_release_that_comes_late_leaves_a_claim_alone(accounts: Accounts
     """Between the moment that the sweeper looked and the moment that it removes, the user takes the address again."""
     user = await accounts.make(OLD)
     with dying_at(accounts.addresses, "work_off"), pytest.raises(Crash):
-        await accounts.users.change(user, Change(email=NEW))
+        await accounts.change(user, email=NEW)
     looked = addresses_module.Addresses._holder
 
     async def meanwhile(self: Any, user_id: UUID) -> Any:
@@ -167,7 +167,7 @@ async def test_a_release_that_comes_late_leaves_a_claim_alone(accounts: Accounts
         addresses_module.Addresses._holder = looked  # type: ignore[method-assign]
         now = await accounts.users.newest(user_id)
         assert now is not None
-        assert await accounts.users.change(now, Change(email=OLD)) is not None
+        assert await accounts.change(now, email=OLD) is not None
         return holder
 
     addresses_module.Addresses._holder = meanwhile  # type: ignore[method-assign]
@@ -220,7 +220,7 @@ async def test_nothing_is_written_under_an_old_claim(accounts: Accounts, monkeyp
     monkeypatch.setattr("backoffice.users.store.CLAIM_WORK", timedelta(0))
     with pytest.raises(ClaimLapsed):
         await accounts.make(NEW)
-    assert await accounts.users.change(user, Change(email="other@shop.example")) is None
+    assert await accounts.change(user, email="other@shop.example") is None
     assert accounts.rows("SELECT email FROM users") == [OLD]
     assert await login(accounts, NEW) is None
 
