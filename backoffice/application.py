@@ -36,6 +36,7 @@ from backoffice.sales.store import Sales
 from backoffice.sales.synchroniser import Synchroniser
 from backoffice.stores import Stores
 from backoffice.users.parts import UserParts
+from backoffice.users.store import USER_CODEC
 from backoffice.web.routing import Dispatcher, Route
 from runtime import fingerprint, tasks
 from runtime.backoff import Backoff
@@ -63,8 +64,9 @@ class Backoffice:
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
         self._operations = OperationParts(stores, settings)
         recovery, attempts = Recovery(stores, tokens.sessions.end_access_tokens), Attempts(stores.cache)
+        users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
         accounts = UserParts(
-            stores, end_tokens=tokens.sessions.end_access_tokens, repaired=self._metrics.swept.inc
+            stores, users_cache, end_tokens=tokens.sessions.end_access_tokens, repaired=self._metrics.swept.inc
         )
         self._sweeper = accounts.sweeper
         self._auth = auth_routes.Auth(
