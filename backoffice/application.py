@@ -22,6 +22,7 @@ from backoffice.auth.refresh import RefreshTokens
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
 from backoffice.catalogue import routes as catalogue_routes
+from backoffice.catalogue.search import Search
 from backoffice.catalogue.store import PRODUCT_CODEC, Products
 from backoffice.operations import health as operations
 from backoffice.operations import openapi
@@ -89,7 +90,7 @@ class Backoffice:
             *recovery_routes.routes(own_account),
             *tokens.routes,
             *accounts.routes,
-            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), products_cache)),
+            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), Search(stores), products_cache)),
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
             *operations.routes(self._health, self._metrics),

@@ -10,11 +10,11 @@ RETURNING id, sku, name, description, price_minor, currency, attributes, active,
 SELECT id, sku, name, description, price_minor, currency, attributes, active, version FROM products WHERE id = %(id)s;
 
 -- name: page
--- Primary key, newest first; the text filter walks the table (search with ranking is a matter of its own).
+-- Primary key, newest first.
 SELECT id, sku, name, description, price_minor, currency, attributes, active, version
 FROM products
 WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
-  AND (%(pattern)s::text IS NULL OR name ILIKE %(pattern)s OR sku ILIKE %(pattern)s OR description ILIKE %(pattern)s)
+  AND (%(active)s::boolean IS NULL OR active = %(active)s)
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: update

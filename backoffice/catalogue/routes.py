@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from backoffice.caching.cache import Cache
+from backoffice.catalogue.search import Place, Search
 from backoffice.catalogue.store import Product, Products, SkuTaken
 from backoffice.web.conditions import entity_tag, is_known, required_versions
 from backoffice.web.fields import (
@@ -25,7 +27,7 @@ from backoffice.web.fields import (
     encode_cursor,
     printable,
 )
-from backoffice.web.messages import STAFF, Answer, Call, Refused
+from backoffice.web.messages import EVERYONE, STAFF, Answer, Call, Refused
 from backoffice.web.routing import Route
 from domain.problems import Problem
 
@@ -118,7 +120,7 @@ class ProductView(Resource):
 
 
 class ProductList(Resource):
-    """A page of products, newest first."""
+    """A page of products: newest first, or best match first."""
 
     items: list[ProductView]
     next_cursor: str | None
@@ -127,7 +129,10 @@ class ProductList(Resource):
 class ProductQuery(Page):
     """Which products."""
 
-    q: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(None, description="Text to look for")
+    q: Annotated[Text, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="Words to look for, best match first; the last one may be unfinished"
+    )
+    active: bool | None = Field(None, description="For staff: only products that are active, or are not")
 
 
 def _answer(product: Product, status: int = 200, **headers: str) -> Answer:
@@ -139,9 +144,10 @@ def _answer(product: Product, status: int = 200, **headers: str) -> Answer:
 class Catalogue:
     """The operations."""
 
-    def __init__(self, products: Products, cache: Cache[Product]) -> None:
-        """Uses the store and the cache, owns nothing."""
+    def __init__(self, products: Products, search: Search, cache: Cache[Product]) -> None:
+        """Uses the stores and the cache, owns nothing."""
         self._products = products
+        self._search = search
         self._cache = cache
 
     async def create(self, _: Call, body: NewProduct) -> Answer:
@@ -162,12 +168,28 @@ class Catalogue:
             return Answer(304, None, {"etag": entity_tag(product.version), "cache-control": "no-cache"})
         return _answer(product)
 
-    async def page(self, _: Call, query: ProductQuery) -> Answer:
-        """Products, newest first."""
-        before = decode_cursor(_KIND, query.cursor)
-        found = await self._products.page(before=before, text=query.q, limit=query.limit + 1)
-        shown = found[: query.limit]
-        next_cursor = encode_cursor(_KIND, shown[-1].id) if len(found) > query.limit else None
+    async def page(self, call: Call, query: ProductQuery) -> Answer:
+        """Products, newest first; with a text those that match it, best first. Only staff see those that are not active."""
+        active = query.active
+        if call.caller is None or call.caller.role not in STAFF:
+            if active is False:
+                raise Refused(Problem.TOKEN_MISSING if call.caller is None else Problem.FORBIDDEN)
+            active = True
+        wanted = query.limit + 1
+        shown: Sequence[Product]
+        next_cursor = None
+        if query.q is None:
+            before = decode_cursor(_KIND, query.cursor)
+            listed = await self._products.page(before=before, active=active, limit=wanted)
+            shown = listed[: query.limit]
+            if len(listed) == wanted:
+                next_cursor = encode_cursor(_KIND, shown[-1].id)
+        else:
+            after = Place.decode(query.q, query.cursor)
+            found = await self._search.page(query.q, after=after, active=active, limit=wanted)
+            shown = found[: query.limit]
+            if len(found) == wanted:
+                next_cursor = Place.of(found[query.limit - 1]).encode(query.q)
         items = [ProductView.model_validate(product, from_attributes=True) for product in shown]
         return Answer(body=ProductList(items=items, next_cursor=next_cursor))
 
@@ -205,7 +227,15 @@ def routes(catalogue: Catalogue) -> tuple[Route, ...]:
     one = "/v1/products/{product_id}"
     return (
         Route(
-            "GET", "/v1/products", catalogue.page, "List products", "products", query=ProductQuery, answers=ProductList
+            "GET",
+            "/v1/products",
+            catalogue.page,
+            "List or search products",
+            "products",
+            roles=EVERYONE,
+            anonymous=True,
+            query=ProductQuery,
+            answers=ProductList,
         ),
         Route(
             "POST",

@@ -70,12 +70,11 @@ class Products:
         """The product with this id."""
         return await self._one("get", {"id": product_id})
 
-    async def page(self, *, before: UUID | None, text: str | None, limit: int) -> list[Product]:
-        """Newest first; `text` is looked for in SKU, name and description, whatever its case."""
-        pattern = None if text is None else "%" + _escape(text) + "%"
+    async def page(self, *, before: UUID | None, active: bool | None, limit: int) -> list[Product]:
+        """Newest first; `active`: only such."""
         async with self._catalogue.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Product))
-            parameters = {"before": before, "pattern": pattern, "limit": limit}
+            parameters = {"before": before, "active": active, "limit": limit}
             return await (await cursor.execute(SQL["page"], parameters)).fetchall()
 
     async def change(self, product_id: UUID, versions: list[int] | None, fields: dict[str, Any]) -> Product | None:
@@ -97,8 +96,3 @@ class Products:
         async with self._catalogue.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Product))
             return await (await cursor.execute(SQL[statement], parameters)).fetchone()
-
-
-def _escape(text: str) -> str:
-    """The text as a literal inside a LIKE pattern."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -76,8 +76,9 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": _responses(route),
     }
     if route.roles is not None:
-        operation["security"] = [{"token": []}]
-        operation["description"] = "Roles: " + ", ".join(sorted(role.value for role in route.roles)) + "."
+        operation["security"] = [{"token": []}, {}] if route.anonymous else [{"token": []}]
+        roles = ", ".join(sorted(role.value for role in route.roles))
+        operation["description"] = f"Roles: {roles}{'; nobody needs one' if route.anonymous else ''}."
     if route.body is not None:
         content = {"application/json": {"schema": {"$ref": _REF.format(model=route.body.__name__)}}}
         operation["requestBody"] = {"required": True, "content": content}

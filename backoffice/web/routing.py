@@ -32,9 +32,10 @@ Handler = Callable[..., Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `roles` is None where no token is asked for; `body` and `query` are handed to the handler, parsed.
+    """One operation. `roles` is None where no token is looked at; `anonymous` admits requests without one, too.
 
-    `path` names parameters in braces, as OpenAPI does. The rest describes the operation in `/openapi.json`.
+    `body` and `query` are handed to the handler, parsed. `path` names parameters in braces, as OpenAPI does. The rest describes
+    the operation in `/openapi.json`.
     """
 
     method: str
@@ -43,6 +44,7 @@ class Route:
     summary: str
     tag: str
     roles: frozenset[Role] | None = None
+    anonymous: bool = False
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     answers: type[BaseModel] | None = None
@@ -134,7 +136,7 @@ class Dispatcher:
         return rendered
 
     async def _run(self, route: Route, call: Call) -> Answer:
-        if route.roles is not None:
+        if route.roles is not None and not (route.anonymous and not call.headers.get("authorization")):
             caller = self._authenticate(call.headers.get("authorization"))
             if caller.role not in route.roles:
                 raise Refused(Problem.FORBIDDEN, "The token's role does not allow this")

@@ -1,0 +1,110 @@
+"""Full-text search over products: what a text asks for, and its products by rank, a page at a time.
+
+A text is understood first (`interpret` in `search.sql`): accents, case and punctuation do not count, the last word may be
+unfinished, stop words do not matter beside others, and a word that no product has becomes the most similar one. All words
+must match. Names come before descriptions, these before SKU and attributes; a SKU as it is written comes first of all.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import struct
+from dataclasses import dataclass
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from backoffice.catalogue.store import Product
+from backoffice.stores import Stores
+from backoffice.web.messages import invalid
+from runtime.sql import load_sql
+
+SQL = load_sql(__package__, "search.sql")
+WORDS_MAX = 16  # of a text; what is behind them is not asked for
+SIMILAR_MAX = 4  # words that an unknown one may stand for
+RANKED_MAX = 1000  # of more matches in names, and of more elsewhere, the newest are ranked, and the others not found
+_NAMED_RANK = 4.0  # the least rank of what matches by its name
+_PLACE = struct.Struct(">4sf16s")
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Product):
+    """A product and how well it matches; at least 4 by its name."""
+
+    rank: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page ends: everything of a lower rank, or of the same and older, follows."""
+
+    rank: float
+    product_id: UUID
+
+    @classmethod
+    def of(cls, found: Found) -> Place:
+        """Behind a product."""
+        return cls(found.rank, found.id)
+
+    def encode(self, text: str) -> str:
+        """An opaque cursor that goes with this text only."""
+        packed = _PLACE.pack(_digest(text), self.rank, self.product_id.bytes)
+        return base64.urlsafe_b64encode(packed).rstrip(b"=").decode("ascii")
+
+    @classmethod
+    def decode(cls, text: str, cursor: str | None) -> Place | None:
+        """Inverse of `encode`, None for none; Refused for anything that a search for this text did not give out."""
+        if cursor is None:
+            return None
+        try:
+            packed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+            digest, rank, product_id = _PLACE.unpack(packed)
+        except (binascii.Error, ValueError, struct.error) as error:
+            raise invalid("/cursor", "is not a cursor of this search") from error
+        if digest != _digest(text) or not 0.0 <= rank < 16.0:
+            raise invalid("/cursor", "is not a cursor of this search")
+        return cls(rank, UUID(bytes=product_id))
+
+
+class Search:
+    """Searches the catalogue database."""
+
+    def __init__(self, stores: Stores) -> None:
+        """Uses the stores' pools, owns nothing."""
+        self._catalogue = stores.catalogue
+
+    async def page(self, text: str, *, after: Place | None, active: bool | None, limit: int) -> list[Found]:
+        """Products that match, best first; none when the text has no word or an unknown one. `active`: only such.
+
+        The order holds from page to page: products that are made or changed meanwhile take the place of their own rank.
+        """
+        skus = [text, text.upper()] if any(character.isdigit() for character in text) else []
+        async with self._catalogue.connection() as connection:
+            understood = {"text": text, "words_max": WORDS_MAX, "similar_max": SIMILAR_MAX}
+            row = await (await connection.execute(SQL["interpret"], understood)).fetchone()
+            if row is None or row[0] is None:
+                return []
+            found: list[Found] = []
+            for statement in ("search_names", "search_elsewhere"):
+                named = statement == "search_names"
+                if len(found) == limit or (named and after is not None and after.rank < _NAMED_RANK):
+                    continue
+                behind = after if after is not None and (after.rank >= _NAMED_RANK) == named else None
+                parameters = {
+                    "query": row[0],
+                    "skus": skus,
+                    "active": active,
+                    "ranked_max": RANKED_MAX,
+                    "rank": None if behind is None else behind.rank,
+                    "before": None if behind is None else behind.product_id,
+                    "limit": limit - len(found),
+                }
+                cursor = connection.cursor(row_factory=class_row(Found))
+                found += await (await cursor.execute(SQL[statement], parameters)).fetchall()
+            return found
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=4).digest()
