@@ -110,6 +110,7 @@ class Plan:
             **self.folder.settings_env(self.stack()),
             "FLASHSALE_EDGE_PORT": str(self.edge_port),
             "FLASHSALE_BACKOFFICE_PORT": str(self.backoffice_port),
+            "FLASHSALE_SMTP_URL": self.smtp_url,
         }
         callers = self._callers_settings()
         # The shop page is the backoffice's and orders at the edge: another origin, under either name of this machine.
