@@ -11,6 +11,7 @@ pytest_plugins = [
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
     "tests.fixtures.fix_stack",
+    "tests.fixtures.fix_browser",
     "tests.fixtures.fix_users",
     "tests.fixtures.skips",
 ]

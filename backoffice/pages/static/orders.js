@@ -14,9 +14,13 @@ const STATES = {
 };
 
 export class Orders {
-  /** `closed` is called when no order is shown any more; `now()` is the server's time; `words` says a problem. */
-  constructor(session, edge, { closed, now, words }) {
+  /**
+   * `closed` is called when no order is shown any more; `now()` is the server's time; `words` says a problem; under `place()`
+   * the id of the order that is shown outlives a reload.
+   */
+  constructor(session, edge, { closed, now, words, place }) {
     this.session = session;
+    this.place = place;
     this.edge = edge;
     this.closed = closed;
     this.now = now;
@@ -38,12 +42,33 @@ export class Orders {
   /** Show an order, and look at it until it is final. */
   follow(order) {
     this.order = order;
+    sessionStorage.setItem(this.place(), order.order_id);
     say(find("order-message"), "");
     this.show();
     this.later();
   }
 
+  /** Go on with the order that was shown before a reload. */
+  async resume() {
+    const orderId = sessionStorage.getItem(this.place());
+    if (!orderId || this.order) return;
+    try {
+      const order = await this.session.ask("GET", `${this.edge}/v1/orders/${orderId}`, { timeoutMs: 10000 });
+      if (this.order) return;
+      this.follow(order);
+      this.closed();
+    } catch {
+      // It is in the list as well.
+    }
+  }
+
+  /** Show no order; the buyer wants to go on. */
   close() {
+    sessionStorage.removeItem(this.place());
+    this.hide();
+  }
+
+  hide() {
     clearTimeout(this.timer);
     this.order = null;
     find("order").hidden = true;

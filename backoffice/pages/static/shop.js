@@ -36,7 +36,12 @@ const WORDS = {
 const words = (problem) => WORDS[problem.code] ?? problem.text;
 
 const session = new Session("buyer", (text) => showLogin(text));
-const orders = new Orders(session, EDGE, { closed: () => show(), now: () => Date.now() + shop.offsetMs, words });
+const orders = new Orders(session, EDGE, {
+  closed: () => show(),
+  now: () => Date.now() + shop.offsetMs,
+  words,
+  place: () => `flashsale.order.${SALE_ID}.${session.email.toLowerCase()}`,
+});
 const shop = { sale: null, offsetMs: 0, lookTimer: null, sending: false, state: "", products: new Map() };
 
 // ---- the sale ---------------------------------------------------------------------------------------------------------
@@ -199,6 +204,7 @@ async function buy(attempt) {
 function resume() {
   const attempt = session.active ? Attempt.unfinished(SALE_ID, session.email) : null;
   if (attempt) buy(attempt);
+  else orders.resume();
 }
 
 // ---- logging in -------------------------------------------------------------------------------------------------------
@@ -206,7 +212,7 @@ function resume() {
 let registers = false;
 
 function showLogin(text = "") {
-  orders.close();
+  orders.hide();
   show();
   say(find("login-message"), text, "warn");
 }
