@@ -111,6 +111,7 @@ class Plan:
             "FLASHSALE_EDGE_PORT": str(self.edge_port),
             "FLASHSALE_BACKOFFICE_PORT": str(self.backoffice_port),
             "FLASHSALE_SMTP_URL": self.smtp_url,
+            "FLASHSALE_LINK_URL": self.backoffice_url,
         }
         callers = self._callers_settings()
         # The shop page is the backoffice's and orders at the edge: another origin, under either name of this machine.
