@@ -159,6 +159,8 @@ def test_a_202_that_is_not_in_a_shard_does_not_count_and_fails_the_gate(
     whole = _gate(a, _run("B", 40, promised=42, found=42, p99_us=5000), c)
     assert all(target.met for target in whole.values())
     assert whole["B/A"].value == 0.4 and whole["C/A"].value == 0.5 and whole["p99(B)/p99(A)"].value == 5.0
+    early = gate.Measured([a, _run("B", 40, promised=40, found=40), c], 1.0, [_run("B", 5, promised=5, found=4)])
+    assert early.total("missing") == 1 and early.rates()["B"] == 40
     lossy = _gate(a, _run("B", 40, promised=42, found=39), c)
     assert lossy["B/A"].value == pytest.approx(0.37)
     assert lossy["of 42 202s, not found in a shard"].value == 3
