@@ -7,7 +7,7 @@ import sys
 import typer
 
 from devstack.children import Unsupported
-from devstack.commands import checks, dead_letters, demo, faults, lifecycle, rebuild, samples
+from devstack.commands import checks, dead_letters, demo, faults, keys, lifecycle, rebuild, samples
 from devstack.servers import ServerError
 from devstack.shop import ShopError
 from devstack.state import StackError
@@ -30,6 +30,7 @@ app.command("mint-tokens")(samples.mint_tokens)
 app.command()(checks.migrate)
 app.command()(checks.reconcile)
 app.command()(rebuild.rebuild)
+app.command("rotate-keys")(keys.rotate_keys)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(faults.faults)
 

@@ -138,12 +138,19 @@ class _EdgeCollector(Collector):
         durability = GaugeMetricFamily(
             "flashsale_edge_durability_info", "What a 202 promises", labels=["worker", "level"]
         )
+        # A rotation waits until every worker shows the new key here; names of keys, never keys.
+        keys = GaugeMetricFamily(
+            "flashsale_edge_token_key_info", "Keys of buyers' tokens it knows", labels=["worker", "kid", "active"]
+        )
         for worker, snapshot in self._snapshots.items():
             durability.add_metric([worker, snapshot["durability"]], 1)
+            for kid, active in snapshot["token_keys"].items():
+                keys.add_metric([worker, kid, str(int(active))], 1)
             for route, status, count in snapshot["requests"]:
                 requests.add_metric([worker, route, str(status)], count)
         yield requests
         yield durability
+        yield keys
 
     def _orders(self) -> Iterable[Metric]:
         orders = CounterMetricFamily(

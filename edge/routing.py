@@ -15,6 +15,9 @@ from edge.problems import Answer
 class Headers(Protocol):
     """Request headers as Granian gives them: names in lower case."""
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the header is there, with whatever value."""
+
     def get(self, key: str, default: str | None = None) -> str | None:
         """The value of a header (the first one of several), or the default."""
 

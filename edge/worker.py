@@ -29,6 +29,7 @@ from edge.sale_reads import SaleReads
 from hotpath.tokens import KeyRing
 from runtime import tasks
 from runtime.clients import postgres_pool, redis_client
+from runtime.key_watch import KeyWatch
 from runtime.session_ends import SessionEnds
 from runtime.settings import Settings
 from runtime.telemetry import configure_logging
@@ -54,11 +55,9 @@ class Worker:
         self._redis = redis_client(settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=timeout_s)
         self._pools = [postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX) for dsn in settings.shard_dsns]
         self._session_ends = SessionEnds(self._redis)
-        ring = KeyRing(
-            load_token_keys(settings.token_keys_file).keys,
-            issuer=settings.token_issuer,
-            not_before=self._session_ends.table,
-        )
+        self._token_keys = KeyWatch(settings.token_keys_file, load_token_keys)
+        ring = KeyRing(self._token_keys.current.keys, issuer=settings.token_issuer, not_before=self._session_ends.table)
+        self._token_keys.on_change(lambda changed: ring.replace(changed.keys))
         clock = RedisClock()
         self._directory = SaleDirectory(self._redis, kept_s=settings.sale_kept_s)
         self._order_path = OrderPath(settings, ring=ring, directory=self._directory)
@@ -101,6 +100,7 @@ class Worker:
             ("guard", self._guard.run()),
             ("sales", self._directory.follow()),
             ("session-ends", self._session_ends.run()),
+            ("token-keys", self._token_keys.run()),
             ("refusals", self._refusals.run()),
             ("snapshots", self._leave_snapshots()),
             ("pools", self._open_pools()),
@@ -137,6 +137,7 @@ class Worker:
             await asyncio.sleep(SNAPSHOT_PERIOD_S)
 
     def _snapshot(self) -> Snapshot:
+        keys = self._token_keys.current
         return {
             **self._order_path.snapshot(),
             **self.application.snapshot(),
@@ -146,6 +147,7 @@ class Worker:
             "memory_percent": self._guard.watched.memory_percent,
             "known_sales": len(self._directory),
             "ended_sessions": len(self._session_ends.table),
+            "token_keys": {kid: kid == keys.active for kid in keys.keys},
         }
 
 
