@@ -64,7 +64,7 @@ class Backoffice:
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
         self._operations = OperationParts(stores, settings)
-        recovery, attempts = Recovery(stores, tokens.sessions.end_access_tokens), Attempts(stores.cache)
+        recovery, attempts = Recovery(stores, tokens.sessions), Attempts(stores.cache)
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
         accounts = UserParts(
             stores, users_cache, end_tokens=tokens.sessions.end_access_tokens, repaired=self._metrics.swept.inc

@@ -6,7 +6,6 @@ address exists or not, and whoever sends it makes the token. A token is one of a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -16,6 +15,7 @@ from psycopg.rows import TupleRow
 
 from backoffice.auth import outbox
 from backoffice.auth.refresh import begin_family, end_families
+from backoffice.auth.sessions import Sessions
 from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain.mailed_tokens import decode_mailed_token
@@ -24,8 +24,6 @@ from domain.problems import Problem
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "recovery.sql")
-
-EndTokens = Callable[[UUID], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +37,10 @@ class NewLogin:
 class Recovery:
     """Accounts in their shards, as far as proving who owns them goes."""
 
-    def __init__(self, stores: Stores, end_tokens: EndTokens) -> None:
-        """Uses the stores' pools, owns nothing. `end_tokens` ends the access tokens that a user has."""
+    def __init__(self, stores: Stores, sessions: Sessions) -> None:
+        """Uses them, owns nothing."""
         self._stores = stores
-        self._end_tokens = end_tokens
+        self._sessions = sessions
 
     async def ask_for_mail(self, kind: NoticeKind, email_folded: str) -> None:
         """Have a mail with a token sent to the account of this address, if there is one. Durable when it returns."""
@@ -63,10 +61,10 @@ class Recovery:
             if row is None:
                 return None
             await connection.execute(SQL["void_resets"], {"user_id": user_id})
-            await self._end_everything(connection, user_id)
+            ended = await self._end_everything(connection, user_id)
             token = await begin_family(connection, user_id, password_hash=new_hash)
             assert token is not None, "this transaction has just set the hash"
-        await self._end_tokens(user_id)
+        await self._sessions.tell(user_id, ended)
         return NewLogin(Role(row[0]), token)
 
     async def renew_hash(self, user_id: UUID, *, old_hash: str, new_hash: str) -> bool:
@@ -90,8 +88,8 @@ class Recovery:
         user_id, key = _token_key(NoticeKind.PASSWORD_RESET, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             email_folded = await _use(connection, "reset_password", key, new_hash=new_hash)
-            await self._end_everything(connection, user_id)
-        await self._end_tokens(user_id)
+            ended = await self._end_everything(connection, user_id)
+        await self._sessions.tell(user_id, ended)
         return email_folded
 
     async def verify_address(self, token: str) -> None:
@@ -106,10 +104,14 @@ class Recovery:
             row = await (await connection.execute(SQL["is_verified"], {"user_id": user_id})).fetchone()
         return row is not None and bool(row[0])
 
-    async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> None:
-        """Whoever was logged in with the old password is not any more; the owner is told, in case it was not the owner."""
+    async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
+        """Whoever was logged in with the old password is not any more; the owner is told, in case it was not the owner.
+
+        What `Sessions.tell` is to be told after the commit.
+        """
         await end_families(connection, user_id)
         await outbox.leave(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
+        return await self._sessions.note_within(connection, user_id)
 
 
 async def _use(connection: AsyncConnection[TupleRow], effect: str, key: dict[str, Any], **values: str) -> str:

@@ -3,6 +3,9 @@
     await sessions.end(user_id)                  logins and access tokens
     await sessions.end_access_tokens(user_id)    access tokens only: a login goes on, by a refresh
 
+    seconds = await sessions.note_within(connection, user_id)    the same together with what it is the consequence of,
+    await sessions.tell(user_id, seconds)                        and once that is committed
+
 The shard is the truth, Redis the way to the edges: a crash between the two, or a Redis that lost it, is made good by `run`.
 Tokens minted after the end, even in the same second, are good: whoever mints asks `earliest_iat`.
 """
@@ -51,16 +54,20 @@ class Sessions:
         async with self._stores.shard_of_user(user_id).connection() as connection:
             await end_families(connection, user_id)
             seconds = await _note(connection, user_id)
-        await self._tell(user_id, seconds)
+        await self.tell(user_id, seconds)
 
     async def end_access_tokens(self, user_id: UUID) -> None:
         """As `end`, but for logins: their refresh tokens give new access tokens."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             seconds = await _note(connection, user_id)
-        await self._tell(user_id, seconds)
+        await self.tell(user_id, seconds)
 
-    async def _tell(self, user_id: UUID, seconds: int) -> None:
-        # Does not fail for Redis: edges learn of it when it is back.
+    async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
+        """As `end_access_tokens`, in the caller's transaction on the user's shard; what to `tell` after its commit."""
+        return await _note(connection, user_id)
+
+    async def tell(self, user_id: UUID, seconds: int) -> None:
+        """Have it known everywhere. Does not fail for Redis: edges learn of it when it is back."""
         self._ends.take(user_id.bytes, seconds)
         try:
             await publish(self._stores.redis, [(user_id, seconds)])

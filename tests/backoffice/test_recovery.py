@@ -57,6 +57,10 @@ def change(http: httpx.Client, access_token: str, old: str = PASSWORD, new: str 
     return http.post("/v1/auth/password", json={"old_password": old, "new_password": new}, headers=headers)
 
 
+def me(http: httpx.Client, access_token: str) -> httpx.Response:
+    return http.get("/v1/users/me", headers={"Authorization": f"Bearer {access_token}"})
+
+
 def ask(http: httpx.Client, what: str, email: str = EMAIL) -> httpx.Response:
     return http.post(f"/v1/auth/{what}", json={"email": email})
 
@@ -134,8 +138,10 @@ def test_a_changed_password_ends_every_other_login(http: httpx.Client, buyer: UU
     for tokens in (one, other):
         assert code(refresh(http, tokens["refresh_token"])) == (401, "token_invalid")
     assert refresh(http, changed.json()["refresh_token"]).status_code == 200
-    headers = {"Authorization": f"Bearer {changed.json()['access_token']}"}
-    assert http.get("/v1/users/me", headers=headers).json()["id"] == str(buyer)
+    assert me(http, changed.json()["access_token"]).json()["id"] == str(buyer)
+    # Access tokens, too, also those of the second that is just passing.
+    for tokens in (one, other):
+        assert code(me(http, tokens["access_token"])) == (401, "token_invalid")
     assert login(http).status_code == 401
     assert login(http, password=NEW).status_code == 200
     # The owner is told; a reset that somebody had asked for is void.
@@ -211,6 +217,8 @@ def test_a_mailed_token_resets_the_password_once(http: httpx.Client, buyer: UUID
     assert login(http).status_code == 401
     assert login(http, password=NEW).status_code == 200
     assert code(refresh(http, tokens["refresh_token"])) == (401, "token_invalid")
+    assert code(me(http, tokens["access_token"])) == (401, "token_invalid")
+    assert me(http, login(http, password=NEW).json()["access_token"]).status_code == 200
     assert notices(databases) == [(TOPOLOGY.shard_of_user(buyer), "password_changed", str(buyer))]
     assert is_verified(databases, buyer)  # it was mailed there
     assert code(reset(http, token, "a third password")) == (401, "token_invalid")
