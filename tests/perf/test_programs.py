@@ -14,10 +14,11 @@ from uuid import uuid4
 
 import pytest
 
-from perf import flatness, gate, growth, open_loop, pipeline
+from perf import flatness, gate, growth, login, open_loop, pipeline
 from perf.driver.loop import Loop
 from perf.flatness import Buyers, Point
 from perf.load import Aim, Load, LoadFailed, require_all_accepted, write_tokens
+from perf.login import LoginFailed
 from perf.open_loop import Schedule
 from perf.scene import Scene, empty_handler
 from perf.stage import Stage, edge_on_redis
@@ -184,3 +185,14 @@ async def test_waiting_behind_a_slow_answer_counts(tmp_path: Path) -> None:
     assert result["latency_ms"]["max"] >= 0.98 * (20 + 49 * 10)
     assert result["lateness_ms"]["max"] >= 0.98 * 49 * 10
     assert 0 < result["found_none_idle"] <= 49
+
+
+def test_login(running_stack: RunningStack) -> None:
+    url = running_stack.stack.backoffice_url
+    logins = login.register(url, users=2)
+    course = login.run(url, logins, rate=20, seconds=0.5)
+    assert len(course.latency_ms) == len(course.lateness_ms) == 10 and course.failures == []
+    assert login.percentiles([4, 1, 3, 2]) == {"p50": 2, "p95": 4, "p99": 4, "max": 4}
+    wrong = [logins[0].replace(b'"password": "', b'"password": "x')]
+    with pytest.raises(LoginFailed, match="2 of 2 logins failed: 401"):
+        login.run(url, wrong, rate=20, seconds=0.1)
