@@ -66,9 +66,7 @@ class Backoffice:
         self._operations = OperationParts(stores, settings)
         recovery, attempts = Recovery(stores, tokens.sessions), Attempts(stores.cache)
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
-        accounts = UserParts(
-            stores, users_cache, end_tokens=tokens.sessions.end_access_tokens, repaired=self._metrics.swept.inc
-        )
+        accounts = UserParts(stores, users_cache, tokens.sessions, repaired=self._metrics.swept.inc)
         self._sweeper = accounts.sweeper
         self._auth = auth_routes.Auth(
             users=accounts.users,

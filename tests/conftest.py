@@ -13,5 +13,6 @@ pytest_plugins = [
     "tests.fixtures.fix_stack",
     "tests.fixtures.fix_browser",
     "tests.fixtures.fix_users",
+    "tests.fixtures.fix_people",
     "tests.fixtures.skips",
 ]

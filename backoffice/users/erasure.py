@@ -1,13 +1,13 @@
 """What erasing an account entails outside of the user's shard. Every step may be repeated; the last one says that it is done.
 
-The row, with all that references it, is gone from the commit on (`erase_user`). Then, in any order: access tokens end, caches
-forget, the address leaves the login index. A crash anywhere leaves an unfinished row of `erasures`, which the next request to
-erase the account finishes, and the sweeper otherwise.
+With one commit the row is gone, all that references it, and with it whatever tables to come hold of a person (`erase_user`);
+access tokens are noted as ended. Then caches forget, and the address leaves the login index, which may be in another shard. A
+crash anywhere leaves an unfinished row of `erasures`, which the next request to erase the account finishes, and the sweeper
+otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
@@ -23,20 +23,17 @@ from runtime.sql import load_sql
 SQL = load_sql(__package__, "users.sql")
 AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError)
 
-Step = Callable[[UUID], Awaitable[None]]
-
 log = structlog.get_logger(__name__)
 
 
 class Erasures:
-    """`steps` is what else must follow an account's end, each given the user's id; each may run any number of times."""
+    """Erases accounts, and finishes what was begun."""
 
-    def __init__(self, stores: Stores, users: Users, addresses: Addresses, steps: tuple[Step, ...]) -> None:
+    def __init__(self, stores: Stores, users: Users, addresses: Addresses) -> None:
         """Uses them, owns nothing."""
         self._stores = stores
         self._users = users
         self._addresses = addresses
-        self._steps = steps
 
     async def erase(self, user: User, *, by: UUID) -> bool:
         """Remove the account and all of the person; False when it is not as `user` any more."""
@@ -62,8 +59,6 @@ class Erasures:
     async def finish(self, user_id: UUID) -> None:
         """Everything that follows; nothing is different when it was done before."""
         await self._users.forget(user_id)
-        for step in self._steps:
-            await step(user_id)
         for release in await self._addresses.releases_of(user_id):
             await self._addresses.work_off(release)
         async with self._stores.shard_of_user(user_id).connection() as connection:

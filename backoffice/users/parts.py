@@ -9,9 +9,9 @@ from backoffice.stores import Stores
 from backoffice.users import routes
 from backoffice.users.addresses import Addresses
 from backoffice.users.administrators import Administrators
-from backoffice.users.erasure import Erasures, Step
+from backoffice.users.erasure import Erasures
 from backoffice.users.service import UserService
-from backoffice.users.store import User, Users
+from backoffice.users.store import SessionEnder, User, Users
 from backoffice.users.sweeper import Sweeper
 
 
@@ -19,12 +19,12 @@ class UserParts:
     """`users` is for the login, too; `sweeper` is to run beside requests."""
 
     def __init__(
-        self, stores: Stores, cache: Cache[User], *, end_tokens: Step, repaired: Callable[[int], None]
+        self, stores: Stores, cache: Cache[User], sessions: SessionEnder, *, repaired: Callable[[int], None]
     ) -> None:
-        """`end_tokens` ends the access tokens that a user has; `repaired` is told how much the sweeper put right."""
+        """Uses them, owns nothing; `repaired` is told how much the sweeper put right."""
         addresses = Addresses(stores)
-        self.users = Users(stores, addresses, cache)
-        erasures = Erasures(stores, self.users, addresses, (end_tokens,))
-        service = UserService(self.users, Administrators(stores, self.users), erasures, end_tokens)
+        self.users = Users(stores, addresses, cache, sessions)
+        erasures = Erasures(stores, self.users, addresses)
+        service = UserService(self.users, Administrators(stores, self.users), erasures)
         self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
         self.routes = routes.routes(routes.UserRoutes(self.users, service))

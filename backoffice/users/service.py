@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from backoffice.users.administrators import Administrators, LastAdministrator
-from backoffice.users.erasure import Erasures, Step
+from backoffice.users.erasure import Erasures
 from backoffice.users.policy import needs_admin_to_change, needs_admin_to_erase, require_admin
 from backoffice.users.store import Change, EmailTaken, User, Users
 from backoffice.web.messages import Caller, Refused, Role
@@ -17,14 +17,13 @@ _TRIES = 5  # an account that somebody else changes this often meanwhile
 
 
 class UserService:
-    """`end_tokens` makes the access tokens that a user has so far end early."""
+    """The operations that change accounts."""
 
-    def __init__(self, users: Users, administrators: Administrators, erasures: Erasures, end_tokens: Step) -> None:
+    def __init__(self, users: Users, administrators: Administrators, erasures: Erasures) -> None:
         """Uses them, owns nothing."""
         self._users = users
         self._administrators = administrators
         self._erasures = erasures
-        self._end_tokens = end_tokens
 
     async def change(self, caller: Caller, user_id: UUID, change: Change, versions: list[int] | None) -> User:
         """The changed account. `versions` are those that it may have, None for any. What would change nothing does nothing."""
@@ -66,11 +65,7 @@ class UserService:
         if change.role is None or change.role == user.role:
             return await self._users.change(user, change, by=by)
         async with self._keeping_an_admin(user):
-            changed = await self._users.change(user, change, by=by)
-        if changed is not None:
-            # The tokens that the user has say the old role; a refresh gives such as say the new one.
-            await self._end_tokens(user.id)
-        return changed
+            return await self._users.change(user, change, by=by)
 
     async def _require_admin(self, caller: Caller) -> None:
         account = await self._users.newest(caller.user_id)

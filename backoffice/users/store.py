@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 from uuid import UUID
 
 import orjson
@@ -83,6 +84,18 @@ def _members(user: User) -> tuple[str, str, str]:
     return user.email, user.name, user.role
 
 
+class SessionEnder(Protocol):
+    """Ends the access tokens that a user has (`auth.sessions`)."""
+
+    async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
+        """In the caller's transaction; what to `tell` after its commit. What is noted and not told is told by another."""
+        ...
+
+    async def tell(self, user_id: UUID, seconds: int) -> None:
+        """Have it known everywhere."""
+        ...
+
+
 class EmailTaken(Exception):
     """Another account has the address, or is about to."""
 
@@ -98,10 +111,11 @@ Together = Callable[[AsyncConnection[TupleRow], UUID], Awaitable[None]]
 class Users:
     """Accounts in their shards."""
 
-    def __init__(self, stores: Stores, addresses: Addresses, cache: Cache[User]) -> None:
+    def __init__(self, stores: Stores, addresses: Addresses, cache: Cache[User], sessions: SessionEnder) -> None:
         """Uses them, owns nothing."""
         self._stores = stores
         self._addresses = addresses
+        self._sessions = sessions
         self._cache = cache
 
     async def create(
@@ -196,11 +210,16 @@ class Users:
             claimed_at = await self._addresses.claim(folded, user.id)
             if claimed_at is None:
                 raise EmailTaken
-        release = None
+        release = ended = None
         async with self._changing(user.id, by=by) as connection:
             changed = await _update(connection, user, change, folded, claimed_at)
             if changed is not None and moves:
                 release = await _note_release(connection, user.id, left)
+            if changed is not None and changed.role != user.role:
+                # The tokens that the user has say the old role; a refresh gives such as say the new one.
+                ended = await self._sessions.note_within(connection, user.id)
+        if ended is not None:
+            await self._sessions.tell(user.id, ended)
         if release is not None:
             assert folded is not None
             await self._confirm(folded, user.id)
@@ -211,7 +230,11 @@ class Users:
         """Remove the account and all of the person in its shard; False when it is not as `user` any more."""
         row = {"id": user.id, "version": user.version, "erased_by": by}
         async with self._changing(user.id, by=by) as connection:
-            return await (await connection.execute(SQL["erase_user"], row)).fetchone() is not None
+            if await (await connection.execute(SQL["erase_user"], row)).fetchone() is None:
+                return False
+            ended = await self._sessions.note_within(connection, user.id)
+        await self._sessions.tell(user.id, ended)
+        return True
 
     async def forget(self, user_id: UUID) -> None:
         """Have every process look at the shard again."""

@@ -2,81 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
-import psycopg
 import pytest
 
-from domain import ids
-from domain.topology import Topology, bucket_of_user
-from runtime.token_keys import load_staff_key, load_token_keys, mint_buyer_token, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_people import People
 from tests.fixtures.fix_users import HASH
-
-
-@dataclass(slots=True)
-class Person:
-    """An account and a client with its token."""
-
-    id: UUID
-    email: str
-    http: httpx.Client
-
-    def me(self) -> dict[str, Any]:
-        answer = self.http.get("/v1/users/me")
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-
-class People:
-    """Makes accounts straight in the shards (no hashing), and logs them in."""
-
-    def __init__(self, process: BackofficeProcess, databases: Databases) -> None:
-        self._process = process
-        self._databases = databases
-        self._clients: list[httpx.Client] = []
-
-    def make(self, role: str = "buyer", *, email: str | None = None, name: str = "Ada") -> Person:
-        user_id = ids.new_uuid7()
-        email = email or f"{role}-{user_id.hex[-12:]}@shop.example"
-        topology = Topology()
-        with psycopg.connect(self._databases.shard_dsns[topology.shard_of_user(user_id)]) as connection:
-            connection.execute(
-                "INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role) "
-                "VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                (user_id, bucket_of_user(user_id), email, email.lower(), name, HASH, role),
-            )
-        with psycopg.connect(self._databases.shard_dsns[topology.shard_of_address(email.lower())]) as connection:
-            connection.execute("INSERT INTO login_index VALUES (%s, %s, true)", (email.lower(), user_id))
-        return Person(user_id, email, self.client(role, user_id))
-
-    def client(self, role: str, user_id: UUID) -> httpx.Client:
-        claims = {"user_id": user_id, "issuer": "flashsale", "ttl_s": 900}
-        if role == "buyer":
-            token = mint_buyer_token(load_token_keys(self._process.token_keys_file), **claims)  # type: ignore[arg-type]
-        else:
-            token = mint_staff_token(load_staff_key(self._process.staff_key_file), role=role, **claims)  # type: ignore[arg-type]
-        client = httpx.Client(base_url=self._process.url, headers={"Authorization": f"Bearer {token}"}, timeout=20)
-        self._clients.append(client)
-        return client
-
-    def close(self) -> None:
-        for client in self._clients:
-            client.close()
-
-
-@pytest.fixture
-def people(backoffice: BackofficeProcess, databases: Databases) -> Iterator[People]:
-    people = People(backoffice, databases)
-    yield people
-    people.close()
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:

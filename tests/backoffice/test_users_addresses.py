@@ -27,14 +27,14 @@ class Crash(Exception):
 
 
 @contextmanager
-def dying_at(owner: Any, step: str, *, after: bool = False) -> Iterator[None]:
+def dying_at(owner: Any, step: str, *, after: bool = False, error: type[Exception] = Crash) -> Iterator[None]:
     """Whoever comes to this step dies before it is done, or right after."""
     original: Callable[..., Any] = getattr(type(owner), step)
 
     async def die(self: Any, *arguments: Any, **named: Any) -> None:
         if after:
             await original(self, *arguments, **named)
-        raise Crash
+        raise error
 
     setattr(type(owner), step, die)
     try:
