@@ -21,6 +21,7 @@ from backoffice.auth.recovery import Recovery
 from backoffice.auth.refresh import RefreshTokens
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
+from backoffice.catalogue import importing
 from backoffice.catalogue import routes as catalogue_routes
 from backoffice.catalogue.search import Search
 from backoffice.catalogue.store import PRODUCT_CODEC, Products
@@ -88,6 +89,7 @@ class Backoffice:
             *recovery_routes.routes(own_account),
             *tokens.routes,
             *accounts.routes,
+            *importing.routes(importing.Imports(stores, products_cache)),
             *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), Search(stores), products_cache)),
             *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),

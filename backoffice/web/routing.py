@@ -188,8 +188,13 @@ def parse_query(model: type[BaseModel], call: Call) -> BaseModel:
 
 
 def _not_valid(error: ValidationError) -> Refused:
+    return Refused(Problem.VALIDATION_FAILED, errors=field_errors(error))
+
+
+def field_errors(error: ValidationError) -> tuple[FieldError, ...]:
+    """What is wrong and where, at most `ERRORS_MAX` places."""
     places = error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]
-    return Refused(Problem.VALIDATION_FAILED, errors=tuple(_field_error(place) for place in places))
+    return tuple(_field_error(place) for place in places)
 
 
 def _field_error(place: Mapping[str, Any]) -> FieldError:

@@ -39,6 +39,7 @@ ROUTES = {
     "DELETE /v1/users/{user_id}": NEEDS_STAFF,
     "GET /v1/products": ANYONE,
     "POST /v1/products": NEEDS_STAFF,
+    "POST /v1/products/import": NEEDS_STAFF,
     "GET /v1/products/{product_id}": ANYONE,
     "PATCH /v1/products/{product_id}": NEEDS_STAFF,
     "DELETE /v1/products/{product_id}": NEEDS_STAFF,

@@ -1,0 +1,126 @@
+"""`POST /v1/products/import`: what becomes of each item, repetition, dry runs, races, and the cache."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from backoffice.catalogue.importing import ITEMS_MAX
+from tests.fixtures.fix_backoffice import Staff
+
+
+def item(sku: str, **members: Any) -> dict[str, Any]:
+    return {"sku": sku, "name": f"Thing {sku}", "price_minor": 100, "currency": "EUR", **members}
+
+
+def put(staff: Staff, *items: Any, **members: Any) -> list[dict[str, Any]]:
+    answer = staff.http.post("/v1/products/import", json={"items": list(items), **members})
+    assert answer.status_code == 200, answer.text
+    results: list[dict[str, Any]] = answer.json()["results"]
+    assert len(results) == len(items)
+    return results
+
+
+def outcomes(results: list[dict[str, Any]]) -> list[str]:
+    return [result["outcome"] for result in results]
+
+
+def products(staff: Staff) -> dict[str, dict[str, Any]]:
+    return {product["sku"]: product for product in staff.http.get("/v1/products?limit=200").json()["items"]}
+
+
+def version(staff: Staff, product: dict[str, Any]) -> str:
+    return staff.http.get(f"/v1/products/{product['id']}").headers["etag"]
+
+
+def test_products_are_made_then_changed_then_left_alone(staff: Staff) -> None:
+    one, two = item("A", attributes={"n": 1, "l": ["x"]}, description="d"), item("B", active=False)
+    assert outcomes(put(staff, one, two)) == ["created", "created"]
+    made = products(staff)
+    assert made["A"] == {"id": made["A"]["id"], "active": True, **one}
+    assert made["B"] == {"id": made["B"]["id"], "description": "", "attributes": {}, **two}
+    assert outcomes(put(staff, one, two)) == ["unchanged", "unchanged"]
+    assert [version(staff, product) for product in made.values()] == ['"1"', '"1"']
+    # What is not given stays; what is read from the cache is the new product.
+    assert outcomes(put(staff, {"sku": "A", "price_minor": 7}, {"sku": "B"})) == ["updated", "unchanged"]
+    assert staff.http.get(f"/v1/products/{made['A']['id']}").json() == {**made["A"], "price_minor": 7}
+    assert [version(staff, made[sku]) for sku in "AB"] == ['"2"', '"1"']
+    assert outcomes(put(staff, item("A", attributes={}))) == ["updated"]
+    assert products(staff)["A"]["attributes"] == {}
+
+
+def test_each_item_is_judged_alone(staff: Staff) -> None:
+    bad = [
+        ({"name": "x"}, "/sku"),
+        (item("a b"), "/sku"),
+        (item("C", price_minor="5"), "/price_minor"),
+        (item("C", price_minor=-1), "/price_minor"),
+        (item("C", colour="red"), "/colour"),
+        (item("C", name=None), ""),
+        (item("C", attributes={"a": {}}), "/attributes/a"),
+        ({"sku": "C", "name": "no price"}, "/price_minor"),
+        (item("A"), "/sku"),  # twice
+    ]
+    results = put(staff, item("A"), *(broken for broken, _ in bad), item("Z"))
+    assert outcomes(results) == ["created", *["refused"] * len(bad), "created"]
+    assert [result["errors"][0]["pointer"] for result in results[1:-1]] == [pointer for _, pointer in bad]
+    assert sorted(products(staff)) == ["A", "Z"]
+
+
+def test_stop_leaves_out_all_from_the_first_that_is_refused(staff: Staff) -> None:
+    results = put(staff, item("A"), item("B", price_minor=-1), item("C"), {"sku": "D"}, on_error="stop")
+    assert outcomes(results) == ["created", "refused", "left_out", "left_out"]
+    assert sorted(products(staff)) == ["A"]
+    assert outcomes(put(staff, item("?"), item("C"), on_error="stop")) == ["refused", "left_out"]
+    assert sorted(products(staff)) == ["A"]
+
+
+def test_a_dry_run_says_what_would_become_and_changes_nothing(staff: Staff) -> None:
+    put(staff, item("A"), item("B"))
+    before = products(staff)
+    results = put(staff, item("A", price_minor=5), item("B"), item("C"), item("D", price_minor=-1), dry_run=True)
+    assert outcomes(results) == ["updated", "unchanged", "created", "refused"]
+    assert products(staff) == before
+    assert version(staff, before["A"]) == '"1"'
+
+
+def test_two_imports_of_the_same_at_once_make_each_product_once(staff: Staff) -> None:
+    items = [item(f"S-{n}") for n in range(100)]
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda turn: put(staff, *(items[::-1] if turn % 2 else items)), range(4)))
+    assert {outcome for results in done for outcome in outcomes(results)} <= {"created", "unchanged"}
+    assert sum(outcomes(results).count("created") for results in done) == 100
+    assert {version(staff, product) for product in list(products(staff).values())[:5]} == {'"1"'}
+
+
+def test_imports_and_changes_at_once_lose_nothing(staff: Staff) -> None:
+    put(staff, item("A"))
+    path = f"/v1/products/{products(staff)['A']['id']}"
+
+    def change(turn: int) -> httpx.Response:
+        if turn % 2:
+            put(staff, {"sku": "A", "price_minor": 1000 + turn})
+            return staff.http.get(path)
+        return staff.http.patch(path, json={"description": f"d{turn}"}, headers={"If-Match": "*"})
+
+    with ThreadPoolExecutor(4) as pool:
+        assert {answer.status_code for answer in pool.map(change, range(20))} == {200}
+    assert staff.http.get(path).headers["etag"] == '"21"'  # ten imports and ten changes, each of them seen
+
+
+def test_bounds_of_a_batch(staff: Staff) -> None:
+    bodies: tuple[Any, ...] = (
+        {"items": []},
+        {"items": [item(f"S-{n}") for n in range(ITEMS_MAX + 1)]},
+        {"items": ["x"]},
+        {"items": [item("A")], "on_error": "x"},
+        {"items": [item("A")], "other": 1},
+        [],
+    )
+    for body in bodies:
+        answer = staff.http.post("/v1/products/import", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert products(staff) == {}
+    assert set(outcomes(put(staff, *(item(f"S-{n}") for n in range(ITEMS_MAX))))) == {"created"}
