@@ -571,20 +571,23 @@ cdef class Batcher:
         late (measured: goodput fell to 40 % of the peak). The pace tells what can be done only while somebody waits.
         """
         cdef int64_t elapsed_ns = now_ns - self.measured_ns
+        cdef uint64_t served = self.served - self.served_before
         cdef double pace, bound
         if elapsed_ns < MEASURE_MS * NS_PER_MS:
             return 0
-        pace = <double>(self.served - self.served_before) / elapsed_ns
-        self.measured_ns = now_ns
-        self.served_before = self.served
         if self.was_empty:
             self.was_empty = self.queued == 0
             self.pace = 0
             self.queue_bound = self.queue_length_max
-        elif pace > 0:  # a silent Redis is no slow one: what waits for it ends by its deadline
+        elif served:
+            pace = <double>served / elapsed_ns
             self.pace = pace if self.pace == 0 else 0.7 * self.pace + 0.3 * pace
             bound = max(self.pace * self.deadline_ns / 2, self.batch_size_max * (self.batches_in_flight_max + 1))
             self.queue_bound = <int>min(bound, <double>self.queue_length_max)
+        elif elapsed_ns < self.deadline_ns:
+            return 0  # a round trip may take longer than this; and a silent Redis is no slow one
+        self.measured_ns = now_ns
+        self.served_before = self.served
         return 0
 
     def sweep(self, int64_t now_ns):

@@ -1,5 +1,5 @@
-"""Every fault that there is, in the order in which they are run: a process that was killed has time until its next turn,
-since the supervisor restarts ever later what keeps dying.
+"""Every fault that there is, in the order in which they are run: subjects take turns, so that a process that was killed
+has time until its next turn.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from devstack.faults import (
     disk_faults,
     edge_faults,
     hostile_faults,
-    load_faults,
+    overload_faults,
     postgres_faults,
+    publish_faults,
     queue_faults,
     redis_faults,
     worker_faults,
@@ -28,8 +29,9 @@ _SUBJECTS = (
     postgres_faults.FAULTS,
     worker_faults.EXPIRY,
     queue_faults.FAULTS,
-    load_faults.FAULTS,
+    publish_faults.FAULTS,
     disk_faults.FAULTS,
+    overload_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

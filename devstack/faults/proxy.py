@@ -79,6 +79,30 @@ class _Connection:
             writer.transport.abort()
 
 
+@dataclass(slots=True)
+class _DelayLine:
+    """One direction of a connection: each write leaves so much later than it came, in order, without holding up others."""
+
+    writer: asyncio.StreamWriter
+    loop: asyncio.AbstractEventLoop
+    due_s: float = 0.0
+    on_the_way: int = 0
+
+    def write(self, data: bytes, delay_s: float) -> None:
+        if not delay_s and not self.on_the_way:
+            self.writer.write(data)
+            return
+        # Never the same time twice: the loop does not keep the order of timers that are due at once.
+        self.due_s = max(self.loop.time() + delay_s, self.due_s + 1e-6)
+        self.on_the_way += 1
+        self.loop.call_at(self.due_s, self._arrive, data)
+
+    def _arrive(self, data: bytes) -> None:
+        self.on_the_way -= 1
+        if not self.writer.is_closing():
+            self.writer.write(data)
+
+
 class FaultProxy:
     """Forwards one local port to another, for any number of connections. A context manager.
 
@@ -207,18 +231,18 @@ class FaultProxy:
         writer: asyncio.StreamWriter,
         judge: Callable[[_Connection, bytes], Awaitable[bytes]],
     ) -> None:
+        late = _DelayLine(writer, self._loop)
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 if not self._flowing.is_set():
                     self.counted["stalled"] += 1
                     await self._flowing.wait()
-                if self._delay_s:
-                    self.counted["slowed"] += 1
-                    await asyncio.sleep(self._delay_s)
                 data = await judge(connection, data)
                 if not data:
                     break
-                writer.write(data)
+                if self._delay_s:
+                    self.counted["slowed"] += 1
+                late.write(data, self._delay_s)
                 await writer.drain()
         connection.abort()
 

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 
 from devstack.faults.checker import Finding
 from devstack.faults.drill import Result, run_drill
-from devstack.faults.scenario import Fault, NotHere
+from devstack.faults.scenario import Fault, Needs, NotHere
 from devstack.faults.stage import Stage, keep_logs, staged
+from devstack.state import StackError
 
 
 def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None]) -> Iterator[Result]:
@@ -28,9 +29,13 @@ def _on_one_stage(
     """Run them until one is red; what is left needs another stage. A generator that returns the rest."""
     with ExitStack() as stack:
         try:
-            stage: Stage = stack.enter_context(staged(group[0].needs, say))
+            stage = _enter(stack, group[0].needs, say)
         except NotHere as reason:
             yield from (Result(fault.name, seed, skipped=str(reason)) for fault in group)
+            return []
+        except (StackError, OSError) as error:
+            finding = Finding("F", f"there is no stack to break: {error}")
+            yield from (Result(fault.name, seed, findings=[finding]) for fault in group)
             return []
         for number, fault in enumerate(group, start=1):
             result = run_drill(fault, stage, seed=seed, say=say, seconds=seconds)
@@ -40,3 +45,12 @@ def _on_one_stage(
                 return group[number:]
             yield result
     return []
+
+
+def _enter(stack: ExitStack, needs: Needs, say: Callable[[str], None]) -> Stage:
+    """A stage. Tried twice: a free port may be taken before its server gets there, a busy machine may be late."""
+    try:
+        return stack.enter_context(staged(needs, say))
+    except StackError as error:
+        say(f"once more: {error}")
+    return stack.enter_context(staged(needs, say))

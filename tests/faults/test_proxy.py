@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -76,6 +77,21 @@ def test_slow_traffic_is_slow(client: redis.Redis, proxy: FaultProxy) -> None:
     client.ping()
     assert time.monotonic() - before >= 0.1  # the command and its answer
     assert proxy.counted["slowed"] == 2
+
+
+def test_slow_traffic_keeps_its_order_also_when_it_gets_faster(proxy: FaultProxy, direct: redis.Redis) -> None:
+    direct.delete("faults:order")
+    with socket.create_connection(("127.0.0.1", proxy.port)) as raw:
+        for number in range(20):
+            proxy.slow((0.05, 0.02, 0.0)[number % 3])
+            raw.sendall(b"INCR faults:order\r\nECHO %d\r\n" % number)
+            time.sleep(0.003)  # a write of its own
+        answers = b"".join(b":%d\r\n$%d\r\n%d\r\n" % (n + 1, len(str(n)), n) for n in range(20))
+        raw.settimeout(10)
+        got = b""
+        while len(got) < len(answers):
+            got += raw.recv(4096)
+    assert got == answers
 
 
 @pytest.mark.parametrize(("harm", "executed"), [(Harm.BEFORE, 0), (Harm.TORN, 0), (Harm.AFTER, 1)])

@@ -165,6 +165,26 @@ async def test_no_more_wait_than_are_answered_in_half_a_deadline() -> None:
     assert [peer.batcher.submit(make_ticket(sale)) for _ in range(101)] == [True] * 100 + [False]
 
 
+async def test_a_round_trip_longer_than_a_measurement_is_measured_whole() -> None:
+    """Four orders each 300 ms and a deadline of 3 s: twenty may wait."""
+    peer, sale = Peer(batches_in_flight_max=1, queue_length_max=100, deadline_ms=3000), make_sale()
+    peer.connect()
+    now_ns = time.monotonic_ns()
+    for number in range(50):
+        assert peer.batcher.submit(make_ticket(sale, key=str(number)))
+    peer.batcher.sweep(now_ns)
+    for step in range(1, 10):
+        if step % 3 == 0:
+            (call,) = peer.calls()
+            peer.receive(call.accepted())
+        peer.batcher.sweep(now_ns + step * 100_000_000)
+    while peer.batcher.queued > 18:
+        (call,) = peer.calls()
+        peer.receive(call.accepted())
+    assert peer.batcher.queued == 18
+    assert [peer.batcher.submit(make_ticket(sale)) for _ in range(3)] == [True, True, False]
+
+
 async def test_a_silent_or_lost_redis_does_not_shorten_the_queue() -> None:
     peer, sale = Peer(batches_in_flight_max=1, queue_length_max=100, deadline_ms=2000), make_sale()
     peer.connect()

@@ -1,0 +1,159 @@
+"""Goodput when five times as many orders are offered as can be taken, and the processor is what limits.
+
+    python -m perf.overload [--seconds 3] [--rounds 3] [--save] [--json] [--gate]
+
+The edge and its Redis have one processor to themselves, the load generator the others, with less priority: on a machine
+that both share it would take from the servers what it is to measure. Peak (a closed loop that just fills the batches) and
+overload (an open loop of five times the peak's rate) alternate. What is judged is accepted orders per second of processor
+time of edge and Redis: it counts everything that the overload costs them, and nothing that others do on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from perf.load import Aim, Load, write_tokens
+from perf.processes import tree
+from perf.results import Figure, Target, add_options, conclude, progress
+from perf.stage import UNITS, Stage, edge_on_redis
+
+SKU = "SKU-1"
+USERS = 4000
+FACTOR = 5
+PEAK_CONNECTIONS = 256
+OVERLOAD_CONNECTIONS = 900
+REFUSING_QUEUE = 64  # orders that may wait when the price of a refusal is measured
+SETTLE_S = 1.0  # of each run, left out: connections come, batches fill
+NICENESS = 10
+SHARE_MIN = 0.9
+SETTINGS = {"FLASHSALE_USER_RATE": "1000", "FLASHSALE_USER_BURST": "10000"}
+METHOD = (
+    "Edge (default settings, one worker) and Redis (appendfsync always) on one processor, the bundled driver on the others at "
+    "lower priority. Peak: closed loop, 256 connections. Overload: open loop due at five times the peak's rate, 900 "
+    "connections; what finds none idle waits in the generator. Alternating rounds, medians. Accepted orders per second of "
+    "processor time (user and system) of edge and Redis. The price of a refusal: the same crowd at an edge in which 64 orders "
+    "may wait; processor time beyond what the accepted ones cost at the peak, by refused requests."
+)
+
+
+class TooFewProcessors(Exception):
+    """The servers and the load generator need a processor each."""
+
+
+def main() -> int:
+    options = _options()
+    try:
+        with progress() as say:
+            result = measure(options.seconds, options.rounds, say)
+    except TooFewProcessors as error:
+        print(error, file=sys.stderr)
+        return 2
+    targets = [Target("accepted per processor second, overload / peak", result["share"], "of 1", least=SHARE_MIN)]
+    return conclude(Figure("overload", METHOD, targets, result), options, as_text(result))
+
+
+def measure(seconds: float, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs, and what follows from them. TooFewProcessors where they would have to share one."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        raise TooFewProcessors("two processors are needed: one for the servers, one for the load generator")
+    os.sched_setaffinity(0, processors[1:])
+    peaks, overs = [], []
+    with edge_on_redis(SETTINGS) as stage:
+        aim = _aim(stage, processors[0])
+        _run(stage, Load(aim, "warm", SETTLE_S + 1, PEAK_CONNECTIONS))
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}: peak")
+            peaks.append(_run(stage, Load(aim, f"peak{number}", seconds, PEAK_CONNECTIONS)))
+            say(f"round {number + 1} of {rounds}: overload")
+            rate = FACTOR * peaks[-1]["accepted_per_s"]
+            overs.append(_run(stage, Load(aim, f"over{number}", seconds, OVERLOAD_CONNECTIONS, rate)))
+    say("the price of a refusal")
+    with edge_on_redis({**SETTINGS, "FLASHSALE_EDGE_QUEUE_LENGTH_MAX": str(REFUSING_QUEUE)}) as stage:
+        refusing = _run(stage, Load(_aim(stage, processors[0]), "refusing", seconds, OVERLOAD_CONNECTIONS))
+    peak_us, over_us = (median(run["us_an_accepted"] for run in runs) for runs in (peaks, overs))
+    spare_us = sum(refusing["cpu_us_a_s"].values()) - refusing["accepted_per_s"] * peak_us
+    refused_per_s = refusing["refused_per_s"]
+    return {
+        "share": peak_us / over_us,
+        "us_an_accepted": {"peak": peak_us, "overload": over_us},
+        "us_a_refused": spare_us / refused_per_s if refused_per_s else None,
+        "peak": peaks,
+        "overload": overs,
+        "refusing": refusing,
+    }
+
+
+def _aim(stage: Stage, processor: int) -> Aim:
+    """A sale on the stage; the stage's servers stay on their processor from now on."""
+    assert stage.server.process is not None
+    _pin([*tree(stage.edge.pid), stage.server.process.pid], processor)
+    tokens = stage.folder / "tokens"
+    write_tokens(tokens, stage.keys_file, users=USERS)
+    return Aim(stage.url, [stage.publish({SKU: UNITS})], [SKU], tokens)
+
+
+def _run(stage: Stage, load: Load) -> dict[str, Any]:
+    """One run: rates between the end of its first second and its end, and the servers' processor time in between."""
+    with load:
+        assert load.process is not None
+        os.setpriority(os.PRIO_PROCESS, load.process.pid, NICENESS)
+        time.sleep(SETTLE_S)
+        before, cpu_before, began = dict(load.counted), stage.cpu_us(), time.monotonic()
+        time.sleep(load.seconds - SETTLE_S)
+        after, cpu_after, took_s = dict(load.counted), stage.cpu_us(), time.monotonic() - began
+        # Leaving ends the generator at once: what is left of an open loop's schedule is nobody's concern.
+    accepted = after["accepted"] - before["accepted"]
+    cpu_us = {name: cpu_after[name] - cpu_before[name] for name in cpu_after}
+    refused = after["refused"] + after["retries"] - before["refused"] - before["retries"]
+    return {
+        "accepted_per_s": accepted / took_s,
+        "us_an_accepted": sum(cpu_us.values()) / max(1, accepted),
+        "cpu_us_a_s": {name: spent / took_s for name, spent in cpu_us.items()},
+        "refused_per_s": refused / took_s,
+        "due_per_s": load.rate,
+    }
+
+
+def _pin(pids: Iterable[int], processor: int) -> None:
+    """All threads that the processes have now; those they start later inherit it."""
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(ProcessLookupError):  # a thread that has just ended
+                os.sched_setaffinity(int(task.name), {processor})
+
+
+def as_text(result: dict[str, Any]) -> list[str]:
+    """What happened, and what it cost."""
+    cost, refused = result["us_an_accepted"], result["us_a_refused"]
+
+    def shown(runs: list[dict[str, Any]]) -> str:
+        return ", ".join(f"{run['accepted_per_s']:,.0f}" for run in runs)
+
+    lines = [
+        f"accepted a second at the peak: {shown(result['peak'])}; overloaded: {shown(result['overload'])}",
+        f"processor time of edge and Redis an accepted order: {cost['peak']:.1f} us, overloaded {cost['overload']:.1f} us",
+    ]
+    if refused is not None:
+        lines.append(f"a refused request costs {refused:.1f} us, {refused / cost['peak']:.0%} of an accepted order")
+    return lines
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m perf.overload", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of each run")
+    parser.add_argument("--rounds", type=int, default=3)
+    add_options(parser)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
