@@ -19,11 +19,13 @@ import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
+from backoffice.auth import outbox
 from backoffice.caching.cache import Cache, Codec
 from backoffice.stores import Stores
 from backoffice.users.addresses import CLAIM_WORK, Addresses, ClaimLapsed, Release
 from backoffice.web.messages import Role
 from domain import ids
+from domain.notices import NoticeKind, notice_to_user
 from domain.topology import bucket_of_user
 from runtime.databases import Database
 from runtime.sql import load_sql
@@ -215,6 +217,8 @@ class Users:
             changed = await _update(connection, user, change, folded, claimed_at)
             if changed is not None and moves:
                 release = await _note_release(connection, user.id, left)
+                # That the old address was proved says nothing of the new one.
+                await outbox.leave(connection, notice_to_user(NoticeKind.VERIFY_EMAIL, user.id))
             if changed is not None and changed.role != user.role:
                 # The tokens that the user has say the old role; a refresh gives such as say the new one.
                 ended = await self._sessions.note_within(connection, user.id)

@@ -57,6 +57,9 @@ async def test_another_address(accounts: Accounts) -> None:
     assert await login(accounts, "LOVELACE@shop.example") == user.id
     assert await login(accounts, OLD) is None
     assert (await accounts.make(OLD)).id != user.id  # free again
+    # The new address is to be verified like the first one; a notice names the account, never the address.
+    (events,) = accounts.rows("SELECT events FROM outbox")
+    assert [(event["type"], event["data"]) for event in events] == [("notice.verify_email", {"user_id": str(user.id)})]
 
 
 async def test_another_case_of_the_same_address(accounts: Accounts) -> None:
@@ -64,6 +67,7 @@ async def test_another_case_of_the_same_address(accounts: Accounts) -> None:
     changed = await accounts.change(user, email=OLD.upper())
     assert changed is not None and changed.email == OLD.upper()
     assert accounts.index() == {OLD: (user.id, True)}
+    assert accounts.rows("SELECT events FROM outbox") == []
 
 
 async def test_an_address_in_use_is_not_given(accounts: Accounts) -> None:
