@@ -31,7 +31,13 @@ _CACHE = "no-cache"
 def routes(*, edge_url: str) -> tuple[Route, ...]:
     """The pages, and a route for each of their files. `edge_url` is where the shop page orders."""
     folder = resources.files(__package__) / "static"
-    pages = {"staff.html": "/", "shop.html": "/shop/{sale_id}", "docs.html": "/docs"}
+    pages = {
+        "staff.html": "/",
+        "shop.html": "/shop/{sale_id}",
+        "docs.html": "/docs",
+        "verify-email.html": "/account/verify-email",
+        "password-reset.html": "/account/password-reset",
+    }
     found: list[Route] = []
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         suffix = "." + entry.name.rpartition(".")[2]

@@ -63,6 +63,8 @@ ROUTES = {
     "GET /": ANYONE,
     "GET /shop/{sale_id}": ANYONE,
     "GET /docs": ANYONE,
+    "GET /account/verify-email": ANYONE,
+    "GET /account/password-reset": ANYONE,
     "GET /livez": ANYONE,
     "GET /readyz": ANYONE,
     "GET /metrics": ANYONE,
