@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from argon2 import PasswordHasher
-from argon2.exceptions import VerificationError
+from argon2.exceptions import InvalidHashError, VerificationError
 
 from backoffice.web.messages import Refused
 from domain.problems import Problem
@@ -53,7 +53,7 @@ class Passwords:
     def _verify(self, password_hash: str, password: str) -> bool:
         try:
             return self._hasher.verify(password_hash, password)
-        except VerificationError:
+        except (VerificationError, InvalidHashError):  # also of an account without a password, whose hash is none
             return False
 
     async def _run(self, work: partial[_T]) -> _T:
