@@ -2,7 +2,7 @@
 
 import { count, draw, find, make, pause, Problem } from "./page.js";
 
-const HISTORY = 300; // seconds kept for the charts
+const HISTORY = 300; // seconds kept for the charts, which begin with the first minute
 const RETRY_MS = [1000, 2000, 5000, 10000];
 const SILENT_MS = 40000; // longer than the server is ever silent
 const EVENT_MAX = 4 * 1024 * 1024; // characters of an event
@@ -149,10 +149,11 @@ class SaleCard {
     this.chart = draw("svg", { class: "chart", viewBox: "0 0 600 120", preserveAspectRatio: "none", role: "img" });
     this.refused = make("p", { class: "small quiet" });
     this.stock = make("tbody");
+    this.span = make("span", { class: "quiet" });
     this.element = make("article", { class: "card", "data-running": sale.id, "aria-label": sale.name },
       make("div", { class: "row" }, this.name, this.badge, make("a", { class: "push small", href: `/shop/${sale.id}` }, "Shop page")),
       this.facts,
-      make("p", { class: "small" }, make("span", { class: "key accepted" }, "accepted/s "), make("span", { class: "key refused" }, "refused/s"), make("span", { class: "quiet" }, " over five minutes")),
+      make("p", { class: "small" }, make("span", { class: "key accepted" }, "accepted/s "), make("span", { class: "key refused" }, "refused/s"), this.span),
       this.chart,
       this.refused,
       make("div", { class: "scroll" }, make("table", {},
@@ -195,12 +196,15 @@ class SaleCard {
 
   showChart() {
     const top = Math.max(1, ...this.history.flat());
+    const shown = this.history.length > 60 ? HISTORY : 60;
     const path = (series) => this.history.map((point, place) => {
-      const x = 600 - (this.history.length - 1 - place) * (600 / (HISTORY - 1));
+      const x = 600 - (this.history.length - 1 - place) * (600 / (shown - 1));
       return `${place ? "L" : "M"}${x.toFixed(1)} ${(116 - (point[series] / top) * 104).toFixed(1)}`;
     }).join("");
     const [accepted, refused] = this.history.at(-1);
-    this.chart.setAttribute("aria-label", `Accepted ${accepted} a second, refused ${refused} a second; the most in five minutes was ${top}`);
+    const span = shown > 60 ? "five minutes" : "one minute";
+    this.span.textContent = ` over ${span}`;
+    this.chart.setAttribute("aria-label", `Accepted ${accepted} a second, refused ${refused} a second; the most in ${span} was ${top}`);
     this.chart.replaceChildren(
       draw("line", { class: "grid", x1: 0, x2: 600, y1: 116, y2: 116 }),
       draw("line", { class: "grid", x1: 0, x2: 600, y1: 12, y2: 12 }),

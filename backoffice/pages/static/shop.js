@@ -54,8 +54,9 @@ async function look() {
     const sale = await ask("GET", `${EDGE}/v1/sales/${SALE_ID}`, { timeoutMs: 10000 });
     // The server's clock at the middle of the exchange; ours may be anything.
     shop.offsetMs = Date.parse(sale.server_time) - (asked + Date.now()) / 2;
-    if (!shop.sale) name(sale.items);
+    const first = !shop.sale;
     shop.sale = sale;
+    if (first) name(sale.items);
     say(find("trouble"), "");
     showItems();
     show();
@@ -213,17 +214,22 @@ let registers = false;
 
 function showLogin(text = "") {
   orders.hide();
+  setRegisters(false);
   show();
   say(find("login-message"), text, "warn");
 }
 
-find("login-switch").addEventListener("click", () => {
-  registers = !registers;
+function setRegisters(wanted) {
+  registers = wanted;
   find("name-field").hidden = !registers;
   find("name").required = registers;
   find("login-submit").textContent = registers ? "Register and log in" : "Log in";
   find("login-switch").textContent = registers ? "I have an account" : "I am new here";
   find("password").autocomplete = registers ? "new-password" : "current-password";
+}
+
+find("login-switch").addEventListener("click", () => {
+  setRegisters(!registers);
   find(registers ? "name" : "email").focus();
 });
 

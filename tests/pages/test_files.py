@@ -1,0 +1,94 @@
+"""Pages and their files over HTTP: what their headers keep out, what is not sent again, what no page contains."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+import backoffice.pages
+from tests.fixtures.fix_backoffice import BackofficeProcess
+from tests.fixtures.fix_browser import Visit
+
+STATIC = Path(backoffice.pages.__file__).parent / "static"
+SALE = "01890000-0000-7000-8000-000000000001"
+PAGES = ("/", f"/shop/{SALE}", "/docs")
+FILES = sorted(f"/static/{path.name}" for path in STATIC.iterdir() if path.suffix in (".js", ".css", ".svg"))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_headers_of_pages(backoffice: BackofficeProcess, path: str) -> None:
+    answer = httpx.get(backoffice.url + path)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["img-src"] == "'self'"
+    assert policy["connect-src"] == "'self' http://127.0.0.1:8080"
+    assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert "{{" not in answer.text
+
+
+@pytest.mark.parametrize("path", [*PAGES, *FILES])
+def test_nothing_is_sent_twice(backoffice: BackofficeProcess, path: str) -> None:
+    first = httpx.get(backoffice.url + path)
+    tag = first.headers["etag"]
+    assert first.headers["cache-control"] == "no-cache"
+    assert len(first.content) < 64 * 1024
+    for condition in (tag, f'"other", W/{tag}', "*"):
+        again = httpx.get(backoffice.url + path, headers={"If-None-Match": condition})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert httpx.get(backoffice.url + path, headers={"If-None-Match": '"other"'}).content == first.content
+    head = httpx.head(backoffice.url + path)
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", tag)
+
+
+def test_what_is_no_page(backoffice: BackofficeProcess) -> None:
+    for path in (
+        "/static/",
+        "/static/staff.html",
+        "/static/../routes.py",
+        "/static/%2e%2e/routes.py",
+        "/static/none.js",
+    ):
+        answer = httpx.get(backoffice.url + path)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+    answer = httpx.get(backoffice.url + "/shop/not-an-id")
+    assert (answer.status_code, answer.json()["code"]) == (404, "sale_not_found")
+
+
+@pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
+def test_no_file_has_what_the_policy_forbids(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):
+        assert forbidden not in text
+    for address in re.findall(r"""(?:src|href|url|import|from)\s*[=(]?\s*["'](\w+://[^"']*)""", text):
+        raise AssertionError(f"loads {address}")
+    if path.suffix == ".html":
+        assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=", text)
+        assert "<html lang=" in text and 'name="viewport"' in text
+        named = set(re.findall(r'<label for="([^"]+)"', text))
+        fields = re.findall(r'<(?:input|select)\b[^>]*\bid="([^"]+)"', text)
+        assert named == set(fields), "each field has its label"
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_inline_scripts_do_not_run(visit: Visit, backoffice: BackofficeProcess, path: str) -> None:
+    visitor = visit(backoffice.url + path, also=["http://127.0.0.1:8080"])
+    ran = visitor.page.evaluate(
+        """() => {
+          const script = document.createElement("script");
+          try { script.text = "window.ran = true"; } catch (error) { return String(error); }
+          document.head.append(script);
+          return window.ran === true;
+        }"""
+    )
+    assert ran is not True
+    assert visitor.errors, "the browser says that it refused"
+    visitor.errors.clear()

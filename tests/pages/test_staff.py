@@ -1,0 +1,224 @@
+"""The staff page on a backoffice without workers: acts on sales, dead letters, logins, streams that break."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from playwright.sync_api import Page, expect
+
+from devstack.servers import RedisServer
+from domain import topology
+from runtime.queue import RedisStreamsQueue
+from tests.fixtures.fix_backoffice import ADMIN_EMAIL, ADMIN_PASSWORD, BackofficeProcess, Staff
+from tests.fixtures.fix_browser import Visit
+from tests.fixtures.fix_databases import Databases
+
+
+@pytest.fixture
+def own(
+    tmp_path: Path, redis_server: RedisServer, redis_client: redis.Redis, databases: Databases
+) -> Iterator[BackofficeProcess]:
+    """A backoffice of the test's own, with an administrator who can log in."""
+    assert redis_client
+    process = BackofficeProcess(tmp_path, redis_server.url, databases)
+    process.start()
+    yield process
+    process.kill()
+
+
+def log_in(page: Page) -> None:
+    page.get_by_label("E-mail address").fill(ADMIN_EMAIL)
+    page.get_by_label("Password").fill(ADMIN_PASSWORD)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("heading", name="Running sales")).to_be_visible()
+
+
+def staff_of(process: BackofficeProcess, page: Page) -> Staff:
+    return Staff(process.url, page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff')).access"))
+
+
+def answer(page: Page, name: str) -> None:
+    page.get_by_role("dialog").get_by_role("button", name=name, exact=True).click()
+
+
+def test_what_is_done_to_a_sale(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    staff = staff_of(own, page)
+    sale = staff.draft(name="Kettles", stock=5)
+    page.locator("#sales-refresh").click()
+    row = page.locator(f'#sales [data-sale="{sale["id"]}"]')
+
+    def act(name: str, says: str) -> None:
+        row.get_by_role("button", name=name).click()
+        answer(page, says)
+
+    def state(name: str) -> None:
+        expect(row.locator(".badge")).to_have_text(name)
+        assert staff.http.get(f"/v1/sales/{sale['id']}").json()["state"] == name
+
+    act("Publish", "Cancel")
+    state("draft")
+    act("Publish", "Publish")
+    state("open")
+    act("Pause", "Pause")
+    state("paused")
+    row.get_by_role("button", name="Resume").click()
+    state("open")
+    row.get_by_role("button", name="Restock").click()
+    page.get_by_role("dialog").get_by_label("Units to add").fill("3")
+    answer(page, "Add units")
+    expect(page.locator("#message")).to_contain_text("Restock")
+    (item,) = staff.http.get(f"/v1/sales/{sale['id']}/report").json()["items"]
+    assert (item["restocked"], item["available"]) == (3, 8)
+    card = page.locator(f'[data-running="{sale["id"]}"]')
+    expect(card.locator('[data-count="available"]')).to_have_text("8")
+    act("End", "End")
+    state("ended")
+    expect(row.get_by_role("button")).to_have_count(0)
+
+
+def test_a_restock_without_an_answer_is_repeated_under_its_key(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    staff = staff_of(own, page)
+    sale = staff.open_sale(stock=5)
+    page.locator("#sales-refresh").click()
+    keys: list[str] = []
+
+    def lose_the_first_answer(route: Any) -> None:
+        keys.append(route.request.headers["idempotency-key"])
+        if len(keys) == 1:
+            route.fetch()
+            return route.abort()
+        return route.continue_()
+
+    page.route("**/restock", lose_the_first_answer)
+    for _ in range(2):
+        page.locator("#sales").get_by_role("button", name="Restock").click()
+        page.get_by_role("dialog").get_by_label("Units to add").fill("4")
+        answer(page, "Add units")
+        expect(page.locator("#message")).to_be_visible()
+    expect(page.locator("#message")).to_contain_text("Restock")
+    assert len(keys) == 2 and keys[0] == keys[1]
+    (item,) = staff.http.get(f"/v1/sales/{sale['id']}/report").json()["items"]
+    assert (item["restocked"], item["available"]) == (4, 9)
+
+
+def test_the_form_says_what_is_wrong(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    page.get_by_role("button", name="Create a draft").click()
+    expect(page.locator("#create-message")).to_contain_text("Name:")
+    expect(page.get_by_label("Name", exact=True)).to_be_focused()
+    page.get_by_label("Name", exact=True).fill("Nothing to sell")
+    page.get_by_label("SKU").fill("NO-SUCH")
+    page.get_by_label("Stock").fill("1")
+    page.get_by_label("Price").fill("1")
+    page.get_by_role("button", name="Create a draft").click()
+    expect(page.locator("#create-message")).to_contain_text("there is no product NO-SUCH")
+    page.get_by_role("button", name="Add an item").click()
+    expect(page.locator("#items fieldset")).to_have_count(2)
+    page.locator("#items fieldset").nth(1).get_by_role("button", name="Remove").click()
+    expect(page.locator("#items fieldset")).to_have_count(1)
+
+
+def test_dead_letters(visit: Visit, own: BackofficeProcess, redis_client: redis.Redis) -> None:
+    hostile = "<b>bold</b>"
+    queue = topology.order_queue(1)
+
+    async def prepare() -> None:
+        port = RedisStreamsQueue(own.redis_url, length_max=100, dead_letters_max=100)
+        for body in (b"one", b"two"):
+            await port.publish(queue, body, message_id="m")
+            async with port.consume(queue, prefetch=1) as consumer:
+                (delivery,) = await consumer.next_batch(count_max=1, wait_s=5)
+                await delivery.dead_letter(hostile)
+        await port.dead_letters.add(topology.POISON_ENTRIES, b"raw", message_id="1-0", reason="malformed")
+        await port.close()
+
+    page = visit(own.url).page
+    _run_beside(prepare)
+    log_in(page)
+    rows = page.locator("#letters tr")
+    expect(rows).to_have_count(3)
+    expect(page.locator("#lags div", has_text="Dead letters").locator("dd")).to_have_text("3")
+    expect(page.locator("#letters b")).to_have_count(0)
+    first = rows.nth(1)
+    expect(first).to_contain_text(hostile)
+    first.get_by_role("button", name="Look").click()
+    expect(page.locator("#details pre")).to_have_text("one")
+    page.locator("#details").get_by_role("button", name="Close").click()
+    first.get_by_role("button", name="Replay").click()
+    expect(rows).to_have_count(2)
+    assert redis_client.xlen(f"queue:{{{queue}}}:stream") == 1
+    expect(rows.nth(0).get_by_role("button", name="Replay")).to_have_count(0)  # it never was a message
+    for left in (1, 0):
+        rows.nth(0).get_by_role("button", name="Delete").click()
+        answer(page, "Delete")
+        expect(rows).to_have_count(left)
+    expect(page.get_by_text("There are none.")).to_be_visible()
+    expect(page.locator("#lags div", has_text="Dead letters").locator("dd")).to_have_text("0")
+
+
+def _run_beside(prepare: Any) -> None:
+    """Playwright keeps an event loop in this thread: asynchronous work goes to another one."""
+    thread = Thread(target=lambda: asyncio.run(prepare()))
+    thread.start()
+    thread.join()
+
+
+def test_logins(visit: Visit, own: BackofficeProcess) -> None:
+    visitor = visit(own.url)
+    page = visitor.page
+    expect(page.get_by_label("E-mail address")).to_be_focused()
+    page.get_by_label("E-mail address").fill(ADMIN_EMAIL)
+    page.get_by_label("Password").fill("not the password")
+    page.keyboard.press("Enter")
+    expect(page.locator("#login-message")).to_have_text("The credentials are not valid")
+    email = f"buyer-{uuid4().hex[:8]}@example.com"
+    body = {"email": email, "password": "a buyer's password", "name": "B"}
+    made = page.request.post(f"{own.url}/v1/auth/register", data=body)
+    assert made.status == 201
+    page.get_by_label("E-mail address").fill(email)
+    page.get_by_label("Password").fill("a buyer's password")
+    page.keyboard.press("Enter")
+    expect(page.locator("#login-message")).to_have_text("This page is for staff")
+    log_in(page)
+    page.reload()
+    expect(page.get_by_role("heading", name="Running sales")).to_be_visible()  # the login outlives a reload
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_live_again_after_the_backoffice_was_away(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    expect(page.locator("#live-state")).to_have_text("live")
+    assert own.stop() == 0
+    expect(page.locator("#live-state")).to_contain_text("not live")
+    own.start()
+    expect(page.locator("#live-state")).to_have_text("live")
+
+
+def test_a_token_that_runs_out_is_renewed_before(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    before = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff')).refresh")
+    page.evaluate(
+        """() => sessionStorage.setItem('flashsale.staff',
+          JSON.stringify({...JSON.parse(sessionStorage.getItem('flashsale.staff')), renewAt: 0}))"""
+    )
+    page.reload()
+    expect(page.locator("#live-state")).to_have_text("live")
+    kept = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff'))")
+    assert kept["refresh"] != before and kept["renewAt"] > 0
+    assert staff_of(own, page).http.get("/v1/sales").status_code == 200
