@@ -7,7 +7,7 @@ import sys
 import typer
 
 from devstack.children import Unsupported
-from devstack.commands import checks, dead_letters, demo, faults, keys, lifecycle, rebuild, samples
+from devstack.commands import checks, dead_letters, demo, faults, imports, keys, lifecycle, rebuild, samples
 from devstack.servers import ServerError
 from devstack.shop import ShopError
 from devstack.state import StackError
@@ -33,6 +33,7 @@ app.command()(rebuild.rebuild)
 app.command("rotate-keys")(keys.rotate_keys)
 app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(faults.faults)
+app.add_typer(imports.app, name="import")
 
 
 def main() -> None:
