@@ -142,8 +142,13 @@ class _EdgeCollector(Collector):
         keys = GaugeMetricFamily(
             "flashsale_edge_token_key_info", "Keys of buyers' tokens it knows", labels=["worker", "kid", "active"]
         )
+        outside = GaugeMetricFamily(
+            "flashsale_edge_outside_keys", "Keys of an outside issuer it knows", labels=["worker", "issuer"]
+        )
         for worker, snapshot in self._snapshots.items():
             durability.add_metric([worker, snapshot["durability"]], 1)
+            for issuer, count in snapshot["outside_keys"].items():
+                outside.add_metric([worker, issuer], count)
             for kid, active in snapshot["token_keys"].items():
                 keys.add_metric([worker, kid, str(int(active))], 1)
             for route, status, count in snapshot["requests"]:
@@ -151,6 +156,7 @@ class _EdgeCollector(Collector):
         yield requests
         yield durability
         yield keys
+        yield outside
 
     def _orders(self) -> Iterable[Metric]:
         orders = CounterMetricFamily(

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from domain.problems import FieldError, Problem, ProblemDetails
-from edge.authentication import HEADER_REPEATED_DETAIL, TOKEN_ENDED_DETAIL
+from edge.authentication import HEADER_REPEATED_DETAIL, TOKEN_ENDED_DETAIL, OutsideBuyers
 from edge.problems import Answer, rate_limited, refuse, render
 from edge.redis_link import RedisAddress, RedisLink
 from edge.refusals import PROBLEM_OF_VERDICT
@@ -75,7 +75,9 @@ class Directory(Protocol):
 class OrderPath:
     """The order path of one worker. `run` must be running while `exchange` is used."""
 
-    def __init__(self, settings: Settings, *, ring: KeyRing, directory: Directory) -> None:
+    def __init__(
+        self, settings: Settings, *, ring: KeyRing, directory: Directory, outside: OutsideBuyers | None
+    ) -> None:
         self._settings = settings
         self._directory = directory
         self._deadline_s = settings.request_deadline_ms / 1000
@@ -98,6 +100,7 @@ class OrderPath:
             answer_invalid=_answer_invalid,
             finish_elsewhere=self._go_on,
             report=_report,
+            verify_outside=None if outside is None else outside.verify,
             location_prefix="/v1/orders/",
             body_length_max=BODY_LENGTH_MAX,
             body_deadline_ms=settings.body_deadline_ms,

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from edge.app import ORDER_TEMPLATE, EdgeApplication, order_path_only
-from edge.authentication import Authentication
+from edge.authentication import Authentication, OutsideBuyers
 from edge.clock import RedisClock
 from edge.cors import Cors
 from edge.guard import Guard
@@ -30,6 +30,7 @@ from hotpath.tokens import KeyRing
 from runtime import tasks
 from runtime.clients import postgres_pool, redis_client
 from runtime.key_watch import KeyWatch
+from runtime.outside_tokens import OutsideTokens
 from runtime.session_ends import SessionEnds
 from runtime.settings import Settings
 from runtime.telemetry import configure_logging
@@ -60,7 +61,10 @@ class Worker:
         self._token_keys.on_change(lambda changed: ring.replace(changed.keys))
         clock = RedisClock()
         self._directory = SaleDirectory(self._redis, kept_s=settings.sale_kept_s)
-        self._order_path = OrderPath(settings, ring=ring, directory=self._directory)
+        self._outside = OutsideTokens(settings.outside_issuers, self._session_ends)
+        # None: the order path then does not even ask.
+        outside = OutsideBuyers(self._outside) if settings.outside_issuers else None
+        self._order_path = OrderPath(settings, ring=ring, directory=self._directory, outside=outside)
         self._guard = Guard(
             self._redis,
             cluster=settings.topology,
@@ -77,7 +81,7 @@ class Worker:
             redis=self._redis,
             store=OrderStore(self._redis, self._pools, settings.topology),
             directory=self._directory,
-            authentication=Authentication(ring, clock),
+            authentication=Authentication(ring, clock, outside),
             clock=clock,
             deadline_ms=settings.request_deadline_ms,
         )
@@ -101,6 +105,7 @@ class Worker:
             ("sales", self._directory.follow()),
             ("session-ends", self._session_ends.run()),
             ("token-keys", self._token_keys.run()),
+            ("outside-issuers", self._outside.run()),
             ("refusals", self._refusals.run()),
             ("snapshots", self._leave_snapshots()),
             ("pools", self._open_pools()),
@@ -147,6 +152,7 @@ class Worker:
             "memory_percent": self._guard.watched.memory_percent,
             "known_sales": len(self._directory),
             "ended_sessions": len(self._session_ends.table),
+            "outside_keys": self._outside.keys,
             "token_keys": {kid: kid == keys.active for kid in keys.keys},
         }
 

@@ -6,6 +6,7 @@ A secret may come by file: `FLASHSALE_X_FILE` names a file whose stripped conten
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from enum import StrEnum
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 
 from domain.topology import Topology
+from runtime.outside_issuers import OutsideIssuer, check_issuers
 
 PREFIX = "FLASHSALE_"
 
@@ -94,13 +96,22 @@ class Settings(BaseModel):
     # Tokens
     token_issuer: str = Field("flashsale", description="`iss` of access tokens.")
     token_keys_file: Path | None = Field(
-        None, description='JSON {"active": kid, "keys": {kid: base64url}}: HS256 keys of buyers\' tokens (aud=edge).'
+        None,
+        description='JSON {"active": kid, "keys": {kid: base64url}}: HS256 keys of buyers\' tokens (aud=edge). Followed '
+        "while the process runs; `flashsale rotate-keys` replaces it.",
     )
     staff_key_file: Path | None = Field(
         None,
-        description="PEM, Ed25519 private key of staff tokens (aud=backoffice). Backoffice only, never on an edge.",
+        description="PEM of an Ed25519 private key, or the same JSON with such as keys: of staff tokens (aud=backoffice). "
+        "Backoffice only, never on an edge. Followed as the other one.",
     )
     access_token_s: int = Field(900, ge=60, le=900, description="Life of an access token in seconds.")
+    outside_issuers: tuple[OutsideIssuer, ...] = Field(
+        (),
+        description="JSON list of other issuers whose tokens are accepted, as described in docs/outside-issuers.md: "
+        "objects with `iss`, `aud` and `jwks_url`; optional `algorithms`, `roles_claim`, `buyer_roles`, `staff_roles`, "
+        "`admin_roles`, `subjects`, `token_s_max`.",
+    )
 
     # Backoffice
     backoffice_host: str = Field("127.0.0.1", description="Address the backoffice listens on.")
@@ -182,6 +193,18 @@ class Settings(BaseModel):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("outside_issuers", mode="before")
+    @classmethod
+    def _read_json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return json.loads(value) if value.strip() else ()
+        return value
+
+    @field_validator("outside_issuers")
+    @classmethod
+    def _check_issuers(cls, value: tuple[OutsideIssuer, ...]) -> tuple[OutsideIssuer, ...]:
+        return check_issuers(value)
 
     @property
     def topology(self) -> Topology:

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
+from runtime.outside_issuers import OutsideIssuer
 from runtime.settings import PREFIX, Settings, file_variable
 
 # A section begins at the named setting and goes on to the next section's first one.
@@ -38,7 +39,7 @@ searched for, no flag overrides.
 
 Any setting `{PREFIX}X` may come by file: `{PREFIX}X_FILE` names a file whose stripped UTF-8 content becomes the value
 (settings that name a file themselves, `..._FILE` below, excepted). Use it for what is marked **secret**; setting a
-variable both ways is refused. Lists are separated by commas.
+variable both ways is refused. Lists are separated by commas; one of JSON objects is a JSON list.
 """
 
 
@@ -49,6 +50,7 @@ _TYPE_NAMES = {
     Path: "path",
     bool: "boolean",
     IPvAnyNetwork: "network",
+    OutsideIssuer: "JSON object",
 }
 
 

@@ -14,5 +14,6 @@ pytest_plugins = [
     "tests.fixtures.fix_browser",
     "tests.fixtures.fix_users",
     "tests.fixtures.fix_people",
+    "tests.fixtures.fix_issuer",
     "tests.fixtures.skips",
 ]

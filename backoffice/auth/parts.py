@@ -12,6 +12,7 @@ from backoffice.auth.sessions import Sessions
 from backoffice.auth.tokens import Minter, TokenVerifier
 from backoffice.stores import Stores
 from runtime.key_watch import KeyWatch
+from runtime.outside_tokens import OutsideTokens
 from runtime.session_ends import SessionEnds
 from runtime.settings import Settings
 from runtime.token_keys import StaffKeys, TokenKeys
@@ -33,12 +34,17 @@ class TokenParts:
     ) -> None:
         """Uses the stores, owns nothing."""
         self.ends = SessionEnds(stores.redis)
+        self._outside = OutsideTokens(settings.outside_issuers, self.ends)
         self.sessions = Sessions(stores, self.ends)
         self.minter = Minter(
             buyer_keys, staff_keys, settings.token_issuer, settings.access_token_s, self.sessions.earliest_iat
         )
         self.verifier = TokenVerifier(
-            buyer_keys=buyer_keys, staff_keys=staff_keys, issuer=settings.token_issuer, ends=self.ends
+            buyer_keys=buyer_keys,
+            staff_keys=staff_keys,
+            issuer=settings.token_issuer,
+            ends=self.ends,
+            outside=self._outside,
         )
         self.routes = session_routes.routes(session_routes.SessionRoutes(self.sessions))
         # A rotation waits until every process shows the new key here; names of keys, never keys.
@@ -57,6 +63,7 @@ class TokenParts:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.ends.run())
             group.create_task(self.sessions.run())
+            group.create_task(self._outside.run())
             for watch in self._watches:
                 group.create_task(watch.run())
 

@@ -1,7 +1,8 @@
 """Access tokens at the backoffice: which are accepted, what they say, and minting them through `runtime.token_keys`.
 
-Two kinds of our own and nothing else: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer.
-The algorithm is a matter of the key, never of the token: HS256 keys also lie on edges and must not make staff.
+Two kinds of our own: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer. The algorithm is
+a matter of the key, never of the token: HS256 keys also lie on edges and must not make staff. What is by none of our keys is
+for `runtime.outside_tokens` to judge.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from backoffice.web.messages import Caller, Refused, Role
 from domain import ids
 from domain.problems import Problem
 from runtime.key_watch import KeyWatch
+from runtime.outside_tokens import Fault, OutsideTokens
 from runtime.session_ends import SessionEnds
 from runtime.token_keys import (
     BUYER_AUDIENCE,
@@ -32,6 +34,7 @@ from runtime.token_keys import (
 
 TOKEN_LENGTH_MAX: Final = 4096
 LEEWAY_S: Final = 60  # of `iat` in the future, as at the edge
+_ENDED: Final = "The session was ended; log in again"
 _REQUIRED = ["sub", "iss", "aud", "iat", "exp"]
 
 
@@ -75,13 +78,24 @@ class Minter:
         )
 
 
+class _NotOurs(Exception):
+    """The token names none of our keys, or one that is not for its algorithm."""
+
+
 class TokenVerifier:
     """Turns an `Authorization` header into a caller."""
 
     def __init__(
-        self, *, buyer_keys: KeyWatch[TokenKeys], staff_keys: KeyWatch[StaffKeys], issuer: str, ends: SessionEnds
+        self,
+        *,
+        buyer_keys: KeyWatch[TokenKeys],
+        staff_keys: KeyWatch[StaffKeys],
+        issuer: str,
+        ends: SessionEnds,
+        outside: OutsideTokens,
     ) -> None:
         """Keys of the moment are asked at each token, and so is `ends`."""
+        self._outside = outside
         self._buyer_keys = buyer_keys
         self._staff_keys = staff_keys
         self._issuer = issuer
@@ -96,18 +110,33 @@ class TokenVerifier:
             raise Refused(Problem.TOKEN_MISSING)
         if len(token) > TOKEN_LENGTH_MAX:
             raise Refused(Problem.TOKEN_INVALID)
+        if not self._ends.loaded:  # for a moment after the start
+            raise Refused(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1)
         try:
             claims, audience, admitted = self._verify(token)
             caller = _caller(claims, audience, admitted)
+        except _NotOurs:
+            return self._outsider(token)
         except jwt.ExpiredSignatureError as error:
             raise Refused(Problem.TOKEN_EXPIRED) from error
         except jwt.PyJWTError as error:
             raise Refused(Problem.TOKEN_INVALID) from error
-        if not self._ends.loaded:  # for a moment after the start
-            raise Refused(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1)
         if self._ends.is_ended(caller.user_id.bytes, claims["iat"]):
-            raise Refused(Problem.TOKEN_INVALID, "The session was ended; log in again")
+            raise Refused(Problem.TOKEN_INVALID, _ENDED)
         return caller
+
+    def _outsider(self, token: str) -> Caller:
+        found = self._outside.verify(token, int(time.time()))
+        if found is Fault.UNAVAILABLE:
+            raise Refused(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1)
+        if found is Fault.EXPIRED:
+            raise Refused(Problem.TOKEN_EXPIRED)
+        if isinstance(found, Fault):
+            raise Refused(Problem.TOKEN_INVALID, _ENDED if found is Fault.ENDED else "")
+        for role, has in ((Role.ADMIN, found.is_admin), (Role.STAFF, found.is_staff), (Role.BUYER, found.is_buyer)):
+            if has:
+                return Caller(found.user_id, role, found.expires_at_s)
+        raise Refused(Problem.TOKEN_INVALID)
 
     def _verify(self, token: str) -> tuple[dict[str, Any], str, tuple[Role, ...]]:
         header = jwt.get_unverified_header(token)
@@ -116,13 +145,13 @@ class TokenVerifier:
         key: bytes | Ed25519PublicKey
         admitted: tuple[Role, ...]
         if kid is None:
-            raise jwt.InvalidTokenError("no kid")
+            raise _NotOurs
         if algorithm == "EdDSA" and kid in staff:
             key, audience, admitted = staff[kid].public, STAFF_AUDIENCE, (Role.STAFF, Role.ADMIN)
         elif algorithm == "HS256" and kid in buyer:
             key, audience, admitted = buyer[kid], BUYER_AUDIENCE, (Role.BUYER,)
         else:
-            raise jwt.InvalidTokenError("unknown key")
+            raise _NotOurs
         claims = self._jwt.decode(token, key, algorithms=[algorithm], audience=audience, issuer=self._issuer)
         if type(claims["iat"]) is not int or claims["iat"] > time.time() + LEEWAY_S:
             raise jwt.ImmatureSignatureError("issued in the future")
