@@ -9,16 +9,18 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
+import psycopg
 import pytest
 
-from perf import flatness, gate, growth, login, open_loop, pipeline
+from perf import by_clock, cached_reads, flatness, gate, growth, login, open_loop, pipeline
+from perf.by_clock import RequestsFailed
 from perf.driver.loop import Loop
 from perf.flatness import Buyers, Point
 from perf.load import Aim, Load, LoadFailed, require_all_accepted, write_tokens
-from perf.login import LoginFailed
 from perf.open_loop import Schedule
 from perf.scene import Scene, empty_handler
 from perf.stage import Stage, edge_on_redis
@@ -190,9 +192,27 @@ async def test_waiting_behind_a_slow_answer_counts(tmp_path: Path) -> None:
 def test_login(running_stack: RunningStack) -> None:
     url = running_stack.stack.backoffice_url
     logins = login.register(url, users=2)
-    course = login.run(url, logins, rate=20, seconds=0.5)
+    course = by_clock.run(url, logins, rate=20, seconds=0.5, clients=4)
     assert len(course.latency_ms) == len(course.lateness_ms) == 10 and course.failures == []
-    assert login.percentiles([4, 1, 3, 2]) == {"p50": 2, "p95": 4, "p99": 4, "max": 4}
-    wrong = [logins[0].replace(b'"password": "', b'"password": "x')]
-    with pytest.raises(LoginFailed, match="2 of 2 logins failed: 401"):
-        login.run(url, wrong, rate=20, seconds=0.1)
+    assert by_clock.percentiles([4, 1, 3, 2]) == {"p50": 2, "p95": 4, "p99": 4, "max": 4}
+    body = logins[0].body
+    assert body is not None
+    wrong = [replace(logins[0], body=body.replace(b'"password": "', b'"password": "x'))]
+    with pytest.raises(RequestsFailed, match="2 of 2 failed: 401"):
+        by_clock.run(url, wrong, rate=20, seconds=0.1, clients=4)
+
+
+def test_cached_reads(running_stack: RunningStack) -> None:
+    stack = running_stack.stack
+    with psycopg.connect(stack.catalogue_dsn) as connection:
+        before = {row[0] for row in connection.execute("SELECT id FROM products")}
+    products = cached_reads.products(stack, count=20, first=900_000)
+    assert len(products) == len(before) + 20
+    reads = cached_reads.draw(products, cached_reads.accounts(stack, running_stack.folder, count=3))
+    assert len(reads) == cached_reads.DRAWN
+    # The first of the rank is read most often, in proportion to all ranks.
+    drawn = Counter(read.path for read in reads if read.path.startswith("/v1/products/"))
+    share = drawn.most_common(1)[0][1] / drawn.total()
+    assert share == pytest.approx(1 / sum(1 / rank for rank in range(1, len(products) + 1)), rel=0.1)
+    course = by_clock.run(stack.backoffice_url, reads, rate=40, seconds=0.5, clients=4)
+    assert len(course.latency_ms) == 20 and course.failures == []
