@@ -32,6 +32,9 @@ HEADERS_SIZE_MAX = 64 * 1024
 BACKLOG_MAX = 65_535
 PORT_WAIT_S = 2.0  # the workers of a killed predecessor hold the port for a moment
 KILL_AFTER_S = 5  # beyond the drain: a worker that does not stop is killed
+RESPAWN_S_FIRST = 0.1  # before the second respawn in a row of a worker; the first one comes at once
+RESPAWN_S_MAX = 5.0
+RESPAWN_STEADY_S = 5.5  # a worker that lived this long is respawned at once; Granian's own limit, too
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,6 +68,8 @@ class EdgeServer(MPServer):
         )
         self._settings = settings
         self._folder = folder
+        self._respawned_at: dict[int, float] = {}
+        self._respawns_in_a_row: dict[int, int] = {}
 
     def _spawn_worker(  # type: ignore[override]  # Granian's MPServer has three arguments, too
         self,
@@ -74,6 +79,24 @@ class EdgeServer(MPServer):
     ) -> WorkerProcess:
         loader = partial(_load, self._settings, idx, self._folder, os.getpid())
         return super()._spawn_worker(idx, target, loader)
+
+    def _respawn_workers(self, workers: list[int], spawn_target: Any, target_loader: Any, delay: float = 0) -> None:
+        """Granian ends the whole edge when a worker dies soon after its respawn, and the healthy workers with it. While
+        one is alive we go on, ever later for a worker that keeps dying."""
+        now = time.monotonic()
+        for idx in workers:
+            soon = now - self._respawned_at.get(idx, -RESPAWN_STEADY_S) < RESPAWN_STEADY_S
+            self._respawns_in_a_row[idx] = self._respawns_in_a_row.get(idx, 0) + 1 if soon else 0
+        in_a_row = max(self._respawns_in_a_row[idx] for idx in workers)
+        if in_a_row:
+            self.main_loop_interrupt.wait(min(RESPAWN_S_MAX, RESPAWN_S_FIRST * 2 ** min(in_a_row - 1, 16)))
+        if self.interrupt_signal:
+            return
+        super()._respawn_workers(workers, spawn_target, target_loader, delay)
+        self._respawned_at.update(dict.fromkeys(workers, time.monotonic()))
+        others: list[Any] = self.wrks
+        if any(process.is_alive() for process in others if process.idx not in workers):
+            self.respawned_wrks.clear()
 
     def shutdown(self, exit_code: int = 0) -> None:
         """Drain, then stop as Granian does."""

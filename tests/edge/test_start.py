@@ -152,6 +152,22 @@ def test_a_killed_worker_is_replaced(own_edge: StartEdge, edge_redis: RedisServe
     edge.wait_ready()
 
 
+def test_a_worker_that_keeps_dying_does_not_take_the_others_along(own_edge: StartEdge, edge_redis: RedisServer) -> None:
+    """The same one of two is killed again as soon as it is back, more often than Granian alone would bear."""
+    edge = own_edge(redis_url=edge_redis.url, edge_workers="2")
+    assert edge.process is not None
+    healthy, victim = children(edge.process.pid)
+    deadline = time.monotonic() + 30
+    for _ in range(3):
+        os.kill(victim, signal.SIGKILL)
+        while len(pids := set(children(edge.process.pid)) - {healthy, victim}) != 1:
+            assert time.monotonic() < deadline and edge.process.poll() is None
+            time.sleep(0.02)
+        (victim,) = pids
+    edge.wait_ready()
+    assert edge.process.poll() is None and set(children(edge.process.pid)) == {healthy, victim}
+
+
 def test_workers_end_with_a_killed_main_process(own_edge: StartEdge, edge_redis: RedisServer) -> None:
     edge = own_edge(redis_url=edge_redis.url)
     assert edge.process is not None
