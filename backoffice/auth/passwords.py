@@ -53,7 +53,7 @@ class Passwords:
     def _verify(self, password_hash: str, password: str) -> bool:
         try:
             return self._hasher.verify(password_hash, password)
-        except (VerificationError, InvalidHashError):  # also of an account without a password, whose hash is none
+        except (VerificationError, InvalidHashError):  # the latter: it was damaged
             return False
 
     async def _run(self, work: partial[_T]) -> _T:

@@ -14,7 +14,15 @@ import redis
 from pydantic import SecretStr
 
 from devstack.servers import RedisServer
-from domain.topology import DESTINATION_ORDER_EVENTS, OUTBOX_PARTITIONS, POISON_OUTBOX, TOPIC_ORDERS, outbox_partition
+from domain.topology import (
+    DESTINATION_NOTICES,
+    DESTINATION_ORDER_EVENTS,
+    EMAIL_QUEUE,
+    OUTBOX_PARTITIONS,
+    POISON_OUTBOX,
+    TOPIC_ORDERS,
+    outbox_partition,
+)
 from runtime.clients import postgres_pool
 from runtime.clients import redis_client as new_client
 from runtime.event_log import EventLog, open_event_log
@@ -23,7 +31,14 @@ from runtime.queue import Queue, open_queue
 from runtime.service import Service
 from runtime.settings import load_settings
 from tests.fixtures.fix_databases import Databases
-from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, OrderEvents, events_of
+from workers.dispatcher.destinations import (
+    DeliveryFailed,
+    Destination,
+    MalformedEvents,
+    Notices,
+    OrderEvents,
+    events_of,
+)
 from workers.dispatcher.group import PAGE_ROWS_MAX, DispatchGroup
 from workers.dispatcher.outbox import Outbox
 
@@ -87,7 +102,7 @@ class Setup:
     def group(self) -> DispatchGroup:
         return DispatchGroup(
             database=DATABASE,
-            outbox=Outbox(self.pool, destination=DESTINATION_ORDER_EVENTS),
+            outbox=Outbox(self.pool, destination=self.destination.name),
             destination=self.destination,
             poison=self.queue,
             lease=self.lease,
@@ -254,3 +269,22 @@ async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery
     await asyncio.wait_for(tenure, WAIT_S)
     await setup.lease.release()
     assert await setup.logged(3) == [event("o", 1)]
+
+
+async def test_notices_wait_for_room_in_their_queue(setup: Setup, redis_server: RedisServer) -> None:
+    """A full queue delays; each notice is there at least once, under its own id, and in the queue of letters."""
+    small = open_queue(redis_server.url, length_max=2)
+    setup.destination = Notices(small)
+    for number in range(5):
+        put(setup.dsn, 3, [{"id": f"n{number}", "key": "k"}], destination=DESTINATION_NOTICES)
+    put(setup.dsn, 3, [event("k", 1)])  # another destination's: not ours to send
+    arrived: dict[str, bytes] = {}
+    async with setup.running(), small.consume(EMAIL_QUEUE, prefetch=1) as consumer:
+        async with asyncio.timeout(WAIT_S):
+            while len(arrived) < 5:
+                for delivery in await consumer.next_batch(count_max=1, wait_s=0.1):
+                    arrived[delivery.message_id] = delivery.body
+                    await delivery.ack()
+        await until(lambda: waiting_rows(setup.dsn) == 1)
+    assert {name: orjson.loads(body)["id"] for name, body in arrived.items()} == {f"n{n}": f"n{n}" for n in range(5)}
+    await small.close()

@@ -32,10 +32,10 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return
-        destinations: tuple[Destination, ...] = (OrderEvents(event_log), Notices(queue))
         work = []
         for shard, dsn in enumerate(settings.shard_dsns):
             database = f"shard-{shard}"
+            destinations: tuple[Destination, ...] = (OrderEvents(event_log), Notices(queue))
             pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2 * len(destinations)))
             for destination in destinations:
                 lease = Lease(

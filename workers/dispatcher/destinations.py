@@ -52,20 +52,31 @@ class OrderEvents:
 
 
 class Notices:
-    """Notices go to the queues of who sends them: all of them by e-mail at present."""
+    """Notices go to the queues of who sends them: all of them by e-mail at present. One instance for each database.
+
+    What a delivery that failed had got through is remembered, and not published again with the next try: where there is
+    only room for a few at a time, it would be the same few each time, and never those behind them.
+    """
 
     name = DESTINATION_NOTICES
 
     def __init__(self, queue: Queue) -> None:
         """`queue` stays the caller's to close."""
         self._queue = queue
+        self._published: dict[int, set[str]] = {}  # by partition; ids of a page at most
 
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:  # noqa: ARG002 - queues have none
-        """Publish one after the other; those before a failure are there then, and are published again."""
+    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
+        """Publish one after the other; those before a failure are there then."""
+        before = self._published.pop(partition, set())
+        published: set[str] = set()
         try:
             for _, event in events:
-                await self._queue.publish(EMAIL_QUEUE, event, message_id=str(orjson.loads(event).get("id", "")))
+                notice_id = str(orjson.loads(event).get("id", ""))
+                if not notice_id or notice_id not in before:
+                    await self._queue.publish(EMAIL_QUEUE, event, message_id=notice_id)
+                published.add(notice_id)
         except (QueueFull, QueueUnavailable) as error:
+            self._published[partition] = published
             raise DeliveryFailed(str(error)) from error
 
 
