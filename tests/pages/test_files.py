@@ -92,3 +92,27 @@ def test_inline_scripts_do_not_run(visit: Visit, backoffice: BackofficeProcess, 
     assert ran is not True
     assert visitor.errors, "the browser says that it refused"
     visitor.errors.clear()
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of `#rrggbb` (WCAG 2.2)."""
+    parts = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: str, other: str) -> float:
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_contrast(scheme: int) -> None:
+    blocks = re.findall(r":root \{(.*?)\}", (STATIC / "base.css").read_text(encoding="utf-8"), re.DOTALL)
+    colours = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6});", blocks[scheme]))
+    for ground in ("ground", "card"):
+        for text in ("text", "quiet", "accent", "good", "bad", "warn"):
+            assert _contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        for line in ("series-1", "series-2"):  # graphics: WCAG 2.2, 1.4.11
+            assert _contrast(colours[line], colours[ground]) >= 3, (line, ground)
+    assert _contrast(colours["on-accent"], colours["accent"]) >= 4.5

@@ -60,7 +60,7 @@ def test_from_a_draft_to_an_order_seen_live(visit: Visit, running_stack: Running
     shop.get_by_role("button", name="Buy", exact=True).click()
     expect(shop.locator("#order-state")).to_have_text("Reserved for you.")
     expect(shop.locator("#order-total")).to_have_text("Total: €25.00")
-    expect(shop.locator("#order-countdown")).to_contain_text("left to pay")
+    expect(shop.locator("#order-countdown")).to_contain_text("Held for 9:")
     expect(shop.locator("#history-rows tr")).to_have_count(1)
 
     expect(count(staff, sale_id, "available")).to_have_text("5")

@@ -148,7 +148,7 @@ class SaleCard {
     this.facts = make("dl", { class: "facts" });
     this.chart = draw("svg", { class: "chart", viewBox: "0 0 600 120", preserveAspectRatio: "none", role: "img" });
     this.refused = make("p", { class: "small quiet" });
-    this.stock = make("tbody");
+    this.stock = make("table", {}, make("thead", {}, make("tr", {}, ...["Available", "Reserved", "Paid", "Rejected"].map((name) => make("th", { scope: "col", class: "n" }, name)))));
     this.span = make("span", { class: "quiet" });
     this.element = make("article", { class: "card", "data-running": sale.id, "aria-label": sale.name },
       make("div", { class: "row" }, this.name, this.badge, make("a", { class: "push small", href: `/shop/${sale.id}` }, "Shop page")),
@@ -156,9 +156,7 @@ class SaleCard {
       make("p", { class: "small" }, make("span", { class: "key accepted" }, "accepted/s "), make("span", { class: "key refused" }, "refused/s"), this.span),
       this.chart,
       this.refused,
-      make("div", { class: "scroll" }, make("table", {},
-        make("thead", {}, make("tr", {}, ...["SKU", "Available", "Reserved", "Paid", "Rejected"].map((name, place) => make("th", { scope: "col", class: place ? "n" : null }, name)))),
-        this.stock)),
+      make("div", { class: "scroll" }, this.stock),
       make("p", { class: "small" }, ...["paid", "reserved", "available"].map((name) => make("span", { class: `key ${name}` }, `${name} `))));
   }
 
@@ -177,7 +175,7 @@ class SaleCard {
 
   showFacts(sale) {
     const refused = Object.values(sale.refused).reduce((total, times) => total + times, 0);
-    const verdict = (value) => (value === null ? "open" : value ? "holds" : "VIOLATED");
+    const verdict = (value) => (value === null ? "not judged yet" : value ? "holds" : "VIOLATED");
     const facts = [
       ["accepted", "Accepted", count(sale.accepted)],
       ["accepted-per-s", "Accepted/s", count(sale.accepted_per_s)],
@@ -190,7 +188,7 @@ class SaleCard {
     facts.forEach(([, , value], place) => {
       const box = this.facts.children[place].querySelector("dd");
       box.textContent = value;
-      box.className = { holds: "good", VIOLATED: "bad", open: "quiet" }[value] ?? "";
+      box.className = { holds: "good", VIOLATED: "bad", "not judged yet": "quiet" }[value] ?? "";
     });
   }
 
@@ -215,22 +213,22 @@ class SaleCard {
   }
 
   showStock(sale) {
-    if (this.stock.children.length !== 2 * sale.items.length) {
-      this.stock.replaceChildren(...sale.items.flatMap((item) => [
-        make("tr", { "data-sku": item.sku }, make("th", { scope: "row" }, item.sku), ...["available", "reserved", "paid", "rejected"].map((name) => make("td", { class: "n", "data-count": name }))),
-        make("tr", { "aria-hidden": "true" }, make("td", { colspan: 5 }, bar())),
-      ]));
+    if (this.stock.tBodies.length !== sale.items.length) {
+      for (const body of [...this.stock.tBodies]) body.remove();
+      this.stock.append(...sale.items.map((item) => make("tbody", { "data-sku": item.sku },
+        make("tr", {}, make("th", { scope: "rowgroup", colspan: 4 }, item.sku, bar())),
+        make("tr", {}, ...["available", "reserved", "paid", "rejected"].map((name) => make("td", { class: "n", "data-count": name }))))));
     }
     sale.items.forEach((item, place) => {
-      const row = this.stock.children[2 * place];
-      for (const cell of row.querySelectorAll("td")) cell.textContent = sale.stock_known ? count(item[cell.dataset.count]) : "–";
-      fill(this.stock.children[2 * place + 1].querySelector("svg"), item);
+      const body = this.stock.tBodies[place];
+      for (const cell of body.querySelectorAll("td")) cell.textContent = sale.stock_known ? count(item[cell.dataset.count]) : "–";
+      fill(body.querySelector("svg"), item);
     });
   }
 }
 
 function bar() {
-  const svg = draw("svg", { class: "bar", viewBox: "0 0 1000 10", preserveAspectRatio: "none" });
+  const svg = draw("svg", { class: "bar", "aria-hidden": "true", viewBox: "0 0 1000 10", preserveAspectRatio: "none" });
   svg.append(...["ground", "paid", "reserved", "available"].map((name) => draw("rect", { class: name, x: 0, y: 0, width: name === "ground" ? 1000 : 0, height: 10 })));
   return svg;
 }

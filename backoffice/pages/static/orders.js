@@ -95,7 +95,7 @@ export class Orders {
     find("order-countdown").hidden = !counts;
     if (!counts) return;
     const leftMs = Date.parse(this.order.expires_at) - this.now();
-    find("order-countdown").textContent = `${clock(leftMs)} left to pay`;
+    find("order-countdown").textContent = `Held for ${clock(leftMs)}`;
   }
 
   later() {
