@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -14,10 +17,28 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from runtime.token_keys import load_staff_key, load_token_keys, mint_buyer_token, mint_staff_token
+from backoffice.application import Backoffice
+from backoffice.web.messages import EVERYONE, STAFF
+from backoffice.web.routing import Route
+from devstack.servers import RedisServer
+from runtime.key_watch import KeyWatch
+from runtime.settings import load_settings
+from runtime.token_keys import (
+    create_staff_key,
+    create_token_keys,
+    load_staff_key,
+    load_staff_keys,
+    load_token_keys,
+    mint_buyer_token,
+    mint_staff_token,
+)
 from tests.fixtures.fix_backoffice import BackofficeProcess
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_issuer import Issuer
 
 ANYONE, NEEDS_TOKEN, NEEDS_STAFF = "anyone", "needs a token", "needs staff"
+OPTIONAL = "anyone, but a token must be good"
+TOKEN_CODES = ("token_missing", "token_invalid", "token_expired", "forbidden")
 ID = "01890000-0000-7000-8000-000000000001"
 ROUTES = {
     "POST /v1/auth/register": ANYONE,
@@ -37,7 +58,7 @@ ROUTES = {
     "GET /v1/users/{user_id}": NEEDS_STAFF,
     "PATCH /v1/users/{user_id}": NEEDS_STAFF,
     "DELETE /v1/users/{user_id}": NEEDS_STAFF,
-    "GET /v1/products": ANYONE,
+    "GET /v1/products": OPTIONAL,
     "POST /v1/products": NEEDS_STAFF,
     "POST /v1/products/import": NEEDS_STAFF,
     "GET /v1/products/{product_id}": ANYONE,
@@ -88,6 +109,10 @@ class Minting:
             self.staff, role=role, **{"user_id": uuid4(), "issuer": "flashsale", "ttl_s": 900, **members}
         )
 
+    def forged_staff(self) -> str:
+        """A token that whoever has an edge's keys can make."""
+        return jwt.encode(self.claims(), self.buyer_key, "HS256", {"kid": self.ring.active})
+
     def claims(self, **members: Any) -> dict[str, Any]:
         now = int(time.time())
         return {
@@ -106,31 +131,111 @@ def minting(backoffice: BackofficeProcess) -> Minting:
     return Minting(backoffice)
 
 
+@pytest.fixture(scope="module")
+def outsiders() -> Iterator[Issuer]:
+    """An issuer whose customers, ops and roots are our buyers, staff and administrators."""
+    issuer = Issuer({"ed": Ed25519PrivateKey.generate()})
+    issuer.start()
+    yield issuer
+    issuer.stop()
+
+
+@pytest.fixture(scope="module")
+def open_to_outsiders(
+    redis_server: RedisServer, migrated: Databases, outsiders: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BackofficeProcess]:
+    """A backoffice that accepts tokens of every kind there is."""
+    process = BackofficeProcess(tmp_path_factory.mktemp("roles"), redis_server.url, migrated)
+    roles = {"buyer_roles": ["customer"], "staff_roles": ["ops"], "admin_roles": ["root"]}
+    process.environ = {"FLASHSALE_OUTSIDE_ISSUERS": outsiders.setting(**roles)}
+    process.start()
+    deadline = time.monotonic() + 20
+    while _ask(process, "GET", "/v1/sales", outsiders.token(roles=["ops"]))[0] == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield process
+    try:
+        assert process.stop() == 0
+    finally:
+        process.kill()
+
+
+def _ask(process: BackofficeProcess, method: str, path: str, token: str | None) -> tuple[int, str]:
+    """Status and problem code."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    with httpx.stream(method, process.url + path, headers=headers) as answer:
+        if answer.status_code < 400:  # one of the others has no end
+            return answer.status_code, ""
+        document = json.loads(answer.read())
+    assert ("error=" in answer.headers.get("www-authenticate", "")) == document["code"].startswith(
+        ("token_invalid", "token_expired")
+    )
+    return answer.status_code, document["code"]
+
+
+def _routes() -> tuple[Route, ...]:
+    """The route table itself, so that a route which is not described cannot hide."""
+    with tempfile.TemporaryDirectory() as folder:
+        ring, staff = Path(folder) / "ring.json", Path(folder) / "staff.pem"
+        create_token_keys(ring)
+        create_staff_key(staff)
+        settings = load_settings({"FLASHSALE_SHARD_DSNS": ",".join(["postgresql://nowhere.invalid/shard"] * 4)})
+        keys = {"buyer_keys": KeyWatch(ring, load_token_keys), "staff_keys": KeyWatch(staff, load_staff_keys)}
+        return Backoffice(settings, **keys).routes  # type: ignore[arg-type]  # each is of its own kind
+
+
 def test_the_table_is_whole(backoffice: BackofficeProcess) -> None:
+    needs = {None: ANYONE, EVERYONE: NEEDS_TOKEN, STAFF: NEEDS_STAFF}
+    table = {f"{route.method} {route.path}": OPTIONAL if route.anonymous else needs[route.roles] for route in _routes()}
+    files = [operation for operation in table if operation.startswith("GET /static/")]
+    assert table == {**ROUTES, **dict.fromkeys(files, ANYONE)}
     paths = httpx.get(backoffice.url + "/openapi.json").json()["paths"]
     described = {f"{method.upper()} {path}" for path, operations in paths.items() for method in operations}
     assert described == set(ROUTES)
 
 
 @pytest.mark.parametrize("operation", ROUTES)
-def test_route_by_role(backoffice: BackofficeProcess, minting: Minting, operation: str) -> None:
+def test_route_by_role_and_kind_of_token(
+    open_to_outsiders: BackofficeProcess, outsiders: Issuer, operation: str
+) -> None:
+    process, minting = open_to_outsiders, Minting(open_to_outsiders)
     method, path = operation.split(" ")
-    url = backoffice.url + re.sub(r"\{[a-z]+_id\}", ID, path)
-    tokens = {"nobody": None, "buyer": minting.buyer(), "staff": minting.of_staff(), "admin": minting.of_staff("admin")}
-    for caller, token in tokens.items():
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        with httpx.stream(method, url, headers=headers) as answer:
-            if answer.status_code >= 400:  # one of the others has no end
-                answer.read()
-        code = answer.json().get("code") if answer.status_code >= 400 else None
-        needs = ROUTES[operation]
-        if needs != ANYONE and caller == "nobody":
-            assert (answer.status_code, code) == (401, "token_missing")
-            assert "error=" not in answer.headers["www-authenticate"]
-        elif needs == NEEDS_STAFF and caller == "buyer":
-            assert (answer.status_code, code) == (403, "forbidden")
-        else:
-            assert code not in ("token_missing", "token_invalid", "token_expired", "forbidden"), caller
+    path = re.sub(r"\{[a-z]+_id\}", ID, path)
+    now = int(time.time())
+
+    def outside(*roles: str, **claims: Any) -> str:
+        return outsiders.token(roles=list(roles), sub=str(uuid4()), **claims)
+
+    passing = {
+        "buyer": {"our own": minting.buyer(), "another issuer's": outside("customer")},
+        "staff": {"our own": minting.of_staff(), "another issuer's": outside("ops", "customer")},
+        "admin": {"our own": minting.of_staff("admin"), "another issuer's": outside("root")},
+    }
+    refused = {
+        "HS256 with role staff": (minting.forged_staff(), "token_invalid"),
+        "EdDSA with role buyer": (minting.of_staff("buyer"), "token_invalid"),
+        "none of the issuer's roles": (outside("admin", "staff", "buyer"), "token_invalid"),
+        "a stranger's signature": (outside("root", key=Ed25519PrivateKey.generate()), "token_invalid"),
+        "expired": (minting.of_staff("admin", now_s=now - 901), "token_expired"),
+        "expired, another issuer's": (outside("root", iat=now - 901, exp=now - 1), "token_expired"),
+    }
+    needs = ROUTES[operation]
+    status, code = _ask(process, method, path, None)
+    if needs in (ANYONE, OPTIONAL):
+        assert code not in TOKEN_CODES
+    else:
+        assert (status, code) == (401, "token_missing")
+    if needs == ANYONE:
+        return
+    for name, (token, wanted) in refused.items():
+        assert _ask(process, method, path, token) == (401, wanted), name
+    for role, kinds in passing.items():
+        for kind, token in kinds.items():
+            answer = _ask(process, method, path, token)
+            if needs == NEEDS_STAFF and role == "buyer":
+                assert answer == (403, "forbidden"), kind
+            else:
+                assert answer[1] not in TOKEN_CODES, (role, kind)
 
 
 def _segment(document: dict[str, Any]) -> str:
