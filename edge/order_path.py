@@ -16,6 +16,7 @@ import structlog
 
 from domain.problems import FieldError, Problem, ProblemDetails
 from edge.authentication import HEADER_REPEATED_DETAIL, TOKEN_ENDED_DETAIL, OutsideBuyers
+from edge.lane_marks import LaneMarks
 from edge.problems import Answer, rate_limited, refuse, render
 from edge.redis_link import RedisAddress, RedisLink
 from edge.refusals import PROBLEM_OF_VERDICT
@@ -88,6 +89,7 @@ class OrderPath:
             self._make_batcher,
             silence_s_max=SILENCE_FACTOR * self._deadline_s,
             on_sweep=self._sweep,
+            marks=LaneMarks(settings.lanes),
         )
         self._batcher = self._link.batcher
         interval_us = 1_000_000 // (settings.user_rate * LOCAL_LIMIT_FACTOR)

@@ -1,7 +1,8 @@
 """The order path's connection to Redis: carries script batches, one write and one read each. Decides nothing about orders.
 
 Reconnects with jitter for as long as it runs; what was in flight is resubmitted by the batcher. A peer that is silent
-while it owes replies counts as lost, since a cut cable sends no end of stream.
+while it owes replies counts as lost, since a cut cable sends no end of stream. A Redis that comes back with less than it
+had gets no order until it was closed for recovery, which the reconciler's watch does within half a second.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
 
+from edge.lane_marks import LaneMarks
 from hotpath.batcher import Batcher
 from hotpath.resp import ProtocolViolation, ReplyDecoder, ReplyError, encode_command
 
@@ -25,6 +28,9 @@ _log = structlog.get_logger("edge.redis_link")
 SWEEP_S: Final = 0.025
 RECONNECT_S_MIN: Final = 0.02
 RECONNECT_S_MAX: Final = 0.5
+LOOK_EVERY_SWEEPS: Final = 4  # at the lanes' sequences, while orders are sent
+HELD_S_MAX: Final = 2.0  # for a Redis that went back; then nobody else knows of it, and orders go on
+HELD_LOOK_S: Final = 0.05
 _PORT: Final = 6379
 
 
@@ -89,16 +95,21 @@ class RedisLink(asyncio.Protocol):
         *,
         silence_s_max: float,
         on_sweep: Callable[[int], object],
+        marks: LaneMarks,
     ) -> None:
         """`make_batcher` gets the function that asks for a write; `on_sweep` is called with CLOCK_MONOTONIC ns."""
         self._address = address
         self._silence_s_max = silence_s_max
         self._on_sweep = on_sweep
+        self._marks = marks
+        self._looks_open = 0
+        self._sent_at_last_look = 0
         self._transport: asyncio.Transport | None = None
         self._fd = -1  # of a plain socket
         self._lost: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[None] | None = None
-        self._greeting_replies = 0
+        self._greeting_replies: list[object] = []
+        self._greeting_replies_due = 0
         self._decoder = ReplyDecoder()
         self._heard_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -130,10 +141,7 @@ class RedisLink(asyncio.Protocol):
         """A connection that is ready for batches; the future is done when it is lost."""
         loop = asyncio.get_running_loop()
         self._lost = lost = loop.create_future()
-        self._greeted = greeted = loop.create_future()
         self._decoder = ReplyDecoder()
-        commands = self._address.greeting
-        self._greeting_replies = len(commands)
         try:
             async with asyncio.timeout(self._silence_s_max):
                 if self._address.path:
@@ -142,11 +150,10 @@ class RedisLink(asyncio.Protocol):
                     await loop.create_connection(
                         lambda: self, self._address.host, self._address.port, ssl=self._address.tls or None
                     )
-                assert self._transport is not None
-                self._transport.write(b"".join(encode_command(command) for command in commands))
-                await greeted
+            await self._ask(self._address.greeting)
+            await self._hold_back()
         except BaseException:
-            greeted.cancel()
+            self._greeted = None
             self._drop()
             raise
         self.connections += 1
@@ -155,6 +162,39 @@ class RedisLink(asyncio.Protocol):
         _log.info("redis_connected", connections=self.connections)
         self.batcher.connected()
         return lost
+
+    async def _ask(self, commands: list[list[bytes]]) -> list[object]:
+        """The replies to commands of the greeting. LinkRefused when one is an error, TimeoutError when they do not come."""
+        if not commands:
+            return []
+        if self._transport is None:
+            raise ConnectionResetError("closed during the handshake")
+        self._greeted = greeted = asyncio.get_running_loop().create_future()
+        self._greeting_replies = []
+        self._greeting_replies_due = len(commands)
+        async with asyncio.timeout(self._silence_s_max):
+            self._transport.write(b"".join(encode_command(command) for command in commands))
+            await greeted
+        return self._greeting_replies
+
+    async def _hold_back(self) -> None:
+        """Return when every lane is as far as it was, or was raised by who closes what went back, or after `HELD_S_MAX`.
+
+        Meanwhile orders wait, and end as `dependency_unavailable` at their deadline.
+        """
+        first: list[object] | None = None
+        deadline = time.monotonic() + HELD_S_MAX
+        while behind := self._marks.behind(found := await self._ask(self._marks.commands)):
+            if first is None:
+                first = found
+                _log.error("redis_went_back", lanes=behind)
+            if all(found[lane] != first[lane] for lane in behind):
+                break
+            if time.monotonic() > deadline:
+                _log.error("redis_went_back_and_nobody_closed_it", lanes=behind)
+                break
+            await asyncio.sleep(HELD_LOOK_S)
+        self._marks.start_from(found)
 
     def _drop(self) -> None:
         if self._transport is not None:
@@ -201,10 +241,11 @@ class RedisLink(asyncio.Protocol):
             self._end_greeting(error)
             return
         for reply in replies:
-            self._greeting_replies -= 1
+            self._greeting_replies.append(reply)
+            self._greeting_replies_due -= 1
             if isinstance(reply, ReplyError):
                 self._end_greeting(LinkRefused(reply.text))
-        if self._greeting_replies == 0:
+        if self._greeting_replies_due == 0:
             self._end_greeting(None)
 
     def _end_greeting(self, error: Exception | None) -> None:
@@ -241,9 +282,27 @@ class RedisLink(asyncio.Protocol):
         if output:
             transport.write(output)
 
+    def _look_at_lanes(self) -> None:
+        """Ask for the lanes' sequences, if orders were sent since the last time and its replies are there."""
+        sent = self.batcher.stats()["orders_sent"]
+        if not self.batcher.is_connected or self._looks_open or sent == self._sent_at_last_look:
+            return
+        self._sent_at_last_look = sent
+        for lane, command in enumerate(self._marks.commands):
+            self._looks_open += 1
+            self.batcher.call(command, partial(self._looked, lane))
+
+    def _looked(self, lane: int, reply: object) -> None:
+        self._looks_open -= 1
+        self._marks.saw(lane, reply)
+
     async def _sweep(self) -> None:
+        sweeps = 0
         while True:
             await asyncio.sleep(SWEEP_S)
+            sweeps += 1
+            if sweeps % LOOK_EVERY_SWEEPS == 0:
+                self._look_at_lanes()
             now_ns = time.monotonic_ns()
             self.batcher.sweep(now_ns)
             self._on_sweep(now_ns)

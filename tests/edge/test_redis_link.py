@@ -16,6 +16,7 @@ import redis
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
+from edge.lane_marks import LaneMarks
 from edge.redis_link import RedisAddress, RedisLink
 from edge.sale_directory import make_view
 from hotpath.batcher import Batcher
@@ -50,6 +51,7 @@ def make_link(url: str, *, silence_s_max: float = 1.0, deadline_ms: int = 8000) 
         lambda wake: make_batcher(wake, deadline_ms=deadline_ms),
         silence_s_max=silence_s_max,
         on_sweep=lambda _: None,
+        marks=LaneMarks(4),
     )
 
 

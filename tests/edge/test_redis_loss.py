@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
+import pytest
 import redis
 
 from devstack.servers import RedisServer
 from domain import topology
 from domain.sales import LaneSaleState
+from hotpath.scripts import load_script
 from tests.edge.crowd import Answer, ask, ask_all, order, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
@@ -129,3 +134,46 @@ async def test_a_redis_that_hangs(own_edge: Callable[..., EdgeProcess], own_redi
         again = await ask(edge.port, request)
         assert again.status == 202, again
     assert publisher.stock(sale).reserved == 31
+
+
+@contextmanager
+def gone_back(server: RedisServer, kept: Path) -> Iterator[None]:
+    """Redis is killed at the end, and comes back with the append-only file that it had at the beginning."""
+    files = server.folder / "appendonlydir"
+    shutil.copytree(files, kept)
+    yield
+    server.kill()
+    shutil.rmtree(files)
+    shutil.copytree(kept, files)
+    server.start()
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+async def test_a_redis_that_went_back_gets_no_order_before_it_was_closed(
+    own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers, tmp_path: Path, is_closed: bool
+) -> None:
+    """The edge knows how far the lane had come. It waits for who closes it, and in vain not for ever."""
+    publisher = Publisher(redis.Redis(port=own_redis.port))
+    sale = publisher.publish(stock=1000)
+    edge = own_edge(redis_url=own_redis.url, request_deadline_ms="500")
+    requests = orders_of_many(sale, buyers, 100)
+    assert {answer.status for answer in await ask_all(edge.port, requests[:20])} == {202}
+    with gone_back(own_redis, tmp_path / "kept"):
+        for request in requests[20:60]:  # long enough for the edge to look at the lanes meanwhile
+            assert (await ask(edge.port, request)).status == 202
+            await asyncio.sleep(0.02)
+    lane = sale.lanes[0]
+    answers = await ask_all(edge.port, requests[60:80])
+    assert {(answer.status, answer.json["code"]) for answer in answers} == {(503, "dependency_unavailable")}
+    assert int(publisher.redis.hget(topology.lane_state_key(lane), "seq")) == 20
+    if is_closed:
+        keys = (topology.lane_state_key(lane), topology.lane_stream_key(lane))
+        assert publisher.redis.eval(load_script("close-2").source, 2, *keys, 60, "", 0, "")[:2] == [1, 20]
+        answers = await ask_all(edge.port, requests[80:])
+        assert {(answer.status, answer.json["code"]) for answer in answers} == {(503, "dependency_unavailable")}
+        assert publisher.stock(sale).reserved == 20
+        return
+    deadline = time.monotonic() + 10
+    while (await ask(edge.port, requests[80])).status != 202:
+        assert time.monotonic() < deadline
+    assert publisher.stock(sale).reserved == 21
