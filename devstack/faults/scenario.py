@@ -44,7 +44,7 @@ class Sale:
     scarce: int = 120
     plenty: int = 50_000
     per_user_limit: int = 0
-    hold_s: int = 600
+    hold_s: int = 7200  # longer than a whole run: holds that end meanwhile would stir what is compared
     cancel: float = 0.06
 
 

@@ -34,7 +34,7 @@ from runtime.settings import load_settings
 from runtime.token_keys import load_token_keys
 
 USERS = 400
-TOKEN_S = 3600
+TOKEN_S = 4 * 3600  # longer than a whole run
 WAIT_S_MAX = 30.0
 SMALL_DISK_MB = 24
 # Short leases: what a crash leaves held is free again within the ten seconds that healing may take.
@@ -77,9 +77,12 @@ class Stage:
         return self.stack.processes[name]
 
     def edge_workers(self) -> list[int]:
-        """Pids of the edge's worker processes: children of its main process that serve."""
+        """Pids of the edge's worker processes: children of its main process that serve. None while that is gone."""
         parent = self.pid("edge")
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+        except FileNotFoundError:
+            return []
         workers = []
         for pid in map(int, children):
             try:
