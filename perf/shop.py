@@ -59,6 +59,16 @@ CROSS JOIN (SELECT %(nouns)s::text[] AS nouns, %(adjectives)s::text[] AS adjecti
 """
 
 
+def sku(number: int) -> str:
+    """Of the product that is made in this place, from 1."""
+    return f"SKU-{number:07d}"
+
+
+def brand(number: int) -> str:
+    """The last word of that product's name."""
+    return _HEADS[number % 20] + _MIDDLES[number // 20 % 20] + _TAILS[number // 400 % 5]
+
+
 def fill(connection: psycopg.Connection[Any], products: int, *, first: int = 1) -> None:
     """Put products numbered `first`, `first` + 1, ... into a migrated catalogue, and gather its statistics.
 

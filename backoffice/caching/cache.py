@@ -79,8 +79,9 @@ class Cache(Generic[V]):
         shared: SharedTier,
         metrics: CacheMetrics,
         follows: Callable[[], bool],
+        now: Callable[[], float],
     ) -> None:
-        """Empty. `follows` tells whether messages about changes reach this process."""
+        """Empty. `follows` tells whether messages about changes reach this process; `now` is the process tier's clock."""
         self.name = name
         self._codec = codec
         self._bounds = bounds
@@ -90,7 +91,7 @@ class Cache(Generic[V]):
         self._flights: dict[str, _Flight[V]] = {}
         self._tasks: set[asyncio.Task[V | None]] = set()  # of flights, outdated ones included
         self._metrics = OfOneCache(metrics, name, lambda: len(self._process))
-        self._process: ProcessTier[V] = ProcessTier(bounds.entries_max, evicted=self._metrics.evicted)
+        self._process: ProcessTier[V] = ProcessTier(bounds.entries_max, evicted=self._metrics.evicted, now=now)
 
     async def get(self, key: str, load: Callable[[], Awaitable[V | None]]) -> V | None:
         """The value, None for what is absent. Raises what `load` raises.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -34,8 +34,11 @@ LOOK_AROUND_S = 10.0
 class Caches:
     """Made once in a process; caches are added before it runs."""
 
-    def __init__(self, cache_url: str, registry: CollectorRegistry) -> None:
-        """Connects to nothing yet."""
+    def __init__(
+        self, cache_url: str, registry: CollectorRegistry, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Connects to nothing yet. `now` is the process tiers' clock, in seconds."""
+        self._now = now
         # A client of its own: its short waits are not for those who cannot do without Redis.
         self._redis = redis_client(cache_url, connections_max=CONNECTIONS_MAX, timeout_s=CALL_S_MAX)
         self._metrics = CacheMetrics(registry)
@@ -52,7 +55,15 @@ class Caches:
     def add(self, name: str, codec: Codec[V], bounds: Bounds) -> Cache[V]:
         """A cache whose rows are called by their keys under `name`."""
         assert name not in self._caches and ":" not in name
-        cache = Cache(name, codec, bounds, shared=self._shared, metrics=self._metrics, follows=lambda: self._follows)
+        cache = Cache(
+            name,
+            codec,
+            bounds,
+            shared=self._shared,
+            metrics=self._metrics,
+            follows=lambda: self._follows,
+            now=self._now,
+        )
         self._caches[name] = cache
         return cache
 
