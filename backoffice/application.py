@@ -64,10 +64,10 @@ class Backoffice:
         self._health = operations.Health(stores, tokens.ends)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
-        self._operations = OperationParts(stores, settings)
+        self._operations = OperationParts(stores, settings, tokens.verifier)
         recovery, attempts = Recovery(stores, tokens.sessions), Attempts(stores.cache)
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
-        accounts = UserParts(stores, users_cache, tokens.sessions, repaired=self._metrics.swept.inc)
+        accounts = UserParts(stores, users_cache, tokens.sessions, attempts, repaired=self._metrics.swept.inc)
         self._sweeper = accounts.sweeper
         self._auth = auth_routes.Auth(
             users=accounts.users,

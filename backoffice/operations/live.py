@@ -4,7 +4,8 @@
     data: {"at": "2026-01-01T00:00:00.000Z", "sales": [...], "lanes": [...], ...}
 
 The sampler works only while somebody looks. A viewer holds the newest event and nothing else: one who reads slowly misses
-some, and memory does not grow. A stream ends with its token, and when the process drains; `event: end` says which.
+some, and memory does not grow. A stream ends with its token, within seconds of its caller's sessions, and when the process
+drains; `event: end` says which.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import time
 from collections import deque
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -22,14 +24,16 @@ import structlog
 from backoffice.operations.figures import Figures, Lookout, SaleFigures
 from backoffice.web.fields import format_time
 from backoffice.web.messages import STAFF, Answer, Call, Refused
-from backoffice.web.routing import Route
+from backoffice.web.routing import Authenticate, Route
 from domain.problems import Problem
 from runtime import tasks
 
 PERIOD_S = 1.0
+CHECK_S = 5.0  # a caller whose sessions were ended looks no longer than this
 BEAT_S = 15.0  # a comment when there was no event for so long: proxies close what is silent
 RATE_WINDOW_S = 5.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DRAINING = "draining"
 _BEAT = b": still here\n\n"
 EVENT_STREAM = "text/event-stream"
 
@@ -39,10 +43,12 @@ log = structlog.get_logger(__name__)
 class Viewer:
     """One reader's stream (`web.messages.Stream`)."""
 
-    def __init__(self, live: Live, expires_at_s: float) -> None:
-        """Ends at `expires_at_s`, seconds since 1970."""
+    def __init__(self, live: Live, call: Call) -> None:
+        """For whoever makes the call, as long as its token is good."""
         self._live = live
-        self._expires_at_s = expires_at_s
+        self._authorization = call.headers.get("authorization")
+        self._expires_at_s = call.who.expires_at_s
+        self._checked_at = time.monotonic()
         self._newest: bytes | None = None
         self._ending: str | None = None
         self._ended = False
@@ -65,14 +71,27 @@ class Viewer:
         left_s = self._expires_at_s - time.time()
         if self._ending is None and self._newest is None and left_s > 0:
             await tasks.wait_within(self._news, min(BEAT_S, left_s))
-        if self._ending is None and time.time() >= self._expires_at_s:
-            self._ending = "token_expired"
         self._news.clear()
+        self._check()
         if self._ending is not None:
             self._ended = True
             return _event("end", {"reason": self._ending})
         piece, self._newest = self._newest, None
         return _BEAT if piece is None else piece
+
+    def _check(self) -> None:
+        """End what the token does not allow any more. A check costs a signature: not at each event."""
+        now = time.monotonic()
+        if self._ending is None and time.time() >= self._expires_at_s:
+            self._ending = Problem.TOKEN_EXPIRED.value
+        if self._ending is not None or now - self._checked_at < CHECK_S:
+            return
+        self._checked_at = now
+        try:
+            self._live.authenticate(self._authorization)
+        except Refused as refusal:
+            if refusal.details.problem.status == HTTPStatus.UNAUTHORIZED:
+                self._ending = refusal.details.problem.value
 
     def close(self) -> None:
         """Make room for another viewer."""
@@ -82,9 +101,10 @@ class Viewer:
 class Live:
     """The sampler and its viewers."""
 
-    def __init__(self, lookout: Lookout, *, viewers_max: int) -> None:
-        """Nobody looks yet; `viewers_max` at once, more are refused."""
+    def __init__(self, lookout: Lookout, authenticate: Authenticate, *, viewers_max: int) -> None:
+        """Nobody looks yet; `viewers_max` at once, more are refused. `authenticate` judges their tokens again."""
         self._lookout = lookout
+        self.authenticate = authenticate
         self._viewers_max = viewers_max
         self._viewers: set[Viewer] = set()
         self._rates = Rates()
@@ -96,7 +116,7 @@ class Live:
         """The stream of figures, from now until the token's end."""
         if self._draining or len(self._viewers) >= self._viewers_max:
             raise Refused(Problem.OVERLOADED, "There are as many viewers as there may be", retry_after_s=5)
-        viewer = Viewer(self, call.who.expires_at_s)
+        viewer = Viewer(self, call)
         self._viewers.add(viewer)
         if self._last is not None:
             viewer.show(self._last)
@@ -115,7 +135,7 @@ class Live:
         """End all streams; no new ones."""
         self._draining = True
         for viewer in self._viewers:
-            viewer.end("draining")
+            viewer.end(_DRAINING)
 
     @property
     def viewers(self) -> int:

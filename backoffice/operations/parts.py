@@ -7,7 +7,7 @@ from backoffice.operations.dead_letters import DeadLetterRoutes
 from backoffice.operations.figures import Lookout
 from backoffice.operations.live import Live
 from backoffice.stores import Stores
-from backoffice.web.routing import Route
+from backoffice.web.routing import Authenticate, Route
 from runtime.queue import open_queue
 from runtime.settings import Settings
 
@@ -17,7 +17,7 @@ CONNECTIONS_MAX = 16
 class OperationParts:
     """`live` ends with the drain, `close` with the process."""
 
-    def __init__(self, stores: Stores, settings: Settings) -> None:
+    def __init__(self, stores: Stores, settings: Settings, authenticate: Authenticate) -> None:
         """Connects at first use."""
         self._queue = open_queue(
             settings.queue_url,
@@ -25,7 +25,7 @@ class OperationParts:
             dead_letters_max=settings.dead_letters_max,
             connections_max=CONNECTIONS_MAX,
         )
-        self.live = Live(Lookout(stores, self._queue), viewers_max=settings.live_viewers_max)
+        self.live = Live(Lookout(stores, self._queue), authenticate, viewers_max=settings.live_viewers_max)
         self._letters = DeadLetterRoutes(self._queue.dead_letters, stores.cache)
 
     @property

@@ -17,9 +17,12 @@ import pytest
 import redis
 
 from backoffice.operations.live import Live, Rates
+from backoffice.web.messages import Call, Caller, Role
 from devstack.servers import RedisServer
 from domain import topology
 from domain.sales import Stock
+from runtime.clients import redis_client as redis_client_of
+from runtime.session_ends import publish
 from runtime.token_keys import load_staff_key, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
@@ -136,6 +139,29 @@ def test_a_stream_ends_with_its_token(backoffice: BackofficeProcess) -> None:
         told = list(events(answer.iter_lines()))
     assert told[-1] == ("end", {"reason": "token_expired"})
     assert {name for name, _ in told[:-1]} == {"figures"}
+
+
+def test_a_stream_ends_soon_after_the_sessions_of_its_caller(
+    backoffice: BackofficeProcess, redis_client: redis.Redis
+) -> None:
+    key = load_staff_key(backoffice.staff_key_file)
+    user_id = uuid4()
+    token = mint_staff_token(
+        key, user_id=user_id, role="staff", issuer="flashsale", ttl_s=900, now_s=int(time.time()) - 10
+    )
+    with httpx.stream("GET", backoffice.url + PATH, headers={"Authorization": f"Bearer {token}"}, timeout=20) as answer:
+        stream = events(answer.iter_lines())
+        assert next(stream)[0] == "figures"
+        asyncio.run(_end_sessions(backoffice.redis_url, user_id))
+        told = list(stream)
+    assert told[-1] == ("end", {"reason": "token_invalid"})
+    assert redis_client.ping()
+
+
+async def _end_sessions(url: str, user_id: UUID) -> None:
+    client = redis_client_of(url)
+    await publish(client, [(user_id, int(time.time()))])
+    await client.aclose()
 
 
 @pytest.fixture
@@ -265,13 +291,15 @@ class Looks:
         raise RuntimeError("no figures today")
 
 
+def _admit_all(authorization: str | None) -> Caller:
+    raise AssertionError(f"{authorization} is asked for after seconds only")
+
+
 @contextlib.asynccontextmanager
 async def watched(live: Live, count: int) -> AsyncIterator[list[Any]]:
-    class Call:
-        class who:  # noqa: N801 - stands for the attribute
-            expires_at_s = time.time() + 900
-
-    viewers: list[Any] = [(await live.watch(Call)).body for _ in range(count)]  # type: ignore[arg-type]
+    caller = Caller(uuid4(), Role.STAFF, int(time.time()) + 900)
+    call = Call("GET", PATH, {}, {}, {"authorization": "Bearer x"}, b"", "127.0.0.1", caller)
+    viewers: list[Any] = [(await live.watch(call)).body for _ in range(count)]
     yield viewers
     for viewer in viewers:
         viewer.close()
@@ -279,7 +307,7 @@ async def watched(live: Live, count: int) -> AsyncIterator[list[Any]]:
 
 async def test_one_sampler_serves_all_and_rests_when_nobody_looks() -> None:
     looks: Any = Looks()
-    live = Live(looks, viewers_max=10)
+    live = Live(looks, _admit_all, viewers_max=10)
     async with watched(live, 10) as viewers:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
