@@ -19,12 +19,12 @@ from devstack.shop import Shop
 from devstack.state import PROJECT
 
 PEAK_CONNECTIONS = 160
-OVERLOAD_CONNECTIONS = 900
+OVERLOAD_CONNECTIONS = 700
 OVERLOAD_FACTOR = 5
 GOODPUT_SHARE = 0.9
-ROUNDS = 2  # of peak and overload by turns: a machine that others load as well changes from one second to the next
-RUN_S = 6.0
-SETTLE_S = 3.0  # of each run, left out: the first flood meets an empty queue
+ROUNDS = 3  # of peak and overload by turns: a machine that others load as well changes from one second to the next
+RUN_S = 5.0
+SETTLE_S = 2.5  # of each run, left out: the first flood meets an empty queue
 # Redis is far: what can be taken is bounded by round trips. So the load generator can offer five times as much without
 # taking the processor from the edge, and what a busy machine adds to a round trip is little beside this.
 LINK_DELAY_S = 0.1
