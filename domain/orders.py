@@ -1,26 +1,34 @@
-"""Orders: states, legal transitions, and the versioned whole-order entry. Performs no I/O.
+"""Orders: states, legal transitions, and their packed forms. Performs no I/O.
 
-The entry is one byte string that serves as the order's value in Redis, as the stream entry and as a member of a
-queue message. Each version carries the whole order, so redelivery and reordering are harmless.
+The *entry* is one byte string: the stream entry and a member of a queue message. Each version carries the whole
+order, so redelivery and reordering are harmless.
 
     offset size
-      0     1   format, 1
+      0     1   format, 2
       1     1   status
       2     2   version, from 1
       4     4   epoch of the sale
-      8     8   reserved_at_ms
-     16     8   expires_at_ms
-     24     8   changed_at_ms, the time of this version
+      8     6   reserved_at_ms
+     14     6   expires_at_ms
+     20     6   changed_at_ms, the time of this version
+    -------- above: the head, made by the scripts
+     26    16   order id
     -------- below: the immutable body, made by the edge, opaque to scripts but for line count and lines
-     32    16   order id
-     48    16   user id
-     64    16   sale id
-     80     3   currency, ASCII
-     83     1   length of the idempotency key, then the key
+     42    16   user id
+     58    16   sale id
+     74     3   currency, ASCII
+     77     1   length of the packed idempotency key, then that (`pack_key`)
       .     1   number of lines, then per line:
-                1 SKU index in the sale, 1 quantity, 8 unit price in minor units, 1 length of the SKU, the SKU
+                1 SKU index in the sale, 1 quantity, 5 unit price in minor units, 1 length of the SKU, the SKU
 
-All integers are big-endian and unsigned.
+The order's *value* in Redis is head and body: its key ends with the order id (`encode_value`; the scripts' side is
+`hotpath/lua/shared/value.lua`). The *record* by which a key is applied once is in the user's hash:
+
+      0    16   order id
+     16     5   reserved_at_ms - RECORD_SINCE_MS
+     21     .   2 per line, in the order of the request: SKU index, quantity
+
+All integers are big-endian and unsigned. Every byte here is paid for a million times: docs/adr/0016.
 """
 
 from __future__ import annotations
@@ -30,14 +38,22 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from uuid import UUID
 
-ENTRY_FORMAT = 1
-ENTRY_HEAD = struct.Struct(">BBHIQQQ")
-_IDS = struct.Struct(">16s16s16s3sB")
-_LINE = struct.Struct(">BBQB")
+from domain import ids
+
+ENTRY_FORMAT = 2
+_HEAD = struct.Struct(">BBHIHIHIHI")  # a time is 2 + 4 bytes, for there is no code of 6
+ENTRY_HEAD_SIZE = _HEAD.size
+_BODY_HEAD = struct.Struct(">16s16s3sB")
+_LINE = struct.Struct(">BBBIB")  # the price is 1 + 4 bytes
+_BODY_AT = ENTRY_HEAD_SIZE + ids.ID_BYTES
+RECORD_SINCE_MS = 1_577_836_800_000  # 2020-01-01; five bytes from there last until 2054
+_RECORD_HEAD = struct.Struct(">16sBI")
 LINES_MAX = 8
 QUANTITY_MAX = 100
 SKU_LENGTH_MAX = 64
 KEY_LENGTH_MAX = 64
+_UUID_CHARS = 36
+_U32 = 1 << 32
 
 
 class OrderStatus(IntEnum):
@@ -109,75 +125,141 @@ class OrderEntry:
 
 
 class MalformedEntry(ValueError):
-    """The bytes are not an entry of a format this code knows."""
+    """The bytes are not an entry, or not an order's value, of a format this code knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryHead:
+    """What is in front of the body, the same in entry and value."""
+
+    status: int  # not checked yet
+    version: int
+    epoch: int
+    reserved_at_ms: int
+    expires_at_ms: int
+    changed_at_ms: int
+
+
+def pack_key(key: str) -> bytes:
+    """An idempotency key (visible ASCII) as Redis keeps it: 16 bytes for a UUID in its usual spelling, else its text.
+
+    Nothing is lost: bit 7 of byte 8 of a UUID (RFC 9562, section 4.1) is set, in a text of 16 characters it is not.
+    """
+    if len(key) == _UUID_CHARS:
+        value = ids.parse_uuid(key)
+        if value is not None and _is_packed_uuid(value.bytes) and str(value) == key:
+            return value.bytes
+    return key.encode("ascii")
+
+
+def unpack_key(packed: bytes) -> str:
+    """Inverse of `pack_key`; ValueError for what it does not make."""
+    if _is_packed_uuid(packed):
+        return str(UUID(bytes=packed))
+    key = packed.decode("ascii")
+    if len(key) == _UUID_CHARS and pack_key(key) != packed:
+        raise ValueError("a UUID that is not packed")
+    return key
+
+
+def _is_packed_uuid(packed: bytes) -> bool:
+    return len(packed) == 16 and packed[8] >> 6 == 0b10
 
 
 def encode_body(entry: OrderEntry) -> bytes:
-    """The immutable part of an entry, what the edge hands to `reserve`."""
-    key = entry.idempotency_key.encode("ascii")
+    """What follows the order id in an entry, what the edge hands to `reserve`."""
+    key = pack_key(entry.idempotency_key)
     parts = [
-        _IDS.pack(
-            entry.order_id.bytes, entry.user_id.bytes, entry.sale_id.bytes, entry.currency.encode("ascii"), len(key)
-        ),
+        _BODY_HEAD.pack(entry.user_id.bytes, entry.sale_id.bytes, entry.currency.encode("ascii"), len(key)),
         key,
         bytes([len(entry.lines)]),
     ]
     for line in entry.lines:
         sku = line.sku.encode("ascii")
-        parts.append(_LINE.pack(line.sku_index, line.quantity, line.unit_price_minor, len(sku)) + sku)
+        price = divmod(line.unit_price_minor, _U32)
+        parts.append(_LINE.pack(line.sku_index, line.quantity, *price, len(sku)) + sku)
     return b"".join(parts)
 
 
 def encode_entry(entry: OrderEntry) -> bytes:
     """The whole entry."""
-    head = ENTRY_HEAD.pack(
+    return _encode_head(entry) + entry.order_id.bytes + encode_body(entry)
+
+
+def encode_value(entry: OrderEntry) -> bytes:
+    """The order's value in Redis."""
+    return _encode_head(entry) + encode_body(entry)
+
+
+def _encode_head(entry: OrderEntry) -> bytes:
+    return _HEAD.pack(
         ENTRY_FORMAT,
         entry.status,
         entry.version,
         entry.epoch,
-        entry.reserved_at_ms,
-        entry.expires_at_ms,
-        entry.changed_at_ms,
+        *divmod(entry.reserved_at_ms, _U32),
+        *divmod(entry.expires_at_ms, _U32),
+        *divmod(entry.changed_at_ms, _U32),
     )
-    return head + encode_body(entry)
+
+
+def encode_record(entry: OrderEntry) -> bytes:
+    """The apply-once record of the order's key; struct.error for an order reserved outside 2020 to 2054."""
+    since = divmod(entry.reserved_at_ms - RECORD_SINCE_MS, _U32)
+    lines = (bytes([line.sku_index, line.quantity]) for line in entry.lines)
+    return _RECORD_HEAD.pack(entry.order_id.bytes, *since) + b"".join(lines)
+
+
+def decode_head(data: bytes) -> EntryHead:
+    """The head of an entry or a value; MalformedEntry for one that is too short or of another format."""
+    try:
+        fmt, status, version, epoch, r, reserved, e, expires, c, changed = _HEAD.unpack_from(data)
+    except struct.error as error:
+        raise MalformedEntry(str(error)) from error
+    if fmt != ENTRY_FORMAT:
+        raise MalformedEntry(f"format {fmt}")
+    return EntryHead(status, version, epoch, r << 32 | reserved, e << 32 | expires, c << 32 | changed)
+
+
+def decode_value(order_id: UUID, value: bytes) -> OrderEntry:
+    """Inverse of `encode_value`, given the id that the order's key ends with; MalformedEntry for anything else."""
+    return decode_entry(value[:ENTRY_HEAD_SIZE] + order_id.bytes + value[ENTRY_HEAD_SIZE:])
 
 
 def decode_entry(data: bytes) -> OrderEntry:
     """Inverse of `encode_entry`; MalformedEntry for anything else, also for trailing bytes."""
     try:
-        fmt, status, version, epoch, reserved, expires, changed = ENTRY_HEAD.unpack_from(data)
-        if fmt != ENTRY_FORMAT:
-            raise MalformedEntry(f"format {fmt}")
-        order, user, sale, currency, key_length = _IDS.unpack_from(data, ENTRY_HEAD.size)
-        at = ENTRY_HEAD.size + _IDS.size
-        key = data[at : at + key_length].decode("ascii")
+        head = decode_head(data)
+        user, sale, currency, key_length = _BODY_HEAD.unpack_from(data, _BODY_AT)
+        at = _BODY_AT + _BODY_HEAD.size
+        key = data[at : at + key_length]
         at += key_length
         count = data[at]
         at += 1
         lines = []
         for _ in range(count):
-            index, quantity, price, sku_length = _LINE.unpack_from(data, at)
+            index, quantity, high, low, sku_length = _LINE.unpack_from(data, at)
             at += _LINE.size
             sku = data[at : at + sku_length]
             if len(sku) != sku_length:
                 raise MalformedEntry("truncated")
             at += sku_length
-            lines.append(OrderLine(index, sku.decode("ascii"), quantity, price))
+            lines.append(OrderLine(index, sku.decode("ascii"), quantity, high << 32 | low))
         if at != len(data):
             raise MalformedEntry(f"{len(data) - at} bytes too many")
         return OrderEntry(
-            UUID(bytes=order),
+            UUID(bytes=data[ENTRY_HEAD_SIZE:_BODY_AT]),
             UUID(bytes=user),
             UUID(bytes=sale),
-            key,
+            unpack_key(key),
             currency.decode("ascii"),
             tuple(lines),
-            OrderStatus(status),
-            version,
-            epoch,
-            reserved,
-            expires,
-            changed,
+            OrderStatus(head.status),
+            head.version,
+            head.epoch,
+            head.reserved_at_ms,
+            head.expires_at_ms,
+            head.changed_at_ms,
         )
     except MalformedEntry:
         raise

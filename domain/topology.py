@@ -6,15 +6,18 @@ Performs no I/O. Cluster settings must agree in every process: `Topology.fingerp
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from uuid import UUID
 
 from domain import ids
+from domain.orders import ENTRY_FORMAT
 
 BUCKETS = 1024
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 _MASK_64 = (1 << 64) - 1
+_GLOB_CHARACTER = re.compile(rb"[*?\[\\]")  # of `stringmatchlen` in Redis; an id may hold any byte
 
 # Names that belong to no lane.
 FINGERPRINT_KEY = "flashsale:fingerprint"
@@ -104,35 +107,48 @@ def worker_fence_key(role: str) -> str:
     return f"flashsale:{{{role}}}:fence"
 
 
-def user_key_prefix(lane: int, sale_id: UUID) -> str:
-    """What precedes the user's short id in `user_key`."""
-    return f"{lane_tag(lane)}:u:{ids.short(sale_id)}:"
+# Keys that there are a million of hold the ids as bytes and no colon (docs/adr/0016). An id may contain a brace, but Redis
+# Cluster takes the first hash tag of a key, which is the lane's.
 
 
-def user_key(lane: int, sale_id: UUID, user_id: UUID) -> str:
-    """Hash of one user in one sale: `s` (rate and purchase counters), `k<key>` (apply-once records)."""
-    return user_key_prefix(lane, sale_id) + ids.short(user_id)
+def user_key_prefix(lane: int, sale_id: UUID) -> bytes:
+    """What precedes the user's id in `user_key`."""
+    return lane_tag(lane).encode("ascii") + b"u" + sale_id.bytes
 
 
-def user_key_pattern(lane: int, sale_id: UUID) -> str:
+def user_key(lane: int, sale_id: UUID, user_id: UUID) -> bytes:
+    """Hash of one user in one sale: USER_STATE_FIELD, and an apply-once record per packed idempotency key."""
+    return user_key_prefix(lane, sale_id) + user_id.bytes
+
+
+USER_STATE_FIELD = b""  # rate and purchase counters; a key has at least one character, so this is none
+
+
+def user_key_pattern(lane: int, sale_id: UUID) -> bytes:
     """SCAN pattern of every user hash of a sale in a lane."""
-    return user_key_prefix(lane, sale_id) + "*"
+    return _GLOB_CHARACTER.sub(rb"\\\g<0>", user_key_prefix(lane, sale_id)) + b"?" * ids.ID_BYTES
 
 
-def order_key_prefix(lane: int) -> str:
-    """What precedes the order's short id in `order_key`."""
-    return f"{lane_tag(lane)}:o:"
+def order_key_prefix(lane: int) -> bytes:
+    """What precedes the order's id in `order_key`."""
+    return lane_tag(lane).encode("ascii") + b"o"
 
 
-ORDER_KEYS_PATTERN = "{lane-*}:o:*"  # SCAN pattern of every order's value
+# SCAN pattern of every order's value. A user's hash matches when its ids hold `}o` there: whoever scans must expect one.
+ORDER_KEYS_PATTERN = b"{lane-*}o" + b"?" * ids.ID_BYTES
 
 
-def order_key(order_id: UUID) -> str:
-    """String: the order's entry at its newest version."""
-    return order_key_prefix(ids.lane_of(order_id)) + ids.short(order_id)
+def order_key(order_id: UUID) -> bytes:
+    """String: the order at its newest version (`domain.orders.encode_value`)."""
+    return order_key_prefix(ids.lane_of(order_id)) + order_id.bytes
 
 
-def order_change_keys(order_id: UUID, *, sale_id: UUID, user_id: UUID) -> tuple[str, str, str, str]:
+def id_of_key(key: bytes) -> UUID:
+    """The user's id in a `user_key`, the order's in an `order_key`."""
+    return UUID(bytes=key[-ids.ID_BYTES :])
+
+
+def order_change_keys(order_id: UUID, *, sale_id: UUID, user_id: UUID) -> tuple[str, str, bytes, bytes]:
     """KEYS of the scripts that change one order (`cancel-4` and its like): state, stream, order, user."""
     lane = ids.lane_of(order_id)
     return lane_state_key(lane), lane_stream_key(lane), order_key(order_id), user_key(lane, sale_id, user_id)
@@ -205,7 +221,7 @@ class Topology:
     @property
     def fingerprint(self) -> str:
         """Short digest of all that must agree between processes."""
-        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry=1"
+        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry={ENTRY_FORMAT}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

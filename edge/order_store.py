@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
 from redis.asyncio import Redis
 
 from domain import ids, topology
-from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry
+from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_value
 from domain.sales import SaleDefinition
 from domain.topology import Topology
 from runtime.sql import load_sql
@@ -53,7 +53,7 @@ class OrderStore:
     async def held(self, order_id: UUID) -> OrderEntry | None:
         """The order's newest version in Redis, or None."""
         value: Any = await self._redis.get(topology.order_key(order_id))
-        return None if value is None else decode_entry(value)
+        return None if value is None else decode_value(order_id, value)
 
     async def stored(self, order_id: UUID) -> OrderEntry | None:
         """The order as its shard's primary has it, or None."""
@@ -74,16 +74,16 @@ class OrderStore:
         newest = sorted(sales, key=lambda sale: sale.starts_at_ms, reverse=True)[:SALES_ASKED_MAX]
         keys = [topology.user_key(topology.home_lane(user_id, s.lanes), s.sale_id, user_id) for s in newest]
         order_ids = [i for i in await self._order_ids(keys) if i.int < before.int]
-        order_ids.sort(key=lambda i: i.int, reverse=True)
+        order_ids = sorted(order_ids, key=lambda i: i.int, reverse=True)[:limit]
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for order_id in order_ids[:limit]:
+            for order_id in order_ids:
                 pipeline.get(topology.order_key(order_id))
             values: list[bytes | None] = await pipeline.execute()
         # A record outlives its order: final, stored, and a day old. Then the shard's page has it.
-        return [decode_entry(value) for value in values if value is not None]
+        return [decode_value(i, value) for i, value in zip(order_ids, values, strict=True) if value is not None]
 
-    async def _order_ids(self, keys: Sequence[str]) -> list[UUID]:
-        """Order ids in the apply-once records (fields `k...`, 16 bytes first) of user hashes."""
+    async def _order_ids(self, keys: Sequence[bytes]) -> list[UUID]:
+        """Order ids in the apply-once records (16 bytes first) of user hashes."""
         found: list[UUID] = []
         pending = [(key, 0) for key in keys]
         for _ in range(SCANS_MAX):
@@ -91,9 +91,14 @@ class OrderStore:
                 break
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for key, cursor in pending:
-                    pipeline.hscan(key, cursor, match="k*", count=RECORDS_PER_SCAN)
+                    pipeline.hscan(key, cursor, count=RECORDS_PER_SCAN)
                 answers: list[tuple[int, dict[bytes, bytes]]] = await pipeline.execute()
-            found += [UUID(bytes=record[:16]) for _, records in answers for record in records.values()]
+            found += [
+                UUID(bytes=record[:16])
+                for _, fields in answers
+                for field, record in fields.items()
+                if field != topology.USER_STATE_FIELD
+            ]
             pending = [(key, cursor) for (key, _), (cursor, _) in zip(pending, answers, strict=True) if cursor]
         return found
 

@@ -23,7 +23,7 @@ from hotpath.counters cimport (
     V_UNAVAILABLE,
     V_UNKNOWN,
 )
-from hotpath.ids cimport SHORT_ID_CHARS, literal, put_decimal, put_short
+from hotpath.ids cimport ID_BYTES, literal, put_decimal
 from hotpath.resp cimport bulk_head, build, read_number, scan
 from hotpath.tickets cimport Ticket
 
@@ -37,15 +37,16 @@ cdef enum Kind:
 cdef enum:
     OUTCOME_BITS = 4
     OUTCOME_MASK = 15
-    RECORD_HEAD = 24  # 16 order id, 8 reserved_at_ms
-    ENTRY_HEAD_MAX = 16 + 16 + 16 + 3 + 1 + 64 + 1
+    RECORD_HEAD = 21  # 16 order id, 5 milliseconds since RECORD_SINCE_MS
+    BODY_HEAD_MAX = 16 + 16 + 3 + 1 + 64 + 1
     # One request: two keys (heads are counted apart), the field, the lines, the body, their RESP heads.
-    ORDER_BYTES_MAX = 2 * (22 + 2) + 32 + 66 + 32 + 18 + 32 + ENTRY_HEAD_MAX + 8 * (2 + 8 + 1 + 64)
+    ORDER_BYTES_MAX = 2 * (16 + 2) + 32 + 66 + 32 + 18 + 32 + BODY_HEAD_MAX + 8 * (2 + 5 + 1 + 64)
     HOLD_MS = 50  # pause after LOADING and its like
     FULL_TURNS_MAX = 15  # of lanes with a full batch before one with less
     MEASURE_MS = 100  # over which the pace of answers is measured
     REPLY_BYTES_MAX = 1048576
 
+cdef int64_t RECORD_SINCE_MS = 1577836800000  # of `domain.orders`
 # Redis did not run the script and may do so soon.
 _RETRY = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
@@ -322,9 +323,9 @@ cdef class Batcher:
         writer.put(lane.keys)
         for ticket in tickets:
             names = ticket.sale.lane_for(ticket.user_hash)
-            at = writer.reserve(len(names.user_key_head) + len(names.order_key_head) + 2 * (SHORT_ID_CHARS + 2))
-            at = short_key(at, names.user_key_head, ticket.user)
-            at = short_key(at, names.order_key_head, ticket.id)
+            at = writer.reserve(len(names.user_key_head) + len(names.order_key_head) + 2 * (ID_BYTES + 2))
+            at = id_key(at, names.user_key_head, ticket.user)
+            at = id_key(at, names.order_key_head, ticket.id)
             writer.length = at - writer.start
         at = bulk_number(writer.reserve(64), n)
         at = bulk_number(at, g)
@@ -354,10 +355,9 @@ cdef class Batcher:
         cdef bytes part
         cdef Py_ssize_t length
         cdef int i
-        at = bulk_head(at, 1 + ticket.key_length)
-        at[0] = c"k"
-        memcpy(at + 1, ticket.key, ticket.key_length)
-        at += 1 + ticket.key_length
+        at = bulk_head(at, ticket.key_length)
+        memcpy(at, ticket.key, ticket.key_length)
+        at += ticket.key_length
         at = literal(at, b"\r\n")
         at = bulk_head(at, 1 + 2 * ticket.line_count)
         at[0] = <char>ticket.place
@@ -367,17 +367,16 @@ cdef class Batcher:
             at[1] = <char>ticket.quantity[i]
             at += 2
         at = literal(at, b"\r\n")
-        length = 16 + 16 + 16 + 3 + 1 + ticket.key_length + 1
+        length = 16 + 16 + 3 + 1 + ticket.key_length + 1
         for i in range(ticket.line_count):
             length += 2 + len(<bytes>sale.entry_items[ticket.sku_index[i]])
         at = bulk_head(at, length)
-        memcpy(at, ticket.id, 16)
-        memcpy(at + 16, ticket.user, 16)
-        memcpy(at + 32, sale.id, 16)
-        memcpy(at + 48, sale.currency, 3)
-        at[51] = <char>ticket.key_length
-        memcpy(at + 52, ticket.key, ticket.key_length)
-        at += 52 + ticket.key_length
+        memcpy(at, ticket.user, 16)
+        memcpy(at + 16, sale.id, 16)
+        memcpy(at + 32, sale.currency, 3)
+        at[35] = <char>ticket.key_length
+        memcpy(at + 36, ticket.key, ticket.key_length)
+        at += 36 + ticket.key_length
         at[0] = <char>ticket.line_count
         at += 1
         for i in range(ticket.line_count):
@@ -479,7 +478,7 @@ cdef class Batcher:
         return self.end_ticket(ticket, outcome)
 
     cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1:
-        """The apply-once record: 16 order id, 8 reserved_at_ms, 2 bytes per line in the order of the first request."""
+        """The apply-once record: 16 order id, 5 reserved_at_ms, 2 bytes per line in the order of the first request."""
         cdef int count = <int>((length - RECORD_HEAD) // 2)
         cdef int i
         if length < RECORD_HEAD or (length - RECORD_HEAD) % 2 or count != ticket.line_count:
@@ -497,8 +496,9 @@ cdef class Batcher:
         ticket.replayed = memcmp(ticket.id, record, 16) != 0
         memcpy(ticket.id, record, 16)
         ticket.reserved_at_ms = 0
-        for i in range(8):
+        for i in range(5):
             ticket.reserved_at_ms = ticket.reserved_at_ms << 8 | record[16 + i]
+        ticket.reserved_at_ms += RECORD_SINCE_MS
         return self.end_ticket(ticket, V_REPLAYED if ticket.replayed else V_ACCEPTED)
 
     cdef int refuse_batch(self, Batch batch, str text) except -1:
@@ -665,12 +665,12 @@ cdef inline char* bulk_number(char* at, uint64_t number) noexcept nogil:
     return at + count + 2
 
 
-cdef inline char* short_key(char* at, bytes head, const uint8_t* sixteen) noexcept:
-    """A key that ends in a short id."""
+cdef inline char* id_key(char* at, bytes head, const uint8_t* sixteen) noexcept:
+    """A key that ends in an id."""
     at = literal(at, head)
-    put_short(at, sixteen)
-    memcpy(at + SHORT_ID_CHARS, b"\r\n", 2)
-    return at + SHORT_ID_CHARS + 2
+    memcpy(at, sixteen, ID_BYTES)
+    memcpy(at + ID_BYTES, b"\r\n", 2)
+    return at + ID_BYTES + 2
 
 
 def _bulk(str text):

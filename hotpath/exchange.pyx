@@ -32,7 +32,7 @@ from hotpath.counters cimport (
     V_TOO_FAST,
     V_UNKNOWN,
 )
-from hotpath.ids cimport UUID_CHARS, fnv1a_folded, put_uuid
+from hotpath.ids cimport UUID_CHARS, fnv1a_folded, pack_key_in_place, put_uuid
 from hotpath.validation cimport Invalid, Lines, examine, parse_key, parse_plain
 
 cdef extern from "Python.h":
@@ -364,6 +364,7 @@ cdef class Exchange(Ticket):
         text = PyUnicode_AsUTF8AndSize(values[0], &length)
         self.key_length = parse_key(text, length, self.key)
         if self.key_length > 0:
+            self.key_length = pack_key_in_place(self.key, self.key_length)
             return 0
         return V_KEY_MISSING if self.key_length == 0 else V_KEY_MALFORMED
 

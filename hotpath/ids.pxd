@@ -5,7 +5,6 @@ from libc.string cimport memcpy
 
 cdef enum:
     ID_BYTES = 16
-    SHORT_ID_CHARS = 22
     UUID_CHARS = 36
     TIMESTAMP_CHARS = 24
 
@@ -13,6 +12,7 @@ cdef uint64_t fnv1a_folded(const uint8_t* sixteen) noexcept nogil
 cdef void put_short(char* target, const uint8_t* sixteen) noexcept nogil
 cdef void put_uuid(char* target, const uint8_t* sixteen) noexcept nogil
 cdef bint take_uuid(const char* text, Py_ssize_t length, uint8_t* sixteen) noexcept nogil
+cdef int pack_key_in_place(char* key, int length) noexcept nogil
 cdef void put_rfc3339_ms(char* target, int64_t unix_ms) noexcept nogil
 cdef int put_decimal(char* target, uint64_t value) noexcept nogil
 

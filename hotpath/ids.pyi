@@ -1,4 +1,4 @@
-"""Order ids, short ids, user hash, timestamps: the compiled twins of `domain.ids` and `domain.topology.user_hash`."""
+"""Order ids, short ids, user hash, timestamps: packed keys: the compiled twins of what `domain` has."""
 
 def user_hash(user_id: bytes) -> int:
     """64-bit FNV-1a of the 16 bytes, folded."""
@@ -11,6 +11,9 @@ def uuid_text(value: bytes) -> str:
 
 def parse_uuid(text: str) -> bytes | None:
     """16 bytes of a canonical id (36 characters, either case), None for anything else."""
+
+def pack_key(key: bytes) -> bytes:
+    """An idempotency key of 1 to 64 bytes as Redis keeps it (`domain.orders.pack_key`)."""
 
 def rfc3339_ms(unix_ms: int) -> str:
     """`2026-01-01T00:00:00.123Z`."""

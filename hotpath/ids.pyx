@@ -2,7 +2,7 @@
 
 import os
 
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 cdef const char* BASE64URL = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 cdef const char* HEX = b"0123456789abcdef"
@@ -71,6 +71,19 @@ cdef bint take_uuid(const char* text, Py_ssize_t length, uint8_t* sixteen) noexc
         sixteen[i] = <uint8_t>(high << 4 | low)
         at += 2
     return True
+
+
+cdef int pack_key_in_place(char* key, int length) noexcept nogil:
+    """`domain.orders.pack_key`: a UUID in its usual spelling shrinks to 16 bytes; the length afterwards."""
+    cdef uint8_t sixteen[ID_BYTES]
+    cdef char text[UUID_CHARS]
+    if length != UUID_CHARS or not take_uuid(key, length, sixteen) or sixteen[8] >> 6 != 0b10:
+        return length
+    put_uuid(text, sixteen)
+    if memcmp(text, key, UUID_CHARS) != 0:
+        return length  # capital letters: another key
+    memcpy(key, sixteen, ID_BYTES)
+    return ID_BYTES
 
 
 cdef inline void put_digits(char* target, int64_t value, int width) noexcept nogil:
@@ -183,6 +196,16 @@ def parse_uuid(str text not None):
     if not take_uuid(raw, len(raw), sixteen):
         return None
     return (<char*>sixteen)[:16]
+
+
+def pack_key(bytes key not None):
+    """A key of at most 64 bytes as Redis keeps it."""
+    cdef char packed[64]
+    cdef int length = <int>len(key)
+    assert 0 < length <= 64
+    memcpy(packed, <const char*>key, length)
+    length = pack_key_in_place(packed, length)
+    return packed[:length]
 
 
 def rfc3339_ms(int64_t unix_ms):

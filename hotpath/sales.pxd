@@ -12,7 +12,7 @@ cdef class LaneNames:
     cdef readonly int lane
     cdef bytes state_key
     cdef bytes stream_key
-    cdef bytes user_key_head  # RESP: `$<length of the whole key>\r\n<prefix>`, then 22 characters follow
+    cdef bytes user_key_head  # RESP: `$<length of the whole key>\r\n<prefix>`, then the id's 16 bytes follow
     cdef bytes order_key_head
 
 cdef class Tally:
@@ -32,7 +32,7 @@ cdef class SaleView:
     cdef uint8_t sku_slot[SKU_SLOTS]  # index + 1, 0: empty
     cdef list skus  # bytes
     cdef int64_t price[SKUS_MAX]
-    cdef list entry_items  # bytes per SKU: 8 price, 1 length, SKU
+    cdef list entry_items  # bytes per SKU: 5 price, 1 length, SKU
     cdef list json_items  # bytes per SKU: `{"sku":"...","quantity":`
     cdef list json_item_tails  # bytes per SKU: `,"unit_price_minor":1999}`
     cdef bytes script_arguments  # RESP: short id, epoch, version

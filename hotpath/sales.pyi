@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 class LaneNames:
-    """Names of one lane's keys for one sale; the prefixes are followed by a short id."""
+    """Names of one lane's keys for one sale; the prefixes are followed by an id's 16 bytes."""
 
     def __init__(
-        self, *, lane: int, state_key: str, stream_key: str, user_key_prefix: str, order_key_prefix: str
+        self, *, lane: int, state_key: str, stream_key: str, user_key_prefix: bytes, order_key_prefix: bytes
     ) -> None: ...
 
 class Tally:

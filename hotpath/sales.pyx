@@ -2,14 +2,14 @@
 
 from libc.string cimport memcmp, memcpy, memset
 
-from hotpath.ids cimport SHORT_ID_CHARS, put_short, put_uuid
+from hotpath.ids cimport ID_BYTES, put_short, put_uuid
 
 
 cdef class LaneNames:
     """Names of one lane's keys for one sale."""
 
     def __init__(
-        self, *, int lane, str state_key, str stream_key, str user_key_prefix, str order_key_prefix
+        self, *, int lane, str state_key, str stream_key, bytes user_key_prefix, bytes order_key_prefix
     ):
         assert 0 <= lane < 4096
         self.lane = lane
@@ -19,8 +19,8 @@ cdef class LaneNames:
         self.order_key_head = _key_head(order_key_prefix)
 
 
-cdef bytes _key_head(str prefix):
-    return f"${len(prefix) + SHORT_ID_CHARS}\r\n{prefix}".encode("ascii")
+cdef bytes _key_head(bytes prefix):
+    return b"$%d\r\n%b" % (len(prefix) + ID_BYTES, prefix)
 
 
 cdef class Tally:
@@ -77,7 +77,7 @@ cdef class SaleView:
             text = sku.encode("ascii")
             self.price[index] = price
             self.skus.append(text)
-            self.entry_items.append(price.to_bytes(8, "big") + bytes([len(text)]) + text)
+            self.entry_items.append(price.to_bytes(5, "big") + bytes([len(text)]) + text)
             self.json_items.append(b'{"sku":"%b","quantity":' % text)
             self.json_item_tails.append(b',"unit_price_minor":%d}' % price)
             slot = sku_hash(text, len(text)) % SKU_SLOTS

@@ -11,7 +11,7 @@ cdef class Ticket:
     cdef uint8_t user[16]
     cdef uint64_t user_hash
     cdef char key[KEY_LENGTH_MAX]
-    cdef int key_length
+    cdef int key_length  # of the packed key (`domain.orders.pack_key`)
     cdef uint8_t sku_index[LINES_MAX]
     cdef uint8_t quantity[LINES_MAX]
     cdef int line_count

@@ -14,6 +14,7 @@ from hotpath.ids cimport (
     UUID_CHARS,
     fnv1a_folded,
     literal,
+    pack_key_in_place,
     put_decimal,
     put_rfc3339_ms,
     put_uuid,
@@ -39,7 +40,7 @@ cdef class Ticket:
         memcpy(self.user, <const char*>user_id, 16)
         self.user_hash = fnv1a_folded(self.user)
         memcpy(self.key, <const char*>raw, len(raw))
-        self.key_length = len(raw)
+        self.key_length = pack_key_in_place(self.key, <int>len(raw))
         for place, (index, quantity) in enumerate(lines):
             assert 0 <= index < sale.item_count and 0 < quantity <= QUANTITY_MAX
             self.sku_index[place] = index

@@ -13,7 +13,7 @@ from psycopg.rows import class_row
 
 from backoffice.stores import Pool, Stores
 from domain import ids, topology
-from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from domain.orders import MalformedEntry, OrderStatus, decode_value
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "orders.sql")
@@ -118,7 +118,7 @@ class Orders:
             stored = await (await orders.execute(SQL["get"], {"id": order_id})).fetchone()
             transitions = connection.cursor(row_factory=class_row(Transition))
             history = await (await transitions.execute(SQL["history"], {"id": order_id})).fetchall()
-        held = None if raw is None else _of_entry(raw)
+        held = None if raw is None else _of_value(order_id, raw)
         newest = max((order for order in (stored, held) if order is not None), key=lambda o: o.version, default=None)
         if newest is None:
             return None
@@ -136,11 +136,11 @@ class Orders:
             return await (await cursor.execute(SQL["page"], parameters)).fetchall()
 
 
-def _of_entry(raw: bytes) -> Order | None:
+def _of_value(order_id: UUID, raw: bytes) -> Order | None:
     try:
-        entry: OrderEntry = decode_entry(raw)
+        entry = decode_value(order_id, raw)
     except MalformedEntry as error:
-        log.error("malformed order entry", error=str(error))
+        log.error("malformed order value", error=str(error))
         return None
     return Order(
         id=entry.order_id,

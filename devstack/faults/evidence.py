@@ -13,8 +13,8 @@ import psycopg
 from redis.asyncio import Redis
 
 from devstack.state import Stack
-from domain import ids, topology
-from domain.orders import OrderEntry, decode_entry
+from domain import topology
+from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
 from runtime.clients import redis_client
 from runtime.event_log import EventLog, open_event_log
@@ -151,19 +151,20 @@ async def read_counters(redis: Redis, sale_id: UUID) -> dict[int, list[Stock] | 
 async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
     evidence.lanes = await read_counters(redis, sale_id)
     for lane in evidence.definition.lanes:
-        prefix = topology.user_key_prefix(lane, sale_id)
         async for key in redis.scan_iter(topology.user_key_pattern(lane, sale_id), count=SCAN_COUNT):
-            user_id = ids.from_short(key.decode("ascii").removeprefix(prefix))
+            user_id = topology.id_of_key(key)
             fields_of_user = cast(dict[bytes, bytes], await redis.hgetall(key))
             for name, record in fields_of_user.items():
-                if name.startswith(b"k"):
-                    evidence.records[user_id, name[1:].decode("ascii")] = UUID(bytes=record[:16])
+                if name != topology.USER_STATE_FIELD:
+                    evidence.records[user_id, unpack_key(name)] = UUID(bytes=record[:16])
     wanted = sorted(set(evidence.records.values()))
     for start in range(0, len(wanted), READ_AT_ONCE):
         part = wanted[start : start + READ_AT_ONCE]
         values = cast(list[bytes | None], await redis.mget([topology.order_key(order_id) for order_id in part]))
         evidence.orders.update(
-            (order_id, decode_entry(value)) for order_id, value in zip(part, values, strict=True) if value is not None
+            (order_id, decode_value(order_id, value))
+            for order_id, value in zip(part, values, strict=True)
+            if value is not None
         )
 
 

@@ -26,7 +26,7 @@ _PUBLISH = (load_script("queue_publish-2").sha.encode(),)
 _ACK = (load_script("queue_ack-1").sha.encode(),)
 _APPEND = (load_script("log_append-1").sha.encode(),)
 _TRIM = (b"EVALSHA", b":stream", b":lease")
-_EXPIRE = (b"EVALSHA", b":state", b":o:", b":u:")
+_EXPIRE = (b"EVALSHA", b":state", b"}o", b"}u")
 _COMMIT = (b"COMMIT",)
 _SHORT_HOLDS = Sale(hold_s=2, cancel=0.03)
 

@@ -4,8 +4,8 @@
 -- KEYS
 --   1 state of the lane
 --   2 stream of the lane
---   3 order
---   4 user hash
+--   3 order; ends with the order id
+--   4 user hash; ends with sale and user id
 -- ARGV
 --   1 short sale id
 --   2 order id, 16 bytes
@@ -23,7 +23,7 @@
 --- @include change
 
 local entry, status, expires_at_ms = read_order()
-if not entry or sub(entry, 49, 64) ~= ARGV[3] then
+if not entry or sub(entry, 43, 58) ~= ARGV[3] then
   return { NOT_FOUND, '' }
 end
 if status == CANCELLED then

@@ -4,8 +4,8 @@
 -- KEYS
 --   1 state of the lane
 --   2 stream of the lane
---   3 order
---   4 user hash
+--   3 order; ends with the order id
+--   4 user hash; ends with sale and user id
 -- ARGV
 --   1 short sale id
 --   2 order id, 16 bytes

@@ -26,6 +26,7 @@
 --- @include errors
 --- @include outcomes
 --- @include sequence
+--- @include user
 --- @include batch
 --- @include decide
 

@@ -8,7 +8,7 @@
 --   1 state of the lane
 --   2 stream of the lane
 --   3 + 2i user hash of request i, i from 0
---   4 + 2i order of request i
+--   4 + 2i order of request i; ends with the order id
 -- ARGV
 --   1 number of requests n, 1..64
 --   2 number of sales g, 1..n
@@ -18,9 +18,9 @@
 --   6 + 3j short id of sale j, j from 0
 --   7 + 3j epoch
 --   8 + 3j version of the definition
---   6 + 3g + 3i field of request i: `k` + idempotency key
+--   6 + 3g + 3i field of request i: the packed idempotency key
 --   7 + 3g + 3i lines: 1 byte place of the sale j, then per line 1 byte SKU index, 1 byte quantity
---   8 + 3g + 3i body of the entry; it begins with the order id
+--   8 + 3g + 3i body of the entry: what follows the order id
 -- Returns an array: now_ms, then for each request an integer argument * 16 + output (REPLAYED: the record, a string)
 -- Outputs
 --   0 ACCEPTED effects were written
@@ -38,28 +38,36 @@
 --- @include errors
 --- @include outcomes
 --- @include sequence
+--- @include user
 --- @include batch
 --- @include decide
 
 -- Phase one: decide.
 local reply = { now_ms }
-local reserved_at = pack('>I8', now_ms)
-local next_states, orders = {}, {}
+local since_ms = now_ms - 1577836800000 -- domain.orders.RECORD_SINCE_MS
+if since_ms < 0 or since_ms >= 1099511627776 then
+  corrupt('the clock')
+end
+local reserved_at = pack('>I5', since_ms)
+local next_states, entries, orders = {}, {}, {}
 for i = 0, requests - 1 do
   local answer, next_state, order = decide(i)
   reply[i + 2] = answer
   if next_state then
     local body = ARGV[first + 3 * i + 2]
-    if #body < 53 then
+    if #body < 37 then
       malformed('body')
     end
+    local order_id = sub(KEYS[4 + 2 * i], -16)
     accepted = accepted + 1
     places[accepted] = i
-    records[accepted] = sub(body, 1, 16) .. reserved_at .. order.tail
+    records[accepted] = order_id .. reserved_at .. order.tail
     next_states[accepted] = next_state
     states[KEYS[3 + 2 * i]] = next_state
+    local head = order.sale.head
+    entries[accepted] = head .. order_id .. body
     orders[2 * accepted - 1] = KEYS[4 + 2 * i]
-    orders[2 * accepted] = order.sale.head .. body
+    orders[2 * accepted] = head .. body
     local slots, units = order.slots, order.units
     for line = 1, order.count do
       local slot, quantity = slots[line], units[line]
@@ -78,8 +86,8 @@ end
 local stream = KEYS[2]
 for j = 1, accepted do
   local i = places[j]
-  append(stream, orders[2 * j])
-  call('HSET', KEYS[3 + 2 * i], 's', next_states[j], ARGV[first + 3 * i], records[j])
+  append(stream, entries[j])
+  call('HSET', KEYS[3 + 2 * i], STATE, next_states[j], ARGV[first + 3 * i], records[j])
 end
 call('MSET', unpack(orders))
 local changes, count, written = { 'seq', seq }, 2, {}

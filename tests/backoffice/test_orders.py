@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from domain import ids, topology
-from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_entry
+from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_value
 from domain.topology import Topology
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
@@ -147,14 +147,14 @@ def test_one_order_with_history(staff: Staff, databases: Databases) -> None:
 
 def test_an_order_that_is_not_stored_yet(staff: Staff, databases: Databases, redis_client: redis.Redis) -> None:
     order = entry(6, uuid4())
-    redis_client.set(topology.order_key(order.order_id), encode_entry(order))
+    redis_client.set(topology.order_key(order.order_id), encode_value(order))
     answer = staff.http.get(f"/v1/orders/{order.order_id}").json()
     assert answer["status"] == "reserved"
     assert [step["version"] for step in answer["history"]] == [1]
     # Stored, and cancelled in Redis since.
     store(databases, order)
     later = order.becoming(OrderStatus.CANCELLED, at_ms=T0_MS + 5000)
-    redis_client.set(topology.order_key(order.order_id), encode_entry(later))
+    redis_client.set(topology.order_key(order.order_id), encode_value(later))
     answer = staff.http.get(f"/v1/orders/{order.order_id}").json()
     assert answer["status"] == "cancelled"
     assert [step["status"] for step in answer["history"]] == ["reserved", "cancelled"]

@@ -11,7 +11,8 @@ from uuid import UUID
 import httpx
 import redis
 
-from domain import ids
+from domain import ids, topology
+from domain.topology import Topology
 from tests.fixtures.fix_stack import RunningStack, eventually
 
 
@@ -37,8 +38,9 @@ def test_a_sale_that_redis_lost_is_rebuilt(running_stack: RunningStack) -> None:
             for name in client.hkeys(key):
                 if tag in name:
                     client.hdel(key, name)
-        for key in client.scan_iter(b"{lane-*}:u:" + tag + b":*"):
-            client.delete(key)
+        for lane in range(Topology().lanes):
+            for key in client.scan_iter(topology.user_key_pattern(lane, UUID(sale_id))):
+                client.delete(key)
     status, problem = buy(sample)
     assert (status, problem["code"]) == (503, "dependency_unavailable")
 

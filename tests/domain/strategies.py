@@ -15,10 +15,16 @@ KEY_ALPHABET = "".join(chr(code) for code in range(0x21, 0x7F))
 u8 = st.integers(0, 2**8 - 1)
 u16 = st.integers(0, 2**16 - 1)
 u32 = st.integers(0, 2**32 - 1)
+u40 = st.integers(0, 2**40 - 1)
+u48 = st.integers(0, 2**48 - 1)
 u64 = st.integers(0, 2**64 - 1)
 uuids = st.integers(0, 2**128 - 1).map(lambda value: UUID(int=value))
 skus = st.text(SKU_ALPHABET, min_size=1, max_size=orders.SKU_LENGTH_MAX)
-idempotency_keys = st.text(KEY_ALPHABET, min_size=1, max_size=orders.KEY_LENGTH_MAX)
+idempotency_keys = (
+    st.text(KEY_ALPHABET, min_size=1, max_size=orders.KEY_LENGTH_MAX)
+    | uuids.map(str)
+    | uuids.map(lambda value: str(value).upper())
+)
 currencies = st.text(string.ascii_uppercase, min_size=3, max_size=3)
 
 lines = st.builds(
@@ -26,7 +32,7 @@ lines = st.builds(
     sku_index=u8,
     sku=skus,
     quantity=st.integers(1, orders.QUANTITY_MAX),
-    unit_price_minor=u64,
+    unit_price_minor=u40,
 )
 entries = st.builds(
     orders.OrderEntry,
@@ -39,9 +45,9 @@ entries = st.builds(
     status=st.sampled_from(orders.OrderStatus),
     version=u16,
     epoch=u32,
-    reserved_at_ms=u64,
-    expires_at_ms=u64,
-    changed_at_ms=u64,
+    reserved_at_ms=u48,
+    expires_at_ms=u48,
+    changed_at_ms=u48,
 )
 
 sale_items = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from uuid import UUID, uuid1, uuid4
 
@@ -90,18 +91,10 @@ def test_any_text_is_an_id_or_none(text: str) -> None:
 
 
 @given(uuids)
-def test_short_round_trip(value: UUID) -> None:
+def test_short_is_base64url(value: UUID) -> None:
     text = ids.short(value)
     assert len(text) == 22
-    assert ids.from_short(text) == value
-
-
-@pytest.mark.parametrize(
-    "text", ["", "A" * 21, "A" * 23, "A" * 21 + "B", "A" * 22 + "\n", "!" + "A" * 22, "A" * 21 + "=", "é" * 22]
-)
-def test_what_is_no_short_id_raises(text: str) -> None:
-    with pytest.raises(ValueError, match="not a short id"):
-        ids.from_short(text)
+    assert UUID(bytes=base64.urlsafe_b64decode(text + "==")) == value
 
 
 @given(st.integers(0, (1 << 48) - 1), st.integers(0, 4095), st.integers(0, 1023), st.integers(0, (1 << 52) - 1))

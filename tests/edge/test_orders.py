@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from devstack.servers import RedisServer
 from domain import ids, topology
-from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry, encode_entry
+from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_value, encode_value
 from domain.sales import SaleDefinition
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import TOPOLOGY, Buyers, EdgeProcess, Publisher
@@ -43,7 +43,7 @@ def place(client: httpx.Client, buyers: Buyers, sale: SaleDefinition, buyer: UUI
 def held(publisher: Publisher, order_id: str) -> OrderEntry:
     value = publisher.redis.get(topology.order_key(UUID(order_id)))
     assert isinstance(value, bytes)
-    return decode_entry(value)
+    return decode_value(UUID(order_id), value)
 
 
 def made_up(buyer: UUID, *, status: OrderStatus = OrderStatus.PAID, age_s: int = 3600, version: int = 2) -> OrderEntry:
@@ -179,7 +179,7 @@ def test_cancelling_what_is_final(
     placed = place(client, buyers, publisher.publish(), buyer)
     entry = held(publisher, placed["order_id"])
     publisher.redis.set(
-        topology.order_key(entry.order_id), encode_entry(entry.becoming(status, at_ms=entry.reserved_at_ms + 1))
+        topology.order_key(entry.order_id), encode_value(entry.becoming(status, at_ms=entry.reserved_at_ms + 1))
     )
     answer = client.post(f"/v1/orders/{placed['order_id']}/cancel", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (409, "order_state_conflict")
@@ -226,7 +226,7 @@ def test_the_list_unites_redis_and_the_shard(
     both = held(publisher, placed[0]["order_id"])
     store(databases, both)
     newer = replace(both, status=OrderStatus.CANCELLED, version=2)
-    publisher.redis.set(topology.order_key(both.order_id), encode_entry(newer))
+    publisher.redis.set(topology.order_key(both.order_id), encode_value(newer))
     # Another is stored, final, and so old that Redis forgot all but its apply-once record.
     gone = held(publisher, placed[1]["order_id"])
     store(databases, gone.becoming(OrderStatus.EXPIRED, at_ms=gone.expires_at_ms))
@@ -260,9 +260,7 @@ def test_more_records_than_one_scan_returns(
     sale = publisher.publish()
     placed = place(client, buyers, sale, buyer)
     key = topology.user_key(sale.lanes[0], sale.sale_id, buyer)
-    records = {
-        f"kolder-{n}": ids.order_id(unix_ms=n, lane=0, bucket=0, random=n).bytes + bytes(10) for n in range(2500)
-    }
+    records = {f"older-{n}": ids.order_id(unix_ms=n, lane=0, bucket=0, random=n).bytes + bytes(10) for n in range(2500)}
     publisher.redis.hset(key, mapping=records)
     page = client.get("/v1/orders", headers=headers).json()
     assert [item["order_id"] for item in page["items"]] == [placed["order_id"]]

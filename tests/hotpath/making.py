@@ -70,9 +70,11 @@ class Call:
         return int(self.arguments[0])
 
     @property
-    def bodies(self) -> list[bytes]:
+    def orders(self) -> list[bytes]:
+        """Order id and body of each request: its entry without the head."""
         first = 5 + 3 * int(self.arguments[1])
-        return self.arguments[first + 2 :: 3]
+        ids = [key[-16:] for key in self.keys[3::2]]
+        return [order_id + body for order_id, body in zip(ids, self.arguments[first + 2 :: 3], strict=True)]
 
     def accepted(self) -> bytes:
         """The answer when all are accepted."""

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import topology
-from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry
+from domain.orders import RECORD_SINCE_MS, OrderEntry, OrderLine, OrderStatus, decode_entry
 from hotpath.counters import Verdict
 from hotpath.tickets import Ticket
 from tests.hotpath.making import LOOKUP_SHA, NOW_MS, RESERVE_SHA, Call, Peer, make_sale, make_ticket
@@ -21,10 +21,10 @@ from tests.reference import resp
 FAR_NS = 2**62
 
 
-def entry_of(body: bytes) -> OrderEntry:
-    """The order in a request's body, as the shard writer would read it."""
-    head = b"\x01\x00" + b"\x00\x01" + bytes(4 + 8 + 8 + 8)
-    return decode_entry(head + body)
+def entry_of(order: bytes) -> OrderEntry:
+    """The order of a request, as the shard writer would read it."""
+    head = b"\x02\x00" + b"\x00\x01" + bytes(4 + 6 + 6 + 6)
+    return decode_entry(head + order)
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,7 +35,7 @@ def entry_of(body: bytes) -> OrderEntry:
             st.lists(
                 st.tuples(st.integers(0, 3), st.integers(1, 100)), min_size=1, max_size=4, unique_by=lambda li: li[0]
             ),
-            st.text("abc-9", min_size=1, max_size=64),
+            st.text("abc-9", min_size=1, max_size=64) | st.uuids(version=4).map(str),
         ),
         min_size=1,
         max_size=16,
@@ -50,7 +50,7 @@ def test_call_equals_the_reference(orders: list[tuple[int, list[tuple[int, int]]
         assert peer.batcher.submit(make_ticket(sales[number], lines=lines, key=key))
     (call,) = peer.calls()
     places = list(dict.fromkeys(number for number, _, _ in orders))
-    entries = [entry_of(body) for body in call.bodies]
+    entries = [entry_of(order) for order in call.orders]
     for (number, lines, key), entry in zip(orders, entries, strict=True):
         assert entry.sale_id.bytes == sales[number].sale_id
         assert entry.idempotency_key == key
@@ -86,7 +86,7 @@ async def test_accepted_answer_is_the_contract_s() -> None:
         "reserved_at": "2023-11-14T22:13:20.123Z",
         "expires_at": "2023-11-14T22:23:20.123Z",
     }
-    assert call.bodies[0][:16] == ticket.order_id
+    assert call.orders[0][:16] == ticket.order_id
 
 
 async def test_what_arrives_meanwhile_forms_the_next_batch() -> None:
@@ -249,10 +249,10 @@ async def test_lost_connection_resubmits_in_order_with_the_same_ids() -> None:
     assert peer.batcher.queued == 5
     assert peer.calls() == []
     after = peer.connect()
-    assert [call.bodies for call in after] == [call.bodies for call in before]
+    assert [call.orders for call in after] == [call.orders for call in before]
     assert peer.loads == 4  # it may be another server
     # The first attempt of the first order had run: its own id comes back, so it is no replay to the client.
-    record = before[0].bodies[0][:16] + (NOW_MS - 9).to_bytes(8, "big") + bytes([0, 1])
+    record = before[0].orders[0][:16] + (NOW_MS - 9 - RECORD_SINCE_MS).to_bytes(5, "big") + bytes([0, 1])
     peer.receive(after[0].answer(record, 8) + after[1].accepted())
     assert [Verdict(t.verdict).name for t in tickets] == ["ACCEPTED", "SOLD_OUT", "ACCEPTED", "ACCEPTED", "PENDING"]
     assert not tickets[0].is_replayed
@@ -277,7 +277,7 @@ async def test_replay_shows_the_first_order() -> None:
     peer.batcher.submit(ticket)
     (call,) = peer.calls()
     first = UUID(int=7).bytes
-    peer.receive(call.answer(first + (NOW_MS - 60_000).to_bytes(8, "big") + bytes([1, 2, 0, 1])))
+    peer.receive(call.answer(first + (NOW_MS - 60_000 - RECORD_SINCE_MS).to_bytes(5, "big") + bytes([1, 2, 0, 1])))
     assert ticket.verdict == Verdict.REPLAYED
     assert ticket.is_replayed
     body = json.loads(ticket.answer_body())
@@ -382,7 +382,7 @@ async def test_stock_that_came_back_goes_to_reserve() -> None:
     assert not sale.is_sold_out(0)
     (reserve,) = peer.calls()
     assert (lookup.sha, reserve.sha) == (LOOKUP_SHA, RESERVE_SHA)
-    assert lookup.bodies == reserve.bodies
+    assert lookup.orders == reserve.orders
     peer.receive(reserve.accepted())
     assert ticket.verdict == Verdict.ACCEPTED
 
@@ -475,8 +475,8 @@ def test_home_lane_of_a_striped_sale() -> None:
     calls = peer.calls()
     assert len(calls) == 3
     for call in calls:
-        for body in call.bodies:
-            entry = entry_of(body)
+        for order in call.orders:
+            entry = entry_of(order)
             lane = topology.home_lane(entry.user_id, (3, 1, 2))
             assert call.keys[0].decode() == topology.lane_state_key(lane)
             assert topology.ids.lane_of(entry.order_id) == lane
@@ -491,7 +491,7 @@ def test_replies_in_any_chunks(data: st.DataObject) -> None:
     for ticket in tickets:
         peer.batcher.submit(ticket)
     outcomes = data.draw(st.lists(st.sampled_from([0, 2, 5, 7, 77 * 16 + 6, "record"]), min_size=9, max_size=9))
-    record = UUID(int=1).bytes + NOW_MS.to_bytes(8, "big") + b"\x00\x01"
+    record = UUID(int=1).bytes + (NOW_MS - RECORD_SINCE_MS).to_bytes(5, "big") + b"\x00\x01"
     calls = peer.calls()
     wire = b"".join(
         call.answer(*(record if o == "record" else o for o in outcomes[3 * i : 3 * i + 3]))
@@ -576,7 +576,7 @@ async def test_again_keeps_id_and_deadline() -> None:
     assert other.verdict == Verdict.PENDING
     peer.batcher.submit(other)
     (call,) = peer.calls()
-    assert call.bodies == stale.bodies
+    assert call.orders == stale.orders
     assert call.arguments[7] == b"2"
 
 
@@ -591,7 +591,7 @@ async def test_one_damaged_record_refuses_only_its_own_order() -> None:
     peer.receive(b"-CORRUPT record\r\n")
     for place in range(4):  # each by itself, in their order
         (single,) = peer.calls()
-        assert single.bodies == [together.bodies[place]]
+        assert single.orders == [together.orders[place]]
         peer.receive(b"-CORRUPT record\r\n" if place == 1 else single.accepted())
     assert peer.calls() == []
     verdicts = [Verdict(ticket.verdict) for ticket in tickets]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain import ids, topology
+from domain.orders import KEY_LENGTH_MAX, pack_key
 from hotpath import ids as compiled
 
 UUIDS = st.uuids()
@@ -28,6 +29,16 @@ def test_hash_short_and_text(value: UUID) -> None:
 def test_parse_refuses_alike(text: str) -> None:
     parsed = ids.parse_uuid(text)
     assert compiled.parse_uuid(text) == (None if parsed is None else parsed.bytes)
+
+
+@given(
+    key=UUIDS.map(str)
+    | UUIDS.map(lambda value: str(value).upper())
+    | st.text("0123456789abcdef-", min_size=36, max_size=36)
+    | st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=KEY_LENGTH_MAX)
+)
+def test_keys_are_packed_alike(key: str) -> None:
+    assert compiled.pack_key(key.encode()) == pack_key(key)
 
 
 @given(unix_ms=st.integers(0, 2**48 - 1), lane=st.integers(0, 4095), bucket=st.integers(0, 1023))

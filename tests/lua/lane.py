@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,19 @@ from uuid import UUID
 from redis.exceptions import NoScriptError
 
 from domain import ids, topology
-from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_entry, encode_body, encode_entry
+from domain.orders import (
+    RECORD_SINCE_MS,
+    OrderEntry,
+    OrderLine,
+    OrderStatus,
+    decode_entry,
+    decode_value,
+    encode_body,
+    encode_entry,
+    encode_record,
+    pack_key,
+    unpack_key,
+)
 from domain.outcomes import OUTCOME_BITS, Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from hotpath.scripts import load_script
@@ -80,10 +91,10 @@ def make_request(
 
 def batch_call(
     requests: Sequence[Request], *, rate: Rate = FREE_RATE, stream_length_max: int = STREAM_LENGTH_MAX
-) -> tuple[list[str], list[bytes | str | int]]:
+) -> tuple[list[bytes | str], list[bytes | str | int]]:
     """KEYS and ARGV of `reserve` and `lookup`. Requests of one sale must believe the same epoch and version."""
     sales: dict[UUID, tuple[int, int, int]] = {}
-    keys = [topology.lane_state_key(LANE), topology.lane_stream_key(LANE)]
+    keys: list[bytes | str] = [topology.lane_state_key(LANE), topology.lane_stream_key(LANE)]
     tail: list[bytes | str | int] = []
     for request in requests:
         order = request.order
@@ -91,7 +102,7 @@ def batch_call(
         assert (epoch, version) == (request.epoch, request.version)
         keys += [topology.user_key(LANE, order.sale_id, order.user_id), topology.order_key(order.order_id)]
         lines = bytes([place]) + b"".join(bytes([line.sku_index, line.quantity]) for line in order.lines)
-        tail += ["k" + order.idempotency_key, lines, encode_body(order)]
+        tail += [pack_key(order.idempotency_key), lines, encode_body(order)]
     args: list[bytes | str | int] = [len(requests), len(sales), rate.interval_us, rate.burst, stream_length_max]
     for sale_id, (_, epoch, version) in sales.items():
         args += [ids.short(sale_id), epoch, version]
@@ -100,10 +111,9 @@ def batch_call(
 
 def decode_record(data: bytes) -> Record:
     """An apply-once record as the scripts store it."""
-    order, reserved_at_ms = struct.unpack_from(">16sQ", data)
-    assert len(data) > 24 and len(data) % 2 == 0
-    lines = tuple((data[at], data[at + 1]) for at in range(24, len(data), 2))
-    return Record(UUID(bytes=order), reserved_at_ms, lines)
+    assert len(data) > 21 and len(data) % 2 == 1
+    lines = tuple((data[at], data[at + 1]) for at in range(21, len(data), 2))
+    return Record(UUID(bytes=data[:16]), RECORD_SINCE_MS + int.from_bytes(data[16:21], "big"), lines)
 
 
 def decode_answer(member: int | bytes) -> Answer:
@@ -119,7 +129,7 @@ class LaneClient:
 
     redis: Any  # redis.Redis; its types do not tell that answers are bytes
 
-    def run(self, name: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> Any:
+    def run(self, name: str, keys: Sequence[bytes | str], args: Sequence[bytes | str | int]) -> Any:
         script = load_script(name)
         try:
             return self.redis.evalsha(script.sha, len(keys), *keys, *args)
@@ -151,10 +161,7 @@ class LaneClient:
 
     def change(self, name: str, order: OrderEntry, *more: bytes) -> tuple[Transition, OrderEntry | None]:
         """Run `cancel-4` (which takes the user id, too), `settle-4`, `expire-4` or `reject-4` on an order."""
-        keys = [
-            topology.lane_state_key(LANE), topology.lane_stream_key(LANE), topology.order_key(order.order_id),
-            topology.user_key(LANE, order.sale_id, order.user_id),
-        ]  # fmt: skip
+        keys = topology.order_change_keys(order.order_id, sale_id=order.sale_id, user_id=order.user_id)
         transition, entry = self.run(name, keys, [ids.short(order.sale_id), order.order_id.bytes, *more])
         return Transition(transition), decode_entry(entry) if entry else None
 
@@ -197,14 +204,13 @@ class LaneClient:
     def restore(
         self, sale: SaleDefinition, orders: Sequence[OrderEntry], *, mark: str, state: bytes, ttl_s: int = 0
     ) -> int:
-        """Answer of `restore-2-1n` for all orders of one user; `state` is the user's `s`."""
-        keys = [topology.lane_state_key(LANE), topology.user_key(LANE, sale.sale_id, orders[0].user_id)]
+        """Answer of `restore-2-1n` for all orders of one user; `state` is the user's."""
+        user_key = topology.user_key(LANE, sale.sale_id, orders[0].user_id)
+        keys: list[bytes | str] = [topology.lane_state_key(LANE), user_key]
         args: list[bytes | str | int] = [ids.short(sale.sale_id), mark, 1, state]
         for order in orders:
             keys.append(topology.order_key(order.order_id))
-            lines = b"".join(bytes([line.sku_index, line.quantity]) for line in order.lines)
-            record = order.order_id.bytes + order.reserved_at_ms.to_bytes(8, "big") + lines
-            args += [f"k{order.idempotency_key}", record, encode_entry(order), ttl_s]
+            args += [pack_key(order.idempotency_key), encode_record(order), encode_entry(order), ttl_s]
         answer: int = self.run("restore-2-1n", keys, args)
         return answer
 
@@ -253,19 +259,19 @@ class LaneClient:
     def order(self, order_id: UUID) -> OrderEntry | None:
         """The order's value."""
         value = self.redis.get(topology.order_key(order_id))
-        return decode_entry(value) if value else None
+        return decode_value(order_id, value) if value else None
 
     def user(self, sale_id: UUID, user_id: UUID) -> User | None:
         """The user's hash; purchase counters of zero are left out."""
         fields = dict(self.redis.hgetall(topology.user_key(LANE, sale_id, user_id)))
         if not fields:
             return None
-        state = fields.pop(b"s")
-        assert (len(state) - 8) % 3 == 0
-        purchases = {state[at]: int.from_bytes(state[at + 1 : at + 3], "big") for at in range(8, len(state), 3)}
+        state = fields.pop(topology.USER_STATE_FIELD)
+        assert (len(state) - 7) % 3 == 0
+        purchases = {state[at]: int.from_bytes(state[at + 1 : at + 3], "big") for at in range(7, len(state), 3)}
         assert 0 not in purchases.values()
-        records = {name[1:].decode(): decode_record(record) for name, record in fields.items()}
-        return User(int.from_bytes(state[:8], "big"), purchases, records)
+        records = {unpack_key(name): decode_record(record) for name, record in fields.items()}
+        return User(int.from_bytes(state[:7], "big"), purchases, records)
 
     def snapshot(self) -> dict[bytes, bytes]:
         """Everything in the database, to show that nothing was written."""

@@ -9,12 +9,12 @@ import pytest
 from redis.exceptions import ResponseError
 
 from domain import ids, topology
-from domain.orders import OrderEntry
+from domain.orders import OrderEntry, encode_entry, encode_record, pack_key
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, Stock
 from tests.lua.lane import LANE, LaneClient, make_request, make_sale
 
-NO_ARRIVAL = bytes(8)
+NO_ARRIVAL = bytes(7)
 
 
 @pytest.fixture
@@ -97,6 +97,24 @@ def test_final_orders_are_given_their_time_to_live(lane: LaneClient, sale: SaleD
     assert 0 < lane.redis.ttl(topology.order_key(order.order_id)) <= 60
     lane.restore(sale, [order], mark="mark", state=NO_ARRIVAL)
     assert lane.redis.ttl(topology.order_key(order.order_id)) == -1
+
+
+def test_an_order_is_not_restored_under_the_key_of_another(lane: LaneClient, sale: SaleDefinition) -> None:
+    order = buy(lane, sale, ids.new_uuid7())
+    lane.close(0, sale, mark="mark")
+    keys = [topology.lane_state_key(LANE), topology.user_key(LANE, sale.sale_id, order.user_id)]
+    other = make_request(sale, order.user_id, "key-1").order
+    before = lane.snapshot()
+    for key, entry, state in (
+        (topology.order_key(other.order_id), encode_entry(order), NO_ARRIVAL),
+        (topology.order_key(order.order_id), b"\1" + encode_entry(order)[1:], NO_ARRIVAL),
+        (topology.order_key(order.order_id), encode_entry(order)[:70], NO_ARRIVAL),
+        (topology.order_key(order.order_id), encode_entry(order), NO_ARRIVAL + b"\0"),
+    ):
+        args = [ids.short(sale.sale_id), "mark", 1, state, pack_key("key-1"), encode_record(order), entry, 0]
+        with pytest.raises(ResponseError, match=r"^MALFORMED "):
+            lane.run("restore-2-1n", [*keys, key], args)
+    assert lane.snapshot() == before
 
 
 def test_only_the_rebuild_that_closed_the_sale_may_restore_and_reopen(lane: LaneClient, sale: SaleDefinition) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 from redis.exceptions import ResponseError
 
 from domain import ids, topology
-from domain.orders import OrderEntry, OrderStatus, encode_entry
+from domain.orders import OrderEntry, OrderStatus, encode_entry, encode_value
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, Stock
+from domain.topology import USER_STATE_FIELD
 from tests.lua.lane import LANE, LaneClient, make_request, make_sale
 
 STATE, STREAM = topology.lane_state_key(LANE), topology.lane_stream_key(LANE)
@@ -127,7 +129,7 @@ def test_a_hold_outlives_the_users_hash(lane: LaneClient, overdue: OrderEntry) -
 def spoil(lane: LaneClient, order: OrderEntry, what: str) -> None:
     redis, sale_id = lane.redis, order.sale_id
     user_key, order_key = topology.user_key(LANE, sale_id, order.user_id), topology.order_key(order.order_id)
-    entry = encode_entry(order)
+    value, state = encode_value(order), redis.hget(user_key, USER_STATE_FIELD)
     if what == "sale unknown":
         redis.hdel(STATE, topology.definition_field(sale_id))
     elif what == "SKU unknown":
@@ -137,26 +139,30 @@ def spoil(lane: LaneClient, order: OrderEntry, what: str) -> None:
     elif what == "available too high":
         redis.hset(STATE, topology.stock_field(sale_id, 1), Stock(2**32 - 1, 2, 0, 0, 10, 0, 0).pack())
     elif what == "purchases too low":
-        redis.hset(user_key, "s", redis.hget(user_key, "s")[:8] + struct.pack(">BHBH", 0, 2, 1, 2))
+        redis.hset(user_key, USER_STATE_FIELD, state[:7] + struct.pack(">BHBH", 0, 2, 1, 2))
     elif what == "purchases missing":
-        redis.hset(user_key, "s", redis.hget(user_key, "s")[:11])
+        redis.hset(user_key, USER_STATE_FIELD, state[:10])
     elif what == "user's state cut":
-        redis.hset(user_key, "s", b"short")
+        redis.hset(user_key, USER_STATE_FIELD, b"short")
     elif what == "version at its end":
-        redis.set(order_key, entry[:2] + b"\xff\xff" + entry[4:])
-    elif what == "another order":
-        redis.set(order_key, entry[:32] + b"\0" * 16 + entry[48:])
+        redis.set(order_key, value[:2] + b"\xff\xff" + value[4:])
     elif what == "another format":
-        redis.set(order_key, b"\2" + entry[1:])
-    elif what == "entry cut":
-        redis.set(order_key, entry[:-1])
-    elif what == "entry too long":
-        redis.set(order_key, entry + b"\0")
+        redis.set(order_key, b"\1" + value[1:])
+    elif what == "another user's order":
+        redis.set(order_key, encode_value(replace(order, user_id=ids.new_uuid7())))
+    elif what == "another sale's order":
+        redis.set(order_key, encode_value(replace(order, sale_id=ids.new_uuid7())))
+    elif what == "an entry":
+        redis.set(order_key, encode_entry(order))
+    elif what == "value cut":
+        redis.set(order_key, value[:-1])
+    elif what == "value too long":
+        redis.set(order_key, value + b"\0")
     elif what == "no lines":
-        redis.set(order_key, entry[:84] + b"key"[: entry[83]] + b"\0")
+        redis.set(order_key, value[:62] + b"key"[: value[61]] + b"\0")
     elif what == "a line twice":
-        half = (len(entry) - 84 - entry[83] - 1) // 2
-        redis.set(order_key, entry[:-half] + entry[-2 * half : -half])
+        half = (len(value) - 62 - value[61] - 1) // 2
+        redis.set(order_key, value[:-half] + value[-2 * half : -half])
     elif what == "sequence went back":
         redis.hset(STATE, "seq", "0")
     else:
@@ -167,8 +173,8 @@ def spoil(lane: LaneClient, order: OrderEntry, what: str) -> None:
     "what",
     [
         "sale unknown", "SKU unknown", "reserved too low", "available too high", "purchases too low",
-        "purchases missing", "user's state cut", "version at its end", "another order", "another format", "entry cut",
-        "entry too long", "no lines", "a line twice", "sequence went back",
+        "purchases missing", "user's state cut", "version at its end", "another format", "another user's order",
+        "another sale's order", "an entry", "value cut", "value too long", "no lines", "a line twice", "sequence went back",
     ],
 )  # fmt: skip
 def test_impossible_state_is_an_error_and_stays_as_it_is(lane: LaneClient, order: OrderEntry, what: str) -> None:
@@ -176,6 +182,17 @@ def test_impossible_state_is_an_error_and_stays_as_it_is(lane: LaneClient, order
     before = lane.snapshot()
     with pytest.raises(ResponseError, match=r"^CORRUPT "):
         lane.cancel(order)
+    assert lane.snapshot() == before
+
+
+@pytest.mark.parametrize("name", ["cancel-4", "settle-4", "expire-4", "reject-4"])
+def test_the_key_of_another_order_breaks_the_contract(lane: LaneClient, order: OrderEntry, name: str) -> None:
+    """The order's id is not in its value: it is taken from the key, which must be the asked order's."""
+    other = place_order(lane, make_sale(limits=(0, 2), sale_id=order.sale_id), [(0, 1)])
+    keys = topology.order_change_keys(other.order_id, sale_id=order.sale_id, user_id=order.user_id)
+    before = lane.snapshot()
+    with pytest.raises(ResponseError, match=r"^MALFORMED ids"):
+        lane.run(name, keys, [ids.short(order.sale_id), order.order_id.bytes, order.user_id.bytes])
     assert lane.snapshot() == before
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from domain import topology
 from domain.ids import short
-from domain.orders import OrderEntry, encode_body
+from domain.orders import OrderEntry, encode_body, pack_key
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ def script_call(
     orders: Sequence[tuple[int, OrderEntry]],
 ) -> list[bytes]:
     """Words of `EVALSHA` for one batch; `orders` are (place of the sale, entry)."""
-    keys = [topology.lane_state_key(lane), topology.lane_stream_key(lane)]
+    keys = [topology.lane_state_key(lane).encode(), topology.lane_stream_key(lane).encode()]
     arguments: list[bytes] = [b"%d" % n for n in (len(orders), len(sales), interval_us, burst, stream_length_max)]
     for sale in sales:
         arguments += [short(sale.sale_id).encode(), b"%d" % sale.epoch, b"%d" % sale.version]
     for place, entry in orders:
         keys += [topology.user_key(lane, entry.sale_id, entry.user_id), topology.order_key(entry.order_id)]
-        arguments.append(b"k" + entry.idempotency_key.encode())
+        arguments.append(pack_key(entry.idempotency_key))
         arguments.append(bytes([place, *(n for line in entry.lines for n in (line.sku_index, line.quantity))]))
         arguments.append(encode_body(entry))
-    return [b"EVALSHA", sha.encode(), b"%d" % len(keys), *(key.encode() for key in keys), *arguments]
+    return [b"EVALSHA", sha.encode(), b"%d" % len(keys), *keys, *arguments]

@@ -61,7 +61,7 @@ def queued(client: redis.Redis, *, shard: int, lane: int) -> dict[int, bytes]:
     entries = {}
     for _, fields in client.xrange(stream_key(order_queue(shard))):
         for item in decode_orders(fields[b"b"]):
-            assert TOPOLOGY.shard_of_order(UUID(bytes=item.entry[32:48])) == shard
+            assert TOPOLOGY.shard_of_order(UUID(bytes=item.entry[26:42])) == shard
             if item.lane == lane:
                 entries[item.lane_seq] = item.entry
     return entries

@@ -114,7 +114,7 @@ async def test_a_full_queue_stops_no_other_shard_and_loses_nothing(
 
 
 def shard_of(entry: bytes) -> int:
-    return TOPOLOGY.shard_of_bucket((entry[40] & 0x3F) << 4 | entry[41] >> 4)
+    return TOPOLOGY.shard_of_bucket((entry[34] & 0x3F) << 4 | entry[35] >> 4)
 
 
 def queued_others(client: redis.Redis) -> dict[int, bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from devstack.servers import RedisServer, free_port
-from domain.orders import OrderStatus, encode_entry
+from domain.orders import OrderStatus, encode_value
 from domain.topology import order_key
 from tests.workers.making import Maker, later, stock
 from tests.workers.worker_process import get, stop, until, worker_process
@@ -22,7 +22,7 @@ async def test_kills_at_random_points_lose_and_repeat_nothing(
     orders = [maker.order(shard=index % 4) for index in range(count)]
     cancelled = {order.order_id for order in orders[::7]}
     for order in orders:
-        await bench.redis.set(order_key(order.order_id), encode_entry(order))
+        await bench.redis.set(order_key(order.order_id), encode_value(order))
     for shard in range(4):
         mine = orders[shard::4]
         entries = [maker.numbered(order) for order in mine]

@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 
 from domain.messages import SequencedEntry, decode_orders
-from domain.orders import OrderStatus, encode_entry
+from domain.orders import OrderStatus, encode_value
 from domain.topology import order_key, order_queue
 from tests.workers.making import Maker, later, renamed, stock
 from tests.workers.writing import FAST_POLICY, Bench, event_ids, eventually, guard_of, rows, statuses
@@ -30,7 +30,7 @@ async def test_a_final_order_gets_its_ttl_again_after_a_redelivery(bench: Bench,
     stock(bench.databases, maker.sale_id, {"SKU-1": 10})
     paid, held = maker.order(), maker.order()
     for order in (paid, held):
-        await bench.redis.set(order_key(order.order_id), encode_entry(order))
+        await bench.redis.set(order_key(order.order_id), encode_value(order))
     entries = [maker.numbered(paid), maker.numbered(later(paid, OrderStatus.PAID)), maker.numbered(held)]
     async with bench.running(0):
         for _ in range(2):

@@ -18,7 +18,7 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from domain import topology
-from domain.orders import ENTRY_HEAD, MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_head, decode_value
 from domain.topology import Topology
 from runtime.leases import Lease
 from runtime.sql import load_sql
@@ -65,17 +65,18 @@ class Backstop:
             return False
         seconds, microseconds = await self._redis.time()
         now_ms = seconds * 1000 + microseconds // 1000
-        self._cursor, keys = await self._redis.scan(
+        self._cursor, found = await self._redis.scan(
             self._cursor, match=topology.ORDER_KEYS_PATTERN, count=KEYS_PER_STEP
         )
+        keys = cast(list[bytes], found)
         if self._cursor == 0:
             self._rests_until = time.monotonic() + self._rest_s
         if not keys:
             return False
         overdue: list[DueOrder] = []
         final: list[OrderEntry] = []
-        for value in cast(list[bytes | None], await self._redis.mget(keys)):
-            entry = self._interesting(value, now_ms)
+        for key, value in zip(keys, cast(list[bytes | None], await self._redis.mget(keys)), strict=True):
+            entry = self._interesting(key, value, now_ms)
             if entry is None:
                 continue
             if entry.status.is_final:
@@ -88,18 +89,18 @@ class Backstop:
             await self._give_ttl(final)
         return False
 
-    def _interesting(self, value: bytes | None, now_ms: int) -> OrderEntry | None:
+    def _interesting(self, key: bytes, value: bytes | None, now_ms: int) -> OrderEntry | None:
         """The entry if it is overdue, or final for long; the head alone decides, since nearly all are neither."""
-        if value is None or len(value) < ENTRY_HEAD.size:
-            return None
-        _, status, _, _, _, expires_at_ms, changed_at_ms = ENTRY_HEAD.unpack_from(value)
-        if status == OrderStatus.RESERVED:
-            if now_ms < expires_at_ms + self._overdue_ms:
-                return None
-        elif now_ms < changed_at_ms + self._final_since_ms:
-            return None
+        if value is None:
+            return None  # gone meanwhile, or not an order's value
         try:
-            return decode_entry(value)
+            head = decode_head(value)
+            if head.status == OrderStatus.RESERVED:
+                if now_ms < head.expires_at_ms + self._overdue_ms:
+                    return None
+            elif now_ms < head.changed_at_ms + self._final_since_ms:
+                return None
+            return decode_value(topology.id_of_key(key), value)
         except MalformedEntry as error:
             log.error("order value is malformed", error=str(error))
             return None

@@ -13,12 +13,12 @@ from typing import Any
 from uuid import UUID
 
 from domain import ids
-from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_entry
+from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_entry, encode_record, pack_key
 from domain.sales import SaleDefinition, Stock
 
 ORDERS_PER_CALL = 64
 FINAL_TTL_S = 24 * 3600
-_NO_ARRIVAL = bytes(8)  # the rate limit starts afresh
+_NO_ARRIVAL = bytes(7)  # the rate limit starts afresh
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 _HOLDING = (OrderStatus.RESERVED, OrderStatus.PAID)
 
@@ -91,7 +91,7 @@ def by_user(orders: Iterable[OrderEntry]) -> Iterator[list[OrderEntry]]:
 
 
 def purchases(orders: Iterable[OrderEntry]) -> bytes:
-    """The user's `s`: no arrival time, then 3 bytes per SKU that reserved and paid orders hold."""
+    """The user's state: no arrival time, then 3 bytes per SKU that reserved and paid orders hold."""
     bought: dict[int, int] = {}
     for order in orders:
         if order.status in _HOLDING:
@@ -109,10 +109,8 @@ def restore_calls(orders: Sequence[OrderEntry]) -> Iterator[tuple[list[OrderEntr
         part = list(orders[start : start + ORDERS_PER_CALL])
         args: list[bytes | str | int] = [int(start == 0), state]
         for order in part:
-            lines = b"".join(bytes([line.sku_index, line.quantity]) for line in order.lines)
-            record = order.order_id.bytes + order.reserved_at_ms.to_bytes(8, "big") + lines
             ttl_s = FINAL_TTL_S if order.status.is_final else 0
-            args += [f"k{order.idempotency_key}", record, encode_entry(order), ttl_s]
+            args += [pack_key(order.idempotency_key), encode_record(order), encode_entry(order), ttl_s]
         yield part, args
 
 

@@ -12,9 +12,9 @@ import orjson
 from domain.orders import ENTRY_FORMAT
 from domain.topology import BUCKETS, Topology
 
-ENTRY_LENGTH_MIN = 85  # head, three ids, currency, empty key, no line
+ENTRY_LENGTH_MIN = 79  # head, three ids, currency, empty key, no line
 ENTRY_LENGTH_MAX = 65_535  # a queue message has 2 bytes for the length
-_CHANGED_AT = slice(24, 32)
+_CHANGED_AT = slice(20, 26)
 
 RawEntry = tuple[bytes, Mapping[bytes, bytes]]
 
@@ -38,14 +38,14 @@ def changed_at_ms(fields: Mapping[bytes, bytes]) -> int | None:
 def bucket_of_entry(entry: bytes, lane: int) -> int | None:
     """Virtual bucket of a well-formed entry of this lane, else None.
 
-    The order id lies at 32..48 (`domain.orders`); its bytes by `domain.ids`: 6, 7 are version and lane, 8, 9 variant
+    The order id lies at 26..42 (`domain.orders`); its bytes by `domain.ids`: 6, 7 are version and lane, 8, 9 variant
     and bucket. Read by hand, because this runs for every order and a UUID object costs more than all the rest.
     """
     if not ENTRY_LENGTH_MIN <= len(entry) <= ENTRY_LENGTH_MAX or entry[0] != ENTRY_FORMAT:
         return None
-    if entry[38] >> 4 != 8 or ((entry[38] & 0x0F) << 8 | entry[39]) != lane or entry[40] >> 6 != 0b10:
+    if entry[32] >> 4 != 8 or ((entry[32] & 0x0F) << 8 | entry[33]) != lane or entry[34] >> 6 != 0b10:
         return None
-    return (entry[40] & 0x3F) << 4 | entry[41] >> 4
+    return (entry[34] & 0x3F) << 4 | entry[35] >> 4
 
 
 def sort_page(

@@ -106,7 +106,7 @@ def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Ver
         raise PoisonEntry("NUL in a text")
     if not entry.lines or entry.version < 1:
         raise PoisonEntry("no lines" if not entry.lines else "version 0")
-    if entry.total_minor > _BIGINT_MAX or source.lane_seq > _BIGINT_MAX:
+    if source.lane_seq > _BIGINT_MAX:  # a total cannot be: prices have 40 bits
         raise PoisonEntry("number out of range")
     if max(entry.reserved_at_ms, entry.expires_at_ms, entry.changed_at_ms) > _TIME_MS_MAX:
         raise PoisonEntry("time out of range")

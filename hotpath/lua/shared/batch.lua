@@ -19,7 +19,7 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = floor(now_us / 1000)
 -- A request is allowed while the arrival time is not further ahead than this.
 local ahead_us_max = interval_us * burst - interval_us
-local tat_of_fresh = pack('>I8', max(now_us + interval_us, now_us))
+local tat_of_fresh = pack('>I7', max(now_us + interval_us, now_us))
 
 -- Requests of a crowd look alike: each distinct text of lines is read once.
 local parsed, distinct = {}, {}
@@ -87,7 +87,7 @@ for place = 1, sale_count do
       sale.stale = false
       sale.skus = skus
       sale.packed = packed
-      sale.head = pack('>BBI2I4I8I8I8', 1, 0, 1, epoch, now_ms, now_ms + hold_ms, now_ms)
+      sale.head = pack('>BBI2I4I6I6I6', 2, 0, 1, epoch, now_ms, now_ms + hold_ms, now_ms)
       if state == 2 or now_ms >= ends_at_ms then
         sale.gate = ENDED
       elseif state == 1 then

@@ -1,39 +1,43 @@
 -- One order's change of state. KEYS and ARGV as of `cancel-4`. Makes: `now_ms`, `read_order`, `change_order`.
 --- @include sequence
+--- @include value
+--- @include user
 
 local time = call('TIME')
 local now_ms = time[1] * 1000 + floor(time[2] / 1000)
 local seq = 0
 local sale, order_id = ARGV[1], ARGV[2]
-if #sale ~= 22 or #order_id ~= 16 then
+if #sale ~= 22 or #order_id ~= 16 or sub(KEYS[3], -16) ~= order_id then
   malformed('ids')
 end
 
 -- The order's entry, its status and the end of its hold; nothing when the lane does not know it.
 local function read_order()
-  local entry = call('GET', KEYS[3])
-  if not entry then
+  local value = call('GET', KEYS[3])
+  if not value then
     return nil
   end
-  if #entry < 85 or byte(entry, 1) ~= 1 or sub(entry, 33, 48) ~= order_id then
+  -- The user's key ends with sale and user, the body begins with user and sale.
+  local owner = sub(KEYS[4], -16) .. sub(KEYS[4], -32, -17)
+  if #value < 63 or byte(value, 1) ~= 2 or sub(value, 27, 58) ~= owner then
     corrupt('order')
   end
-  return entry, byte(entry, 2), (decode('>I8', entry, 17))
+  return entry_of(value, order_id), byte(value, 2), (decode('>I6', value, 15))
 end
 
 -- The lines of an entry: SKU indices and quantities.
 local function read_lines(entry)
-  local at = 85 + byte(entry, 84)
+  local at = 79 + byte(entry, 78)
   local skus, units, seen = {}, {}, {}
   for line = 1, byte(entry, at) or 0 do
     local sku, quantity = byte(entry, at + 1, at + 2)
-    local sku_length = byte(entry, at + 11)
+    local sku_length = byte(entry, at + 8)
     if not sku_length or seen[sku] then
       corrupt('lines')
     end
     seen[sku] = true
     skus[line], units[line] = sku, quantity
-    at = at + 11 + sku_length
+    at = at + 8 + sku_length
   end
   if #skus == 0 or at ~= #entry then
     corrupt('lines')
@@ -41,20 +45,20 @@ local function read_lines(entry)
   return skus, units
 end
 
--- The user's `s` with the units taken off its purchase counters; nil when the janitor has removed the user's hash.
+-- The user's state with the units taken off its purchase counters; nil when the janitor has removed the user's hash.
 local function return_purchases(skus, units)
-  local state = call('HGET', KEYS[4], 's')
+  local state = call('HGET', KEYS[4], STATE)
   if not state then
     return nil
   end
-  if #state < 8 or (#state - 8) % 3 ~= 0 then
+  if not is_state(state) then
     corrupt('user')
   end
-  local owed, counters, count = {}, { sub(state, 1, 8) }, 1
+  local owed, counters, count = {}, { sub(state, 1, ARRIVAL_LENGTH) }, 1
   for line = 1, #skus do
     owed[skus[line]] = units[line]
   end
-  for at = 9, #state, 3 do
+  for at = ARRIVAL_LENGTH + 1, #state, 3 do
     local sku, high, low = byte(state, at, at + 2)
     local bought = high * 256 + low - (owed[sku] or 0)
     owed[sku] = nil
@@ -116,12 +120,12 @@ local function change_order(entry, status)
   end
   local purchases = status ~= PAID and return_purchases(skus, units)
 
-  local changed = pack('>BBI2', 1, status, version + 1) .. sub(entry, 5, 24) .. pack('>I8', now_ms) .. sub(entry, 33)
+  local changed = pack('>BBI2', 2, status, version + 1) .. sub(entry, 5, 20) .. pack('>I6', now_ms) .. sub(entry, 27)
   append(KEYS[2], changed)
-  call('SET', KEYS[3], changed)
+  call('SET', KEYS[3], value_of(changed))
   call('HSET', KEYS[1], unpack(changes))
   if purchases then
-    call('HSET', KEYS[4], 's', purchases)
+    call('HSET', KEYS[4], STATE, purchases)
   end
   return changed
 end

@@ -1,5 +1,5 @@
 -- The decision on one request, in the order that docs/redis-layout.md gives. Reads only.
--- `states` (user hash key -> its `s` as this batch leaves it), `accepted` (how many), `places` and `records` (of each
+-- `states` (user hash key -> its state as this batch leaves it), `accepted` (how many), `places` and `records` (of each
 -- accepted one): effects of the requests before, which the caller keeps up to date.
 local states, places, records = {}, {}, {}
 local accepted = 0
@@ -44,7 +44,7 @@ local function add_purchases(purchases, order)
   return purchases
 end
 
--- The answer to request `i` (from 0); for ACCEPTED also the user's new `s` and the parsed order.
+-- The answer to request `i` (from 0); for ACCEPTED also the user's new state and the parsed order.
 local function decide(i)
   local at = first + 3 * i
   local order = parsed[ARGV[at + 1]]
@@ -54,10 +54,10 @@ local function decide(i)
   end
 
   local user, key = KEYS[3 + 2 * i], ARGV[at]
-  if byte(key, 1) ~= 107 then
-    malformed('field') -- not `k...`: it could overwrite `s`
+  if key == STATE then
+    malformed('field')
   end
-  local known = call('HMGET', user, 's', key)
+  local known = call('HMGET', user, STATE, key)
   local state, record = known[1], known[2]
   local changed = states[user]
   if changed then
@@ -70,10 +70,10 @@ local function decide(i)
     end
   end
   if record then
-    if #record < 26 then
+    if #record < 23 then
       corrupt('record')
     end
-    return same_lines(sub(record, 25), order.tail) and record or KEY_REUSED
+    return same_lines(sub(record, 22), order.tail) and record or KEY_REUSED
   end
 
   if sale.gate then
@@ -82,10 +82,10 @@ local function decide(i)
 
   local next_state
   if state then
-    if #state < 8 or (#state - 8) % 3 ~= 0 then
+    if not is_state(state) then
       corrupt('user')
     end
-    local tat = decode('>I8', state)
+    local tat = decode('>I7', state)
     if tat < now_us then
       tat = now_us
     end
@@ -93,11 +93,11 @@ local function decide(i)
     if wait_us > 0 then
       return RATE_LIMITED + 16 * ceil(wait_us / 1000)
     end
-    local purchases = add_purchases(sub(state, 9), order)
+    local purchases = add_purchases(sub(state, ARRIVAL_LENGTH + 1), order)
     if not purchases then
       return PURCHASE_LIMIT
     end
-    next_state = pack('>I8', tat + interval_us) .. purchases
+    next_state = pack('>I7', tat + interval_us) .. purchases
   else
     if not order.fresh_fits then
       return PURCHASE_LIMIT
