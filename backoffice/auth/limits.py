@@ -33,8 +33,12 @@ LOGIN_CLIENT = Limit("login-client", 200, 900)
 REGISTER_CLIENT = Limit("register-client", 100, 3600)
 # Who has a token wants the password, too: guessing it there is no better.
 CHANGE_ACCOUNT = Limit("change-account", 10, 900)
-# A mailbox must not be filled by others, and one client must not have mails sent to the whole world.
-MAIL_ADDRESS = Limit("mail-address", 5, 3600)
+# Changing to an address tells whether it is in use; registering does, too, and is limited for it.
+ADDRESS_ACCOUNT = Limit("address-account", 20, 3600)
+# A mailbox must not be filled by others, nor kept from getting a mail by one of them, and one client must not have mails
+# sent to the whole world.
+MAIL_ADDRESS_FROM_CLIENT = Limit("mail-pair", 5, 3600)
+MAIL_ADDRESS = Limit("mail-address", 20, 3600)
 MAIL_CLIENT = Limit("mail-client", 50, 3600)
 # Mailed tokens cannot be guessed; this bounds what trying costs us.
 MAILED_TOKEN_CLIENT = Limit("mailed-token-client", 100, 900)

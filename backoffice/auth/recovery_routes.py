@@ -14,6 +14,7 @@ from backoffice.auth.limits import (
     CHANGE_ACCOUNT,
     LOGIN_ACCOUNT_FROM_CLIENT,
     MAIL_ADDRESS,
+    MAIL_ADDRESS_FROM_CLIENT,
     MAIL_CLIENT,
     MAILED_TOKEN_CLIENT,
     Attempts,
@@ -148,7 +149,11 @@ class RecoveryRoutes:
 
     async def _ask(self, call: Call, kind: NoticeKind, email: str) -> Answer:
         folded = fold_email(email)
-        await self._attempts.spend((MAIL_ADDRESS, f"{kind} {folded}"), (MAIL_CLIENT, call.client))
+        await self._attempts.spend(
+            (MAIL_ADDRESS_FROM_CLIENT, f"{kind} {folded} {call.client}"),
+            (MAIL_ADDRESS, f"{kind} {folded}"),
+            (MAIL_CLIENT, call.client),
+        )
         await self._recovery.ask_for_mail(kind, folded)
         return Answer(204)
 

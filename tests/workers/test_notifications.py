@@ -291,6 +291,26 @@ async def test_5xx_is_given_up_at_once_and_holds_up_nobody(
     assert [letter["To"] for letter in mail_server.postbox.letters] == ["other@shop.example"]
 
 
+async def test_odd_addresses_hold_up_nobody(setup: Setup, databases: Databases, mail_server: MailServerProcess) -> None:
+    """All of these can be registered; who gets a letter is for the mail server to say, and the next one gets his."""
+    odd = [
+        "a..b@x.example",
+        ".a@x.example",
+        "a.@x.example",
+        "!#$%&'*+/=?^_`{|}~-@x.example",
+        "-@b--c.example",
+        "no address",
+    ]
+    users = [make_user(databases, email) for email in (*odd, EMAIL)]
+    async with setup.running():
+        for user_id in users:
+            await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, user_id))
+        await setup.settled()
+    arrived = {str(letter["To"]) for letter in mail_server.postbox.letters}
+    assert arrived == {*odd, EMAIL} - {"no address"}
+    assert len(await setup.dead()) == 1
+
+
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b'{"id": 1}'])
 async def test_what_is_no_notice_goes_to_the_dead_letters(setup: Setup, body: bytes) -> None:
     async with setup.running():

@@ -63,7 +63,10 @@ class Writer:
         return self._from.addr_spec
 
     def write(self, notice: Notice, recipient: Recipient, *, secret: bytes, now: datetime) -> EmailMessage:
-        """The letter. The same secret makes the same Message-ID, another one another: no mailbox drops a newer token."""
+        """The letter. The same secret makes the same Message-ID, another one another: no mailbox drops a newer token.
+
+        Raises ValueError or MessageError for an account to whose address none can be written.
+        """
         style = STYLES[notice.kind]
         link = self._link_url + style.page
         values = {"link": link}
@@ -73,7 +76,9 @@ class Writer:
             values = {"link": f"{link}#{quote(token)}", "token": token, "life": _in_words(style.life)}
         letter = EmailMessage(policy=SMTP)
         letter["From"] = self._from
-        letter["To"] = Address(addr_spec=recipient.email)
+        # In parts, so that it is quoted where it must be: not every address that is in use keeps to RFC 5322.
+        local_part, _, domain = recipient.email.rpartition("@")
+        letter["To"] = Address(username=local_part, domain=domain)
         letter["Subject"] = style.subject
         letter["Date"] = format_datetime(now)
         letter["Message-ID"] = f"<{notice.id}.{hashlib.sha256(secret).hexdigest()[:16]}@{self._from.domain}>"

@@ -119,7 +119,7 @@ class SmtpSession:
             raise MailServerAway(_words(error)) from error
 
     async def send(self, letter: EmailMessage, *, sender: str, recipient: str) -> Taken | Refused:
-        """Hand over one letter. Raises MailServerAway when its turn did not come."""
+        """Hand over one letter. Raises MailServerAway when its turn did not come, ValueError for an address that is none."""
         await self.open()
         try:
             async with asyncio.timeout(LETTER_S_MAX):

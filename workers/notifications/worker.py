@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.errors import MessageError
 from typing import TypeVar
 
 import psycopg
@@ -145,10 +146,14 @@ class Sender:
 
     async def _send(self, notice: Notice, recipient: Recipient, secret: bytes, session: SmtpSession) -> Taken | Refused:
         writer = self._office.writer
-        letter = writer.write(notice, recipient, secret=secret, now=datetime.now(UTC))
-        return await self._through_weather(
-            "mail server", lambda: session.send(letter, sender=writer.sender, recipient=recipient.email)
-        )
+        try:
+            letter = writer.write(notice, recipient, secret=secret, now=datetime.now(UTC))
+            return await self._through_weather(
+                "mail server", lambda: session.send(letter, sender=writer.sender, recipient=recipient.email)
+            )
+        except (ValueError, MessageError) as error:
+            # One account's odd address: it must not end the process, and then the next one, again and again.
+            return Refused(for_good=True, reason=f"cannot be addressed: {error}")
 
     async def _drop(self, delivery: Delivery, reason: str) -> None:
         metrics.DROPPED.labels(reason).inc()
