@@ -114,9 +114,14 @@ class Setup:
 
 @pytest.fixture
 async def setup(
-    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases, mail_server: MailServerProcess
+    redis_client: redis.Redis,
+    redis_server: RedisServer,
+    databases: Databases,
+    mail_server: MailServerProcess,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Setup]:
     assert redis_client.dbsize() == 0
+    monkeypatch.setattr("workers.notifications.worker.RECEIVE_S", 0.05)  # senders stop sooner
     made = Setup(redis_server.url, databases, mail_server.url)
     for pool in made.shards:
         await pool.open()
