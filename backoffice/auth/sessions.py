@@ -53,18 +53,21 @@ class Sessions:
         """Everything issued to the user until now counts no more. May be repeated, also for a user without account."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             await end_families(connection, user_id)
-            seconds = await _note(connection, user_id)
+            seconds = await self.note_within(connection, user_id)
         await self.tell(user_id, seconds)
 
     async def end_access_tokens(self, user_id: UUID) -> None:
         """As `end`, but for logins: their refresh tokens give new access tokens."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            seconds = await _note(connection, user_id)
+            seconds = await self.note_within(connection, user_id)
         await self.tell(user_id, seconds)
 
     async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
         """As `end_access_tokens`, in the caller's transaction on the user's shard; what to `tell` after its commit."""
-        return await _note(connection, user_id)
+        # The second that is passing counts as before: what was issued in it must end, too.
+        seconds = int(time.time()) + 1
+        await connection.execute(SQL["end_sessions"], {"user_id": user_id, "not_before": seconds})
+        return seconds
 
     async def tell(self, user_id: UUID, seconds: int) -> None:
         """Have it known everywhere. Does not fail for Redis: edges learn of it when it is back."""
@@ -119,10 +122,3 @@ class Sessions:
         if forget:
             self._forgotten_at = time.monotonic()
         return told
-
-
-async def _note(connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-    # The second that is passing counts as before: what was issued in it must end, too.
-    seconds = int(time.time()) + 1
-    await connection.execute(SQL["end_sessions"], {"user_id": user_id, "not_before": seconds})
-    return seconds

@@ -35,6 +35,16 @@ def test_minted_token_is_accepted_by_the_edge(running_stack: RunningStack) -> No
     assert (answer.status_code, answer.json()) == (200, {"items": [], "next_cursor": None})
 
 
+def test_keys_rotate_under_a_running_stack(running_stack: RunningStack) -> None:
+    _, before = running_stack.flashsale("mint-tokens", "--users", "1").stdout.strip().split("\t")
+    done = json.loads(running_stack.flashsale("rotate-keys", "--json").stdout)
+    assert done["buyer"]["processes"] == ["backoffice", "edge"] and done["staff"]["processes"] == ["backoffice"]
+    _, after = running_stack.flashsale("mint-tokens", "--users", "1").stdout.strip().split("\t")
+    for token in (before, after):
+        url = f"{running_stack.stack.edge_url}/v1/orders"
+        assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
 def test_migrate_finds_a_running_stack_up_to_date(running_stack: RunningStack) -> None:
     applied = json.loads(running_stack.flashsale("migrate", "--json").stdout)
     assert applied == {name: [] for name in ("catalogue", "shard_0", "shard_1", "shard_2", "shard_3")}
