@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from backoffice.auth.limits import Attempts
 from backoffice.caching.cache import Cache
 from backoffice.stores import Stores
 from backoffice.users import routes
@@ -19,7 +20,13 @@ class UserParts:
     """`users` is for the login, too; `sweeper` is to run beside requests."""
 
     def __init__(
-        self, stores: Stores, cache: Cache[User], sessions: SessionEnder, *, repaired: Callable[[int], None]
+        self,
+        stores: Stores,
+        cache: Cache[User],
+        sessions: SessionEnder,
+        attempts: Attempts,
+        *,
+        repaired: Callable[[int], None],
     ) -> None:
         """Uses them, owns nothing; `repaired` is told how much the sweeper put right."""
         addresses = Addresses(stores)
@@ -27,4 +34,4 @@ class UserParts:
         erasures = Erasures(stores, self.users, addresses)
         service = UserService(self.users, Administrators(stores, self.users), erasures)
         self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
-        self.routes = routes.routes(routes.UserRoutes(self.users, service))
+        self.routes = routes.routes(routes.UserRoutes(self.users, service, attempts))

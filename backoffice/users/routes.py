@@ -7,9 +7,10 @@ from uuid import UUID
 
 from pydantic import Field
 
+from backoffice.auth.limits import ADDRESS_ACCOUNT, MAIL_ADDRESS, MAIL_CLIENT, Attempts
 from backoffice.users import store
 from backoffice.users.service import UserService
-from backoffice.users.store import User, Users
+from backoffice.users.store import User, Users, fold_email
 from backoffice.web.conditions import entity_tag, expected_versions, is_known
 from backoffice.web.fields import Change, Email, Name, Page, Resource, Time, decode_cursor, encode_cursor
 from backoffice.web.messages import EVERYONE, STAFF, Answer, Call, Refused, Role
@@ -70,9 +71,10 @@ def _answer(user: User) -> Answer:
 class UserRoutes:
     """The operations."""
 
-    def __init__(self, users: Users, service: UserService) -> None:
+    def __init__(self, users: Users, service: UserService, attempts: Attempts) -> None:
         """Uses them, owns nothing."""
         self._users = users
+        self._attempts = attempts
         self._service = service
 
     async def me(self, call: Call) -> Answer:
@@ -97,7 +99,13 @@ class UserRoutes:
         return Answer(body=UserList(items=[view(user) for user in shown], next_cursor=next_cursor))
 
     async def change_own(self, call: Call, body: OwnChange) -> Answer:
-        """Change the caller's own account."""
+        """Change the caller's own account. Another address is told whether it is in use and gets a mail: that is limited."""
+        if body.email is not None and await self._moves(call.who.user_id, body.email):
+            await self._attempts.spend(
+                (ADDRESS_ACCOUNT, str(call.who.user_id)),
+                (MAIL_ADDRESS, fold_email(body.email)),
+                (MAIL_CLIENT, call.client),
+            )
         change = store.Change(email=body.email, name=body.name)
         return _answer(await self._service.change(call.who, call.who.user_id, change, expected_versions(call)))
 
@@ -123,6 +131,10 @@ class UserRoutes:
             raise Refused(Problem.USER_NOT_FOUND)
         answer = _answer(user)
         return Answer(304, None, answer.headers) if is_known(call, user.version) else answer
+
+    async def _moves(self, user_id: UUID, email: str) -> bool:
+        user = await self._users.get(user_id)
+        return user is not None and fold_email(user.email) != fold_email(email)
 
     async def _of_address(self, email: str) -> list[User]:
         # What cannot be an address is nobody's: not asked for, since PostgreSQL refuses NUL.
@@ -160,7 +172,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             roles=EVERYONE,
             body=OwnChange,
             answers=UserView,
-            problems=(*conditional, Problem.EMAIL_TAKEN),
+            problems=(*conditional, Problem.EMAIL_TAKEN, Problem.RATE_LIMITED),
             headers=("If-Match",),
         ),
         Route(

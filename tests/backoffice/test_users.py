@@ -9,6 +9,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from backoffice.auth.limits import ADDRESS_ACCOUNT, MAIL_ADDRESS
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_people import People
@@ -81,6 +82,28 @@ def test_an_address_goes_to_one(people: People) -> None:
     assert [person.me()["email"] for person in crowd].count("one@x.example") == 1
     admin = people.make("admin")
     assert len(admin.http.get("/v1/users", params={"email": "ONE@x.example"}).json()["items"]) == 1
+
+
+def test_trying_addresses_is_limited(people: People) -> None:
+    """Whether an address is in use is told to who changes to it, and each change sends a mail to a stranger."""
+    taken = people.make(email="taken@shop.example")
+    ada = people.make()
+    answers = [
+        ada.http.patch("/v1/users/me", json={"email": f"guess{place}@shop.example"})
+        for place in range(ADDRESS_ACCOUNT.attempts_max)
+    ]
+    assert {answer.status_code for answer in answers} == {200}
+    for email in ("one.more@shop.example", taken.email):
+        limited = ada.http.patch("/v1/users/me", json={"email": email, "name": "X"})
+        assert code(limited) == (429, "rate_limited")
+        assert 1 <= int(limited.headers["retry-after"]) <= ADDRESS_ACCOUNT.window_s
+    # What sends no mail is not limited.
+    for body in ({"name": "Still Ada"}, {"email": ada.me()["email"].upper()}):
+        assert ada.http.patch("/v1/users/me", json=body).status_code == 200
+    # One mailbox, many who write to it.
+    crowd, target = [people.make() for _ in range(MAIL_ADDRESS.attempts_max + 1)], people.make().email
+    codes = [p.http.patch("/v1/users/me", json={"email": target}).status_code for p in crowd]
+    assert codes == [409] * MAIL_ADDRESS.attempts_max + [429]
 
 
 def test_staff_see_everybody(people: People) -> None:
