@@ -12,7 +12,7 @@ import pytest
 import redis
 from prometheus_client import CollectorRegistry
 
-from backoffice.caching import shared
+from backoffice.caching import caches, shared
 from backoffice.caching.breaker import FAILURES_MAX, Breaker
 from backoffice.caching.cache import Bounds, Cache, Codec
 from backoffice.caching.caches import Caches
@@ -384,6 +384,27 @@ async def test_redis_killed_is_no_error_and_changes_made_meanwhile_are_told(
             assert await two.cache.get("1", rows.load("1")) == "new"
             await asyncio.sleep(0.02)
     assert rows.loads >= loads
+
+
+async def test_what_redis_was_not_told_of_is_not_read_from_it(
+    own_redis: RedisServer, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "TEND_S", 60.0)  # it is told no sooner than that
+    one = await start(own_redis.url)
+    rows = Rows({"1": "old"})
+    assert await one.cache.get("1", rows.load("1")) == "old"
+    own_redis.kill()
+    async with one.cache.changing("1"):
+        rows.rows["1"] = "new"
+    own_redis.start()
+    with redis.Redis(port=own_redis.port) as client:
+        assert client.get(PLACE) == b"V\x03old"
+        for _ in range(3):
+            one.cache.forget_all()
+            assert await one.cache.get("1", rows.load("1")) == "new"
+        assert client.get(PLACE) == b"V\x03old"
+        await one.caches._shared.pay()
+        assert not client.exists(PLACE)
 
 
 async def test_redis_paused_is_asked_a_few_times_and_then_left_alone(own_redis: RedisServer, start: Start) -> None:
