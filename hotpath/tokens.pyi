@@ -43,7 +43,7 @@ class KeyRing:
         """Verify by these keys from now on."""
 
     def verify(self, token: bytes, now_s: int) -> Claims | int:
-        """Claims, or TOKEN_INVALID / TOKEN_EXPIRED / TOKEN_ENDED. `leeway_s` is for `iat` and `nbf` in the future, not for `exp`."""
+        """Claims, or TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_ENDED. `leeway_s` is for `iat` and `nbf` ahead of us, not for `exp`."""
 
     def authorize(self, authorization: str | None, now_s: int) -> Claims | int:
         """The same from an `Authorization` header; TOKEN_MISSING when there is none or it is not `Bearer`."""

@@ -95,7 +95,9 @@ cdef class Claims:
 cdef class KeyRing:
     """HS256 keys by `kid`."""
 
-    def __init__(self, keys, *, str issuer, str audience="edge", str role="buyer", int leeway_s=60, dict not_before=None):
+    def __init__(
+        self, keys, *, str issuer, str audience="edge", str role="buyer", int leeway_s=60, dict not_before=None
+    ):
         self.replace(keys)
         self.not_before = {} if not_before is None else not_before
         self.issuer = issuer

@@ -1,4 +1,4 @@
-"""Verifies access tokens of outside issuers by their published keys. Performs no I/O but in `run`, so a request waits for nothing.
+"""Verifies access tokens of outside issuers by their published keys. No I/O but in `run`, so a request waits for nothing.
 
 A signature is checked once per token: verified ones are remembered by the hash of the whole token, up to a bound. Everything that
 may change is judged each time: `exp`, ended sessions, and whether the key is still published. Only good tokens get in, so
