@@ -7,8 +7,12 @@ import { Orders } from "./orders.js";
 
 const EDGE = document.querySelector('meta[name="flashsale-edge"]').content;
 const SALE_ID = location.pathname.split("/").at(-1).toLowerCase();
-const LOOK_MS = 2000;
-const LOOK_HIDDEN_MS = 15000;
+// How often the sale is looked at: many look at the same time, and what comes by the clock needs no look.
+const LOOK_MS = { open: 3000, paused: 4000, scheduled: 5000, ended: 30000 };
+const LOOK_EARLY_MS = 20000;
+const EARLY_MS = 60000;
+const LOOK_HIDDEN_MS = 30000;
+const LOOK_FAILED_MS = 3000;
 const LINES_MAX = 8;
 const UNITS_MAX = 100;
 const NAMED_MAX = 8;
@@ -48,7 +52,7 @@ const shop = { sale: null, offsetMs: 0, lookTimer: null, sending: false, state: 
 
 async function look() {
   clearTimeout(shop.lookTimer);
-  let nextMs = document.hidden ? LOOK_HIDDEN_MS : LOOK_MS;
+  let nextMs = LOOK_FAILED_MS;
   try {
     const asked = Date.now();
     const sale = await ask("GET", `${EDGE}/v1/sales/${SALE_ID}`, { timeoutMs: 10000 });
@@ -60,6 +64,9 @@ async function look() {
     say(find("trouble"), "");
     showItems();
     show();
+    const state = stateNow();
+    const early = state === "scheduled" && Date.parse(sale.starts_at) - Date.now() - shop.offsetMs > EARLY_MS;
+    nextMs = document.hidden ? LOOK_HIDDEN_MS : early ? LOOK_EARLY_MS : LOOK_MS[state];
   } catch (problem) {
     if (problem.code === "sale_not_found") {
       find("sale-state").textContent = WORDS.sale_not_found;
@@ -69,9 +76,8 @@ async function look() {
       if (find("trouble").textContent !== text) say(find("trouble"), text, "warn");
     }
     nextMs = Math.max(nextMs, (problem.retryAfterS ?? 0) * 1000);
-    nextMs += Math.random() * 1000;
   }
-  shop.lookTimer = setTimeout(look, nextMs);
+  shop.lookTimer = setTimeout(look, nextMs * (0.75 + Math.random() / 2));
 }
 
 /** Names and currency of the first items, which the edge does not know; asked for once a tab. */
