@@ -207,3 +207,14 @@ def test_an_edge_that_was_stopped_is_excused_only_meanwhile() -> None:
 )
 def test_a_request_is_as_certain_as_its_attempts(attempts: list[Attempt], ending: Ending) -> None:
     assert OrderRequest(uuid4(), "k", ((SKUS[0], 1),), attempts).ending is ending
+
+
+def test_a_cancellation_that_was_not_stored_is_lost_only_with_redis_disk() -> None:
+    """`cancel_unasked` is a confirmed cancellation of an order that is stored as reserved, in its first version."""
+    history, evidence = right_sale(0)
+    cancel_unasked(history, evidence)
+    assert {finding.invariant for finding in judged(history, evidence)} == {"C"}
+    assert judged(history, evidence, Expectations(lost_orders=True)) == []
+    history, evidence = right_sale(0)
+    undo_a_cancellation(history, evidence)  # its second version was stored: no loss explains that
+    assert "C" in {finding.invariant for finding in judged(history, evidence, Expectations(lost_orders=True))}
