@@ -10,16 +10,14 @@ from uuid import UUID
 import httpx
 import psycopg
 import pytest
-from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
 
 from backoffice.catalogue import search
 from backoffice.catalogue.search import SQL, Place, Search
 from backoffice.stores import Stores
 from devstack.servers import PostgresServer
-from domain.topology import Topology
 from migrations.runner import CATALOGUE, apply, read_migrations
 from perf import shop
+from runtime.settings import Settings
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 
 PRODUCTS = 100_000
@@ -282,10 +280,10 @@ def test_plans_over_a_hundred_thousand_products(shop_dsn: str, text: str) -> Non
 
 @pytest.fixture
 async def shop_search(shop_dsn: str) -> AsyncIterator[Search]:
-    pool: AsyncConnectionPool[AsyncConnection[Any]] = AsyncConnectionPool(shop_dsn, min_size=1, max_size=1, open=False)
-    async with pool:
-        nothing: Any = None
-        yield Search(Stores(pool, (), nothing, nothing, Topology(lanes=1, shards=4)))
+    settings = Settings.model_validate({"catalogue_dsn": shop_dsn, "shard_dsns": [shop_dsn] * 4})
+    stores = Stores.from_settings(settings)
+    async with stores.opened():
+        yield Search(stores)
 
 
 async def test_of_very_many_matches_the_newest_are_ranked(shop_search: Search) -> None:
