@@ -84,7 +84,7 @@ class Jwks:
         try:
             content = await asyncio.to_thread(_fetch, self._issuer.jwks_url)
             keys = parse(content, self._issuer)
-        except (OSError, http.client.HTTPException, JwksUnusable) as error:
+        except (OSError, http.client.HTTPException, ValueError, JwksUnusable) as error:
             # Once, not at each try.
             if not self.failing or not self.keys:
                 _log.warning("jwks_not_fetched", issuer=self._issuer.iss, error=str(error) or type(error).__name__)

@@ -34,6 +34,7 @@ RECONNECT_S_MAX: Final = 1.0
 PING_S: Final = 5.0
 _TIDY_S: Final = 60.0
 _NOTES_AT_ONCE: Final = 1000
+_DIGITS_MAX: Final = 15
 _SCRIPT = load_script("sessions_end-1")
 
 
@@ -92,7 +93,8 @@ class SessionEnds:
                 await self._follow()
             except (TimeoutError, RedisError, OSError, _ChannelLost) as error:
                 _log.warning("session_ends_lost", error=str(error) or type(error).__name__)
-            self.synced = False
+            finally:
+                self.synced = False
             await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret
 
     async def _follow(self) -> None:
@@ -114,13 +116,17 @@ class SessionEnds:
                     continue
                 unanswered = 0
                 if message["type"] == "message":
-                    seconds, _, user_id = bytes(message["data"]).partition(b" ")
-                    self.take(user_id, int(seconds))
+                    seconds, space, user_id = bytes(message["data"]).partition(b" ")
+                    if (
+                        space and seconds.isdigit() and len(seconds) <= _DIGITS_MAX
+                    ):  # anybody with a way to Redis can publish
+                        self.take(user_id, int(seconds))
             raise _ChannelLost("the channel is silent")
 
     async def _read_all(self) -> None:
         async for user_id, seconds in self._redis.zscan_iter(topology.SESSION_ENDS_KEY, count=_NOTES_AT_ONCE):
-            self.take(user_id, int(seconds))
+            if 0 <= seconds < 10**_DIGITS_MAX:
+                self.take(user_id, int(seconds))
 
     def _shed(self) -> None:
         """Make one note for everybody of the oldest, a sixteenth of all, so that the bound is not met at every note."""

@@ -20,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -149,7 +150,7 @@ def load_staff_key(path: Path) -> StaffKey:
 def _parse_staff_key(pem: str, path: Path) -> StaffKey:
     try:
         private = serialization.load_pem_private_key(pem.encode(), password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise TokenKeysError(f"{path}: not a PEM private key without password") from error
     if not isinstance(private, Ed25519PrivateKey):
         raise TokenKeysError(f"{path}: not an Ed25519 key")

@@ -97,6 +97,9 @@ class Sessions:
                 if not self._failing:
                     log.warning("ended sessions cannot be told", error=type(error).__name__)
                 self._failing = True
+            except Exception:
+                log.exception("telling ended sessions failed")
+                self._failing = True
             await asyncio.sleep(PERIOD_S)
 
     async def step(self) -> int:

@@ -85,6 +85,18 @@ async def test_user_ids_are_any_bytes(client: Redis, follow: Follow) -> None:
     assert set(ends.table) == {user.bytes for user in users}
 
 
+async def test_what_is_no_note_is_passed_over(client: Redis, follow: Follow) -> None:
+    await client.zadd(topology.SESSION_ENDS_KEY, {b"short": NOW, bytes(16): float("inf"), bytes(15) + b"a": -5.0})
+    ends = SessionEnds(client)
+    await follow(ends)
+    for message in (b"", b" ", b"x " + bytes(16), b"-1 " + bytes(16), b"9" * 40 + b" " + bytes(16), b"1", b"1 short"):
+        await client.publish(topology.SESSION_ENDS_CHANNEL, message)
+    user = uuid4()
+    await publish(client, [(user, NOW)])
+    await until(lambda: user.bytes in ends.table)
+    assert set(ends.table) == {user.bytes} and ends.synced
+
+
 async def test_what_outlived_every_token_goes(client: Redis) -> None:
     old, kept = uuid4(), uuid4()
     await client.zadd(topology.SESSION_ENDS_KEY, {old.bytes: NOW - KEPT_S - 5})
