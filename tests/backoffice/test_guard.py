@@ -60,8 +60,8 @@ def test_unknown_path_and_method(backoffice: BackofficeProcess) -> None:
         status, document, head = problem(exchange(backoffice.port, request(method, "/v1/products")))
         assert (status, document["code"]) == (405, "method_not_allowed")
         assert "allow: get, head, post" in head
-    status, document, _ = problem(exchange(backoffice.port, request("GET", "/docs")))
-    assert (status, document["code"]) == (404, "not_found")
+    # The page at this address is ours, not Robyn's, which loads from another host.
+    assert b"/static/docs.js" in exchange(backoffice.port, request("GET", "/docs"))
 
 
 @pytest.mark.parametrize(
