@@ -142,6 +142,7 @@ async def measure(
         "hit_rate_at_the_end": last.since(first).hit_rate,
         "of_process_tier": last.process_hits / last.reads,
         "of_redis_tier": last.redis_hits / last.reads,
+        "redis_failures": registry.get_sample_value("flashsale_cache_redis_failures_total"),
         "evicted_by_size": counters(registry)["flashsale_cache_evictions_total", "process", "size"],
         "course": [round(sample.hit_rate, 4) for sample in samples],
     }

@@ -45,6 +45,8 @@ class Breaker:
 
     def failed(self) -> None:
         """It did not, or too late."""
+        if self.is_open and not self._probing:
+            return  # asked before it opened: however many waited then, the pause is no longer for that
         self._failures += 1
         self._probing = False
         if self.is_open:

@@ -40,7 +40,7 @@ class Caches:
         """Connects to nothing yet. `now` is the process tiers' clock, in seconds."""
         self._now = now
         # A client of its own: its short waits are not for those who cannot do without Redis.
-        self._redis = redis_client(cache_url, connections_max=CONNECTIONS_MAX, timeout_s=CALL_S_MAX)
+        self._redis = redis_client(cache_url, connections_max=CONNECTIONS_MAX, timeout_s=2 * CALL_S_MAX)
         self._metrics = CacheMetrics(registry)
         self._shared = SharedTier(self._redis, self._metrics)
         self._caches: dict[str, Cache[Any]] = {}
@@ -86,8 +86,9 @@ class Caches:
             except (RedisError, OSError, TimeoutError) as error:
                 log.warning("changes are not followed", error=type(error).__name__)
             finally:
-                self._follows = False
-                self._forget_all()
+                if self._follows:
+                    self._follows = False
+                    self._forget_all()
             await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret
 
     async def _follow_once(self) -> None:

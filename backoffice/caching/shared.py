@@ -35,7 +35,8 @@ _FILL = load_script("cache_fill-1")
 _BLOCK = load_script("cache_block-1")
 _UNBLOCK = load_script("cache_unblock-1")
 
-CALL_S_MAX = 0.25
+CALL_S_MAX = 0.5
+LATE_S_MAX = 0.05  # of our own loop: later, and a time-out tells of us and not of Redis
 LEASE_MS = 5_000  # longer than a load takes; a reader that died is waited for no longer
 BLOCK_MS = 20_000  # longer than a handler may take (`web.routing.HANDLER_S_MAX`)
 WAIT_S_MAX = 0.5  # for another's load; then this reader loads, too
@@ -172,6 +173,8 @@ class SharedTier:
     async def _ask(self, call: Callable[[], Awaitable[Any]]) -> Any:
         if not self._breaker.admits():
             raise Away
+        loop = asyncio.get_running_loop()
+        due_at = loop.time() + CALL_S_MAX
         try:
             async with asyncio.timeout(CALL_S_MAX):
                 answer = await call()
@@ -179,7 +182,11 @@ class SharedTier:
             self._breaker.succeeded()
             raise Away from error
         except (RedisError, OSError, TimeoutError) as error:
-            self._breaker.failed()
+            if isinstance(error, TimeoutError) and loop.time() - due_at > LATE_S_MAX:
+                # Without this, a machine that is short of processor time would turn to the database for everything.
+                self._breaker.abandoned()
+            else:
+                self._breaker.failed()
             self._metrics.redis_failures.inc()
             log.warning("cache Redis failed", error=type(error).__name__)
             raise Away from error
