@@ -105,7 +105,7 @@ class Backoffice:
         """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
         async with self._stores.opened(), self._caches.running():
             await self._check_fingerprint()
-            work = (self._prepare(), self._synchroniser.run(), self._sweeper.run(), self._tokens.run())
+            work = (self._prepare(), self._synchroniser.run(), self._sweeper.run(), *self._tokens.work())
             background = [asyncio.create_task(part) for part in work]
             try:
                 yield

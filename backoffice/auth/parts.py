@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TypeVar
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -21,7 +21,7 @@ _Ring = TypeVar("_Ring", TokenKeys, StaffKeys)
 
 
 class TokenParts:
-    """`run` goes beside requests."""
+    """`work` goes beside requests."""
 
     def __init__(
         self,
@@ -58,14 +58,10 @@ class TokenParts:
         self._show("buyer", buyer_keys)
         self._show("staff", staff_keys)
 
-    async def run(self) -> None:
-        """For ever. Cancel to stop."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.ends.run())
-            group.create_task(self.sessions.run())
-            group.create_task(self._outside.run())
-            for watch in self._watches:
-                group.create_task(watch.run())
+    def work(self) -> list[Coroutine[Any, Any, None]]:
+        """What runs for ever. Each as a task of its own: a group cancels its members once, which a library may swallow."""
+        watches = [watch.run() for watch in self._watches]
+        return [self.ends.run(), self.sessions.run(), self._outside.run(), *watches]
 
     def _show(self, kind: str, watch: KeyWatch[_Ring]) -> None:
         def show(ring: _Ring) -> None:
