@@ -244,6 +244,7 @@ def test_with_the_keyboard_alone(visit: Visit, running_stack: RunningStack, keep
     email = register(page)
     _tab_to(page, "#logout")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Log in to buy")).to_be_visible()
     page.reload()
     expect(page.get_by_role("heading", name="Log in to buy")).to_be_visible()
     page.keyboard.press("Tab")
