@@ -11,7 +11,6 @@ pytest_plugins = [
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
     "tests.fixtures.fix_stack",
-    "tests.fixtures.fix_browser",
     "tests.fixtures.fix_users",
     "tests.fixtures.fix_people",
     "tests.fixtures.fix_issuer",
