@@ -21,7 +21,6 @@ from runtime.databases import Database, Replica
 from runtime.positions import Positions
 from runtime.settings import Settings
 
-Pool = Database  # to whoever is content with its primary
 _POSITION_CONNECTIONS_MAX = 8
 
 

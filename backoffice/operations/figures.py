@@ -16,9 +16,10 @@ import psycopg
 import redis.exceptions
 from psycopg_pool import PoolTimeout, TooManyRequests
 
-from backoffice.stores import Pool, Stores
+from backoffice.stores import Stores
 from domain import topology
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from runtime.databases import Database
 from runtime.queue import Queue, QueueDepth, QueueUnavailable
 from runtime.sql import load_sql
 
@@ -185,7 +186,7 @@ class Lookout:
         return tuple(depths[: len(names)]), sum(depth.dead for depth in depths)
 
 
-async def _outbox(shard: Pool) -> tuple[int, float]:
+async def _outbox(shard: Database) -> tuple[int, float]:
     async with shard.connection() as connection:
         cursor = await connection.execute(SQL["outbox"], {"rows_max": OUTBOX_ROWS_MAX})
         [(rows, age_s)] = await cursor.fetchall()

@@ -13,11 +13,12 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 from pydantic import Field
 
-from backoffice.stores import Pool, Stores
+from backoffice.stores import Stores
 from backoffice.web.fields import Resource
 from backoffice.web.messages import PROBLEM_JSON, Answer, Call
 from backoffice.web.routing import Route
 from domain.problems import Problem, ProblemDetails
+from runtime.databases import Database
 from runtime.session_ends import SessionEnds
 
 CHECK_S_MAX = 1.0
@@ -115,8 +116,8 @@ class Metrics:
         return Answer(body=generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def _ping(pool: Pool) -> None:
-    async with pool.connection() as connection:
+async def _ping(database: Database) -> None:
+    async with database.connection() as connection:
         await connection.execute("SELECT 1")
 
 

@@ -11,9 +11,10 @@ from uuid import UUID
 import structlog
 from psycopg.rows import class_row
 
-from backoffice.stores import Pool, Stores
+from backoffice.stores import Stores
 from domain import ids, topology
 from domain.orders import MalformedEntry, OrderStatus, decode_value
+from runtime.databases import Database
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "orders.sql")
@@ -130,7 +131,7 @@ class Orders:
             history.append(Transition(1, OrderStatus.RESERVED, newest.reserved_at))
         return newest, sorted(history, key=lambda transition: transition.version)
 
-    async def _page(self, shard: Pool, parameters: dict[str, Any]) -> list[Order]:
+    async def _page(self, shard: Database, parameters: dict[str, Any]) -> list[Order]:
         async with shard.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Order))
             return await (await cursor.execute(SQL["page"], parameters)).fetchall()

@@ -14,7 +14,7 @@ import structlog
 from backoffice.users.addresses import Addresses
 from backoffice.users.erasure import AWAY, Erasures
 
-PERIOD_S = 10.0
+PERIOD_S = 5.0
 SETTLED = timedelta(seconds=20)  # no request works longer on an account
 BATCH_MAX = 100  # of each kind, a shard and round
 
