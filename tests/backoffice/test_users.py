@@ -13,6 +13,7 @@ import pytest
 
 from backoffice.auth.limits import ADDRESS_ACCOUNT, MAIL_ADDRESS
 from backoffice.users.sweeper import PERIOD_S
+from domain.topology import Topology
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_people import People
@@ -325,7 +326,8 @@ def test_tokens_without_an_account(people: People) -> None:
 def test_the_process_sweeps(people: People, databases: Databases) -> None:
     """What crashes left is found without anybody asking for it."""
     ada = people.make()
-    with psycopg.connect(databases.shard_dsns[0], autocommit=True) as connection:
+    dsn = databases.shard_dsns[Topology().shard_of_address("left@shop.example")]
+    with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO login_index (email_folded, user_id, claimed_at) "
             "VALUES ('left@shop.example', gen_random_uuid(), now() - interval '1 hour')"
