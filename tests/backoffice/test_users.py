@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
 import httpx
+import psycopg
 import pytest
 
 from backoffice.auth.limits import ADDRESS_ACCOUNT, MAIL_ADDRESS
+from backoffice.users.sweeper import PERIOD_S
 from domain.topology import Topology
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
@@ -318,6 +321,22 @@ def test_tokens_without_an_account(people: People) -> None:
             http.delete("/v1/users/me"),
         ):
             assert code(answer) == (404, "user_not_found")
+
+
+def test_the_process_sweeps(people: People, databases: Databases) -> None:
+    """What crashes left is found without anybody asking for it."""
+    ada = people.make()
+    dsn = databases.shard_dsns[Topology().shard_of_address("left@shop.example")]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO login_index (email_folded, user_id, claimed_at) "
+            "VALUES ('left@shop.example', gen_random_uuid(), now() - interval '1 hour')"
+        )
+        deadline = time.monotonic() + 4 * PERIOD_S
+        while connection.execute("SELECT 1 FROM login_index WHERE email_folded = 'left@shop.example'").fetchone():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert "flashsale_backoffice_sweeper_repairs_total" in ada.http.get("/metrics").text
 
 
 def test_a_person_is_not_in_the_log(people: People, backoffice: BackofficeProcess) -> None:
