@@ -275,6 +275,24 @@ def test_with_the_keyboard_alone(visit: Visit, running_stack: RunningStack, keep
     expect(page.locator("#order-state")).to_have_text("Cancelled.")
 
 
+def test_a_question_asked_again_at_once(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
+    """A dialog tells of its closing a moment later: the next question must not take that for its own answer."""
+    stack, sale = running_stack.stack, keeper.sale()
+    page = visit(shop_url(stack, sale), also=[stack.edge_url]).page
+    register(page)
+    page.locator("#buy").click()
+    expect(page.locator("#order-state")).to_have_text("Reserved for you.")
+    page.locator("#cancel").click()
+    page.evaluate(
+        """() => {
+          document.querySelector('#confirm').close('no');
+          document.querySelector('#cancel').click();
+        }"""
+    )
+    page.locator("#confirm-yes").click()
+    expect(page.locator("#order-state")).to_have_text("Cancelled.")
+
+
 def _tab_to(page: Page, selector: str) -> None:
     """Press Tab until it has the focus; a place that the keyboard does not reach fails."""
     for _ in range(60):

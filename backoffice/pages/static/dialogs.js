@@ -2,6 +2,8 @@
 
 import { find, make } from "./page.js";
 
+let answer = null; // of the question that was asked last, until it is answered
+
 /**
  * Ask, and wait for the answer: null for no, else the fields' values by name. `fields`: elements with `name`s, each in a
  * label. The focus goes back to where it was.
@@ -9,6 +11,7 @@ import { find, make } from "./page.js";
 export function confirm(text, yes, { danger = false, fields = [] } = {}) {
   const dialog = find("confirm");
   const back = document.activeElement;
+  answer?.(); // closed already, but its event is still to come: whoever is quick asks again before
   find("confirm-text").textContent = text;
   find("confirm-fields").replaceChildren(...fields);
   const button = find("confirm-yes");
@@ -17,11 +20,19 @@ export function confirm(text, yes, { danger = false, fields = [] } = {}) {
   dialog.returnValue = "no";
   dialog.showModal();
   return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
+    const done = (values) => {
+      answer = null;
+      dialog.removeEventListener("close", closed);
+      resolve(values);
+    };
+    const closed = () => {
+      if (dialog.open) return; // the event of the question before
       if (back instanceof HTMLElement) back.focus();
-      if (dialog.returnValue !== "yes") return resolve(null);
-      resolve(Object.fromEntries([...dialog.querySelectorAll("[name]")].map((field) => [field.name, field.value])));
-    }, { once: true });
+      if (dialog.returnValue !== "yes") return done(null);
+      done(Object.fromEntries([...dialog.querySelectorAll("[name]")].map((field) => [field.name, field.value])));
+    };
+    answer = () => done(null);
+    dialog.addEventListener("close", closed);
   });
 }
 
