@@ -60,7 +60,6 @@ stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
             say(f"{last['accepted']:,.0f} accepted, {last['stored']:,.0f} stored")
         final = load.finish(stop=False)
     ended = time.monotonic()
-    batches = batch_sizes(stack)
     cpu_load = {name: value - cpu_before.get(name, 0.0) for name, value in stack.cpu_us().items()}
     require_all_accepted(final)
     accepted = final["accepted"]
@@ -73,7 +72,7 @@ stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
         **rates([each for each in samples if each["at_s"] >= min(WARM_UP_S, seconds / 3)]),
         "accepted": accepted,
         "stored": stored,
-        "batches": batches,
+        "batches": batch_sizes(stack),  # of the drain, too: at the load's end nothing may be stored yet
         "drain_s": time.monotonic() - ended,
         "accepted_ms": final["accepted_ms"],
         "cpu_us_an_order": {name: round(value / accepted, 1) for name, value in sorted(cpu_load.items())},
