@@ -19,6 +19,7 @@ EXTENSIONS = [
     "hotpath.sales",  # what the hot path knows of a sale
     "hotpath.resp",  # RESP encoding and decoding
     "hotpath.tickets",  # one order on its way
+    "hotpath.calls",  # script calls of a batch
     "hotpath.batcher",  # micro-batches
     "hotpath.exchange",  # one POST of an order, from headers to answer
     "perf.driver.loop",  # the bundled load driver

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from hotpath.calls cimport CallEncoder
 from hotpath.ids cimport OrderIds
 from hotpath.resp cimport Writer
 from hotpath.sales cimport LaneNames, SaleView
@@ -28,9 +29,7 @@ cdef class Batch:
 cdef class Batcher:
     cdef bytes reserve_source
     cdef bytes lookup_source
-    cdef bytes reserve_head  # RESP: EVALSHA and the hash
-    cdef bytes lookup_head
-    cdef bytes limits  # RESP: interval, burst, bound of the stream
+    cdef CallEncoder encoder
     cdef int batch_size_max
     cdef int batch_size_early
     cdef int batches_in_flight_max
@@ -80,7 +79,6 @@ cdef class Batcher:
     cdef int next_lane(self, bint lookup, bint full) except -2
     cdef int bound_queue(self, int64_t now_ns) except -1
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1
-    cdef int put_order(self, Ticket ticket) except -1
     cdef int digest(self, Batch batch, const char* at) except -1
     cdef int decide(self, Ticket ticket, int64_t value) except -1
     cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1

@@ -14,6 +14,7 @@ from collections import deque
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
+from hotpath.calls cimport CallEncoder, lane_keys
 from hotpath.counters cimport (
     V_ACCEPTED,
     V_HAS_STOCK,
@@ -23,8 +24,7 @@ from hotpath.counters cimport (
     V_UNAVAILABLE,
     V_UNKNOWN,
 )
-from hotpath.ids cimport ID_BYTES, literal, put_decimal
-from hotpath.resp cimport bulk_head, build, read_number, scan
+from hotpath.resp cimport build, read_number, scan
 from hotpath.tickets cimport Ticket
 
 from hotpath.resp import ProtocolViolation, ReplyError, encode_command
@@ -38,9 +38,6 @@ cdef enum:
     OUTCOME_BITS = 4
     OUTCOME_MASK = 15
     RECORD_HEAD = 21  # 16 order id, 5 milliseconds since RECORD_SINCE_MS
-    BODY_HEAD_MAX = 16 + 16 + 3 + 1 + 64 + 1
-    # One request: two keys (heads are counted apart), the field, the lines, the body, their RESP heads.
-    ORDER_BYTES_MAX = 2 * (16 + 2) + 32 + 66 + 32 + 18 + 32 + BODY_HEAD_MAX + 8 * (2 + 5 + 1 + 64)
     HOLD_MS = 50  # pause after LOADING and its like
     FULL_TURNS_MAX = 15  # of lanes with a full batch before one with less
     MEASURE_MS = 100  # over which the pace of answers is measured
@@ -72,9 +69,7 @@ cdef class LaneQueue:
 
     def __cinit__(self, LaneNames names not None):
         self.lane = names.lane
-        self.keys = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
-            len(names.state_key), names.state_key, len(names.stream_key), names.stream_key
-        )
+        self.keys = lane_keys(names)
         self.reserve = deque()
         self.lookup = deque()
 
@@ -104,9 +99,10 @@ cdef class Batcher:
         assert 1 <= batch_size_max <= 64 and batches_in_flight_max >= 1 and queue_length_max >= 1
         self.reserve_source = reserve[1]
         self.lookup_source = lookup[1]
-        self.reserve_head = _evalsha(reserve[0])
-        self.lookup_head = _evalsha(lookup[0])
-        self.limits = b"".join(_bulk(str(n)) for n in (emission_interval_us, burst, stream_length_max))
+        self.encoder = CallEncoder(
+            reserve_sha=reserve[0], lookup_sha=lookup[0], emission_interval_us=emission_interval_us, burst=burst,
+            stream_length_max=stream_length_max,
+        )
         self.batch_size_max = batch_size_max
         self.batch_size_early = batch_size_early if batch_size_early > 0 else batch_size_max
         self.batches_in_flight_max = batches_in_flight_max
@@ -263,21 +259,14 @@ cdef class Batcher:
         return -1
 
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1:
-        """Encode one script call.
-
-            *<10 + 3g + 5n> EVALSHA <sha> <2 + 2n> state stream (user order)*n
-            n g interval burst bound (sale epoch version)*g (field lines body)*n
-        """
+        """One script call with what waits for the lane, at most a batch."""
         cdef Batch batch = Batch.__new__(Batch)
         cdef list tickets = []
         cdef list sales = []
         cdef Ticket ticket
         cdef SaleView sale, other
-        cdef Writer writer = self.writer
-        cdef LaneNames names
-        cdef char* at
         cdef int64_t now_ms = unix_ms() + self.clock_offset_ms
-        cdef int n, g, place
+        cdef int n, place
         global serial
         serial += 1
         while source and len(tickets) < self.batch_size_max:
@@ -314,27 +303,8 @@ cdef class Batcher:
             tickets.append(ticket)
             if ticket.alone:
                 break
+        self.encoder.put(self.writer, lookup, lane.keys, tickets, sales)
         n = len(tickets)
-        g = len(sales)
-        writer.put_head(c"*", 10 + 3 * g + 5 * n)
-        writer.put(self.lookup_head if lookup else self.reserve_head)
-        at = bulk_number(writer.reserve(64), 2 + 2 * n)
-        writer.length = at - writer.start
-        writer.put(lane.keys)
-        for ticket in tickets:
-            names = ticket.sale.lane_for(ticket.user_hash)
-            at = writer.reserve(len(names.user_key_head) + len(names.order_key_head) + 2 * (ID_BYTES + 2))
-            at = id_key(at, names.user_key_head, ticket.user)
-            at = id_key(at, names.order_key_head, ticket.id)
-            writer.length = at - writer.start
-        at = bulk_number(writer.reserve(64), n)
-        at = bulk_number(at, g)
-        writer.length = at - writer.start
-        writer.put(self.limits)
-        for sale in sales:
-            writer.put(sale.script_arguments)
-        for ticket in tickets:
-            self.put_order(ticket)
         batch.kind = LOOKUP if lookup else RESERVE
         batch.lane = lane
         batch.tickets = tickets
@@ -347,46 +317,6 @@ cdef class Batcher:
             self.reserve_flight += 1
             self.sent_orders += n
         return n
-
-    cdef int put_order(self, Ticket ticket) except -1:
-        """Field, lines and body of one request (`docs/redis-layout.md`, `domain.orders.encode_body`)."""
-        cdef char* at = self.writer.reserve(ORDER_BYTES_MAX)
-        cdef SaleView sale = ticket.sale
-        cdef bytes part
-        cdef Py_ssize_t length
-        cdef int i
-        at = bulk_head(at, ticket.key_length)
-        memcpy(at, ticket.key, ticket.key_length)
-        at += ticket.key_length
-        at = literal(at, b"\r\n")
-        at = bulk_head(at, 1 + 2 * ticket.line_count)
-        at[0] = <char>ticket.place
-        at += 1
-        for i in range(ticket.line_count):
-            at[0] = <char>ticket.sku_index[i]
-            at[1] = <char>ticket.quantity[i]
-            at += 2
-        at = literal(at, b"\r\n")
-        length = 16 + 16 + 3 + 1 + ticket.key_length + 1
-        for i in range(ticket.line_count):
-            length += 2 + len(<bytes>sale.entry_items[ticket.sku_index[i]])
-        at = bulk_head(at, length)
-        memcpy(at, ticket.user, 16)
-        memcpy(at + 16, sale.id, 16)
-        memcpy(at + 32, sale.currency, 3)
-        at[35] = <char>ticket.key_length
-        memcpy(at + 36, ticket.key, ticket.key_length)
-        at += 36 + ticket.key_length
-        at[0] = <char>ticket.line_count
-        at += 1
-        for i in range(ticket.line_count):
-            at[0] = <char>ticket.sku_index[i]
-            at[1] = <char>ticket.quantity[i]
-            part = <bytes>sale.entry_items[ticket.sku_index[i]]
-            at = literal(at + 2, part)
-        at = literal(at, b"\r\n")
-        self.writer.length = at - self.writer.start
-        return 0
 
     # ---- back --------------------------------------------------------------------------------------------------
 
@@ -653,33 +583,6 @@ cdef class Batcher:
             "error_replies": self.error_replies,
             "expired": self.expired,
         }
-
-
-cdef inline char* bulk_number(char* at, uint64_t number) noexcept nogil:
-    """A number as a bulk string."""
-    cdef char digits[20]
-    cdef int count = put_decimal(digits, number)
-    at = bulk_head(at, count)
-    memcpy(at, digits, count)
-    memcpy(at + count, b"\r\n", 2)
-    return at + count + 2
-
-
-cdef inline char* id_key(char* at, bytes head, const uint8_t* sixteen) noexcept:
-    """A key that ends in an id."""
-    at = literal(at, head)
-    memcpy(at, sixteen, ID_BYTES)
-    memcpy(at + ID_BYTES, b"\r\n", 2)
-    return at + ID_BYTES + 2
-
-
-def _bulk(str text):
-    return b"$%d\r\n%b\r\n" % (len(text), text.encode("ascii"))
-
-
-def _evalsha(str sha):
-    assert len(sha) == 40
-    return _bulk("EVALSHA") + _bulk(sha)
 
 
 def _check_loaded(reply):
