@@ -31,14 +31,14 @@ from runtime.token_keys import create_token_keys, load_token_keys
 
 BASE_SALES, BASE_USERS = 1, 100_000
 SKU = "SKU-1"
-CONNECTIONS = 64
+CONNECTIONS = 128  # as in the gate: with four lanes a smaller crowd leaves every batch half empty
 FILL_ORDERS_MIN = 20_000  # each of a thousand sales is read by then: what they cost is not that each is read once
 FILL_ORDERS_AT_ONCE = 10_000
 FILL_S_MAX = 60.0  # for so many at once
 SETTLE_S_MAX = 30.0
 COST_RATIO_MAX = 1.25  # of the dearest point to its base: what is called flat
 METHOD = (
-    "Closed loop of the bundled driver (64 connections, fresh keys) on an edge with one worker and a Redis that syncs its "
+    "Closed loop of the bundled driver (128 connections, fresh keys) on an edge with one worker and a Redis that syncs its "
     "append-only file before each answer, both fresh for each point and for the base beside it; every user has ordered before "
     "the clock runs. Processor time from /proc. Cost: edge plus Redis, an accepted order; ratio: to the base of the same turn; "
     "medians over the turns."
