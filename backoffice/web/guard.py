@@ -29,6 +29,7 @@ from runtime import tasks
 log = structlog.get_logger(__name__)
 
 _READ_BYTES = 64 * 1024
+_ACCEPT_S = 0.05  # for the event loop to learn of connections that the kernel has
 _HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
 )
@@ -55,6 +56,7 @@ class Bounds:
     requests_max: int = 256  # streams do not count once they have begun: their handlers bound them
     stream_input_bytes_max: int = 64 * 1024
     stream_drain_s_max: float = 1.0
+    linger_s_max: float = 0.5  # for a request that was on its way when the drain began
 
 
 class _Closed(Exception):
@@ -94,16 +96,17 @@ class Guard:
         return bound
 
     async def drain(self, wait_s_max: float) -> None:
-        """Stop accepting, end idle connections, let requests under way finish; cut them after the wait.
+        """Stop accepting, let requests under way finish, and those on their way to us; cut them after the wait.
 
-        Streams have been closed by then: what is left of one waits for a reader that does not read, and is cut sooner.
+        A connection that is idle ends after `linger_s_max`. Streams have been closed by then: what is left of one waits for a reader that does not read, and is cut sooner.
         """
         self.draining = True
         if self._server is not None:
+            # Closing resets whoever the kernel has connected and we have not accepted yet.
+            await asyncio.sleep(min(wait_s_max, _ACCEPT_S))
             self._server.close()
-        for task, connection in tuple(self._connections.items()):
-            if connection.idle:
-                task.cancel()
+        for connection in self._connections.values():
+            connection.hurry()
         streams = [task for task, connection in self._connections.items() if connection.streams]
         if streams:
             _, blocked = await asyncio.wait(streams, timeout=min(wait_s_max, self._bounds.stream_drain_s_max))
@@ -147,12 +150,18 @@ class _Connection:
         self._address: str = peer[0] if peer else UNKNOWN
         self._head_only = False  # the request is a HEAD
         self._stream: Stream | None = None  # taken over from a handler
-        self.idle = True
+        self._deadline: asyncio.Timeout | None = None  # of the head that is waited for
+        self._idle = True
 
     @property
     def streams(self) -> bool:
         """Whether an answer without an end is being written."""
         return self._stream is not None
+
+    def hurry(self) -> None:
+        """Wait only a moment longer for a request. Cancelling would lose one that has arrived and is not read yet."""
+        if self._idle and self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time() + self._bounds.linger_s_max)
 
     def close(self) -> None:
         """Close both sides."""
@@ -165,10 +174,10 @@ class _Connection:
     async def serve(self) -> None:
         """Requests one after the other, until one side closes."""
         while True:
-            self.idle = True
+            self._idle = True
             self._head_only = False
             head = await self._read_head()
-            self.idle = False
+            self._idle = False
             self._head_only = head.method == b"HEAD"
             if self._guard._requests >= self._bounds.requests_max:
                 await self.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
@@ -199,7 +208,9 @@ class _Connection:
 
     async def _read_head(self) -> h11.Request:
         try:
-            async with asyncio.timeout(self._bounds.idle_s_max) as deadline:
+            idle_s_max = self._bounds.linger_s_max if self._guard.draining else self._bounds.idle_s_max
+            async with asyncio.timeout(idle_s_max) as deadline:
+                self._deadline = deadline
                 while True:
                     event = self._client.next_event()
                     if isinstance(event, h11.Request):
@@ -207,13 +218,13 @@ class _Connection:
                     if event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                         raise _Closed
                     data = await self._reader.read(_READ_BYTES)
-                    if data and self.idle:
+                    if data and self._idle:
                         # From the first byte on the client owes a whole head.
-                        self.idle = False
+                        self._idle = False
                         deadline.reschedule(asyncio.get_running_loop().time() + self._bounds.head_s_max)
                     self._client.receive_data(data)
         except TimeoutError:
-            if not self.idle:
+            if not self._idle:
                 await self.refuse(ProblemDetails(Problem.REQUEST_TIMEOUT))
             raise _Closed from None
         except h11.RemoteProtocolError:
@@ -373,6 +384,8 @@ class _Connection:
         headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in rendered.headers.items()]
         headers.append((b"content-length", str(len(rendered.body)).encode("ascii")))
         headers.append((b"date", formatdate(usegmt=True).encode("ascii")))  # RFC 9110, section 6.6.1
+        if self._guard.draining and "connection" not in rendered.headers:
+            headers.append((b"connection", b"close"))
         reason = HTTPStatus(rendered.status).phrase.encode("ascii")
         data = self._client.send(h11.Response(status_code=rendered.status, headers=headers, reason=reason)) or b""
         if rendered.body and not self._head_only:

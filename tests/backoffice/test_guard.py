@@ -273,6 +273,65 @@ async def test_bounds_on_connections_and_requests() -> None:
         idle_writer.close()
 
 
+async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            writer.close()
+            return
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["on a kept connection", "on a new connection"])
+async def test_a_request_that_arrived_before_the_drain_is_answered(kept: bool) -> None:
+    async with guarded(Bounds(), _answers) as (port, guard):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            if kept:
+                await asyncio.to_thread(sock.sendall, request("GET", "/"))
+                assert (await asyncio.to_thread(sock.recv, 65536)).startswith(b"HTTP/1.1 204 ")
+            # The kernel has it, and the loop has had no turn yet to learn of it.
+            sock.sendall(request("GET", "/"))
+            await guard.drain(5)
+            answer = sock.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 204 ")
+            assert b"connection: close" in answer.lower()
+            assert sock.recv(1) == b""
+
+
+async def test_a_request_that_arrives_just_after_the_drain_began_is_answered() -> None:
+    async with guarded(Bounds(linger_s_max=5.0), _answers) as (port, guard):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            await asyncio.to_thread(sock.sendall, request("GET", "/"))
+            assert (await asyncio.to_thread(sock.recv, 65536)).startswith(b"HTTP/1.1 204 ")
+            draining = asyncio.create_task(guard.drain(10))
+            await asyncio.sleep(0.05)
+            sock.sendall(request("GET", "/"))
+            await draining
+            assert b"connection: close" in sock.recv(65536).lower()
+
+
+async def test_a_problem_during_the_drain_announces_the_end() -> None:
+    async with guarded(Bounds(), _answers) as (port, guard):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            sock.sendall(request("GET", "/nowhere") + request("GET", "/nowhere"))
+            await guard.drain(5)
+            received = b""
+            while chunk := sock.recv(65536):
+                received += chunk
+    assert received.count(b"HTTP/1.1 404 ") == 1
+    assert b"connection: close" in received.lower()
+
+
+async def test_the_drain_ends_connections_that_ask_nothing() -> None:
+    async with guarded(Bounds(linger_s_max=0.1), _answers) as (port, guard):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as fresh:
+            await asyncio.sleep(0.05)
+            async with asyncio.timeout(5):
+                await guard.drain(60)
+            assert fresh.recv(1) == b""
+
+
 async def test_a_stream_is_passed_on_piece_by_piece() -> None:
     go_on = asyncio.Event()
 
