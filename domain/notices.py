@@ -2,7 +2,8 @@
 
 A notice never carries a secret. It says what is to be told and to whom; the token of a mailed link is made where the mail
 is made, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to whoever has an
-address (`email_folded`): then whether there is such an account is found out later, and not by who asked.
+address (`email_folded`): then whether there is such an account is found out later, and not by who asked. Only that an account
+has left an address goes to the address itself, which leads to nobody by then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class NoticeKind(StrEnum):
     VERIFY_EMAIL = "verify_email"
     PASSWORD_RESET = "password_reset"
     PASSWORD_CHANGED = "password_changed"
+    EMAIL_CHANGED = "email_changed"
 
 
 class MalformedNotice(ValueError):

@@ -25,7 +25,7 @@ from backoffice.stores import Stores
 from backoffice.users.addresses import CLAIM_WORK, Addresses, ClaimLapsed, Release
 from backoffice.web.messages import Role
 from domain import ids
-from domain.notices import NoticeKind, notice_to_user
+from domain.notices import NoticeKind, notice_to_address, notice_to_user
 from domain.topology import bucket_of_user
 from runtime.databases import Database
 from runtime.sql import load_sql
@@ -219,6 +219,8 @@ class Users:
                 release = await _note_release(connection, user.id, left)
                 # That the old address was proved says nothing of the new one.
                 await outbox.leave(connection, notice_to_user(NoticeKind.VERIFY_EMAIL, user.id))
+                # Who reads the old mailbox learns of it, in case it was not the owner who changed it.
+                await outbox.leave(connection, notice_to_address(NoticeKind.EMAIL_CHANGED, left))
             if changed is not None and changed.role != user.role:
                 # The tokens that the user has say the old role; a refresh gives such as say the new one.
                 ended = await self._sessions.note_within(connection, user.id)

@@ -98,7 +98,8 @@ class Guard:
     async def drain(self, wait_s_max: float) -> None:
         """Stop accepting, let requests under way finish, and those on their way to us; cut them after the wait.
 
-        A connection that is idle ends after `linger_s_max`. Streams have been closed by then: what is left of one waits for a reader that does not read, and is cut sooner.
+        A connection that is idle ends after `linger_s_max`. Streams have been closed by then: what is left of one waits for a
+        reader that does not read, and is cut sooner.
         """
         self.draining = True
         if self._server is not None:

@@ -132,6 +132,22 @@ async def setup(
     await made.cache.aclose()
 
 
+async def test_an_address_that_was_left_is_told_without_link_or_token(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    left = "left@shop.example"
+    user_id = make_user(databases)  # has another address by now
+    async with setup.running():
+        await setup.tell(notice_to_address(NoticeKind.EMAIL_CHANGED, left))
+        await setup.settled()
+    (letter,) = mail_server.postbox.letters
+    assert (letter["To"], letter["Subject"]) == (left, "Your e-mail address was changed")
+    assert "tell the shop at once" in text_of(letter)
+    assert "http" not in text_of(letter) and EMAIL.lower() not in letter.as_string().lower()
+    assert tokens(databases, user_id) == {}
+    assert await setup.dead() == []
+
+
 async def test_a_letter_has_a_link_whose_token_is_good_and_stored_as_a_hash_only(
     setup: Setup, databases: Databases, mail_server: MailServerProcess, redis_client: redis.Redis
 ) -> None:
@@ -164,7 +180,12 @@ async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_ser
             await setup.tell(notice_to_user(kind, user_id))
         await setup.settled()
     letters = {letter["Subject"]: letter for letter in mail_server.postbox.letters}
-    assert set(letters) == {"Confirm your e-mail address", "Reset your password", "Your password was changed"}
+    assert set(letters) == {
+        "Confirm your e-mail address",
+        "Reset your password",
+        "Your password was changed",
+        "Your e-mail address was changed",
+    }
     assert "24 hours" in text_of(letters["Confirm your e-mail address"])
     assert "30 minutes" in text_of(letters["Reset your password"])
     assert "#" not in text_of(letters["Your password was changed"])

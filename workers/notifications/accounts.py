@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow, class_row
 from psycopg_pool import AsyncConnectionPool
 
 from domain.mailed_tokens import secret_hash
-from domain.notices import Notice
+from domain.notices import Notice, NoticeKind
 from domain.topology import Topology
 from runtime.sql import load_sql
 
@@ -23,9 +23,9 @@ Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """An account that gets mail."""
+    """An account that gets mail; or an address that an account has left, and then no `user_id`."""
 
-    user_id: UUID
+    user_id: UUID | None
     email: str = field(repr=False)
     email_folded: str = field(repr=False)
     verified: bool
@@ -40,8 +40,11 @@ class Accounts:
         self._topology = topology
 
     async def recipient(self, notice: Notice) -> Recipient | None:
-        """The account that the notice is for; None when there is none (any more)."""
+        """Whom the notice is for; None when there is no such account (any more)."""
         user_id = notice.user_id
+        if notice.kind is NoticeKind.EMAIL_CHANGED and notice.email_folded is not None:
+            # Who has the address by now is another's matter: the letter is for whoever reads the mailbox.
+            return Recipient(user_id=None, email=notice.email_folded, email_folded=notice.email_folded, verified=False)
         if notice.email_folded is not None:
             shard = self._shards[self._topology.shard_of_address(notice.email_folded)]
             async with shard.connection() as connection:
@@ -60,6 +63,7 @@ class Accounts:
 
     async def issue_token(self, notice: Notice, recipient: Recipient, *, secret: bytes, life: timedelta) -> bool:
         """Make the secret good from now on for `life`; False when a newer notice's is, or the account has changed."""
+        assert recipient.user_id is not None, "a token is an account's"
         token = {
             "user_id": recipient.user_id,
             "purpose": notice.kind.value,

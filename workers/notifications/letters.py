@@ -25,7 +25,8 @@ from workers.notifications.accounts import Recipient
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a kind of notice is written. `page` is where its link leads, `life` how long its token is good; None: no token."""
+    """How a kind of notice is written. `page` is where its link leads, if it has one, `life` how long its token is good; None:
+    no token."""
 
     subject: str
     page: str
@@ -36,6 +37,8 @@ STYLES = {
     NoticeKind.VERIFY_EMAIL: Style("Confirm your e-mail address", "/account/verify-email", VERIFY_EMAIL_LIFE),
     NoticeKind.PASSWORD_RESET: Style("Reset your password", "/account/password-reset", PASSWORD_RESET_LIFE),
     NoticeKind.PASSWORD_CHANGED: Style("Your password was changed", "/account/password-reset", None),
+    # No link: the address opens nothing any more, only people can help.
+    NoticeKind.EMAIL_CHANGED: Style("Your e-mail address was changed", "", None),
 }
 
 
@@ -71,6 +74,7 @@ class Writer:
         link = self._link_url + style.page
         values = {"link": link}
         if style.life is not None:
+            assert recipient.user_id is not None, "a token is an account's"
             token = encode_mailed_token(recipient.user_id, secret)
             # Behind the `#`, which browsers keep to themselves: the token gets into no server's log.
             values = {"link": f"{link}#{quote(token)}", "token": token, "life": _in_words(style.life)}
