@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import cast
+from typing import Literal, cast
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -22,6 +22,9 @@ from runtime.databases import Database
 from runtime.session_ends import SessionEnds
 
 CHECK_S_MAX = 1.0
+# Without it nobody logs in or registers, and all the rest is read from the databases. It is shared by all processes: were they
+# not ready without it, a load balancer would take out every one of them.
+_DISPENSABLE = "cache"
 
 
 class Alive(Resource):
@@ -31,14 +34,14 @@ class Alive(Resource):
 
 
 class Ready(Resource):
-    """Requests can be answered; nothing is missing."""
+    """Requests can be answered; `degraded` when some cannot, for what is missing."""
 
-    status: str = "ready"
+    status: Literal["ready", "degraded"] = "ready"
     missing: list[str] = Field(default_factory=list)
 
 
 class Health:
-    """Readiness: every store answers, the first administrator is there, and the process is not ending."""
+    """Ready: every store answers (the cache Redis may not), the first administrator is there, the process is not ending."""
 
     def __init__(self, stores: Stores, ends: SessionEnds) -> None:
         """Not prepared yet."""
@@ -52,7 +55,7 @@ class Health:
         return Answer(body=Alive())
 
     async def ready(self, _: Call) -> Answer:
-        """Asks every store, each for at most a second; 503 names those that do not answer."""
+        """Asks every store, each for at most a second, and names those that do not answer: 503, unless it goes on without."""
         asked: dict[str, Awaitable[object]] = {
             "redis": cast(Awaitable[object], self._stores.redis.ping()),
             "cache": cast(Awaitable[object], self._stores.cache.ping()),
@@ -65,6 +68,8 @@ class Health:
         checks = {name: not isinstance(answer, BaseException) for name, answer in zip(asked, answers, strict=True)}
         checks |= {"sessions": self._ends.synced, "prepared": self.prepared, "not_draining": not self.draining}
         missing = [name for name, well in checks.items() if not well]
+        if missing == [_DISPENSABLE]:
+            return Answer(body=Ready(status="degraded", missing=missing))
         if missing:
             details = ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, f"Not ready: {', '.join(missing)}")
             # An extension member of a problem document (RFC 9457, section 3.2).

@@ -183,6 +183,37 @@ def test_redis_that_is_away_is_waited_for(own: BackofficeProcess, tmp_path: Path
         server.stop()
 
 
+def test_without_the_cache_redis_what_needs_it_is_refused_and_the_rest_goes_on(
+    own: BackofficeProcess, tmp_path: Path
+) -> None:
+    server = RedisServer(tmp_path / "cache", port=free_port())
+    own.environ["FLASHSALE_CACHE_URL"] = server.url
+    server.start()
+    try:
+        own.start()
+        headers = login(own.url)
+        assert httpx.get(own.url + "/readyz", timeout=10).json() == {"status": "ready", "missing": []}
+        server.kill()
+        # All processes share it: none of them must be taken out of service for it.
+        answer = httpx.get(own.url + "/readyz", timeout=10)
+        assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "missing": ["cache"]})
+        product = {"sku": "SKU-1", "name": "x", "price_minor": 1, "currency": "EUR"}
+        assert httpx.post(own.url + "/v1/products", json=product, headers=headers, timeout=15).status_code == 201
+        assert len(httpx.get(own.url + "/v1/products", timeout=15).json()["items"]) == 1
+        assert httpx.get(own.url + "/v1/users/me", headers=headers, timeout=15).json()["email"] == ADMIN_EMAIL
+        # Guessing could not be counted.
+        body = {"email": ADMIN_EMAIL, "password": ADMIN_PASSWORD}
+        answer = httpx.post(own.url + "/v1/auth/login", json=body, timeout=15)
+        assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
+        assert "retry-after" in answer.headers
+        server.start()
+        _until(lambda: httpx.get(own.url + "/readyz", timeout=10).json()["status"] == "ready")
+        login(own.url)
+    finally:
+        own.kill()
+        server.stop()
+
+
 def test_databases_that_are_away_are_waited_for(own: BackofficeProcess) -> None:
     own.environ["FLASHSALE_CATALOGUE_DSN"] = f"postgresql://nobody@127.0.0.1:{free_port()}/nothing"
     own.start(wait=False)
