@@ -64,7 +64,7 @@ class Attempts:
         for place, (limit, _) in enumerate(subjects):
             count, ttl = answers[3 * place], answers[3 * place + 2]
             if count > limit.attempts_max:
-                wait_s = max(wait_s, ttl)
+                wait_s = max(wait_s, ttl, 1)  # Redis rounds the last half second to none: guesses would pass in it
         if wait_s:
             raise Refused(Problem.RATE_LIMITED, "Too many attempts", retry_after_s=wait_s)
 

@@ -13,8 +13,10 @@ import psycopg
 import pytest
 import redis
 
-from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT
+from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT, Attempts, Limit
+from backoffice.web.messages import Refused
 from domain.topology import Topology
+from runtime.clients import redis_client as new_client
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
 
@@ -186,6 +188,18 @@ def test_registering_is_limited(http: httpx.Client, redis_client: redis.Redis) -
         cache.incrby(key, REGISTER_CLIENT.attempts_max)
     answer = register(http, "b@shop.example")
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+
+
+async def test_a_limit_holds_to_the_end_of_its_window(redis_client: redis.Redis) -> None:
+    limit, url = Limit("test", 1, 900), f"redis://127.0.0.1:{redis_client.get_connection_kwargs()['port']}/1"
+    async with new_client(url) as cache:
+        attempts = Attempts(cache)
+        await attempts.spend((limit, "x"))
+        (key,) = [key async for key in cache.scan_iter(match="*:test:*")]
+        await cache.pexpire(key, 450)  # Redis rounds it to no second at all
+        with pytest.raises(Refused) as refused:
+            await attempts.spend((limit, "x"))
+    assert refused.value.details.retry_after_s == 1
 
 
 def test_more_hashes_than_may_wait_are_refused(http: httpx.Client) -> None:
