@@ -244,6 +244,10 @@ class _Connection:
                 ProblemDetails(Problem.MALFORMED_REQUEST, "A header is given twice that may be given once")
             )
             raise _Closed
+        if {name for name, _ in event.headers} >= {b"content-length", b"transfer-encoding"}:
+            # RFC 9112, section 6.1: who is before us may have framed the request by the other one.
+            await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, "The length of the body is told in two ways"))
+            raise _Closed
         return event
 
     async def _read_body(self, head: h11.Request) -> bytes:
