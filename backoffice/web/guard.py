@@ -106,6 +106,8 @@ class Guard:
             # Closing resets whoever the kernel has connected and we have not accepted yet.
             await asyncio.sleep(min(wait_s_max, _ACCEPT_S))
             self._server.close()
+            # Whoever was accepted last becomes a connection of ours in the loop's next turns.
+            await asyncio.sleep(min(wait_s_max, _ACCEPT_S))
         for connection in self._connections.values():
             connection.hurry()
         streams = [task for task, connection in self._connections.items() if connection.streams]
