@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from uuid import UUID
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -101,6 +103,16 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _dated(time: Any) -> datetime:
+    # Not pydantic's reading: a text of digits passes there for seconds since 1970, "2026" for half past midnight of that year.
+    try:
+        if isinstance(time, str) and _DATED.match(time):
+            return datetime.fromisoformat(time.upper())
+    except ValueError:
+        pass
+    raise ValueError("is not a date and time, as in 2026-01-01T00:00:00Z")
+
+
 def _in_utc(time: datetime) -> datetime:
     if time.tzinfo is None:
         raise ValueError("needs a time zone, as in 2026-01-01T00:00:00Z")
@@ -132,7 +144,8 @@ Name = Annotated[
 ]
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
+_DATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
+Moment = Annotated[datetime, BeforeValidator(_dated), AfterValidator(_in_utc)]
 Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 PriceMinor = Annotated[int, Field(ge=0, le=10**12, description="In minor units of the currency")]
 
