@@ -174,6 +174,22 @@ def test_refusals_in_plain_words(visit: Visit, running_stack: RunningStack, keep
     expect(late.get_by_text("The sale is over.")).to_be_visible()
 
 
+def test_more_items_than_an_order_takes(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
+    stack = running_stack.stack
+    items = [{"sku": keeper.product()["sku"], "stock": 3, "price_minor": 100, "per_user_limit": 0} for _ in range(9)]
+    page = buyer_at(visit, stack, keeper.sale(items=items))
+    units = page.locator("#items input")
+    for place in range(9):
+        units.nth(place).fill("1")
+    page.get_by_role("button", name="Buy", exact=True).click()
+    expect(page.locator("#buy-message")).to_contain_text("One order takes up to 8 different items")
+    assert orders_of(page, stack) == []
+    units.nth(8).fill("0")
+    page.get_by_role("button", name="Buy", exact=True).click()
+    expect(page.locator("#order-lines li")).to_have_count(8)
+    assert len(orders_of(page, stack)) == 1
+
+
 def test_waiting_for_the_start(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
     stack, sale = running_stack.stack, keeper.sale(starts_in_s=6)
     page = buyer_at(visit, stack, sale)
