@@ -85,6 +85,49 @@ def test_what_is_done_to_a_sale(visit: Visit, own: BackofficeProcess) -> None:
     expect(row.get_by_role("button")).to_have_count(0)
 
 
+def test_a_sale_is_changed(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    staff = staff_of(own, page)
+    sale = staff.draft(name="Ketles", starts_at="2098-01-01T10:00:00.123Z")
+    page.locator("#sales-refresh").click()
+    row = page.locator(f'#sales [data-sale="{sale["id"]}"]')
+    dialog = page.get_by_role("dialog")
+
+    def change(**fields: str) -> None:
+        row.get_by_role("button", name="Change").click()
+        for label, value in fields.items():
+            dialog.get_by_label(label).fill(value)
+
+    def now() -> dict[str, Any]:
+        found: dict[str, Any] = staff.http.get(f"/v1/sales/{sale['id']}").json()
+        return found
+
+    change(Name="")
+    answer(page, "Cancel")  # also with a field that is not valid
+    expect(dialog).to_be_hidden()
+    change(Name="Kettles", Hold="60")
+    answer(page, "Change")
+    expect(row.get_by_role("rowheader")).to_have_text("Kettles")
+    assert now() == {**sale, "name": "Kettles", "hold_seconds": 60}  # the start keeps its milliseconds
+    assert staff.act(sale, "publish").json()["state"] == "scheduled"
+    page.locator("#sales-refresh").click()
+    expect(row.locator(".badge")).to_have_text("scheduled")
+    change(Starts="2097-06-01T08:30:00")
+    expect(dialog.get_by_label("Hold")).to_have_count(0)
+    answer(page, "Change")
+    expect(row).to_contain_text("1 Jun 2097")
+    assert now()["starts_at"] == "2097-06-01T08:30:00.000Z"
+    change(Ends="2097-06-01T08:30:00")
+    answer(page, "Change")
+    expect(page.locator("#message")).to_contain_text("must be later than starts_at")
+    assert now()["ends_at"] == sale["ends_at"]
+    # Nothing changed is nothing asked.
+    change()
+    answer(page, "Change")
+    expect(dialog).to_be_hidden()
+
+
 def test_a_restock_without_an_answer_is_repeated_under_its_key(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)

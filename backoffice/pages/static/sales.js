@@ -6,11 +6,25 @@ import { confirm, field } from "./dialogs.js";
 const PAGE = 20;
 const STATES = { draft: "quiet", scheduled: "warn", open: "good", paused: "warn", ended: "quiet" };
 const ACTS = {
-  draft: ["publish"],
-  scheduled: ["end", "restock"],
-  open: ["pause", "end", "restock"],
-  paused: ["resume", "end", "restock"],
+  draft: ["publish", "change"],
+  scheduled: ["end", "restock", "change"],
+  open: ["pause", "end", "restock", "change"],
+  paused: ["resume", "end", "restock", "change"],
   ended: [],
+};
+// What the form of a change offers: a start that has passed cannot move, and buyers have seen the hold time.
+const CHANGES = {
+  draft: ["name", "starts_at", "ends_at", "hold_seconds"],
+  scheduled: ["name", "starts_at", "ends_at"],
+  open: ["name", "ends_at"],
+  paused: ["name", "ends_at"],
+};
+const time = { type: "datetime-local", step: 1, shown: (iso) => local(Date.parse(iso)), read: (text) => new Date(text).toISOString() };
+const MEMBERS = {
+  name: { label: "Name", maxlength: 200, shown: String, read: String },
+  starts_at: { label: "Starts (local time)", ...time },
+  ends_at: { label: "Ends (local time)", ...time },
+  hold_seconds: { label: "Hold in seconds", type: "number", min: 1, max: 86400, inputmode: "numeric", shown: String, read: Number },
 };
 const QUESTIONS = {
   publish: (sale) => [`Bring “${sale.name}” before buyers? Items, prices and hold time cannot change afterwards.`, false],
@@ -73,12 +87,16 @@ export class Sales {
       if (!this.keys.has(what)) this.keys.set(what, newKey());
       options.headers = { "Idempotency-Key": this.keys.get(what) };
       options.done = () => this.keys.delete(what);
+    } else if (act === "change") {
+      options.body = await this.changes(sale);
+      if (!Object.keys(options.body).length) return;
     } else if (QUESTIONS[act]) {
       const [text, danger] = QUESTIONS[act](sale);
       if (!(await confirm(text, act[0].toUpperCase() + act.slice(1), { danger }))) return;
     }
     try {
-      const changed = await this.session.ask("POST", `/v1/sales/${sale.id}/${act}`, options);
+      const [method, place] = act === "change" ? ["PATCH", ""] : ["POST", `/${act}`];
+      const changed = await this.session.ask(method, `/v1/sales/${sale.id}${place}`, options);
       options.done?.();
       const row = this.put(changed);
       row.querySelector("button, a")?.focus();
@@ -88,6 +106,18 @@ export class Sales {
       if (problem.status && problem.status < 500) options.done?.();
       this.tell(`${sale.name}: ${problem.text}`);
     }
+  }
+
+  /** The members that somebody changed. Others are not sent: fields show seconds, and times are finer. */
+  async changes(sale) {
+    const offered = CHANGES[sale.state].map((name) => {
+      const { label, shown, read, ...attributes } = MEMBERS[name];
+      return { name, label, read, attributes: { ...attributes, name, required: true, value: shown(sale[name]) } };
+    });
+    const chosen = await confirm(`Change “${sale.name}”`, "Change", { fields: offered.map(({ label, attributes }) => field(label, attributes)) });
+    if (!chosen) return {};
+    const changed = offered.filter(({ name, read, attributes }) => read(chosen[name]) !== read(attributes.value));
+    return Object.fromEntries(changed.map(({ name, read }) => [name, read(chosen[name])]));
   }
 }
 
