@@ -62,14 +62,14 @@ class SaleFigures:
 class Figures:
     """All of it at one moment of Redis' clock; what did not answer is None, and named in `unavailable`.
 
-    `left_out`: running sales beyond those shown. `unrelayed`: entries by lane. `queues`: by shard. `outboxes`: rows and
-    age of the oldest in seconds, by shard. `dead`: dead letters.
+    `left_out`: running sales beyond those shown. `unrelayed`: entries and age of the oldest in seconds, by lane. `queues`: by
+    shard. `outboxes`: rows and age of the oldest in seconds, by shard. `dead`: dead letters.
     """
 
     at_ms: int | None
     sales: tuple[SaleFigures, ...]
     left_out: int
-    unrelayed: tuple[int, ...] | None
+    unrelayed: tuple[tuple[int, float], ...] | None
     queues: tuple[QueueDepth, ...] | None
     outboxes: tuple[tuple[int, float] | None, ...]
     dead: int | None
@@ -108,7 +108,7 @@ class Lookout:
             unavailable=tuple(name for name, answer in zip(names, answers, strict=True) if answer is None),
         )
 
-    async def _redis_part(self) -> tuple[int, tuple[SaleFigures, ...], int, tuple[int, ...]]:
+    async def _redis_part(self) -> tuple[int, tuple[SaleFigures, ...], int, tuple[tuple[int, float], ...]]:
         client = self._stores.redis
         now_ms = await self._stores.now_ms()
         running = self._running(await self._definitions(), now_ms)
@@ -117,6 +117,7 @@ class Lookout:
         async with client.pipeline(transaction=False) as pipeline:
             for lane in lanes:
                 pipeline.xlen(topology.lane_stream_key(lane))
+                pipeline.xrange(topology.lane_stream_key(lane), count=1)
             for sale, _ in shown:
                 sale_id = str(sale.sale_id)
                 pipeline.hget(topology.ACCEPTED_KEY, sale_id)
@@ -126,7 +127,7 @@ class Lookout:
                 for lane in sale.lanes:
                     pipeline.hmget(topology.lane_state_key(lane), fields)
             answers = iter(await pipeline.execute())
-        unrelayed = tuple(int(next(answers)) for _ in lanes)
+        unrelayed = tuple((int(next(answers)), _age_s(next(answers), now_ms)) for _ in lanes)
         figures: list[SaleFigures] = []
         for sale, state in shown:
             accepted, refused, verdict = next(answers), next(answers), next(answers)
@@ -199,6 +200,11 @@ async def _bounded(answer: Awaitable[T]) -> T | None:
             return await answer
     except _FAILURES:
         return None
+
+
+def _age_s(oldest: list[tuple[bytes, Any]], now_ms: int) -> float:
+    """Of a stream's first entry, whose id begins with Redis' time of its writing; 0 of an empty stream."""
+    return max(0.0, (now_ms - int(oldest[0][0].partition(b"-")[0])) / 1000) if oldest else 0.0
 
 
 def _stock(lanes: list[list[bytes | None]]) -> tuple[Stock, ...] | None:

@@ -190,7 +190,10 @@ def document(figures: Figures, rates: Rates, *, now_s: float) -> dict[str, Any]:
         "sales_left_out": figures.left_out,
         "lanes": None
         if figures.unrelayed is None
-        else [{"lane": lane, "unrelayed": count} for lane, count in enumerate(figures.unrelayed)],
+        else [
+            {"lane": lane, "unrelayed": count, "age_s": round(age_s, 1)}
+            for lane, (count, age_s) in enumerate(figures.unrelayed)
+        ],
         "queues": None
         if figures.queues is None
         else [

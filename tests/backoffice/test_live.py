@@ -63,7 +63,8 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     redis_client.hset(topology.ACCEPTED_KEY, sale["id"], 6)
     redis_client.hset(topology.REFUSED_KEY_PREFIX + sale["id"], mapping={"sold_out": 12, "rate_limited": 3})
     redis_client.hset(topology.VERDICTS_KEY, sale["id"], '{"A": true, "B": null}')
-    redis_client.xadd(topology.lane_stream_key(2), {"e": b"x"})
+    now_ms = redis_client.time()[0] * 1000
+    redis_client.xadd(topology.lane_stream_key(2), {"e": b"x"}, id=f"{now_ms - 60_000}-0")
     figures = first(staff)
     (shown,) = figures["sales"]
     assert (shown["id"], shown["name"], shown["state"]) == (sale["id"], "Shown", "open")
@@ -86,7 +87,9 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     }
     assert (shown["accepted"], shown["refused"]) == (6, {"rate_limited": 3, "sold_out": 12})
     assert shown["invariants"] == {"A": True, "B": None}
-    assert figures["lanes"] == [{"lane": lane, "unrelayed": int(lane == 2)} for lane in range(4)]
+    assert [(lane["lane"], lane["unrelayed"]) for lane in figures["lanes"]] == [(0, 0), (1, 0), (2, 1), (3, 0)]
+    ages_s = [lane["age_s"] for lane in figures["lanes"]]
+    assert ages_s[2] >= 60.0 and (ages_s[0], ages_s[1], ages_s[3]) == (0.0, 0.0, 0.0)
     assert figures["queues"] == [{"shard": shard, "messages": 0, "retrying": 0, "dead": 0} for shard in range(4)]
     assert figures["outboxes"] == [{"shard": shard, "rows": 0, "age_s": 0.0} for shard in range(4)]
     assert (figures["dead_letters"], figures["unavailable"], figures["sales_left_out"]) == (0, [], 0)

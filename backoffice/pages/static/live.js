@@ -111,10 +111,11 @@ export class Live {
     const outboxes = figures.outboxes.filter(Boolean);
     const facts = [
       ["Entries not relayed", count(sum(figures.lanes, "unrelayed")), spread(figures.lanes, "lane", "unrelayed")],
+      ["Oldest entry not relayed", oldest(figures.lanes), ""],
       ["Queued messages", count(sum(figures.queues, "messages")), spread(figures.queues, "shard", "messages")],
       ["Waiting for a retry", count(sum(figures.queues, "retrying")), ""],
       ["Outbox rows", count(sum(outboxes, "rows")), spread(outboxes, "shard", "rows")],
-      ["Oldest outbox row", outboxes.length ? `${Math.max(...outboxes.map((outbox) => outbox.age_s)).toFixed(1)} s` : "–", ""],
+      ["Oldest outbox row", oldest(outboxes), ""],
       ["Dead letters", count(figures.dead_letters), ""],
     ];
     const lags = find("lags");
@@ -139,6 +140,8 @@ export class Live {
 }
 
 const spread = (parts, name, member) => (parts ? parts.map((part) => `${name} ${part[name]}: ${part[member]}`).join(", ") : "");
+
+const oldest = (parts) => (parts?.length ? `${Math.max(...parts.map((part) => part.age_s)).toFixed(1)} s` : "–");
 
 class SaleCard {
   constructor(sale) {
