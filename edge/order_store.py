@@ -82,9 +82,9 @@ class OrderStore:
         # A record outlives its order: final, stored, and a day old. Then the shard's page has it.
         return [decode_value(i, value) for i, value in zip(order_ids, values, strict=True) if value is not None]
 
-    async def _order_ids(self, keys: Sequence[bytes]) -> list[UUID]:
+    async def _order_ids(self, keys: Sequence[bytes]) -> set[UUID]:
         """Order ids in the apply-once records (16 bytes first) of user hashes."""
-        found: list[UUID] = []
+        found: set[UUID] = set()  # HSCAN may give a field twice
         pending = [(key, 0) for key in keys]
         for _ in range(SCANS_MAX):
             if not pending:
@@ -93,12 +93,12 @@ class OrderStore:
                 for key, cursor in pending:
                     pipeline.hscan(key, cursor, count=RECORDS_PER_SCAN)
                 answers: list[tuple[int, dict[bytes, bytes]]] = await pipeline.execute()
-            found += [
+            found.update(
                 UUID(bytes=record[:16])
                 for _, fields in answers
                 for field, record in fields.items()
                 if field != topology.USER_STATE_FIELD
-            ]
+            )
             pending = [(key, cursor) for (key, _), (cursor, _) in zip(pending, answers, strict=True) if cursor]
         return found
 

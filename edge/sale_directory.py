@@ -93,7 +93,7 @@ class SaleDirectory:
 
     def is_forgotten(self, sale_id: str, now_ms: int) -> bool:
         """Whether a known sale ended so long ago that its lanes have been cleared: nothing of it is missing then."""
-        sale = self._known.get(sale_id)
+        sale = self._known.get(sale_id.lower())
         return sale is not None and now_ms >= sale.definition.ends_at_ms + self._kept_ms
 
     def __iter__(self) -> Iterator[KnownSale]:
@@ -128,6 +128,7 @@ class SaleDirectory:
 
     async def refresh(self, sale_id: str) -> SaleView | None:
         """The view of a sale read anew, as after STALE; None if there is no such sale any more."""
+        sale_id = sale_id.lower()  # clients may write it in capitals; under a second name it would be a second sale
         before = self._known.get(sale_id)
         sale = await self._read(sale_id)
         if sale is not None and sale is before:

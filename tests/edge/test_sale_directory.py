@@ -89,6 +89,17 @@ async def test_an_older_document_never_replaces_a_newer_one(directory: SaleDirec
     assert directory.find(str(sale.sale_id)) is not None, "a sale that Redis lost is not one that never was"
 
 
+async def test_an_id_in_capitals_is_no_second_sale(directory: SaleDirectory, shop: Publisher) -> None:
+    sale = shop.publish(ends_in_s=-1)
+    capitals = str(sale.sale_id).upper()
+    view = await directory.load(capitals)
+    shop.change(sale, ends_at_ms=sale.ends_at_ms + 1)
+    newer = await directory.refresh(capitals)
+    assert view is not None and newer is not None and newer.version == view.version + 1
+    assert [known.view for known in directory] == [newer] and directory.find(str(sale.sale_id)) is newer
+    assert directory.is_forgotten(capitals, sale.ends_at_ms + 2 * 86_400_000)
+
+
 async def test_counts_of_refusals_go_on_under_a_new_version(directory: SaleDirectory, shop: Publisher) -> None:
     sale = shop.publish()
     first = await directory.load(str(sale.sale_id))
