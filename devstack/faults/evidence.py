@@ -21,9 +21,13 @@ from runtime.event_log import EventLog, open_event_log
 
 SCAN_COUNT = 5000
 READ_AT_ONCE = 1000
+_ARRIVAL_BYTES = 7  # of a user's state, before its purchase counters: docs/redis-layout.md
 
 _ORDERS = """
-    SELECT id, user_id, idempotency_key, status, version, lines, lane, charged FROM orders WHERE sale_id = %s
+    SELECT
+        id, user_id, idempotency_key, status, version, lines, lane, total_minor, currency,
+        round(extract(epoch FROM reserved_at) * 1000)::bigint, round(extract(epoch FROM expires_at) * 1000)::bigint
+    FROM orders WHERE sale_id = %s
 """
 _TRANSITIONS = """
     SELECT t.order_id, t.version, t.lane, t.lane_seq
@@ -32,12 +36,16 @@ _TRANSITIONS = """
 _QUOTA = "SELECT sku, granted, sold FROM quota WHERE sale_id = %s"
 _LEDGER = "SELECT sku, stock, granted FROM stock_ledger WHERE sale_id = %s"
 _GRANTS = "SELECT sku, shard, total FROM shard_grant WHERE sale_id = %s"
+# Of all sales: a lane's places are shared.
+_PLACES = """
+    SELECT lane_seq FROM order_transitions WHERE lane = %(lane)s UNION SELECT lane_seq FROM dead_lettered WHERE lane = %(lane)s
+"""
 _OUTBOX = "SELECT count(*) FROM outbox"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredOrder:
-    """A row of `orders`; `lines` as pairs of SKU and quantity."""
+    """A row of `orders`; `lines` as pairs of SKU and quantity, `prices_minor` in the same order."""
 
     shard: int
     order_id: UUID
@@ -47,7 +55,11 @@ class StoredOrder:
     version: int
     lines: tuple[tuple[str, int], ...]
     lane: int
-    charged: bool
+    prices_minor: tuple[int, ...]
+    total_minor: int
+    currency: str
+    reserved_at_ms: int
+    expires_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,10 @@ class Event:
     order_id: UUID
     version: int
     digest: str
+    status: str
+    user_id: UUID
+    lines: tuple[tuple[str, int], ...]
+    total_minor: int
 
 
 @dataclass(slots=True)
@@ -73,6 +89,12 @@ class Evidence:
     lanes: dict[int, list[Stock] | None] = field(default_factory=dict)
     orders: dict[UUID, OrderEntry] = field(default_factory=dict)  # in Redis, by id
     records: dict[tuple[UUID, str], UUID] = field(default_factory=dict)  # apply-once: (user, key) -> order
+    purchases: dict[tuple[UUID, str], int] = field(
+        default_factory=dict
+    )  # (user, SKU) -> units counted against the limit
+    places: dict[int, tuple[int, set[int]]] = field(
+        default_factory=dict
+    )  # lane -> newest, those stored or dead-lettered
     events: list[Event] = field(default_factory=list)
     outbox: int = 0
     dead_letters: int = 0
@@ -88,6 +110,7 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
         evidence.dead_letters = await _dead_letters(redis) - known_dead_letters
         for shard, dsn in enumerate(stack.shard_dsns):
             await _read_shard(dsn, shard, evidence, sale_id)
+            await _read_places(dsn, evidence)
         await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
         evidence.events = await _read_events(log, sale_id)
     finally:
@@ -151,12 +174,17 @@ async def read_counters(redis: Redis, sale_id: UUID) -> dict[int, list[Stock] | 
 async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
     evidence.lanes = await read_counters(redis, sale_id)
     for lane in evidence.definition.lanes:
+        evidence.places[lane] = int(await cast(Any, redis.hget(topology.lane_state_key(lane), "seq")) or 0), set()
         async for key in redis.scan_iter(topology.user_key_pattern(lane, sale_id), count=SCAN_COUNT):
             user_id = topology.id_of_key(key)
             fields_of_user = cast(dict[bytes, bytes], await redis.hgetall(key))
             for name, record in fields_of_user.items():
                 if name != topology.USER_STATE_FIELD:
                     evidence.records[user_id, unpack_key(name)] = UUID(bytes=record[:16])
+                    continue
+                for at in range(_ARRIVAL_BYTES, len(record), 3):
+                    sku = evidence.definition.items[record[at]].sku
+                    evidence.purchases[user_id, sku] = int.from_bytes(record[at + 1 : at + 3], "big")
     wanted = sorted(set(evidence.records.values()))
     for start in range(0, len(wanted), READ_AT_ONCE):
         part = wanted[start : start + READ_AT_ONCE]
@@ -171,14 +199,23 @@ async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
 async def _read_shard(dsn: str, shard: int, evidence: Evidence, sale_id: UUID) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
         for row in await _rows(connection, _ORDERS, sale_id):
-            order_id, user_id, key, status, version, lines, lane, charged = row
+            order_id, user_id, key, status, version, lines, lane, *money_and_times = row
             pairs = tuple((line["sku"], int(line["quantity"])) for line in lines)
-            evidence.rows.append(StoredOrder(shard, order_id, user_id, key, status, version, pairs, lane, charged))
+            prices = tuple(int(line["unit_price_minor"]) for line in lines)
+            evidence.rows.append(
+                StoredOrder(shard, order_id, user_id, key, status, version, pairs, lane, prices, *money_and_times)
+            )
         evidence.transitions += [cast(Any, tuple(row)) for row in await _rows(connection, _TRANSITIONS, sale_id)]
         for sku, granted, sold in await _rows(connection, _QUOTA, sale_id):
             evidence.quota[shard, sku] = (granted, sold)
         row = await (await connection.execute(_OUTBOX)).fetchone()
         evidence.outbox += int(row[0]) if row else 0
+
+
+async def _read_places(dsn: str, evidence: Evidence) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        for lane, (_, places) in evidence.places.items():
+            places.update([seq async for (seq,) in await connection.execute(_PLACES, {"lane": lane})])
 
 
 async def _read_catalogue(dsn: str, evidence: Evidence, sale_id: UUID) -> None:
@@ -202,6 +239,13 @@ async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
                 if wanted not in record.value:
                     continue
                 event = orjson.loads(record.value)
-                digest = hashlib.sha256(record.value).hexdigest()
-                events.append(Event(event["id"], UUID(event["data"]["order_id"]), int(event["version"]), digest))
+                data = event["data"]
+                events.append(
+                    Event(
+                        event["id"], UUID(data["order_id"]), int(event["version"]),
+                        hashlib.sha256(record.value).hexdigest(), event["type"].removeprefix("order."),
+                        UUID(data["user_id"]), tuple((line["sku"], line["quantity"]) for line in data["items"]),
+                        data["total_minor"],
+                    )
+                )  # fmt: skip
     return events

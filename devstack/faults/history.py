@@ -15,6 +15,19 @@ from uuid import UUID
 Lines = tuple[tuple[str, int], ...]  # SKU and quantity, in the order of the request
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an answer says of an order. `lines`: SKU, quantity and unit price, in the order of the answer."""
+
+    sale_id: UUID
+    status: str
+    lines: tuple[tuple[str, int, int], ...]
+    total_minor: int
+    currency: str
+    reserved_at_ms: int
+    expires_at_ms: int
+
+
 class Ending(Enum):
     """How an attempt, or a request as a whole, ended."""
 
@@ -33,6 +46,7 @@ class Attempt:
     status: int = 0  # 0: no answer
     code: str = ""  # of a problem; of a broken connection: what broke
     order_id: UUID | None = None
+    told: Told | None = None  # of a 2xx
     replayed: bool = False
     body_hash: int = 0  # of a 2xx: the same order must be told in the same words
     lag_s: float = 0.0

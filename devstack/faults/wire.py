@@ -6,17 +6,20 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from devstack.faults.history import Attempt, Ending
+from devstack.faults.history import Attempt, Ending, Told
 from domain.problems import Problem
 
 ANSWER_S_MAX = 8.0
 CONNECT_S_MAX = 3.0
 HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 1024 * 1024
+ACCEPTED = 202
+WAITS = frozenset({429, 503})  # their answers say when to come again
 # With these the edge says that it has done nothing, and that the same request may be sent again.
 LATER = frozenset({Problem.OVERLOADED.value, Problem.DEPENDENCY_UNAVAILABLE.value})
 
@@ -68,9 +71,11 @@ def judge(answer: Answer, attempt: Attempt) -> None:
     if 200 <= answer.status < 300:
         attempt.ending = Ending.OK
         try:
-            attempt.order_id = UUID(document["order_id"])
-        except (KeyError, ValueError, TypeError):
-            attempt.fault = f"{answer.status} without an order id"
+            attempt.order_id, attempt.told = UUID(document["order_id"]), _told(document)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            attempt.fault = f"{answer.status} that tells of no order: {error!r}"
+        if answer.status == ACCEPTED and answer.headers.get("location") != f"/v1/orders/{attempt.order_id}":
+            attempt.fault = attempt.fault or f"{answer.status} with the Location {answer.headers.get('location')}"
         attempt.replayed = answer.headers.get("idempotency-replayed") == "true"
         attempt.body_hash = hash(answer.body)
         return
@@ -86,10 +91,30 @@ def judge(answer: Answer, attempt: Attempt) -> None:
         attempt.fault = f"{attempt.code} as {answer.headers.get('content-type')}"
     elif problem.status != answer.status:
         attempt.fault = f"{attempt.code} with status {answer.status}"
+    elif (document.get("status"), document.get("type")) != (answer.status, f"/problems/{attempt.code}"):
+        attempt.fault = f"{attempt.code} that calls itself {document.get('status')}, {document.get('type')}"
+    elif answer.status in WAITS and not answer.headers.get("retry-after", "").isdigit():
+        attempt.fault = f"{attempt.code} without Retry-After"
     elif problem is Problem.INTERNAL_ERROR:
         attempt.fault = "internal_error"
     if problem in (Problem.OUTCOME_UNKNOWN, Problem.INTERNAL_ERROR):
         attempt.ending = Ending.UNKNOWN
+
+
+def _told(document: dict[str, Any]) -> Told:
+    return Told(
+        sale_id=UUID(document["sale_id"]),
+        status=document["status"],
+        lines=tuple((line["sku"], line["quantity"], line["unit_price_minor"]) for line in document["items"]),
+        total_minor=document["total_minor"],
+        currency=document["currency"],
+        reserved_at_ms=_unix_ms(document["reserved_at"]),
+        expires_at_ms=_unix_ms(document["expires_at"]),
+    )
+
+
+def _unix_ms(time: str) -> int:
+    return round(datetime.fromisoformat(time).timestamp() * 1000)
 
 
 @dataclass(eq=False, slots=True)

@@ -6,7 +6,7 @@ import random
 from uuid import UUID
 
 from devstack.faults.evidence import Event, Evidence, StoredOrder
-from devstack.faults.history import Attempt, Ending, History, OrderRequest
+from devstack.faults.history import Attempt, Ending, History, Lines, OrderRequest, Told
 from domain import ids
 from domain.orders import OrderEntry, OrderLine, OrderStatus
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
@@ -16,10 +16,21 @@ TOPOLOGY = Topology()
 SKUS = ("A", "B")
 UNITS = 40
 LANE = 2
+PRICE = 5
+HOLD_MS = 600_000
 
 
 def ok(order_id: UUID, *, replayed: bool = False) -> Attempt:
     return Attempt(1.0, 1.1, Ending.OK, 202, order_id=order_id, replayed=replayed, body_hash=hash(order_id))
+
+
+def told(order_id: UUID, sale: UUID, lines: Lines, status: str = "reserved") -> Attempt:
+    """An answer with the whole order."""
+    priced = tuple((sku, quantity, PRICE) for sku, quantity in lines)
+    total = sum(quantity * PRICE for _, quantity in lines)
+    answer = ok(order_id)
+    answer.told = Told(sale, status, priced, total, "EUR", 0, HOLD_MS)
+    return answer
 
 
 def refused(code: str = "sold_out", status: int = 409) -> Attempt:
@@ -34,9 +45,9 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
     """`orders` accepted orders, the last one cancelled, one refused, one that was uncertain, one misused key."""
     rng = random.Random(seed)
     sale = ids.new_uuid7()
-    items = tuple(SaleItem(sku, 5, 0) for sku in SKUS)
+    items = tuple(SaleItem(sku, PRICE, 4) for sku in SKUS)
     evidence = Evidence(
-        SaleDefinition(sale, "s", 1, 1, LaneSaleState.RUNNING, 0, 10**13, 600_000, "EUR", (LANE,), items)
+        SaleDefinition(sale, "s", 1, 1, LaneSaleState.RUNNING, 0, 10**13, HOLD_MS, "EUR", (LANE,), items)
     )
     history = History(sale)
     seq = 0
@@ -49,20 +60,35 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
             unix_ms=1_700_000_000_000 + number, lane=LANE, bucket=bucket, random=rng.getrandbits(62)
         )
         cancelled = number == orders - 1
-        attempts = [ok(order_id)]
+        lines = ((sku, quantity),)
+        attempts = [told(order_id, sale, lines)]
         if number == 1:
             attempts = [unknown(), ok(order_id, replayed=True)]
-        request = OrderRequest(user, f"key-{number}", ((sku, quantity),), attempts)
+        request = OrderRequest(user, f"key-{number}", lines, attempts)
         if cancelled:
-            request.cancels.append(ok(order_id))
+            request.cancels.append(told(order_id, sale, lines, "cancelled"))
         history.requests.append(request)
         status = OrderStatus.CANCELLED if cancelled else OrderStatus.RESERVED
         version = 2 if cancelled else 1
         shard = TOPOLOGY.shard_of_order(order_id)
         evidence.rows.append(
-            StoredOrder(shard, order_id, user, request.key, status, version, request.lines, LANE, not cancelled)
+            StoredOrder(
+                shard,
+                order_id,
+                user,
+                request.key,
+                status,
+                version,
+                lines,
+                LANE,
+                (PRICE,),
+                quantity * PRICE,
+                "EUR",
+                0,
+                HOLD_MS,
+            )
         )
-        line = OrderLine(SKUS.index(sku), sku, quantity, 5)
+        line = OrderLine(SKUS.index(sku), sku, quantity, PRICE)
         evidence.orders[order_id] = OrderEntry(
             order_id, user, sale, request.key, "EUR", (line,), status, version, 1, 0, 600_000, 0
         )
@@ -70,11 +96,17 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
         for at in range(1, version + 1):
             seq += 1
             evidence.transitions.append((order_id, at, LANE, seq))
-            evidence.events.append(Event(f"{order_id}:{at}", order_id, at, f"digest {number} {at}"))
+            label = "reserved" if at == 1 else "cancelled"
+            evidence.events.append(
+                Event(f"{order_id}:{at}", order_id, at, f"digest {number} {at}", label, user, lines, quantity * PRICE)
+            )
+        if not cancelled:
+            evidence.purchases[user, sku] = quantity
     first = history.requests[0]
     other = refused("idempotency_key_reused", 422)
     history.requests.append(OrderRequest(first.user_id, first.key, (("A", 9),), [other], misuse=True))
     history.requests.append(OrderRequest(UUID(int=rng.getrandbits(128)), "refused", (("A", 1),), [refused()]))
+    evidence.places[LANE] = seq, set(range(1, seq + 1))
     _balance(evidence)
     return history, evidence
 
@@ -84,7 +116,7 @@ def _balance(evidence: Evidence) -> None:
         (shard, sku): sum(
             quantity
             for row in evidence.rows
-            if row.shard == shard and row.charged
+            if row.shard == shard and row.status == OrderStatus.RESERVED
             for name, quantity in row.lines
             if name == sku
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -13,7 +14,7 @@ from devstack.faults.evidence import Evidence
 from devstack.faults.history import Attempt, Ending, History, OrderRequest
 from domain.orders import OrderStatus
 from domain.sales import Stock
-from tests.faults.making import LANE, SKUS, TOPOLOGY, UNITS, ok, refused, right_sale, unknown
+from tests.faults.making import HOLD_MS, LANE, SKUS, TOPOLOGY, UNITS, ok, refused, right_sale, unknown
 
 SEEDS = range(5)
 
@@ -155,6 +156,115 @@ def bury_an_order(_: History, evidence: Evidence) -> None:
     evidence.dead_letters = 1
 
 
+def _change_told(history: History, **changes: Any) -> None:
+    attempt = history.requests[0].attempts[0]
+    assert attempt.told is not None
+    attempt.told = replace(attempt.told, **changes)
+
+
+def tell_a_wrong_total(history: History, _: Evidence) -> None:
+    _change_told(history, total_minor=1)
+
+
+def tell_a_wrong_price(history: History, evidence: Evidence) -> None:
+    """In the row as well: edge and writer agree, the sale does not."""
+    [(sku, quantity)] = history.requests[0].lines
+    _change_told(history, lines=((sku, quantity, 1),), total_minor=quantity)
+    evidence.rows[0] = replace(evidence.rows[0], prices_minor=(1,), total_minor=quantity)
+
+
+def tell_another_quantity(history: History, _: Evidence) -> None:
+    [(sku, quantity)] = history.requests[0].lines
+    _change_told(history, lines=((sku, quantity + 1, 5),))
+
+
+def tell_a_longer_hold(history: History, evidence: Evidence) -> None:
+    _change_told(history, expires_at_ms=HOLD_MS + 60_000)
+    evidence.rows[0] = replace(evidence.rows[0], expires_at_ms=HOLD_MS + 60_000)
+
+
+def store_another_end(_: History, evidence: Evidence) -> None:
+    evidence.rows[0] = replace(evidence.rows[0], expires_at_ms=HOLD_MS + 1)
+
+
+def store_another_total(_: History, evidence: Evidence) -> None:
+    evidence.rows[0] = replace(evidence.rows[0], total_minor=1)
+
+
+def tell_another_sale(history: History, _: Evidence) -> None:
+    _change_told(history, sale_id=uuid4())
+
+
+def tell_a_cancelled_order_as_reserved(history: History, _: Evidence) -> None:
+    attempt = next(request for request in history.requests if request.cancels).cancels[0]
+    assert attempt.told is not None
+    attempt.told = replace(attempt.told, status="reserved")
+
+
+def store_under_another_user(_: History, evidence: Evidence) -> None:
+    evidence.rows[0] = replace(evidence.rows[0], user_id=uuid4())
+
+
+def take_a_unit_for_a_refused_order(_: History, evidence: Evidence) -> None:
+    stocks = evidence.lanes[LANE]
+    assert stocks is not None
+    stocks[0] = replace(stocks[0], available=stocks[0].available - 1, reserved=stocks[0].reserved + 1)
+
+
+def give_a_cancelled_unit_back_twice(_: History, evidence: Evidence) -> None:
+    stocks = evidence.lanes[LANE]
+    assert stocks is not None
+    stocks[0] = replace(stocks[0], available=stocks[0].available + 1, reserved=stocks[0].reserved - 1)
+
+
+def keep_a_cancelled_purchase(_: History, evidence: Evidence) -> None:
+    row = evidence.rows[-1]
+    evidence.purchases[row.user_id, row.lines[0][0]] = row.lines[0][1]
+
+
+def forget_a_purchase(_: History, evidence: Evidence) -> None:
+    evidence.purchases.popitem()
+
+
+def sell_beyond_the_limit(_: History, evidence: Evidence) -> None:
+    row = evidence.rows[0]
+    [(sku, _quantity)] = row.lines
+    evidence.rows[0] = replace(row, lines=((sku, 5),))
+    evidence.purchases[row.user_id, sku] = 5
+
+
+def forget_a_record(_: History, evidence: Evidence) -> None:
+    evidence.records.popitem()
+
+
+def skip_a_place(_: History, evidence: Evidence) -> None:
+    newest, places = evidence.places[LANE]
+    evidence.places[LANE] = newest + 1, places
+
+
+def name_two_versions_alike(_: History, evidence: Evidence) -> None:
+    """Consumers that know the first version's id drop the second."""
+    evidence.events[-1] = replace(evidence.events[-1], event_id=evidence.events[-2].event_id)
+
+
+def tell_a_version_as_another(_: History, evidence: Evidence) -> None:
+    """The second version told in the words of the first."""
+    evidence.events[-1] = replace(evidence.events[-1], status="reserved")
+
+
+def tell_an_event_of_another_user(_: History, evidence: Evidence) -> None:
+    evidence.events[0] = replace(evidence.events[0], user_id=uuid4())
+
+
+def tell_an_event_of_other_money(_: History, evidence: Evidence) -> None:
+    evidence.events[0] = replace(evidence.events[0], total_minor=1)
+
+
+def answer_untyped_beside_a_stopped_edge(history: History, evidence: Evidence) -> None:
+    answer_untyped(history, evidence)
+    history.silences.append((0.5, 3.0))
+
+
 DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (lose_a_row, "B"), (store_an_order_twice, "B"), (sell_a_unit_too_many, "A"), (reuse_a_key, "C"),
     (accept_other_lines, "C"), (lose_an_event, "D"), (change_an_event, "D"), (invent_an_event, "D"),
@@ -164,6 +274,13 @@ DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (lose_a_grant, "A"), (undo_a_cancellation, "C"), (cancel_unasked, "C"), (answer_in_other_words, "C"),
     (answer_as_new_twice, "C"), (answer_untyped, "E"), (break_a_connection, "E"), (answer_late, "E"),
     (bury_an_order, "B"),
+    (tell_a_wrong_total, "B"), (tell_a_wrong_price, "B"), (tell_another_quantity, "B"), (tell_a_longer_hold, "B"),
+    (store_another_end, "B"), (store_another_total, "B"), (tell_another_sale, "B"),
+    (tell_a_cancelled_order_as_reserved, "B"), (store_under_another_user, "B"), (take_a_unit_for_a_refused_order, "A"),
+    (give_a_cancelled_unit_back_twice, "A"), (keep_a_cancelled_purchase, "A"), (forget_a_purchase, "A"),
+    (sell_beyond_the_limit, "A"), (forget_a_record, "C"), (skip_a_place, "B"), (name_two_versions_alike, "D"),
+    (tell_a_version_as_another, "D"), (tell_an_event_of_another_user, "D"), (tell_an_event_of_other_money, "D"),
+    (answer_untyped_beside_a_stopped_edge, "E"),
 ]  # fmt: skip
 
 
@@ -218,3 +335,12 @@ def test_a_cancellation_that_was_not_stored_is_lost_only_with_redis_disk() -> No
     history, evidence = right_sale(0)
     undo_a_cancellation(history, evidence)  # its second version was stored: no loss explains that
     assert "C" in {finding.invariant for finding in judged(history, evidence, Expectations(lost_orders=True))}
+
+
+def test_a_lost_order_frees_its_own_key_only() -> None:
+    """What a loss excuses is what was lost: orders that are stored keep their keys and words."""
+    history, evidence = right_sale(0)
+    answer_in_other_words(history, evidence)
+    assert {finding.invariant for finding in judged(history, evidence, Expectations(lost_orders=True))} == {"C"}
+    history.requests[0].attempts.append(ok(uuid4()))  # an order that is stored nowhere
+    assert judged(history, evidence, Expectations(lost_orders=True)) == []

@@ -17,11 +17,12 @@ from devstack.demo.rehearsal import own_stack
 from devstack.faults.checker import Expectations, check
 from devstack.faults.crowd import Crowd, Habits
 from devstack.faults.evidence import backlog, dead_letters, gather
-from devstack.faults.history import Ending, History
+from devstack.faults.history import Ending, History, OrderRequest
 from devstack.shop import Shop
 from devstack.state import Stack, StateFolder
 from devstack.tokens import mint_many
-from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field
+from domain.orders import pack_key
+from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field, user_key
 from runtime.clients import redis_client
 from runtime.event_log.redis_streams import stream_key
 from runtime.token_keys import load_token_keys
@@ -48,10 +49,20 @@ class Sold:
         return {f.invariant for f in check(self.history, evidence, cluster=TOPOLOGY, expected=Expectations())}
 
     @property
+    def request(self) -> OrderRequest:
+        """One that was accepted."""
+        return next(r for r in self.history.requests if r.ending is Ending.OK and not r.cancels)
+
+    @property
+    def key_of_user(self) -> bytes:
+        """The Redis hash of its user."""
+        (lane,) = TOPOLOGY.lanes_of_sale(self.history.sale_id, count=1)
+        return user_key(lane, self.history.sale_id, self.request.user_id)
+
+    @property
     def order(self) -> tuple[UUID, str]:
-        """Some order that was accepted, and the dsn of its shard."""
-        request = next(r for r in self.history.requests if r.ending is Ending.OK and not r.cancels)
-        (order_id,) = request.order_ids
+        """Its order, and the dsn of the shard."""
+        (order_id,) = self.request.order_ids
         return order_id, self.stack.shard_dsns[TOPOLOGY.shard_of_order(order_id)]
 
     def sql(self, dsn: str, query: str, *arguments: object) -> None:
@@ -139,9 +150,30 @@ async def give_a_unit_back_twice(sold: Sold) -> str:
     return "A"
 
 
+async def change_a_total(sold: Sold) -> str:
+    order_id, dsn = sold.order
+    sold.sql(dsn, "UPDATE orders SET total_minor = total_minor + 1 WHERE id = %s", order_id)
+    return "B"
+
+
+async def forget_purchases(sold: Sold) -> str:
+    key = sold.key_of_user
+    state = await sold.redis.hget(key, "")
+    assert isinstance(state, bytes) and len(state) > 7
+    await sold.redis.hset(key, "", state[:7])  # type: ignore[arg-type]
+    return "A"
+
+
+async def forget_a_record(sold: Sold) -> str:
+    request = sold.request
+    assert await sold.redis.hdel(sold.key_of_user, pack_key(request.key))  # type: ignore[arg-type]
+    return "C"
+
+
 @pytest.mark.parametrize("seed", [random.randrange(10**6)], ids="seed={}".format)
 @pytest.mark.parametrize(
-    "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice],
+    "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice,
+     change_a_total, forget_purchases, forget_a_record],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip
 async def test_damage_in_real_servers_turns_the_checker_red(

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from devstack.children import free_port
-from devstack.faults.history import Attempt, Ending
+from devstack.faults.history import Attempt, Ending, Told
 from devstack.faults.wire import Answer, Wire, judge, order_request
 from domain.problems import Problem, ProblemDetails
 
@@ -24,14 +24,26 @@ def judged(status: int, document: object, headers: dict[str, str] | None = None)
 
 
 def test_an_accepted_order() -> None:
-    order_id = uuid4()
-    attempt = judged(202, {"order_id": str(order_id)}, {"idempotency-replayed": "true"})
+    order_id, sale_id = uuid4(), uuid4()
+    order = {
+        "order_id": str(order_id), "sale_id": str(sale_id), "status": "reserved",
+        "items": [{"sku": "A", "quantity": 2, "unit_price_minor": 5}], "total_minor": 10, "currency": "EUR",
+        "reserved_at": "2026-01-01T00:00:00.123Z", "expires_at": "2026-01-01T00:10:00.123Z",
+    }  # fmt: skip
+    location = {"location": f"/v1/orders/{order_id}"}
+    attempt = judged(202, order, {"idempotency-replayed": "true", **location})
     assert (attempt.ending, attempt.order_id, attempt.replayed, attempt.fault) == (Ending.OK, order_id, True, "")
+    assert attempt.told == Told(sale_id, "reserved", (("A", 2, 5),), 10, "EUR", 1767225600123, 1767225600123 + 600_000)
+    assert judged(200, order, {}).fault == "", "a cancellation has no Location"
+    assert judged(202, order, {}).fault and judged(202, order, {"location": "/v1/orders/x"}).fault
+    for member in order:
+        assert judged(202, {name: value for name, value in order.items() if name != member}, location).fault, member
 
 
 @pytest.mark.parametrize("problem", list(Problem))
 def test_every_problem_of_the_contract(problem: Problem) -> None:
-    attempt = judged(problem.status, ProblemDetails(problem).as_document())
+    waits = {"retry-after": "1"} if problem.status in (429, 503) else {}
+    attempt = judged(problem.status, ProblemDetails(problem).as_document(), PROBLEM_JSON | waits)
     unsure = problem in (Problem.OUTCOME_UNKNOWN, Problem.INTERNAL_ERROR)
     assert attempt.ending is (Ending.UNKNOWN if unsure else Ending.REFUSED)
     assert bool(attempt.fault) == (problem is Problem.INTERNAL_ERROR)
@@ -45,6 +57,9 @@ def test_every_problem_of_the_contract(problem: Problem) -> None:
         (409, {"code": "sold_out"}, {"content-type": "text/html"}),
         (500, {"code": "sold_out"}, None),
         (409, {"code": "no_such_code"}, None),
+        (409, {"code": "sold_out", "type": "/problems/sold_out", "status": 410}, None),
+        (409, {"code": "sold_out", "type": "/problems/ended", "status": 409}, None),
+        (503, {"code": "overloaded", "type": "/problems/overloaded", "status": 503}, None),  # when to come again?
         (502, b"<html>", {}),
         (404, [], None),
     ],
