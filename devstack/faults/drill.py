@@ -33,6 +33,9 @@ HEAL_S_MAX = 10.0
 HEAL_LOOK_S = 1.0
 HEAL_SHARE = 0.9
 DRAIN_S_MAX = 60.0
+GOES_ON_SHARE = (
+    0.5  # of its pace, beside a fault that should not stop it: a machine that is busy with the fault as well
+)
 LONG_HOLD_S = 60  # a shorter hold ends while the drill runs
 COLLECT_S_MAX = 40.0
 INVARIANTS = "ABCDEF"
@@ -98,6 +101,17 @@ class Drill:
         """A promise that the act itself saw broken."""
         self.findings.append(Finding(invariant, text))
 
+    def pace(self) -> float:
+        """Definite answers a second, now."""
+        return self.crowd.per_s(time.monotonic() - 1.0, time.monotonic())
+
+    def goes_on(self, since: float, before_per_s: float, *, share: float = GOES_ON_SHARE) -> float:
+        """The crowd's pace since the harm began; a finding if it starved meanwhile."""
+        now_per_s = self.crowd.per_s(since, time.monotonic())
+        if now_per_s < share * before_per_s:
+            self.fail("F", f"the crowd got {now_per_s:.0f} answers/s beside the fault, {before_per_s:.0f}/s before it")
+        return now_per_s
+
     @property
     def lanes(self) -> tuple[int, ...]:
         """The sale's."""
@@ -148,6 +162,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
         await asyncio.sleep(seconds)
         before_per_s = crowd.per_s(time.monotonic() - seconds / 2, time.monotonic())
         say(f"{fault.name}: {fault.about}")
+        stage.count_anew()
         result.proof = await fault.act(drill)
         stage.calm()
         if fault.heals:

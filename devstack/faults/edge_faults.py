@@ -94,9 +94,14 @@ async def stop_worker(drill: Drill) -> str:
         os.kill(pid, signal.SIGCONT)
     await asyncio.sleep(0.5)
     drill.silence(began)
-    late = sum(attempt.returned_at - attempt.invoked_at > 1.0 for attempt in drill.crowd.history.attempts())
+    late = sum(
+        a.invoked_at < began + STOPPED_S - 1 and a.returned_at > began + STOPPED_S
+        for a in drill.crowd.history.attempts()
+    )
     if not late:
         raise NotFired("nobody waited for the stopped worker")
+    if not served:
+        drill.fail("F", "the other worker answered nobody")
     return f"{late} requests waited for the stopped worker, the other answered {served:.0f}/s meanwhile"
 
 
@@ -196,6 +201,7 @@ async def exhaust_descriptors(drill: Drill) -> str:
     """More idle connections than the edge may have open files."""
     host, _, port = drill.stage.stack.edge_url.removeprefix("http://").partition(":")
     opened: list[asyncio.StreamWriter] = []
+    workers, before = drill.stage.edge_workers(), drill.pace()
     began = time.monotonic()
 
     async def open_one() -> None:
@@ -206,7 +212,9 @@ async def exhaust_descriptors(drill: Drill) -> str:
     await asyncio.gather(*(open_one() for _ in range(IDLE_CONNECTIONS)))
     await asyncio.sleep(2.0)
     files = [len(os.listdir(f"/proc/{pid}/fd")) for pid in drill.stage.edge_workers()]
-    served = drill.crowd.per_s(began, time.monotonic())
+    served = drill.goes_on(began, before)
+    if drill.stage.edge_workers() != workers:
+        drill.fail("F", "workers ended for want of descriptors")
     for writer in opened:
         writer.transport.abort()
     drill.silence(began)

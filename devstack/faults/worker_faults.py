@@ -15,6 +15,7 @@ from functools import partial
 from redis.asyncio import Redis
 
 from devstack.faults.drill import Drill
+from devstack.faults.postgres_faults import TO_SHARD
 from devstack.faults.proxy import Harm, Trap
 from devstack.faults.redis_faults import sprung
 from devstack.faults.scenario import Act, Fault, NotFired, Sale
@@ -28,6 +29,7 @@ _APPEND = (load_script("log_append-1").sha.encode(),)
 _TRIM = (b"EVALSHA", b":stream", b":lease")
 _EXPIRE = (b"EVALSHA", b":state", b"}o", b"}u")
 _COMMIT = (b"COMMIT",)
+_TO_CATALOGUE = b"\0database\0catalogue\0"
 _SHORT_HOLDS = Sale(hold_s=2, cancel=0.03)
 
 
@@ -141,17 +143,17 @@ WRITER = [
     _at(
         "writer-killed-after-grant", "writer killed when the catalogue has granted units and the shard has not taken them",
         "the next raise heals it", killed_at(
-            "shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=b"catalogue"
+            "shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=_TO_CATALOGUE
         ),
     ),
     _at(
         "writer-killed-before-commit", "writer killed with a batch written and not committed",
         "rolled back, delivered again",
-        killed_at("shard-writer-0", _COMMIT, Harm.BEFORE, server="postgres", greeting=b"shard_"),
+        killed_at("shard-writer-0", _COMMIT, Harm.BEFORE, server="postgres", greeting=TO_SHARD),
     ),
     _at(
         "writer-killed-after-commit", "writer killed after a commit whose answer it does not see",
-        _REPEATED, killed_at("shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=b"shard_"), fast=True,
+        _REPEATED, killed_at("shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=TO_SHARD), fast=True,
     ),
     _at(
         "writer-killed-before-ack", "writer killed between commit and acknowledgement",
