@@ -6,11 +6,14 @@ import socket
 import time
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import redis
 
+from devstack.faults.postgres_faults import TO_SHARD
 from devstack.faults.proxy import FaultProxy, Harm, Trap
-from devstack.servers import RedisServer
+from devstack.servers import PostgresServer, RedisServer
+from tests.fixtures.fix_databases import Databases
 
 NEVER_S = 0.3
 
@@ -125,3 +128,19 @@ def test_a_trap_looks_only_at_its_connections(proxy: FaultProxy) -> None:
     ):
         client.ping()
     assert trap.done.is_set()
+
+
+def test_a_trap_for_shards_lets_the_catalogue_pass(postgres_server: PostgresServer, migrated: Databases) -> None:
+    """Statements about `shard_grant` do not make a connection one to a shard."""
+    with FaultProxy(postgres_server.port) as proxy:
+        trap = proxy.set_trap(Trap(Harm.BEFORE, (b"COMMIT",), TO_SHARD))
+
+        def commit(dsn: str) -> None:
+            with psycopg.connect(dsn.replace(f":{postgres_server.port}/", f":{proxy.port}/")) as connection:
+                connection.execute("SELECT 1 AS shard_grant")
+
+        commit(migrated.catalogue_dsn)
+        assert trap.sprung == 0
+        with pytest.raises(psycopg.OperationalError):
+            commit(migrated.shard_dsns[0])
+        assert trap.sprung == 1
