@@ -16,6 +16,7 @@ from pathlib import Path
 from devstack.faults.checker import Expectations
 from devstack.faults.drill import Drill
 from devstack.faults.history import Ending
+from devstack.faults.redis_faults import LIMITED
 from devstack.faults.scenario import Fault, Needs, NotFired
 from devstack.servers import RedisServer
 from devstack.state import PROJECT, overrule
@@ -157,7 +158,7 @@ FAULTS = [
         "redis-wiped-mid-sale", "Redis loses its whole disk in mid-sale",
         "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; what was accepted and not "
         "stored is lost, as documented", wipe, needs=Needs(own="redis-wiped"),
-        allowed=_LOSS,
+        sale=LIMITED, allowed=_LOSS,
     ),
     Fault(
         "redis-went-back", "Redis comes back with the append-only file of 2 s ago",

@@ -11,10 +11,11 @@ from redis.asyncio import Redis
 
 from devstack.faults.drill import Drill
 from devstack.faults.proxy import Harm, Trap
-from devstack.faults.scenario import Fault, NotFired
+from devstack.faults.scenario import Fault, NotFired, Sale
 
 RESERVE = (b"EVALSHA", b":state", b":stream")  # a batch of orders on its way to Redis
 TRAP_S_MAX = 15.0
+LIMITED = Sale(per_user_limit=3)  # that some of the crowd reach
 
 
 async def sprung(drill: Drill, trap: Trap, what: str) -> None:
@@ -189,7 +190,7 @@ FAULTS = [
     Fault("redis-paused-then-killed", "Redis stops for 3 s, then is killed", "as both", redis_gone_for_long),
     Fault(
         "reply-lost-after-execution", "replies to executed batches are swallowed, the connection ends",
-        "the edge resubmits; the buyer gets the order that was made", lose_replies, fast=True,
+        "the edge resubmits; the buyer gets the order that was made", lose_replies, sale=LIMITED, fast=True,
     ),
     Fault(
         "connection-cut-mid-batch", "half a batch arrives at Redis, then the connection ends",

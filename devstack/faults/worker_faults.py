@@ -141,6 +141,11 @@ RELAY = [
 ]  # fmt: skip
 WRITER = [
     _at(
+        "writer-killed-before-grant", "writer killed with units raised in the catalogue and not committed",
+        "rolled back, delivered again",
+        killed_at("shard-writer-0", _COMMIT, Harm.BEFORE, server="postgres", greeting=_TO_CATALOGUE),
+    ),
+    _at(
         "writer-killed-after-grant", "writer killed when the catalogue has granted units and the shard has not taken them",
         "the next raise heals it", killed_at(
             "shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=_TO_CATALOGUE
@@ -178,6 +183,11 @@ DISPATCHER = [
         "dispatcher-killed-before-delete", "dispatcher killed with events acknowledged and rows not deleted",
         "the events are told again, with the same ids",
         killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.BEFORE, server="postgres"),
+    ),
+    _at(
+        "dispatcher-killed-after-delete", "dispatcher killed after it deleted rows, without knowing it",
+        "the next one goes on behind them",
+        killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.AFTER, server="postgres"),
     ),
     _at(
         "dispatcher-paused-past-lease", "the dispatcher stops past its leases; another takes them; the zombie wakes",
