@@ -18,7 +18,8 @@ from uuid import UUID
 from devstack.children import alive, free_port, spawn
 from devstack.faults.checker import Expectations
 from devstack.faults.drill import Drill
-from devstack.faults.history import Ending
+from devstack.faults.history import Attempt, Ending
+from devstack.faults.overload_faults import Answers
 from devstack.faults.proxy import Harm, Trap
 from devstack.faults.redis_faults import RESERVE, sprung
 from devstack.faults.scenario import Fault, Needs, NotFired, NotHere
@@ -33,6 +34,7 @@ from runtime.token_keys import load_token_keys
 
 STOPPED_S = 4.0
 SKEW_S = 300
+TOKEN_MARGIN_S = 120
 FILES_MAX = 220
 IDLE_CONNECTIONS = 600
 _SHIM = """
@@ -40,7 +42,7 @@ _SHIM = """
 #include <dlfcn.h>
 #include <sys/time.h>
 #include <time.h>
-/* The wall clock of this process is SKEW seconds ahead; its monotonic clock is right. */
+/* The wall clock of this process is SKEW seconds ahead (behind, if negative); its monotonic clock is right. */
 int clock_gettime(clockid_t clock, struct timespec *now) {
     static int (*real)(clockid_t, struct timespec *);
     if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
@@ -153,8 +155,25 @@ async def drain_edge(drill: Drill) -> str:
     return f"edge {old} drained and ended, its connections went to the other one; then that one drained, too"
 
 
-async def skew_clock(drill: Drill) -> str:
-    """A second edge whose wall clock is five minutes ahead; one token has two minutes left."""
+async def clock_ahead(drill: Drill) -> str:
+    """A token that has two minutes left is good at an edge that is five minutes ahead."""
+    attempt, proof = await _order_at_skewed(drill, SKEW_S, ttl_s=TOKEN_MARGIN_S)
+    if attempt.ending is not Ending.OK:
+        drill.fail("E", f"a token with two minutes left was refused by the edge that is ahead: {attempt.code}")
+    return proof
+
+
+async def clock_behind(drill: Drill) -> str:
+    """A token that ended two minutes ago is no good at an edge that is five minutes behind."""
+    attempt, proof = await _order_at_skewed(drill, -SKEW_S, ttl_s=-TOKEN_MARGIN_S)
+    if attempt.code != "token_expired":
+        drill.fail("E", f"a token that ended two minutes ago was answered {attempt.code or attempt.status}")
+    return proof
+
+
+async def _order_at_skewed(drill: Drill, by_s: int, *, ttl_s: int) -> tuple[Attempt, str]:
+    """Add a second edge whose wall clock is wrong for a while; the answer to its first order, by a token of that life,
+    and the proof that the crowd bought there."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NotHere("no C compiler for the clock shim")
@@ -163,7 +182,7 @@ async def skew_clock(drill: Drill) -> str:
         shim = Path(folder) / "clock.so"
         done = await asyncio.to_thread(
             subprocess.run,
-            [compiler, "-shared", "-fPIC", "-O1", f"-DSKEW={SKEW_S}", "-x", "c", "-", "-o", str(shim), "-ldl"],
+            [compiler, "-shared", "-fPIC", "-O1", f"-DSKEW=({by_s})", "-x", "c", "-", "-o", str(shim), "-ldl"],
             input=_SHIM.encode(), capture_output=True, check=False,
         )  # fmt: skip
         if done.returncode != 0:
@@ -173,7 +192,7 @@ async def skew_clock(drill: Drill) -> str:
             env={**os.environ, "LD_PRELOAD": str(shim)}, capture_output=True, check=True,
         )  # fmt: skip
         skew_s = float(told.stdout) - time.time()
-        if abs(skew_s - SKEW_S) > 30:
+        if abs(skew_s - by_s) > 30:
             raise NotHere(f"the clock shim has no effect here: {skew_s:.0f} s")
         port = free_port()
         skewed = stage.start_extra(
@@ -182,7 +201,7 @@ async def skew_clock(drill: Drill) -> str:
         url = f"http://127.0.0.1:{port}"
         await stage.until(lambda: responds(f"{url}/readyz"), "the skewed edge did not get ready")
     keys = load_token_keys(stage.folder.token_keys)
-    ((user, token),) = mint_many(keys, count=1, issuer=load_settings().token_issuer, ttl_s=120)
+    ((user, token),) = mint_many(keys, count=1, issuer=load_settings().token_issuer, ttl_s=ttl_s)
     wire = Wire([url])
     body = b'{"items": [{"sku": "%s", "quantity": 1}]}' % drill.skus[1].encode()
     path = f"/v1/sales/{drill.sale_id}/orders"
@@ -191,11 +210,15 @@ async def skew_clock(drill: Drill) -> str:
     drill.crowd.note_order(UUID(user), token, "skewed", ((drill.skus[1], 1),), attempt)
     drill.crowd.urls.append(url)
     await asyncio.sleep(3.0)
+    taken = (await asyncio.to_thread(Answers.read, url)).outcomes.get("accepted", 0) - (attempt.ending is Ending.OK)
     drill.crowd.urls.remove(url)
     await stage.end_extra(skewed)
-    if attempt.ending is not Ending.OK:
-        drill.fail("E", f"a token with two minutes left was refused by the edge that is ahead: {attempt.code}")
-    return f"an edge {skew_s:.0f} s ahead took orders beside the right one"
+    if not taken:
+        raise NotFired("the crowd bought nothing at the skewed edge")
+    return (
+        attempt,
+        f"an edge {abs(skew_s):.0f} s {'ahead' if by_s > 0 else 'behind'} took {taken:.0f} orders of the crowd",
+    )
 
 
 async def exhaust_descriptors(drill: Drill) -> str:
@@ -268,7 +291,11 @@ FAULTS = [
     ),
     Fault(
         "edge-clock-skewed", "the clock of one of two edges is five minutes ahead",
-        "windows, holds and rates go by Redis time; tokens are judged by it, too", skew_clock,
+        "windows, holds and rates go by Redis time; tokens are judged by it, too", clock_ahead,
+    ),
+    Fault(
+        "edge-clock-behind", "the clock of one of two edges is five minutes behind",
+        "as with one that is ahead", clock_behind,
     ),
     Fault(
         "descriptors-exhausted", "an edge that may open 220 files gets 600 idle connections",

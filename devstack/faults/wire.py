@@ -122,11 +122,12 @@ class Wire:
     """A keep-alive connection that is opened when it is needed and again when it broke.
 
     `urls` are edges, as behind a load balancer: one that refuses the connection is passed over for the next. The list
-    may change while it is used; `turn` is the place of the one in use.
+    may change while it is used, then connections are spread anew; `turn` is the place of the one in use.
     """
 
     urls: list[str]
     turn: int = 0
+    spread: int = 0  # over how many edges, when it connected
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
 
@@ -162,8 +163,9 @@ class Wire:
         return attempt
 
     async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self.reader is None or self.writer is None or self.reader.at_eof():
+        if self.reader is None or self.writer is None or self.reader.at_eof() or self.spread != len(self.urls):
             self.close()
+            self.spread = len(self.urls)
             for _ in self.urls[1:]:
                 try:
                     return await self._connect()
