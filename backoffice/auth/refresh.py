@@ -1,8 +1,8 @@
 """Refresh tokens: rotating, in families of one login, with detection of a token that was used twice.
 
 A token is 80 bytes in base64url: user id (tells the shard), token id, 32 random bytes of which only the hash is
-stored, and nothing else. One used again within `GRACE` gets another successor, because a reply may have been lost;
-later it is taken for stolen, and the whole family ends.
+stored, and nothing else. One used again within `GRACE` gets another successor, because a reply may have been lost, at
+most `RENEWALS_MAX` of them; later it is taken for stolen, and the whole family ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import math
 import secrets
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ from runtime.sql import load_sql
 SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)
 LIFE = timedelta(days=30)
+RENEWALS_MAX = 20  # of one family within GRACE: a token that may be used again must not fill the table
 _SECRET_BYTES = 32
 _TOKEN_BYTES = 16 + 16 + _SECRET_BYTES
 TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
@@ -71,7 +73,8 @@ class RefreshTokens:
         return token
 
     async def renew(self, token: str) -> Renewed:
-        """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more."""
+        """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more, with `rate_limited`
+        when its family was renewed `RENEWALS_MAX` times just now."""
         user_id, token_id, secret = _decode(token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             cursor = connection.cursor(row_factory=class_row(_Found))
@@ -83,6 +86,13 @@ class RefreshTokens:
             if found.expired:
                 raise Refused(Problem.TOKEN_EXPIRED)
             if not found.used_long_ago:
+                # Asked once the family is locked: what was added while this waited is counted, too.
+                family = {"family_id": found.family_id, "grace": GRACE}
+                (young,) = await (await connection.execute(SQL["count_young"], family)).fetchone() or (0,)
+                if young >= RENEWALS_MAX:
+                    raise Refused(
+                        Problem.RATE_LIMITED, "Too many renewals", retry_after_s=math.ceil(GRACE.total_seconds())
+                    )
                 next_id, next_secret = ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
                 await connection.execute(SQL["mark_used"], {"id": token_id})
                 await connection.execute(SQL["insert_token"], _row(next_id, found.family_id, next_secret))

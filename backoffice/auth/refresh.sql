@@ -23,6 +23,11 @@ JOIN users ON users.id = family.user_id
 WHERE token.id = %(id)s
 FOR UPDATE OF family;
 
+-- name: count_young
+-- Tokens of a family that were made within the grace. Reads only. Index refresh_tokens_family: a family has some thousand rows
+-- at its end, if it was renewed every quarter of an hour.
+SELECT count(*) FROM refresh_tokens WHERE family_id = %(family_id)s AND created_at > now() - %(grace)s;
+
 -- name: mark_used
 -- Primary key. The time of the first use stays.
 UPDATE refresh_tokens SET used_at = coalesce(used_at, now()) WHERE id = %(id)s;

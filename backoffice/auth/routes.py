@@ -208,7 +208,7 @@ def routes(auth: Auth) -> tuple[Route, ...]:
             "auth",
             body=RefreshToken,
             answers=Tokens,
-            problems=(Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED),
+            problems=(Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED, Problem.RATE_LIMITED),
         ),
         Route("POST", "/v1/auth/logout", auth.logout, "End a login", "auth", body=RefreshToken, status=204),
         Route(

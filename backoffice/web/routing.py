@@ -198,6 +198,8 @@ def field_errors(error: ValidationError) -> tuple[FieldError, ...]:
 
 
 def _field_error(place: Mapping[str, Any]) -> FieldError:
+    # What is wrong with a member's name, pydantic tells of a place below it that the body does not have.
+    where = place["loc"][:-1] if place["loc"][-1:] == ("[key]",) else place["loc"]
     # RFC 6901, section 3: `~` and `/` of a member's name are escaped.
-    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place["loc"])
+    pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in where)
     return FieldError(pointer, place["msg"].removeprefix("Value error, "))

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT, Attempts, Limit
+from backoffice.auth.refresh import RENEWALS_MAX
 from backoffice.web.messages import Refused
 from domain.topology import Topology
 from runtime.clients import redis_client as new_client
@@ -248,6 +249,24 @@ def test_refresh_of_many_at_once(http: httpx.Client) -> None:
         answers = list(pool.map(lambda _: refresh(http, token), range(8)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["refresh_token"] for answer in answers}) == 8
+
+
+def test_a_token_that_may_be_used_again_does_not_fill_the_table(http: httpx.Client, databases: Databases) -> None:
+    register(http)
+    token = login(http).json()["refresh_token"]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: refresh(http, token), range(RENEWALS_MAX + 8)))
+    renewed = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    # The first token of the login is a young one, too.
+    assert (len(renewed), len(refused)) == (RENEWALS_MAX - 1, 9)
+    assert {(answer.json()["code"], answer.headers["retry-after"]) for answer in refused} == {("rate_limited", "10")}
+    assert _count(databases, "refresh_tokens") == RENEWALS_MAX
+    # Nothing of the login is lost by it.
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE refresh_tokens SET created_at = created_at - interval '11 seconds'")
+    assert refresh(http, renewed[0].json()["refresh_token"]).status_code == 200
 
 
 def test_logout_ends_the_family(http: httpx.Client) -> None:

@@ -160,6 +160,7 @@ def test_search(staff: Staff) -> None:
         ({"active": None}, "/active"),
         ({"attributes": []}, "/attributes"),
         ({"attributes": {"a": {"b": 1}}}, "/attributes/a"),
+        ({"attributes": {"k" * 65: 1}}, "/attributes/" + "k" * 65),
         ({"attributes": {"a/b~c": {}}}, "/attributes/a~1b~0c"),
         ({"attributes": {"a": "\x00"}}, "/attributes/a"),
         ({"attributes": {"a": 10**30}}, "/attributes/a"),
