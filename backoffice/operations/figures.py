@@ -18,6 +18,7 @@ from psycopg_pool import PoolTimeout, TooManyRequests
 
 from backoffice.stores import Stores
 from domain import topology
+from domain.orders import MalformedEntry, decode_head
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
 from runtime.databases import Database
 from runtime.queue import Queue, QueueDepth, QueueUnavailable
@@ -202,9 +203,13 @@ async def _bounded(answer: Awaitable[T]) -> T | None:
         return None
 
 
-def _age_s(oldest: list[tuple[bytes, Any]], now_ms: int) -> float:
-    """Of a stream's first entry, whose id begins with Redis' time of its writing; 0 of an empty stream."""
-    return max(0.0, (now_ms - int(oldest[0][0].partition(b"-")[0])) / 1000) if oldest else 0.0
+def _age_s(oldest: list[tuple[bytes, Mapping[bytes, bytes]]], now_ms: int) -> float:
+    """Of a stream's first entry, by the time of the change that it tells; 0 of an empty stream, and of what is no order's
+    entry: the relay puts that aside."""
+    try:
+        return max(0.0, (now_ms - decode_head(oldest[0][1][b"e"]).changed_at_ms) / 1000)
+    except (IndexError, KeyError, MalformedEntry):
+        return 0.0
 
 
 def _stock(lanes: list[list[bytes | None]]) -> tuple[Stock, ...] | None:
