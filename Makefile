@@ -43,7 +43,7 @@ bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is
 perf-gate: .venv/.built ## Throughput ratios of the running system, measured with wrk (about 5 minutes)
 	@$(BIN)/python -m perf.gate
 
-FIGURES := bench script_bench gate writer_bench pipeline flatness growth login cached_reads search product_cache overload "open_loop --whole-stack --rate 4000" open_loop
+FIGURES := bench script_bench gate writer_bench pipeline flatness growth login cached_reads search cache_hits overload "open_loop --whole-stack --rate 4000" open_loop
 
 figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 25 minutes)
 	@# A missed target is a result like any other: what cannot be measured does not keep the rest from it.

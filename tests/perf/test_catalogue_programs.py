@@ -5,9 +5,9 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from perf import product_cache, search, shop
+from perf import cache_hits, search, shop
 from perf.by_clock import run
-from perf.product_cache import Reading
+from perf.cache_hits import Reading, Subject
 from tests.fixtures.fix_stack import RunningStack
 
 
@@ -15,19 +15,20 @@ def _silent(_: str) -> None: ...
 
 
 @pytest.mark.parametrize("redis_entries", [None, 100, 0])
-async def test_product_cache(redis_entries: int | None) -> None:
-    result = await product_cache.measure(
-        Reading("small", redis_entries), products=300, reads=4000, rate=500.0, say=_silent
+@pytest.mark.parametrize("subject", [cache_hits.PRODUCTS, cache_hits.USERS], ids=lambda subject: subject.name)
+async def test_cache_hits(subject: Subject, redis_entries: int | None) -> None:
+    result = await cache_hits.measure(
+        subject, Reading("small", redis_entries), rows=300, reads=4000, rate=500.0, say=_silent
     )
     assert result["reads"] + result["writes"] == 4000
     assert result["hit_rate"] == pytest.approx(result["of_process_tier"] + result["of_redis_tier"])
     assert (result["of_redis_tier"] == 0) == (redis_entries == 0)
-    assert len(result["course"]) == product_cache.SAMPLES
-    assert product_cache.as_text({"small": result, "share of the most popular tenth": 0.5})
+    assert len(result["course"]) == cache_hits.SAMPLES
+    assert cache_hits.as_text({"small": result, "share of the most popular tenth": 0.5})
 
 
-def test_no_cache_of_a_tenth_of_the_products_reaches_ninety_percent() -> None:
-    assert product_cache.share_of_most_popular(100_000, 0.1) == pytest.approx(0.8096, abs=1e-4)
+def test_no_cache_of_a_tenth_of_the_rows_reaches_ninety_percent() -> None:
+    assert cache_hits.share_of_most_popular(100_000, 0.1) == pytest.approx(0.8096, abs=1e-4)
 
 
 def test_search(running_stack: RunningStack) -> None:

@@ -1,15 +1,16 @@
-"""Hit rate of the product cache: Zipf 1.0 over 100,000 products, 1% writes, from a cold start.
+"""Hit rates of the caches of products and accounts: Zipf 1.0 over 100,000 rows, 1% writes, from a cold start.
 
-    python -m perf.product_cache [--products 100000] [--reads 2000000] [--rate 500] [--save] [--json] [--gate]
+    python -m perf.cache_hits [--rows 100000] [--reads 2000000] [--rate 500] [--save] [--json] [--gate]
 
 "Room for 10%" can be read in three ways, and each is measured, with reads and writes drawn by the same law:
 
-    process       the process tier holds 10% of the products, Redis as many as come within its time to live
+    process       the process tier holds 10% of the rows, Redis as many as come within its time to live
     both bounded  as before, and Redis has memory for about 40%, from which it evicts what is used least (allkeys-lfu)
     alone         10% is all there is: the process tier without Redis
 
 The third cannot reach 90%: of Zipf 1.0 over 100,000, the most popular 10,000 are asked for in 81% of all reads, so no choice of
-10,000 entries answers more. It is measured to show how near to that the admission policy comes, and has no target.
+10,000 entries answers more. It is measured to show how near to that the admission policy comes, and has no target. It knows
+nothing of what a row is, so accounts are measured in the first two only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,10 +31,12 @@ from uuid import UUID
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
 
-from backoffice.caching.cache import Bounds, Cache
+from backoffice.caching.cache import Bounds, Cache, Codec
 from backoffice.caching.caches import Caches
 from backoffice.catalogue.store import PRODUCT_CODEC, Product
+from backoffice.users.store import USER_CODEC, User
 from devstack.servers import RedisServer
 from perf.results import Figure, Target, add_options, conclude, progress
 from runtime.settings import Settings
@@ -45,35 +49,44 @@ HIT_RATE_MIN = 0.90
 TOGETHER = 16  # reads under way at once
 SAMPLES = 20
 SEED = 1
-_ENTRY_BYTES = 700  # of a product in Redis, key and overhead included: measured on the products below
 METHOD = (
     "The cache of the backoffice on a Redis of its own, in one process, 16 reads at a time; rows come from memory in place of "
-    "PostgreSQL, which decides no hit. Reads and writes are drawn by Zipf 1.0 over 100,000 products, one write in a hundred, "
+    "PostgreSQL, which decides no hit. Reads and writes are drawn by Zipf 1.0 over 100,000 rows, one write in a hundred, "
     "from empty tiers. The process tier's clock advances by 1 / rate seconds a read, so that entries age as at 500 reads a "
     "second; Redis' times to live do not. Counted by flashsale_cache_hits_total and flashsale_cache_misses_total as /metrics "
     "shows them: hits of either tier over all reads; who waited for another's load has missed."
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is cached. `make` makes the row of a rank, `entry_bytes` is what one takes in Redis, key and overhead included."""
+
+    name: str
+    codec: Codec[Any]
+    make: Callable[[int], Any]
+    entry_bytes: int
+
+
 @dataclass(slots=True)
-class Shop:
-    """Products by rank, most popular first, and how many were read and written."""
+class Table:
+    """Rows by rank, most popular first, and how many were read and written."""
 
     keys: list[str]
-    rows: dict[str, Product]
+    rows: dict[str, Any]
     reads: int = 0
     writes: int = 0
 
     @classmethod
-    def of(cls, products: int) -> Shop:
-        """Products about as large as a shop's."""
-        rows = {str(UUID(int=n)): _product(n) for n in range(1, products + 1)}
+    def of(cls, subject: Subject, count: int) -> Table:
+        """Rows about as large as a shop's."""
+        rows = {str(UUID(int=n)): subject.make(n) for n in range(1, count + 1)}
         return cls(list(rows), rows)
 
     def load(self, key: str) -> Callable[[], Any]:
         """What reads a row."""
 
-        async def read() -> Product | None:
+        async def read() -> Any:
             await asyncio.sleep(0)
             return self.rows[key]
 
@@ -93,55 +106,62 @@ def main() -> int:
     configure_logging("perf", "ERROR")  # that Redis is away is meant so
     readings = (
         Reading("process", None),
-        Reading("both bounded", int(options.products * REDIS_SHARE)),
+        Reading("both bounded", int(options.rows * REDIS_SHARE)),
         Reading("alone", 0),
     )
     result: dict[str, Any] = {}
     with progress() as say:
-        for reading in readings:
-            say(reading.name)
-            result[reading.name] = asyncio.run(
-                measure(reading, products=options.products, reads=options.reads, rate=options.rate, say=say)
+        for subject, reading in [*((PRODUCTS, each) for each in readings), *((USERS, each) for each in readings[:2])]:
+            name = f"{subject.name}, {reading.name}"
+
+            def say_where(text: str, where: str = f"{name}: ") -> None:
+                say(where + text)
+
+            result[name] = asyncio.run(
+                measure(subject, reading, rows=options.rows, reads=options.reads, rate=options.rate, say=say_where)
             )
-    result["share of the most popular tenth"] = share_of_most_popular(options.products, ROOM_SHARE)
     targets = [
-        Target(f"hit rate, {name}, cold start included", result[name]["hit_rate"], "of 1", least=HIT_RATE_MIN)
-        for name in ("process", "both bounded")
+        Target(f"hit rate, {name}, cold start included", measured["hit_rate"], "of 1", least=HIT_RATE_MIN)
+        for name, measured in result.items()
+        if not name.endswith("alone")
     ]
-    return conclude(Figure("product_cache", METHOD, targets, result), options, as_text(result))
+    result["share of the most popular tenth"] = share_of_most_popular(options.rows, ROOM_SHARE)
+    return conclude(Figure("cache_hits", METHOD, targets, result), options, as_text(result))
 
 
 async def measure(
-    reading: Reading, *, products: int, reads: int, rate: float, say: Callable[[str], None]
+    subject: Subject, reading: Reading, *, rows: int, reads: int, rate: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Hit rates from empty tiers, whole and over the last twentieth, and how they came about."""
-    shop = Shop.of(products)
+    table = Table.of(subject, rows)
     registry = CollectorRegistry()
     with tempfile.TemporaryDirectory() as folder:
-        redis = RedisServer(Path(folder), durable=False, extra=_eviction(reading))
+        redis = RedisServer(Path(folder), durable=False, extra=_eviction(subject, reading))
         if reading.redis_entries != 0:
             redis.start()
         try:
-            caches = Caches(redis.url, registry, now=lambda: shop.reads / rate)
-            bounds = replace(Bounds.from_settings(Settings.model_validate({})), entries_max=int(products * ROOM_SHARE))
+            caches = Caches(redis.url, registry, now=lambda: table.reads / rate)
+            bounds = replace(Bounds.from_settings(Settings.model_validate({})), entries_max=int(rows * ROOM_SHARE))
             if reading.redis_entries == 0:
                 # What is measured is room: entries live as long as they would in Redis.
                 bounds = replace(bounds, unfollowed_ttl_s=bounds.redis_ttl_s)
-            cache = caches.add("product", PRODUCT_CODEC, bounds)
+            cache = caches.add(subject.name, subject.codec, bounds)
             async with caches.running():
                 while reading.redis_entries != 0 and not caches.follows:  # noqa: ASYNC110 - tells nobody
                     await asyncio.sleep(0.01)
-                samples = await _drive(cache, shop, registry, reads=reads, say=say)
+                samples = await _drive(cache, table, registry, reads=reads, say=say)
+            held = _entries(redis.url) if reading.redis_entries != 0 else 0
         finally:
             redis.stop()
     first, last = samples[-2] if len(samples) > 1 else _NOTHING, samples[-1]
     return {
-        "reads": shop.reads,
-        "writes": shop.writes,
+        "reads": table.reads,
+        "writes": table.writes,
         "hit_rate": last.hit_rate,
         "hit_rate_at_the_end": last.since(first).hit_rate,
         "of_process_tier": last.process_hits / last.reads,
         "of_redis_tier": last.redis_hits / last.reads,
+        "redis_entries": held,
         "redis_failures": registry.get_sample_value("flashsale_cache_redis_failures_total"),
         "evicted_by_size": counters(registry)["flashsale_cache_evictions_total", "process", "size"],
         "course": [round(sample.hit_rate, 4) for sample in samples],
@@ -179,13 +199,13 @@ _NOTHING = Counts(0, 0, 0)
 
 
 def counters(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
-    """Counters of the cache out of the text that /metrics answers: by name, tier and reason."""
+    """Counters of the one cache out of the text that /metrics answers: by name, tier and reason."""
     text = generate_latest(registry).decode()
     return {
         (sample.name, sample.labels.get("tier", ""), sample.labels.get("reason", "")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.labels.get("cache") == "product"
+        if "cache" in sample.labels
     }
 
 
@@ -199,38 +219,38 @@ def _counts(registry: CollectorRegistry) -> Counts:
 
 
 async def _drive(
-    cache: Cache[Product], shop: Shop, registry: CollectorRegistry, *, reads: int, say: Callable[[str], None]
+    cache: Cache[Any], table: Table, registry: CollectorRegistry, *, reads: int, say: Callable[[str], None]
 ) -> list[Counts]:
     rng = random.Random(SEED)
-    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(shop.keys) + 1)))
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(table.keys) + 1)))
 
     async def work(drawn: list[str]) -> None:
         while drawn:
             key = drawn.pop()
             if rng.random() < WRITE_SHARE:
-                shop.writes += 1
+                table.writes += 1
                 async with cache.changing(key):
-                    old = shop.rows[key]
-                    shop.rows[key] = replace(old, price_minor=old.price_minor + 1, version=old.version + 1)
+                    old = table.rows[key]
+                    table.rows[key] = replace(old, version=old.version + 1)
                 continue
-            shop.reads += 1
-            newest = shop.rows[key].version
-            product = await cache.get(key, shop.load(key))
-            assert product is not None and product.version >= newest, "an old row was read"
+            table.reads += 1
+            newest = table.rows[key].version
+            row = await cache.get(key, table.load(key))
+            assert row is not None and row.version >= newest, "an old row was read"
 
     samples: list[Counts] = []
     for turn in range(SAMPLES):
-        drawn = rng.choices(shop.keys, cum_weights=weights, k=reads // SAMPLES)
+        drawn = rng.choices(table.keys, cum_weights=weights, k=reads // SAMPLES)
         await asyncio.gather(*(work(drawn) for _ in range(TOGETHER)))
         samples.append(_counts(registry))
         say(f"{100 * (turn + 1) // SAMPLES}%, hit rate {samples[-1].hit_rate:.3f}")
     return samples
 
 
-def share_of_most_popular(products: int, room_share: float) -> float:
+def share_of_most_popular(rows: int, room_share: float) -> float:
     """Of all reads, those of the most popular: what no cache of that many entries exceeds."""
-    weights = [1 / rank for rank in range(1, products + 1)]
-    return sum(weights[: int(products * room_share)]) / sum(weights)
+    weights = [1 / rank for rank in range(1, rows + 1)]
+    return sum(weights[: int(rows * room_share)]) / sum(weights)
 
 
 def as_text(result: dict[str, Any]) -> list[str]:
@@ -244,11 +264,16 @@ def as_text(result: dict[str, Any]) -> list[str]:
     return [*lines, f"the most popular tenth: {result['share of the most popular tenth']:.3f} of all reads"]
 
 
-def _eviction(reading: Reading) -> tuple[str, ...]:
+def _entries(url: str) -> int:
+    with Redis.from_url(url) as client:
+        return int(client.dbsize())
+
+
+def _eviction(subject: Subject, reading: Reading) -> tuple[str, ...]:
     if not reading.redis_entries:
         return ()
     # What an empty server takes, and then so many entries.
-    room = 2 * 1024 * 1024 + reading.redis_entries * _ENTRY_BYTES
+    room = 2 * 1024 * 1024 + reading.redis_entries * subject.entry_bytes
     return ("--maxmemory", str(room), "--maxmemory-policy", "allkeys-lfu")
 
 
@@ -266,10 +291,25 @@ def _product(number: int) -> Product:
     )
 
 
+def _user(number: int) -> User:
+    return User(
+        id=UUID(int=number),
+        email=f"buyer-{number}@example.org",
+        name=f"Buyer of number {number}",
+        role="buyer",
+        version=1,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+PRODUCTS = Subject("product", PRODUCT_CODEC, _product, 700)
+USERS = Subject("user", USER_CODEC, _user, 475)
+
+
 def _options() -> argparse.Namespace:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m perf.product_cache", description=__doc__.partition("\n")[0])
-    parser.add_argument("--products", type=int, default=100_000, help="products that are read")
+    parser = argparse.ArgumentParser(prog="python -m perf.cache_hits", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=100_000, help="products, and accounts, that are read")
     parser.add_argument(
         "--reads", type=int, default=2_000_000, help="reads and writes of each reading, from empty tiers"
     )
