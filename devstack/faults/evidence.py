@@ -18,6 +18,8 @@ from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
 from runtime.clients import redis_client
 from runtime.event_log import EventLog, open_event_log
+from runtime.queue import open_queue
+from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 
 SCAN_COUNT = 5000
 READ_AT_ONCE = 1000
@@ -111,6 +113,7 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
         for shard, dsn in enumerate(stack.shard_dsns):
             await _read_shard(dsn, shard, evidence, sale_id)
             await _read_places(dsn, evidence)
+        await _read_poison(stack.queue_url, evidence)
         await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
         evidence.events = await _read_events(log, sale_id)
     finally:
@@ -216,6 +219,23 @@ async def _read_places(dsn: str, evidence: Evidence) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
         for lane, (_, places) in evidence.places.items():
             places.update([seq async for (seq,) in await connection.execute(_PLACES, {"lane": lane})])
+
+
+async def _read_poison(url: str, evidence: Evidence) -> None:
+    """Places that the relay gave up, earlier drills' as well: shards are told of them by the reconciler, some time later."""
+    queue, cursor = open_queue(url), None
+    try:
+        while True:
+            letters, cursor = await queue.dead_letters.list(
+                topology.POISON_ENTRIES, cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
+            )
+            for letter in letters:
+                if (place := evidence.places.get(int(letter.headers["lane"]))) is not None:
+                    place[1].add(int(letter.headers["lane_seq"]))
+            if cursor is None:
+                return
+    finally:
+        await queue.close()
 
 
 async def _read_catalogue(dsn: str, evidence: Evidence, sale_id: UUID) -> None:
