@@ -74,15 +74,19 @@ async def far_redis(drill: Drill) -> str:
         peaks.append(await _drive(drill, sale["id"], sku, f"peak{number}", PEAK_CONNECTIONS))
         overs.append(await _drive(drill, sale["id"], sku, f"over{number}", OVERLOAD_CONNECTIONS))
     link.slow(0)
-    peak_per_s, over_per_s = (sum(run["accepted"] for run in runs) / ROUNDS for runs in (peaks, overs))
+    # Buyers who were answered 202. Replays are those whose first answer came too late, while the queue found its length:
+    # each takes an order's place in a batch.
+    peak_per_s, over_per_s = (
+        sum(run["accepted"] + run["replayed"] for run in runs) / ROUNDS for runs in (peaks, overs)
+    )
     offered_per_s = sum(sum(run.values()) for run in overs) / ROUNDS
     if offered_per_s < OVERLOAD_FACTOR * peak_per_s:
         raise NotFired(f"only {offered_per_s:.0f}/s were offered, {peak_per_s:.0f}/s can be taken")
     if over_per_s < GOODPUT_SHARE * peak_per_s:
-        drill.fail("F", f"{over_per_s:.0f} accepted/s under overload, {peak_per_s:.0f}/s at peak: {peaks} {overs}")
+        drill.fail("F", f"{over_per_s:.0f} 202s/s under overload, {peak_per_s:.0f}/s at peak: {peaks} {overs}")
     await _recount(drill, UUID(sale["id"]), sku)
     return (
-        f"{offered_per_s:.0f}/s offered, {over_per_s:.0f}/s accepted; peak {peak_per_s:.0f}/s; "
+        f"{offered_per_s:.0f}/s offered, {over_per_s:.0f}/s answered 202; peak {peak_per_s:.0f}/s; "
         f"ratio {over_per_s / peak_per_s:.2f}"
     )
 
