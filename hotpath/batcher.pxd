@@ -41,16 +41,15 @@ cdef class Batcher:
     cdef Writer writer
     cdef dict lanes
     cdef list lane_list
-    cdef int last_full[2]  # place of the lane that had the last full batch; of reserve, of lookup
-    cdef int last_small[2]
-    cdef int full_turns[2]  # since a lane with less than a full batch had its turn
+    cdef int last_busy[2]  # place of the lane that had the last turn of the busy ones; of reserve, of lookup
+    cdef int last_rest[2]
+    cdef int busy_turns[2]  # since a lane with less had its turn
     cdef object flight  # deque of Batch, in the order of the wire
     cdef list done
     cdef bytes rest
     cdef int reserve_flight
     cdef int lookup_flight
     cdef readonly int queued
-    cdef int reserve_queued
     cdef bint is_up
     cdef bint is_woken
     cdef bint scripts_missing
@@ -76,7 +75,7 @@ cdef class Batcher:
     cdef bint has_room(self, int in_flight, int waiting) noexcept
     cdef int call_wake(self) except -1
     cdef int put_batches(self, bint lookup) except -1
-    cdef int next_lane(self, bint lookup, bint full) except -2
+    cdef int next_lane(self, bint lookup, int last, Py_ssize_t least, Py_ssize_t most) except -2
     cdef int bound_queue(self, int64_t now_ns) except -1
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1
     cdef int digest(self, Batch batch, const char* at) except -1

@@ -39,7 +39,8 @@ cdef enum:
     OUTCOME_MASK = 15
     RECORD_HEAD = 21  # 16 order id, 5 milliseconds since RECORD_SINCE_MS
     HOLD_MS = 50  # pause after LOADING and its like
-    FULL_TURNS_MAX = 15  # of lanes with a full batch before one with less
+    BUSY_TURNS_MAX = 15  # of lanes with a full batch, or enough for one, before one with less
+    WAITING_MAX = 2147483647
     MEASURE_MS = 100  # over which the pace of answers is measured
     REPLY_BYTES_MAX = 1048576
 
@@ -132,15 +133,15 @@ cdef class Batcher:
             return False
         if ticket.deadline_ns == 0:
             ticket.deadline_ns = monotonic_ns() + self.deadline_ns
-        self.enqueue(ticket, False)
-        if self.is_up and not self.is_woken and (
-            self.has_room(self.reserve_flight, self.reserve_queued)
-            or self.has_room(self.lookup_flight, self.queued - self.reserve_queued)
+        cdef int waiting = self.enqueue(ticket, False)
+        if self.is_up and not self.is_woken and self.has_room(
+            self.lookup_flight if ticket.by_lookup else self.reserve_flight, waiting
         ):
             self.call_wake()
         return True
 
     cdef int enqueue(self, Ticket ticket, bint front) except -1:
+        """How many wait with it, for its lane and its script."""
         cdef LaneNames names = ticket.sale.lane_for(ticket.user_hash)
         cdef LaneQueue lane = <LaneQueue>self.lanes.get(names.lane)
         cdef int i
@@ -148,22 +149,21 @@ cdef class Batcher:
             lane = LaneQueue(names)
             self.lanes[names.lane] = lane
             self.lane_list.append(lane)
-        source = lane.reserve
+        ticket.by_lookup = False
         for i in range(ticket.line_count):
             if ticket.sale.sold_out[ticket.sku_index[i]]:
-                source = lane.lookup
+                ticket.by_lookup = True
                 break
-        if source is lane.reserve:
-            self.reserve_queued += 1
+        source = lane.lookup if ticket.by_lookup else lane.reserve
         if front:
             source.appendleft(ticket)
         else:
             source.append(ticket)
         self.queued += 1
-        return 0
+        return len(source)
 
     cdef bint has_room(self, int in_flight, int waiting) noexcept:
-        """A lone batch leaves at any size; a further one only when it is worth the round trip."""
+        """A lone batch leaves at any size; a further one only when its lane has enough for the round trip."""
         return waiting > 0 and (
             in_flight == 0 or (in_flight < self.batches_in_flight_max and waiting >= self.batch_size_early)
         )
@@ -221,32 +221,37 @@ cdef class Batcher:
     cdef int put_batches(self, bint lookup) except -1:
         """Batches of one kind while there is room.
 
-        Lanes with a full batch go first, in turn. When room is short, a turn for every lane would spend half of the
-        round trips on lanes with hardly an order: these wait for `FULL_TURNS_MAX` turns, and the loss is bounded by it.
+        Lanes with a full batch go first, in turn; without one, beside a batch on the wire, those with enough for it. When room
+        is short, a turn for every lane would spend half of the round trips on lanes with hardly an order: these wait for
+        `BUSY_TURNS_MAX` turns, and the loss is bounded by it.
         """
         cdef LaneQueue lane
-        cdef int full, small
+        cdef int in_flight, busy, rest
         while True:
-            if lookup:
-                if not self.has_room(self.lookup_flight, self.queued - self.reserve_queued):
-                    return 0
-            elif not self.has_room(self.reserve_flight, self.reserve_queued):
+            in_flight = self.lookup_flight if lookup else self.reserve_flight
+            if in_flight >= self.batches_in_flight_max:
                 return 0
-            full = self.next_lane(lookup, True)
-            small = self.next_lane(lookup, False)
-            if full >= 0 and (small < 0 or self.full_turns[lookup] < FULL_TURNS_MAX):
-                self.full_turns[lookup] += small >= 0
-                self.last_full[lookup] = full
+            busy = self.next_lane(lookup, self.last_busy[lookup], self.batch_size_max, WAITING_MAX)
+            rest = self.next_lane(lookup, self.last_rest[lookup], 1, self.batch_size_max - 1)
+            if busy < 0 and in_flight > 0:
+                busy = self.next_lane(lookup, self.last_busy[lookup], self.batch_size_early, WAITING_MAX)
+                if busy < 0:
+                    return 0
+                rest = self.next_lane(lookup, self.last_rest[lookup], 1, self.batch_size_early - 1)
+            if busy >= 0 and (rest < 0 or self.busy_turns[lookup] < BUSY_TURNS_MAX):
+                self.busy_turns[lookup] += rest >= 0
+                self.last_busy[lookup] = busy
+            elif rest >= 0:
+                self.busy_turns[lookup] = 0
+                self.last_rest[lookup] = busy = rest
             else:
-                self.full_turns[lookup] = 0
-                self.last_small[lookup] = full = small
-            lane = <LaneQueue>self.lane_list[full]
+                return 0
+            lane = <LaneQueue>self.lane_list[busy]
             self.put_batch(lane, lane.lookup if lookup else lane.reserve, lookup)
 
-    cdef int next_lane(self, bint lookup, bint full) except -2:
-        """The place of the lane whose turn it is, of those with a full batch or of those with less; or -1."""
+    cdef int next_lane(self, bint lookup, int last, Py_ssize_t least, Py_ssize_t most) except -2:
+        """The place behind `last` of the next lane for which so many wait; or -1."""
         cdef int lanes = len(self.lane_list)
-        cdef int last = self.last_full[lookup] if full else self.last_small[lookup]
         cdef int step, place
         cdef Py_ssize_t waiting
         cdef LaneQueue lane
@@ -254,7 +259,7 @@ cdef class Batcher:
             place = (last + step) % lanes
             lane = <LaneQueue>self.lane_list[place]
             waiting = len(lane.lookup if lookup else lane.reserve)
-            if waiting > 0 and (waiting >= self.batch_size_max) == full:
+            if least <= waiting <= most:
                 return place
         return -1
 
@@ -293,8 +298,6 @@ cdef class Batcher:
                 sale.batch_serial = serial
                 sale.batch_place = place
             self.queued -= 1
-            if not lookup:
-                self.reserve_queued -= 1
             ticket.place = sale.batch_place
             if not ticket.has_id:
                 self.ids.put(ticket.id, now_ms, lane.lane, <int>(ticket.user_hash & 1023))
@@ -536,8 +539,6 @@ cdef class Batcher:
                 source.clear()
                 source.extend(kept)
                 self.queued -= len(late)
-                if source is lane.reserve:
-                    self.reserve_queued -= len(late)
                 for ticket in late:
                     if ticket.may_have_run:
                         self.end_ticket(ticket, V_UNKNOWN)

@@ -19,6 +19,7 @@ cdef class Ticket:
     cdef int64_t deadline_ns  # 0: set by the first submit
     cdef uint8_t id[16]
     cdef bint has_id  # an order keeps its id over all attempts
+    cdef bint by_lookup  # it waits for the read-only script
     cdef bint in_flight
     cdef bint may_have_run  # an attempt was lost after it was sent
     cdef bint alone  # it goes in a batch of its own

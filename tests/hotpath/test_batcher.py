@@ -467,6 +467,47 @@ async def test_lanes_with_less_than_a_batch_take_turns_too() -> None:
     assert small == [topology.lane_state_key(lane) for lane in (1, 2, 3)]
 
 
+async def test_a_further_batch_is_worth_its_round_trip_in_its_own_lane() -> None:
+    peer = Peer(batch_size_max=16, batches_in_flight_max=2, batch_size_early=4)
+    first, busy, quiet = [make_sale(lanes=[lane]) for lane in range(3)]
+    peer.connect()
+    peer.batcher.submit(make_ticket(first))
+    (alone,) = peer.calls()
+    for number in range(3):
+        peer.batcher.submit(make_ticket(busy, key=str(number)))
+        peer.batcher.submit(make_ticket(quiet, key=str(number)))
+    assert peer.calls() == []  # six wait, but no lane has enough
+    peer.batcher.submit(make_ticket(busy, key="3"))
+    (further,) = peer.calls()
+    assert (further.keys[0].decode(), further.size) == (topology.lane_state_key(1), 4)
+    peer.receive(alone.accepted())
+    assert peer.calls() == []  # one is on the wire still
+    peer.receive(further.accepted())
+    (last,) = peer.calls()  # alone, at any size
+    assert (last.keys[0].decode(), last.size) == (topology.lane_state_key(2), 3)
+    peer.receive(last.accepted())
+
+
+async def test_a_lane_with_hardly_an_order_is_not_forgotten_beside_lanes_with_enough() -> None:
+    """There is always a batch on the wire, and never a full one: the sixteenth turn is the small lane's."""
+    peer = Peer(batch_size_max=16, batches_in_flight_max=2, batch_size_early=4)
+    busy, quiet = make_sale(lanes=[0]), make_sale(lanes=[1])
+    quiet_key = topology.lane_state_key(1).encode()
+    peer.connect()
+    peer.batcher.submit(make_ticket(busy))
+    (on_the_wire,) = peer.calls()
+    peer.batcher.submit(make_ticket(quiet))
+    turns = []
+    while quiet_key not in turns:
+        for number in range(4):
+            peer.batcher.submit(make_ticket(busy, key=f"{len(turns)}-{number}"))
+        (further,) = peer.calls()
+        turns.append(further.keys[0])
+        peer.receive(on_the_wire.accepted())
+        on_the_wire = further
+    assert len(turns) == 16
+
+
 def test_home_lane_of_a_striped_sale() -> None:
     peer, sale = Peer(batch_size_max=64, batches_in_flight_max=4, batch_size_early=1), make_sale(lanes=[3, 1, 2])
     peer.connect()
