@@ -221,9 +221,9 @@ cdef class Batcher:
     cdef int put_batches(self, bint lookup) except -1:
         """Batches of one kind while there is room.
 
-        Lanes with a full batch go first, in turn; without one, beside a batch on the wire, those with enough for it. When room
-        is short, a turn for every lane would spend half of the round trips on lanes with hardly an order: these wait for
-        `BUSY_TURNS_MAX` turns, and the loss is bounded by it.
+        Lanes with a full batch go first, in turn; without one, beside a batch on the wire, those with enough for it.
+        When room is short, a turn for every lane would spend half of the round trips on lanes with hardly an order:
+        these wait for `BUSY_TURNS_MAX` turns, and the loss is bounded by it.
         """
         cdef LaneQueue lane
         cdef int in_flight, busy, rest
