@@ -45,7 +45,7 @@ perf-gate: .venv/.built ## Throughput ratios of the running system, measured wit
 
 FIGURES := bench script_bench gate writer_bench pipeline flatness growth login cached_reads search cache_hits overload "open_loop --whole-stack --rate 4000" open_loop
 
-figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 25 minutes)
+figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 40 minutes)
 	@# A missed target is a result like any other: what cannot be measured does not keep the rest from it.
 	@failed=; for figure in $(FIGURES); do \
 		echo "== $$figure"; $(BIN)/python -m perf.$$figure --save || failed="$$failed $${figure%% *}"; \
