@@ -1,8 +1,8 @@
 """Refresh tokens: rotating, in families of one login, with detection of a token that was used twice.
 
 A token is 80 bytes in base64url: user id (tells the shard), token id, 32 random bytes of which only the hash is
-stored, and nothing else. One used again within `GRACE` gets another successor, because a reply may have been lost, at
-most `RENEWALS_MAX` of them; later it is taken for stolen, and the whole family ends.
+stored, and nothing else. One used again within `GRACE` gets another successor, because a reply may have been lost, as
+long as fewer than `UNUSED_MAX` wait for their use; later it is taken for stolen, and the whole family ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from runtime.sql import load_sql
 SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)
 LIFE = timedelta(days=30)
-RENEWALS_MAX = 20  # of one family within GRACE: a token that may be used again must not fill the table
+UNUSED_MAX = 20  # tokens of one family, made within GRACE: one that may be used again must not fill the table
 _SECRET_BYTES = 32
 _TOKEN_BYTES = 16 + 16 + _SECRET_BYTES
 TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
@@ -74,7 +74,7 @@ class RefreshTokens:
 
     async def renew(self, token: str) -> Renewed:
         """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more, with `rate_limited`
-        when its family was renewed `RENEWALS_MAX` times just now."""
+        when it was used before and `UNUSED_MAX` tokens of its family wait for their use. A first use is never limited."""
         user_id, token_id, secret = _decode(token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             cursor = connection.cursor(row_factory=class_row(_Found))
@@ -86,10 +86,10 @@ class RefreshTokens:
             if found.expired:
                 raise Refused(Problem.TOKEN_EXPIRED)
             if not found.used_long_ago:
-                # Asked once the family is locked: what was added while this waited is counted, too.
-                family = {"family_id": found.family_id, "grace": GRACE}
-                (young,) = await (await connection.execute(SQL["count_young"], family)).fetchone() or (0,)
-                if young >= RENEWALS_MAX:
+                # Asked once the family is locked: what happened while this waited is counted, too.
+                again = {"id": token_id, "grace": GRACE}
+                (unused,) = await (await connection.execute(SQL["count_unused"], again)).fetchone() or (0,)
+                if unused >= UNUSED_MAX:
                     raise Refused(
                         Problem.RATE_LIMITED, "Too many renewals", retry_after_s=math.ceil(GRACE.total_seconds())
                     )

@@ -23,10 +23,14 @@ JOIN users ON users.id = family.user_id
 WHERE token.id = %(id)s
 FOR UPDATE OF family;
 
--- name: count_young
--- Tokens of a family that were made within the grace. Reads only. Index refresh_tokens_family: a family has some thousand rows
--- at its end, if it was renewed every quarter of an hour.
-SELECT count(*) FROM refresh_tokens WHERE family_id = %(family_id)s AND created_at > now() - %(grace)s;
+-- name: count_unused
+-- Of a token that was used before: its family's tokens that were made within the grace and that nobody used yet; 0 of a token
+-- that is used for the first time. Reads only. Primary key, and index refresh_tokens_family only for a token used again: a
+-- family has some thousand rows at its end, if it was renewed every quarter of an hour.
+SELECT count(*) FROM refresh_tokens AS token
+JOIN refresh_tokens AS sibling ON sibling.family_id = token.family_id
+WHERE token.id = %(id)s AND token.used_at IS NOT NULL
+  AND sibling.used_at IS NULL AND sibling.created_at > now() - %(grace)s;
 
 -- name: mark_used
 -- Primary key. The time of the first use stays.
