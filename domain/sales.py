@@ -124,6 +124,11 @@ class SaleDefinition:
             items=tuple(SaleItem(i["sku"], i["unit_price_minor"], i["per_user_limit"]) for i in document["items"]),
         )
 
+    @property
+    def edition(self) -> bytes:
+        """What an edge believes of the sale, as the order scripts compare it with the lane's."""
+        return pack_edition(self.epoch, self.version)
+
     def pack_for_lane(self) -> bytes:
         """The value of the lane's `d:<sale>` field.
 
@@ -145,6 +150,11 @@ class SaleDefinition:
 
 
 _DEFINITION = struct.Struct(">BIIQQIB")
+
+
+def pack_edition(epoch: int, version: int) -> bytes:
+    """Epoch and version as they stand in a packed definition, from offset 1: 4 bytes each, big-endian, unsigned."""
+    return struct.pack(">II", epoch, version)
 
 
 def packed_end(packed: bytes) -> tuple[LaneSaleState, int]:

@@ -1,7 +1,7 @@
 """One call of `reserve` or `lookup` as RESP. Performs no I/O; decides nothing.
 
-    *<10 + 3g + 5n> EVALSHA <sha> <2 + 2n> state stream (user order)*n
-    n g interval burst bound (sale epoch version)*g (field lines body)*n
+    *<10 + 2g + 5n> EVALSHA <sha> <2 + 2n> state stream (user order)*n
+    n g interval burst bound (sale edition)*g (field lines body)*n
 """
 
 from libc.stdint cimport uint8_t, uint64_t
@@ -39,7 +39,7 @@ cdef class CallEncoder:
         cdef SaleView sale
         cdef LaneNames names
         cdef char* at
-        writer.put_head(c"*", 10 + 3 * g + 5 * n)
+        writer.put_head(c"*", 10 + 2 * g + 5 * n)
         writer.put(self.lookup_head if lookup else self.reserve_head)
         at = bulk_number(writer.reserve(64), 2 + 2 * n)
         writer.length = at - writer.start

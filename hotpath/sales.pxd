@@ -35,7 +35,7 @@ cdef class SaleView:
     cdef list entry_items  # bytes per SKU: 5 price, 1 length, SKU
     cdef list json_items  # bytes per SKU: `{"sku":"...","quantity":`
     cdef list json_item_tails  # bytes per SKU: `,"unit_price_minor":1999}`
-    cdef bytes script_arguments  # RESP: short id, epoch, version
+    cdef bytes script_arguments  # RESP: short id, edition (epoch and version)
     cdef uint8_t sold_out[SKUS_MAX]
     # Set while one batch is being built: which batch, and the sale's place in it.
     cdef uint64_t batch_serial

@@ -86,7 +86,7 @@ cdef class SaleView:
             self.sku_slot[slot] = <uint8_t>(index + 1)
         self.script_arguments = b"".join(
             b"$%d\r\n%b\r\n" % (len(part), part)
-            for part in (short_text[:22], str(epoch).encode(), str(version).encode())
+            for part in (short_text[:22], (<object>epoch).to_bytes(4, "big") + (<object>version).to_bytes(4, "big"))
         )
 
     cdef int find_sku(self, const char* sku, int length) noexcept:

@@ -139,7 +139,7 @@ def reserve_commands(
         part = orders[start : start + batch]
         keys = [topology.lane_state_key(LANE).encode(), topology.lane_stream_key(LANE).encode()]
         args = [b"%d" % len(part), b"1", b"1000", b"1000", b"100000000"]
-        args += [ids.short(sale.sale_id).encode(), b"1", b"1"]
+        args += [ids.short(sale.sale_id).encode(), sale.edition]
         for user, order_id, key, body in part:
             keys += [topology.user_key(LANE, sale.sale_id, user), topology.order_key(order_id)]
             args += [pack_key(key), b"\0\0\1", body]

@@ -15,12 +15,11 @@
 --   3 emission interval in microseconds
 --   4 burst in requests
 --   5 bound of the stream's length
---   6 + 3j short id of sale j, j from 0
---   7 + 3j epoch
---   8 + 3j version of the definition
---   6 + 3g + 3i field of request i: the packed idempotency key
---   7 + 3g + 3i lines: 1 byte place of the sale j, then per line 1 byte SKU index, 1 byte quantity
---   8 + 3g + 3i body of the entry: what follows the order id
+--   6 + 2j short id of sale j, j from 0
+--   7 + 2j edition of sale j: epoch and version, 4 bytes each, as its definition has them
+--   6 + 2g + 3i field of request i: the packed idempotency key
+--   7 + 2g + 3i lines: 1 byte place of the sale j, then per line 1 byte SKU index, 1 byte quantity
+--   8 + 2g + 3i body of the entry: what follows the order id
 -- Returns an array: now_ms, then for each request an integer argument * 16 + output (REPLAYED: the record, a string)
 -- Outputs
 --   0 ACCEPTED effects were written
@@ -49,32 +48,32 @@ if since_ms < 0 or since_ms >= 1099511627776 then
   corrupt('the clock')
 end
 local reserved_at = pack('>I5', since_ms)
-local next_states, entries, orders = {}, {}, {}
+local next_states, entries, orders, sold = {}, {}, {}, {}
 for i = 0, requests - 1 do
-  local answer, next_state, order = decide(i)
+  local answer, next_state, kind = decide(i)
   reply[i + 2] = answer
   if next_state then
     local body = ARGV[first + 3 * i + 2]
     if #body < 37 then
       malformed('body')
     end
-    local order_id = sub(KEYS[4 + 2 * i], -16)
+    local order_key, lines, base = KEYS[4 + 2 * i], lines_of[kind], base_of[kind]
+    local order_id = sub(order_key, -16)
     accepted = accepted + 1
     places[accepted] = i
-    records[accepted] = order_id .. reserved_at .. order.tail
+    records[accepted] = order_id .. reserved_at .. lines.tail
     next_states[accepted] = next_state
     states[KEYS[3 + 2 * i]] = next_state
-    local head = order.sale.head
+    local head = head_of[place_of[kind]]
     entries[accepted] = head .. order_id .. body
-    orders[2 * accepted - 1] = KEYS[4 + 2 * i]
+    orders[2 * accepted - 1] = order_key
     orders[2 * accepted] = head .. body
-    local slots, units = order.slots, order.units
-    for line = 1, order.count do
-      local slot, quantity = slots[line], units[line]
+    for line = 1, lines.count do
+      local slot, quantity = slot_at[base + line], lines.units[line]
       available[slot] = available[slot] - quantity
       reserved[slot] = reserved[slot] + quantity
+      sold[slot] = true
     end
-    order.sold = true
   end
 end
 if accepted == 0 then
@@ -90,19 +89,13 @@ for j = 1, accepted do
   call('HSET', KEYS[3 + 2 * i], STATE, next_states[j], ARGV[first + 3 * i], records[j])
 end
 call('MSET', unpack(orders))
-local changes, count, written = { 'seq', seq }, 2, {}
-for i = 1, #distinct do
-  local order = distinct[i]
-  if order.sold then
-    for line = 1, order.count do
-      local slot = order.slots[line]
-      if not written[slot] then
-        written[slot] = true
-        changes[count + 1] = fields[slot]
-        changes[count + 2] = pack('>I4I4', available[slot], reserved[slot]) .. sub(lane[slot], 9)
-        count = count + 2
-      end
-    end
+local changes, count = { 'seq', seq }, 2
+for slot = 1, slots do
+  if sold[slot] then
+    local place = 1 + sale_count + slot
+    changes[count + 1] = fields[place]
+    changes[count + 2] = pack('>I4I4', available[slot], reserved[slot]) .. sub(lane[place], 9)
+    count = count + 2
   end
 end
 call('HSET', KEYS[1], unpack(changes))

@@ -72,7 +72,7 @@ class Call:
     @property
     def orders(self) -> list[bytes]:
         """Order id and body of each request: its entry without the head."""
-        first = 5 + 3 * int(self.arguments[1])
+        first = 5 + 2 * int(self.arguments[1])
         ids = [key[-16:] for key in self.keys[3::2]]
         return [order_id + body for order_id, body in zip(ids, self.arguments[first + 2 :: 3], strict=True)]
 

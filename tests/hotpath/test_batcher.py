@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from domain import topology
 from domain.orders import RECORD_SINCE_MS, OrderEntry, OrderLine, OrderStatus, decode_entry
+from domain.sales import pack_edition
 from hotpath.counters import Verdict
 from hotpath.tickets import Ticket
 from tests.hotpath.making import LOOKUP_SHA, NOW_MS, RESERVE_SHA, Call, Peer, make_sale, make_ticket
@@ -618,7 +619,7 @@ async def test_again_keeps_id_and_deadline() -> None:
     peer.batcher.submit(other)
     (call,) = peer.calls()
     assert call.orders == stale.orders
-    assert call.arguments[7] == b"2"
+    assert call.arguments[6] == pack_edition(3, 2)
 
 
 async def test_one_damaged_record_refuses_only_its_own_order() -> None:

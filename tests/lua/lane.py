@@ -25,7 +25,7 @@ from domain.orders import (
     unpack_key,
 )
 from domain.outcomes import OUTCOME_BITS, Outcome, Transition
-from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
+from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock, pack_edition
 from hotpath.scripts import load_script
 from tests.reference.reservations import Answer, Rate, Record, Request, User
 
@@ -105,7 +105,7 @@ def batch_call(
         tail += [pack_key(order.idempotency_key), lines, encode_body(order)]
     args: list[bytes | str | int] = [len(requests), len(sales), rate.interval_us, rate.burst, stream_length_max]
     for sale_id, (_, epoch, version) in sales.items():
-        args += [ids.short(sale_id), epoch, version]
+        args += [ids.short(sale_id), pack_edition(epoch, version)]
     return keys, args + tail
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -272,8 +273,8 @@ def malformed(
     "changes",
     [
         {0: 0}, {0: 65}, {0: 2}, {0: "x"}, {1: 2}, {1: 0}, {2: 0}, {3: 0}, {4: ""},
-        {8: ""}, {9: b"\0"}, {9: b"\0\0"}, {9: b"\1\0\1"}, {9: b"\0\0\0"}, {9: b"\0\0\1\0\1"},
-        {9: b"\0\3\1"}, {10: b"short"},
+        {7: ""}, {8: b"\0"}, {8: b"\0\0"}, {8: b"\1\0\1"}, {8: b"\0\0\0"}, {8: b"\0\0\1\0\1"},
+        {8: b"\0\3\1"}, {9: b"short"},
     ],
 )  # fmt: skip
 def test_broken_calls_are_refused_whole(
@@ -299,6 +300,37 @@ def test_a_full_batch_of_distinct_lines_and_users(lane: LaneClient) -> None:
     assert sum(Stock.unpack(v).reserved for f, v in lane.state().items() if f.startswith(b"s:")) == 64 * 36
     user_key = topology.user_key(LANE, sale.sale_id, requests[0].order.user_id)
     assert lane.redis.object("encoding", user_key) == b"listpack"
+
+
+def test_a_full_batch_of_a_sale_each(lane: LaneClient) -> None:
+    """64 sales of other epochs, versions, hold times and limits: none is taken for its neighbour."""
+    sales = [
+        make_sale(limits=(0, 1 + at % 3), epoch=1 + at % 2, version=1 + at % 5, hold_ms=60_000 * (1 + at % 4))
+        for at in range(64)
+    ]
+    for at, sale in enumerate(sales):
+        lane.load(sale, [Stock.fresh(3), Stock.fresh(at)])
+    sales[5] = replace(sales[5], version=6)  # what one edge believes, not the lane
+    requests = [
+        make_request(sale, ids.new_uuid7(), "key", [(at % 2, 2), (1 - at % 2, 1)]) for at, sale in enumerate(sales)
+    ]
+    now_ms, answers = lane.reserve(requests)
+    for at, (sale, request, answer) in enumerate(zip(sales, requests, answers, strict=True)):
+        of_second = 2 if at % 2 else 1
+        expected = (
+            Outcome.STALE if at == 5
+            else Outcome.PURCHASE_LIMIT if of_second > 1 + at % 3
+            else Outcome.ACCEPTED if of_second <= at
+            else Outcome.SOLD_OUT
+        )  # fmt: skip
+        assert answer.outcome is expected, at
+        order = lane.order(request.order.order_id)
+        assert (order is not None) is (expected is Outcome.ACCEPTED)
+        sold = (3 - of_second, of_second) if order else (0, 0)
+        assert [lane.stock(sale, index).reserved for index in (0, 1)] == list(sold)
+        if order:
+            assert (order.epoch, order.expires_at_ms) == (sale.epoch, now_ms + sale.hold_ms)
+            assert (order.sale_id, order.lines) == (sale.sale_id, request.order.lines)
 
 
 # --- rate ---

@@ -9,6 +9,7 @@ from uuid import UUID
 from domain import topology
 from domain.ids import short
 from domain.orders import OrderEntry, encode_body, pack_key
+from domain.sales import pack_edition
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def script_call(
     keys = [topology.lane_state_key(lane).encode(), topology.lane_stream_key(lane).encode()]
     arguments: list[bytes] = [b"%d" % n for n in (len(orders), len(sales), interval_us, burst, stream_length_max)]
     for sale in sales:
-        arguments += [short(sale.sale_id).encode(), b"%d" % sale.epoch, b"%d" % sale.version]
+        arguments += [short(sale.sale_id).encode(), pack_edition(sale.epoch, sale.version)]
     for place, entry in orders:
         keys += [topology.user_key(lane, entry.sale_id, entry.user_id), topology.order_key(entry.order_id)]
         arguments.append(pack_key(entry.idempotency_key))

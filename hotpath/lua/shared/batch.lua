@@ -1,5 +1,11 @@
--- What a batch says and what the lane knows of it, read once. Makes: `requests`, `sales`, `parsed`, `now_ms`, `now_us`,
--- `lane` (values read from the state hash; a stock field's place there is its slot), `available`, `reserved` (by slot).
+-- What a batch says and what the lane knows of it, read once. In the dearest batch each order is of a sale of its own and
+-- pays for all of this alone: hence plain arrays instead of a table a sale, and no string that another one tells.
+--
+-- A kind is one distinct text of lines: place of the sale, then the lines. A slot is one SKU of one sale.
+-- Makes: `requests`, `now_ms`, `now_us`, `length` (of the stream); by text `kind_of`; by kind `lines_of`, `place_of`,
+-- `base_of`, `fits_fresh`; by base + line `slot_at`, `limit_at`; by slot `available`, `reserved`, `stock_field`,
+-- `stock_text`; by place of the sale from 1 `definition_of` (none: stale), `gate_of` (the answer to every request that is not
+-- a replay), `head_of` (of a new entry).
 local seq
 local requests, sale_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 local interval_us, burst, length_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -9,7 +15,7 @@ end
 if requests < 1 or requests > 64 or sale_count < 1 or sale_count > requests or interval_us < 1 or burst < 1 then
   malformed('bounds')
 end
-if #KEYS ~= 2 + 2 * requests or #ARGV ~= 5 + 3 * sale_count + 3 * requests then
+if #KEYS ~= 2 + 2 * requests or #ARGV ~= 5 + 2 * sale_count + 3 * requests then
   malformed('counts')
 end
 
@@ -21,47 +27,63 @@ local now_ms = floor(now_us / 1000)
 local ahead_us_max = interval_us * burst - interval_us
 local tat_of_fresh = pack('>I7', max(now_us + interval_us, now_us))
 
--- Requests of a crowd look alike: each distinct text of lines is read once.
-local parsed, distinct = {}, {}
-local fields, slot_of_field = { 'seq' }, {}
-for place = 1, sale_count do
-  fields[place + 1] = 'd:' .. ARGV[3 + 3 * place]
+-- The lines themselves, without a sale: `tail` is their text, `suffixes` end the names of their stock, `fresh_state` is what
+-- they make of a user without a state.
+local function read_lines(tail)
+  local count = #tail / 2
+  local skus, units, suffixes, fresh_state = {}, {}, {}, tat_of_fresh
+  for line = 1, count do
+    local sku, quantity = byte(tail, 2 * line - 1, 2 * line)
+    for earlier = 1, line - 1 do
+      if skus[earlier] == sku then
+        malformed('a SKU twice')
+      end
+    end
+    if quantity == 0 then
+      malformed('quantity')
+    end
+    skus[line], units[line], suffixes[line] = sku, quantity, ':' .. sku
+    fresh_state = fresh_state .. char(sku, 0, quantity)
+  end
+  return { tail = tail, count = count, skus = skus, units = units, suffixes = suffixes, fresh_state = fresh_state }
 end
-local first = 6 + 3 * sale_count
-local slots_used = 1 + sale_count
-for i = first, #ARGV, 3 do
-  local text = ARGV[i + 1]
-  if not parsed[text] then
+
+-- Requests of a crowd look alike: each distinct text of lines is read once, and once for all sales what is the same in them.
+local first = 6 + 2 * sale_count
+local kinds, bases, slots = 0, 0, 0
+local kind_of, lines_of, place_of, base_of = {}, {}, {}, {}
+local slot_at, slot_of, lines_of_tail = {}, {}, {}
+local fields = { 'seq' }
+for place = 1, sale_count do
+  fields[place + 1] = 'd:' .. ARGV[4 + 2 * place]
+end
+for i = first + 1, #ARGV, 3 do
+  local text = ARGV[i]
+  if not kind_of[text] then
     local place = byte(text, 1)
     if #text < 3 or #text % 2 == 0 or place >= sale_count then
       malformed('lines')
     end
-    local count = (#text - 1) / 2
-    local skus, units, slots = {}, {}, {}
-    local prefix = 's:' .. ARGV[6 + 3 * place] .. ':'
-    for line = 1, count do
-      local sku, quantity = byte(text, 2 * line, 2 * line + 1)
-      for earlier = 1, line - 1 do
-        if skus[earlier] == sku then
-          malformed('a SKU twice')
-        end
-      end
-      if quantity == 0 then
-        malformed('quantity')
-      end
-      local field = prefix .. sku
-      local slot = slot_of_field[field]
-      if not slot then
-        slots_used = slots_used + 1
-        slot = slots_used
-        slot_of_field[field] = slot
-        fields[slot] = field
-      end
-      skus[line], units[line], slots[line] = sku, quantity, slot
+    local tail = sub(text, 2)
+    local lines = lines_of_tail[tail]
+    if not lines then
+      lines = read_lines(tail)
+      lines_of_tail[tail] = lines
     end
-    local order = { place = place + 1, count = count, skus = skus, units = units, slots = slots, tail = sub(text, 2) }
-    parsed[text] = order
-    distinct[#distinct + 1] = order
+    kinds = kinds + 1
+    kind_of[text], lines_of[kinds], place_of[kinds], base_of[kinds] = kinds, lines, place + 1, bases
+    for line = 1, lines.count do
+      local name = place * 256 + lines.skus[line]
+      local slot = slot_of[name]
+      if not slot then
+        slots = slots + 1
+        slot = slots
+        slot_of[name] = slot
+        fields[1 + sale_count + slot] = 's:' .. ARGV[6 + 2 * place] .. lines.suffixes[line]
+      end
+      slot_at[bases + line] = slot
+    end
+    bases = bases + lines.count
   end
 end
 
@@ -69,67 +91,63 @@ local lane = call('HMGET', KEYS[1], unpack(fields))
 local length = call('XLEN', KEYS[2])
 seq = read_sequence(lane[1])
 
--- Per sale: `stale`, or `gate` (the answer to every request that is not a replay) or neither; `head` of a new entry.
-local sales = {}
+local definition_of, gate_of, head_of = {}, {}, {}
+local head, edition_of_head, hold_of_head
 for place = 1, sale_count do
   local packed = lane[place + 1]
-  local sale = { stale = true }
   if packed then
     if #packed < 30 then
       corrupt('definition')
     end
-    local state, epoch, version, starts_at_ms, ends_at_ms, hold_ms, skus = decode('>BI4I4I8I8I4B', packed)
+    local state, starts_at_ms, ends_at_ms, hold_ms, skus = decode('>BxxxxxxxxI8I8I4B', packed)
     if #packed ~= 30 + 2 * skus or state > 3 then
       corrupt('definition')
     end
+    local edition = ARGV[5 + 2 * place]
     -- State 3, closed for recovery, is stale whatever the edge believes: records may be missing.
-    if state ~= 3 and epoch == tonumber(ARGV[4 + 3 * place]) and version == tonumber(ARGV[5 + 3 * place]) then
-      sale.stale = false
-      sale.skus = skus
-      sale.packed = packed
-      sale.head = pack('>BBI2I4I6I6I6', 2, 0, 1, epoch, now_ms, now_ms + hold_ms, now_ms)
+    if state ~= 3 and sub(packed, 2, 9) == edition then
+      definition_of[place] = packed
+      if edition ~= edition_of_head or hold_ms ~= hold_of_head then
+        head = pack('>BBI2I4I6I6I6', 2, 0, 1, decode('>I4', packed, 2), now_ms, now_ms + hold_ms, now_ms)
+        edition_of_head, hold_of_head = edition, hold_ms
+      end
+      head_of[place] = head
       if state == 2 or now_ms >= ends_at_ms then
-        sale.gate = ENDED
+        gate_of[place] = ENDED
       elseif state == 1 then
-        sale.gate = NOT_OPEN
+        gate_of[place] = NOT_OPEN
       elseif now_ms < starts_at_ms then
-        sale.gate = NOT_OPEN + 16 * (starts_at_ms - now_ms)
+        gate_of[place] = NOT_OPEN + 16 * (starts_at_ms - now_ms)
       end
     end
   end
-  sales[place] = sale
 end
 
-local available, reserved = {}, {}
-for i = 1, #distinct do
-  local order = distinct[i]
-  local sale = sales[order.place]
-  order.sale = sale
-  if not sale.stale then
-    local limits, purchases = {}, ''
-    local fresh_fits = true
-    for line = 1, order.count do
-      local sku, quantity, slot = order.skus[line], order.units[line], order.slots[line]
-      if sku >= sale.skus then
+local available, reserved, fits_fresh, limit_at = {}, {}, {}, {}
+for kind = 1, kinds do
+  local packed = definition_of[place_of[kind]]
+  if packed then
+    local lines, base, fits = lines_of[kind], base_of[kind], true
+    for line = 1, lines.count do
+      local sku, slot = lines.skus[line], slot_at[base + line]
+      local high, low = byte(packed, 31 + 2 * sku, 32 + 2 * sku)
+      if not low then
         malformed('the sale has no such SKU')
       end
-      local high, low = byte(sale.packed, 31 + 2 * sku, 32 + 2 * sku)
       local limit = high * 256 + low
       if limit == 0 then
         limit = 65535 -- what a purchase counter holds
       end
-      limits[line] = limit
-      fresh_fits = fresh_fits and quantity <= limit
-      purchases = purchases .. char(sku, 0, quantity)
+      limit_at[base + line] = limit
+      fits = fits and lines.units[line] <= limit
       if not available[slot] then
-        local stock = lane[slot]
+        local stock = lane[1 + sale_count + slot]
         if not stock or #stock ~= 28 then
           corrupt('stock')
         end
         available[slot], reserved[slot] = decode('>I4I4', stock)
       end
     end
-    order.limits, order.fresh_fits = limits, fresh_fits
-    order.fresh_state = tat_of_fresh .. purchases
+    fits_fresh[kind] = fits
   end
 end

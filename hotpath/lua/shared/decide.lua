@@ -19,10 +19,11 @@ local function same_lines(a, b)
   return a == b or (#a == #b and canonical(a) == canonical(b))
 end
 
--- The purchase counters with `order` added, or nil where a limit forbids it.
-local function add_purchases(purchases, order)
-  for line = 1, order.count do
-    local sku, total, at = order.skus[line], order.units[line], nil
+-- The purchase counters with an order of this kind added, or nil where a limit forbids it.
+local function add_purchases(purchases, kind)
+  local lines, base = lines_of[kind], base_of[kind]
+  for line = 1, lines.count do
+    local sku, total, at = lines.skus[line], lines.units[line], nil
     for place = 1, #purchases, 3 do
       if byte(purchases, place) == sku then
         local high, low = byte(purchases, place + 1, place + 2)
@@ -31,7 +32,7 @@ local function add_purchases(purchases, order)
         break
       end
     end
-    if total > order.limits[line] then
+    if total > limit_at[base + line] then
       return nil
     end
     local counter = char(sku, floor(total / 256), total % 256)
@@ -44,12 +45,12 @@ local function add_purchases(purchases, order)
   return purchases
 end
 
--- The answer to request `i` (from 0); for ACCEPTED also the user's new state and the parsed order.
+-- The answer to request `i` (from 0); for ACCEPTED also the user's new state and the order's kind.
 local function decide(i)
   local at = first + 3 * i
-  local order = parsed[ARGV[at + 1]]
-  local sale = order.sale
-  if sale.stale then
+  local kind = kind_of[ARGV[at + 1]]
+  local place = place_of[kind]
+  if not definition_of[place] then
     return STALE
   end
 
@@ -73,11 +74,12 @@ local function decide(i)
     if #record < 23 then
       corrupt('record')
     end
-    return same_lines(sub(record, 22), order.tail) and record or KEY_REUSED
+    return same_lines(sub(record, 22), lines_of[kind].tail) and record or KEY_REUSED
   end
 
-  if sale.gate then
-    return sale.gate
+  local gate = gate_of[place]
+  if gate then
+    return gate
   end
 
   local next_state
@@ -93,26 +95,26 @@ local function decide(i)
     if wait_us > 0 then
       return RATE_LIMITED + 16 * ceil(wait_us / 1000)
     end
-    local purchases = add_purchases(sub(state, ARRIVAL_LENGTH + 1), order)
+    local purchases = add_purchases(sub(state, ARRIVAL_LENGTH + 1), kind)
     if not purchases then
       return PURCHASE_LIMIT
     end
     next_state = pack('>I7', tat + interval_us) .. purchases
   else
-    if not order.fresh_fits then
+    if not fits_fresh[kind] then
       return PURCHASE_LIMIT
     end
-    next_state = order.fresh_state
+    next_state = lines_of[kind].fresh_state
   end
 
-  local slots, units = order.slots, order.units
-  for line = 1, order.count do
-    if available[slots[line]] < units[line] then
+  local base, units = base_of[kind], lines_of[kind].units
+  for line = 1, #units do
+    if available[slot_at[base + line]] < units[line] then
       return SOLD_OUT
     end
   end
   if length + accepted >= length_max then
     return STREAM_FULL
   end
-  return ACCEPTED, next_state, order
+  return ACCEPTED, next_state, kind
 end
