@@ -11,15 +11,10 @@ from perf.cache_hits import Reading, Subject
 from tests.fixtures.fix_stack import RunningStack
 
 
-def _silent(_: str) -> None: ...
-
-
 @pytest.mark.parametrize("redis_entries", [None, 100, 0])
 @pytest.mark.parametrize("subject", [cache_hits.PRODUCTS, cache_hits.USERS], ids=lambda subject: subject.name)
 async def test_cache_hits(subject: Subject, redis_entries: int | None) -> None:
-    result = await cache_hits.measure(
-        subject, Reading("small", redis_entries), rows=300, reads=4000, rate=500.0, say=_silent
-    )
+    result = await cache_hits.measure(subject, Reading("small", redis_entries), rows=300, reads=4000, rate=500.0)
     assert result["reads"] + result["writes"] == 4000
     assert result["hit_rate"] == pytest.approx(result["of_process_tier"] + result["of_redis_tier"])
     assert (result["of_redis_tier"] == 0) == (redis_entries == 0)
