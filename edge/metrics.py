@@ -102,12 +102,16 @@ class Metrics:
         return 200, [("content-type", CONTENT_TYPE_PLAIN_0_0_4)], generate_latest(registry)
 
 
-# Name, help, member of `batcher` in a snapshot.
+# Name, help, members of `batcher` in a snapshot that are added up.
 _BATCHER_COUNTERS = (
-    ("batches", "Script calls sent to Redis", "batches"),
-    ("batch_orders", "Orders in script calls; divided by batches: the mean batch size", "orders_sent"),
-    ("resubmitted_orders", "Orders sent again after a lost connection", "resubmitted"),
-    ("redis_reconnects", "Connections of the order path to Redis after the first one", "reconnects"),
+    ("batches", "Script calls sent to Redis", ("batches",)),
+    (
+        "batch_orders",
+        "Orders in script calls; divided by batches: the mean batch size",
+        ("orders_sent", "lookups_sent"),
+    ),
+    ("resubmitted_orders", "Orders sent again after a lost connection", ("resubmitted",)),
+    ("redis_reconnects", "Connections of the order path to Redis after the first one", ("reconnects",)),
 )
 _GAUGES = (
     ("queue_length", "Orders waiting for a batch", "queued"),
@@ -176,8 +180,8 @@ class _EdgeCollector(Collector):
         yield latency
 
     def _batches(self) -> Iterable[Metric]:
-        for name, text, member in _BATCHER_COUNTERS:
+        for name, text, members in _BATCHER_COUNTERS:
             counter = CounterMetricFamily(f"flashsale_edge_{name}", text, labels=["worker"])
             for worker, snapshot in self._snapshots.items():
-                counter.add_metric([worker], snapshot["batcher"].get(member, 0))
+                counter.add_metric([worker], sum(snapshot["batcher"][member] for member in members))
             yield counter

@@ -50,6 +50,7 @@ async def test_two_workers(
     assert total(found, "flashsale_edge_order_duration_seconds_bucket", le="+Inf") == 80
     assert total(found, "flashsale_edge_order_duration_seconds_sum") > 0
     assert total(found, "flashsale_edge_batches_total") >= 2
+    # Also those that went by the read-only lookup, once their worker had seen the sale sold out.
     assert total(found, "flashsale_edge_batch_orders_total") >= 80
     assert total(found, "flashsale_edge_redis_reconnects_total") == 0
     assert total(found, "flashsale_edge_durability_info", level="fsync") == 2
@@ -85,3 +86,14 @@ async def test_accepted_and_refused_orders_are_added_up_for_staff(
             break
         assert time.monotonic() < deadline, (accepted, refused)
         await asyncio.sleep(0.05)
+
+
+async def test_orders_of_a_batch_are_counted_by_either_script(
+    edge: EdgeProcess, buyers: Buyers, publisher: Publisher
+) -> None:
+    names = ("flashsale_edge_batch_orders_total", "flashsale_edge_batches_total")
+    before = [total(samples(edge), name) for name in names]
+    sale = publisher.publish(stock=1)
+    for order in orders_of_many(sale, buyers, 4):  # accepted, sold out, and then by the read-only lookup
+        await ask_all(edge.port, [order])
+    assert [total(samples(edge), name) - count for name, count in zip(names, before, strict=True)] == [4, 4]
