@@ -106,16 +106,33 @@ class FieldError:
 
 
 @dataclass(frozen=True, slots=True)
+class RatePolicy:
+    """What a `rate_limited` request was measured by: at most `quota` in `window_s` seconds."""
+
+    name: str
+    quota: int
+    window_s: int
+
+    def headers(self, wait_s: int) -> dict[str, str]:
+        """The fields of draft-ietf-httpapi-ratelimit-headers when nothing is left for `wait_s` seconds."""
+        return {
+            "ratelimit": f'"{self.name}";r=0;t={wait_s}',
+            "ratelimit-policy": f'"{self.name}";q={self.quota};w={self.window_s}',
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class ProblemDetails:
     """A problem on its way to a client.
 
-    `retry_after_s` becomes the `Retry-After` header, not a member of the body.
+    `retry_after_s` and `policy` become headers (`Retry-After`, `RateLimit`, `RateLimit-Policy`), not members of the body.
     """
 
     problem: Problem
     detail: str = ""
     errors: tuple[FieldError, ...] = field(default=())
     retry_after_s: int | None = None
+    policy: RatePolicy | None = None
 
     def as_document(self) -> dict[str, Any]:
         """The members of the `application/problem+json` body, in their usual order."""

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 import orjson
 
-from domain.problems import FieldError, Problem, ProblemDetails
+from domain.problems import FieldError, Problem, ProblemDetails, RatePolicy
 
 Header: TypeAlias = tuple[str, str]
 Answer: TypeAlias = tuple[int, list[Header], bytes]
@@ -45,14 +45,11 @@ def method_not_allowed(methods: Sequence[str]) -> Answer:
 
 
 def rate_limited(wait_ms: int, *, rate: int, burst: int) -> Answer:
-    """429 with the rate fields (draft-ietf-httpapi-ratelimit-headers); `rate` is orders a second, `burst` orders."""
+    """429 with the rate fields; `rate` is orders a second, `burst` orders."""
     wait_s = max(1, math.ceil(wait_ms / 1000))
+    policy = RatePolicy("orders", burst, max(1, math.ceil(burst / rate)))
     return render(
-        ProblemDetails(Problem.RATE_LIMITED, retry_after_s=wait_s),
-        headers=[
-            ("ratelimit", f'"orders";r=0;t={wait_s}'),
-            ("ratelimit-policy", f'"orders";q={burst};w={max(1, math.ceil(burst / rate))}'),
-        ],
+        ProblemDetails(Problem.RATE_LIMITED, retry_after_s=wait_s), headers=list(policy.headers(wait_s).items())
     )
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from backoffice.web.messages import Refused
-from domain.problems import Problem
+from domain.problems import Problem, RatePolicy
+from runtime.redis_scripts import load_script, run
 
 _KEY_PREFIX = "flashsale:attempts:"
+_SPEND = load_script("attempts_spend-n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +47,21 @@ MAILED_TOKEN_CLIENT = Limit("mailed-token-client", 100, 900)
 
 
 class Attempts:
-    """Counts attempts before they are made, so that attempts in parallel count, too."""
+    """Counts attempts before they are made, so that attempts in parallel count, too; refused ones are none."""
 
     def __init__(self, cache: Redis) -> None:
         """Uses the client, does not own it."""
         self._cache = cache
 
     async def spend(self, *subjects: tuple[Limit, str]) -> None:
-        """One attempt on each; Refused(`rate_limited`) with the longest wait when one is used up."""
-        async with self._cache.pipeline(transaction=True) as pipeline:
-            for limit, subject in subjects:
-                key = _key(limit, subject)
-                pipeline.incr(key)
-                pipeline.expire(key, limit.window_s, nx=True)
-                pipeline.ttl(key)
-            answers = await pipeline.execute()
-        wait_s = 0
-        for place, (limit, _) in enumerate(subjects):
-            count, ttl = answers[3 * place], answers[3 * place + 2]
-            if count > limit.attempts_max:
-                wait_s = max(wait_s, ttl, 1)  # Redis rounds the last half second to none: guesses would pass in it
-        if wait_s:
-            raise Refused(Problem.RATE_LIMITED, "Too many attempts", retry_after_s=wait_s)
+        """One attempt by each limit; Refused(`rate_limited`) with the longest wait, and nothing counted, when one is used up."""
+        keys = [_key(limit, subject) for limit, subject in subjects]
+        bounds = [number for limit, _ in subjects for number in (limit.attempts_max, limit.window_s)]
+        place, wait_s = await run(self._cache, _SPEND, keys, bounds)
+        if place:
+            limit = subjects[place - 1][0]
+            policy = RatePolicy(limit.kind, limit.attempts_max, limit.window_s)
+            raise Refused(Problem.RATE_LIMITED, "Too many attempts", retry_after_s=wait_s, policy=policy)
 
     async def refund(self, subjects: Sequence[tuple[Limit, str]]) -> None:
         """The attempts were legitimate: they do not count."""

@@ -36,9 +36,7 @@ class TokenParts:
         self.ends = SessionEnds(stores.redis)
         self._outside = OutsideTokens(settings.outside_issuers, self.ends)
         self.sessions = Sessions(stores, self.ends)
-        self.minter = Minter(
-            buyer_keys, staff_keys, settings.token_issuer, settings.access_token_s, self.sessions.earliest_iat
-        )
+        self.minter = Minter(buyer_keys, staff_keys, settings.token_issuer, settings.access_token_s)
         self.verifier = TokenVerifier(
             buyer_keys=buyer_keys,
             staff_keys=staff_keys,

@@ -6,7 +6,6 @@ address exists or not, and whoever sends it makes the token. A token is one of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -14,24 +13,16 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from backoffice.auth import outbox
-from backoffice.auth.refresh import begin_family, end_families
+from backoffice.auth.refresh import Login, begin_family, end_families
 from backoffice.auth.sessions import Sessions
 from backoffice.stores import Stores
-from backoffice.web.messages import Refused, Role
+from backoffice.web.messages import Refused
 from domain.mailed_tokens import decode_mailed_token
 from domain.notices import NoticeKind, notice_to_address, notice_to_user
 from domain.problems import Problem
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "recovery.sql")
-
-
-@dataclass(frozen=True, slots=True)
-class NewLogin:
-    """What a change of the password leaves: the account's only login."""
-
-    role: Role
-    refresh_token: str
 
 
 class Recovery:
@@ -53,7 +44,7 @@ class Recovery:
             row = await (await connection.execute(SQL["get_password"], {"user_id": user_id})).fetchone()
         return row[0] if row is not None else None
 
-    async def change_password(self, user_id: UUID, *, old_hash: str, new_hash: str) -> NewLogin | None:
+    async def change_password(self, user_id: UUID, *, old_hash: str, new_hash: str) -> Login | None:
         """Set the password, end every login, begin a new one; None when the password was changed meanwhile."""
         parameters = {"user_id": user_id, "old_hash": old_hash, "new_hash": new_hash}
         async with self._stores.shard_of_user(user_id).connection() as connection:
@@ -62,10 +53,10 @@ class Recovery:
                 return None
             await connection.execute(SQL["void_resets"], {"user_id": user_id})
             ended = await self._end_everything(connection, user_id)
-            token = await begin_family(connection, user_id, password_hash=new_hash)
-            assert token is not None, "this transaction has just set the hash"
+            login = await begin_family(connection, user_id, password_hash=new_hash)
+            assert login is not None, "this transaction has just set the hash"
         await self._sessions.tell(user_id, ended)
-        return NewLogin(Role(row[0]), token)
+        return login
 
     async def renew_hash(self, user_id: UUID, *, old_hash: str, new_hash: str) -> bool:
         """Keep the same password under another hash; False when the password was changed meanwhile."""

@@ -6,7 +6,7 @@ SELECT password_hash, role FROM users WHERE id = %(user_id)s;
 -- Primary key of users. Compare-and-set on the hash that was seen: of two changes at once one finds no row.
 UPDATE users SET password_hash = %(new_hash)s, changed_at = now()
 WHERE id = %(user_id)s AND password_hash = %(old_hash)s
-RETURNING role;
+RETURNING id;
 
 -- name: renew_hash
 -- Primary key of users. The same password under newer parameters; a password that was changed meanwhile stays.

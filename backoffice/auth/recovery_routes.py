@@ -118,7 +118,7 @@ class RecoveryRoutes:
         if login is None:
             raise Refused(Problem.CREDENTIALS_INVALID)
         await self._attempts.forget(*limit)
-        return Answer(200, self._minter.tokens(user_id, login.role, login.refresh_token))
+        return Answer(200, self._minter.tokens(login))
 
     async def reset(self, call: Call, body: PasswordReset) -> Answer:
         """Ask for a token, or use it: the password is set and every login ends."""

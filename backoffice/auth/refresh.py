@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import math
 import secrets
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -23,24 +24,31 @@ from psycopg.rows import TupleRow, class_row
 from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain import ids
-from domain.problems import Problem
+from domain.problems import Problem, RatePolicy
 from runtime.sql import load_sql
 
 SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)
 LIFE = timedelta(days=30)
 UNUSED_MAX = 20  # tokens of one family, made within GRACE: one that may be used again must not fill the table
+FAMILIES_MAX = 100  # logins of one account: beyond them the oldest end
+# Tokens kept of one family, so that an old one used again is known: more than a month has quarters of an hour.
+TOKENS_KEPT = 4096
+TRIM_EVERY = 256  # renewals, about: what is beyond waits for so many, and costs no count at each
+_POLICY = RatePolicy("renewals", UNUSED_MAX, math.ceil(GRACE.total_seconds()))
 _SECRET_BYTES = 32
 _TOKEN_BYTES = 16 + 16 + _SECRET_BYTES
 TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
 
 
 @dataclass(frozen=True, slots=True)
-class Renewed:
-    """The outcome of a use: whose it was, and the token's successor."""
+class Login:
+    """What a login or a renewal leaves. `role` and `iat` (Unix seconds) were read together, under a lock that a change of the
+    role waits for: what such a change ends is everything said to be from before."""
 
     user_id: UUID
     role: Role
+    iat: int
     refresh_token: str
 
 
@@ -51,7 +59,6 @@ class _Found:
     family_id: UUID
     user_id: UUID
     secret_hash: bytes
-    role: str
     revoked: bool
     expired: bool
     used_long_ago: bool
@@ -64,22 +71,24 @@ class RefreshTokens:
         """Uses the stores' pools, owns nothing."""
         self._stores = stores
 
-    async def start_family(self, user_id: UUID, *, password_hash: str) -> str | None:
-        """The first token of a new login; None when the password that was verified is not the account's any more."""
+    async def start_family(self, user_id: UUID, *, password_hash: str) -> Login | None:
+        """A new login; None when the password that was verified is not the account's any more."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            token = await begin_family(connection, user_id, password_hash=password_hash)
+            login = await begin_family(connection, user_id, password_hash=password_hash)
             # Second: whoever changes the password locks the account first, too, and then the families.
-            await connection.execute(SQL["delete_expired"], {"user_id": user_id})
-        return token
+            await connection.execute(SQL["delete_old"], {"user_id": user_id, "kept": FAMILIES_MAX})
+        return login
 
-    async def renew(self, token: str) -> Renewed:
+    async def renew(self, token: str) -> Login:
         """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more, with `rate_limited`
         when it was used before and `UNUSED_MAX` tokens of its family wait for their use. A first use is never limited."""
         user_id, token_id, secret = _decode(token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
+            # The account first, as whoever changes it does.
+            row = await (await connection.execute(SQL["lock_account"], {"user_id": user_id})).fetchone()
             cursor = connection.cursor(row_factory=class_row(_Found))
             found = await (await cursor.execute(SQL["lock_token"], {"id": token_id, "grace": GRACE})).fetchone()
-            if found is None or found.user_id != user_id or not _matches(found.secret_hash, secret):
+            if row is None or found is None or found.user_id != user_id or not _matches(found.secret_hash, secret):
                 raise Refused(Problem.TOKEN_INVALID)
             if found.revoked:
                 raise Refused(Problem.TOKEN_INVALID, "The login was ended")
@@ -91,12 +100,15 @@ class RefreshTokens:
                 (unused,) = await (await connection.execute(SQL["count_unused"], again)).fetchone() or (0,)
                 if unused >= UNUSED_MAX:
                     raise Refused(
-                        Problem.RATE_LIMITED, "Too many renewals", retry_after_s=math.ceil(GRACE.total_seconds())
+                        Problem.RATE_LIMITED, "Too many renewals", retry_after_s=_POLICY.window_s, policy=_POLICY
                     )
                 next_id, next_secret = ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
                 await connection.execute(SQL["mark_used"], {"id": token_id})
                 await connection.execute(SQL["insert_token"], _row(next_id, found.family_id, next_secret))
-                return Renewed(user_id, Role(found.role), _encode(user_id, next_id, next_secret))
+                if secrets.randbelow(TRIM_EVERY) == 0:
+                    await connection.execute(SQL["drop_old"], {"family_id": found.family_id, "kept": TOKENS_KEPT})
+                iat = await _iat(connection, user_id)
+                return Login(user_id, Role(row[0]), iat, _encode(user_id, next_id, next_secret))
             await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
         # Outside of the transaction, which an exception would have undone.
         raise Refused(Problem.TOKEN_INVALID, "The token was used before; the login was ended")
@@ -114,14 +126,22 @@ class RefreshTokens:
                 await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
 
 
-async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, password_hash: str) -> str | None:
+async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, password_hash: str) -> Login | None:
     """As `start_family`, within the caller's transaction on the user's shard."""
     family_id, token_id, secret = ids.new_uuid7(), ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
     family = {"family_id": family_id, "user_id": user_id, "life": LIFE, "password_hash": password_hash}
-    if await (await connection.execute(SQL["insert_family"], family)).fetchone() is None:
+    row = await (await connection.execute(SQL["insert_family"], family)).fetchone()
+    if row is None:
         return None
     await connection.execute(SQL["insert_token"], _row(token_id, family_id, secret))
-    return _encode(user_id, token_id, secret)
+    iat = await _iat(connection, user_id)
+    return Login(user_id, Role(row[0]), iat, _encode(user_id, token_id, secret))
+
+
+async def _iat(connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
+    """Now; but whoever logs in within the second in which all sessions ended must not be taken for who was there before."""
+    row = await (await connection.execute(SQL["not_before"], {"user_id": user_id})).fetchone()
+    return max(int(time.time()), row[0] if row is not None else 0)
 
 
 async def end_families(connection: AsyncConnection[TupleRow], user_id: UUID) -> None:

@@ -112,14 +112,14 @@ class Auth:
             user = await self._whose(folded, password)
             if user is None:
                 raise Refused(Problem.CREDENTIALS_INVALID)
-            token = await self._refresh.start_family(user.id, password_hash=await self._renewed_hash(user, password))
-            if token is not None:
+            login = await self._refresh.start_family(user.id, password_hash=await self._renewed_hash(user, password))
+            if login is not None:
                 break
         else:
             raise Refused(Problem.CREDENTIALS_INVALID)
         await self._attempts.refund(subjects[1:])
         await self._attempts.forget(*subjects[0])
-        return Answer(200, self._minter.tokens(user.id, Role(user.role), token))
+        return Answer(200, self._minter.tokens(login))
 
     async def _whose(self, folded: str, password: str) -> Account | None:
         """The account with this address and password; Refused when it must prove its address first."""
@@ -146,8 +146,7 @@ class Auth:
 
     async def refresh(self, _: Call, body: RefreshToken) -> Answer:
         """New tokens for a refresh token."""
-        renewed = await self._refresh.renew(body.refresh_token.get_secret_value())
-        return Answer(200, self._minter.tokens(renewed.user_id, renewed.role, renewed.refresh_token))
+        return Answer(200, self._minter.tokens(await self._refresh.renew(body.refresh_token.get_secret_value())))
 
     async def logout(self, _: Call, body: RefreshToken) -> Answer:
         """The login's refresh tokens end; access tokens live out their minutes."""
@@ -198,7 +197,7 @@ def routes(auth: Auth) -> tuple[Route, ...]:
             "auth",
             body=Credentials,
             answers=Tokens,
-            problems=(Problem.CREDENTIALS_INVALID, *limited),
+            problems=(Problem.CREDENTIALS_INVALID, Problem.FORBIDDEN, *limited),
         ),
         Route(
             "POST",

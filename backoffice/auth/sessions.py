@@ -7,7 +7,7 @@
     await sessions.tell(user_id, seconds)                        and once that is committed
 
 The shard is the truth, Redis the way to the edges: a crash between the two, or a Redis that lost it, is made good by `run`.
-Tokens minted after the end, even in the same second, are good: whoever mints asks `earliest_iat`.
+Tokens minted after the end, even in the same second, are good: whoever mints asks the shard (`refresh.Login`).
 """
 
 from __future__ import annotations
@@ -76,10 +76,6 @@ class Sessions:
             await publish(self._stores.redis, [(user_id, seconds)])
         except _AWAY as error:
             log.warning("edges learn later of ended sessions", error=type(error).__name__)
-
-    def earliest_iat(self, user_id: UUID) -> int:
-        """No token of the user counts that says an earlier `iat`; at most a second ahead."""
-        return self._ends.not_before(user_id.bytes)
 
     async def role_of(self, user_id: UUID) -> Role | None:
         """The role of an account, straight from its shard; None without one."""

@@ -8,14 +8,13 @@ for `runtime.outside_tokens` to judge.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
-from uuid import UUID
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from backoffice.auth.refresh import Login
 from backoffice.web.fields import Resource
 from backoffice.web.messages import Caller, Refused, Role
 from domain import ids
@@ -49,33 +48,23 @@ class Tokens(Resource):
 
 @dataclass(frozen=True, slots=True)
 class Minter:
-    """Makes access tokens of either kind, by the keys of the moment. `earliest_iat` is that of `Sessions`."""
+    """Makes access tokens of either kind, by the keys of the moment."""
 
     buyer_keys: KeyWatch[TokenKeys]
     staff_keys: KeyWatch[StaffKeys]
     issuer: str
     ttl_s: int
-    earliest_iat: Callable[[UUID], int]
 
-    def tokens(self, user_id: UUID, role: Role, refresh_token: str) -> Tokens:
+    def tokens(self, login: Login) -> Tokens:
         """The answer to a login or a refresh."""
-        access = self._access_token(user_id, role)
-        return Tokens(access_token=access, refresh_token=refresh_token, expires_in=self.ttl_s)
+        return Tokens(access_token=self._access_token(login), refresh_token=login.refresh_token, expires_in=self.ttl_s)
 
-    def _access_token(self, user_id: UUID, role: Role) -> str:
-        # Who logs in anew within the second in which all sessions ended must not be taken for who was there before.
-        now_s = max(int(time.time()), self.earliest_iat(user_id))
-        if role is Role.BUYER:
-            keys = self.buyer_keys.current
-            return mint_buyer_token(keys, user_id=user_id, issuer=self.issuer, ttl_s=self.ttl_s, now_s=now_s)
-        return mint_staff_token(
-            self.staff_keys.current.signing,
-            user_id=user_id,
-            role=role.value,
-            issuer=self.issuer,
-            ttl_s=self.ttl_s,
-            now_s=now_s,
-        )
+    def _access_token(self, login: Login) -> str:
+        user_id, issuer, ttl_s, now_s = login.user_id, self.issuer, self.ttl_s, login.iat
+        if login.role is Role.BUYER:
+            return mint_buyer_token(self.buyer_keys.current, user_id=user_id, issuer=issuer, ttl_s=ttl_s, now_s=now_s)
+        key, role = self.staff_keys.current.signing, login.role.value
+        return mint_staff_token(key, user_id=user_id, role=role, issuer=issuer, ttl_s=ttl_s, now_s=now_s)
 
 
 class _NotOurs(Exception):

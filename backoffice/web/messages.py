@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel
 
 from domain import ids
-from domain.problems import FieldError, Problem, ProblemDetails
+from domain.problems import FieldError, Problem, ProblemDetails, RatePolicy
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
@@ -49,10 +49,11 @@ class Refused(Exception):
         *,
         errors: tuple[FieldError, ...] = (),
         retry_after_s: int | None = None,
+        policy: RatePolicy | None = None,
     ) -> None:
         """As `ProblemDetails`."""
         super().__init__(problem.value, detail)
-        self.details = ProblemDetails(problem, detail, errors, retry_after_s)
+        self.details = ProblemDetails(problem, detail, errors, retry_after_s, policy)
 
 
 def invalid(pointer: str, detail: str) -> Refused:
@@ -138,6 +139,8 @@ def render_problem(details: ProblemDetails, **headers: str) -> Rendered:
     fields = {"content-type": PROBLEM_JSON, "x-content-type-options": "nosniff", "cache-control": "no-store"}
     if details.retry_after_s is not None:
         fields["retry-after"] = str(max(1, details.retry_after_s))
+    if details.policy is not None:
+        fields.update(details.policy.headers(max(1, details.retry_after_s or 1)))
     if problem in (Problem.TOKEN_MISSING, Problem.CREDENTIALS_INVALID):
         # RFC 6750, section 3.1: no error code when the request carried no token at all.
         fields["www-authenticate"] = 'Bearer realm="flashsale"'

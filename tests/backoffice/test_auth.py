@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ import redis
 from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT, Attempts, Limit
 from backoffice.auth.refresh import UNUSED_MAX
 from backoffice.web.messages import Refused
+from domain.problems import RatePolicy
 from domain.topology import Topology
 from runtime.clients import redis_client as new_client
 from tests.fixtures.fix_backoffice import BackofficeProcess
@@ -158,7 +160,10 @@ def test_guessing_is_limited(http: httpx.Client) -> None:
     for email in ("buyer@shop.example", "BUYER@shop.example"):
         limited = login(http, email)
         assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
-        assert 1 <= int(limited.headers["retry-after"]) <= LOGIN_ACCOUNT_FROM_CLIENT.window_s
+        wait_s = int(limited.headers["retry-after"])
+        assert 1 <= wait_s <= LOGIN_ACCOUNT_FROM_CLIENT.window_s
+        assert limited.headers["ratelimit"] == f'"login-pair";r=0;t={wait_s}'
+        assert limited.headers["ratelimit-policy"] == '"login-pair";q=10;w=900'
     assert login(http, "other@shop.example").status_code == 200
     for _ in range(LOGIN_ACCOUNT_FROM_CLIENT.attempts_max):
         login(http, "nobody@shop.example")
@@ -189,6 +194,32 @@ def test_registering_is_limited(http: httpx.Client, redis_client: redis.Redis) -
         cache.incrby(key, REGISTER_CLIENT.attempts_max)
     answer = register(http, "b@shop.example")
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+
+
+async def test_what_is_refused_counts_nowhere(redis_client: redis.Redis) -> None:
+    """One client, however often it asks, leaves others their tries for the same account; and the longest wait is told."""
+    pair, account, client = Limit("pair", 3, 60), Limit("account", 5, 900), Limit("client", 8, 30)
+    url = f"redis://127.0.0.1:{redis_client.get_connection_kwargs()['port']}/1"
+
+    def subjects(who: str, email: str = "a") -> tuple[tuple[Limit, str], ...]:
+        return (pair, f"{email} {who}"), (account, email), (client, who)
+
+    async with new_client(url) as cache:
+        attempts = Attempts(cache)
+        for tries in range(20):
+            with nullcontext() if tries < 3 else pytest.raises(Refused):
+                await attempts.spend(*subjects("one"))
+        for tries in range(6):  # the account's own limit
+            with nullcontext() if tries < 2 else pytest.raises(Refused) as refused:
+                await attempts.spend(*subjects("other"))
+        assert refused.value.details.policy == RatePolicy("account", 5, 900)
+        assert 890 <= (refused.value.details.retry_after_s or 0) <= 900
+        for email in "bcdef":  # and the client's: of its eight it has used three
+            await attempts.spend(*subjects("one", email))
+        with pytest.raises(Refused) as refused:
+            await attempts.spend(*subjects("one", "g"))
+        assert refused.value.details.policy == RatePolicy("client", 8, 30)
+        await attempts.spend(*subjects("other", "g"))
 
 
 async def test_a_limit_holds_to_the_end_of_its_window(redis_client: redis.Redis) -> None:

@@ -18,12 +18,9 @@ import redis
 
 from backoffice.auth.limits import CHANGE_ACCOUNT, LOGIN_ACCOUNT_FROM_CLIENT, MAIL_ADDRESS_FROM_CLIENT
 from backoffice.auth.passwords import MEMORY_KIB, TIME_COST
-from backoffice.auth.refresh import RefreshTokens
-from backoffice.stores import Stores
 from domain.mailed_tokens import SECRET_BYTES, encode_mailed_token, secret_hash
 from domain.notices import NoticeKind, parse_notice
 from domain.topology import DESTINATION_NOTICES, Topology, outbox_partition
-from runtime.settings import load_settings
 from runtime.token_keys import load_token_keys, mint_buyer_token
 from tests.backoffice.test_auth import PASSWORD, login, refresh, register
 from tests.fixtures.fix_backoffice import BackofficeProcess
@@ -360,26 +357,6 @@ def test_a_hash_of_older_parameters_is_made_anew_at_the_login(
     assert f"m={MEMORY_KIB},t={TIME_COST},p=1" in renewed
     assert login(http).status_code == 200
     assert of_user(databases, buyer, "password_hash") == renewed
-
-
-async def test_a_login_that_a_change_overtakes_gets_no_family(
-    buyer: UUID, databases: Databases, redis_client: redis.Redis
-) -> None:
-    """It has verified the old password, and then the password changes: what it verified is worth nothing."""
-    settings = load_settings(
-        {
-            **databases.environ,
-            "FLASHSALE_REDIS_URL": f"redis://127.0.0.1:{redis_client.get_connection_kwargs()['port']}/0",
-        }
-    )
-    seen = of_user(databases, buyer, "password_hash")
-    stores = Stores.from_settings(settings)
-    async with stores.opened():
-        refresh_tokens = RefreshTokens(stores)
-        assert await refresh_tokens.start_family(buyer, password_hash=seen) is not None
-        with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(buyer)], autocommit=True) as connection:
-            connection.execute("UPDATE users SET password_hash = 'another'")
-        assert await refresh_tokens.start_family(buyer, password_hash=seen) is None
 
 
 def test_where_it_is_asked_for_only_the_verified_log_in(
