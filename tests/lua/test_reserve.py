@@ -287,6 +287,17 @@ def test_broken_calls_are_refused_whole(
     assert lane.snapshot() == before
 
 
+def test_a_sale_twice_in_a_call_is_refused(lane: LaneClient, sale: SaleDefinition, user: UUID) -> None:
+    """Each of the two would sell the same stock."""
+    keys, args = batch_call([make_request(sale, user, "key"), make_request(sale, ids.new_uuid7(), "key")])
+    args[1:2] = [2]
+    args[7:7] = args[5:7]
+    before = lane.snapshot()
+    with pytest.raises(ResponseError, match=r"^MALFORMED a sale twice"):
+        lane.run("reserve-2-2n", keys, args)
+    assert lane.snapshot() == before
+
+
 def test_a_full_batch_of_distinct_lines_and_users(lane: LaneClient) -> None:
     """The widest call: 64 requests of 8 lines over 200 SKUs."""
     sale = make_sale(limits=(0,) * 200)

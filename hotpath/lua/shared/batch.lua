@@ -3,9 +3,9 @@
 --
 -- A kind is one distinct text of lines: place of the sale, then the lines. A slot is one SKU of one sale.
 -- Makes: `requests`, `now_ms`, `now_us`, `length` (of the stream); by text `kind_of`; by kind `lines_of`, `place_of`,
--- `base_of`, `fits_fresh`; by base + line `slot_at`, `limit_at`; by slot `available`, `reserved`, `stock_field`,
--- `stock_text`; by place of the sale from 1 `definition_of` (none: stale), `gate_of` (the answer to every request that is not
--- a replay), `head_of` (of a new entry).
+-- `base_of`, `fits_fresh`; by base + line `slot_at`, `limit_at`; by slot `available`, `reserved`, and behind the sales in
+-- `fields` and `lane` its name and text; by place of the sale from 1 `definition_of` (none: stale), `gate_of` (the answer to
+-- every request that is not a replay), `head_of` (of a new entry).
 local seq
 local requests, sale_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 local interval_us, burst, length_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -53,9 +53,14 @@ local first = 6 + 2 * sale_count
 local kinds, bases, slots = 0, 0, 0
 local kind_of, lines_of, place_of, base_of = {}, {}, {}, {}
 local slot_at, slot_of, lines_of_tail = {}, {}, {}
-local fields = { 'seq' }
+local fields, named = { 'seq' }, {}
 for place = 1, sale_count do
-  fields[place + 1] = 'd:' .. ARGV[4 + 2 * place]
+  local sale = ARGV[4 + 2 * place]
+  if named[sale] then
+    malformed('a sale twice') -- each would have the stock for itself
+  end
+  named[sale] = true
+  fields[place + 1] = 'd:' .. sale
 end
 for i = first + 1, #ARGV, 3 do
   local text = ARGV[i]
