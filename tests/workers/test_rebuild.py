@@ -123,6 +123,28 @@ async def test_a_healthy_sale_is_rebuilt_only_by_force(bench: Bench, market: Mar
         await rebuild(settings, uuid4(), force=True, wait_s=1)
 
 
+async def test_a_sale_that_is_over_for_long_is_rebuilt_while_anything_of_it_is_reserved(
+    bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """Wiped near its end, and nobody came in time: its holds could not end without their lane."""
+    redis_client.flushall()
+    with psycopg.connect(bench.databases.catalogue_dsn, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE sales SET starts_at = now() - interval '9 days', ends_at = now() - interval '8 days'"
+        )
+    async with pipeline(bench, settings):
+        report = await rebuilt(market, settings)
+        assert report.tally.orders == {"cancelled": 3, "paid": 5, "reserved": 12}
+        reserved = [order for order in market.orders[8:] if market.lane.order(order.order_id) is not None]
+        assert len(reserved) == 12
+        for order in reserved:
+            assert market.lane.change("reject-4", order)[0] is Transition.DONE
+        await all_stored(bench)
+    redis_client.flushall()
+    with pytest.raises(NotPublished, match="nothing to rebuild"):
+        await rebuild(settings, market.sale.sale_id, force=True, wait_s=1)
+
+
 async def test_it_waits_for_relays_and_writers_and_stays_closed(
     bench: Bench, market: Market, settings: Settings
 ) -> None:

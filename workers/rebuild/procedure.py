@@ -120,10 +120,12 @@ class Rebuild:
         """Rebuild, or finish what an earlier run began. Raises RebuildError, and what the servers' clients raise."""
         began = time.monotonic()
         look = await self._catalogue.sale()
-        if await self._lanes.now_ms() >= look.definition.ends_at_ms + self._kept_ms:
-            raise NotPublished("the sale ended so long ago that it has left Redis: there is nothing to rebuild")
         known = await self._lanes.look(look.definition)
         missing = [lane for lane, there in known.items() if there.epoch is None]
+        over = await self._lanes.now_ms() >= look.definition.ends_at_ms + self._kept_ms
+        # However late: what is still reserved can only end by its lane, and what a lane has closed only leaves it reopened.
+        if over and len(missing) == len(known) and not await self._shards.holds():
+            raise NotPublished("the sale ended so long ago that it has left Redis: there is nothing to rebuild")
         await self._recovery.close_lanes_gone_back(look.definition.lanes, missing=missing)
         if not await self._is_reopened(look, force=force):
             look = await self._begin(look)

@@ -68,6 +68,10 @@ WHERE lane = %(lane)s AND found_seq = %(found)s AND floor_seq = %(floor)s AND se
 -- What lanes lost, ever. Changes nothing. Index: lost_entries_pkey.
 SELECT lane, first_seq, last_seq, noted_at FROM lost_entries WHERE lane = ANY(%(lanes)s::smallint[]) ORDER BY lane, first_seq;
 
+-- name: holds
+-- Reads only. Index orders_due, which has reserved orders only.
+SELECT EXISTS (SELECT FROM orders WHERE status = 0 AND sale_id = %(sale_id)s);
+
 -- name: read_fence
 -- The newest fence that a writer took off this shard's queue. Changes nothing. Index: sale_epochs_pkey.
 SELECT fence FROM sale_epochs WHERE sale_id = %(sale_id)s;

@@ -28,6 +28,15 @@ class ShardsSide:
         self._pools = pools
         self._sale_id = sale_id
 
+    async def holds(self) -> bool:
+        """Whether any shard has a reserved order of the sale."""
+        return any(await asyncio.gather(*(self._holds(pool) for pool in self._pools)))
+
+    async def _holds(self, pool: Pool) -> bool:
+        async with pool.connection() as connection:
+            row = await (await connection.execute(SQL["holds"], {"sale_id": self._sale_id})).fetchone()
+        return row is not None and bool(row[0])
+
     async def fenced_by(self, fence: UUID) -> list[bool]:
         """Which shards' writers have taken this fence off their queue."""
         return list(await asyncio.gather(*(self._is_fenced(pool, fence) for pool in self._pools)))
