@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from dataclasses import dataclass
 from email.message import EmailMessage
@@ -22,6 +23,7 @@ from pydantic import SecretStr
 COMMAND_S_MAX = 10.0
 LETTER_S_MAX = 30.0
 _NOT_AVAILABLE = 421  # RFC 5321, section 3.8: the server is going away, whatever was asked
+_ADDRESS = re.compile(r"[^\s<>()]+@[^\s<>()]+")
 
 
 class SmtpUrlInvalid(ValueError):
@@ -145,6 +147,7 @@ def _refused(error: aiosmtplib.SMTPResponseException) -> Refused:
 
 
 def _words(error: BaseException) -> str:
+    """What to tell of an error, without the address: servers like to repeat it, and dead letters outlive an erased account."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
-        return f"{error.code} {error.message}"
-    return str(error).strip() or type(error).__name__
+        return _ADDRESS.sub("(address)", f"{error.code} {error.message}")
+    return _ADDRESS.sub("(address)", str(error).strip()) or type(error).__name__
