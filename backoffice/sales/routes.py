@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from typing import Annotated
 from uuid import UUID
@@ -190,7 +189,7 @@ class SaleRoutes:
         now_ms = await self._stores.now_ms()
         with _refusals():
             if key is None or not await self._sales.was_made(new):
-                _check_window(body.starts_at, body.ends_at, now_ms)
+                _check_window(body, now_ms, asked=body.model_fields_set)
             sale_id, replayed = await self._sales.create(new)
             sale = await self._service.get(sale_id)
         headers = {"location": f"/v1/sales/{sale_id}"}
@@ -217,12 +216,11 @@ class SaleRoutes:
         with _refusals():
             for _ in range(2):  # a draft may be published meanwhile: then the rules of published sales hold
                 sale = await self._service.get(sale_id)
-                now_ms = await self._stores.now_ms()
-                if {"starts_at", "ends_at"} & body.model_fields_set:
-                    _check_window(body.starts_at or sale.starts_at, body.ends_at or sale.ends_at, now_ms)
                 if sale.stage is not Stage.DRAFT:
                     return await self._shown(await self._service.change(sale_id, _rule(body)))
-                if await self._sales.change_draft(_changed_draft(sale, body)):
+                draft = _changed_draft(sale, body)
+                _check_window(draft, await self._stores.now_ms(), asked=body.model_fields_set)
+                if await self._sales.change_draft(draft):
                     return await self._shown(await self._service.get(sale_id))
         raise Refused(Problem.SALE_STATE_CONFLICT, "The sale is being changed by others, try again")
 
@@ -308,13 +306,20 @@ def _view(sale: Sale, now_ms: int) -> SaleView:
     )
 
 
-def _check_window(starts_at: datetime, ends_at: datetime, now_ms: int) -> None:
+def _check_window(sale: Sale | SaleInput, now_ms: int, *, asked: Set[str]) -> None:
+    """Refused for a window that cannot be, at the place of a member that was asked for; others are not judged."""
     errors = []
-    if starts_at >= ends_at:
-        errors.append(FieldError("/ends_at", "must be later than starts_at"))
-    if unix_ms(ends_at) <= now_ms:
-        errors.append(FieldError("/ends_at", "must be in the future"))
-    if unix_ms(starts_at) < 0:
+    if "ends_at" in asked:
+        if sale.starts_at >= sale.ends_at:
+            errors.append(FieldError("/ends_at", "must be later than starts_at"))
+        if unix_ms(sale.ends_at) <= now_ms:
+            errors.append(FieldError("/ends_at", "must be in the future"))
+    elif "starts_at" in asked:
+        if sale.starts_at >= sale.ends_at:
+            errors.append(FieldError("/starts_at", "must be earlier than ends_at"))
+        if unix_ms(sale.ends_at) <= now_ms:
+            errors.append(FieldError("/starts_at", "ends_at has passed: move it, too"))
+    if "starts_at" in asked and unix_ms(sale.starts_at) < 0:
         errors.append(FieldError("/starts_at", "must be later than 1970"))
     if errors:
         raise Refused(Problem.VALIDATION_FAILED, errors=tuple(errors))
@@ -326,7 +331,10 @@ def _rule(body: SaleChange) -> Callable[[Sale, int], Sale]:
 
 
 def _change(sale: Sale, now_ms: int, *, body: SaleChange, frozen: tuple[str, ...]) -> Sale:
-    return model.changed(sale, now_ms, name=body.name, starts_at=body.starts_at, ends_at=body.ends_at, frozen=frozen)
+    changed = model.changed(sale, now_ms, name=body.name, starts_at=body.starts_at, ends_at=body.ends_at, frozen=frozen)
+    # Here, of the sale that is written: another change may have moved the other end since the request came.
+    _check_window(changed, now_ms, asked=body.model_fields_set)
+    return changed
 
 
 def _changed_draft(sale: Sale, body: SaleChange) -> Sale:

@@ -20,6 +20,7 @@ from domain.topology import Topology
 from hotpath import scripts
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_stack import eventually
 
 GOOD: dict[str, Any] = {
     "name": "Sale",
@@ -200,6 +201,51 @@ def test_concurrent_changes_all_take_effect(staff: Staff, redis_client: redis.Re
     assert after.version == before + len(done)
     assert after.name == staff.http.get(f"/v1/sales/{sale['id']}").json()["name"]
     assert lane_definition(redis_client, sale) == after.pack_for_lane()
+
+
+def waiting_for_locks(databases: Databases) -> int:
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        waiting = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ).fetchone()
+    assert waiting is not None
+    return int(waiting[0])
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_two_changes_of_the_window_that_only_together_are_wrong(
+    staff: Staff, databases: Databases, published: bool
+) -> None:
+    window: dict[str, Any] = {"starts_at": "2090-01-01T11:00:00Z", "ends_at": "2090-01-01T13:00:00Z"}
+    sale = staff.open_sale(**window) if published else staff.draft(**window)
+    bodies = [{"starts_at": "2090-01-01T12:00:00.000Z"}, {"ends_at": "2090-01-01T11:30:00.000Z"}]
+    path = f"/v1/sales/{sale['id']}"
+    with ThreadPoolExecutor(2) as pool, psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute("SELECT 1 FROM sales WHERE id = %s FOR UPDATE", (sale["id"],))
+        asked = [pool.submit(staff.http.patch, path, json=body) for body in bodies]
+        eventually(lambda: waiting_for_locks(databases) == 2)  # both have read the sale as it is
+        connection.commit()
+        answers = [one.result() for one in asked]
+    assert sorted(answer.status_code for answer in answers) == [200, 422], [answer.text for answer in answers]
+    refused = next(place for place, answer in enumerate(answers) if answer.status_code == 422)
+    problem = answers[refused].json()
+    (member,) = bodies[refused]
+    assert (problem["code"], problem["errors"][0]["pointer"]) == ("validation_failed", f"/{member}")
+    assert staff.http.get(path).json() == {**sale, **bodies[1 - refused]}
+
+
+def test_what_is_wrong_with_a_window_is_told_of_what_was_sent(staff: Staff) -> None:
+    sale = staff.open_sale(starts_at="2090-01-01T11:00:00Z", ends_at="2090-01-01T13:00:00Z")
+    draft = staff.draft(ends_at="2090-01-01T13:00:00Z")
+    late = {"starts_at": "2091-01-01T00:00:00Z"}
+    for change in (sale, draft):
+        for body in (late, {"ends_at": "2019-01-01T00:00:00Z"}, {"starts_at": "1969-01-01T00:00:00Z"}):
+            answer = staff.http.patch(f"/v1/sales/{change['id']}", json=body)
+            assert code(answer) == (422, "validation_failed")
+            assert {error["pointer"] for error in answer.json()["errors"]} == {f"/{name}" for name in body}
+    # What is over does not change any more, whatever is wrong with the wish.
+    staff.act(sale, "end")
+    assert code(staff.http.patch(f"/v1/sales/{sale['id']}", json=late)) == (409, "sale_state_conflict")
 
 
 def test_publishing_at_once_loads_once(staff: Staff, redis_client: redis.Redis, databases: Databases) -> None:
