@@ -80,7 +80,8 @@ RETURNING id;
 
 -- name: find_restock
 -- Primary key.
-SELECT sku, quantity FROM restocks WHERE sale_id = %(sale_id)s AND idempotency_key = %(key)s;
+SELECT sku, quantity, applied_at IS NOT NULL AS applied FROM restocks
+WHERE sale_id = %(sale_id)s AND idempotency_key = %(key)s;
 
 -- name: insert_restock
 -- Primary key; no row: the key was used before, and the ledger must not be raised again.

@@ -154,11 +154,14 @@ class SaleService:
         index = sale.index_of(sku)
         if index is None:
             raise SkuMissing
-        if await self._sales.find_restock(sale_id, key) is None:
+        known = await self._sales.find_restock(sale_id, key)
+        if known is None:
             restockable(sale, await self._stores.now_ms())
         restock = Restock(sale_id, key, index, quantity)
         added = await self._sales.add_restock(restock, sku=sku, created_by=created_by)
-        await self.apply_restock(sale, restock)
+        # A lane that has the units is not asked again: it may have forgotten the sale, long after its end, or lost it.
+        if known is None or not known.applied:
+            await self.apply_restock(sale, restock)
         return sale, not added
 
     async def apply_restock(self, sale: Sale, restock: Restock) -> None:

@@ -73,6 +73,15 @@ class Restock:
     quantity: int
 
 
+@dataclass(frozen=True, slots=True)
+class KnownRestock:
+    """What came with a key before; `applied`: its lane has the units."""
+
+    sku: str
+    quantity: int
+    applied: bool
+
+
 class Sales:
     """Reads and changes sales, their items and restocks; reads what the shards have sold."""
 
@@ -194,12 +203,10 @@ class Sales:
             cursor = connection.cursor(row_factory=class_row(LiveSale))
             return await (await cursor.execute(SQL["live"], parameters)).fetchall()
 
-    async def find_restock(self, sale_id: UUID, key: str) -> tuple[str, int] | None:
-        """SKU and quantity that came with a key before."""
+    async def find_restock(self, sale_id: UUID, key: str) -> KnownRestock | None:
+        """What came with a key before."""
         async with self._catalogue.connection() as connection:
-            cursor = await connection.execute(SQL["find_restock"], {"sale_id": sale_id, "key": key})
-            row = await cursor.fetchone()
-        return None if row is None else (row[0], row[1])
+            return await _known_restock(connection, {"sale_id": sale_id, "key": key})
 
     async def add_restock(self, restock: Restock, *, sku: str, created_by: UUID) -> bool:
         """Commit a restock and the raised ledger, once per key; whether this was the once. KeyReused, StockTooHigh."""
@@ -214,8 +221,8 @@ class Sales:
         }
         async with self._catalogue.connection() as connection:
             if await (await connection.execute(SQL["insert_restock"], parameters)).fetchone() is None:
-                row = await (await connection.execute(SQL["find_restock"], parameters)).fetchone()
-                if row != (sku, restock.quantity):
+                known = await _known_restock(connection, parameters)
+                if known is None or (known.sku, known.quantity) != (sku, restock.quantity):
                     raise KeyReused
                 return False
             if await (await connection.execute(SQL["raise_ledger"], parameters)).fetchone() is None:
@@ -249,6 +256,11 @@ class Sales:
                 cursor = await connection.execute(SQL["sold_units"], {"sale_id": sale_id})
                 sold.update(dict(await cursor.fetchall()))
         return sold
+
+
+async def _known_restock(connection: AsyncConnection[TupleRow], parameters: dict[str, Any]) -> KnownRestock | None:
+    cursor = connection.cursor(row_factory=class_row(KnownRestock))
+    return await (await cursor.execute(SQL["find_restock"], parameters)).fetchone()
 
 
 async def _currency_of(connection: AsyncConnection[TupleRow], items: tuple[Item, ...]) -> str:

@@ -324,6 +324,25 @@ def test_restock_once_per_key(staff: Staff, redis_client: redis.Redis, databases
     assert stock(redis_client, sale).available == 16
 
 
+def test_a_restock_is_answered_as_then_when_redis_has_forgotten_the_sale(
+    staff: Staff, redis_client: redis.Redis, databases: Databases
+) -> None:
+    sale = staff.open_sale(stock=10)
+    assert restock(staff, sale, "more").status_code == 200
+    staff.act(sale, "end")
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute(
+            "UPDATE sales SET starts_at = now() - interval '3 days', ends_at = now() - interval '25 hours'"
+        )
+    redis_client.flushall()
+    again = restock(staff, sale, "more")
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true"), again.text
+    assert again.json()["state"] == "ended"
+    assert code(restock(staff, sale, "more", quantity=6)) == (422, "idempotency_key_reused")
+    assert ledger(databases, sale) == {sale["items"][0]["sku"]: 15}
+    assert not redis_client.exists(topology.lane_state_key(lane_of(sale)))
+
+
 def test_report(staff: Staff, redis_client: redis.Redis) -> None:
     draft = staff.draft(stock=10, skus=2)
     skus = [item["sku"] for item in draft["items"]]
