@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 from uuid import UUID
 
+from psycopg import Rollback
 from psycopg.types.json import Jsonb
 from pydantic import Field, ValidationError
 
@@ -86,29 +87,36 @@ class Imports:
             else:
                 items[place] = item
                 seen.add(item["sku"])
-        outcomes: dict[str, str] = {}
+        stop = body.on_error == "stop"
+        outcomes: dict[str, Any] = {}
+        left = dict(items)
         for _attempt in range(_ATTEMPTS):
-            known = await self._compare(list(items.values()))
-            for place, item in tuple(items.items()):
+            known = await self._compare(list(left.values()))
+            for place, item in tuple(left.items()):
                 if item["sku"] not in known and (errors := _errors(NewProduct, item)):
                     refused[place] = errors
-                    del items[place]
-            end = min(refused) if refused and body.on_error == "stop" else len(body.items)
-            sent = {item["sku"]: item for place, item in items.items() if place < end}
-            outcomes = await self._write(sent, known, dry_run=body.dry_run) if sent else {}
-            if "overtaken" not in outcomes.values():
+                    del left[place]
+            end = _end(refused, stop=stop)
+            left = {place: item for place, item in left.items() if place < end}
+            if left:
+                # What an attempt has written is told as it was written: only the rest is sent again.
+                outcomes |= await self._write(list(left.values()), known, dry_run=body.dry_run, stop=stop)
+                left = {place: item for place, item in left.items() if item["sku"] not in outcomes}
+            if not left:
                 break
+        # Behind the one that was overtaken nothing was written if all is to stop there: it is the first that is left.
         overtaken = ItemError(pointer="/sku", detail="changed at the same time by somebody else: repeat it")
+        refused |= {place: [overtaken] for place in left}
+        end = _end(refused, stop=stop)
         results: list[ItemResult] = []
         for place, item in enumerate(body.items):
             sku = item.get("sku") if isinstance(item.get("sku"), str) else None
-            outcome: Any = "left_out" if place > end else outcomes.get(sku or "", "left_out")
-            if place in refused and place <= end:
+            if place > end:
+                results.append(ItemResult(sku=sku, outcome="left_out", errors=[]))
+            elif place in refused:
                 results.append(ItemResult(sku=sku, outcome="refused", errors=refused[place]))
-            elif outcome == "overtaken":
-                results.append(ItemResult(sku=sku, outcome="refused", errors=[overtaken]))
             else:
-                results.append(ItemResult(sku=sku, outcome=outcome, errors=[]))
+                results.append(ItemResult(sku=sku, outcome=outcomes[item["sku"]], errors=[]))
         return Answer(body=BatchResult(results=results))
 
     async def _compare(self, items: list[dict[str, Any]]) -> dict[str, tuple[UUID, bool]]:
@@ -118,18 +126,41 @@ class Imports:
             return {sku: (product_id, differs) for sku, product_id, differs in await cursor.fetchall()}
 
     async def _write(
-        self, items: Mapping[str, dict[str, Any]], known: Mapping[str, tuple[UUID, bool]], *, dry_run: bool
+        self,
+        items: list[dict[str, Any]],
+        known: Mapping[str, tuple[UUID, bool]],
+        *,
+        dry_run: bool,
+        stop: bool,
     ) -> dict[str, str]:
-        rows = [{**item, "id": str(ids.new_uuid7())} for item in items.values()]
-        told = [product_id for sku, (product_id, differs) in known.items() if differs and sku in items]
+        """What became of those that were written. The others were overtaken; `stop`: or are behind one that was."""
+        rows = [{**item, "id": str(ids.new_uuid7())} for item in items]
+        skus = [item["sku"] for item in items]
+        told = [known[sku][0] for sku in skus if sku in known and known[sku][1]]
         async with (
             self._cache.changing(*(() if dry_run else map(str, told))),
             self._catalogue.connection() as connection,
             connection.transaction(force_rollback=dry_run),
         ):
-            await connection.execute(SQL["lock"], {"skus": list(items)})
-            cursor = await connection.execute(SQL["upsert"], {"items": Jsonb(rows), "told": told})
-            return dict(await cursor.fetchall())
+            await connection.execute(SQL["lock"], {"skus": skus})
+            written: dict[str, str] = {}
+            while rows:
+                async with connection.transaction() as attempt:
+                    cursor = await connection.execute(SQL["upsert"], {"items": Jsonb(rows), "told": told})
+                    outcomes: dict[str, str] = dict(await cursor.fetchall())
+                    first = next((place for place, row in enumerate(rows) if outcomes[row["sku"]] == "overtaken"), None)
+                    if first is None or not stop:
+                        written = {sku: outcome for sku, outcome in outcomes.items() if outcome != "overtaken"}
+                        break
+                    # Undo it, and write those before only: fewer each time, so this ends.
+                    rows = rows[:first]
+                    raise Rollback(attempt)
+            return written
+
+
+def _end(refused: Mapping[int, object], *, stop: bool) -> int:
+    """The place of the item that ends the batch, beyond all when none does."""
+    return min(refused) if stop and refused else ITEMS_MAX
 
 
 def _errors(model: type[Change] | type[NewProduct], item: dict[str, Any]) -> list[ItemError]:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 import httpx
+import psycopg
+import pytest
+import redis
+from prometheus_client import CollectorRegistry
 
-from backoffice.catalogue.importing import ITEMS_MAX
+from backoffice.caching.cache import Bounds
+from backoffice.caching.caches import Caches
+from backoffice.catalogue.importing import ITEMS_MAX, Batch, BatchResult, Imports
+from backoffice.catalogue.store import PRODUCT_CODEC
+from backoffice.stores import Stores
+from backoffice.web.messages import Call
+from domain import ids
+from runtime.settings import load_settings
 from tests.fixtures.fix_backoffice import Staff
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_stack import eventually
 
 
 def item(sku: str, **members: Any) -> dict[str, Any]:
@@ -93,6 +108,79 @@ def test_two_imports_of_the_same_at_once_make_each_product_once(staff: Staff) ->
     assert {outcome for results in done for outcome in outcomes(results)} <= {"created", "unchanged"}
     assert sum(outcomes(results).count("created") for results in done) == 100
     assert {version(staff, product) for product in list(products(staff).values())[:5]} == {'"1"'}
+
+
+def insert(connection: psycopg.Connection[Any], sku: str) -> None:
+    connection.execute(
+        "INSERT INTO products (id, sku, name, description, price_minor, currency, attributes, active) "
+        "VALUES (%s, %s, 'A rival''s', '', 7, 'EUR', '{}', true)",
+        (ids.new_uuid7(), sku),
+    )
+
+
+def test_what_was_made_before_another_import_came_first_is_told_as_made(staff: Staff, databases: Databases) -> None:
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(databases.catalogue_dsn) as rival:
+        insert(rival, "B")
+        asked = pool.submit(put, staff, item("A"), item("B"), item("C"))
+        with psycopg.connect(databases.catalogue_dsn, autocommit=True) as watch:
+            eventually(lambda: watch.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone() is not None)
+        rival.commit()
+        assert outcomes(asked.result()) == ["created", "updated", "created"]
+    assert [version(staff, product) for _, product in sorted(products(staff).items())] == ['"1"', '"2"', '"1"']
+
+
+class Raced(Imports):
+    """An import that somebody else is faster than, behind each of its looks."""
+
+    rival: Callable[[], None]
+
+    async def _compare(self, items: list[dict[str, Any]]) -> dict[str, tuple[UUID, bool]]:
+        known = await super()._compare(items)
+        self.rival()
+        return known
+
+
+@pytest.mark.parametrize("lost", [1, 99])
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+async def test_an_import_that_is_overtaken(
+    databases: Databases, redis_client: redis.Redis, on_error: str, lost: int
+) -> None:
+    """Once: the item is sent again, and no other. Each time: it is refused, and with `stop` nothing behind it is written."""
+    left = lost
+
+    def rival() -> None:
+        nonlocal left
+        if left > 0:
+            left -= 1
+            with psycopg.connect(databases.catalogue_dsn) as connection:
+                connection.execute("DELETE FROM products WHERE sku = 'B'")
+                insert(connection, "B")
+
+    url = f"redis://127.0.0.1:{redis_client.get_connection_kwargs()['port']}"
+    environ = {**databases.environ, "FLASHSALE_REDIS_URL": f"{url}/0", "FLASHSALE_CACHE_URL": f"{url}/1"}
+    settings = load_settings(environ)
+    stores, caches = Stores.from_settings(settings), Caches(settings.cache_url, CollectorRegistry())
+    async with stores.opened(), caches.running():
+        imports = Raced(stores, caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings)))
+        imports.rival = rival
+        batch = Batch.model_validate({"items": [item(sku) for sku in "ABCD"], "on_error": on_error})
+        answer = await imports.put(Call("POST", "/v1/products/import", {}, {}, {}, b"", "127.0.0.1"), batch)
+    assert isinstance(answer.body, BatchResult)
+    told = [result.outcome for result in answer.body.results]
+    if lost == 1:
+        assert told == ["created", "updated", "created", "created"]
+    elif on_error == "skip":
+        assert told == ["created", "refused", "created", "created"]
+    else:
+        assert told == ["created", "refused", "left_out", "left_out"]
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        there = connection.execute("SELECT sku, name, version FROM products ORDER BY sku").fetchall()
+    mine = {sku: (sku, f"Thing {sku}", 1) for sku in "ACD"}
+    if lost == 1:
+        assert there == [mine["A"], ("B", "Thing B", 2), mine["C"], mine["D"]]
+    else:
+        behind = [] if on_error == "stop" else [mine["C"], mine["D"]]
+        assert there == [mine["A"], ("B", "A rival's", 1), *behind]
 
 
 def test_imports_and_changes_at_once_lose_nothing(staff: Staff) -> None:
