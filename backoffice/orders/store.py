@@ -88,21 +88,24 @@ class Orders:
             "last": None,
         }
         if wanted.sale_id is not None:
-            parameters |= await self._span(wanted.sale_id)
+            span = await self._span(wanted.sale_id)
+            if span is None:
+                return []
+            parameters |= span
         if wanted.user_id is not None:
             return await self._page(self._stores.shard_of_user(wanted.user_id), parameters)
         pages = await asyncio.gather(*(self._page(shard, parameters) for shard in self._stores.shards))
         return sorted((order for page in pages for order in page), key=lambda order: order.id, reverse=True)[:limit]
 
-    async def _span(self, sale_id: UUID) -> dict[str, UUID]:
-        """Bounds of the ids that orders of a sale may have; none for a sale that the catalogue does not know.
+    async def _span(self, sale_id: UUID) -> dict[str, UUID] | None:
+        """Bounds of the ids that orders of a sale may have; None for a sale that the catalogue does not know, and has no orders.
 
         Instead of an index on the sale, which every order would pay for: ids begin with their time, and a sale has a window.
         """
         async with self._stores.catalogue.connection() as connection:
             row = await (await connection.execute(SQL["sale_window"], {"sale_id": sale_id})).fetchone()
         if row is None:
-            return {}
+            return None  # sales are never removed
         first, last = ((at - _EPOCH) // timedelta(milliseconds=1) for at in row)
         margin_ms = CLOCK_MARGIN // timedelta(milliseconds=1)
         return {"first": ids.first_order_id(first - margin_ms), "last": ids.first_order_id(last + margin_ms)}

@@ -18,7 +18,7 @@ from domain.topology import Topology
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
 
-SALE, OTHER_SALE = uuid4(), uuid4()
+SALE = uuid4()
 T0_MS = 1_700_000_000_000
 TOPOLOGY = Topology()
 _INSERT = """
@@ -94,18 +94,31 @@ def test_over_all_shards_newest_first(staff: Staff, databases: Databases) -> Non
 
 
 def test_filters(staff: Staff, databases: Databases) -> None:
-    user = uuid4()
+    user, other_sale = uuid4(), UUID(staff.open_sale(starts_at="2023-11-14T22:00:00Z")["id"])
     reserved = store(databases, entry(1, user))["order_id"]
-    paid = store(databases, entry(2, uuid4(), status=OrderStatus.PAID, version=2), sale=OTHER_SALE)["order_id"]
+    paid = store(databases, entry(2, uuid4(), status=OrderStatus.PAID, version=2), sale=other_sale)["order_id"]
     lapsed = store(databases, entry(3, user), expired=True)["order_id"]
     expired = store(databases, entry(4, uuid4(), status=OrderStatus.EXPIRED, version=2), expired=True)["order_id"]
     assert listed(staff, user_id=user) == [lapsed, reserved]
-    assert listed(staff, sale_id=OTHER_SALE) == [paid]
+    assert listed(staff, sale_id=other_sale) == [paid]
     assert listed(staff, status="reserved") == [reserved]
     assert listed(staff, status="expired") == [expired, lapsed]
-    assert listed(staff, status="paid", sale_id=OTHER_SALE) == [paid]
+    assert listed(staff, status="paid", sale_id=other_sale) == [paid]
     assert listed(staff, status="rejected") == []
     assert listed(staff, user_id=uuid4()) == []
+
+
+def test_for_a_sale_that_is_not_there_no_shard_is_read(staff: Staff, databases: Databases) -> None:
+    user = uuid4()
+    store(databases, entry(1, user), sale=SALE)
+    locked = [psycopg.connect(dsn) for dsn in databases.shard_dsns]
+    try:
+        for connection in locked:
+            connection.execute("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE")
+        assert listed(staff, sale_id=SALE) == listed(staff, sale_id=SALE, user_id=user) == []
+    finally:
+        for connection in locked:
+            connection.close()
 
 
 def test_orders_of_a_sale_are_found_within_its_window_and_by_clocks_that_are_off(
