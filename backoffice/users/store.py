@@ -257,10 +257,13 @@ class Users:
         """A transaction on the user's shard, after which nobody reads the account as it was before."""
         shard = self._stores.shard_of_user(user_id)
         async with self._cache.changing(str(user_id)):
-            async with shard.connection() as connection:
-                yield connection
-            # Before the cache is filled again: from a replica that has this.
-            await shard.wrote(_subject(user_id), _work_of(by))
+            try:
+                async with shard.connection() as connection:
+                    yield connection
+            finally:
+                # Before the cache is filled again: from a replica that has this. Also when it failed or was cut, for it may have
+                # been committed all the same; this does not fail, so whoever waits learns of that.
+                await shard.wrote(_subject(user_id), _work_of(by))
 
     async def _count_admins(self, shard: Database, besides: UUID) -> int:
         async with shard.connection() as connection:

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 import redis
 from prometheus_client import CollectorRegistry
-from psycopg.rows import class_row
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow, class_row
 
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
@@ -19,6 +20,7 @@ from backoffice.stores import Stores
 from backoffice.users.store import USER_CODEC, Account, Change, User
 from devstack.servers import RedisServer
 from domain import ids, topology
+from runtime.databases import Database
 from runtime.positions import KEPT_MS
 from runtime.settings import load_settings
 from tests.fixtures.fix_databases import Databases
@@ -180,19 +182,32 @@ async def test_answers_are_right_without_the_cache_redis(
     assert await one.users.get(user.id) == again
 
 
-async def test_with_replicas_the_last_change_is_read(
+@asynccontextmanager
+async def process_with_replicas(
     databases: Databases, replication: Replication, own_redis: RedisServer
-) -> None:
+) -> AsyncIterator[Accounts]:
+    """A process that would read replicas: its cache Redis has remembered writes for long enough."""
     replicas = ",".join(replication.dsn_of_replica(dsn) for dsn in databases.shard_dsns)
     replication.catch_up()
     with redis.Redis(port=own_redis.port) as client:
         client.set(topology.POSITIONS_SINCE_KEY, int(time.time() * 1000) - KEPT_MS - 1000)
     environ = {"FLASHSALE_SHARD_REPLICA_DSNS": replicas, "FLASHSALE_REPLICA_LAG_MS_MAX": "30000"}
     async with process(databases, own_redis, **environ) as accounts:
+        yield accounts
+
+
+async def caught_up(accounts: Accounts, replication: Replication) -> None:
+    replication.catch_up()
+    await _until(lambda: all(shard.replica and shard.replica.may_be_read for shard in accounts.stores.shards))
+
+
+async def test_with_replicas_the_last_change_is_read(
+    databases: Databases, replication: Replication, own_redis: RedisServer
+) -> None:
+    async with process_with_replicas(databases, replication, own_redis) as accounts:
         user, other = await accounts.make(), await accounts.make("other@shop.example")
         staff = ids.new_uuid7()
-        replication.catch_up()
-        await _until(lambda: all(shard.replica and shard.replica.may_be_read for shard in accounts.stores.shards))
+        await caught_up(accounts, replication)
 
         async def listed(reader: User | None = None) -> set[str]:
             by = staff if reader is None else reader.id
@@ -220,6 +235,28 @@ async def test_with_replicas_the_last_change_is_read(
         while "Late" not in await listed():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
+
+
+async def test_with_replicas_a_change_whose_commit_was_not_confirmed_is_read(
+    databases: Databases, replication: Replication, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with process_with_replicas(databases, replication, own_redis) as accounts:
+        user = await accounts.make()
+        await caught_up(accounts, replication)
+        connection_of = Database.connection
+
+        @asynccontextmanager
+        async def connection_that_breaks(shard: Database) -> AsyncIterator[AsyncConnection[TupleRow]]:
+            async with connection_of(shard) as connection:
+                yield connection
+            raise psycopg.OperationalError("committed, and the reply is lost")
+
+        with replication.paused():
+            with monkeypatch.context() as broken:
+                broken.setattr(Database, "connection", connection_that_breaks)
+                with pytest.raises(psycopg.OperationalError, match="the reply is lost"):
+                    await accounts.change(user, name="Changed")
+            assert await name_of(accounts, user) == "Changed"
 
 
 def test_settings_name_a_replica_for_each_shard_or_none(databases: Databases) -> None:
