@@ -123,7 +123,7 @@ def _responses(route: Route) -> dict[str, Any]:
 
 
 def _implied(route: Route) -> set[Problem]:
-    """Problems that the layers around a handler answer."""
+    """Problems that the layers around a handler answer: guard (which hands on every request of a route) and dispatcher."""
     problems = {
         Problem.MALFORMED_REQUEST,
         Problem.REQUEST_TIMEOUT,
@@ -131,6 +131,7 @@ def _implied(route: Route) -> set[Problem]:
         Problem.INTERNAL_ERROR,
         Problem.OVERLOADED,
         Problem.DEPENDENCY_UNAVAILABLE,
+        Problem.OUTCOME_UNKNOWN,  # the guard's, of any request that it has handed on
     }
     if route.roles is not None:
         problems |= {Problem.TOKEN_MISSING, Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED, Problem.FORBIDDEN}

@@ -195,6 +195,14 @@ def test_the_document_holds_together(staff: Staff) -> None:
     assert "flashsale" in root["info"]["title"].lower()
 
 
+def test_every_operation_tells_of_the_answer_that_does_not_come(staff: Staff) -> None:
+    """The guard answers for a handler that is silent, whatever the operation: see test_guard."""
+    for path, operations in described(staff)["paths"].items():
+        for method, operation in operations.items():
+            told = operation["responses"].get("504", {}).get("description")
+            assert told == "outcome_unknown", f"{method} {path}"
+
+
 @pytest.mark.parametrize("path", ["/redoc", "/swagger"])  # /docs is our own page: tests/pages
 def test_nothing_is_loaded_from_elsewhere(backoffice: BackofficeProcess, path: str) -> None:
     assert httpx.get(backoffice.url + path).status_code == 404
