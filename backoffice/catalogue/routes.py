@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, WithJsonSchema
 
 from backoffice.caching.cache import Cache
+from backoffice.catalogue.gate import Gate
 from backoffice.catalogue.search import Place, Search
 from backoffice.catalogue.store import Product, Products, SkuTaken
 from backoffice.web.conditions import entity_tag, is_known, required_versions
@@ -149,6 +150,7 @@ class Catalogue:
         self._products = products
         self._search = search
         self._cache = cache
+        self._gate = Gate()
 
     async def create(self, _: Call, body: NewProduct) -> Answer:
         """A new product."""
@@ -170,11 +172,14 @@ class Catalogue:
 
     async def page(self, call: Call, query: ProductQuery) -> Answer:
         """Products, newest first; with a text those that match it, best first. Only staff see those that are not active."""
-        active = query.active
-        if call.caller is None or call.caller.role not in STAFF:
-            if active is False:
-                raise Refused(Problem.TOKEN_MISSING if call.caller is None else Problem.FORBIDDEN)
-            active = True
+        if call.caller is not None and call.caller.role in STAFF:
+            return await self._page(query, active=query.active)
+        if query.active is False:
+            raise Refused(Problem.TOKEN_MISSING if call.caller is None else Problem.FORBIDDEN)
+        async with self._gate.passed():
+            return await self._page(query, active=True)
+
+    async def _page(self, query: ProductQuery, *, active: bool | None) -> Answer:
         wanted = query.limit + 1
         shown: Sequence[Product]
         next_cursor = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +13,17 @@ import psycopg
 import pytest
 
 from backoffice.catalogue import search
+from backoffice.catalogue.gate import RUNNING_MAX, WAITING_MAX
 from backoffice.catalogue.search import SQL, Place, Search
 from backoffice.stores import Stores
 from devstack.servers import PostgresServer
 from migrations.runner import CATALOGUE, apply, read_migrations
 from perf import shop
+from runtime.clients import POSTGRES_WAITING_MAX
 from runtime.settings import Settings
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_stack import eventually
 
 PRODUCTS = 100_000
 
@@ -308,3 +313,28 @@ async def test_one_of_a_hundred_thousand(shop_search: Search) -> None:
     assert first.name in {found.name for found in named}
     misspelt = await shop_search.page("turquois kettel", after=None, active=True, limit=50)
     assert misspelt and all("Turquoise" in found.name and "Kettle" in found.name for found in misspelt)
+
+
+def test_searches_of_the_public_leave_staff_their_connections(
+    staff: Staff, backoffice: BackofficeProcess, databases: Databases
+) -> None:
+    sale = staff.open_sale()
+    queries: list[dict[str, str]] = [{"q": "thing"}, {}]
+
+    many = RUNNING_MAX + WAITING_MAX + 60  # more than the pool has connections and whoever may wait for one
+    with (
+        httpx.Client(base_url=backoffice.url, timeout=20, limits=httpx.Limits(max_connections=many)) as public,
+        ThreadPoolExecutor(many) as pool,
+    ):
+        with psycopg.connect(databases.catalogue_dsn) as holder:
+            holder.execute("LOCK TABLE products IN ACCESS EXCLUSIVE MODE")
+            asked = [pool.submit(public.get, "/v1/products", params=queries[turn % 2]) for turn in range(many)]
+            eventually(lambda: sum(one.done() for one in asked) >= many - 4 - POSTGRES_WAITING_MAX)
+            assert [staff.act(sale, verb).status_code for verb in ("pause", "resume", "end")] == [200, 200, 200]
+            eventually(lambda: sum(one.done() for one in asked) >= 60)
+        refused = [answer for one in asked if (answer := one.result()).status_code != 200]
+        assert len(refused) >= 60
+        for answer in refused:
+            assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+            assert int(answer.headers["retry-after"]) >= 1
+        assert public.get("/v1/products", params=queries[0]).status_code == 200
