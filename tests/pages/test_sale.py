@@ -6,6 +6,7 @@ import time
 from typing import Any
 from uuid import UUID
 
+import httpx
 import jwt
 import pytest
 from playwright.sync_api import Page, expect
@@ -251,6 +252,34 @@ def test_a_login_that_was_ended_asks_for_another(visit: Visit, running_stack: Ru
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in to buy")).to_be_visible()
     assert page.evaluate("sessionStorage.getItem('flashsale.buyer')") is None
+
+
+def test_a_renewal_that_is_answered_after_the_log_out_logs_nobody_in(
+    visit: Visit, running_stack: RunningStack, keeper: Shopkeeper
+) -> None:
+    stack, sale = running_stack.stack, keeper.sale()
+    page = buyer_at(visit, stack, sale)
+    held: list[Any] = []
+    page.route("**/v1/auth/refresh", lambda route: held.append((route, route.fetch())))
+    page.evaluate(
+        """() => {
+          const kept = JSON.parse(sessionStorage.getItem('flashsale.buyer'));
+          sessionStorage.setItem('flashsale.buyer', JSON.stringify({...kept, renewAt: 0}));
+        }"""
+    )
+    page.reload()
+    while not held:
+        page.wait_for_timeout(50)
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Log in to buy")).to_be_visible()
+    ((route, answer),) = held
+    renewed = answer.json()["refresh_token"]
+    with page.expect_response(lambda seen: seen.url.endswith("/logout") and renewed in (seen.request.post_data or "")):
+        route.fulfill(response=answer)
+    expect(page.get_by_role("heading", name="Log in to buy")).to_be_visible()
+    assert page.evaluate("sessionStorage.getItem('flashsale.buyer')") is None
+    again = httpx.post(f"{stack.backoffice_url}/v1/auth/refresh", json={"refresh_token": renewed})
+    assert again.status_code == 401
 
 
 def test_with_the_keyboard_alone(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:

@@ -55,17 +55,24 @@ export class Session {
   }
 
   async exchange() {
-    const { refresh, email } = this.kept;
+    const begun = this.kept;
+    let tokens;
     try {
-      this.keep(await ask("POST", "/v1/auth/refresh", { body: { refresh_token: refresh } }), email);
-      return this.kept.access;
+      tokens = await ask("POST", "/v1/auth/refresh", { body: { refresh_token: begun.refresh } });
     } catch (problem) {
-      if (problem.status === 401) {
+      if (problem.status === 401 && this.kept === begun) {
         this.end();
         this.onEnd("Your login has ended: please log in again");
       }
       throw problem;
     }
+    if (this.kept !== begun) {
+      // Logged out while the answer was on its way: it must not log anybody in again, and its tokens end, too.
+      ask("POST", "/v1/auth/logout", { body: { refresh_token: tokens.refresh_token } }).catch(() => {});
+      throw new Problem(401, { code: "token_missing", detail: "Please log in" });
+    }
+    this.keep(tokens, begun.email);
+    return this.kept.access;
   }
 
   keep(tokens, email) {
