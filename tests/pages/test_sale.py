@@ -282,6 +282,41 @@ def test_a_renewal_that_is_answered_after_the_log_out_logs_nobody_in(
     assert again.status_code == 401
 
 
+def test_a_shop_that_is_busy_is_not_asked_for_names_again_soon(
+    visit: Visit, running_stack: RunningStack, keeper: Shopkeeper
+) -> None:
+    stack = running_stack.stack
+    items = [{"sku": keeper.product()["sku"], "stock": 3, "price_minor": 100, "per_user_limit": 0} for _ in range(3)]
+    page = visit(f"{stack.backoffice_url}/docs", also=[stack.edge_url]).page
+    asked: list[str] = []
+
+    def busy_at_first(route: Any) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, json={"code": "overloaded"})
+        else:
+            route.continue_()
+
+    page.route("**/v1/products?*", busy_at_first)
+    page.clock.install()
+    page.goto(shop_url(stack, keeper.sale(items=items)))
+    register(page)  # the page works without
+    page.clock.fast_forward(5_000)
+    while not asked:
+        page.wait_for_timeout(50)
+    page.clock.fast_forward(20_000)
+    page.wait_for_timeout(500)
+    assert len(asked) == 1
+    page.clock.fast_forward(180_000)
+    expect(page.locator("#items [data-name]", has_text="A lamp")).to_have_count(3)
+    assert len(asked) == 4
+    page.reload()
+    expect(page.locator("#items [data-name]", has_text="A lamp")).to_have_count(3)
+    page.clock.fast_forward(10_000)
+    page.wait_for_timeout(500)
+    assert len(asked) == 4  # the tab remembers
+
+
 def test_with_the_keyboard_alone(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
     stack, sale = running_stack.stack, keeper.sale()
     page = visit(shop_url(stack, sale), also=[stack.edge_url]).page

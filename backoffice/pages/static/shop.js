@@ -15,7 +15,11 @@ const LOOK_HIDDEN_MS = 30000;
 const LOOK_FAILED_MS = 3000;
 const LINES_MAX = 8;
 const UNITS_MAX = 100;
+// Each name is a search of the catalogue, and tabs come in crowds: not all in the same moment, nor soon again of a busy shop.
 const NAMED_MAX = 8;
+const NAMES_WITHIN_MS = 3000;
+const NAMES_AGAIN_MS = 60000;
+const NAMES_KEY = `flashsale.products.${SALE_ID}`;
 
 // What a buyer is told.
 const WORDS = {
@@ -46,7 +50,7 @@ const orders = new Orders(session, EDGE, {
   words,
   place: () => `flashsale.order.${SALE_ID}.${session.email.toLowerCase()}`,
 });
-const shop = { sale: null, offsetMs: 0, lookTimer: null, sending: false, state: "", products: new Map() };
+const shop = { sale: null, offsetMs: 0, lookTimer: null, sending: false, state: "", products: namesKept() };
 
 // ---- the sale ---------------------------------------------------------------------------------------------------------
 
@@ -60,7 +64,7 @@ async function look() {
     shop.offsetMs = Date.parse(sale.server_time) - (asked + Date.now()) / 2;
     const first = !shop.sale;
     shop.sale = sale;
-    if (first) name(sale.items);
+    if (first) setTimeout(name, Math.random() * NAMES_WITHIN_MS);
     say(find("trouble"), "");
     showItems();
     show();
@@ -80,23 +84,27 @@ async function look() {
   shop.lookTimer = setTimeout(look, nextMs * (0.75 + Math.random() / 2));
 }
 
-/** Names and currency of the first items, which the edge does not know; asked for once a tab. */
-async function name(items) {
-  const key = `flashsale.products.${SALE_ID}`;
-  const kept = JSON.parse(sessionStorage.getItem(key) || "[]");
-  shop.products = new Map(kept.map((product) => [product.sku, product]));
-  for (const { sku } of items.slice(0, NAMED_MAX)) {
+/** Names and currency of the first items, which the edge does not know; asked for once a tab, one after the other. */
+async function name() {
+  for (const { sku } of shop.sale.items.slice(0, NAMED_MAX)) {
     if (shop.products.has(sku)) continue;
     try {
       const page = await ask("GET", `/v1/products?limit=10&q=${encodeURIComponent(sku)}`, { timeoutMs: 10000 });
       const product = page.items.find((found) => found.sku === sku);
       if (product) shop.products.set(sku, { sku, name: product.name, currency: product.currency });
-    } catch {
-      break; // names are a help; the SKU says it, too
+    } catch (problem) {
+      // Names are a help; the SKU says it, too.
+      setTimeout(name, Math.max(NAMES_AGAIN_MS, (problem.retryAfterS ?? 0) * 1000) * (0.75 + Math.random()));
+      break;
     }
   }
-  sessionStorage.setItem(key, JSON.stringify([...shop.products.values()]));
+  sessionStorage.setItem(NAMES_KEY, JSON.stringify([...shop.products.values()]));
   showItems();
+}
+
+function namesKept() {
+  const kept = JSON.parse(sessionStorage.getItem(NAMES_KEY) || "[]");
+  return new Map(kept.map((product) => [product.sku, product]));
 }
 
 /** The sale's state at this moment: it opens and ends by the clock, between two looks, too. */
