@@ -2,6 +2,7 @@
 
 import { ask, Problem } from "./page.js";
 
+const loggedOut = () => new Problem(401, { code: "token_missing", detail: "Please log in" });
 const EARLY_MS = 60000; // before a token runs out it is renewed: so early, or a quarter of its life
 
 export class Session {
@@ -33,7 +34,7 @@ export class Session {
 
   /** An access token that is good for a while; Problem (401) after `onEnd` when there is none to be had. */
   async token() {
-    if (!this.kept) throw new Problem(401, { code: "token_missing", detail: "Please log in" });
+    if (!this.kept) throw loggedOut();
     if (Date.now() < this.kept.renewAt) return this.kept.access;
     return this.renew();
   }
@@ -56,6 +57,7 @@ export class Session {
 
   async exchange() {
     const begun = this.kept;
+    if (!begun) throw loggedOut();
     let tokens;
     try {
       tokens = await ask("POST", "/v1/auth/refresh", { body: { refresh_token: begun.refresh } });
@@ -69,7 +71,7 @@ export class Session {
     if (this.kept !== begun) {
       // Logged out while the answer was on its way: it must not log anybody in again, and its tokens end, too.
       ask("POST", "/v1/auth/logout", { body: { refresh_token: tokens.refresh_token } }).catch(() => {});
-      throw new Problem(401, { code: "token_missing", detail: "Please log in" });
+      throw loggedOut();
     }
     this.keep(tokens, begun.email);
     return this.kept.access;
