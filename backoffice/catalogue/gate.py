@@ -14,7 +14,7 @@ from backoffice.web.messages import Refused
 from domain.problems import Problem
 
 RUNNING_MAX = 2  # half of the pool's connections
-WAITING_MAX = 32  # a search takes some 10 ms: less than half a second of queue
+WAITING_MAX = 64  # a search takes some 10 ms: less than half a second of queue
 WAIT_S_MAX = 5.0  # as long as a pool makes anybody wait
 
 
