@@ -6,7 +6,10 @@ from dataclasses import replace
 from uuid import UUID, uuid4
 
 import orjson
+import psycopg
+import pytest
 import redis
+from structlog.testing import capture_logs
 
 from devstack.servers import RedisServer
 from domain import ids, topology
@@ -18,9 +21,10 @@ from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import stop, worker_process
 from tests.workers.writing import Bench, eventually, guard_of, statuses
+from workers.expiry import collector
 from workers.expiry.backstop import FINAL_TTL_S, Backstop
 from workers.expiry.collector import MARGIN_MS, Collector
-from workers.expiry.expire import DueOrder, expire
+from workers.expiry.expire import DueOrder, Troubles, expire
 from workers.expiry.janitor import LISTED_S, Janitor
 
 
@@ -70,6 +74,45 @@ async def test_due_holds_are_collected_and_their_units_sold_again(
     await lease.release()
 
 
+async def test_holds_that_stay_due_keep_no_other_from_being_collected(
+    bench: Bench, maker: Maker, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "PAGES_MAX", 2)
+    monkeypatch.setattr(collector, "BATCH_MAX", 3)
+    stuck = open_market(bench, maker, redis_client, units=20, hold_ms=1)
+    stuck.buy(20, shard=0)
+    sold = open_market(bench, Maker(maker.rng, uuid4()), redis_client, units=9, hold_ms=40)
+    sold.buy(9, shard=0)
+    await sold.store()  # the lane's entries, those of both sales
+    assert stuck.lane.close(0, stuck.sale)[0] == 1
+    await _past_hold(bench, sold)
+    lease = await _lease(bench)
+    worker = Collector(bench.pools[0], bench.redis)
+
+    with capture_logs() as logs:
+        # 20 rows and 9, six a round: only rounds that collect something go on at once.
+        assert [await worker.collect(lease) for _ in range(5)] == [False, False, False, True, False]
+    assert sold.lane.stock(sold.sale).available == 9
+    assert stuck.lane.stock(stuck.sale).reserved == 20
+    assert [line["orders"] for line in logs] == [6, 6, 6, 2]
+    assert all(line["reason"].startswith("CORRUPT the sale is closed for recovery") for line in logs)
+    assert logs[0]["example"] == str(min(stuck.orders, key=lambda o: (o.expires_at_ms, o.order_id)).order_id)
+    # A hold that is stored when the search is past its place: the next one from the beginning finds it.
+    assert await worker.collect(lease) is False
+    late = open_market(bench, Maker(maker.rng, uuid4()), redis_client, units=1, hold_ms=1)
+    late.buy(1, shard=0)
+    await late.store()
+    await _past_hold(bench, late)
+    with psycopg.connect(bench.databases.shard_dsns[0]) as connection:
+        connection.execute(
+            "UPDATE orders SET expires_at = now() - interval '1 h' WHERE sale_id = %s", (late.sale.sale_id,)
+        )
+    for _ in range(6):
+        await worker.collect(lease)
+    assert late.lane.stock(late.sale).available == 1
+    await lease.release()
+
+
 async def test_living_paid_and_cancelled_orders_stay_as_they_are(
     bench: Bench, maker: Maker, redis_client: redis.Redis
 ) -> None:
@@ -86,13 +129,15 @@ async def test_living_paid_and_cancelled_orders_stay_as_they_are(
     await Collector(bench.pools[0], bench.redis).collect(lease)
     assert market.lane.snapshot() == before
     due = [DueOrder(order.order_id, order.user_id, order.sale_id) for order in (living, paid, cancelled)]
-    answers = await expire(bench.redis, due, found_by="test")
+    answers = await expire(bench.redis, due, Troubles("test"))
     assert answers == [Transition.NOT_DUE, Transition.CONFLICT, Transition.CONFLICT]
     unknown = replace(due[0], order_id=ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2))
     foreign = replace(due[0], sale_id=uuid4())
-    assert await expire(bench.redis, [unknown, foreign, due[1]], found_by="test") == [
+    troubles = Troubles("test")
+    assert await expire(bench.redis, [unknown, foreign, due[1]], troubles) == [
         Transition.NOT_FOUND, None, Transition.CONFLICT,
     ]  # fmt: skip
+    assert list(troubles.counts.values()) == [1, 1] and "not in Redis" in troubles.counts
     await lease.release()
 
 

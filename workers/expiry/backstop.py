@@ -22,7 +22,7 @@ from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_head, 
 from domain.topology import Topology
 from runtime.leases import Lease
 from runtime.sql import load_sql
-from workers.expiry.expire import BATCH_MAX, DueOrder, expire
+from workers.expiry.expire import BATCH_MAX, DueOrder, Troubles, expire
 
 EVERY_S = 0.1
 KEYS_PER_STEP = 500
@@ -83,8 +83,10 @@ class Backstop:
                 final.append(entry)
             else:
                 overdue.append(DueOrder(entry.order_id, entry.user_id, entry.sale_id))
+        troubles = Troubles("scan")
         for start in range(0, len(overdue), BATCH_MAX):
-            await expire(self._redis, overdue[start : start + BATCH_MAX], found_by="scan")
+            await expire(self._redis, overdue[start : start + BATCH_MAX], troubles)
+        troubles.tell()
         if final:
             await self._give_ttl(final)
         return False

@@ -1,7 +1,9 @@
 """Collects the due holds of one shard. Reads its index of reserved orders, asks Redis to expire them.
 
 Writes nothing to PostgreSQL: the expired version comes through the stream like every other, and until it is stored the
-same rows are due again. What was handled lately is left out for a while.
+same rows are due again. What was handled lately is left out for a while, and a round goes on where the one before ended:
+however many rows stay due (their sale is closed for recovery, Redis lost them, the writer stands still), those behind
+them have their turn.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from redis.asyncio import Redis
 from domain.outcomes import Transition
 from runtime.leases import Lease
 from runtime.sql import load_sql
-from workers.expiry.expire import BATCH_MAX, DueOrder, expire
+from workers.expiry.expire import BATCH_MAX, DueOrder, Troubles, expire
 
 EVERY_S = 1.0
 # Rows are looked up by Redis time less this margin, so that the script hardly ever answers NOT_DUE.
@@ -50,21 +52,36 @@ class Collector:
         self._pool = pool
         self._redis = redis
         self._handled: dict[UUID, float] = {}
+        self._place = _START
 
     async def collect(self, lease: Lease) -> bool:
-        """Handle what is due, at most `PAGES_MAX` pages; whether there may be more."""
+        """Handle what is due from the last round's end on, at most `PAGES_MAX` pages; whether to go on at once.
+
+        That is when there may be more and holds were collected: rows that only stay due are no reason to hurry.
+        """
+        troubles = Troubles("index")
+        try:
+            return await self._collect(lease, troubles)
+        finally:
+            troubles.tell()
+
+    async def _collect(self, lease: Lease, troubles: Troubles) -> bool:
         seconds, microseconds = await self._redis.time()
         before_ms = seconds * 1000 + microseconds // 1000 - MARGIN_MS
         self._forget_old()
-        place: Place | None = _START
+        collected = 0
         for _ in range(PAGES_MAX):
-            if place is None or not lease.held:
+            if not lease.held:
                 return False
-            orders, place = await self._page(before_ms, place)
+            orders, place = await self._page(before_ms, self._place)
             due = [order for order in orders if order.order_id not in self._handled]
             if due:
-                await self._expire(due)
-        return place is not None
+                collected += await self._expire(due, troubles)
+            # Only now: what Redis did not answer about is asked again.
+            self._place = place or _START
+            if place is None:
+                return False
+        return collected > 0
 
     async def _page(self, before_ms: int, place: Place) -> tuple[list[DueOrder], Place | None]:
         values = {"before_ms": before_ms, "after": place.at, "after_id": place.order_id, "limit": BATCH_MAX}
@@ -73,12 +90,15 @@ class Collector:
         orders = [DueOrder(order_id, user_id, sale_id) for order_id, user_id, sale_id, _ in rows]
         return orders, Place(rows[-1][3], rows[-1][0]) if len(rows) == BATCH_MAX else None
 
-    async def _expire(self, due: list[DueOrder]) -> None:
+    async def _expire(self, due: list[DueOrder], troubles: Troubles) -> int:
+        """How many holds were collected."""
         now = time.monotonic()
-        for order, transition in zip(due, await expire(self._redis, due, found_by="index"), strict=True):
+        transitions = await expire(self._redis, due, troubles)
+        for order, transition in zip(due, transitions, strict=True):
             # NOT_DUE comes again soon; everything else stays as it is until its new version is stored.
             if transition is not Transition.NOT_DUE and len(self._handled) < HANDLED_MAX:
                 self._handled[order.order_id] = now
+        return transitions.count(Transition.DONE)
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - HANDLED_S

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -35,18 +35,40 @@ class DueOrder:
     sale_id: UUID
 
 
-async def expire(redis: Redis, orders: Sequence[DueOrder], *, found_by: str) -> list[Transition | None]:
+@dataclass(slots=True)
+class Troubles:
+    """What a round could not expire: for each reason how many orders, and one of them. There may be thousands a round."""
+
+    found_by: str
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, UUID] = field(default_factory=dict)
+
+    def note(self, reason: str, order: DueOrder) -> None:
+        """Count an order."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples.setdefault(reason, order.order_id)
+
+    def tell(self) -> None:
+        """Log a line for each reason, at the end of the round."""
+        for reason, count in self.counts.items():
+            example = str(self.examples[reason])
+            log.error(
+                "orders could not be expired", reason=reason, orders=count, example=example, found_by=self.found_by
+            )
+
+
+async def expire(redis: Redis, orders: Sequence[DueOrder], troubles: Troubles) -> list[Transition | None]:
     """Ask for each order to be expired, in one round trip; None where the script answered with an error.
 
-    At most `BATCH_MAX` orders, so that order placing is not held up. `found_by` names the search in metrics and logs.
-    Raises RedisError when the answers did not come; the orders are asked for again then.
+    At most `BATCH_MAX` orders, so that order placing is not held up. What Redis refuses or does not know goes to
+    `troubles`. Raises RedisError when the answers did not come; the orders are asked for again then.
     """
     assert len(orders) <= BATCH_MAX
     answers = await _evaluate(redis, orders)
     if any(isinstance(answer, NoScriptError) for answer in answers):
         await redis.script_load(scripts.EXPIRE.source)
         answers = await _evaluate(redis, orders)
-    return [_transition(order, answer, found_by) for order, answer in zip(orders, answers, strict=True)]
+    return [_transition(order, answer, troubles) for order, answer in zip(orders, answers, strict=True)]
 
 
 async def _evaluate(redis: Redis, orders: Sequence[DueOrder]) -> list[object]:
@@ -60,17 +82,17 @@ async def _evaluate(redis: Redis, orders: Sequence[DueOrder]) -> list[object]:
     return answers
 
 
-def _transition(order: DueOrder, answer: object, found_by: str) -> Transition | None:
+def _transition(order: DueOrder, answer: object, troubles: Troubles) -> Transition | None:
     if isinstance(answer, list):
         transition = Transition(int(answer[0]))
-        EXPIRED.labels(found_by, transition.name.lower()).inc()
+        EXPIRED.labels(troubles.found_by, transition.name.lower()).inc()
         if transition is Transition.NOT_FOUND:
             # Redis lost it, or never had it: the reconciler judges that, we only say so.
-            log.warning("order to expire is not in Redis", order_id=str(order.order_id), found_by=found_by)
+            troubles.note("not in Redis", order)
         return transition
     if isinstance(answer, ResponseError):
-        REFUSED.labels(found_by).inc()
-        log.error("order could not be expired", order_id=str(order.order_id), found_by=found_by, error=str(answer))
+        REFUSED.labels(troubles.found_by).inc()
+        troubles.note(str(answer), order)
         return None
     assert isinstance(answer, Exception), f"expire answered {answer!r}"
     raise answer
