@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import psycopg
+import pytest
 
 from domain.messages import SequencedEntry, decode_orders
-from domain.orders import OrderStatus, encode_value
+from domain.orders import OrderStatus, encode_entry, encode_value
 from domain.topology import order_key, order_queue
 from tests.workers.making import Maker, later, renamed, stock
 from tests.workers.writing import FAST_POLICY, Bench, event_ids, eventually, guard_of, rows, statuses
@@ -75,6 +76,28 @@ async def test_a_message_that_is_none_goes_to_the_dead_letters(bench: Bench, mak
     letters, _ = await bench.queue.dead_letters.list(order_queue(0))
     assert [(letter.message_id, letter.body) for letter in letters] == [("broken", b"\x09not a message")]
     assert order.order_id in statuses(bench.databases)
+
+
+@pytest.mark.parametrize(("lane", "lane_seq"), [(1, 1 << 63), (1, (1 << 64) - 1), (32_768, 1), (65_535, (1 << 64) - 1)])
+async def test_places_beyond_the_columns_go_to_the_dead_letters(
+    bench: Bench, maker: Maker, lane: int, lane_seq: int
+) -> None:
+    """The framing is right, the numbers are nobody's: the writer goes on, and so do those of the other shards with it."""
+    stock(bench.databases, maker.sale_id, {"SKU-1": 100})
+    order = maker.order()
+    beyond = SequencedEntry(lane, lane_seq, encode_entry(maker.order()))
+    within = SequencedEntry(lane, 7, b"mangled")
+    async with bench.running(0):
+        await bench.publish([beyond])
+        await bench.publish([within, beyond])
+        await bench.drained()
+        await bench.publish([maker.numbered(order)])
+        await bench.drained()
+    letters, _ = await bench.queue.dead_letters.list(order_queue(0))
+    assert sorted(decode_orders(letter.body)[0].lane_seq for letter in letters) == sorted([7, lane_seq, lane_seq])
+    noted = rows(bench.databases.shard_dsns[0], "SELECT lane, lane_seq FROM dead_lettered")
+    assert noted == ([(lane, 7)] if lane == 1 else [])
+    assert statuses(bench.databases).keys() == {order.order_id}
 
 
 async def test_an_order_without_a_grant_waits_and_holds_nobody_up(bench: Bench, maker: Maker) -> None:

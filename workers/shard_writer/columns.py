@@ -19,6 +19,8 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
 
+SMALLINT_MAX = (1 << 15) - 1
+BIGINT_MAX = (1 << 63) - 1
 _HEAD = struct.Struct(">5i")
 _LENGTH = struct.Struct(">i")
 _JSONB_VERSION = b"\x01"

@@ -19,10 +19,10 @@ from domain import ids
 from domain.messages import SequencedEntry
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import Topology
+from workers.shard_writer.columns import BIGINT_MAX
 
 # The batch's dictionaries are keyed by integers: the hash of a UUID is Python code and would cost more than the planning.
 SkuKey = tuple[int, str]  # sale id as an integer, SKU
-_BIGINT_MAX = (1 << 63) - 1
 _TIME_MS_MAX = 253_402_300_800_000  # the year 10000
 _HOLDING = frozenset({OrderStatus.RESERVED, OrderStatus.PAID})
 
@@ -106,7 +106,7 @@ def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Ver
         raise PoisonEntry("NUL in a text")
     if not entry.lines or entry.version < 1:
         raise PoisonEntry("no lines" if not entry.lines else "version 0")
-    if source.lane_seq > _BIGINT_MAX:  # a total cannot be: prices have 40 bits
+    if source.lane_seq > BIGINT_MAX:  # a total cannot be: prices have 40 bits
         raise PoisonEntry("number out of range")
     if max(entry.reserved_at_ms, entry.expires_at_ms, entry.changed_at_ms) > _TIME_MS_MAX:
         raise PoisonEntry("time out of range")

@@ -95,7 +95,14 @@ class ShardStore:
             return await self._store(connection, orders, bisect=True)
 
     async def note_dead_lettered(self, entries: Sequence[SequencedEntry], reason: str) -> None:
-        """Note entries that are in the dead letters now, so that the reconciler counts them as accounted for."""
+        """Note entries that are in the dead letters now, so that the reconciler counts them as accounted for.
+
+        A malformed message may name a place beyond what the columns hold. No lane comes to such a number, so nobody will
+        ever look for it: the dead letter alone tells of it.
+        """
+        entries = [e for e in entries if e.lane <= columns.SMALLINT_MAX and e.lane_seq <= columns.BIGINT_MAX]
+        if not entries:
+            return
         async with self._pool.connection() as connection:
             columns.teach(connection)
             await connection.execute(
