@@ -27,10 +27,11 @@ from runtime.clients import postgres_pool
 from runtime.clients import redis_client as new_client
 from runtime.event_log import EventLog, open_event_log
 from runtime.leases import Lease
-from runtime.queue import Queue, open_queue
+from runtime.queue import DeadLetter, Queue, open_queue
 from runtime.service import Service
 from runtime.settings import load_settings
 from tests.fixtures.fix_databases import Databases
+from tests.workers.writing import eventually
 from workers.dispatcher.destinations import (
     DeliveryFailed,
     Destination,
@@ -79,9 +80,11 @@ class Failing:
     def __init__(self, destination: Destination, failing: Sequence[int]) -> None:
         self._destination = destination
         self.failing = set(failing)
+        self.failures = 0
 
     async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
         if partition in self.failing:
+            self.failures += 1
             raise DeliveryFailed("told to")
         await self._destination.deliver(partition, events)
 
@@ -195,6 +198,68 @@ async def test_a_row_that_cannot_be_told_goes_to_the_dead_letters(setup: Setup) 
     assert orjson.loads(letters[0].body) == [{"id": "no key"}]
     assert letters[0].headers == {"destination": DESTINATION_ORDER_EVENTS, "partition": "0"}
     assert letters[0].message_id.startswith(f"{DATABASE}:")
+
+
+async def test_a_page_that_is_tried_again_buries_nothing_again(setup: Setup) -> None:
+    """The destination is away, then the database lets nothing be deleted: one dead letter all the same."""
+    destination = Failing(setup.destination, [2])
+    setup.destination = destination
+    put(setup.dsn, 2, [event("before", 1)])
+    put(setup.dsn, 2, ["text"])
+    put(setup.dsn, 2, [event("after", 1)])
+
+    async def told(count: int) -> bool:
+        return len(await setup.logged(2)) >= count
+
+    with psycopg.connect(setup.dsn, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'told to'; END $$;"
+            "CREATE TRIGGER refuse BEFORE DELETE ON outbox EXECUTE FUNCTION refuse()"
+        )
+    try:
+        async with setup.running():
+            await until(lambda: destination.failures >= 3)
+            destination.failing.clear()
+            await eventually(lambda: told(6))  # what is not deleted is told again
+            assert waiting_rows(setup.dsn) == 3
+            with psycopg.connect(setup.dsn, autocommit=True) as connection:
+                connection.execute("DROP TRIGGER refuse ON outbox")
+            await until(lambda: waiting_rows(setup.dsn) == 0)
+    finally:
+        with psycopg.connect(setup.dsn, autocommit=True) as connection:
+            connection.execute("DROP FUNCTION refuse CASCADE")
+    letters, _ = await setup.queue.dead_letters.list(POISON_OUTBOX)
+    assert [orjson.loads(letter.body) for letter in letters] == [["text"]]
+
+
+async def test_full_dead_letters_hold_up_only_what_belongs_there(setup: Setup, redis_server: RedisServer) -> None:
+    small = open_queue(redis_server.url, dead_letters_max=1)
+    await setup.queue.close()
+    setup.queue = small
+    for number in range(3):
+        put(setup.dsn, 2, [f"text {number}"])
+        put(setup.dsn, 2, [event("k", number)])
+
+    async def told(count: int) -> bool:
+        return len(await setup.logged(2)) == count
+
+    async def letters() -> list[DeadLetter]:
+        return (await small.dead_letters.list(POISON_OUTBOX))[0]
+
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 2)
+        put(setup.dsn, 2, [event("k", 3)])
+        await eventually(lambda: told(4))
+        await until(lambda: waiting_rows(setup.dsn) == 2)
+        bodies = []
+        for _ in range(3):
+            await eventually(letters)
+            (letter,) = await letters()
+            bodies.append(orjson.loads(letter.body))
+            assert await small.dead_letters.delete(letter.id)
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert bodies == [["text 0"], ["text 1"], ["text 2"]]
+    assert [e["version"] for e in await setup.logged(2)] == [0, 1, 2, 3], "each was told once"
 
 
 async def test_a_lost_lease_ends_the_work_and_what_stays_is_told_by_the_next(setup: Setup) -> None:

@@ -1,6 +1,8 @@
 """Dispatches one (database, destination): pages of all partitions, each partition in id order and on its own.
 
-Deletes exactly what was acknowledged, afterwards: a crash between the two repeats events, never loses one.
+Deletes exactly what was acknowledged, afterwards: a crash between the two repeats events, never loses one. A row that is
+none is buried when the page around it was delivered, and once, however often the page comes again: only a crash between
+burying and deleting buries it twice, under the same message id.
 """
 
 from __future__ import annotations
@@ -36,11 +38,15 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Partition:
-    """A partition's delivery under way and, after a failure, when it may be tried again."""
+    """A partition's delivery under way and, after a failure, when it may be tried again.
+
+    `buried` are rows of its page that are in the dead letters and not deleted yet.
+    """
 
     delivery: asyncio.Task[list[int]] | None = None
     resumes_at: float = 0.0
     backoff: Backoff = field(default_factory=lambda: Backoff(first_s=0.1, longest_s=2.0))
+    buried: set[int] = field(default_factory=set)
 
 
 class DispatchGroup:
@@ -143,25 +149,36 @@ class DispatchGroup:
         return [partition.delivery for partition in self._partitions if partition.delivery is not None]
 
     async def _deliver(self, number: int, rows: Sequence[OutboxRow]) -> list[int]:
-        """Deliver a page as one piece; the ids that may be deleted, none if the destination did not acknowledge it all."""
+        """Deliver a page as one piece; the ids that may be deleted: none if the destination did not acknowledge it all."""
         partition = self._partitions[number]
+        # Rows come oldest first: what was buried and is not deleted is in this page, too.
+        partition.buried &= {row.id for row in rows}
         events: list[tuple[str, bytes]] = []
+        malformed: list[tuple[OutboxRow, str]] = []
+        for row in rows:
+            try:
+                events += events_of(row.events)
+            except MalformedEvents as error:
+                malformed.append((row, str(error)))
+        undone = {row.id for row in rows}
         try:
-            for row in rows:
-                try:
-                    events += events_of(row.events)
-                except MalformedEvents as error:
-                    await self._bury(row, str(error))
             if events:
                 await self._destination.deliver(number, events)
+            metrics.DISPATCHED.labels(*self._labels).inc(len(events))
+            undone = {row.id for row, _ in malformed}
+            for row, reason in malformed:
+                if row.id not in partition.buried:
+                    await self._bury(row, reason)
+                    partition.buried.add(row.id)
+                undone.discard(row.id)
         except (DeliveryFailed, QueueFull, QueueUnavailable) as error:
             metrics.FAILURES.labels(*self._labels).inc()
             log.warning("not delivered", database=self._database, destination=self._destination.name, error=str(error))
             partition.resumes_at = time.monotonic() + partition.backoff.next_s()
-            return []
-        metrics.DISPATCHED.labels(*self._labels).inc(len(events))
-        partition.backoff.reset()
-        return [row.id for row in rows]
+        else:
+            partition.backoff.reset()
+        # Without room among the dead letters only rows that belong there stay; they must not have the others told again.
+        return [row.id for row in rows if row.id not in undone]
 
     async def _bury(self, row: OutboxRow, reason: str) -> None:
         """A row that can never be delivered must not hold up those behind it; people look at the dead letters."""
