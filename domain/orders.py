@@ -28,7 +28,7 @@ The order's *value* in Redis is head and body: its key ends with the order id (`
      16     5   reserved_at_ms - RECORD_SINCE_MS
      21     .   2 per line, in the order of the request: SKU index, quantity
 
-All integers are big-endian and unsigned. Every byte here is paid for a million times: docs/adr/0016.
+All integers are big-endian and unsigned. Every byte here is paid for a million times: docs/adr/0019.
 """
 
 from __future__ import annotations

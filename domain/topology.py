@@ -107,7 +107,7 @@ def worker_fence_key(role: str) -> str:
     return f"flashsale:{{{role}}}:fence"
 
 
-# Keys that there are a million of hold the ids as bytes and no colon (docs/adr/0016). An id may contain a brace, but Redis
+# Keys that there are a million of hold the ids as bytes and no colon (docs/adr/0019). An id may contain a brace, but Redis
 # Cluster takes the first hash tag of a key, which is the lane's.
 
 
