@@ -32,5 +32,5 @@ class Transition(IntEnum):
     DONE = 0  # the state changed now
     REPEATED = 1  # it was in the wanted state before
     CONFLICT = 2  # another final state, or the hold is over
-    NOT_FOUND = 3  # the lane does not know the order, or it is another user's
+    NOT_FOUND = 3  # the lane does not know the order, or not since it was rebuilt, or it is another user's
     NOT_DUE = 4  # expire only: the hold still lives

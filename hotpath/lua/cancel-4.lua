@@ -15,7 +15,7 @@
 --   0 DONE
 --   1 REPEATED it was cancelled before
 --   2 CONFLICT another final state, or the hold is over
---   3 NOT_FOUND no such order, or another user's
+--   3 NOT_FOUND no such order, another user's, or one that a rebuild did not restore
 
 --- @include names
 --- @include errors
@@ -32,4 +32,4 @@ end
 if status ~= RESERVED or now_ms >= expires_at_ms then
   return { CONFLICT, entry }
 end
-return { DONE, change_order(entry, CANCELLED) }
+return change_order(entry, CANCELLED)

@@ -14,7 +14,7 @@
 --   0 DONE
 --   1 REPEATED it was expired before
 --   2 CONFLICT another final state
---   3 NOT_FOUND no such order
+--   3 NOT_FOUND no such order, or one that a rebuild did not restore
 --   4 NOT_DUE the hold still lives
 
 --- @include names
@@ -35,4 +35,4 @@ end
 if now_ms < expires_at_ms then
   return { NOT_DUE, entry }
 end
-return { DONE, change_order(entry, EXPIRED) }
+return change_order(entry, EXPIRED)

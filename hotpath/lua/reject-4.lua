@@ -15,7 +15,7 @@
 --   0 DONE
 --   1 REPEATED it was rejected before
 --   2 CONFLICT another final state
---   3 NOT_FOUND no such order
+--   3 NOT_FOUND no such order, or one that a rebuild did not restore
 
 --- @include names
 --- @include errors
@@ -32,4 +32,4 @@ end
 if status ~= RESERVED then
   return { CONFLICT, entry }
 end
-return { DONE, change_order(entry, REJECTED) }
+return change_order(entry, REJECTED)

@@ -14,7 +14,7 @@
 --   0 DONE
 --   1 REPEATED it was paid before
 --   2 CONFLICT another final state, or the hold is over
---   3 NOT_FOUND no such order
+--   3 NOT_FOUND no such order, or one that a rebuild did not restore
 
 --- @include names
 --- @include errors
@@ -31,4 +31,4 @@ end
 if status ~= RESERVED or now_ms >= expires_at_ms then
   return { CONFLICT, entry }
 end
-return { DONE, change_order(entry, PAID) }
+return change_order(entry, PAID)

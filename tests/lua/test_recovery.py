@@ -90,6 +90,36 @@ def test_a_user_is_restored_with_counters_records_and_orders(lane: LaneClient, s
     assert lane.outcome(make_request(opened, user_id, "key-2", [(0, 3)])) is Outcome.ACCEPTED
 
 
+@pytest.mark.parametrize("name", ["cancel-4", "settle-4", "expire-4", "reject-4"])
+def test_an_order_that_was_not_restored_moves_no_units(lane: LaneClient, name: str) -> None:
+    """Its value is still there, its units are not among those that the rebuild counted as reserved."""
+    sale = make_sale(limits=(3,), hold_ms=0 if name == "expire-4" else 3_600_000)
+    lane.load(sale, [Stock.fresh(10)])
+    order, lost = (buy(lane, sale, ids.new_uuid7()) for _ in range(2))
+    more = (order.user_id.bytes,) if name == "cancel-4" else ()
+    more_of_lost = (lost.user_id.bytes,) if name == "cancel-4" else ()
+    lane.close(0, sale, mark="mark")
+    with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
+        lane.change(name, lost, *more_of_lost)
+    restored = replace(order, epoch=2)
+    assert lane.restore(sale, [restored], mark="mark", state=NO_ARRIVAL + bytes([0, 0, 2])) == 1
+    opened = rebuilt(sale)
+    assert lane.reopen(opened, 2, [Stock(8, 2, 0, 0, 10, 0, 0)], mark="mark") == 1
+    assert lane.define(replace(opened, version=9)) == 1, "another version is no other epoch"
+    before = lane.snapshot()
+    assert lane.change(name, lost, *more_of_lost) == (Transition.NOT_FOUND, None)
+    assert lane.snapshot() == before
+    assert lane.change(name, restored, *more)[0] is Transition.DONE
+    assert lane.stock(sale).reserved == 0
+
+
+def test_an_order_outlives_a_change_of_its_sale(lane: LaneClient, sale: SaleDefinition) -> None:
+    order = buy(lane, sale, ids.new_uuid7())
+    assert lane.define(replace(sale, version=2, state=LaneSaleState.ENDED)) == 1
+    assert lane.cancel(order)[0] is Transition.DONE
+    assert lane.stock(sale) == Stock.fresh(10)
+
+
 def test_final_orders_are_given_their_time_to_live(lane: LaneClient, sale: SaleDefinition) -> None:
     order = buy(lane, sale, ids.new_uuid7())
     lane.close(0, sale, mark="mark")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from domain import ids, topology
-from domain.orders import OrderEntry
+from domain.orders import OrderEntry, encode_value
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, Stock
 from tests.lua.lane import (
@@ -215,9 +215,9 @@ class ReservationMachine(RuleBasedStateMachine):
         sale = None if number is None else self._sale(number)
         assert self.lane.close(floor, sale) == self.model.close(floor, None if sale is None else sale.sale_id)
 
-    @rule(number=numbers, floor_more=st.integers(-2, 3))
-    def rebuild(self, number: int, floor_more: int) -> None:
-        """To what the lane has: what it takes from there on must be as if nothing had been."""
+    @rule(number=numbers, floor_more=st.integers(-2, 3), restored=st.integers(0, 3))
+    def rebuild(self, number: int, floor_more: int, restored: int) -> None:
+        """To what the lane has: what it takes from there on must be as if nothing had been, but for orders left behind."""
         sale = self.model.definitions.get(self.sales[number].sale_id)
         if sale is None:
             return
@@ -225,6 +225,12 @@ class ReservationMachine(RuleBasedStateMachine):
         assert self.lane.close(0, sale, mark="m") == self.model.close(0, sale.sale_id)
         stock = [self.model.stock[sale.sale_id, index] for index in range(SKUS)]
         opened = replace(sale, epoch=sale.epoch + 1, version=sale.version + 1, state=LaneSaleState.RUNNING)
+        of_sale = [order for order in self.model.orders.values() if order.sale_id == sale.sale_id]
+        for place, order in enumerate(of_sale):
+            if place % 3 < restored:
+                stamped = replace(order, epoch=opened.epoch)
+                self.client.set(topology.order_key(order.order_id), encode_value(stamped))
+                self.model.restore(stamped)
         assert self.lane.reopen(opened, floor, stock, mark="m") == 1
         self.model.reopen(opened, floor, stock)
 

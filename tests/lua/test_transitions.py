@@ -132,6 +132,10 @@ def spoil(lane: LaneClient, order: OrderEntry, what: str) -> None:
     value, state = encode_value(order), redis.hget(user_key, USER_STATE_FIELD)
     if what == "sale unknown":
         redis.hdel(STATE, topology.definition_field(sale_id))
+    elif what == "definition cut":
+        redis.hset(
+            STATE, topology.definition_field(sale_id), redis.hget(STATE, topology.definition_field(sale_id))[:29]
+        )
     elif what == "SKU unknown":
         redis.hdel(STATE, topology.stock_field(sale_id, 1))
     elif what == "reserved too low":
@@ -172,7 +176,7 @@ def spoil(lane: LaneClient, order: OrderEntry, what: str) -> None:
 @pytest.mark.parametrize(
     "what",
     [
-        "sale unknown", "SKU unknown", "reserved too low", "available too high", "purchases too low",
+        "sale unknown", "definition cut", "SKU unknown", "reserved too low", "available too high", "purchases too low",
         "purchases missing", "user's state cut", "version at its end", "another format", "another user's order",
         "another sale's order", "an entry", "value cut", "value too long", "no lines", "a line twice", "sequence went back",
     ],

@@ -190,7 +190,7 @@ class Lane:
             return Transition.NOT_FOUND, None
         return self._change(order, OrderStatus.REJECTED, now_ms)
 
-    def _change(self, order: OrderEntry, wanted: OrderStatus, now_ms: int) -> tuple[Transition, OrderEntry]:
+    def _change(self, order: OrderEntry, wanted: OrderStatus, now_ms: int) -> tuple[Transition, OrderEntry | None]:
         if order.status is wanted:
             return Transition.REPEATED, order
         if order.status is not OrderStatus.RESERVED:
@@ -200,6 +200,8 @@ class Lane:
             return Transition.NOT_DUE, order
         if wanted in (OrderStatus.CANCELLED, OrderStatus.PAID) and over:
             return Transition.CONFLICT, order
+        if order.epoch < self.definitions[order.sale_id].epoch:
+            return Transition.NOT_FOUND, None
         user = self.users.get((order.sale_id, order.user_id))
         for line in order.lines:
             if wanted is OrderStatus.PAID:
@@ -255,6 +257,10 @@ class Lane:
             self.stock[sale.sale_id, index] = counters
         self.restocks = {place: done for place, done in self.restocks.items() if place[0] != sale.sale_id}
         self.seq = max(self.seq, floor)
+
+    def restore(self, order: OrderEntry) -> None:
+        """Make an order one of the epoch that a rebuild opens."""
+        self.orders[order.order_id] = order
 
     def restock(self, sale_id: UUID, index: int, quantity: int, key: str) -> int:
         """Add units once per key."""

@@ -15,6 +15,7 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.orders import OrderStatus, encode_value
 from domain.outcomes import Transition
+from domain.sales import Stock
 from runtime.leases import Lease
 from tests.lua.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker
@@ -137,7 +138,7 @@ async def test_living_paid_and_cancelled_orders_stay_as_they_are(
     assert await expire(bench.redis, [unknown, foreign, due[1]], troubles) == [
         Transition.NOT_FOUND, None, Transition.CONFLICT,
     ]  # fmt: skip
-    assert list(troubles.counts.values()) == [1, 1] and "not in Redis" in troubles.counts
+    assert list(troubles.counts.values()) == [1, 1] and "not known to its lane" in troubles.counts
     await lease.release()
 
 
@@ -151,6 +152,28 @@ async def test_the_backstop_finds_what_is_not_stored(bench: Bench, maker: Maker,
     assert market.lane.stock(market.sale).available == 6
     await Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, overdue_ms=0).step(lease)
     assert market.lane.stock(market.sale).available == 10
+    await lease.release()
+
+
+async def test_the_backstop_lets_go_of_what_a_rebuild_did_not_restore(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    market = open_market(bench, maker, redis_client, units=10, hold_ms=1)
+    (order,) = market.buy(1)
+    await _past_hold(bench, market)
+    market.lane.close(0, market.sale, mark="mark")
+    lease = await _lease(bench)
+    backstop = Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, overdue_ms=0, rest_s=0)
+    await backstop.step(lease)
+    assert await bench.redis.ttl(topology.order_key(order.order_id)) == -1, "it may still be restored"
+    reopened = replace(market.sale, epoch=2, version=2)
+    assert market.lane.reopen(reopened, 1, [Stock(9, 1, 0, 0, 10, 0, 0)], mark="mark") == 1
+    await backstop.step(lease)
+    assert 0 < await bench.redis.ttl(topology.order_key(order.order_id)) <= FINAL_TTL_S
+    assert await bench.redis.expire(topology.order_key(order.order_id), 100)
+    await backstop.step(lease)
+    assert 0 < await bench.redis.ttl(topology.order_key(order.order_id)) <= 100
+    assert market.lane.stock(market.sale) == Stock(9, 1, 0, 0, 10, 0, 0), "the unit that is reserved is another's"
     await lease.release()
 
 

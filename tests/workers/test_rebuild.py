@@ -268,6 +268,28 @@ async def test_what_the_queue_held_is_lost_with_it_and_b_says_so(
     assert (await verdict_of(bench, later)).b is True, "a loss is of the sales that had begun"
 
 
+async def test_what_a_rebuild_could_not_restore_gives_nothing_back(
+    bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """The queue is lost, Redis is not: values of orders that nobody else knows stay, and their units are sold again."""
+    async with relaying(bench, settings):
+        lost = market.buy(6)
+        await eventually(lambda: _is_trimmed(market))
+    for key in redis_client.scan_iter("queue:*"):
+        redis_client.delete(key)
+    async with pipeline(bench, settings):
+        await rebuilt(market, settings, force=True)
+        assert market.lane.stock(market.sale) == Stock(23, 12, 5, 0, 40, 0, 0)
+        for order in lost:
+            assert market.lane.cancel(order) == (Transition.NOT_FOUND, None)
+            assert market.lane.change("settle-4", order) == (Transition.NOT_FOUND, None)
+        market.buy(23)
+        market.cancel(market.orders[8])  # restored: the rebuild made it one of its epoch
+        await all_stored_but(bench, 6)
+    assert market.lane.stock(market.sale) == Stock(1, 34, 5, 0, 40, 0, 0)
+    assert held(bench, market.sale.sale_id) == 39
+
+
 async def all_stored_but(bench: Bench, lost: int) -> None:
     async def stored() -> bool:
         seq = int(await bench.redis.hget(topology.lane_state_key(LANE), "seq") or 0)

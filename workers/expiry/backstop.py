@@ -1,13 +1,14 @@
 """A slow look through the orders in Redis for what the shards' indexes cannot tell.
 
-Finds holds that are long over and not collected (not stored yet), and final orders that missed their TTL. One step
+Finds holds that are long over and not collected (not stored yet), final orders that missed their TTL, and orders that a
+rebuild did not restore: no lane knows those any more, so they are given a TTL, too. One step
 reads a bounded number of keys and then pauses; nothing is remembered but the cursor, so a new holder starts over.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from redis.asyncio import Redis
 
 from domain import topology
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_head, decode_value
+from domain.outcomes import Transition
 from domain.topology import Topology
 from runtime.leases import Lease
 from runtime.sql import load_sql
@@ -85,7 +87,9 @@ class Backstop:
                 overdue.append(DueOrder(entry.order_id, entry.user_id, entry.sale_id))
         troubles = Troubles("scan")
         for start in range(0, len(overdue), BATCH_MAX):
-            await expire(self._redis, overdue[start : start + BATCH_MAX], troubles)
+            part = overdue[start : start + BATCH_MAX]
+            answers = await expire(self._redis, part, troubles)
+            await self._let_go(o for o, answer in zip(part, answers, strict=True) if answer is Transition.NOT_FOUND)
         troubles.tell()
         if final:
             await self._give_ttl(final)
@@ -106,6 +110,14 @@ class Backstop:
         except MalformedEntry as error:
             log.error("order value is malformed", error=str(error))
             return None
+
+    async def _let_go(self, unknown: Iterable[DueOrder]) -> None:
+        """Values of orders that were found and that their lanes do not know: of an epoch before the last rebuild."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for order in unknown:
+            # Once: a later look must not put off what this one decided.
+            pipeline.expire(topology.order_key(order.order_id), FINAL_TTL_S, nx=True)
+        await pipeline.execute()
 
     async def _give_ttl(self, final: list[OrderEntry]) -> None:
         pipeline = self._redis.pipeline(transaction=False)

@@ -87,8 +87,8 @@ def _transition(order: DueOrder, answer: object, troubles: Troubles) -> Transiti
         transition = Transition(int(answer[0]))
         EXPIRED.labels(troubles.found_by, transition.name.lower()).inc()
         if transition is Transition.NOT_FOUND:
-            # Redis lost it, or never had it: the reconciler judges that, we only say so.
-            troubles.note("not in Redis", order)
+            # Lost by Redis, or left behind by a rebuild: the reconciler judges that, we only say so.
+            troubles.note("not known to its lane", order)
         return transition
     if isinstance(answer, ResponseError):
         REFUSED.labels(troubles.found_by).inc()

@@ -1,4 +1,5 @@
--- One order's change of state. KEYS and ARGV as of `cancel-4`. Makes: `now_ms`, `read_order`, `change_order`.
+-- One order's change of state. KEYS and ARGV as of `cancel-4`; needs `transitions`. Makes: `now_ms`, `read_order`,
+-- `change_order`.
 --- @include sequence
 --- @include value
 --- @include user
@@ -78,7 +79,9 @@ end
 
 --- @include append
 
--- Writes the next version of a reserved order and moves its units; the new entry. Every check is before the first write.
+-- Writes the next version of a reserved order and moves its units; the answer. Every check is before the first write.
+-- NOT_FOUND for an order of an older epoch than the sale's: the rebuild in between did not restore it, so that it counted
+-- none of its units as reserved. Those that are belong to others.
 local function change_order(entry, status)
   local version = decode('>I2', entry, 3)
   if version >= 65535 then
@@ -96,6 +99,12 @@ local function change_order(entry, status)
   end
   if byte(known[2], 1) == 3 then
     corrupt('the sale is closed for recovery')
+  end
+  if #known[2] < 30 then
+    corrupt('definition')
+  end
+  if decode('>I4', entry, 5) < decode('>I4', known[2], 2) then
+    return { NOT_FOUND, '' }
   end
   local changes = { 'seq', seq + 1 }
   for line = 1, #skus do
@@ -127,5 +136,5 @@ local function change_order(entry, status)
   if purchases then
     call('HSET', KEYS[4], STATE, purchases)
   end
-  return changed
+  return { DONE, changed }
 end
