@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -53,9 +53,17 @@ class Grants:
         await self._change("lower_grants", keys, keeps)
 
     async def read(self) -> dict[SkuKey, Grant]:
-        """All grants of the shard."""
+        """All grants of the shard: one for every SKU that it ever sold."""
+        return await self._read("read_grants", {})
+
+    async def read_live(self, sale_ids: Collection[UUID]) -> dict[SkuKey, Grant]:
+        """The shard's grants of sales that are not over for a day, and of those named."""
+        return await self._read("read_live_grants", {"sale_ids": columns.uuids(list(sale_ids))})
+
+    async def _read(self, block: str, values: dict[str, Any]) -> dict[SkuKey, Grant]:
         async with self._pool.connection() as connection:
-            cursor = await connection.execute(_SQL["read_grants"], {"shard": self._shard})
+            columns.teach(connection)
+            cursor = await connection.execute(_SQL[block], {"shard": self._shard} | values)
             return {(sale_id.int, sku): Grant(total, seq) for sale_id, sku, total, seq in await cursor.fetchall()}
 
     async def _change(self, block: str, keys: list[SkuKey], more: dict[str, Any]) -> list[TupleRow]:

@@ -55,5 +55,17 @@ FROM given_up u
 WHERE l.sale_id = u.sale_id AND l.sku = u.sku;
 
 -- name: read_grants
--- Every grant of a shard, for the sweep. Changes nothing. Index: shard_grant_shard.
+-- Every grant of a shard, for the sweep's look at everything. Changes nothing. Index: shard_grant_shard.
 SELECT sale_id, sku, total, seq FROM shard_grant WHERE shard = %(shard)s;
+
+-- name: read_live_grants
+-- A shard's grants of some sales and of all that are not over for a day. Changes nothing.
+-- Index: sales_live, then shard_grant_pkey.
+SELECT g.sale_id, g.sku, g.total, g.seq
+FROM (
+    SELECT id FROM sales WHERE stage <> 'draft' AND ends_at > now() - interval '1 day'
+    UNION
+    SELECT unnest(%(sale_ids)s)
+) AS s (sale_id)
+JOIN shard_grant g USING (sale_id)
+WHERE g.shard = %(shard)s;

@@ -107,8 +107,13 @@ FROM unnest(%(lane)s, %(lane_seq)s, %(order_id)s, %(version)s, %(entry)s)
 ON CONFLICT (lane, lane_seq) DO NOTHING;
 
 -- name: read_quotas
--- Every quota of the shard, for the sweep. Changes nothing. Reads the whole table: a row per SKU ever sold.
+-- Every quota of the shard, for the sweep's look at everything. Changes nothing. Reads the whole table: a row per SKU
+-- ever sold.
 SELECT sale_id, sku, granted, seq, sold FROM quota;
+
+-- name: read_quotas_of
+-- The quotas of some sales, for the sweep. Changes nothing. Index: quota_pkey.
+SELECT sale_id, sku, granted, seq, sold FROM quota WHERE sale_id = ANY(%(sale_ids)s);
 
 -- name: give_up_idle
 -- Gives up granted units that nobody used, if nothing moved since they were looked at. Repeating it changes nothing.

@@ -3,6 +3,10 @@
 Heals: a grant that was made and not adopted, a release that the catalogue was not told, and units that were granted and
 not used. Idle units are given up only when nothing moved between two looks, so that a writer between its catalogue
 transaction and its own is not robbed each time; if it is, it asks again.
+
+Looks at what may move: sales that are not over for a day, and what the round before found unsettled. Replayed dead
+letters move older sales, too, hence the look at everything once in a while and after a start. So the cost of a round
+follows the sales of the day, not all that there ever were.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from workers.shard_writer.grants import Grant, Grants
 from workers.shard_writer.plan import Quota, SkuKey
 
 SWEEP_S = 2.0
+EVERYTHING_EVERY = 30  # rounds: once a minute
 
 _SQL = load_sql("workers.shard_writer", "orders.sql")
 log = structlog.get_logger()
@@ -36,6 +41,11 @@ class _Look:
     granted: int
     seq: int
     sold: int
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether there may be something to heal."""
+        return self.grant_seq > self.seq or self.total > self.granted or self.granted > self.sold
 
 
 class Sweep:
@@ -54,7 +64,8 @@ class Sweep:
         self._grants = grants
         self._shard = shard
         self._every_s = every_s
-        self._before: dict[SkuKey, _Look] = {}
+        self._before: dict[SkuKey, _Look] = {}  # what was unsettled
+        self._rounds = 0
 
     async def run(self, service: Service) -> None:
         """Sweep until the service stops; a database that is away is tried again next time."""
@@ -66,10 +77,16 @@ class Sweep:
 
     async def sweep(self) -> int:
         """One round; how many grants were corrected."""
-        grants = await self._grants.read()
+        everything = self._rounds % EVERYTHING_EVERY == 0
+        unsettled = {UUID(int=sale_id) for sale_id, _ in self._before}
+        grants = await (self._grants.read() if everything else self._grants.read_live(unsettled))
         async with self._pool.connection() as connection:
             columns.teach(connection)
-            quotas = await _read_quotas(connection)
+            if everything:
+                quotas = await _read_quotas(connection, "read_quotas", {})
+            else:
+                sale_ids = columns.uuids(list(unsettled | {UUID(int=sale_id) for sale_id, _ in grants}))
+                quotas = await _read_quotas(connection, "read_quotas_of", {"sale_ids": sale_ids})
             looks = {key: _look(grants.get(key), quotas.get(key)) for key in grants | quotas}
             stable = {key: look for key, look in looks.items() if self._before.get(key) == look}
             unknown = {key: look for key, look in stable.items() if look.grant_seq > look.seq}
@@ -84,9 +101,11 @@ class Sweep:
             idle = {key: look for key, look in stable.items() if look.granted > look.sold}
             if idle:
                 lower |= await _give_up(connection, idle)
+        # Before the catalogue is told: if it cannot be, these are looked at again, whatever their age.
+        self._before = {key: look for key, look in looks.items() if look.is_unsettled}
+        self._rounds += 1
         if lower:
             await self._grants.lower_to(lower)
-        self._before = looks
         corrected = len(unknown) + len(lower)
         metrics.GRANTS_SWEPT.labels(self._shard).inc(corrected)
         return corrected
@@ -98,8 +117,10 @@ def _look(grant: Grant | None, quota: Quota | None) -> _Look:
     return _Look(total, grant_seq, quota.granted, quota.seq, quota.sold) if quota else _Look(total, grant_seq, 0, 0, 0)
 
 
-async def _read_quotas(connection: AsyncConnection[TupleRow]) -> dict[SkuKey, Quota]:
-    cursor = await connection.execute(_SQL["read_quotas"])
+async def _read_quotas(
+    connection: AsyncConnection[TupleRow], block: str, values: dict[str, columns.Column]
+) -> dict[SkuKey, Quota]:
+    cursor = await connection.execute(_SQL[block], values)
     return {
         (sale_id.int, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await cursor.fetchall()
     }
