@@ -125,7 +125,8 @@ class RatePolicy:
 class ProblemDetails:
     """A problem on its way to a client.
 
-    `retry_after_s` and `policy` become headers (`Retry-After`, `RateLimit`, `RateLimit-Policy`), not members of the body.
+    `retry_after_s` and, with it, `policy` become headers (`Retry-After`, `RateLimit`, `RateLimit-Policy`), not members of
+    the body.
     """
 
     problem: Problem

@@ -48,9 +48,7 @@ def rate_limited(wait_ms: int, *, rate: int, burst: int) -> Answer:
     """429 with the rate fields; `rate` is orders a second, `burst` orders."""
     wait_s = max(1, math.ceil(wait_ms / 1000))
     policy = RatePolicy("orders", burst, max(1, math.ceil(burst / rate)))
-    return render(
-        ProblemDetails(Problem.RATE_LIMITED, retry_after_s=wait_s), headers=list(policy.headers(wait_s).items())
-    )
+    return render(ProblemDetails(Problem.RATE_LIMITED, retry_after_s=wait_s, policy=policy))
 
 
 def _build(details: ProblemDetails, headers: Sequence[Header]) -> Answer:
@@ -65,6 +63,8 @@ def _build(details: ProblemDetails, headers: Sequence[Header]) -> Answer:
         retry_after_s = RETRY_AFTER_S
     if retry_after_s is not None:
         built.append(("retry-after", str(retry_after_s)))
+    if details.policy is not None and retry_after_s is not None:
+        built.extend(details.policy.headers(retry_after_s).items())
     if problem in _CLOSING:
         built.append(("connection", "close"))  # the rest of the body would be read as the next request
     built.extend(headers)

@@ -34,6 +34,7 @@ from tests.fixtures.fix_databases import migrated_databases
 from tests.workers.making import Maker, stock
 
 LOOK_S = 0.05
+STILL_S_MAX = 60.0
 METHOD = (
     "Messages as of a relay lie ready in the queue (Redis Streams); one `python -m workers.shard_writer` stores them in four "
     "databases of one PostgreSQL (fsync on). The clock runs from the first stored order to the last. All on this machine."
@@ -63,6 +64,18 @@ def stored(shards: Sequence[psycopg.Connection[TupleRow]]) -> int:
     return total
 
 
+def wait_stored(shards: Sequence[psycopg.Connection[TupleRow]], writer: subprocess.Popen[bytes], least: int) -> int:
+    """How much is stored once it is so much; RuntimeError when the writer ended, or stored nothing for `STILL_S_MAX`."""
+    before, moved = -1, time.monotonic()
+    while (count := stored(shards)) < least:
+        if count != before:
+            before, moved = count, time.monotonic()
+        if writer.poll() is not None or time.monotonic() - moved > STILL_S_MAX:
+            raise RuntimeError(f"the writer stands still at {count} of {least} orders (exit code {writer.poll()})")
+        time.sleep(LOOK_S)
+    return count
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -88,13 +101,11 @@ def main() -> int:
             writer = subprocess.Popen([sys.executable, "-m", "workers.shard_writer"], env=os.environ | environ)
             # Kept open: connections made for each look took half a core from what is measured.
             shards = [looks.enter_context(psycopg.connect(dsn, autocommit=True)) for dsn in databases.shard_dsns]
-            while (first := stored(shards)) == 0:
-                time.sleep(LOOK_S)
+            first = wait_stored(shards, writer, 1)
             assert postgres.process is not None
             before = [cpu_us(tree(pid)) for pid in (writer.pid, postgres.process.pid)]
             began = time.perf_counter()
-            while (count := stored(shards)) < options.orders:
-                time.sleep(LOOK_S)
+            count = wait_stored(shards, writer, options.orders)
             took = time.perf_counter() - began
             after = [cpu_us(tree(pid)) for pid in (writer.pid, postgres.process.pid)]
             orders = count - first

@@ -138,9 +138,10 @@ def render_problem(details: ProblemDetails, **headers: str) -> Rendered:
     problem = details.problem
     fields = {"content-type": PROBLEM_JSON, "x-content-type-options": "nosniff", "cache-control": "no-store"}
     if details.retry_after_s is not None:
-        fields["retry-after"] = str(max(1, details.retry_after_s))
-    if details.policy is not None:
-        fields.update(details.policy.headers(max(1, details.retry_after_s or 1)))
+        wait_s = max(1, details.retry_after_s)
+        fields["retry-after"] = str(wait_s)
+        if details.policy is not None:
+            fields.update(details.policy.headers(wait_s))
     if problem in (Problem.TOKEN_MISSING, Problem.CREDENTIALS_INVALID):
         # RFC 6750, section 3.1: no error code when the request carried no token at all.
         fields["www-authenticate"] = 'Bearer realm="flashsale"'

@@ -6,9 +6,11 @@ import asyncio
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -16,7 +18,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from perf import by_clock, cached_reads, flatness, gate, growth, login, open_loop, pipeline
+from perf import by_clock, cached_reads, flatness, gate, growth, login, open_loop, pipeline, writer_bench
 from perf.by_clock import RequestsFailed
 from perf.driver.loop import Loop
 from perf.flatness import Buyers, Point
@@ -170,6 +172,20 @@ class SlowEdge:
                 writer.write(b"HTTP/1.1 202 Accepted\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
         except asyncio.IncompleteReadError:
             writer.close()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_writer_that_stands_still_makes_no_figure(
+    ended: bool, running_stack: RunningStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_bench, "STILL_S_MAX", 60.0 if ended else 0.2)
+    sleeps = [sys.executable, "-c", f"import time; time.sleep({0 if ended else 60})"]
+    with subprocess.Popen(sleeps) as writer, ExitStack() as looks:
+        looks.callback(writer.kill)
+        shards = [looks.enter_context(psycopg.connect(dsn)) for dsn in running_stack.stack.shard_dsns]
+        assert writer_bench.wait_stored(shards, writer, 0) >= 0
+        with pytest.raises(RuntimeError, match="stands still at"):
+            writer_bench.wait_stored(shards, writer, 1_000_000_000)
 
 
 async def test_waiting_behind_a_slow_answer_counts(tmp_path: Path) -> None:
