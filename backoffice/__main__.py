@@ -9,10 +9,10 @@ import structlog
 from backoffice.application import Backoffice
 from backoffice.web.guard import Bounds
 from backoffice.web.server import serve
-from runtime.key_watch import KeyWatch
-from runtime.service import settings_or_exit
-from runtime.telemetry import configure_logging
-from runtime.token_keys import TokenKeysError, load_staff_keys, load_token_keys
+from runtime.process.service import settings_or_exit
+from runtime.process.telemetry import configure_logging
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import TokenKeysError, load_staff_keys, load_token_keys
 
 log = structlog.get_logger()
 

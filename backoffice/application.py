@@ -40,11 +40,11 @@ from backoffice.stores import Stores
 from backoffice.users.parts import UserParts
 from backoffice.users.store import USER_CODEC
 from backoffice.web.routing import Dispatcher, Route
-from runtime import fingerprint, tasks
-from runtime.backoff import Backoff
-from runtime.key_watch import KeyWatch
-from runtime.settings import Settings
-from runtime.token_keys import StaffKeys, TokenKeys
+from runtime.process import fingerprint, tasks
+from runtime.process.backoff import Backoff
+from runtime.process.settings import Settings
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import StaffKeys, TokenKeys
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """The databases behind the backoffice: catalogue, shards, reservation Redis, cache Redis. Opens and closes them; no queries.
 
-Which server of a database a read goes to is decided in `runtime.databases`.
+Which server of a database a read goes to is decided in `runtime.postgres.databases`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from domain.topology import Topology
-from runtime import positions, tasks
-from runtime.clients import postgres_pool, redis_client
-from runtime.databases import Database, Replica
-from runtime.positions import Positions
-from runtime.settings import Settings
+from runtime.postgres import positions
+from runtime.postgres.databases import Database, Replica
+from runtime.postgres.pool import postgres_pool
+from runtime.postgres.positions import Positions
+from runtime.process import tasks
+from runtime.process.settings import Settings
+from runtime.redis.client import redis_client
 
 _POSITION_CONNECTIONS_MAX = 8
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from devstack.children import free_port, port_is_free
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import PROJECT, STATE_VARIABLE, Stack, StackError, StateFolder, overrule
-from runtime.settings import PREFIX, Settings, load_settings
-from runtime.token_keys import create_staff_key, create_token_keys
+from runtime.process.settings import PREFIX, Settings, load_settings
+from runtime.tokens.keys import create_staff_key, create_token_keys
 
 PROBE_S_MAX = 2.0
 SERVERS = ("redis", "postgres", "mailbox")

@@ -30,8 +30,8 @@ from devstack.servers import ServerError
 from devstack.state import Stack, StackError, StateFolder
 from domain.topology import lane_stream_key
 from migrations.runner import MigrationError, migrate
-from runtime.settings import SettingsError
-from runtime.token_keys import TokenKeysError
+from runtime.process.settings import SettingsError
+from runtime.tokens.keys import TokenKeysError
 
 READY_S_MAX = 60.0
 FAILING_S_MAX = 20.0  # while the stack comes up: for a process that has ended FAILED_STARTS_MAX times already

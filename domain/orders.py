@@ -22,7 +22,7 @@ order, so redelivery and reordering are harmless.
                 1 SKU index in the sale, 1 quantity, 5 unit price in minor units, 1 length of the SKU, the SKU
 
 The order's *value* in Redis is head and body: its key ends with the order id (`encode_value`; the scripts' side is
-`hotpath/lua/shared/value.lua`). The *record* by which a key is applied once is in the user's hash:
+`reservation/lua/shared/value.lua`). The *record* by which a key is applied once is in the user's hash:
 
       0    16   order id
      16     5   reserved_at_ms - RECORD_SINCE_MS

@@ -1,6 +1,6 @@
 """Sales: states, legal transitions, the definition that edges read, and the packed values of a lane's state hash.
 
-Performs no I/O. The packed layouts are read by the Lua scripts; `hotpath/lua/` names the same offsets.
+Performs no I/O. The packed layouts are read by the Lua scripts; `reservation/lua/` names the same offsets.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import structlog
 
 from edge.metrics import snapshots
 from edge.server import EdgeServer, PortUnavailable, claim_port
-from runtime.settings import Durability, Settings, SettingsError, load_settings
-from runtime.telemetry import configure_logging
-from runtime.token_keys import TokenKeysError, load_token_keys
+from runtime.process.settings import Durability, Settings, SettingsError, load_settings
+from runtime.process.telemetry import configure_logging
+from runtime.tokens.keys import TokenKeysError, load_token_keys
 
 _log = structlog.get_logger("edge")
 

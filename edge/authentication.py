@@ -11,7 +11,7 @@ from edge.problems import Answer, refuse
 from edge.routing import Request
 from hotpath import tokens
 from hotpath.counters import Verdict
-from runtime.outside_tokens import Fault, OutsideTokens, OutsideUser
+from runtime.tokens.outside_tokens import Fault, OutsideTokens, OutsideUser
 
 HEADER_REPEATED_DETAIL: Final = "Authorization, Idempotency-Key and Content-Type may be given once only"
 TOKEN_ENDED_DETAIL: Final = "The session was ended; log in again"

@@ -18,8 +18,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from domain.topology import Topology
 from edge.clock import RedisClock
-from runtime import fingerprint
-from runtime.settings import Durability
+from runtime.process import fingerprint
+from runtime.process.settings import Durability
 
 _log = structlog.get_logger("edge.guard")
 

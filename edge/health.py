@@ -9,8 +9,8 @@ from edge.guard import Guard
 from edge.problems import RETRY_AFTER_S, Answer
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
-from runtime.session_ends import SessionEnds
-from runtime.settings import Durability
+from runtime.process.settings import Durability
+from runtime.tokens.session_ends import SessionEnds
 
 _HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
 

@@ -25,10 +25,10 @@ from hotpath.batcher import Batcher
 from hotpath.counters import Counters, Verdict
 from hotpath.exchange import DEFINITION_STALE, Exchange, OrderCore
 from hotpath.sales import SaleView
-from hotpath.scripts import load_script
 from hotpath.tickets import Ticket
 from hotpath.tokens import KeyRing
-from runtime.settings import Settings
+from reservation.scripts import LOOKUP, RESERVE
+from runtime.process.settings import Settings
 
 _log = structlog.get_logger("edge.order_path")
 
@@ -138,7 +138,7 @@ class OrderPath:
 
     def _make_batcher(self, wake: Callable[[], None]) -> Batcher:
         settings = self._settings
-        reserve, lookup = load_script("reserve-2-2n"), load_script("lookup-2-2n")
+        reserve, lookup = RESERVE, LOOKUP
         return Batcher(
             reserve=(reserve.sha, reserve.source.encode()),
             lookup=(lookup.sha, lookup.source.encode()),

@@ -20,7 +20,7 @@ from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_value
 from domain.sales import SaleDefinition
 from domain.topology import Topology
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 READ_S_MAX = 2.0  # waiting for a connection and for rows together
 SALES_ASKED_MAX = 256  # newest sales whose user hashes a list looks into

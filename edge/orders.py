@@ -28,8 +28,9 @@ from edge.presenting import order_document
 from edge.problems import Answer, invalid, refuse
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
-from hotpath import scripts
-from runtime.backoff import Backoff
+from reservation import scripts
+from runtime.process.backoff import Backoff
+from runtime.redis.scripts import run as run_script
 
 _log = structlog.get_logger("edge.orders")
 
@@ -156,7 +157,7 @@ class Orders:
         async with asyncio.timeout(self._deadline_s):
             while True:
                 try:
-                    transition, value = await scripts.run(self._redis, scripts.CANCEL, keys, args)
+                    transition, value = await run_script(self._redis, scripts.CANCEL, keys, args)
                     return Transition(transition), decode_entry(value) if value else None
                 except _LOST:
                     await asyncio.sleep(backoff.next_s())

@@ -25,7 +25,7 @@ from granian.server.mp import MPServer, WorkerProcess
 
 from edge import worker
 from edge.metrics import worker_is_started
-from runtime.settings import Settings
+from runtime.process.settings import Settings
 
 HEADER_READ_MS = 30_000  # also how long a connection may idle between requests
 HEADERS_SIZE_MAX = 64 * 1024

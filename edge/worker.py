@@ -27,14 +27,15 @@ from edge.routing import Route, Router
 from edge.sale_directory import SaleDirectory
 from edge.sale_reads import SaleReads
 from hotpath.tokens import KeyRing
-from runtime import tasks
-from runtime.clients import postgres_pool, redis_client
-from runtime.key_watch import KeyWatch
-from runtime.outside_tokens import OutsideTokens
-from runtime.session_ends import SessionEnds
-from runtime.settings import Settings
-from runtime.telemetry import configure_logging
-from runtime.token_keys import load_token_keys
+from runtime.postgres.pool import postgres_pool
+from runtime.process import tasks
+from runtime.process.settings import Settings
+from runtime.process.telemetry import configure_logging
+from runtime.redis.client import redis_client
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import load_token_keys
+from runtime.tokens.outside_tokens import OutsideTokens
+from runtime.tokens.session_ends import SessionEnds
 
 _log = structlog.get_logger("edge.worker")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from migrations.runner import MigrationError, migrate
-from runtime.settings import SettingsError, load_settings
+from runtime.process.settings import SettingsError, load_settings
 
 
 def main() -> int:

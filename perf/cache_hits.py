@@ -43,8 +43,8 @@ from backoffice.catalogue.store import PRODUCT_CODEC, Product
 from backoffice.users.store import USER_CODEC, User
 from devstack.servers import RedisServer
 from perf.results import Figure, Target, add_options, conclude, progress
-from runtime.settings import Settings
-from runtime.telemetry import configure_logging
+from runtime.process.settings import Settings
+from runtime.process.telemetry import configure_logging
 
 ROOM_SHARE = 0.10
 REDIS_SHARE = 0.40

@@ -25,7 +25,7 @@ from perf import shop
 from perf.by_clock import Request, percentiles, run
 from perf.processes import cpu_us, tree
 from perf.results import Figure, Target, add_options, conclude, progress
-from runtime.token_keys import load_token_keys, mint_buyer_token
+from runtime.tokens.keys import load_token_keys, mint_buyer_token
 
 WARM_UP_S = 5.0
 P95_MS_MAX = 50.0

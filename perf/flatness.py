@@ -21,13 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from devstack.tokens import mint_many
+from ops.tokens import mint_many
 from perf.driver.loop import Loop
 from perf.load import TOKEN_S, LoadFailed
 from perf.results import Figure, Target, add_options, conclude, note, progress
 from perf.stage import UNITS, Stage, edge_on_redis
-from runtime.settings import load_settings
-from runtime.token_keys import create_token_keys, load_token_keys
+from runtime.process.settings import load_settings
+from runtime.tokens.keys import create_token_keys, load_token_keys
 
 BASE_SALES, BASE_USERS = 1, 100_000
 SKU = "SKU-1"

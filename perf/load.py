@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-from devstack.tokens import mint_many
-from runtime.settings import load_settings
-from runtime.token_keys import load_token_keys
+from ops.tokens import mint_many
+from runtime.process.settings import load_settings
+from runtime.tokens.keys import load_token_keys
 
 ROOT = Path(__file__).parent.parent
 TOKEN_S = 86_400

@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from devstack.demo.rehearsal import own_stack
-from devstack.shop import call
+from ops.shop import call
 from perf.by_clock import Request, percentiles, run
 from perf.results import Figure, Target, add_options, conclude, progress
 

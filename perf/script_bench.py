@@ -26,8 +26,9 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_body, pack_key
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
-from hotpath.scripts import Script, load_script
 from perf.results import Figure, Target, add_options, conclude
+from reservation.scripts import LOAD, RESERVE
+from runtime.redis.scripts import Script
 
 LANE = 0
 IN_FLIGHT = 2
@@ -109,7 +110,7 @@ def make_sale() -> SaleDefinition:
 
 def load_sale(client: redis.Redis, sale: SaleDefinition) -> None:
     client.eval(
-        load_script("load-1").source, 1, topology.lane_state_key(LANE), ids.short(sale.sale_id),
+        LOAD.source, 1, topology.lane_state_key(LANE), ids.short(sale.sale_id),
         sale.pack_for_lane(), Stock.fresh(1_000_000_000).pack(),
     )  # fmt: skip
 
@@ -202,7 +203,7 @@ def measure(server: RedisServer, load: Load, *, naive: bool) -> Sample:
             client.set(f"{name}:stock", 1_000_000_000)
             sha = str(client.script_load(NAIVE))
         else:
-            client.script_load(load_script("reserve-2-2n").source)
+            client.script_load(RESERVE.source)
             load_sale(client, sale)
             sha = ""
         users = [ids.new_uuid7() for _ in range(load.orders // load.orders_per_user)]
@@ -212,7 +213,7 @@ def measure(server: RedisServer, load: Load, *, naive: bool) -> Sample:
             commands += (
                 naive_commands(sha, sale, made, load.batch)
                 if naive
-                else reserve_commands(load_script("reserve-2-2n"), sale, made, load.batch)
+                else reserve_commands(RESERVE, sale, made, load.batch)
             )
         before = client.info("memory")["used_memory"]
         seconds = drive(server.port, commands)

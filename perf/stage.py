@@ -27,9 +27,9 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from domain.topology import Topology
-from hotpath.scripts import load_script
 from perf.processes import cpu_us, end, tree
-from runtime.token_keys import create_token_keys
+from reservation.scripts import LOAD
+from runtime.tokens.keys import create_token_keys
 
 ROOT = Path(__file__).parent.parent
 START_S_MAX = 30.0
@@ -76,7 +76,7 @@ class Stage:
         """So many sales alike, many in a round trip: each waits for the disk."""
         sales = [self._definition(stock) for _ in range(count)]
         packed = [Stock.fresh(units).pack() for units in stock.values()]
-        source = load_script("load-1").source
+        source = LOAD.source
         for start in range(0, count, PUBLISHED_AT_ONCE):
             pipeline = self.redis.pipeline(transaction=False)
             for sale in sales[start : start + PUBLISHED_AT_ONCE]:

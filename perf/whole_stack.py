@@ -15,10 +15,10 @@ import psycopg
 import redis
 
 from devstack.demo.rehearsal import own_stack
-from devstack.shop import Shop
 from devstack.state import Stack, StateFolder
 from domain.sales import STOCK_MAX
 from domain.topology import Topology, lane_stream_key, order_queue
+from ops.shop import Shop
 from perf.load import Aim, write_tokens
 from perf.processes import cpu_us, tree
 from runtime.queue.redis_streams import stream_key

@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.topology import worker_fence_key, worker_lease_key
-from runtime.backoff import Backoff
-from runtime.leases import Lease
-from runtime.ownership import own
+from runtime.process.backoff import Backoff
+from runtime.process.service import Service
 from runtime.queue import QueueUnavailable
-from runtime.service import Service
+from runtime.redis.leases import Lease
+from runtime.redis.ownership import own
 
 PAUSE_S_MAX = 5.0
 WEATHER = (RedisError, psycopg.Error, QueueUnavailable, OSError, TimeoutError)

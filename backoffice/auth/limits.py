@@ -13,10 +13,10 @@ from redis.asyncio import Redis
 
 from backoffice.web.messages import Refused
 from domain.problems import Problem, RatePolicy
-from runtime.redis_scripts import load_script, run
+from runtime.redis.scripts import load_script, run
 
 _KEY_PREFIX = "flashsale:attempts:"
-_SPEND = load_script("attempts_spend-n")
+_SPEND = load_script("backoffice.auth", "attempts_spend-n")
 
 
 @dataclass(frozen=True, slots=True)

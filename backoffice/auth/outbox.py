@@ -8,7 +8,7 @@ from psycopg.rows import TupleRow
 
 from domain.notices import Notice, notice_event
 from domain.topology import DESTINATION_NOTICES, outbox_partition
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "outbox.sql")
 

@@ -11,11 +11,11 @@ from backoffice.auth import session_routes
 from backoffice.auth.sessions import Sessions
 from backoffice.auth.tokens import Minter, TokenVerifier
 from backoffice.stores import Stores
-from runtime.key_watch import KeyWatch
-from runtime.outside_tokens import OutsideTokens
-from runtime.session_ends import SessionEnds
-from runtime.settings import Settings
-from runtime.token_keys import StaffKeys, TokenKeys
+from runtime.process.settings import Settings
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import StaffKeys, TokenKeys
+from runtime.tokens.outside_tokens import OutsideTokens
+from runtime.tokens.session_ends import SessionEnds
 
 _Ring = TypeVar("_Ring", TokenKeys, StaffKeys)
 

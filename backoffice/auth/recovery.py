@@ -20,7 +20,7 @@ from backoffice.web.messages import Refused
 from domain.mailed_tokens import decode_mailed_token
 from domain.notices import NoticeKind, notice_to_address, notice_to_user
 from domain.problems import Problem
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "recovery.sql")
 

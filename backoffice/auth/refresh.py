@@ -25,7 +25,7 @@ from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain import ids
 from domain.problems import Problem, RatePolicy
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)

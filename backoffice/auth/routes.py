@@ -30,7 +30,7 @@ from backoffice.web.messages import Answer, Call, Refused, Role
 from backoffice.web.routing import Route
 from domain.notices import NoticeKind, notice_to_user
 from domain.problems import Problem
-from runtime.token_keys import staff_jwks
+from runtime.tokens.keys import staff_jwks
 
 log = structlog.get_logger(__name__)
 

@@ -26,8 +26,8 @@ from psycopg.rows import TupleRow
 from backoffice.auth.refresh import end_families
 from backoffice.stores import Stores
 from backoffice.web.messages import Role
-from runtime.session_ends import KEPT_S, NOTES_MAX, SessionEnds, publish
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
+from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds, publish
 
 SQL = load_sql(__package__, "sessions.sql")
 PERIOD_S: Final = 2.0

@@ -1,8 +1,8 @@
-"""Access tokens at the backoffice: which are accepted, what they say, and minting them through `runtime.token_keys`.
+"""Access tokens at the backoffice: which are accepted, what they say, and minting them through `runtime.tokens.keys`.
 
 Two kinds of our own: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer. The algorithm is
 a matter of the key, never of the token: HS256 keys also lie on edges and must not make staff. What is by none of our keys is
-for `runtime.outside_tokens` to judge.
+for `runtime.tokens.outside_tokens` to judge.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from backoffice.web.fields import Resource
 from backoffice.web.messages import Caller, Refused, Role
 from domain import ids
 from domain.problems import Problem
-from runtime.key_watch import KeyWatch
-from runtime.outside_tokens import Fault, OutsideTokens
-from runtime.session_ends import SessionEnds
-from runtime.token_keys import (
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import (
     BUYER_AUDIENCE,
     STAFF_AUDIENCE,
     StaffKeys,
@@ -30,6 +28,8 @@ from runtime.token_keys import (
     mint_buyer_token,
     mint_staff_token,
 )
+from runtime.tokens.outside_tokens import Fault, OutsideTokens
+from runtime.tokens.session_ends import SessionEnds
 
 TOKEN_LENGTH_MAX: Final = 4096
 LEEWAY_S: Final = 60  # of `iat` in the future, as at the edge

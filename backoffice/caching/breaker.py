@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from runtime.backoff import Backoff
+from runtime.process.backoff import Backoff
 
 FAILURES_MAX = 3
 FIRST_S = 0.1

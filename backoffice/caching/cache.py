@@ -15,8 +15,8 @@ from backoffice.caching.metrics import CacheMetrics, OfOneCache
 from backoffice.caching.process import ProcessTier
 from backoffice.caching.shared import ABSENT, BLOCK, VALUE, SharedTier
 from domain.topology import cache_key
-from runtime import tasks
-from runtime.settings import Settings
+from runtime.process import tasks
+from runtime.process.settings import Settings
 
 log = structlog.get_logger(__name__)
 

@@ -17,8 +17,8 @@ from backoffice.caching.cache import Bounds, Cache, Codec
 from backoffice.caching.metrics import CacheMetrics
 from backoffice.caching.shared import CALL_S_MAX, SharedTier
 from domain.topology import CACHE_CHANNEL, parse_cache_key
-from runtime import tasks
-from runtime.clients import redis_client
+from runtime.process import tasks
+from runtime.redis.client import redis_client
 
 log = structlog.get_logger(__name__)
 

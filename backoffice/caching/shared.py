@@ -26,14 +26,14 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from backoffice.caching.breaker import Breaker
 from backoffice.caching.metrics import CacheMetrics
 from domain.topology import CACHE_CHANNEL
-from runtime.redis_scripts import load_script, run
+from runtime.redis.scripts import load_script, run
 
 log = structlog.get_logger(__name__)
 
 VALUE, ABSENT, LEASE, BLOCK = b"V", b"N", b"L", b"B"
-_FILL = load_script("cache_fill-1")
-_BLOCK = load_script("cache_block-1")
-_UNBLOCK = load_script("cache_unblock-1")
+_FILL = load_script("backoffice.caching", "cache_fill-1")
+_BLOCK = load_script("backoffice.caching", "cache_block-1")
+_UNBLOCK = load_script("backoffice.caching", "cache_unblock-1")
 
 CALL_S_MAX = 0.5
 LATE_S_MAX = 0.05  # of our own loop: later, and a time-out tells of us and not of Redis

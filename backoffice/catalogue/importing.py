@@ -22,7 +22,7 @@ from backoffice.web.fields import Change, Model, Resource, Sku
 from backoffice.web.messages import STAFF, Answer, Call
 from backoffice.web.routing import Route, field_errors
 from domain import ids
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "importing.sql")
 ITEMS_MAX = 1000

@@ -19,7 +19,7 @@ from psycopg.rows import class_row
 from backoffice.catalogue.store import Product
 from backoffice.stores import Stores
 from backoffice.web.messages import invalid
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "search.sql")
 WORDS_MAX = 16  # of a text; what is behind them is not asked for

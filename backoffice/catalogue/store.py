@@ -14,7 +14,7 @@ from psycopg.types.json import Jsonb
 from backoffice.caching.cache import Codec
 from backoffice.stores import Stores
 from domain import ids
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "products.sql")
 _COLUMNS = ("sku", "name", "description", "price_minor", "currency", "active")

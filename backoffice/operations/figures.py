@@ -20,9 +20,9 @@ from backoffice.stores import Stores
 from domain import topology
 from domain.orders import MalformedEntry, decode_head
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
-from runtime.databases import Database
+from runtime.postgres.databases import Database
+from runtime.postgres.sql import load_sql
 from runtime.queue import Queue, QueueDepth, QueueUnavailable
-from runtime.sql import load_sql
 
 SALES_SHOWN_MAX = 20
 SALES_READ_MAX = 1000  # as many as an edge knows

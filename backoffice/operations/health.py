@@ -18,8 +18,8 @@ from backoffice.web.fields import Resource
 from backoffice.web.messages import PROBLEM_JSON, Answer, Call
 from backoffice.web.routing import Route
 from domain.problems import Problem, ProblemDetails
-from runtime.databases import Database
-from runtime.session_ends import SessionEnds
+from runtime.postgres.databases import Database
+from runtime.tokens.session_ends import SessionEnds
 
 CHECK_S_MAX = 1.0
 # Without it nobody logs in or registers, and all the rest is read from the databases. It is shared by all processes: were they

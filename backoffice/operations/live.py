@@ -26,7 +26,7 @@ from backoffice.web.fields import format_time
 from backoffice.web.messages import STAFF, Answer, Call, Refused
 from backoffice.web.routing import Authenticate, Route
 from domain.problems import Problem
-from runtime import tasks
+from runtime.process import tasks
 
 PERIOD_S = 1.0
 CHECK_S = 5.0  # a caller whose sessions were ended looks no longer than this

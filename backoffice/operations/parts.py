@@ -8,8 +8,8 @@ from backoffice.operations.figures import Lookout
 from backoffice.operations.live import Live
 from backoffice.stores import Stores
 from backoffice.web.routing import Authenticate, Route
+from runtime.process.settings import Settings
 from runtime.queue import open_queue
-from runtime.settings import Settings
 
 CONNECTIONS_MAX = 16
 

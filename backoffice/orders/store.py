@@ -14,8 +14,8 @@ from psycopg.rows import class_row
 from backoffice.stores import Stores
 from domain import ids, topology
 from domain.orders import MalformedEntry, OrderStatus, decode_value
-from runtime.databases import Database
-from runtime.sql import load_sql
+from runtime.postgres.databases import Database
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "orders.sql")
 CLOCK_MARGIN = timedelta(hours=1)  # order ids carry the clock of an edge, windows are by Redis's

@@ -12,7 +12,8 @@ from redis.exceptions import WatchError
 from backoffice.sales.store import Restock
 from domain import ids, topology
 from domain.sales import SaleDefinition, Stock
-from hotpath import scripts
+from reservation import scripts
+from runtime.redis.scripts import run as run_script
 
 _PUT_ATTEMPTS_MAX = 5
 
@@ -43,20 +44,20 @@ class SaleLanes:
         sale, packed = ids.short(definition.sale_id), definition.pack_for_lane()
         for place, lane in enumerate(definition.lanes):
             stock = [Stock.fresh(count if place == 0 else 0).pack() for count in units]
-            await scripts.run(self._redis, scripts.LOAD, [topology.lane_state_key(lane)], [sale, packed, *stock])
+            await run_script(self._redis, scripts.LOAD, [topology.lane_state_key(lane)], [sale, packed, *stock])
 
     async def define(self, definition: SaleDefinition) -> None:
         """Give each lane a newer definition; LaneForgot. A lane that has this or a newer one keeps it."""
         sale, packed = ids.short(definition.sale_id), definition.pack_for_lane()
         for lane in definition.lanes:
-            answer = await scripts.run(self._redis, scripts.DEFINE, [topology.lane_state_key(lane)], [sale, packed])
+            answer = await run_script(self._redis, scripts.DEFINE, [topology.lane_state_key(lane)], [sale, packed])
             if answer < 0:
                 raise LaneForgot(sale_id=definition.sale_id, lane=lane)
 
     async def restock(self, definition: SaleDefinition, restock: Restock) -> None:
         """Add units to the first lane, once per key; LaneForgot, RestockClash."""
         lane = definition.lanes[0]
-        answer = await scripts.run(
+        answer = await run_script(
             self._redis,
             scripts.RESTOCK,
             [topology.lane_state_key(lane), topology.restock_key(lane, restock.sale_id)],

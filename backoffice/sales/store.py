@@ -14,7 +14,7 @@ from psycopg.rows import TupleRow, class_row, dict_row
 from backoffice.sales.model import Item, Sale
 from backoffice.stores import Stores
 from domain.sales import STOCK_MAX
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "sales.sql")
 

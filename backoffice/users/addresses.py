@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from backoffice.stores import Stores
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "addresses.sql")
 CLAIM_WORK = timedelta(seconds=30)  # twice the time that a request may take

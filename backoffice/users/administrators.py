@@ -12,7 +12,7 @@ from psycopg.rows import TupleRow
 
 from backoffice.stores import Stores
 from backoffice.users.store import Users
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "administrators.sql")
 _LOCK_ID = 0x666C6173_61646D6E  # "flasadmn"

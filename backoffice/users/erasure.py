@@ -18,7 +18,7 @@ import structlog
 from backoffice.stores import Stores
 from backoffice.users.addresses import Addresses
 from backoffice.users.store import User, Users
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "users.sql")
 AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError)

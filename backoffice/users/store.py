@@ -27,8 +27,8 @@ from backoffice.web.messages import Role
 from domain import ids
 from domain.notices import NoticeKind, notice_to_address, notice_to_user
 from domain.topology import bucket_of_user
-from runtime.databases import Database
-from runtime.sql import load_sql
+from runtime.postgres.databases import Database
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "users.sql")
 

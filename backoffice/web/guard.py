@@ -24,7 +24,7 @@ from backoffice.web.clients import UNKNOWN, Network, client_of
 from backoffice.web.messages import Rendered, Stream, render_problem
 from backoffice.web.streams import STREAM_HEADER
 from domain.problems import Problem, ProblemDetails
-from runtime import tasks
+from runtime.process import tasks
 
 log = structlog.get_logger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from devstack.commands.options import AsJson, print_json
 from devstack.demo.rehearsal import Rehearsal
 from devstack.demo.report import as_text
+from ops.commands.options import AsJson, print_json
 
 
 def demo(

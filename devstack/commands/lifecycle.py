@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from devstack.children import alive
-from devstack.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
 from devstack.launch import start_detached, stop
 from devstack.plan import responds
 from devstack.state import Stack, StackError, StateFolder
 from devstack.supervisor import supervise
+from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
 
 NOT_UP = 3
 

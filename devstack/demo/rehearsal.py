@@ -22,11 +22,11 @@ from devstack.children import spawn
 from devstack.demo.load import Course, Crowd
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
-from devstack.shop import Shop, call
 from devstack.state import PROJECT, Stack, StackError, StateFolder, overrule
-from devstack.tokens import mint_many
-from runtime.settings import load_settings
-from runtime.token_keys import load_token_keys
+from ops.shop import Shop, call
+from ops.tokens import mint_many
+from runtime.process.settings import load_settings
+from runtime.tokens.keys import load_token_keys
 
 DRAIN_S_MAX = 60.0
 VERDICT_S_MAX = 120.0

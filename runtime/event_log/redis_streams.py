@@ -9,13 +9,13 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from runtime import clients
 from runtime.event_log.port import APPEND_RECORDS_MAX, READ_RECORDS_MAX, EventLogUnavailable, LogRecord
-from runtime.redis_scripts import load_script, run
+from runtime.redis import client as clients
+from runtime.redis.scripts import load_script, run
 
 BLOCK_MS_MAX = 4_000  # below the client's time-out of 5 s
 
-_APPEND = load_script("log_append-1")
+_APPEND = load_script("runtime.event_log", "log_append-1")
 
 
 def stream_key(topic: str, partition: int) -> str:

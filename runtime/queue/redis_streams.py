@@ -16,7 +16,6 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from runtime import clients
 from runtime.queue.port import (
     DEAD_LETTERS_PAGE_MAX,
     HISTORY_LENGTH_MAX,
@@ -31,17 +30,18 @@ from runtime.queue.port import (
     QueueUnavailable,
 )
 from runtime.queue.redis_streams_consumer import CLAIM_MS, StreamConsumer
-from runtime.redis_scripts import Argument, Script, load_script, run
+from runtime.redis import client as clients
+from runtime.redis.scripts import Argument, Script, load_script, run
 
 GROUP = "workers"
 DEAD_QUEUES_KEY = "queue:dead"
 
-_PUBLISH = load_script("queue_publish-2")
-_ACK = load_script("queue_ack-1")
-_RETRY = load_script("queue_retry-3")
-_DEAD = load_script("queue_dead-2")
-_BURY = load_script("queue_bury-1")
-_REPLAY = load_script("queue_replay-2")
+_PUBLISH = load_script("runtime.queue", "queue_publish-2")
+_ACK = load_script("runtime.queue", "queue_ack-1")
+_RETRY = load_script("runtime.queue", "queue_retry-3")
+_DEAD = load_script("runtime.queue", "queue_dead-2")
+_BURY = load_script("runtime.queue", "queue_bury-1")
+_REPLAY = load_script("runtime.queue", "queue_replay-2")
 
 
 def stream_key(queue: str) -> str:

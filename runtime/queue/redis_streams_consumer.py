@@ -17,10 +17,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from runtime import tasks
-from runtime.backoff import Backoff
+from runtime.process import tasks
+from runtime.process.backoff import Backoff
 from runtime.queue.port import Delivery
-from runtime.redis_scripts import load_script, run
+from runtime.redis.scripts import load_script, run
 
 CLAIM_MS = 5_000
 BLOCK_MS = 1_000
@@ -32,9 +32,9 @@ STALE_CONSUMER_MS = 600_000
 
 log = structlog.get_logger()
 
-_DUE = load_script("queue_due-3")
-_TOUCH = load_script("queue_touch-1")
-_LEAVE = load_script("queue_leave-1")
+_DUE = load_script("runtime.queue", "queue_due-3")
+_TOUCH = load_script("runtime.queue", "queue_touch-1")
+_LEAVE = load_script("runtime.queue", "queue_leave-1")
 
 
 class DeliverySource(Protocol):

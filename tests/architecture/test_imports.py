@@ -17,10 +17,13 @@ MAY_IMPORT = {
     "hotpath": set(),
     "runtime": {"domain"},
     "migrations": {"domain", "runtime"},
-    "edge": {"domain", "runtime", "hotpath"},
-    "backoffice": {"domain", "runtime", "hotpath.scripts"},
-    "workers": {"domain", "runtime", "hotpath.scripts"},
-    "devstack": {"domain", "runtime", "migrations"},
+    "reservation": {"domain", "runtime"},
+    "edge": {"domain", "runtime", "reservation", "hotpath"},
+    "backoffice": {"domain", "runtime", "reservation"},
+    "workers": {"domain", "runtime", "reservation"},
+    "ops": {"domain", "runtime", "reservation", "migrations"},
+    "devstack": {"domain", "runtime", "reservation", "migrations", "ops"},
+    "faults": {"domain", "runtime", "reservation", "migrations", "ops", "devstack"},
 }
 OURS = {*MAY_IMPORT, "tests", "perf"}
 _CIMPORT = re.compile(r"^\s*(?:from\s+(?P<source>[\w.]+)\s+cimport\b|cimport\s+(?P<modules>[\w., ]+))")
@@ -41,7 +44,7 @@ def _python_imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join((*above, *([node.module] if node.module else [])))
-            # `from hotpath import scripts` names a module, `from domain.ids import short` does not: keep both readings.
+            # `from reservation import scripts` names a module, `from domain.ids import short` does not: keep both readings.
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 

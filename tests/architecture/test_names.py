@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from domain.problems import Problem
-from runtime.settings import PREFIX, Settings, file_variable
+from runtime.process.settings import PREFIX, Settings, file_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z0-9_]*[A-Z0-9]\b")

@@ -19,7 +19,7 @@ from backoffice.auth.refresh import UNUSED_MAX
 from backoffice.web.messages import Refused
 from domain.problems import RatePolicy
 from domain.topology import Topology
-from runtime.clients import redis_client as new_client
+from runtime.redis.client import redis_client as new_client
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
 

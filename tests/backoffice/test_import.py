@@ -20,7 +20,7 @@ from backoffice.catalogue.store import PRODUCT_CODEC
 from backoffice.stores import Stores
 from backoffice.web.messages import Call
 from domain import ids
-from runtime.settings import load_settings
+from runtime.process.settings import load_settings
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually

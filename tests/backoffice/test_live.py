@@ -22,9 +22,9 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_entry
 from domain.sales import Stock
-from runtime.clients import redis_client as redis_client_of
-from runtime.session_ends import publish
-from runtime.token_keys import load_staff_key, mint_staff_token
+from runtime.redis.client import redis_client as redis_client_of
+from runtime.tokens.keys import load_staff_key, mint_staff_token
+from runtime.tokens.session_ends import publish
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 

@@ -19,7 +19,7 @@ from backoffice.auth.refresh import RefreshTokens
 from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain.topology import Topology
-from runtime.settings import load_settings
+from runtime.process.settings import load_settings
 from tests.backoffice.test_auth import register
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from devstack.servers import RedisServer
-from runtime.outside_tokens import derived_user_id
+from runtime.tokens.outside_tokens import derived_user_id
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_issuer import ISS, Issuer

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from devstack.servers import RedisServer
-from runtime.token_keys import load_staff_key, mint_staff_token
+from runtime.tokens.keys import load_staff_key, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually

@@ -29,7 +29,7 @@ from backoffice.stores import Stores
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
-from runtime.settings import load_settings
+from runtime.process.settings import load_settings
 from tests.fixtures.fix_databases import Databases
 
 STAFF_ID = UUID(int=7)

@@ -21,7 +21,7 @@ from backoffice.auth.passwords import MEMORY_KIB, TIME_COST
 from domain.mailed_tokens import SECRET_BYTES, encode_mailed_token, secret_hash
 from domain.notices import NoticeKind, parse_notice
 from domain.topology import DESTINATION_NOTICES, Topology, outbox_partition
-from runtime.token_keys import load_token_keys, mint_buyer_token
+from runtime.tokens.keys import load_token_keys, mint_buyer_token
 from tests.backoffice.test_auth import PASSWORD, login, refresh, register
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases

@@ -21,9 +21,9 @@ from backoffice.application import Backoffice
 from backoffice.web.messages import EVERYONE, STAFF
 from backoffice.web.routing import Route
 from devstack.servers import RedisServer
-from runtime.key_watch import KeyWatch
-from runtime.settings import load_settings
-from runtime.token_keys import (
+from runtime.process.settings import load_settings
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import (
     create_staff_key,
     create_token_keys,
     load_staff_key,

@@ -17,7 +17,7 @@ import redis
 from domain import topology
 from domain.sales import STOCK_MAX, LaneSaleState, SaleDefinition, Stock
 from domain.topology import Topology
-from hotpath import scripts
+from reservation import scripts
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually

@@ -19,8 +19,8 @@ from backoffice.stores import Stores
 from devstack.servers import PostgresServer
 from migrations.runner import CATALOGUE, apply, read_migrations
 from perf import shop
-from runtime.clients import POSTGRES_WAITING_MAX
-from runtime.settings import Settings
+from runtime.postgres.pool import POSTGRES_WAITING_MAX
+from runtime.process.settings import Settings
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually

@@ -16,8 +16,8 @@ import redis
 from devstack.servers import RedisServer
 from domain import topology
 from domain.topology import Topology
-from runtime.session_ends import KEPT_S
-from runtime.token_keys import load_token_keys, mint_buyer_token
+from runtime.tokens.keys import load_token_keys, mint_buyer_token
+from runtime.tokens.session_ends import KEPT_S
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import EdgeProcess

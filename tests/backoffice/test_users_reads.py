@@ -20,9 +20,9 @@ from backoffice.stores import Stores
 from backoffice.users.store import USER_CODEC, Account, Change, User
 from devstack.servers import RedisServer
 from domain import ids, topology
-from runtime.databases import Database
-from runtime.positions import KEPT_MS
-from runtime.settings import load_settings
+from runtime.postgres.databases import Database
+from runtime.postgres.positions import KEPT_MS
+from runtime.process.settings import load_settings
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_replica import Replication
 from tests.fixtures.fix_users import HASH, Accounts

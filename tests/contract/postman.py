@@ -16,9 +16,9 @@ from typing import Any
 from backoffice.application import Backoffice
 from backoffice.operations.openapi import document
 from edge.openapi import build
-from runtime.key_watch import KeyWatch
-from runtime.settings import load_settings
-from runtime.token_keys import create_staff_key, create_token_keys, load_staff_keys, load_token_keys
+from runtime.process.settings import load_settings
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import create_staff_key, create_token_keys, load_staff_keys, load_token_keys
 
 FILE = Path(__file__).parents[2] / "docs" / "postman.json"
 SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"

@@ -24,7 +24,7 @@ import httpx
 import pytest
 import tomli_w
 
-from runtime.token_keys import load_staff_key, mint_staff_token
+from runtime.tokens.keys import load_staff_key, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 from typer.testing import CliRunner
 
-from devstack.commands.dead_letters import app
 from devstack.state import StackError
 from domain.topology import POISON_OUTBOX
+from ops.commands.dead_letters import app
 from runtime.queue import Delivery, Queue, open_queue
 from tests.fixtures.fix_stack import RunningStack
 

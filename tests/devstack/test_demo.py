@@ -26,7 +26,7 @@ def _processes_of_demos() -> list[str]:
 
 def test_small_demo_proves_both_invariants_and_leaves_nothing() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "devstack.cli", "demo", "--json", "--units", "3000", "--users", "1500",
+        [sys.executable, "-m", "ops.cli", "demo", "--json", "--units", "3000", "--users", "1500",
          "--connections", "32", "--sold-out-seconds", "1"],
         capture_output=True, text=True, timeout=110, cwd=ROOT, check=False,
     )  # fmt: skip

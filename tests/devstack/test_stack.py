@@ -123,7 +123,7 @@ def test_port_in_use_is_said_before_anything_starts(running_stack: RunningStack,
 
 def test_wrong_setting_is_named_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "devstack.cli", "up", "--detach", "--state-dir", str(tmp_path / "s"), "--edge-port", "0",
+        [sys.executable, "-m", "ops.cli", "up", "--detach", "--state-dir", str(tmp_path / "s"), "--edge-port", "0",
          "--backoffice-port", "0"],
         env={**os.environ, "FLASHSALE_USER_RATE": "fast"}, capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tokens minted in bulk are the tokens that `runtime.token_keys` mints one by one."""
+"""Tokens minted in bulk are the tokens that `runtime.tokens.keys` mints one by one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from uuid import UUID
 import jwt
 import pytest
 
-from devstack.tokens import mint_many
-from runtime.token_keys import create_token_keys, load_token_keys, mint_buyer_token
+from ops.tokens import mint_many
+from runtime.tokens.keys import create_token_keys, load_token_keys, mint_buyer_token
 
 
 def test_bulk_token_is_what_the_slow_way_makes(tmp_path: Path) -> None:

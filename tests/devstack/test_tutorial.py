@@ -36,7 +36,7 @@ def _script(state_dir: Path) -> str:
 set -euo pipefail
 export FLASHSALE_EDGE_PORT=0 FLASHSALE_BACKOFFICE_PORT=0
 python() {{ {sys.executable} "$@"; }}
-flashsale() {{ command=$1; shift; {sys.executable} -m devstack.cli "$command" --state-dir {state_dir} "$@"; }}
+flashsale() {{ command=$1; shift; {sys.executable} -m ops.cli "$command" --state-dir {state_dir} "$@"; }}
 """
     text = ""
     for number, block in enumerate(blocks(), start=1):

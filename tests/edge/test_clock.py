@@ -11,8 +11,8 @@ from edge.authentication import Authentication
 from edge.clock import RedisClock
 from edge.routing import Request
 from hotpath.tokens import KeyRing
-from runtime.settings import load_settings
-from runtime.token_keys import TokenKeys, mint_buyer_token
+from runtime.process.settings import load_settings
+from runtime.tokens.keys import TokenKeys, mint_buyer_token
 
 KEYS = TokenKeys("k1", {"k1": bytes(range(32))})
 

@@ -18,7 +18,7 @@ WAIT_S_MAX = 20.0
 
 
 def end(server: RedisServer, user_id: UUID | None, seconds: int) -> None:
-    """As `runtime.session_ends.publish` does."""
+    """As `runtime.tokens.session_ends.publish` does."""
     member = b"" if user_id is None else user_id.bytes
     with redis.Redis(port=server.port) as client:
         client.zadd(topology.SESSION_ENDS_KEY, {member: seconds}, gt=True)

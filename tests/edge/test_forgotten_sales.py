@@ -9,7 +9,7 @@ import pytest
 
 from domain import ids, topology
 from domain.sales import SaleDefinition
-from hotpath import scripts
+from reservation import scripts
 from tests.fixtures.fix_edge import Buyers, Publisher
 
 DAY_S = 86_400

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from devstack.servers import RedisServer
 from domain import topology
-from runtime.outside_tokens import derived_user_id
+from runtime.tokens.outside_tokens import derived_user_id
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 from tests.fixtures.fix_issuer import ISS, Issuer
 

@@ -22,15 +22,15 @@ from edge.sale_directory import make_view
 from hotpath.batcher import Batcher
 from hotpath.counters import Verdict
 from hotpath.sales import SaleView
-from hotpath.scripts import load_script
 from hotpath.tickets import Ticket
+from reservation.scripts import LOAD, LOOKUP, RESERVE
 
 LANE = 2
 WAIT_S_MAX = 10.0
 
 
 def make_batcher(wake: Callable[[], None], *, deadline_ms: int = 8000) -> Batcher:
-    reserve, lookup = load_script("reserve-2-2n"), load_script("lookup-2-2n")
+    reserve, lookup = RESERVE, LOOKUP
     return Batcher(
         reserve=(reserve.sha, reserve.source.encode()),
         lookup=(lookup.sha, lookup.source.encode()),
@@ -73,7 +73,7 @@ def publish(client: redis.Redis, *, stock: int = 1_000_000) -> SaleView:
         (SaleItem("SKU-1", 100, 0),),
     )  # fmt: skip
     client.eval(
-        load_script("load-1").source, 1, topology.lane_state_key(LANE), ids.short(sale.sale_id), sale.pack_for_lane(),
+        LOAD.source, 1, topology.lane_state_key(LANE), ids.short(sale.sale_id), sale.pack_for_lane(),
         Stock.fresh(stock).pack(),
     )  # fmt: skip
     return make_view(sale)

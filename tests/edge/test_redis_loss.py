@@ -19,7 +19,7 @@ import redis
 from devstack.servers import RedisServer
 from domain import topology
 from domain.sales import LaneSaleState
-from hotpath.scripts import load_script
+from reservation.scripts import CLOSE
 from tests.edge.crowd import Answer, ask, ask_all, order, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
@@ -168,7 +168,7 @@ async def test_a_redis_that_went_back_gets_no_order_before_it_was_closed(
     assert int(publisher.redis.hget(topology.lane_state_key(lane), "seq")) == 20
     if is_closed:
         keys = (topology.lane_state_key(lane), topology.lane_stream_key(lane))
-        assert publisher.redis.eval(load_script("close-2").source, 2, *keys, 60, "", 0, "")[:2] == [1, 20]
+        assert publisher.redis.eval(CLOSE.source, 2, *keys, 60, "", 0, "")[:2] == [1, 20]
         answers = await ask_all(edge.port, requests[80:])
         assert {(answer.status, answer.json["code"]) for answer in answers} == {(503, "dependency_unavailable")}
         assert publisher.stock(sale).reserved == 20

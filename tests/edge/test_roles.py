@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devstack.servers import RedisServer
 from edge.worker import Worker
-from runtime.settings import load_settings
-from runtime.token_keys import create_staff_key, load_staff_key, mint_staff_token
+from runtime.process.settings import load_settings
+from runtime.tokens.keys import create_staff_key, load_staff_key, mint_staff_token
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import ISSUER, Buyers, EdgeProcess, Publisher
 from tests.fixtures.fix_issuer import Issuer

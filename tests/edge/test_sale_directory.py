@@ -15,7 +15,7 @@ from devstack.servers import RedisServer
 from domain import topology
 from edge import sale_directory
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
-from runtime.clients import redis_client as open_client
+from runtime.redis.client import redis_client as open_client
 from tests.fixtures.fix_edge import Publisher
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from uuid import UUID
 
-from devstack.faults.evidence import Event, Evidence, StoredOrder
-from devstack.faults.history import Attempt, Ending, History, Lines, OrderRequest, Told
 from domain import ids
 from domain.orders import OrderEntry, OrderLine, OrderStatus
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from domain.topology import Topology, bucket_of_user
+from faults.evidence import Event, Evidence, StoredOrder
+from faults.history import Attempt, Ending, History, Lines, OrderRequest, Told
 
 TOPOLOGY = Topology()
 SKUS = ("A", "B")

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from devstack.faults.checker import Expectations, Finding, check
-from devstack.faults.evidence import Evidence
-from devstack.faults.history import Attempt, Ending, History, OrderRequest
 from domain.orders import OrderStatus
 from domain.sales import Stock
+from faults.checker import Expectations, Finding, check
+from faults.evidence import Evidence
+from faults.history import Attempt, Ending, History, OrderRequest
 from tests.faults.making import HOLD_MS, LANE, SKUS, TOPOLOGY, UNITS, ok, refused, right_sale, unknown
 
 SEEDS = range(5)

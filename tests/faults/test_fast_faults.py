@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.faults.catalogue import FAULTS
+from faults.catalogue import FAULTS
 from tests.fixtures.fix_stack import ROOT
 
 FAULTS_MIN = 30
@@ -17,7 +17,7 @@ NEVER_SKIPPED = {fault.name for fault in FAULTS.values() if fault.fast}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "devstack.cli", "faults", *arguments]
+    argv = [sys.executable, "-m", "ops.cli", "faults", *arguments]
     return subprocess.run(argv, capture_output=True, text=True, timeout=1500, cwd=ROOT, check=False)
 
 

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 import redis
 
-from devstack.faults.postgres_faults import TO_SHARD
-from devstack.faults.proxy import FaultProxy, Harm, Trap
 from devstack.servers import PostgresServer, RedisServer
+from faults.postgres_faults import TO_SHARD
+from faults.proxy import FaultProxy, Harm, Trap
 from tests.fixtures.fix_databases import Databases
 
 NEVER_S = 0.3

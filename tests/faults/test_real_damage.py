@@ -14,18 +14,18 @@ import pytest
 from redis.asyncio import Redis
 
 from devstack.demo.rehearsal import own_stack
-from devstack.faults.checker import Expectations, check
-from devstack.faults.crowd import Crowd, Habits
-from devstack.faults.evidence import backlog, dead_letters, gather
-from devstack.faults.history import Ending, History, OrderRequest
-from devstack.shop import Shop
 from devstack.state import Stack, StateFolder
-from devstack.tokens import mint_many
 from domain.orders import pack_key
 from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field, user_key
-from runtime.clients import redis_client
+from faults.checker import Expectations, check
+from faults.crowd import Crowd, Habits
+from faults.evidence import backlog, dead_letters, gather
+from faults.history import Ending, History, OrderRequest
+from ops.shop import Shop
+from ops.tokens import mint_many
 from runtime.event_log.redis_streams import stream_key
-from runtime.token_keys import load_token_keys
+from runtime.redis.client import redis_client
+from runtime.tokens.keys import load_token_keys
 
 TOPOLOGY = Topology()
 SKUS = ("DAMAGE-A", "DAMAGE-B")

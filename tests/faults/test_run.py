@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from devstack.faults.drill import Drill
-from devstack.faults.run import run_faults
-from devstack.faults.scenario import Fault, Needs
+from faults.drill import Drill
+from faults.run import run_faults
+from faults.scenario import Fault, Needs
 
 
 async def never(_: Drill) -> str:

@@ -9,9 +9,9 @@ from uuid import uuid4
 import pytest
 
 from devstack.children import free_port
-from devstack.faults.history import Attempt, Ending, Told
-from devstack.faults.wire import Answer, Wire, judge, order_request
 from domain.problems import Problem, ProblemDetails
+from faults.history import Attempt, Ending, Told
+from faults.wire import Answer, Wire, judge, order_request
 
 PROBLEM_JSON = {"content-type": "application/problem+json"}
 

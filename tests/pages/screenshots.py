@@ -16,7 +16,7 @@ import httpx
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from devstack.state import Stack, StateFolder
-from runtime.token_keys import TokenKeys, load_token_keys, mint_buyer_token
+from runtime.tokens.keys import TokenKeys, load_token_keys, mint_buyer_token
 from tests.fixtures.fix_browser import CHROMIUM, PHONE
 from tests.fixtures.fix_stack import flashsale
 from tests.pages.scenes import Shopkeeper, log_in_staff, register, shop_url

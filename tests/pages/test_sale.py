@@ -11,7 +11,7 @@ import jwt
 import pytest
 from playwright.sync_api import Page, expect
 
-from runtime.token_keys import load_token_keys, mint_buyer_token
+from runtime.tokens.keys import load_token_keys, mint_buyer_token
 from tests.fixtures.fix_browser import PHONE, Visit
 from tests.fixtures.fix_stack import RunningStack
 from tests.pages.scenes import PASSWORD, Shopkeeper, log_in_buyer, log_in_staff, orders_of, register, shop_url

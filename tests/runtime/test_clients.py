@@ -17,10 +17,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from devstack.servers import PostgresServer, RedisServer, free_port
 from domain.topology import FINGERPRINT_KEY, Topology
-from runtime import fingerprint
-from runtime.clients import POSTGRES_WAITING_MAX, postgres_pool
-from runtime.clients import redis_client as new_client
-from runtime.redis_scripts import load_script, run
+from runtime.postgres.pool import POSTGRES_WAITING_MAX, postgres_pool
+from runtime.process import fingerprint
+from runtime.redis.client import redis_client as new_client
+from runtime.redis.scripts import load_script, run
 
 
 async def test_redis_answers_bytes_and_a_pool_at_its_bound_makes_callers_wait(
@@ -118,7 +118,7 @@ async def test_redis_restarted_serves_the_next_command(own_redis: RedisServer) -
 
 async def test_scripts_survive_a_flushed_script_cache(redis_client: redis.Redis, redis_server: RedisServer) -> None:
     client = new_client(redis_server.url)
-    script = load_script("lease_acquire-2")
+    script = load_script("runtime.redis", "lease_acquire-2")
     assert await run(client, script, ("{a}l", "{a}f"), (60_000,)) == 1
     redis_client.script_flush()
     assert await run(client, script, ("{b}l", "{b}f"), (60_000,)) == 1

@@ -16,10 +16,11 @@ from pydantic import SecretStr
 
 from devstack.servers import RedisServer
 from domain import topology
-from runtime.clients import postgres_pool, redis_client
-from runtime.databases import Database, Replica
-from runtime.positions import CALL_S_MAX, KEPT_MS, Positions
-from runtime.tasks import cancel
+from runtime.postgres.databases import Database, Replica
+from runtime.postgres.pool import postgres_pool
+from runtime.postgres.positions import CALL_S_MAX, KEPT_MS, Positions
+from runtime.process.tasks import cancel
+from runtime.redis.client import redis_client
 from tests.fixtures.fix_replica import Replication
 
 WAIT_S_MAX = 20.0

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from runtime import key_watch, tasks
-from runtime.key_files import KEYS_MAX, KeyRingDocument, TokenKeysError, replace_key_file
-from runtime.key_watch import KeyWatch
-from runtime.token_keys import (
+from runtime.process import tasks
+from runtime.tokens import key_watch
+from runtime.tokens.key_files import KEYS_MAX, KeyRingDocument, TokenKeysError, replace_key_file
+from runtime.tokens.key_watch import KeyWatch
+from runtime.tokens.keys import (
     create_staff_key,
     create_token_keys,
     load_staff_key,
@@ -133,7 +134,7 @@ async def test_a_key_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     document = KeyRingDocument.parse(path.read_text(), path=path).with_pending(*make_token_key())
     replace_key_file(path, document.activated(until=NOW).dump())
     clock = NOW - 1
-    for module in ("runtime.key_watch", "runtime.token_keys"):
+    for module in ("runtime.tokens.key_watch", "runtime.tokens.keys"):
         monkeypatch.setattr(f"{module}.unix_now", lambda: clock)
     watch = KeyWatch(path, load_token_keys)
     watch.step()

@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from devstack.servers import RedisServer
-from runtime.clients import redis_client as new_client
-from runtime.leases import Lease
+from runtime.redis.client import redis_client as new_client
+from runtime.redis.leases import Lease
 
 WAIT_S = 10.0
 

@@ -16,12 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from redis.asyncio import Redis
 
-from runtime import jwks, tasks
-from runtime.jwks import KEYS_MAX, Jwks, JwksUnusable
-from runtime.outside_issuers import OutsideIssuer
-from runtime.outside_tokens import Fault, OutsideTokens, OutsideUser, derived_user_id
-from runtime.session_ends import SessionEnds
-from runtime.settings import SettingsError, load_settings
+from runtime.process import tasks
+from runtime.process.settings import SettingsError, load_settings
+from runtime.tokens import jwks
+from runtime.tokens.jwks import KEYS_MAX, Jwks, JwksUnusable
+from runtime.tokens.outside_issuers import OutsideIssuer
+from runtime.tokens.outside_tokens import Fault, OutsideTokens, OutsideUser, derived_user_id
+from runtime.tokens.session_ends import SessionEnds
 from tests.fixtures.fix_issuer import AUD, ISS, Issuer, public_jwk
 
 USER = derived_user_id(ISS, "user|42")

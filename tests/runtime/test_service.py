@@ -18,14 +18,14 @@ from pathlib import Path
 import pytest
 
 from devstack.servers import free_port
-from runtime import probes
-from runtime.service import Service
-from runtime.settings import load_settings
+from runtime.process import probes
+from runtime.process.service import Service
+from runtime.process.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import asyncio, sys
-from runtime import service
+from runtime.process import service
 
 async def obedient(s):
     s.ready("work", ok=True, detail="fine")

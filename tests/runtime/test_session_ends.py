@@ -13,9 +13,10 @@ from redis.asyncio import Redis
 
 from devstack.servers import RedisServer
 from domain import topology
-from runtime import session_ends, tasks
-from runtime.clients import redis_client as open_client
-from runtime.session_ends import EVERYBODY, KEPT_S, SessionEnds, publish
+from runtime.process import tasks
+from runtime.redis.client import redis_client as open_client
+from runtime.tokens import session_ends
+from runtime.tokens.session_ends import EVERYBODY, KEPT_S, SessionEnds, publish
 
 WAIT_S_MAX = 20.0
 NOW = int(time.time())

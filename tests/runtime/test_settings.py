@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from runtime import settings_docs
-from runtime.settings import PREFIX, Durability, Settings, SettingsError, file_variable, load_settings
+from runtime.process import settings_docs
+from runtime.process.settings import PREFIX, Durability, Settings, SettingsError, file_variable, load_settings
 
 
 def test_defaults_are_valid() -> None:
@@ -121,7 +121,7 @@ def test_settings_do_not_change_after_start() -> None:
 def test_documents_are_as_generated() -> None:
     root = Path(__file__).resolve().parents[2]
     for path, text in settings_docs.documents().items():
-        assert (root / path).read_text(encoding="utf-8") == text, "run `python -m runtime.settings_docs`"
+        assert (root / path).read_text(encoding="utf-8") == text, "run `python -m runtime.process.settings_docs`"
 
 
 def test_every_setting_is_documented() -> None:

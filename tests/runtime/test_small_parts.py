@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from importlib import resources
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.topology import FINGERPRINT_KEY, Topology
-from runtime import tasks
-from runtime.backoff import Backoff
+from runtime.process import tasks
+from runtime.process.backoff import Backoff
 from runtime.queue import RetryPolicy
-from runtime.redis_scripts import load_script, run
+from runtime.redis.scripts import load_script, run
 
-SCRIPTS = sorted(f.name.removesuffix(".lua") for f in (resources.files("runtime") / "lua").iterdir())
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(
+    (".".join(file.relative_to(ROOT).parent.parts), file.stem)
+    for package in ("runtime", "backoffice", "workers")
+    for file in (ROOT / package).glob("**/*.lua")
+)
 
 
 @given(first=st.floats(0.001, 1), longest=st.floats(1, 60), seed=st.integers(0, 1000))
@@ -41,9 +46,9 @@ def test_retries_climb_a_ladder_and_end() -> None:
         policy.decide(0)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_script_headers_name_as_many_keys_as_the_file_name(name: str) -> None:
-    script = load_script(name)
+@pytest.mark.parametrize(("package", "name"), SCRIPTS)
+def test_script_headers_name_as_many_keys_as_the_file_name(package: str, name: str) -> None:
+    script = load_script(package, name)
     lines = script.source.splitlines()
     assert lines[0].startswith("#!lua")
     keys = next(line for line in lines if line.startswith("-- KEYS:"))
@@ -60,7 +65,7 @@ def test_script_headers_name_as_many_keys_as_the_file_name(name: str) -> None:
 
 async def test_a_script_is_called_with_all_its_keys() -> None:
     with pytest.raises(AssertionError):
-        await run(None, load_script("lease_acquire-2"), ("one",), ())  # type: ignore[arg-type]
+        await run(None, load_script("runtime.redis", "lease_acquire-2"), ("one",), ())  # type: ignore[arg-type]
 
 
 async def test_a_task_that_swallows_its_cancellation_is_cancelled_again() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.sql import SqlFileError, load_sql, parse_blocks
+from runtime.postgres.sql import SqlFileError, load_sql, parse_blocks
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "workers").rglob("*.sql"))

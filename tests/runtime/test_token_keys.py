@@ -12,7 +12,7 @@ from uuid import UUID
 import jwt
 import pytest
 
-from runtime.token_keys import (
+from runtime.tokens.keys import (
     TokenKeysError,
     create_staff_key,
     create_token_keys,

@@ -21,16 +21,16 @@ from domain.orders import OrderEntry
 from domain.outcomes import Outcome
 from domain.sales import SaleDefinition
 from domain.topology import Topology
-from runtime.service import Service
-from runtime.settings import Settings
-from tests.lua.lane import LANE, make_request
+from runtime.process.service import Service
+from runtime.process.settings import Settings
+from tests.reservation.lane import LANE, make_request
 from tests.workers.making import Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.writing import Bench, eventually, rows
-from workers.rebuild.__main__ import rebuild
-from workers.rebuild.procedure import Report
-from workers.reconciler.watch import Watch
-from workers.recovery import LaneRecovery
+from workers.recovery.losses import LaneRecovery
+from workers.recovery.rebuild.__main__ import rebuild
+from workers.recovery.rebuild.procedure import Report
+from workers.recovery.watch import Watch
 from workers.relay.lanes import own_lane
 
 

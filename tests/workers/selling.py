@@ -14,7 +14,7 @@ from domain.messages import SequencedEntry
 from domain.orders import OrderEntry, encode_entry
 from domain.outcomes import Outcome, Transition
 from domain.sales import SaleDefinition, Stock
-from tests.lua.lane import LANE, LaneClient, make_request, make_sale
+from tests.reservation.lane import LANE, LaneClient, make_request, make_sale
 from tests.workers.making import TOPOLOGY, Maker, stock
 from tests.workers.writing import Bench, incoming
 

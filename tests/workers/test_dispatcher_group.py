@@ -23,13 +23,13 @@ from domain.topology import (
     TOPIC_ORDERS,
     outbox_partition,
 )
-from runtime.clients import postgres_pool
-from runtime.clients import redis_client as new_client
 from runtime.event_log import EventLog, open_event_log
-from runtime.leases import Lease
+from runtime.postgres.pool import postgres_pool
+from runtime.process.service import Service
+from runtime.process.settings import load_settings
 from runtime.queue import DeadLetter, Queue, open_queue
-from runtime.service import Service
-from runtime.settings import load_settings
+from runtime.redis.client import redis_client as new_client
+from runtime.redis.leases import Lease
 from tests.fixtures.fix_databases import Databases
 from tests.workers.writing import eventually
 from workers.dispatcher.destinations import (

@@ -16,8 +16,8 @@ from domain import ids, topology
 from domain.orders import OrderStatus, encode_value
 from domain.outcomes import Transition
 from domain.sales import Stock
-from runtime.leases import Lease
-from tests.lua.lane import LANE
+from runtime.redis.leases import Lease
+from tests.reservation.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import stop, worker_process

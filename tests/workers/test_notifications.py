@@ -20,11 +20,11 @@ from domain import ids
 from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token
 from domain.notices import Notice, NoticeKind, notice_event, notice_to_address, notice_to_user
 from domain.topology import EMAIL_QUEUE, Topology, bucket_of_user
-from runtime.clients import postgres_pool
-from runtime.clients import redis_client as new_client
+from runtime.postgres.pool import postgres_pool
+from runtime.process.service import Service
+from runtime.process.settings import load_settings
 from runtime.queue import Queue, RetryPolicy, open_queue
-from runtime.service import Service
-from runtime.settings import load_settings
+from runtime.redis.client import redis_client as new_client
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_mail import PASSWORD, USER, MailServerProcess, text_of, token_of
 from workers.notifications.accounts import Accounts, Recipient

@@ -18,8 +18,8 @@ from domain.orders import OrderStatus, encode_entry
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, Stock
 from domain.topology import order_queue
-from runtime.settings import Settings
-from tests.lua.lane import LANE, make_request
+from runtime.process.settings import Settings
+from tests.reservation.lane import LANE, make_request
 from tests.workers.rebuilding import (
     all_stored,
     another_market,
@@ -39,9 +39,9 @@ from tests.workers.rebuilding import (
 from tests.workers.selling import Market
 from tests.workers.test_reconciler import looking_at
 from tests.workers.writing import Bench, eventually, rows
-from workers.rebuild.__main__ import rebuild
-from workers.rebuild.errors import Healthy, NotPublished, Stuck
 from workers.reconciler.verdict import Verdict
+from workers.recovery.rebuild.__main__ import rebuild
+from workers.recovery.rebuild.errors import Healthy, NotPublished, Stuck
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from domain.sales import Stock
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 from tests.fixtures.fix_stack import eventually
-from tests.lua.lane import make_request
+from tests.reservation.lane import make_request
 from tests.workers.making import stock
 from tests.workers.rebuilding import (
     all_stored,
@@ -51,7 +51,7 @@ UNITS = 400
 def spawn_rebuild(settings: Mapping[str, str], sale_id: UUID, *more: str) -> subprocess.Popen[bytes]:
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     environ |= {f"FLASHSALE_{name}": value for name, value in settings.items()}
-    argv = [sys.executable, "-m", "workers.rebuild", "--sale", str(sale_id), "--json", *more]
+    argv = [sys.executable, "-m", "workers.recovery.rebuild", "--sale", str(sale_id), "--json", *more]
     return subprocess.Popen(argv, env=environ, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

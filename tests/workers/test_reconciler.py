@@ -15,7 +15,7 @@ import redis
 
 from devstack.servers import RedisServer
 from domain import ids, topology
-from tests.lua.lane import LANE
+from tests.reservation.lane import LANE
 from tests.workers.making import Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import ROOT, stop, worker_process

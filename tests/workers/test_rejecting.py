@@ -18,14 +18,14 @@ from domain.messages import SequencedEntry
 from domain.orders import OrderEntry, OrderStatus, encode_entry
 from domain.outcomes import Transition
 from domain.sales import LaneSaleState, Stock
-from runtime.leases import Lease
-from tests.lua.lane import LANE
+from runtime.redis.leases import Lease
+from tests.reservation.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.writing import Bench, event_ids, eventually, guard_of, incoming, rows, statuses
 from workers.reconciler.looking import Looking
 from workers.reconciler.reading import Reading
-from workers.reconciler.rejecting import Patience, Rejecting, Supply
+from workers.rejecter.rejecting import Patience, Rejecting, Supply
 
 UNITS, SURPLUS = 10, 3
 

@@ -14,11 +14,11 @@ from redis.asyncio import Redis
 from devstack.servers import RedisServer
 from domain.messages import decode_orders
 from domain.topology import POISON_ENTRIES, lane_fence_key, lane_lease_key, lane_stream_key, order_queue
-from runtime.clients import redis_client as new_client
-from runtime.leases import Lease
-from runtime.ownership import LeaseLost
 from runtime.queue import Queue, open_queue
 from runtime.queue.redis_streams import stream_key
+from runtime.redis.client import redis_client as new_client
+from runtime.redis.leases import Lease
+from runtime.redis.ownership import LeaseLost
 from tests.workers.lane_entries import TOPOLOGY, fill_lane, queued, queued_anywhere
 from workers.relay import session as session_module
 from workers.relay.session import LaneSession

@@ -18,10 +18,11 @@ from redis.asyncio import Redis
 
 from domain.messages import SequencedEntry
 from domain.topology import order_queue
-from runtime.clients import postgres_pool, redis_client
+from runtime.postgres.pool import postgres_pool
+from runtime.process.service import Service
+from runtime.process.settings import Settings
 from runtime.queue import Queue, RetryPolicy, open_queue
-from runtime.service import Service
-from runtime.settings import Settings
+from runtime.redis.client import redis_client
 from tests.fixtures.fix_databases import Databases
 from tests.workers.making import TOPOLOGY, message
 from workers.shard_writer.grants import Grants

@@ -6,12 +6,13 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from domain.topology import dispatcher_fence_key, dispatcher_lease_key
-from runtime import fingerprint, service
-from runtime.clients import postgres_pool, redis_client
 from runtime.event_log import open_event_log
-from runtime.leases import Lease
-from runtime.ownership import own
+from runtime.postgres.pool import postgres_pool
+from runtime.process import fingerprint, service
 from runtime.queue import open_queue
+from runtime.redis.client import redis_client
+from runtime.redis.leases import Lease
+from runtime.redis.ownership import own
 from workers.dispatcher import metrics
 from workers.dispatcher.destinations import Destination, Notices, OrderEvents
 from workers.dispatcher.group import DispatchGroup

@@ -16,11 +16,11 @@ import psycopg
 import structlog
 
 from domain.topology import OUTBOX_PARTITIONS, POISON_OUTBOX
-from runtime import tasks
-from runtime.backoff import Backoff
-from runtime.leases import Lease
+from runtime.process import tasks
+from runtime.process.backoff import Backoff
+from runtime.process.service import Service
 from runtime.queue import Queue, QueueFull, QueueUnavailable
-from runtime.service import Service
+from runtime.redis.leases import Lease
 from workers.dispatcher import metrics
 from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, events_of
 from workers.dispatcher.outbox import Outbox, OutboxRow

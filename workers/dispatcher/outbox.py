@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 MEASURED_ROWS_MAX = 10_000
 

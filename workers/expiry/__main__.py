@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from runtime import fingerprint
-from runtime.clients import postgres_pool, redis_client
-from runtime.service import Service, run, settings_or_exit
+from runtime.postgres.pool import postgres_pool
+from runtime.process import fingerprint
+from runtime.process.service import Service, run, settings_or_exit
+from runtime.redis.client import redis_client
 from workers.expiry import backstop, collector, janitor
 from workers.rounds import Round, run_rounds
 

@@ -22,8 +22,8 @@ from domain import topology
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_head, decode_value
 from domain.outcomes import Transition
 from domain.topology import Topology
-from runtime.leases import Lease
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
+from runtime.redis.leases import Lease
 from workers.expiry.expire import BATCH_MAX, DueOrder, Troubles, expire
 
 EVERY_S = 0.1

@@ -19,8 +19,8 @@ from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from domain.outcomes import Transition
-from runtime.leases import Lease
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
+from runtime.redis.leases import Lease
 from workers.expiry.expire import BATCH_MAX, DueOrder, Troubles, expire
 
 EVERY_S = 1.0

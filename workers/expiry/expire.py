@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from domain import ids, topology
 from domain.outcomes import Transition
-from hotpath import scripts
+from reservation import scripts
 
 BATCH_MAX = 200
 

@@ -19,8 +19,9 @@ from redis.asyncio import Redis
 
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock, packed_end
-from hotpath import scripts
-from runtime.leases import Lease
+from reservation import scripts
+from runtime.redis.leases import Lease
+from runtime.redis.scripts import run as run_script
 
 EVERY_S = 60.0
 KEYS_PER_STEP = 500
@@ -110,6 +111,6 @@ class Janitor:
             if not lease.held:
                 return False
         await self._redis.unlink(topology.restock_key(lane, sale.sale_id))
-        removed = await scripts.run(self._redis, scripts.FORGET, [state], [ids.short(sale.sale_id)])
+        removed = await run_script(self._redis, scripts.FORGET, [state], [ids.short(sale.sale_id)])
         log.info("sale cleared from lane", sale_id=str(sale.sale_id), lane=lane, fields=removed)
         return True

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from runtime import fingerprint
-from runtime.clients import postgres_pool, redis_client
+from runtime.postgres.pool import postgres_pool
+from runtime.process import fingerprint
+from runtime.process.service import Service, run, settings_or_exit
 from runtime.queue import open_queue
-from runtime.service import Service, run, settings_or_exit
+from runtime.redis.client import redis_client
 from workers.notifications.accounts import Accounts
 from workers.notifications.letters import Writer
 from workers.notifications.records import Records

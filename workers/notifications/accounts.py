@@ -14,7 +14,7 @@ from psycopg_pool import AsyncConnectionPool
 from domain.mailed_tokens import secret_hash
 from domain.notices import Notice, NoticeKind
 from domain.topology import Topology
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "accounts.sql")
 

@@ -23,9 +23,9 @@ from redis.exceptions import RedisError
 
 from domain.notices import MalformedNotice, Notice, NoticeKind, parse_notice
 from domain.topology import EMAIL_QUEUE
-from runtime.backoff import Backoff
+from runtime.process.backoff import Backoff
+from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, Queue, QueueFull, QueueUnavailable, RetryPolicy
-from runtime.service import Service
 from workers.notifications import metrics
 from workers.notifications.accounts import Accounts, Recipient
 from workers.notifications.letters import STYLES, Writer

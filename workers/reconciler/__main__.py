@@ -26,22 +26,23 @@ from redis.asyncio import Redis
 
 from domain import topology
 from domain.ids import parse_uuid
-from runtime import fingerprint
-from runtime.clients import postgres_pool, redis_client
-from runtime.leases import Lease
+from runtime.postgres.pool import postgres_pool
+from runtime.process import fingerprint
+from runtime.process.service import Service, run, settings_or_exit
+from runtime.process.settings import Settings
+from runtime.process.telemetry import configure_logging
 from runtime.queue import QueueUnavailable, open_queue
-from runtime.service import Service, run, settings_or_exit
-from runtime.settings import Settings
-from runtime.telemetry import configure_logging
+from runtime.redis.client import redis_client
+from runtime.redis.leases import Lease
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import STORED_WITHIN_S
 from workers.reconciler.reading import Pool, Reading
-from workers.reconciler.rejecting import EVERY_S as REJECTING_EVERY_S
-from workers.reconciler.rejecting import ROLE as REJECTING_ROLE
-from workers.reconciler.rejecting import Rejecting
 from workers.reconciler.verdict import Verdict
-from workers.reconciler.watch import Watch
-from workers.recovery import LaneRecovery
+from workers.recovery.losses import LaneRecovery
+from workers.recovery.watch import Watch
+from workers.rejecter.rejecting import EVERY_S as REJECTING_EVERY_S
+from workers.rejecter.rejecting import ROLE as REJECTING_ROLE
+from workers.rejecter.rejecting import Rejecting
 from workers.rounds import WEATHER, run_rounds
 
 NAME = "reconciler"

@@ -16,9 +16,9 @@ from redis.asyncio import Redis
 
 from domain import topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
+from runtime.postgres.sql import load_sql
 from runtime.queue import Queue
 from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
-from runtime.sql import load_sql
 from workers.reconciler.stock import LaneLook, LedgerLook, LostRange, UnitsLook, UnknownTail
 
 STATEMENT_S_MAX = 60

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from runtime import fingerprint, service
-from runtime.clients import redis_client
+from runtime.process import fingerprint, service
 from runtime.queue import open_queue
+from runtime.redis.client import redis_client
 from workers.relay.lanes import measure_lanes, own_lane
 
 

@@ -9,10 +9,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.topology import lane_fence_key, lane_lease_key, lane_stream_key
-from runtime.leases import Lease
-from runtime.ownership import own
+from runtime.process.service import Service
 from runtime.queue import Queue
-from runtime.service import Service
+from runtime.redis.leases import Lease
+from runtime.redis.ownership import own
 from workers.relay import metrics
 from workers.relay.entries import changed_at_ms
 from workers.relay.session import LaneSession

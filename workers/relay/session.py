@@ -16,12 +16,13 @@ from redis.asyncio import Redis
 
 from domain.messages import encode_orders
 from domain.topology import POISON_ENTRIES, Topology, lane_lease_key, lane_stream_key, order_queue
-from hotpath import scripts
-from runtime import tasks
-from runtime.backoff import Backoff
-from runtime.leases import Lease
-from runtime.ownership import LeaseLost
+from reservation import scripts
+from runtime.process import tasks
+from runtime.process.backoff import Backoff
 from runtime.queue import Queue, QueueFull, QueueUnavailable
+from runtime.redis.leases import Lease
+from runtime.redis.ownership import LeaseLost
+from runtime.redis.scripts import run as run_script
 from workers.relay import metrics
 from workers.relay.backlog import Backlog
 from workers.relay.entries import RawEntry, seq_of, shard_table, sort_page
@@ -240,7 +241,7 @@ class LaneSession:
         if confirmed <= self._trimmed_seq:
             return
         keys = (self._stream, lane_lease_key(self._lane))
-        trimmed = await scripts.run(self._redis, scripts.TRIM, keys, (self._lease.token, confirmed))
+        trimmed = await run_script(self._redis, scripts.TRIM, keys, (self._lease.token, confirmed))
         if trimmed < 0:
             raise LeaseLost(self._stream)
         self._trimmed_seq = confirmed

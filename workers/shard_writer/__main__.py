@@ -6,10 +6,11 @@ import asyncio
 import gc
 from contextlib import AsyncExitStack
 
-from runtime import fingerprint
-from runtime.clients import postgres_pool, redis_client
+from runtime.postgres.pool import postgres_pool
+from runtime.process import fingerprint
+from runtime.process.service import Service, run, settings_or_exit
 from runtime.queue import open_queue
-from runtime.service import Service, run, settings_or_exit
+from runtime.redis.client import redis_client
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.store import ShardStore
 from workers.shard_writer.sweep import Sweep

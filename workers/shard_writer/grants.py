@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 from workers.shard_writer import columns
 from workers.shard_writer.plan import SkuKey
 

@@ -22,7 +22,7 @@ from domain.events import order_event
 from domain.messages import SequencedEntry
 from domain.orders import OrderEntry, OrderStatus
 from domain.topology import DESTINATION_ORDER_EVENTS, outbox_partition
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
 from workers.shard_writer import columns
 from workers.shard_writer.faults import is_poison, reason_of
 from workers.shard_writer.grants import Grant, Grants

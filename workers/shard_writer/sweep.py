@@ -21,8 +21,8 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from runtime.service import Service
-from runtime.sql import load_sql
+from runtime.postgres.sql import load_sql
+from runtime.process.service import Service
 from workers.shard_writer import columns, metrics
 from workers.shard_writer.grants import Grant, Grants
 from workers.shard_writer.plan import Quota, SkuKey

@@ -28,9 +28,9 @@ from redis.exceptions import RedisError
 from domain import topology
 from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, decode_orders, encode_orders
 from domain.topology import Topology
-from runtime.backoff import Backoff
+from runtime.process.backoff import Backoff
+from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, Queue, QueueFull, QueueUnavailable, RetryPolicy
-from runtime.service import Service
 from workers.shard_writer import metrics
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import PoisonEntry, Version, group_by_order, read_entry

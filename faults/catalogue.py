@@ -1,0 +1,38 @@
+"""Every fault that there is, in the order in which they are run: subjects take turns, so that a process that was killed
+has time until its next turn.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, zip_longest
+
+from faults import (
+    disk_faults,
+    edge_faults,
+    hostile_faults,
+    overload_faults,
+    postgres_faults,
+    publish_faults,
+    queue_faults,
+    redis_faults,
+    worker_faults,
+)
+from faults.scenario import Fault
+
+_SUBJECTS = (
+    redis_faults.FAULTS,
+    worker_faults.RELAY,
+    edge_faults.FAULTS,
+    worker_faults.WRITER,
+    hostile_faults.FAULTS,
+    worker_faults.DISPATCHER,
+    postgres_faults.FAULTS,
+    worker_faults.EXPIRY,
+    queue_faults.FAULTS,
+    publish_faults.FAULTS,
+    disk_faults.FAULTS,
+    overload_faults.FAULTS,
+)
+FAULTS: dict[str, Fault] = {
+    fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None
+}

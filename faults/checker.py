@@ -1,0 +1,386 @@
+"""Compares what clients saw with what the system holds, promise by promise. Performs no I/O, repairs nothing.
+
+Each finding names the invariant that it breaks (docs/architecture.md):
+
+    A  no unit sold twice, counters balance      D  each change told, at least once, with stable ids
+    B  every 202 stored exactly once             E  every answer typed and in time
+    C  same key, same order                      (F, healing, is judged while it happens: `drill`)
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from domain.orders import OrderStatus
+from domain.topology import Topology
+from faults.evidence import Event, Evidence, StoredOrder
+from faults.history import Attempt, Ending, History, OrderRequest
+
+NAMED_MAX = 3  # examples in a finding
+LATE_S_MAX = 1.5  # beyond the deadline: the way to the client and back, on a machine that is busy with load and servers
+_HELD = (OrderStatus.RESERVED, OrderStatus.PAID)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken promise."""
+
+    invariant: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """What a fault may cause without breaking a promise."""
+
+    deadline_s: float = 2.0  # of the edge: FLASHSALE_REQUEST_DEADLINE_MS
+    broken_connections: bool = False  # the edge itself, or the network to it, was harmed
+    dead_letters: int = 0  # poison that the fault planted
+    forgotten_events: bool = False  # Redis lost the event log that the embedded stack keeps there
+    lost_orders: bool = False  # Redis lost its disk: accepted orders that were not stored are gone
+
+
+def check(history: History, evidence: Evidence, *, cluster: Topology, expected: Expectations) -> list[Finding]:
+    """Every broken promise; empty when all of them were kept."""
+    check_ = _Check(history, evidence, cluster, expected)
+    parts = (
+        ("A", check_.counters()), ("A", check_.units()), ("A", check_.guard()), ("A", check_.purchases()),
+        ("B", check_.stored_once()), ("B", check_.as_told()), ("B", check_.unasked()), ("B", check_.versions()),
+        ("B", check_.places()), ("B", check_.certain()),
+        ("C", check_.same_order()), ("C", check_.records()), ("C", check_.cancellations()),
+        ("D", check_.told()),
+        ("E", check_.typed()), ("E", check_.in_time()),
+    )  # fmt: skip
+    return [Finding(invariant, text) for invariant, texts in parts for text in texts]
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - NAMED_MAX} more" if len(items) > NAMED_MAX else ""
+    return ", ".join(items[:NAMED_MAX]) + more
+
+
+def _tells(event: Event, row: StoredOrder) -> bool:
+    """Whether an event is about the stored order. Of an older version only the first one's status is known."""
+    if event.version == row.version:
+        statuses = {OrderStatus(row.status).label}
+    else:
+        statuses = {OrderStatus.RESERVED.label} if event.version == 1 else {status.label for status in OrderStatus}
+    same = (event.user_id, event.lines, event.total_minor) == (row.user_id, row.lines, row.total_minor)
+    return same and event.status in statuses
+
+
+class _Check:
+    """One comparison; each method yields sentences."""
+
+    def __init__(self, history: History, evidence: Evidence, cluster: Topology, expected: Expectations) -> None:
+        self.history = history
+        self.evidence = evidence
+        self.cluster = cluster
+        self.expected = expected
+        self.skus = [item.sku for item in evidence.definition.items]
+        self.asked: dict[tuple[UUID, str], OrderRequest] = {
+            (request.user_id, request.key): request for request in history.requests if not request.misuse
+        }
+        self.rows_by_id = defaultdict(list)
+        self.rows_by_key = defaultdict(list)
+        for row in evidence.rows:
+            self.rows_by_id[row.order_id].append(row)
+            self.rows_by_key[row.user_id, row.key].append(row)
+
+    # A
+
+    def counters(self) -> Iterator[str]:
+        """Lanes balance, and hold together what the ledger has."""
+        totals: Counter[str] = Counter()
+        for lane, stocks in self.evidence.lanes.items():
+            if stocks is None:
+                yield f"lane {lane} does not know the sale"
+                return
+            for sku, stock in zip(self.skus, stocks, strict=True):
+                if not stock.is_balanced:
+                    yield f"lane {lane}, {sku}: {stock} does not balance"
+                totals[sku] += stock.available + stock.reserved + stock.paid + stock.rejected
+        for sku, (units, _) in self.evidence.ledger.items():
+            if totals[sku] != units:
+                yield f"{sku}: the lanes account for {totals[sku]} units, the ledger has {units}"
+
+    def units(self) -> Iterator[str]:
+        """Units held in the shards are those that Redis counts as held, and no more than there are."""
+        held = self._held()
+        for index, sku in enumerate(self.skus):
+            stock = self.evidence.ledger.get(sku, (0, 0))[0]
+            if held[sku] > stock:
+                yield f"{sku}: {held[sku]} units are sold of {stock}"
+            counted = sum(s[index].reserved + s[index].paid for s in self.evidence.lanes.values() if s is not None)
+            if counted != held[sku]:
+                yield f"{sku}: Redis counts {counted} units as held, the shards hold {held[sku]}"
+
+    def guard(self) -> Iterator[str]:
+        """quota.sold = units held <= quota.granted <= the shard's grant; the grants are the ledger's `granted`."""
+        held = self._held_by_shard()
+        for (shard, sku), (granted, sold) in self.evidence.quota.items():
+            total = self.evidence.grants.get((shard, sku), 0)
+            if sold != held[shard, sku] or not sold <= granted <= total:
+                yield f"shard {shard}, {sku}: holds {held[shard, sku]}, sold {sold}, granted {granted} of {total}"
+        for sku, (stock, granted) in self.evidence.ledger.items():
+            together = sum(total for (_, name), total in self.evidence.grants.items() if name == sku)
+            if granted != together or granted > stock:
+                yield f"{sku}: granted {granted} of {stock}, the shards were granted {together}"
+
+    def purchases(self) -> Iterator[str]:
+        """What counts against a user's limit is what the user holds, and no more than the limit."""
+        held: Counter[tuple[UUID, str]] = Counter()
+        for row in self.evidence.rows:
+            if row.status in _HELD:
+                for sku, quantity in row.lines:
+                    held[row.user_id, sku] += quantity
+        limits = {item.sku: item.per_user_limit for item in self.evidence.definition.items}
+        if over := [f"{user}, {sku}: {units}" for (user, sku), units in held.items() if 0 < limits.get(sku, 0) < units]:
+            yield f"{len(over)} users hold more than they may: {_some(over)}"
+        counted = Counter(self.evidence.purchases)
+        wrong = [place for place in held.keys() | counted.keys() if held[place] != counted[place]]
+        if texts := [f"{user}, {sku}: {counted[user, sku]} of {held[user, sku]}" for user, sku in wrong]:
+            yield f"{len(texts)} purchase counters are not what users hold: {_some(sorted(texts))}"
+
+    def _held(self) -> Counter[str]:
+        held: Counter[str] = Counter()
+        for (_, sku), units in self._held_by_shard().items():
+            held[sku] += units
+        return held
+
+    def _held_by_shard(self) -> Counter[tuple[int, str]]:
+        held: Counter[tuple[int, str]] = Counter()
+        for row in self.evidence.rows:
+            if row.status in _HELD:
+                for sku, quantity in row.lines:
+                    held[row.shard, sku] += quantity
+        return held
+
+    # B
+
+    def stored_once(self) -> Iterator[str]:
+        """Every 202 has one row, in the shard that its id names, as it was ordered."""
+        missing, repeated, different = [], [], []
+        for request in self.asked.values():
+            for order_id in request.order_ids:
+                rows = self.rows_by_id.get(order_id, [])
+                if not rows and not self.expected.lost_orders:
+                    missing.append(str(order_id))
+                if len(rows) > 1:
+                    repeated.append(str(order_id))
+                for row in rows:
+                    right = (request.user_id, request.key, request.lines, self.cluster.shard_of_order(order_id))
+                    if (row.user_id, row.key, row.lines, row.shard) != right:
+                        different.append(str(order_id))
+        if missing:
+            yield f"{len(missing)} accepted orders are not stored: {_some(missing)}"
+        if repeated:
+            yield f"{len(repeated)} orders are stored more than once: {_some(repeated)}"
+        if different:
+            yield f"{len(different)} orders are stored as something else than was ordered: {_some(different)}"
+
+    def as_told(self) -> Iterator[str]:
+        """Each 2xx tells the order as it was asked for, at the sale's prices, and as it is stored."""
+        definition = self.evidence.definition
+        prices = {item.sku: item.unit_price_minor for item in definition.items}
+        wrong = []
+        for request in self.asked.values():
+            lines = tuple((sku, quantity, prices.get(sku)) for sku, quantity in request.lines)
+            total = sum(quantity * (price or 0) for _, quantity, price in lines)
+            answers = [(a, "reserved") for a in request.attempts] + [(a, "cancelled") for a in request.cancels]
+            for attempt, status in answers:
+                if (told := attempt.told) is None:
+                    continue
+                right = (definition.sale_id, status, lines, total, definition.currency, definition.hold_ms)
+                hold_ms = told.expires_at_ms - told.reserved_at_ms
+                said = (told.sale_id, told.status, told.lines, told.total_minor, told.currency, hold_ms)
+                rows = self.rows_by_id.get(attempt.order_id, []) if attempt.order_id is not None else []
+                stored = [
+                    (row.prices_minor, row.total_minor, row.currency, row.reserved_at_ms, row.expires_at_ms)
+                    for row in rows
+                ]
+                times = (told.reserved_at_ms, told.expires_at_ms)
+                kept = (tuple(price for _, _, price in lines), total, definition.currency, *times)
+                if said != right or any(other != kept for other in stored):
+                    wrong.append(f"{attempt.order_id} ({request.key})")
+        if wrong:
+            yield f"{len(wrong)} answers tell another order than was asked for or stored: {_some(wrong)}"
+
+    def unasked(self) -> Iterator[str]:
+        """What is stored was asked for; what was refused is stored nowhere."""
+        unasked, refused = [], []
+        stored = {(row.user_id, row.key): row.order_id for row in self.evidence.rows}
+        stored.update(self.evidence.records)
+        for place, order_id in stored.items():
+            request = self.asked.get(place)
+            if request is None:
+                unasked.append(str(order_id))
+            elif request.ending is Ending.REFUSED:
+                refused.append(f"{order_id} ({request.attempts[-1].code})")
+        if unasked:
+            yield f"{len(unasked)} orders are stored that nobody asked for: {_some(unasked)}"
+        if refused:
+            yield f"{len(refused)} refused orders are stored: {_some(refused)}"
+
+    def versions(self) -> Iterator[str]:
+        """Rows have all their versions, each in a place of its own, and Redis the same newest one."""
+        known = defaultdict(set)
+        places: Counter[tuple[int, int]] = Counter()
+        for order_id, version, lane, lane_seq in self.evidence.transitions:
+            known[order_id].add(version)
+            places[lane, lane_seq] += 1
+        # A lane that went back gives numbers again until the watch closes it.
+        if not self.expected.lost_orders and (
+            doubled := [f"{lane}/{seq}" for (lane, seq), count in places.items() if count > 1]
+        ):
+            yield f"{len(doubled)} places of lanes are taken twice: {_some(doubled)}"
+        if gaps := [str(r.order_id) for r in self.evidence.rows if known[r.order_id] != set(range(1, r.version + 1))]:
+            yield f"{len(gaps)} orders lack a version: {_some(gaps)}"
+        behind = []
+        for row in self.evidence.rows:
+            entry = self.evidence.orders.get(row.order_id)
+            if entry is None or (entry.version, int(entry.status)) != (row.version, row.status):
+                behind.append(str(row.order_id))
+        if behind:
+            yield f"{len(behind)} orders are another version in Redis than in the shard: {_some(behind)}"
+        lost = [str(order_id) for order_id in self.evidence.orders if order_id not in self.rows_by_id]
+        if lost:
+            yield f"{len(lost)} orders are in Redis and in no shard: {_some(lost)}"
+
+    def places(self) -> Iterator[str]:
+        """Every place that a lane gave is stored or dead-lettered."""
+        if self.expected.lost_orders:
+            return
+        for lane, (newest, known) in self.evidence.places.items():
+            lost = [f"{lane}/{seq}" for seq in range(1, newest + 1) if seq not in known]
+            if lost:
+                yield f"{len(lost)} places of lane {lane} are stored nowhere: {_some(lost)}"
+
+    def certain(self) -> Iterator[str]:
+        """Repeating with the same key made every outcome certain."""
+        left = [request.key for request in self.history.requests if request.ending is Ending.UNKNOWN]
+        if left:
+            yield f"{len(left)} outcomes stayed unknown: {_some(left)}"
+        if self.evidence.dead_letters != self.expected.dead_letters:
+            yield f"{self.evidence.dead_letters} dead letters, {self.expected.dead_letters} were planted"
+
+    # C
+
+    def same_order(self) -> Iterator[str]:
+        """One key, one order, told in the same words; other lines under the key are refused."""
+        several, reworded, misused, doubled = [], [], [], []
+        for request in self.history.requests:
+            if self._is_lost(request):
+                continue  # its key is free again
+            good = [attempt for attempt in request.attempts if attempt.ending is Ending.OK]
+            if request.misuse:
+                misused += [request.key] * bool(good)
+                continue
+            several += [request.key] * (len(request.order_ids) > 1)
+            reworded += [request.key] * (len({attempt.body_hash for attempt in good}) > 1)
+            doubled += [request.key] * (sum(not attempt.replayed for attempt in good) > 1)
+        if several:
+            yield f"{len(several)} keys were answered with several orders: {_some(several)}"
+        if reworded:
+            yield f"{len(reworded)} repeated requests got another answer: {_some(reworded)}"
+        if misused:
+            yield f"{len(misused)} keys were accepted with other lines: {_some(misused)}"
+        if doubled:
+            yield f"{len(doubled)} keys were answered as new more than once: {_some(doubled)}"
+        told: Counter[UUID] = Counter(order_id for request in self.asked.values() for order_id in request.order_ids)
+        if shared := [str(order_id) for order_id, count in told.items() if count > 1]:
+            yield f"{len(shared)} orders answer several keys: {_some(shared)}"
+
+    def _is_lost(self, request: OrderRequest) -> bool:
+        """Whether Redis lost an order of the request's key with its disk, before it was stored."""
+        first = self.asked.get((request.user_id, request.key), request)
+        return self.expected.lost_orders and any(order_id not in self.rows_by_id for order_id in first.order_ids)
+
+    def records(self) -> Iterator[str]:
+        """One row a key, and an apply-once record that names it: else a repeated request makes a second order."""
+        for (user_id, key), rows in self.rows_by_key.items():
+            if len(rows) > 1:
+                yield f"key {key} of user {user_id} has {len(rows)} rows"
+        other = []
+        for place, order_id in self.evidence.records.items():
+            request = self.asked.get(place)
+            if request is not None and request.order_ids not in (set(), {order_id}) and not self._is_lost(request):
+                other.append(place[1])
+        if other:
+            yield f"{len(other)} apply-once records name another order than was answered: {_some(other)}"
+        if unnamed := [
+            r.key for r in self.evidence.rows if self.evidence.records.get((r.user_id, r.key)) != r.order_id
+        ]:
+            yield f"{len(unnamed)} stored orders have no apply-once record that names them: {_some(unnamed)}"
+
+    def cancellations(self) -> Iterator[str]:
+        """A cancellation that was confirmed is stored; one that nobody asked for did not happen."""
+        wrong = []
+        for request in self.asked.values():
+            for order_id in request.order_ids:
+                for row in self.rows_by_id.get(order_id, []):
+                    cancelled = row.status == OrderStatus.CANCELLED
+                    if cancelled == (request.cancel_ending is Ending.OK) or request.cancel_ending is Ending.UNKNOWN:
+                        continue
+                    if not cancelled and row.version == 1 and self.expected.lost_orders:
+                        continue  # like an order that was not stored yet, its cancellation is gone
+                    wrong.append(str(order_id))
+        if wrong:
+            yield f"{len(wrong)} orders are cancelled or not against what was answered: {_some(wrong)}"
+
+    # D
+
+    def told(self) -> Iterator[str]:
+        """At least one event for each version, telling what is stored; the same id, the same bytes."""
+        seen = defaultdict(set)
+        named = defaultdict(set)
+        wrong = []
+        for event in self.evidence.events:
+            named[event.event_id].add((event.order_id, event.version))
+            wrong += [event.event_id for row in self.rows_by_id.get(event.order_id, []) if not _tells(event, row)]
+            seen[event.order_id, event.version].add((event.event_id, event.digest))
+        stored = {(order_id, version) for order_id, version, _, _ in self.evidence.transitions}
+        # A Redis that loses its disk loses the event log that the embedded stack keeps there, too.
+        retained = set() if self.expected.forgotten_events else stored
+        if untold := [f"{order_id}:{version}" for order_id, version in retained - seen.keys()]:
+            yield f"{len(untold)} versions were never told: {_some(sorted(untold))}"
+        if invented := [f"{order_id}:{version}" for order_id, version in seen.keys() - stored]:
+            yield f"{len(invented)} events tell of versions that are not stored: {_some(sorted(invented))}"
+        if changed := [str(order_id) for (order_id, _), told in seen.items() if len(told) > 1]:
+            yield f"{len(changed)} events were told again in other words: {_some(changed)}"
+        if shared := [event_id for event_id, versions in named.items() if len(versions) > 1]:
+            yield f"{len(shared)} ids of events stand for several versions: {_some(sorted(shared))}"
+        if wrong:
+            yield f"{len(wrong)} events tell another order than is stored: {_some(sorted(wrong))}"
+        if self.evidence.outbox:
+            yield f"{self.evidence.outbox} rows stayed in the outbox"
+
+    # E
+
+    def typed(self) -> Iterator[str]:
+        """Answers are 2xx or a problem with its own status; connections end only where the fault ends them."""
+        # An edge that is stopped may owe an answer; one that it gives is typed.
+        faulty = [a for a in self.history.attempts() if a.fault and (a.status or not self.history.excused(a))]
+        if faulty:
+            kinds = Counter(attempt.fault for attempt in faulty)
+            yield f"{len(faulty)} answers are not as promised: {_some([f'{c} x {t}' for t, c in kinds.most_common()])}"
+        if self.expected.broken_connections:
+            return
+        broken = [a for a in self.history.attempts() if a.code.startswith("broken") and not self.history.excused(a)]
+        if broken:
+            kinds = Counter(attempt.code for attempt in broken)
+            yield f"{len(broken)} requests failed: {_some([f'{c} x {t}' for t, c in kinds.most_common()])}"
+
+    def in_time(self) -> Iterator[str]:
+        """No answer comes past the deadline, as far as the client itself was on time."""
+        late = [attempt for attempt in self.history.attempts() if self._is_late(attempt)]
+        if late:
+            worst = max(attempt.returned_at - attempt.invoked_at for attempt in late)
+            yield f"{len(late)} answers came past the deadline of {self.expected.deadline_s:.1f} s, one after {worst:.1f} s"
+
+    def _is_late(self, attempt: Attempt) -> bool:
+        took_s = attempt.returned_at - attempt.invoked_at - attempt.lag_s
+        return took_s > self.expected.deadline_s + LATE_S_MAX and not self.history.excused(attempt)

@@ -1,0 +1,196 @@
+"""The crowd: buyers who order at a steady pace, repeat what they have no answer to, and remember everything.
+
+Closed loop with a pause between two orders, far below what the edge can take, so that its rate tells whether the edge is
+well. Drawn from a seed: who orders what, who orders twice at once, repeats, misuses a key, cancels, or gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from faults.history import Attempt, Ending, History, Lines, OrderRequest
+from faults.wire import LATER, Wire, order_request
+
+HEARTBEAT_S = 0.05
+BUCKET_S = 0.5  # of the goodput's timeline
+RESOLVE_S_MAX = 30.0
+RETRY_S = 0.1
+GIVE_UP_SHARE = 0.3  # of those who were only told to come later
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Shares of orders that are followed by something else, and the pace.
+
+    The pause is long against an answer's time: whether the crowd is served as before must not hang on what else the
+    machine does.
+    """
+
+    twin: float = 0.06  # the same request at once on another connection
+    again: float = 0.05  # the same request once more, after its answer
+    misuse: float = 0.03  # the same key with other lines
+    cancel: float = 0.06
+    buyers: int = 40
+    pause_s: float = 0.12
+
+
+@dataclass(slots=True)
+class Crowd:
+    """Buyers at one sale. `tokens` by user id. `urls`: edges, buyers spread evenly over them; may change."""
+
+    urls: list[str]
+    history: History
+    tokens: dict[UUID, str]
+    skus: Sequence[str]
+    rng: random.Random
+    habits: Habits = field(default_factory=Habits)
+    answered: list[float] = field(default_factory=list)  # when definite answers came
+    lag_s: float = 0.0
+    _going: bool = True
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _users: list[UUID] = field(default_factory=list)
+    _made: int = 0
+
+    def start(self) -> None:
+        """Begin to buy. Call within a running loop."""
+        self._users = list(self.tokens)
+        self._tasks = [asyncio.create_task(self._feel_lag())]
+        for number in range(self.habits.buyers):
+            rng = random.Random(self.rng.random())  # noqa: S311 - chance that can be repeated
+            self._tasks.append(
+                asyncio.create_task(self._buy(Wire(self.urls, number), Wire(self.urls, number + 1), rng))
+            )
+
+    def per_s(self, since: float, until: float) -> float:
+        """Definite answers a second."""
+        return sum(since <= at < until for at in self.answered) / max(1e-9, until - since)
+
+    def new_wire(self) -> Wire:
+        """Another connection to the crowd's edges."""
+        return Wire(self.urls, self.rng.randrange(len(self.urls)))
+
+    def note_order(self, user_id: UUID, token: str, key: str, lines: Lines, attempt: Attempt) -> None:
+        """Enter an attempt at an order that was made elsewhere."""
+        self.tokens[user_id] = token
+        self.history.requests.append(OrderRequest(user_id, key, lines, [attempt]))
+
+    async def stop(self) -> None:
+        """No new orders; what is open gets its answer or stays unknown."""
+        self._going = False
+        await asyncio.gather(*self._tasks)
+
+    async def resolve(self) -> int:
+        """Ask again, with the same key, for every outcome that is not certain. How many stayed uncertain.
+
+        Call when all is quiet: no attempt is on its way any more.
+        """
+        deadline = time.monotonic() + RESOLVE_S_MAX
+        wire = Wire(self.urls)
+        open_requests = [request for request in self.history.requests if _is_open(request)]
+        left = 0
+        for request in open_requests:
+            while _is_open(request) and time.monotonic() < deadline:
+                attempt = await self.ask(wire, request)
+                attempt.settled = attempt.ending is not Ending.UNKNOWN and attempt.code not in {*LATER, "rate_limited"}
+                if not attempt.settled:
+                    await asyncio.sleep(RETRY_S)
+            left += _is_open(request)
+        for request in self.history.requests:
+            while request.cancel_ending is Ending.UNKNOWN and time.monotonic() < deadline:
+                attempt = await self._cancel(wire, request)
+                attempt.settled = attempt.ending is not Ending.UNKNOWN and attempt.code not in LATER
+            left += request.cancel_ending is Ending.UNKNOWN
+        wire.close()
+        return left
+
+    async def _feel_lag(self) -> None:
+        """How late this loop runs: an answer that waited for us is not the edge's fault."""
+        while self._going:
+            before = time.monotonic()
+            await asyncio.sleep(HEARTBEAT_S)
+            self.lag_s = max(time.monotonic() - before - HEARTBEAT_S, self.lag_s * 0.9)
+
+    async def _buy(self, wire: Wire, second: Wire, rng: random.Random) -> None:
+        await asyncio.sleep(rng.uniform(0, self.habits.pause_s))
+        while self._going:
+            await self._order(wire, second, rng)
+            await asyncio.sleep(rng.uniform(0.5, 1.5) * self.habits.pause_s)
+        wire.close()
+        second.close()
+
+    async def _order(self, wire: Wire, second: Wire, rng: random.Random) -> None:
+        habits = self.habits
+        request = self._new_request(rng)
+        await self._insist(wire, request, rng, twin=second if rng.random() < habits.twin else None)
+        if request.ending is not Ending.OK:
+            return
+        if rng.random() < habits.again:
+            await self.ask(second, request)
+        if rng.random() < habits.misuse:
+            other = tuple((sku, quantity + 1) for sku, quantity in request.lines)
+            misuse = OrderRequest(request.user_id, request.key, other, misuse=True)
+            self.history.requests.append(misuse)
+            await self.ask(second, misuse)
+        if rng.random() < habits.cancel:
+            await self._cancel(wire, request)
+
+    def _new_request(self, rng: random.Random) -> OrderRequest:
+        user = rng.choice(self._users)
+        count = 2 if len(self.skus) > 1 and rng.random() < 0.15 else 1
+        lines: Lines = tuple((sku, rng.choice((1, 1, 1, 2))) for sku in rng.sample(self.skus, count))
+        self._made += 1
+        request = OrderRequest(user, f"k{self._made}-{rng.getrandbits(32):x}", lines)
+        self.history.requests.append(request)
+        return request
+
+    async def _insist(self, wire: Wire, request: OrderRequest, rng: random.Random, *, twin: Wire | None) -> None:
+        """Until there is a definite answer, the buyer gives up (only when told to come later), or the crowd ends."""
+        while True:
+            if twin is not None:
+                await asyncio.gather(self.ask(wire, request), self.ask(twin, request))
+                twin = None
+            else:
+                await self.ask(wire, request)
+            last = request.attempts[-1]
+            if request.ending is Ending.OK or (last.ending is Ending.REFUSED and last.code not in LATER):
+                self.answered.append(time.monotonic())
+                return
+            if not self._going:
+                return
+            if last.ending is Ending.REFUSED and rng.random() < GIVE_UP_SHARE:
+                return
+            await asyncio.sleep(rng.uniform(0.5, 1.5) * RETRY_S)
+
+    async def ask(self, wire: Wire, request: OrderRequest) -> Attempt:
+        """One attempt at an order, noted in it."""
+        body = json.dumps({"items": [{"sku": sku, "quantity": quantity} for sku, quantity in request.lines]}).encode()
+        path = f"/v1/sales/{self.history.sale_id}/orders"
+        token = self.tokens[request.user_id]
+        return await self._note(wire, request.attempts, path, token=token, key=request.key, body=body)
+
+    async def _cancel(self, wire: Wire, request: OrderRequest) -> Attempt:
+        (order_id, *_) = request.order_ids
+        path = f"/v1/orders/{order_id}/cancel"
+        return await self._note(wire, request.cancels, path, token=self.tokens[request.user_id], key=None, body=b"")
+
+    async def _note(
+        self, wire: Wire, attempts: list[Attempt], path: str, *, token: str, key: str | None, body: bytes
+    ) -> Attempt:
+        """Ask, and enter the attempt when it has ended."""
+        attempt = await wire.ask(order_request(wire.host, path, token=token, key=key, body=body))
+        attempt.lag_s = self.lag_s
+        attempts.append(attempt)
+        return attempt
+
+
+def _is_open(request: OrderRequest) -> bool:
+    """Whether only another attempt can tell: no OK, and some attempt may have been done."""
+    if request.ending is Ending.OK or any(attempt.settled for attempt in request.attempts):
+        return False
+    return not request.attempts or any(attempt.ending is Ending.UNKNOWN for attempt in request.attempts)

@@ -1,0 +1,168 @@
+"""Faults of the reservation Redis's disk: a torn tail, a full disk, a lost one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from devstack.servers import RedisServer
+from devstack.state import PROJECT, overrule
+from faults.checker import Expectations
+from faults.drill import Drill
+from faults.history import Ending
+from faults.redis_faults import LIMITED
+from faults.scenario import Fault, Needs, NotFired
+
+FULL_S = 3.0
+REFUSED_S = 2.5  # a watch closes what went back within half a second; the last second is looked at
+GONE_BACK_S = 2.0
+ASKED_AGAIN = 50
+REBUILD_S_MAX = 90
+_AWAY = frozenset({"overloaded", "dependency_unavailable", "outcome_unknown"})  # how orders are answered without Redis
+_TORN = b"*3\r\n$3\r\nSET\r\n$4\r\ntorn\r\n$20\r\nhalf"
+
+
+def _data(drill: Drill) -> Path:
+    return drill.stage.small_disk or drill.stage.folder.data / "redis"
+
+
+@asynccontextmanager
+async def _redis_down(drill: Drill) -> AsyncIterator[int]:
+    """Redis is killed, and stays dead while the block runs: the supervisor is stopped meanwhile. Gives the old pid."""
+    stage = drill.stage
+    supervisor, redis = stage.stack.supervisor, stage.pid("redis")
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        os.kill(redis, signal.SIGKILL)
+        await asyncio.sleep(0.2)  # its files are closed
+        yield redis
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
+async def tear_tail(drill: Drill) -> str:
+    """The last write of the append-only file is incomplete, as after a power cut."""
+    log = RedisServer(_data(drill), port=0).log
+    read_before = log.stat().st_size  # a kill of an earlier drill may have torn a tail as well
+    async with _redis_down(drill) as old:
+        newest = max((_data(drill) / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+        with newest.open("ab") as file:
+            file.write(_TORN)
+    await drill.stage.replaced("redis", old)
+    if b"truncat" not in log.read_bytes()[read_before:].lower():
+        raise NotFired("Redis did not find the torn tail")
+    return "half a command stood at the end of the append-only file; Redis cut it off when it loaded"
+
+
+async def fill_disk(drill: Drill) -> str:
+    """Nothing more can be written where the append-only file is."""
+    stage, old = drill.stage, drill.stage.pid("redis")
+    ballast = _data(drill) / "ballast"
+    began = time.monotonic()
+    try:
+        with ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(64 * 1024))
+    except OSError:
+        pass  # the disk is full: that was wanted
+    try:
+        await asyncio.sleep(FULL_S)
+        met = sum(a.returned_at > began and a.code in _AWAY for a in drill.crowd.history.attempts())
+    finally:
+        ballast.unlink()
+    new = await stage.replaced("redis", old)
+    if not met:
+        raise NotFired("no order met the full disk")
+    return f"Redis ended by its write error (pid {old} became {new}); {met} attempts met it"
+
+
+async def wipe(drill: Drill) -> str:
+    """Redis loses its whole disk in mid-sale; the sale stays closed until it is rebuilt."""
+    async with _redis_down(drill) as old:
+        shutil.rmtree(_data(drill) / "appendonlydir")
+    await drill.stage.replaced("redis", old)
+    return await _closed_until_rebuilt(drill)
+
+
+async def go_back(drill: Drill) -> str:
+    """Redis comes back with the append-only file of two seconds ago, as from a copy that somebody kept."""
+    files = _data(drill) / "appendonlydir"
+    copy = files.with_name("appendonlydir-kept")
+    await asyncio.to_thread(shutil.copytree, files, copy)
+    await asyncio.sleep(GONE_BACK_S)
+    async with _redis_down(drill) as old:
+        shutil.rmtree(files)
+        copy.rename(files)
+    await drill.stage.replaced("redis", old)
+    return await _closed_until_rebuilt(drill)
+
+
+async def _closed_until_rebuilt(drill: Drill) -> str:
+    stage = drill.stage
+    await asyncio.sleep(REFUSED_S)
+    since = [a for a in drill.crowd.history.attempts() if a.returned_at > time.monotonic() - 1.0]
+    if not since:
+        raise NotFired("nobody asked for an order from the lost sale")
+    codes = {attempt.code or str(attempt.status) for attempt in since}
+    if any(attempt.status == 202 for attempt in since):
+        drill.fail("A", f"orders are taken from a Redis that lost its data: {sorted(codes)}")
+    if "sale_not_found" in codes:
+        drill.fail("E", "a sale that Redis lost was answered as one that never was")
+    argv = [sys.executable, "-m", "ops.cli", "rebuild", "--sale", str(drill.sale_id)]
+    argv += ["--state-dir", str(stage.folder.path)]
+    done = await asyncio.to_thread(
+        subprocess.run, argv, cwd=PROJECT, env=overrule(os.environ, {}), capture_output=True, text=True,
+        timeout=REBUILD_S_MAX, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise NotFired(f"the rebuild failed: {done.stdout[-300:]} {done.stderr[-300:]}")
+    again = await _ask_again(drill)
+    return (
+        f"refused as {sorted(codes)} until `flashsale rebuild` reopened the sale: {done.stdout.strip().splitlines()[0]}; "
+        f"{again} old keys got their orders again"
+    )
+
+
+async def _ask_again(drill: Drill) -> int:
+    """Repeat the oldest orders, which were stored before the loss, with their keys; how many were replays. The checker
+    compares the answers with the first ones."""
+    wanted = [request for request in drill.crowd.history.requests if request.ending is Ending.OK and not request.misuse]
+    wire = drill.crowd.new_wire()
+    answers = [await drill.crowd.ask(wire, request) for request in wanted[:ASKED_AGAIN]]
+    wire.close()
+    if not (replays := sum(attempt.replayed for attempt in answers)):
+        raise NotFired("no old key got its order again")
+    return replays
+
+
+_LOSS = Expectations(forgotten_events=True, lost_orders=True)
+FAULTS = [
+    Fault(
+        "aof-torn-tail", "the append-only file ends in half a command, as after a power cut",
+        "what is torn was never answered; all else is there", tear_tail,
+    ),
+    Fault(
+        "aof-disk-full", "the disk of the append-only file is full for 3 s",
+        "Redis ends rather than answer what it could not write; it comes back with the space", fill_disk,
+        needs=Needs(small_disk=True),
+    ),
+    Fault(
+        "redis-wiped-mid-sale", "Redis loses its whole disk in mid-sale",
+        "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; what was accepted and not "
+        "stored is lost, as documented", wipe, needs=Needs(own="redis-wiped"),
+        sale=LIMITED, allowed=_LOSS,
+    ),
+    Fault(
+        "redis-went-back", "Redis comes back with the append-only file of 2 s ago",
+        "its sales are closed within half a second, and rebuilt; no unit is sold twice; what was accepted and not stored "
+        "is lost, as documented", go_back, needs=Needs(own="redis-went-back"), allowed=_LOSS,
+    ),
+]  # fmt: skip

@@ -1,0 +1,249 @@
+"""One fault from beginning to end: a fresh sale, a crowd, the fault, healing, quiet, and the comparison.
+
+crowd buys for a while -> the fault -> it is undone or ends by itself -> crowd buys until it is served as before (F)
+-> crowd stops -> backlogs drain (F) -> uncertain outcomes are asked for again -> evidence is compared (A-E)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from redis.exceptions import RedisError
+
+from domain.topology import Topology
+from faults.checker import Finding, check
+from faults.crowd import Crowd, Habits
+from faults.evidence import backlog, dead_letters, gather, read_counters
+from faults.history import Ending, History
+from faults.scenario import Fault, NotFired, NotHere
+from faults.stage import Stage
+from ops.shop import Shop
+from runtime.process.settings import load_settings
+
+STEADY_S = 2.0
+HEAL_S_MAX = 10.0
+HEAL_LOOK_S = 1.0
+HEAL_SHARE = 0.9
+DRAIN_S_MAX = 60.0
+GOES_ON_SHARE = (
+    0.5  # of its pace, beside a fault that should not stop it: a machine that is busy with the fault as well
+)
+LONG_HOLD_S = 60  # a shorter hold ends while the drill runs
+COLLECT_S_MAX = 40.0
+INVARIANTS = "ABCDEF"
+
+
+@dataclass(slots=True)
+class Result:
+    """What a drill showed. `proof` says how the fault is known to have fired; empty findings mean that it is green."""
+
+    name: str
+    seed: int
+    proof: str = ""
+    skipped: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    requests: int = 0
+    accepted: int = 0
+    refused: int = 0
+    unknown_attempts: int = 0
+    healed_s: float | None = None
+    drained_s: float | None = None
+    took_s: float = 0.0
+
+    @property
+    def is_green(self) -> bool:
+        """Fired, and every promise kept."""
+        return not self.findings and bool(self.proof) and not self.skipped
+
+    def as_document(self) -> dict[str, Any]:
+        """For `--json`."""
+        broken = {finding.invariant for finding in self.findings}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "verdict": "skipped" if self.skipped else "green" if self.is_green else "red",
+            "reason": self.skipped,
+            "proof": self.proof,
+            "invariants": {} if self.skipped else {letter: letter not in broken for letter in INVARIANTS},
+            "findings": [f"{finding.invariant}: {finding.text}" for finding in self.findings],
+            "requests": self.requests,
+            "accepted": self.accepted,
+            "refused": self.refused,
+            "unknown_attempts": self.unknown_attempts,
+            "healed_s": self.healed_s,
+            "drained_s": self.drained_s,
+            "took_s": round(self.took_s, 1),
+        }
+
+
+@dataclass(slots=True)
+class Drill:
+    """What an `act` gets: the stage, the crowd that is buying, the sale, and its own source of chance."""
+
+    stage: Stage
+    crowd: Crowd
+    rng: random.Random
+    sale_id: UUID
+    skus: list[str]
+    cluster: Topology
+    say: Callable[[str], None]
+    findings: list[Finding] = field(default_factory=list)
+
+    def fail(self, invariant: str, text: str) -> None:
+        """A promise that the act itself saw broken."""
+        self.findings.append(Finding(invariant, text))
+
+    def pace(self) -> float:
+        """Definite answers a second, now."""
+        return self.crowd.per_s(time.monotonic() - 1.0, time.monotonic())
+
+    def goes_on(self, since: float, before_per_s: float, *, share: float = GOES_ON_SHARE) -> float:
+        """The crowd's pace since the harm began; a finding if it starved meanwhile."""
+        now_per_s = self.crowd.per_s(since, time.monotonic())
+        if now_per_s < share * before_per_s:
+            self.fail("F", f"the crowd got {now_per_s:.0f} answers/s beside the fault, {before_per_s:.0f}/s before it")
+        return now_per_s
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The sale's."""
+        return self.cluster.lanes_of_sale(self.sale_id, count=1)
+
+    def silence(self, since: float) -> None:
+        """The edge itself was stopped or gone from `since` until now: nobody could answer."""
+        self.crowd.history.silences.append((since, time.monotonic()))
+
+    async def pause(self, low_s: float, high_s: float) -> None:
+        """A moment of random length."""
+        await asyncio.sleep(self.rng.uniform(low_s, high_s))
+
+
+def run_drill(
+    fault: Fault, stage: Stage, *, seed: int, say: Callable[[str], None], seconds: float = STEADY_S
+) -> Result:
+    """Run one fault on a stage; `seconds` is how long the crowd buys before it. Never raises for what a fault causes."""
+    began = time.monotonic()
+    result = Result(fault.name, seed)
+    try:
+        asyncio.run(_drill(fault, stage, result, say, seconds))
+    except NotHere as reason:
+        result.skipped = str(reason)
+    except NotFired as reason:
+        result.findings.append(Finding("F", f"the fault did not fire, or the stack did not come back: {reason}"))
+    except Exception as error:  # one drill that cannot go on must not end the others
+        where = "".join(traceback.format_exception(error)[-3:]).strip()
+        result.findings.append(Finding("F", f"the drill could not go on: {where}"))
+    finally:
+        stage.calm()
+    result.took_s = time.monotonic() - began
+    return result
+
+
+async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str], None], seconds: float) -> None:
+    rng = random.Random(f"{fault.name}:{result.seed}")  # noqa: S311 - chance that can be repeated
+    cluster = load_settings().topology
+    letters_before = await dead_letters(stage.stack)
+    say(f"{fault.name}: a sale")
+    sale_id, skus = await asyncio.to_thread(_open_sale, fault, stage)
+    habits = Habits(cancel=fault.sale.cancel)
+    crowd = Crowd([stage.stack.edge_url], History(sale_id), dict(stage.users), skus, rng, habits)
+    drill = Drill(stage, crowd, rng, sale_id, skus, cluster, say)
+    crowd.start()
+    try:
+        say(f"{fault.name}: the crowd buys")
+        await asyncio.sleep(seconds)
+        before_per_s = crowd.per_s(time.monotonic() - seconds / 2, time.monotonic())
+        say(f"{fault.name}: {fault.about}")
+        stage.count_anew()
+        result.proof = await fault.act(drill)
+        stage.calm()
+        if fault.heals:
+            say(f"{fault.name}: healing")
+            result.healed_s = await _heal(crowd, before_per_s)
+    finally:
+        await crowd.stop()
+    result.findings += drill.findings
+    if fault.heals and result.healed_s is None:
+        result.findings.append(
+            Finding("F", f"goodput was not back to 90% of {before_per_s:.0f}/s within {HEAL_S_MAX:.0f} s")
+        )
+    say(f"{fault.name}: backlogs drain")
+    # What the crowd is not sure of may still be on its way to Redis; then it is asked for again, and drains as well.
+    first_drain_s = await _drain(stage, cluster)
+    if fault.sale.hold_s < LONG_HOLD_S and not await _collected(stage, sale_id, fault.sale.hold_s):
+        result.findings.append(Finding("F", f"holds were not collected within {COLLECT_S_MAX:.0f} s of their end"))
+    if await crowd.resolve():
+        say(f"{fault.name}: some outcomes stayed unknown")
+    if await _drain(stage, cluster) is not None:
+        result.drained_s = first_drain_s
+    if result.drained_s is None:
+        left = {name: count for name, count in (await backlog(stage.stack, cluster=cluster)).items() if count}
+        result.findings.append(Finding("F", f"backlogs did not drain within {DRAIN_S_MAX:.0f} s: {left}"))
+    say(f"{fault.name}: comparing")
+    evidence = await gather(stage.stack, sale_id, cluster=cluster, known_dead_letters=letters_before)
+    result.findings += check(crowd.history, evidence, cluster=cluster, expected=fault.allowed)
+    result.requests = len(crowd.history.requests)
+    result.accepted = sum(request.ending is Ending.OK for request in crowd.history.requests)
+    result.refused = sum(request.ending is Ending.REFUSED for request in crowd.history.requests)
+    result.unknown_attempts = sum(attempt.ending is Ending.UNKNOWN for attempt in crowd.history.attempts())
+    if not result.accepted:
+        result.findings.append(Finding("F", "nothing was sold at all"))
+
+
+def _open_sale(fault: Fault, stage: Stage) -> tuple[UUID, list[str]]:
+    stage.sales_made += 1
+    shop = Shop.log_in(stage.stack)  # each time: a token lives for minutes, a stage may for longer
+    skus = [f"FAULT-{stage.sales_made}-{letter}" for letter in "ABC"]
+    for sku in skus:
+        shop.create_product(sku=sku, name=sku, price_minor=1999)
+    stock = {skus[0]: fault.sale.scarce, skus[1]: fault.sale.plenty, skus[2]: fault.sale.plenty}
+    sale = shop.create_open_sale(
+        name=fault.name, stock=stock, price_minor=1999, hold_s=fault.sale.hold_s,
+        per_user_limit=fault.sale.per_user_limit,
+    )  # fmt: skip
+    return UUID(sale["id"]), skus
+
+
+async def _heal(crowd: Crowd, before_per_s: float) -> float | None:
+    """Seconds until the crowd is served as before; None if it never is."""
+    began = time.monotonic()
+    while (now := time.monotonic()) - began < HEAL_S_MAX + HEAL_LOOK_S:
+        await asyncio.sleep(0.1)
+        if now - began >= HEAL_LOOK_S and crowd.per_s(now - HEAL_LOOK_S, now) >= HEAL_SHARE * before_per_s:
+            return max(0.0, now - began - HEAL_LOOK_S)
+    return None
+
+
+async def _collected(stage: Stage, sale_id: UUID, hold_s: int) -> bool:
+    """Whether no hold of the sale is left, some time after the last one ended."""
+    deadline = time.monotonic() + hold_s + COLLECT_S_MAX
+    async with stage.redis() as redis:
+        while time.monotonic() < deadline:
+            evidence = await read_counters(redis, sale_id)
+            if not any(stock.reserved for stocks in evidence.values() for stock in stocks or ()):
+                return True
+            await asyncio.sleep(0.2)
+    return False
+
+
+async def _drain(stage: Stage, cluster: Topology) -> float | None:
+    """Seconds until nothing is on its way any more; None if that takes too long."""
+    began = time.monotonic()
+    quiet = 0
+    while time.monotonic() - began < DRAIN_S_MAX:
+        try:
+            quiet = 0 if any((await backlog(stage.stack, cluster=cluster)).values()) else quiet + 1
+        except (RedisError, psycopg.Error, OSError):
+            quiet = 0  # a server that is still coming back
+        if quiet == 2:  # twice in a row: what left one place may have been on its way to the next
+            return time.monotonic() - began
+        await asyncio.sleep(0.15)
+    return None

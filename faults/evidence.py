@@ -1,0 +1,271 @@
+"""What the system holds of one sale: Redis lanes and orders, shards, guard, event log, queues. Reads only, judges nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+import orjson
+import psycopg
+from redis.asyncio import Redis
+
+from devstack.state import Stack
+from domain import topology
+from domain.orders import OrderEntry, decode_value, unpack_key
+from domain.sales import SaleDefinition, Stock
+from runtime.event_log import EventLog, open_event_log
+from runtime.queue import open_queue
+from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
+from runtime.redis.client import redis_client
+
+SCAN_COUNT = 5000
+READ_AT_ONCE = 1000
+_ARRIVAL_BYTES = 7  # of a user's state, before its purchase counters: docs/redis-layout.md
+
+_ORDERS = """
+    SELECT
+        id, user_id, idempotency_key, status, version, lines, lane, total_minor, currency,
+        round(extract(epoch FROM reserved_at) * 1000)::bigint, round(extract(epoch FROM expires_at) * 1000)::bigint
+    FROM orders WHERE sale_id = %s
+"""
+_TRANSITIONS = """
+    SELECT t.order_id, t.version, t.lane, t.lane_seq
+    FROM order_transitions t JOIN orders o ON o.id = t.order_id WHERE o.sale_id = %s
+"""
+_QUOTA = "SELECT sku, granted, sold FROM quota WHERE sale_id = %s"
+_LEDGER = "SELECT sku, stock, granted FROM stock_ledger WHERE sale_id = %s"
+_GRANTS = "SELECT sku, shard, total FROM shard_grant WHERE sale_id = %s"
+# Of all sales: a lane's places are shared.
+_PLACES = """
+    SELECT lane_seq FROM order_transitions WHERE lane = %(lane)s UNION SELECT lane_seq FROM dead_lettered WHERE lane = %(lane)s
+"""
+_OUTBOX = "SELECT count(*) FROM outbox"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOrder:
+    """A row of `orders`; `lines` as pairs of SKU and quantity, `prices_minor` in the same order."""
+
+    shard: int
+    order_id: UUID
+    user_id: UUID
+    key: str
+    status: int
+    version: int
+    lines: tuple[tuple[str, int], ...]
+    lane: int
+    prices_minor: tuple[int, ...]
+    total_minor: int
+    currency: str
+    reserved_at_ms: int
+    expires_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A record of the event log about an order of the sale; `digest` of its bytes."""
+
+    event_id: str
+    order_id: UUID
+    version: int
+    digest: str
+    status: str
+    user_id: UUID
+    lines: tuple[tuple[str, int], ...]
+    total_minor: int
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Everything about one sale. `lanes` maps a lane to its counters by SKU index, None where it does not know the sale."""
+
+    definition: SaleDefinition
+    rows: list[StoredOrder] = field(default_factory=list)
+    transitions: list[tuple[UUID, int, int, int]] = field(default_factory=list)  # order, version, lane, lane_seq
+    quota: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (shard, SKU) -> granted, sold
+    ledger: dict[str, tuple[int, int]] = field(default_factory=dict)  # SKU -> stock, granted
+    grants: dict[tuple[int, str], int] = field(default_factory=dict)  # (shard, SKU) -> total
+    lanes: dict[int, list[Stock] | None] = field(default_factory=dict)
+    orders: dict[UUID, OrderEntry] = field(default_factory=dict)  # in Redis, by id
+    records: dict[tuple[UUID, str], UUID] = field(default_factory=dict)  # apply-once: (user, key) -> order
+    purchases: dict[tuple[UUID, str], int] = field(
+        default_factory=dict
+    )  # (user, SKU) -> units counted against the limit
+    places: dict[int, tuple[int, set[int]]] = field(
+        default_factory=dict
+    )  # lane -> newest, those stored or dead-lettered
+    events: list[Event] = field(default_factory=list)
+    outbox: int = 0
+    dead_letters: int = 0
+
+
+async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, known_dead_letters: int = 0) -> Evidence:
+    """Read all of it. Call when all is quiet: it is no snapshot."""
+    redis = redis_client(stack.redis_url)
+    log = open_event_log(stack.event_log_url)
+    try:
+        evidence = Evidence(await read_definition(redis, sale_id))
+        await _read_redis(redis, evidence, sale_id)
+        evidence.dead_letters = await _dead_letters(redis) - known_dead_letters
+        for shard, dsn in enumerate(stack.shard_dsns):
+            await _read_shard(dsn, shard, evidence, sale_id)
+            await _read_places(dsn, evidence)
+        await _read_poison(stack.queue_url, evidence)
+        await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
+        evidence.events = await _read_events(log, sale_id)
+    finally:
+        await log.close()
+        await redis.aclose()
+    assert cluster.shards == len(stack.shard_dsns)
+    return evidence
+
+
+async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]:
+    """What is still on its way: entries in lanes, messages in queues and waiting retries, outbox rows. All 0: quiet."""
+    counts: dict[str, int] = {}
+    redis = redis_client(stack.redis_url)
+    try:
+        for lane in range(cluster.lanes):
+            counts[f"lane {lane}"] = int(await redis.xlen(topology.lane_stream_key(lane)))
+        for shard in range(cluster.shards):
+            queue = topology.order_queue(shard)
+            counts[f"queue {shard}"] = int(await redis.xlen(f"queue:{{{queue}}}:stream"))
+            counts[f"retries {shard}"] = int(await redis.zcard(f"queue:{{{queue}}}:retry"))
+    finally:
+        await redis.aclose()
+    for shard, dsn in enumerate(stack.shard_dsns):
+        async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+            row = await (await connection.execute(_OUTBOX)).fetchone()
+            counts[f"outbox {shard}"] = int(row[0]) if row else 0
+    return counts
+
+
+async def dead_letters(stack: Stack) -> int:
+    """Dead letters of all queues."""
+    redis = redis_client(stack.redis_url)
+    try:
+        return await _dead_letters(redis)
+    finally:
+        await redis.aclose()
+
+
+async def _dead_letters(redis: Redis) -> int:
+    queues = cast(set[bytes], await redis.smembers("queue:dead"))
+    return sum([int(await redis.xlen(f"queue:{{{queue.decode()}}}:dead")) for queue in queues])
+
+
+async def read_definition(redis: Redis, sale_id: UUID) -> SaleDefinition:
+    """The sale as edges know it."""
+    return SaleDefinition.from_document(orjson.loads(cast(bytes, await redis.get(topology.sale_key(sale_id)))))
+
+
+async def read_counters(redis: Redis, sale_id: UUID) -> dict[int, list[Stock] | None]:
+    """Counters by SKU index for each lane of a sale, None for a lane that does not know it."""
+    definition = await read_definition(redis, sale_id)
+    fields = [topology.stock_field(sale_id, index) for index in range(len(definition.items))]
+    lanes: dict[int, list[Stock] | None] = {}
+    for lane in definition.lanes:
+        values = cast(list[bytes | None], await redis.hmget(topology.lane_state_key(lane), fields))
+        known = [Stock.unpack(value) for value in values if value is not None]
+        lanes[lane] = known if len(known) == len(fields) else None
+    return lanes
+
+
+async def _read_redis(redis: Redis, evidence: Evidence, sale_id: UUID) -> None:
+    evidence.lanes = await read_counters(redis, sale_id)
+    for lane in evidence.definition.lanes:
+        evidence.places[lane] = int(await cast(Any, redis.hget(topology.lane_state_key(lane), "seq")) or 0), set()
+        async for key in redis.scan_iter(topology.user_key_pattern(lane, sale_id), count=SCAN_COUNT):
+            user_id = topology.id_of_key(key)
+            fields_of_user = cast(dict[bytes, bytes], await redis.hgetall(key))
+            for name, record in fields_of_user.items():
+                if name != topology.USER_STATE_FIELD:
+                    evidence.records[user_id, unpack_key(name)] = UUID(bytes=record[:16])
+                    continue
+                for at in range(_ARRIVAL_BYTES, len(record), 3):
+                    sku = evidence.definition.items[record[at]].sku
+                    evidence.purchases[user_id, sku] = int.from_bytes(record[at + 1 : at + 3], "big")
+    wanted = sorted(set(evidence.records.values()))
+    for start in range(0, len(wanted), READ_AT_ONCE):
+        part = wanted[start : start + READ_AT_ONCE]
+        values = cast(list[bytes | None], await redis.mget([topology.order_key(order_id) for order_id in part]))
+        evidence.orders.update(
+            (order_id, decode_value(order_id, value))
+            for order_id, value in zip(part, values, strict=True)
+            if value is not None
+        )
+
+
+async def _read_shard(dsn: str, shard: int, evidence: Evidence, sale_id: UUID) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        for row in await _rows(connection, _ORDERS, sale_id):
+            order_id, user_id, key, status, version, lines, lane, *money_and_times = row
+            pairs = tuple((line["sku"], int(line["quantity"])) for line in lines)
+            prices = tuple(int(line["unit_price_minor"]) for line in lines)
+            evidence.rows.append(
+                StoredOrder(shard, order_id, user_id, key, status, version, pairs, lane, prices, *money_and_times)
+            )
+        evidence.transitions += [cast(Any, tuple(row)) for row in await _rows(connection, _TRANSITIONS, sale_id)]
+        for sku, granted, sold in await _rows(connection, _QUOTA, sale_id):
+            evidence.quota[shard, sku] = (granted, sold)
+        row = await (await connection.execute(_OUTBOX)).fetchone()
+        evidence.outbox += int(row[0]) if row else 0
+
+
+async def _read_places(dsn: str, evidence: Evidence) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        for lane, (_, places) in evidence.places.items():
+            places.update([seq async for (seq,) in await connection.execute(_PLACES, {"lane": lane})])
+
+
+async def _read_poison(url: str, evidence: Evidence) -> None:
+    """Places that the relay gave up, earlier drills' as well: shards are told of them by the reconciler, some time later."""
+    queue, cursor = open_queue(url), None
+    try:
+        while True:
+            letters, cursor = await queue.dead_letters.list(
+                topology.POISON_ENTRIES, cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
+            )
+            for letter in letters:
+                if (place := evidence.places.get(int(letter.headers["lane"]))) is not None:
+                    place[1].add(int(letter.headers["lane_seq"]))
+            if cursor is None:
+                return
+    finally:
+        await queue.close()
+
+
+async def _read_catalogue(dsn: str, evidence: Evidence, sale_id: UUID) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
+        evidence.ledger = {sku: (stock, granted) for sku, stock, granted in await _rows(connection, _LEDGER, sale_id)}
+        evidence.grants = {(shard, sku): total for sku, shard, total in await _rows(connection, _GRANTS, sale_id)}
+
+
+async def _rows(connection: psycopg.AsyncConnection[Any], query: str, sale_id: UUID) -> Sequence[Any]:
+    return await (await connection.execute(query.encode(), (sale_id,))).fetchall()
+
+
+async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
+    events = []
+    wanted = str(sale_id).encode()
+    for partition in range(topology.OUTBOX_PARTITIONS):
+        after: str | None = None
+        while records := await log.read(topology.TOPIC_ORDERS, partition, after=after, limit=READ_AT_ONCE):
+            after = records[-1].position
+            for record in records:
+                if wanted not in record.value:
+                    continue
+                event = orjson.loads(record.value)
+                data = event["data"]
+                events.append(
+                    Event(
+                        event["id"], UUID(data["order_id"]), int(event["version"]),
+                        hashlib.sha256(record.value).hexdigest(), event["type"].removeprefix("order."),
+                        UUID(data["user_id"]), tuple((line["sku"], line["quantity"]) for line in data["items"]),
+                        data["total_minor"],
+                    )
+                )  # fmt: skip
+    return events

@@ -1,0 +1,68 @@
+"""Staff's own process killed while it publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from functools import partial
+
+from faults.drill import Drill
+from faults.history import Ending
+from faults.proxy import Harm, Trap
+from faults.redis_faults import sprung
+from faults.scenario import Act, Fault, NotFired
+from faults.wire import Wire, order_request
+from ops.shop import Shop, ShopError
+
+
+def publish_killed(harm: Harm) -> Act:
+    """The backoffice dies at the step that loads a lane, before or after it is done."""
+
+    async def act(drill: Drill) -> str:
+        stage = drill.stage
+        shop = await asyncio.to_thread(Shop.log_in, stage.stack)
+        draft = await asyncio.to_thread(
+            partial(shop.create_draft_sale, name="Published", stock={drill.skus[1]: 100}, price_minor=1)
+        )
+        old = stage.pid("backoffice")
+        trap = Trap(harm, (b"EVAL", b":state"), action=partial(os.kill, old, signal.SIGKILL))
+        stage.proxy("backoffice").set_trap(trap)
+        try:
+            await asyncio.to_thread(shop.publish, draft["id"])
+        except ShopError:
+            pass  # the process died under it: that was wanted
+        else:
+            raise NotFired("publishing went through")
+        await sprung(drill, trap, "the backoffice came to the point")
+        await stage.replaced("backoffice", old)
+        shop = await asyncio.to_thread(Shop.log_in, stage.stack)
+        sale = await asyncio.to_thread(shop.publish, draft["id"])
+        wire = Wire(list(drill.crowd.urls))
+        user, token = drill.rng.choice(stage.users)
+        body = json.dumps({"items": [{"sku": drill.skus[1], "quantity": 1}]}).encode()
+        path = f"/v1/sales/{sale['id']}/orders"
+        attempt = await wire.ask(order_request(wire.host, path, token=token, key=f"{user}", body=body))
+        wire.close()
+        available = (await asyncio.to_thread(shop.report, sale["id"]))["items"][0]["available"]
+        if attempt.ending is not Ending.OK or sale["state"] != "open" or available != 99:
+            drill.fail(
+                "A",
+                f"after publishing again: {sale['state']}, order {attempt.code or attempt.status}, {available} left",
+            )
+        return f"pid {old} killed there; published again, it is open with its stock once"
+
+    return act
+
+
+FAULTS = [
+    Fault(
+        "backoffice-killed-before-load", "backoffice killed before it loads a lane",
+        "publishing again finishes it", publish_killed(Harm.BEFORE),
+    ),
+    Fault(
+        "backoffice-killed-after-load", "backoffice killed after it loaded a lane, without knowing it",
+        "publishing again finishes it; the stock is there once", publish_killed(Harm.AFTER),
+    ),
+]  # fmt: skip

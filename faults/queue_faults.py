@@ -1,0 +1,101 @@
+"""What a queue may do to its consumers: deliver twice, in another order, and things that nobody can read."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any, cast
+
+from domain.messages import encode_orders
+from domain.topology import lane_state_key, lane_stream_key, order_queue
+from faults.checker import Expectations
+from faults.drill import Drill
+from faults.scenario import Fault, NotFired
+
+STOPPED_S = 2.0
+POISON = 3
+# Takes the lane's next place as the reserving script does, so that the sequence stays without gaps.
+_PLANT = """
+local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
+if ARGV[1] == 'stream' then redis.call('XADD', KEYS[2], seq .. '-0', 'e', 'this is no order') end
+return seq
+"""
+
+
+def _stream(shard: int) -> str:
+    return f"queue:{{{order_queue(shard)}}}:stream"
+
+
+async def duplicate(drill: Drill) -> str:
+    """While the writer is stopped its queues fill; each message is put in twice more."""
+    return await _meddle(drill, in_reverse=False)
+
+
+async def reorder(drill: Drill) -> str:
+    """While the writer is stopped its queues fill; all messages are put behind one another in reverse."""
+    return await _meddle(drill, in_reverse=True)
+
+
+async def _meddle(drill: Drill, *, in_reverse: bool) -> str:
+    pid = drill.stage.pid("shard-writer-0")
+    count = 0
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(STOPPED_S)
+        async with drill.stage.redis() as redis:
+            for shard in range(drill.cluster.shards):
+                messages = cast(list[tuple[bytes, dict[Any, Any]]], await redis.xrange(_stream(shard)))
+                for _, fields in reversed(messages) if in_reverse else messages + messages:
+                    await redis.xadd(_stream(shard), fields)
+                    count += 1
+                if in_reverse and messages:
+                    await redis.xdel(_stream(shard), *(entry_id for entry_id, _ in messages))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    if not count:
+        raise NotFired("the queues were empty")
+    return f"{count} messages were {'put in reverse order' if in_reverse else 'put in again'}"
+
+
+async def poison_lane(drill: Drill) -> str:
+    """Entries that are no orders, in their place in the lane's stream."""
+    lane = drill.lanes[0]
+    seqs = []
+    async with drill.stage.redis() as redis:
+        for _ in range(POISON):
+            keys = lane_state_key(lane), lane_stream_key(lane)
+            seqs.append(int(await cast(Any, redis.eval(_PLANT, 2, *keys, "stream"))))
+            await drill.pause(0.1, 0.4)
+    return f"places {seqs} of lane {lane} hold no order"
+
+
+async def poison_queue(drill: Drill) -> str:
+    """Messages for a shard whose orders cannot be read."""
+    lane = drill.lanes[0]
+    seqs = []
+    async with drill.stage.redis() as redis:
+        for shard in range(POISON):
+            keys = lane_state_key(lane), lane_stream_key(lane)
+            seq = int(await cast(Any, redis.eval(_PLANT, 2, *keys, "queue")))
+            body = encode_orders(lane, [(seq, b"this is no order")])
+            fields: dict[Any, Any] = {"m": f"poison-{seq}", "h": "{}", "b": body, "a": 1, "f": 0, "r": "[]"}
+            await redis.xadd(_stream(shard), fields)
+            seqs.append(seq)
+    return f"places {seqs} of lane {lane} are messages that cannot be read"
+
+
+FAULTS = [
+    Fault("duplicate-queue-messages", "every message of a full queue is there three times", "dropped by version", duplicate),
+    Fault("reordered-queue-messages", "the messages of a full queue are turned around", "dropped by version", reorder),
+    Fault(
+        "poison-entry", "entries in a lane's stream that are no orders",
+        "dead letters with their place; what is behind them is relayed", poison_lane,
+        allowed=Expectations(dead_letters=POISON),
+    ),
+    Fault(
+        "poison-message", "messages in a shard's queue that cannot be read",
+        "tried eight times, then dead letters; what is beside them is stored", poison_queue,
+        allowed=Expectations(dead_letters=POISON),
+    ),
+]  # fmt: skip

@@ -1,0 +1,56 @@
+"""Runs faults one after the other: those with equal needs share a stage, a red one ends its stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
+
+from devstack.state import StackError
+from faults.checker import Finding
+from faults.drill import Result, run_drill
+from faults.scenario import Fault, Needs, NotHere
+from faults.stage import Stage, keep_logs, staged
+
+
+def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None]) -> Iterator[Result]:
+    """The result of each, as soon as it is there."""
+    left = list(faults)
+    while left:
+        key = left[0].needs.key
+        group = [fault for fault in left if fault.needs.key == key]
+        left = [fault for fault in left if fault.needs.key != key]
+        while group:
+            group = yield from _on_one_stage(group, seed=seed, seconds=seconds, say=say)
+
+
+def _on_one_stage(
+    group: list[Fault], *, seed: int, seconds: float, say: Callable[[str], None]
+) -> Generator[Result, None, list[Fault]]:
+    """Run them until one is red; what is left needs another stage. A generator that returns the rest."""
+    with ExitStack() as stack:
+        try:
+            stage = _enter(stack, group[0].needs, say)
+        except NotHere as reason:
+            yield from (Result(fault.name, seed, skipped=str(reason)) for fault in group)
+            return []
+        except (StackError, OSError) as error:
+            finding = Finding("F", f"there is no stack to break: {error}")
+            yield from (Result(fault.name, seed, findings=[finding]) for fault in group)
+            return []
+        for number, fault in enumerate(group, start=1):
+            result = run_drill(fault, stage, seed=seed, say=say, seconds=seconds)
+            if not result.is_green and not result.skipped:
+                result.findings.append(Finding("-", f"logs are kept in {keep_logs(stage.folder)}"))
+                yield result
+                return group[number:]
+            yield result
+    return []
+
+
+def _enter(stack: ExitStack, needs: Needs, say: Callable[[str], None]) -> Stage:
+    """A stage. Tried twice: a free port may be taken before its server gets there, a busy machine may be late."""
+    try:
+        return stack.enter_context(staged(needs, say))
+    except StackError as error:
+        say(f"once more: {error}")
+    return stack.enter_context(staged(needs, say))

@@ -1,0 +1,262 @@
+"""Where faults happen: an embedded stack of its own, proxies between its processes and servers, and tools to harm both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import redis
+from redis.asyncio import Redis
+
+from devstack.children import alive, free_port, spawn
+from devstack.demo.rehearsal import own_stack
+from devstack.plan import responds
+from devstack.state import PROJECT, Stack, StateFolder, overrule
+from faults.proxy import FaultProxy
+from faults.scenario import Needs, NotFired, NotHere
+from faults.variation import Variation
+from ops.tokens import mint_many
+from runtime.process.settings import load_settings
+from runtime.redis.client import redis_client
+from runtime.tokens.keys import load_token_keys
+
+USERS = 400
+TOKEN_S = 4 * 3600  # longer than a whole run
+WAIT_S_MAX = 30.0
+SMALL_DISK_MB = 24
+# Short leases: what a crash leaves held is free again within the ten seconds that healing may take.
+_LIMITS = {"edge_workers": "2", "lease_ms": "1500", "log_level": "INFO"}
+# Who is sent through which proxies.
+ROUTES = {
+    "edge": ("redis",),
+    "backoffice": ("redis",),
+    "relay-0": ("redis",),
+    "shard-writer-0": ("redis", "postgres"),
+    "dispatcher-0": ("redis", "postgres"),
+    "expiry-0": ("redis", "postgres"),
+}
+
+
+@dataclass(slots=True)
+class Stage:
+    """A stack that is up. `proxies` by (process, server)."""
+
+    folder: StateFolder
+    proxies: dict[tuple[str, str], FaultProxy]
+    users: list[tuple[UUID, str]]
+    small_disk: Path | None = None
+    sales_made: int = 0
+    _extras: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def stack(self) -> Stack:
+        """What `stack.json` says now."""
+        return self.folder.require_stack()
+
+    def proxy(self, process: str, server: str = "redis") -> FaultProxy:
+        """The one between a process and a server."""
+        return self.proxies[process, server]
+
+    # processes
+
+    def pid(self, name: str) -> int:
+        """Of a process of the stack, as `stack.json` has it."""
+        return self.stack.processes[name]
+
+    def edge_workers(self) -> list[int]:
+        """Pids of the edge's worker processes: children of its main process that serve. None while that is gone."""
+        parent = self.pid("edge")
+        try:
+            children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+        except FileNotFoundError:
+            return []
+        workers = []
+        for pid in map(int, children):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:  # it has just ended
+                continue
+            if b"spawn_main" in command and alive(pid):
+                workers.append(pid)
+        return workers
+
+    async def replaced(self, name: str, old: int) -> int:
+        """The new pid of a process that ended, when it is ready again. NotFired if it takes too long."""
+
+        def is_replaced() -> bool:
+            stack = self.folder.read_stack()
+            pid = stack.processes.get(name, old) if stack is not None else old
+            return pid != old and alive(pid)
+
+        await self.until(is_replaced, f"{name} was not restarted")
+        if name == "redis":
+            await self.until(self._redis_answers, "Redis did not answer again")
+        if name == "postgres":
+            await self.until(self._postgres_answers, "PostgreSQL did not answer again")
+        if name in self.stack.metrics:
+            url = f"{self.stack.metrics[name]}/readyz"
+            await self.until(lambda: responds(url), f"{name} did not get ready again")
+        return self.pid(name)
+
+    def _redis_answers(self) -> bool:
+        try:
+            with redis.Redis.from_url(self.stack.redis_url, socket_timeout=2) as client:
+                client.ping()
+        except redis.RedisError:
+            return False
+        return True
+
+    def _postgres_answers(self) -> bool:
+        try:
+            psycopg.connect(self.maintenance_dsn, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    async def until(self, condition: Callable[[], bool], otherwise: str, *, within_s: float = WAIT_S_MAX) -> None:
+        """Return when the condition holds; NotFired when it does not within the time. It is called in a thread."""
+        deadline = time.monotonic() + within_s
+        while not await asyncio.to_thread(condition):
+            if time.monotonic() > deadline:
+                raise NotFired(otherwise)
+            await asyncio.sleep(0.03)
+
+    def start_extra(self, module: str, name: str, *, environ: dict[str, str] | None = None, **settings: str) -> int:
+        """Another process beside the supervised ones, such as a second relay; its pid. Ended with the stage.
+
+        `settings` as in `Needs.limits`, `environ` is added as it is.
+        """
+        ours = {f"FLASHSALE_{key.upper()}": value for key, value in {**_LIMITS, **settings}.items()}
+        env = {**overrule(os.environ, {**self.folder.settings_env(self.stack), **ours}), **(environ or {})}
+        process = spawn(
+            [sys.executable, "-m", module], env=env, log=self.folder.log(name), cwd=PROJECT,
+            orphan_signal=signal.SIGKILL,
+        )  # fmt: skip
+        self._extras.append(process)
+        return process.pid
+
+    async def end_extra(self, pid: int) -> None:
+        """SIGTERM to one that `start_extra` started; return when it has ended. NotFired if it takes too long."""
+        os.kill(pid, signal.SIGTERM)
+        await self.until(lambda: not alive(pid), "an extra process did not end")
+
+    def stop_extras(self) -> None:
+        """End what `start_extra` started."""
+        for process in self._extras:
+            process.kill()
+            process.wait()
+        self._extras.clear()
+
+    # servers, past the proxies
+
+    @asynccontextmanager
+    async def redis(self) -> AsyncIterator[Redis]:
+        """A client of the reservation Redis."""
+        client = redis_client(self.stack.redis_url)
+        try:
+            yield client
+        finally:
+            await client.aclose()
+
+    async def sql(self, dsn: str, query: str, *arguments: object) -> list[tuple[object, ...]]:
+        """Run a statement in a transaction of its own and give its rows, if it has any."""
+        async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5, autocommit=True) as connection:
+            cursor = await connection.execute(query.encode(), arguments or None)
+            return [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
+
+    @property
+    def maintenance_dsn(self) -> str:
+        """Of the server's own database."""
+        return self.stack.catalogue_dsn.rpartition("/")[0] + "/postgres"
+
+    def count_anew(self) -> None:
+        """Forget what earlier drills did through the proxies: a drill's proof is its own."""
+        for proxy in self.proxies.values():
+            proxy.counted.clear()
+
+    def calm(self) -> None:
+        """No proxy harms any more, nothing extra runs, nothing is stopped."""
+        for proxy in self.proxies.values():
+            proxy.clear()
+        for process in self._extras:
+            process.send_signal(signal.SIGCONT)
+        self.stop_extras()
+        stack = self.folder.read_stack()
+        for pid in stack.processes.values() if stack is not None else ():
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue  # it is just being restarted
+
+
+@contextmanager
+def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
+    """A stage while the block runs; NotHere if the machine cannot provide it."""
+    with ExitStack() as stack:
+        small_disk = stack.enter_context(_small_disk()) if needs.small_disk else None
+        ports = {"redis": free_port(), "postgres": free_port()}
+        proxies = {
+            (process, server): stack.enter_context(FaultProxy(ports[server]))
+            for process, servers in ROUTES.items()
+            for server in servers
+        }
+        variation = Variation(
+            limits={**_LIMITS, **needs.limits},
+            launchers=needs.launchers,
+            routes={
+                process: {server: proxies[process, server].port for server in servers}
+                for process, servers in ROUTES.items()
+            },
+            ports=ports,
+            redis_folder=str(small_disk or ""),
+        )
+        _, folder = stack.enter_context(
+            own_stack(say, name="faults", supervisor_module="faults.variation", prepare=variation.write)
+        )
+        users = [
+            (UUID(user), token)
+            for user, token in mint_many(
+                load_token_keys(folder.token_keys), count=USERS, issuer=load_settings().token_issuer, ttl_s=TOKEN_S
+            )
+        ]
+        stage = Stage(folder, proxies, users, small_disk)
+        try:
+            yield stage
+        finally:
+            stage.calm()
+
+
+@contextmanager
+def _small_disk() -> Iterator[Path]:
+    """A mounted tmpfs of a few megabytes; NotHere where we may not mount."""
+    path = Path(tempfile.mkdtemp(prefix="flashsale-small-disk-"))
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m,mode=0700", "flashsale", str(path)]
+    try:
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            raise NotHere("a small tmpfs cannot be mounted here (needs root)")
+        try:
+            yield path
+        finally:
+            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)  # noqa: S607 - of the system
+    finally:
+        path.rmdir()
+
+
+def keep_logs(folder: StateFolder) -> Path:
+    """Copy the logs to a place that outlives the stage."""
+    kept = Path(tempfile.gettempdir()) / f"flashsale-faults-logs-{secrets.token_hex(4)}"
+    shutil.copytree(folder.logs, kept)
+    return kept

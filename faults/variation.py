@@ -1,0 +1,84 @@
+"""How the stack of a fault differs from an ordinary one: settings, launchers, and proxies between processes and servers.
+
+The runner writes a `Variation` into the stack's folder; the supervisor started by `python -m faults.variation
+STATE_DIR EDGE_PORT BACKOFFICE_PORT` reads it. Everything else of the stack is as always.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from devstack.plan import Plan, Program
+from devstack.state import StateFolder, overrule
+from devstack.supervisor import supervise
+
+FILE = "variation.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """`routes`: process -> server (`redis`, `postgres`) -> port of the proxy it is sent through. `launchers`: what is put
+    before a program's command line. `limits` are settings (without prefix, lower case) of all processes."""
+
+    limits: Mapping[str, str] = field(default_factory=dict)
+    launchers: Mapping[str, list[str]] = field(default_factory=dict)
+    routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)  # of `redis` and `postgres`
+    redis_folder: str = ""  # where Redis keeps its data, if not in the stack's folder
+
+    def write(self, folder: StateFolder) -> None:
+        """For the supervisor."""
+        (folder.path / FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: StateFolder) -> Variation:
+        """What `write` wrote."""
+        document: dict[str, Any] = json.loads((folder.path / FILE).read_text(encoding="utf-8"))
+        return cls(**document)
+
+
+class VariedPlan(Plan):
+    """The ordinary plan, and what the folder's variation changes in it."""
+
+    def __init__(self, folder: StateFolder, edge_port: int, backoffice_port: int, environ: Mapping[str, str]) -> None:
+        self.variation = Variation.read(folder)
+        settings = {f"FLASHSALE_{name.upper()}": value for name, value in self.variation.limits.items()}
+        super().__init__(folder, edge_port, backoffice_port, overrule(environ, settings))
+        self.redis.port = self.variation.ports["redis"]
+        self.postgres.port = self.variation.ports["postgres"]
+        if self.variation.redis_folder:
+            self.redis.folder = Path(self.variation.redis_folder)
+
+    def servers(self) -> list[Program]:
+        """With their launchers."""
+        return [self._launched(program) for program in super().servers()]
+
+    def processes(self) -> list[Program]:
+        """With their launchers, each sent through its proxies."""
+        return [self._launched(self._routed(program)) for program in super().processes()]
+
+    def _routed(self, program: Program) -> Program:
+        env = dict(program.env)
+        for server, port in self.variation.routes.get(program.name, {}).items():
+            direct, through = f"127.0.0.1:{self.variation.ports[server]}/", f"127.0.0.1:{port}/"
+            env = {name: value.replace(direct, through) for name, value in env.items()}
+        return replace(program, env=env)
+
+    def _launched(self, program: Program) -> Program:
+        return replace(program, argv=[*self.variation.launchers.get(program.name, []), *program.argv])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    state_dir, edge, backoffice = sys.argv[1:]
+    sys.exit(
+        supervise(
+            StateFolder(Path(state_dir)), edge_port=int(edge), backoffice_port=int(backoffice), make_plan=VariedPlan
+        )
+    )

@@ -1,0 +1,1 @@
+"""The `flashsale` command and the operations behind it, for any deployment."""

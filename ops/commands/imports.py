@@ -1,0 +1,148 @@
+"""`import`: products out of a file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from ops.importing.reading import Format, read
+from ops.importing.run import Summary, import_products
+from ops.importing.sending import Backoffice
+
+PASSWORD_VARIABLE = "STAFF_PASSWORD"
+
+app = typer.Typer(no_args_is_help=True, help="Bring in data from files: products.")
+
+
+@app.callback()
+def _group() -> None:
+    """Bring in data from files: products."""
+
+
+@app.command()
+def products(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or JSON lines, UTF-8; `-` reads standard input.")],
+    form: Annotated[Format | None, typer.Option("--format", help="By the file's extension if not given.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would become of each line; change nothing.")
+    ] = False,
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a line that is refused: stop there, or leave it out and go on.")
+    ] = "stop",
+    url: Annotated[str | None, typer.Option(help="A backoffice; that of the stack if not given.")] = None,
+    email: Annotated[
+        str | None, typer.Option(help=f"Of staff; the password is in {PASSWORD_VARIABLE}, or asked for.")
+    ] = None,
+    as_json: AsJson = False,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+) -> None:
+    """Make or change products by their SKU. The same file again changes nothing, so a broken import is simply repeated.
+
+    CSV has a header with some of: sku, name, description, price_minor, currency, active, attributes (JSON), attributes.NAME;
+    JSON lines have an object with the first seven on each line. Prices are in minor units: 19.99 is 1999. What a line does not
+    give stays as it is. Exit status 1 when a line was refused.
+    """
+    known = form or Format.of(file)
+    if known is None:
+        raise typer.BadParameter("csv or jsonl, as the file's name does not tell", param_hint="--format")
+    backoffice = _backoffice(url, email, state_dir)
+    with _opened(file) as (text, position, size), _progress(size, shown=not as_json) as show:
+
+        def progress(summary: Summary) -> None:
+            show(position(), summary)
+
+        summary = import_products(
+            read(text, known), backoffice, dry_run=dry_run, stop=on_error == "stop", progress=progress
+        )
+    _report(file, summary, as_json=as_json)
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+def _backoffice(url: str | None, email: str | None, state_dir: Path) -> Backoffice:
+    if url is None:
+        if email is not None:
+            raise typer.BadParameter("goes with --url", param_hint="--email")
+        stack = folder_of(state_dir).require_stack()
+        return Backoffice(stack.backoffice_url, stack.admin["email"], stack.admin["password"])
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        raise typer.BadParameter("is not an http or https address", param_hint="--url")
+    if email is None:
+        raise typer.BadParameter("is needed with --url", param_hint="--email")
+    password = os.environ.get(PASSWORD_VARIABLE)
+    if password is None:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(
+                f"set {PASSWORD_VARIABLE}: there is nobody to ask for the password", param_hint="--email"
+            )
+        password = typer.prompt("Password", hide_input=True, err=True)
+    return Backoffice(url.rstrip("/"), email, password)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[tuple[io.TextIOWrapper, Callable[[], int], int | None]]:
+    """The text, how far into it we are and how long it is, in bytes. A byte order mark is no part of it."""
+    try:
+        raw = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from error
+    size = None if file == "-" else os.fstat(raw.fileno()).st_size or None
+    text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
+    try:
+        yield text, (lambda: 0) if file == "-" else raw.tell, size
+    except OSError as error:
+        raise typer.BadParameter(f"{file}: {error.strerror}", param_hint="FILE") from error
+    finally:
+        text.detach()
+        if file != "-":
+            raw.close()
+
+
+@contextmanager
+def _progress(size: int | None, *, shown: bool) -> Iterator[Callable[[int, Summary], None]]:
+    """A bar on a terminal, nothing in a pipe."""
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield lambda _position, _summary: None
+        return
+    columns: tuple[Any, ...] = (
+        (BarColumn(), TaskProgressColumn(), TimeRemainingColumn()) if size else (MofNCompleteColumn(),)
+    )
+    with Progress(TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("import", total=size)
+
+        def show(position: int, summary: Summary) -> None:
+            bar.update(task, completed=position if size else summary.lines, description=f"{summary.lines} lines")
+
+        yield show
+
+
+def _report(file: str, summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"file": file, **asdict(summary)})
+        return
+    for error in summary.errors:
+        sku = f"{error['sku']!r}: " if error["sku"] else ""
+        print(f"line {error['line']}: {sku}{error['reason']}", file=sys.stderr)
+    if summary.errors_left_out:
+        print(f"and {summary.errors_left_out} more", file=sys.stderr)
+    if summary.failure is not None:
+        print(summary.failure, file=sys.stderr)
+    verb = "would be " if summary.dry_run else ""
+    with contextlib.suppress(BrokenPipeError):
+        print(
+            f"{verb}created {summary.created}, {verb}updated {summary.updated}, unchanged {summary.unchanged},"
+            f" refused {summary.refused}{'; stopped there' if summary.stopped else ''}"
+        )

@@ -1,0 +1,1 @@
+"""Lua scripts of the reservation Redis; `reservation.scripts` loads them."""

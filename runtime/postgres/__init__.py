@@ -1,0 +1,1 @@
+"""PostgreSQL: pools, named SQL blocks, and reads from replicas by position."""

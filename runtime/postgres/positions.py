@@ -1,0 +1,87 @@
+"""What was written lately, and how far a replica must be to know it: kept in the cache Redis for all processes.
+
+A subject is whoever or whatever is read, such as an account or the caller that changed one. Its position is the place in the
+primary's write-ahead log behind its last write. The cache Redis may lose everything and be away at any time, so it also has a
+mark of since when it remembers: who finds the mark missing or young takes it that anything may have been written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain import topology
+from runtime.redis.scripts import load_script, run
+
+log = structlog.get_logger(__name__)
+
+KEPT_MS: Final = 60_000  # longer than any replica that is read may lag
+CALL_S_MAX: Final = 0.25  # for the client that is passed in: a read waits no longer for this
+_PAUSE_S: Final = 1.0  # not asked for this long after it failed
+_RAISE = load_script("runtime.postgres", "position_raise-1")
+
+
+class Positions:
+    """Positions of one process's reads and writes; shared by its databases."""
+
+    def __init__(self, redis: Redis) -> None:
+        """Uses the client, does not own it; it should give up after `CALL_S_MAX`."""
+        self._redis = redis
+        self._resumes_at = 0.0
+        self._owes = False  # a write could not be remembered: nobody may rely on what is
+
+    async def remember(self, database: str, subjects: Sequence[str], position: int | None) -> None:
+        """Have everybody read these subjects no older than this; None for a position that could not be learned.
+
+        Never fails. What cannot be told now is made up for: nobody relies on what is remembered for a while.
+        """
+        self._owes = self._owes or position is None
+        try:
+            await self._pay()
+            if position is None:
+                return
+            for subject in subjects:
+                await run(self._redis, _RAISE, [topology.position_key(database, subject)], [position, KEPT_MS])
+        except (RedisError, OSError, TimeoutError) as error:
+            self._owes = True
+            self._failed(error)
+
+    async def newest(self, database: str, subjects: Sequence[str]) -> int | None:
+        """How far a replica must be for these subjects, 0 for anywhere; None when that is not known."""
+        if time.monotonic() < self._resumes_at:
+            return None
+        try:
+            await self._pay()
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                keys = [topology.position_key(database, subject) for subject in subjects]
+                pipeline.mget([topology.POSITIONS_SINCE_KEY, *keys])
+                now, values = await pipeline.execute()
+            return await self._judge(int(now[0]) * 1000 + int(now[1]) // 1000, values)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
+            return None
+
+    async def _judge(self, now_ms: int, values: list[bytes | None]) -> int | None:
+        since, *positions = values
+        if since is None:
+            await self._redis.set(topology.POSITIONS_SINCE_KEY, now_ms, nx=True)
+            return None
+        if now_ms - int(since) < KEPT_MS:
+            return None
+        return max((int(position) for position in positions if position is not None), default=0)
+
+    async def _pay(self) -> None:
+        if self._owes:
+            await self._redis.delete(topology.POSITIONS_SINCE_KEY)
+            self._owes = False
+
+    def _failed(self, error: Exception) -> None:
+        if time.monotonic() >= self._resumes_at:
+            log.warning("reads go to primaries, positions are not known", error=type(error).__name__)
+        self._resumes_at = time.monotonic() + _PAUSE_S

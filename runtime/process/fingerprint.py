@@ -1,0 +1,58 @@
+"""The guard against processes with different cluster settings: their fingerprint in Redis must be the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from domain.topology import FINGERPRINT_KEY, Topology
+from runtime.process.backoff import Backoff
+
+log = structlog.get_logger()
+
+
+class FingerprintMismatch(Exception):
+    """Another process set other cluster settings (lanes, shards, hash); running on would corrupt data."""
+
+    def __init__(self, *, ours: str, theirs: str) -> None:
+        """Both fingerprints, as `Topology.fingerprint` makes them."""
+        super().__init__(
+            f"cluster settings differ: fingerprint here {ours}, in Redis {theirs}; "
+            "FLASHSALE_LANES and FLASHSALE_SHARDS must be the same in every process"
+        )
+        self.ours = ours
+        self.theirs = theirs
+
+
+async def check(redis: Redis, topology: Topology) -> None:
+    """Compare with the fingerprint in Redis; set it when absent (one atomic command).
+
+    Raises FingerprintMismatch, and RedisError when Redis cannot be asked.
+    """
+    stored = await redis.set(FINGERPRINT_KEY, topology.fingerprint, nx=True, get=True)
+    if stored is None:
+        return
+    assert isinstance(stored, bytes)
+    theirs = stored.decode("ascii", "replace")
+    if theirs != topology.fingerprint:
+        raise FingerprintMismatch(ours=topology.fingerprint, theirs=theirs)
+
+
+async def check_when_reachable(redis: Redis, topology: Topology, pause: Callable[[float], Awaitable[bool]]) -> bool:
+    """`check`, again and again while Redis cannot be asked; False when `pause` says that the process is to stop.
+
+    `pause(seconds)` is `Service.pause`. Raises FingerprintMismatch.
+    """
+    backoff = Backoff(first_s=0.1, longest_s=1.0)
+    while True:
+        try:
+            await check(redis, topology)
+        except (RedisError, OSError) as error:
+            log.warning("redis not reachable", error=str(error) or type(error).__name__)
+            if await pause(backoff.next_s()):
+                return False
+            continue
+        return True

@@ -1,0 +1,131 @@
+"""Life of a process: event loop, signals, readiness, health and metrics over HTTP, and the exit status.
+
+A worker's `__main__` calls `run(name, settings, main)`. SIGTERM and SIGINT set `service.stopping`; `main` finishes what
+is in flight and returns: exit 0. An exception out of `main` is one `fatal` line and exit 1.
+Does not restart anything: the supervisor does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import structlog
+import uvloop
+
+from runtime.process import probes, tasks
+from runtime.process.settings import Settings, SettingsError, load_settings
+from runtime.process.telemetry import configure_logging
+
+# Beyond the time for in-flight work: closing clients, the last metrics.
+STOP_EXTRA_S = 5.0
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Service:
+    """What `main` gets: the settings, the wish to stop, and the register of what must be well to be ready."""
+
+    name: str
+    settings: Settings
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
+
+    def ready(self, name: str, ok: bool, detail: str = "") -> None:
+        """Register or change one condition of readiness; `detail` is shown on /readyz, so no secrets."""
+        self._checks[name] = (ok, detail)
+
+    @property
+    def checks(self) -> dict[str, tuple[bool, str]]:
+        """All conditions, by name: (ok, detail)."""
+        return dict(self._checks)
+
+    @property
+    def is_ready(self) -> bool:
+        """Every condition holds, there is at least one, and the process is not stopping."""
+        return bool(self._checks) and not self.stopping.is_set() and all(ok for ok, _ in self._checks.values())
+
+    async def pause(self, seconds: float) -> bool:
+        """Sleep, but wake when the process is to stop; whether it is."""
+        return await tasks.wait_within(self.stopping, seconds)
+
+
+class DrainTimeout(Exception):
+    """In-flight work did not finish in time after SIGTERM."""
+
+
+Main = Callable[[Service], Coroutine[Any, Any, None]]
+
+
+async def _serve(name: str, settings: Settings, main: Main) -> None:
+    service = Service(name, settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.stopping.set)
+    loop.set_exception_handler(_log_unhandled)
+    server = await _start_probes(service)
+    log.info("started", metrics_port=settings.metrics_port, fingerprint=settings.topology.fingerprint)
+    work = asyncio.create_task(main(service), name=name)
+    stop = asyncio.create_task(service.stopping.wait())
+    try:
+        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if service.stopping.is_set():
+            log.info("stopping")
+            await asyncio.wait({work}, timeout=settings.drain_ms / 1000 + STOP_EXTRA_S)
+        if not work.done():
+            raise DrainTimeout(f"not drained within {settings.drain_ms / 1000 + STOP_EXTRA_S:.0f} s after the signal")
+        work.result()
+    finally:
+        stop.cancel()
+        async with asyncio.timeout(STOP_EXTRA_S):
+            await tasks.cancel(work)
+        if server is not None:
+            await server.stop()
+    log.info("stopped")
+
+
+async def _start_probes(service: Service) -> probes.Probes | None:
+    settings = service.settings
+    if settings.metrics_port == 0:
+        return None
+    return await probes.start(service, host=settings.metrics_host, port=settings.metrics_port)
+
+
+def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Exceptions that no one awaited: a line with its traceback instead of asyncio's own text."""
+    log.error("unhandled", detail=context["message"], exc_info=context.get("exception"))
+
+
+def _cause(error: Exception) -> Exception:
+    """The one exception inside of groups of one: task groups wrap what went wrong."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def settings_or_exit(name: str) -> Settings:
+    """The settings of the environment, or exit status 2 with one line that names every problem."""
+    try:
+        return load_settings()
+    except SettingsError as error:
+        configure_logging(name, "INFO")
+        log.error("fatal", error=str(error))
+        raise SystemExit(2) from None
+
+
+def run(name: str, settings: Settings, main: Main) -> NoReturn:
+    """Run `main` to its end and leave the process: status 0, or 1 after an exception or an unfinished drain."""
+    configure_logging(name, settings.log_level)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(name, settings, main))
+    except Exception as raised:
+        error = _cause(raised)
+        log.error("fatal", error=f"{type(error).__name__}: {error}", exc_info=error)
+        sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""Access tokens: key rings, outside issuers, ended sessions."""

@@ -1,0 +1,189 @@
+"""Keys of access tokens: the HS256 ring of buyers' tokens and the Ed25519 keys of staff tokens, as files of mode 0600.
+
+Makes, loads and uses keys; verifying belongs to who accepts the token (the edge in Cython, the backoffice in `backoffice.auth`).
+
+Both files are rings (`runtime.tokens.key_files`): of base64url texts, and of PEM texts.
+A PEM file with one staff key is a ring, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from runtime.tokens.key_files import KeyRingDocument, create_key_file, read_key_file, unix_now
+from runtime.tokens.key_files import TokenKeysError as TokenKeysError  # who loads keys catches it
+
+KEY_BYTES_MIN = 32  # RFC 7518, section 3.2: at least the size of the hash
+BUYER_AUDIENCE = "edge"
+STAFF_AUDIENCE = "backoffice"
+_PEM = "-----BEGIN"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKeys:
+    """The ring: `keys` maps a kid to at least 32 bytes, `active` is the kid that signs; at `ends_s` one of them ends."""
+
+    active: str
+    keys: Mapping[str, bytes] = field(repr=False)
+    ends_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StaffKey:
+    """The private key of staff tokens with its kid (RFC 7638 thumbprint, so that equal keys have equal names)."""
+
+    kid: str
+    private: Ed25519PrivateKey = field(repr=False)
+
+    @property
+    def public(self) -> Ed25519PublicKey:
+        """What verifies the tokens."""
+        return self.private.public_key()
+
+
+@dataclass(frozen=True, slots=True)
+class StaffKeys:
+    """The ring of staff keys, as `TokenKeys`. `keys` are all whose tokens are accepted."""
+
+    active: str
+    keys: Mapping[str, StaffKey] = field(repr=False)
+    ends_s: int | None = None
+
+    @property
+    def signing(self) -> StaffKey:
+        """The key of new tokens."""
+        return self.keys[self.active]
+
+
+def load_token_keys(path: Path) -> TokenKeys:
+    """The ring in a file; TokenKeysError when it is unreadable, malformed, or has a key that is too short."""
+    document = KeyRingDocument.parse(read_key_file(path), path=path).swept(unix_now())
+    keys: dict[str, bytes] = {}
+    for kid, text in document.keys.items():
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise TokenKeysError(f"{path}: key {kid} is not base64url") from error
+        if len(raw) < KEY_BYTES_MIN:
+            raise TokenKeysError(f"{path}: key {kid} is shorter than {KEY_BYTES_MIN} bytes")
+        keys[kid] = raw
+    return TokenKeys(document.active, keys, min(document.until.values(), default=None))
+
+
+def create_token_keys(path: Path) -> None:
+    """Write a ring with one fresh key, mode 0600. Nothing happens when the file is there."""
+    kid, key = make_token_key()
+    create_key_file(path, KeyRingDocument(kid, {kid: key}).dump())
+
+
+def make_token_key() -> tuple[str, str]:
+    """A fresh key with its kid, as a ring's text."""
+    key = base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES_MIN)).rstrip(b"=").decode("ascii")
+    return secrets.token_hex(4), key
+
+
+def mint_buyer_token(keys: TokenKeys, *, user_id: UUID, issuer: str, ttl_s: int, now_s: int | None = None) -> str:
+    """A buyer's access token: HS256 by the active key, for the edge and for the buyer's own things in the backoffice."""
+    now = int(time.time()) if now_s is None else now_s
+    claims = {
+        "sub": str(user_id),
+        "iss": issuer,
+        "aud": BUYER_AUDIENCE,
+        "roles": ["buyer"],
+        "iat": now,
+        "exp": now + ttl_s,
+    }
+    return jwt.encode(claims, keys.keys[keys.active], algorithm="HS256", headers={"kid": keys.active})
+
+
+def create_staff_key(path: Path) -> None:
+    """Write a fresh Ed25519 private key as PEM (PKCS 8), mode 0600. Nothing happens when the file is there."""
+    create_key_file(path, make_staff_key()[1].encode())
+
+
+def make_staff_key() -> tuple[str, str]:
+    """A fresh key with its kid, as a ring's text."""
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return _thumbprint(private.public_key()), pem.decode("ascii")
+
+
+def read_staff_document(path: Path) -> KeyRingDocument:
+    """The staff file as a ring; a single PEM is one with one key. TokenKeysError as `load_staff_keys`."""
+    text = read_key_file(path)
+    if not text.lstrip().startswith(_PEM):
+        return KeyRingDocument.parse(text, path=path)
+    kid = _parse_staff_key(text, path).kid
+    return KeyRingDocument(kid, {kid: text})
+
+
+def load_staff_keys(path: Path) -> StaffKeys:
+    """The keys in a file; TokenKeysError when it is unreadable, malformed, or has what is no Ed25519 private key."""
+    document = read_staff_document(path).swept(unix_now())
+    keys = {kid: _parse_staff_key(text, path) for kid, text in document.keys.items()}
+    if any(kid != key.kid for kid, key in keys.items()):
+        raise TokenKeysError(f"{path}: a kid is not the thumbprint of its key")
+    return StaffKeys(document.active, keys, min(document.until.values(), default=None))
+
+
+def load_staff_key(path: Path) -> StaffKey:
+    """The key that signs, as `load_staff_keys`."""
+    return load_staff_keys(path).signing
+
+
+def _parse_staff_key(pem: str, path: Path) -> StaffKey:
+    try:
+        private = serialization.load_pem_private_key(pem.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise TokenKeysError(f"{path}: not a PEM private key without password") from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise TokenKeysError(f"{path}: not an Ed25519 key")
+    return StaffKey(_thumbprint(private.public_key()), private)
+
+
+def mint_staff_token(
+    key: StaffKey, *, user_id: UUID, role: str, issuer: str, ttl_s: int, now_s: int | None = None
+) -> str:
+    """An access token of staff or an admin: EdDSA, accepted by the backoffice only."""
+    now = int(time.time()) if now_s is None else now_s
+    claims = {
+        "sub": str(user_id),
+        "iss": issuer,
+        "aud": STAFF_AUDIENCE,
+        "roles": [role],
+        "iat": now,
+        "exp": now + ttl_s,
+    }
+    return jwt.encode(claims, key.private, algorithm="EdDSA", headers={"kid": key.kid})
+
+
+def staff_jwks(*keys: StaffKey) -> dict[str, Any]:
+    """The JWK set (RFC 7517) of the public halves."""
+    return {"keys": [{**_jwk(key.public), "kid": key.kid, "alg": "EdDSA", "use": "sig"} for key in keys]}
+
+
+def _jwk(public: Ed25519PublicKey) -> dict[str, str]:
+    raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return {"crv": "Ed25519", "kty": "OKP", "x": base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")}
+
+
+def _thumbprint(public: Ed25519PublicKey) -> str:
+    canonical = json.dumps(_jwk(public), sort_keys=True, separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(sha256(canonical).digest()).rstrip(b"=").decode("ascii")

@@ -1,0 +1,131 @@
+"""`python -m workers.recovery.rebuild --sale ID [--force] [--wait-s 60] [--json]`: rebuild one sale, then exit.
+
+Needs running relays and shard writers. Progress goes to standard error, the report to standard output. Exit status 0 when
+the sale is open again, 1 when it is not (the reason is told, and running it again goes on), 2 for wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+import psycopg
+
+from domain.ids import parse_uuid
+from runtime.postgres.pool import POSTGRES_CONNECT_S, postgres_pool
+from runtime.process import fingerprint
+from runtime.process.service import settings_or_exit
+from runtime.process.settings import Settings
+from runtime.process.telemetry import configure_logging
+from runtime.queue import open_queue
+from runtime.redis.client import redis_client
+from workers.recovery.losses import LaneRecovery
+from workers.recovery.rebuild.catalogue import CatalogueSide
+from workers.recovery.rebuild.errors import RebuildError
+from workers.recovery.rebuild.lanes import LanesSide
+from workers.recovery.rebuild.procedure import Rebuild, Report
+from workers.recovery.rebuild.shards import ShardsSide
+from workers.rounds import WEATHER
+
+NAME = "rebuild"
+WAIT_S = 60.0
+WAIT_S_MAX = 3600.0
+
+
+def main() -> None:
+    """Parse the command line, rebuild, report."""
+    options = _parse(sys.argv[1:])
+    settings = settings_or_exit(NAME)
+    configure_logging(NAME, settings.log_level)
+    try:
+        report = asyncio.run(rebuild(settings, options.sale, force=options.force, wait_s=options.wait_s))
+    except (RebuildError, *WEATHER) as error:
+        _fail(str(error) if isinstance(error, RebuildError) else f"{type(error).__name__}: {error}", options.json)
+    if options.json:
+        sys.stdout.write(orjson.dumps(report.as_document(), option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _print(report)
+
+
+async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: float) -> Report:
+    """Open clients, rebuild, close clients. Raises RebuildError, and what the servers' clients raise."""
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        await fingerprint.check(redis, settings.topology)
+        queue = open_queue(settings.queue_url, length_max=settings.queue_length_max)
+        stack.push_async_callback(queue.close)
+        pool = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
+        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=3)) for dsn in settings.shard_dsns]
+        # Of its own: the lock must live as long as the run, and go when the run dies.
+        guard = await psycopg.AsyncConnection.connect(
+            settings.catalogue_dsn.get_secret_value(), autocommit=True, connect_timeout=POSTGRES_CONNECT_S
+        )
+        stack.push_async_callback(guard.close)
+        catalogue = CatalogueSide(pool, sale_id)
+        await catalogue.lock(guard)
+        run = Rebuild(
+            sale_id,
+            catalogue=catalogue,
+            shards=ShardsSide(shards, sale_id, cluster=settings.topology),
+            lanes=LanesSide(redis, sale_id, mark=uuid4().hex),
+            recovery=LaneRecovery(redis=redis, catalogue=pool, shards=shards),
+            queue=queue,
+            wait_s=wait_s,
+            kept_s=settings.sale_kept_s,
+        )
+        return await run.run(force=force)
+
+
+def _fail(problem: str, as_json: bool) -> Any:
+    if as_json:
+        sys.stdout.write(orjson.dumps({"error": problem}).decode() + "\n")
+    sys.stderr.write(f"{NAME}: {problem}\n")
+    raise SystemExit(1)
+
+
+def _print(report: Report) -> None:
+    document = report.as_document()
+    orders = ", ".join(f"{count} {status}" for status, count in document["orders"].items()) or "none"
+    sys.stdout.write(f"sale {report.sale_id} is rebuilt, epoch {report.epoch}; orders: {orders}\n")
+    for sku in document["skus"]:
+        sys.stdout.write(
+            f"  {sku['sku']}: {sku['available']} available, {sku['reserved']} reserved, {sku['paid']} paid of {sku['stock']}\n"
+        )
+    for lane in document["lost"]:
+        sys.stdout.write(f"  lane {lane['lane']}: {lane['entries']} accepted entries are lost\n")
+
+
+def _sale_id(text: str) -> UUID:
+    sale_id = parse_uuid(text)
+    if sale_id is None:
+        raise argparse.ArgumentTypeError("not a sale id")
+    return sale_id
+
+
+def _wait_s(text: str) -> float:
+    wait_s = float(text)
+    if not 0 < wait_s <= WAIT_S_MAX:
+        raise argparse.ArgumentTypeError(f"more than 0, at most {WAIT_S_MAX:.0f} seconds")
+    return wait_s
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"python -m workers.{NAME}", description="Rebuilds a sale that Redis lost.")
+    parser.add_argument("--sale", type=_sale_id, required=True, help="the sale's id")
+    parser.add_argument("--force", action="store_true", help="also a healthy one: it is closed for a while")
+    parser.add_argument(
+        "--wait-s", type=_wait_s, default=WAIT_S, help="wait so long for relays, writers, retries each (default: 60)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Rejects orders that wait for a unit that PostgreSQL can no longer grant."""
