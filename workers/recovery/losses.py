@@ -22,7 +22,7 @@ from runtime.redis.scripts import run as run_script
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
-_SQL = load_sql("workers", "recovery.sql")
+_SQL = load_sql(__package__, "losses.sql")
 log = structlog.get_logger()
 
 

@@ -50,7 +50,7 @@ REJECTED_UNITS = Counter("flashsale_units_written_off", "Units of rejected order
 WAITING = Gauge("flashsale_orders_waiting", "Orders that wait for a grant for longer than a release takes.")
 WAITING_PAID = Gauge("flashsale_paid_orders_waiting", "Paid orders among them: only a restock helps.")
 
-_SQL = load_sql("workers.reconciler", "rejecting.sql")
+_SQL = load_sql(__package__, "rejecting.sql")
 log = structlog.get_logger()
 
 Sku = tuple[UUID, str]
