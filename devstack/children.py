@@ -11,12 +11,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runtime.process.errors import OperatorError
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PORT_LOW = 15_000
 
 
-class Unsupported(Exception):
+class Unsupported(OperatorError):
     """No free port was found, or the machine lacks something that a process needs."""
 
 

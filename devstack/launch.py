@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from devstack.children import alive, log_tail
-from devstack.state import PROJECT, Stack, StackError, StateFolder
+from devstack.state import StateFolder
+from ops.stack_file import PROJECT, Stack, StackError
 
 UP_S_MAX = 180.0
 DOWN_S_MAX = 120.0

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from devstack.children import free_port, port_is_free
 from devstack.servers import PostgresServer, RedisServer
-from devstack.state import PROJECT, STATE_VARIABLE, Stack, StackError, StateFolder, overrule
-from runtime.process.settings import PREFIX, Settings, load_settings
+from devstack.state import STATE_VARIABLE, StateFolder
+from ops.stack_file import PROJECT, Stack, StackError
+from runtime.process.settings import PREFIX, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
 
 PROBE_S_MAX = 2.0

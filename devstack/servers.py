@@ -21,6 +21,7 @@ import psycopg
 import redis
 
 from devstack.children import free_port, log_tail, spawn
+from runtime.process.errors import OperatorError
 
 READY_S_MAX = 30.0
 INITDB_S_MAX = 120.0
@@ -28,7 +29,7 @@ _OWNER = "owner"  # in such a folder: the project's folder that it stands for
 _SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders whose owner is checked
 
 
-class ServerError(Exception):
+class ServerError(OperatorError):
     """A server did not start or did not stop; carries the tail of its log."""
 
 

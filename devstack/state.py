@@ -18,71 +18,22 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from devstack.children import alive
 from devstack.servers import PostgresServer, RedisServer
+from ops.stack_file import Stack, StackFolder
 
-PROJECT = Path(__file__).resolve().parent.parent
 STATE_VARIABLE = "DEVSTACK_STATE"  # in the environment of every process of a stack: the folder it belongs to
 _LOG_BYTES_MAX = 16 * 1024 * 1024
 _LOCK_S_MAX = 0.5
 
 
-class StackError(Exception):
-    """The stack cannot do what was asked; the message says what to do about it."""
-
-
-@dataclass(slots=True)
-class Stack:
-    """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz.
-
-    `mail_folder`: the mails that were sent, a file each.
-    `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
-    """
-
-    edge_url: str
-    backoffice_url: str
-    admin: dict[str, str] = field(repr=False)
-    redis_url: str
-    cache_url: str
-    catalogue_dsn: str = field(repr=False)
-    shard_dsns: list[str] = field(repr=False)
-    queue_url: str
-    event_log_url: str
-    payment_secret: str = field(repr=False)
-    smtp_url: str
-    mail_folder: str
-    metrics: dict[str, str]
-    supervisor: int
-    processes: dict[str, int] = field(default_factory=dict)
-    restarting: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def from_document(cls, document: dict[str, Any]) -> Self:
-        """The content of a file that this code wrote."""
-        return cls(**document)
-
-
-def overrule(environ: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
-    """`environ` with `values`, and without the `X_FILE` that would set an `X` of theirs a second time."""
-    by_file = {f"{name}_FILE" for name in values}
-    return {**{name: value for name, value in environ.items() if name not in by_file}, **values}
-
-
 @dataclass(frozen=True, slots=True)
-class StateFolder:
-    """Paths of one stack and what is done with them."""
-
-    path: Path
-
-    @classmethod
-    def default(cls) -> StateFolder:
-        """`.flashsale/` of the project."""
-        return cls(PROJECT / ".flashsale")
+class StateFolder(StackFolder):
+    """The folder of one stack, as its supervisor writes it."""
 
     @property
     def logs(self) -> Path:
@@ -98,25 +49,6 @@ class StateFolder:
     def mail(self) -> Path:
         """Mails that were sent."""
         return self.path / "mail"
-
-    @property
-    def token_keys(self) -> Path:
-        """The key ring of buyers' tokens."""
-        return self.path / "keys" / "token-keys.json"
-
-    @property
-    def staff_key(self) -> Path:
-        """The private key of staff tokens."""
-        return self.path / "keys" / "staff-key.pem"
-
-    @property
-    def stack_file(self) -> Path:
-        """`stack.json`."""
-        return self.path / "stack.json"
-
-    @property
-    def _lock(self) -> Path:
-        return self.path / "lock"
 
     def make(self) -> None:
         """Create the folders; only their owner and, through the top one, the servers' user may look inside."""
@@ -143,7 +75,7 @@ class StateFolder:
 
     def acquire(self) -> int | None:
         """Become the folder's supervisor: a descriptor that holds the lock until it is closed, None if another one has it."""
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + _LOCK_S_MAX
         while True:
             try:
@@ -157,50 +89,6 @@ class StateFolder:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         return descriptor
-
-    def supervisor_pid(self) -> int | None:
-        """The running supervisor, None when there is none. Trusts the lock, not the files that a crash leaves behind."""
-        try:
-            descriptor = os.open(self._lock, os.O_RDONLY)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(os.pread(descriptor, 32, 0) or b"0") or None
-        finally:
-            os.close(descriptor)
-        return None
-
-    def settings_env(self, stack: Stack) -> dict[str, str]:
-        """FLASHSALE_* that point a process at this stack."""
-        return {
-            "FLASHSALE_REDIS_URL": stack.redis_url,
-            "FLASHSALE_CACHE_URL": stack.cache_url,
-            "FLASHSALE_QUEUE_URL": stack.queue_url,
-            "FLASHSALE_EVENT_LOG_URL": stack.event_log_url,
-            "FLASHSALE_CATALOGUE_DSN": stack.catalogue_dsn,
-            "FLASHSALE_SHARD_DSNS": ",".join(stack.shard_dsns),
-            "FLASHSALE_TOKEN_KEYS_FILE": str(self.token_keys),
-        }
-
-    def read_stack(self) -> Stack | None:
-        """The stack that is up in this folder, None when none is or it is not ready yet."""
-        pid = self.supervisor_pid()
-        if pid is None:
-            return None
-        try:
-            stack = Stack.from_document(json.loads(self.stack_file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        return stack if stack.supervisor == pid else None
-
-    def require_stack(self) -> Stack:
-        """The stack that is up; StackError when there is none."""
-        stack = self.read_stack()
-        if stack is None:
-            raise StackError(f"no stack is up in {self.path}: start one with `flashsale up --detach`")
-        return stack
 
     def write_stack(self, stack: Stack) -> None:
         """Replace `stack.json`."""

@@ -24,14 +24,14 @@ from pathlib import Path
 
 import redis
 
-from devstack.children import Unsupported, log_tail, spawn
+from devstack.children import log_tail, spawn
 from devstack.plan import SERVERS, Plan, Program
 from devstack.servers import ServerError
-from devstack.state import Stack, StackError, StateFolder
+from devstack.state import StateFolder
 from domain.topology import lane_stream_key
-from migrations.runner import MigrationError, migrate
-from runtime.process.settings import SettingsError
-from runtime.tokens.keys import TokenKeysError
+from migrations.runner import migrate
+from ops.stack_file import Stack
+from runtime.process.errors import OperatorError
 
 READY_S_MAX = 60.0
 FAILING_S_MAX = 20.0  # while the stack comes up: for a process that has ended FAILED_STARTS_MAX times already
@@ -290,7 +290,7 @@ def supervise(
     try:
         plan = make_plan(folder, edge_port, backoffice_port, dict(os.environ))
         Supervisor(plan, on_ready or (lambda _: _say("ready"))).run()
-    except (MigrationError, ServerError, SettingsError, StackError, TokenKeysError, Unsupported) as error:
+    except OperatorError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     finally:

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from devstack.state import StackError
 from faults.catalogue import FAULTS
 from faults.drill import STEADY_S, Result
 from faults.run import run_faults
 from faults.scenario import Fault
 from ops.commands.options import AsJson, print_json
+from ops.stack_file import StackError
 
 
 def faults(

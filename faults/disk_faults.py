@@ -14,12 +14,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from devstack.servers import RedisServer
-from devstack.state import PROJECT, overrule
 from faults.checker import Expectations
 from faults.drill import Drill
 from faults.history import Ending
 from faults.redis_faults import LIMITED
 from faults.scenario import Fault, Needs, NotFired
+from ops.stack_file import PROJECT
+from runtime.process.settings import overrule
 
 FULL_S = 3.0
 REFUSED_S = 2.5  # a watch closes what went back within half a second; the last second is looked at

@@ -25,7 +25,6 @@ from faults.evidence import backlog, dead_letters, gather, read_counters
 from faults.history import Ending, History
 from faults.scenario import Fault, NotFired, NotHere
 from faults.stage import Stage
-from ops.shop import Shop
 from runtime.process.settings import load_settings
 
 STEADY_S = 2.0
@@ -200,7 +199,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
 
 def _open_sale(fault: Fault, stage: Stage) -> tuple[UUID, list[str]]:
     stage.sales_made += 1
-    shop = Shop.log_in(stage.stack)  # each time: a token lives for minutes, a stage may for longer
+    shop = stage.staff()
     skus = [f"FAULT-{stage.sales_made}-{letter}" for letter in "ABC"]
     for sku in skus:
         shop.create_product(sku=sku, name=sku, price_minor=1999)

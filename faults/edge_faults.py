@@ -18,7 +18,6 @@ from uuid import UUID
 from devstack.children import alive, free_port, spawn
 from devstack.launch import wait_until_up
 from devstack.plan import responds
-from devstack.state import PROJECT
 from faults.checker import Expectations
 from faults.drill import Drill
 from faults.history import Attempt, Ending
@@ -28,6 +27,7 @@ from faults.redis_faults import RESERVE, sprung
 from faults.scenario import Fault, Needs, NotFired, NotHere
 from faults.stage import Stage
 from faults.wire import Wire, order_request
+from ops.stack_file import PROJECT
 from ops.tokens import mint_many
 from runtime.process.settings import load_settings
 from runtime.tokens.keys import load_token_keys

@@ -12,10 +12,10 @@ import orjson
 import psycopg
 from redis.asyncio import Redis
 
-from devstack.state import Stack
 from domain import topology
 from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
+from ops.stack_file import Stack
 from runtime.event_log import EventLog, open_event_log
 from runtime.queue import open_queue
 from runtime.queue.port import DEAD_LETTERS_PAGE_MAX

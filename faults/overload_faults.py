@@ -13,10 +13,9 @@ from typing import Any
 from uuid import UUID
 
 from devstack.demo.recount import read_promises, recount
-from devstack.state import PROJECT
 from faults.drill import Drill
 from faults.scenario import Fault, Needs, NotFired, NotHere
-from ops.shop import Shop
+from ops.stack_file import PROJECT
 
 PEAK_CONNECTIONS = 160
 OVERLOAD_CONNECTIONS = 700
@@ -64,7 +63,7 @@ async def far_redis(drill: Drill) -> str:
     stage = drill.stage
     link = stage.proxy("edge")
     link.slow(LINK_DELAY_S)
-    shop = await asyncio.to_thread(Shop.log_in, stage.stack)
+    shop = await asyncio.to_thread(stage.staff)
     sku = drill.skus[1]
     sale = await asyncio.to_thread(
         partial(shop.create_open_sale, name="Overload", stock={sku: 1_000_000}, price_minor=1)

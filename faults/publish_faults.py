@@ -14,7 +14,7 @@ from faults.proxy import Harm, Trap
 from faults.redis_faults import sprung
 from faults.scenario import Act, Fault, NotFired
 from faults.wire import Wire, order_request
-from ops.shop import Shop, ShopError
+from ops.shop import ShopError
 
 
 def publish_killed(harm: Harm) -> Act:
@@ -22,7 +22,7 @@ def publish_killed(harm: Harm) -> Act:
 
     async def act(drill: Drill) -> str:
         stage = drill.stage
-        shop = await asyncio.to_thread(Shop.log_in, stage.stack)
+        shop = await asyncio.to_thread(stage.staff)
         draft = await asyncio.to_thread(
             partial(shop.create_draft_sale, name="Published", stock={drill.skus[1]: 100}, price_minor=1)
         )
@@ -37,7 +37,7 @@ def publish_killed(harm: Harm) -> Act:
             raise NotFired("publishing went through")
         await sprung(drill, trap, "the backoffice came to the point")
         await stage.replaced("backoffice", old)
-        shop = await asyncio.to_thread(Shop.log_in, stage.stack)
+        shop = await asyncio.to_thread(stage.staff)
         sale = await asyncio.to_thread(shop.publish, draft["id"])
         wire = Wire(list(drill.crowd.urls))
         user, token = drill.rng.choice(stage.users)

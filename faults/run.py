@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 
-from devstack.state import StackError
 from faults.checker import Finding
 from faults.drill import Result, run_drill
 from faults.scenario import Fault, Needs, NotHere
 from faults.stage import Stage, keep_logs, staged
+from ops.stack_file import StackError
 
 
 def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None]) -> Iterator[Result]:

@@ -24,12 +24,14 @@ from redis.asyncio import Redis
 from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.plan import responds
-from devstack.state import PROJECT, Stack, StateFolder, overrule
+from devstack.state import StateFolder
 from faults.proxy import FaultProxy
 from faults.scenario import Needs, NotFired, NotHere
 from faults.variation import Variation
+from ops.shop import Shop
+from ops.stack_file import PROJECT, Stack
 from ops.tokens import mint_many
-from runtime.process.settings import load_settings
+from runtime.process.settings import load_settings, overrule
 from runtime.redis.client import redis_client
 from runtime.tokens.keys import load_token_keys
 
@@ -65,6 +67,11 @@ class Stage:
     def stack(self) -> Stack:
         """What `stack.json` says now."""
         return self.folder.require_stack()
+
+    def staff(self) -> Shop:
+        """The backoffice with a fresh login of the administrator: a token may end before the stage does."""
+        stack = self.stack
+        return Shop.log_in(stack.backoffice_url, **stack.admin)
 
     def proxy(self, process: str, server: str = "redis") -> FaultProxy:
         """The one between a process and a server."""

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from devstack.plan import Plan, Program
-from devstack.state import StateFolder, overrule
+from devstack.state import StateFolder
 from devstack.supervisor import supervise
+from runtime.process.settings import overrule
 
 FILE = "variation.json"
 

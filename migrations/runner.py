@@ -18,6 +18,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from runtime.process.errors import OperatorError
+
 HERE = Path(__file__).parent
 CATALOGUE = HERE / "catalogue"
 SHARD = HERE / "shard"
@@ -37,7 +39,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 
 
-class MigrationError(Exception):
+class MigrationError(OperatorError):
     """A database could not be brought to the newest schema; the message names database and file, never a password."""
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from devstack.state import Stack
+from runtime.process.errors import OperatorError
 
 ANSWER_S_MAX = 30.0
 
 
-class ShopError(Exception):
+class ShopError(OperatorError):
     """The backoffice refused; the message is its status, code and detail."""
 
 
@@ -26,10 +26,10 @@ class Shop:
     token: str = field(repr=False)
 
     @classmethod
-    def log_in(cls, stack: Stack) -> Shop:
-        """As the stack's administrator."""
-        tokens = call("POST", f"{stack.backoffice_url}/v1/auth/login", body=stack.admin)
-        return cls(stack.backoffice_url, tokens["access_token"])
+    def log_in(cls, url: str, *, email: str, password: str) -> Shop:
+        """Log in at the backoffice at `url`."""
+        tokens = call("POST", f"{url}/v1/auth/login", body={"email": email, "password": password})
+        return cls(url, tokens["access_token"])
 
     def create_product(self, *, sku: str, name: str, price_minor: int) -> dict[str, Any]:
         """The product."""

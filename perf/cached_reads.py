@@ -18,9 +18,10 @@ from uuid import UUID
 import psycopg
 
 from devstack.demo.rehearsal import own_stack
-from devstack.state import Stack, StateFolder
+from devstack.state import StateFolder
 from domain import ids
 from domain.topology import Topology, bucket_of_user
+from ops.stack_file import Stack
 from perf import shop
 from perf.by_clock import Request, percentiles, run
 from perf.processes import cpu_us, tree

@@ -15,10 +15,11 @@ import psycopg
 import redis
 
 from devstack.demo.rehearsal import own_stack
-from devstack.state import Stack, StateFolder
+from devstack.state import StateFolder
 from domain.sales import STOCK_MAX
 from domain.topology import Topology, lane_stream_key, order_queue
 from ops.shop import Shop
+from ops.stack_file import Stack
 from perf.load import Aim, write_tokens
 from perf.processes import cpu_us, tree
 from runtime.queue.redis_streams import stream_key
@@ -113,7 +114,7 @@ def whole_stack(
 def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, users: int) -> Iterator[WholeStack]:
     """A sale of its own, and tokens, on a stack that is up."""
     say("publishing a sale")
-    shop = Shop.log_in(stack)
+    shop = Shop.log_in(stack.backoffice_url, **stack.admin)
     sku = f"PERF-{secrets.token_hex(4).upper()}"
     stock = {sku: STOCK_MAX, f"{sku}-GONE": 0}
     for each in stock:

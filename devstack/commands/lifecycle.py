@@ -11,9 +11,10 @@ import typer
 from devstack.children import alive
 from devstack.launch import start_detached, stop
 from devstack.plan import responds
-from devstack.state import Stack, StackError, StateFolder
+from devstack.state import StateFolder
 from devstack.supervisor import supervise
-from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from ops.commands.options import AsJson, StateDir, print_json
+from ops.stack_file import Stack, StackError
 
 NOT_UP = 3
 
@@ -41,7 +42,7 @@ def up(
             min=0, max=65535, envvar="FLASHSALE_BACKOFFICE_PORT", help="Port of the backoffice, 0: a free one."
         ),
     ] = 8081,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
     """Start the stack: Redis, PostgreSQL and all processes, supervised. FLASHSALE_* settings are passed on."""
     if stack is StackKind.FULL:
@@ -49,7 +50,7 @@ def up(
             "the full stack (replicas, RabbitMQ, Kafka) comes with the data tier and is not part of this version; "
             "start the embedded one: flashsale up"
         )
-    folder = folder_of(state_dir)
+    folder = StateFolder.at(state_dir)
     if folder.supervisor_pid() is not None:
         running = folder.read_stack()
         if running is None:
@@ -68,10 +69,10 @@ def up(
 
 def down(
     destroy: Annotated[bool, typer.Option("--destroy", help="Also remove its data, keys and logs.")] = False,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
     """Stop the stack: the edge first, then who stores what it accepted, then the servers. Data stays."""
-    folder = folder_of(state_dir)
+    folder = StateFolder.at(state_dir)
     stopped = stop(folder)
     print("The stack is down." if stopped else "No stack was up.")
     if destroy:
@@ -79,9 +80,9 @@ def down(
         print(f"Removed {folder.path}.")
 
 
-def status(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Show what runs. Exit status 0: all is ready; 1: something is not; 3: no stack is up."""
-    folder = folder_of(state_dir)
+    folder = StateFolder.at(state_dir)
     stack = folder.read_stack()
     if stack is None:
         if as_json:

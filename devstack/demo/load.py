@@ -16,7 +16,8 @@ from uuid import UUID
 
 from devstack.children import alive
 from devstack.demo.recount import stored_orders
-from devstack.state import PROJECT, Stack, StackError, StateFolder
+from devstack.state import StateFolder
+from ops.stack_file import PROJECT, Stack, StackError
 
 KILL_AT_SHARE = 0.4  # of the stock
 SELLING_S_MAX = 180.0

@@ -22,10 +22,11 @@ from devstack.children import spawn
 from devstack.demo.load import Course, Crowd
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
-from devstack.state import PROJECT, Stack, StackError, StateFolder, overrule
+from devstack.state import StateFolder
 from ops.shop import Shop, call
+from ops.stack_file import PROJECT, Stack, StackError
 from ops.tokens import mint_many
-from runtime.process.settings import load_settings
+from runtime.process.settings import load_settings, overrule
 from runtime.tokens.keys import load_token_keys
 
 DRAIN_S_MAX = 60.0
@@ -47,7 +48,7 @@ class Rehearsal:
         """The report; `failures` in it is empty when everything was as promised. Leaves nothing behind."""
         with own_stack(say) as (stack, folder):
             say("making products and a sale")
-            shop = Shop.log_in(stack)
+            shop = Shop.log_in(stack.backoffice_url, **stack.admin)
             stock = self._stock()
             for sku in stock:
                 shop.create_product(sku=sku, name=f"Demo {sku}", price_minor=1999)
@@ -170,7 +171,7 @@ def own_stack(
     Ends with us, however we end; stopped and removed afterwards. `prepare` gets the folder before anything starts;
     `settings` are FLASHSALE_* of all processes that overrule the caller's own.
     """
-    parent = StateFolder.default().path
+    parent = StateFolder.at(None).path
     parent.mkdir(exist_ok=True)
     parent.chmod(0o711)
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))

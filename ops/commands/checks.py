@@ -1,31 +1,24 @@
-"""`migrate`, `reconcile`: databases brought up to date, and invariants judged."""
+"""`migrate`, `reconcile`: bring databases up to date, and prove the invariants."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from devstack.state import PROJECT, overrule
 from migrations.runner import migrate as migrate_databases
-from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
-from runtime.process.settings import load_settings
+from ops.commands.options import AsJson, StateDir, print_json
+from ops.processes import run_module
+from ops.target import resolve
 
 
-def migrate(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
-    """Bring all databases to the newest schema: the stack's, or those of FLASHSALE_CATALOGUE_DSN and _SHARD_DSNS if set."""
-    if "FLASHSALE_CATALOGUE_DSN" in os.environ or "FLASHSALE_CATALOGUE_DSN_FILE" in os.environ:
-        settings = load_settings()
-        catalogue = settings.catalogue_dsn.get_secret_value()
-        shards = [dsn.get_secret_value() for dsn in settings.shard_dsns]
-    else:
-        stack = folder_of(state_dir).require_stack()
-        catalogue, shards = stack.catalogue_dsn, stack.shard_dsns
-    applied = migrate_databases(catalogue, shards)
+def migrate(as_json: AsJson = False, state_dir: StateDir = None) -> None:
+    """Bring the catalogue and all shards to the newest schema. Repeating it changes nothing."""
+    settings = resolve(state_dir, needs=["catalogue_dsn", "shard_dsns"]).settings
+    applied = migrate_databases(
+        settings.catalogue_dsn.get_secret_value(), [dsn.get_secret_value() for dsn in settings.shard_dsns]
+    )
     if as_json:
         print_json(applied)
         return
@@ -34,16 +27,18 @@ def migrate(as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) ->
 
 
 def reconcile(
-    sale: Annotated[UUID | None, typer.Option(help="Judge this sale only.")] = None,
+    sale: Annotated[UUID | None, typer.Option(help="Check only this sale.")] = None,
+    wait_s: Annotated[
+        float, typer.Option(min=0, max=600, help="Seconds to wait until accepted orders are stored.")
+    ] = 60.0,
     as_json: AsJson = False,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
-    """Judge invariants A (no oversell) and B (nothing lost) now. Exit status 1 if one is violated."""
-    folder = folder_of(state_dir)
-    argv = [sys.executable, "-m", "workers.reconciler", "--once"]
+    """Prove invariants A (no oversell) and B (nothing lost) now. Exit status 1 if one is violated or not proved."""
+    target = resolve(state_dir, needs=["redis_url", "queue_url", "catalogue_dsn", "shard_dsns"])
+    arguments = ["--once", "--wait-s", str(wait_s)]
     if sale is not None:
-        argv += ["--sale", str(sale)]
+        arguments += ["--sale", str(sale)]
     if as_json:
-        argv.append("--json")
-    env = overrule(os.environ, folder.settings_env(folder.require_stack()))
-    raise typer.Exit(subprocess.run(argv, cwd=PROJECT, env=env, check=False).returncode)
+        arguments.append("--json")
+    raise typer.Exit(run_module("workers.reconciler", arguments, target))

@@ -11,8 +11,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from devstack.state import StackError
-from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from ops.commands.options import AsJson, StateDir, print_json
+from ops.target import resolve
+from runtime.process.errors import OperatorError
 from runtime.queue import DeadLetter, DeadLetters, NotReplayable, open_queue
 
 PAGE = 200
@@ -27,7 +28,7 @@ def list_letters(
     queue: Annotated[str | None, typer.Option(help="Of this queue only.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1000,
     as_json: AsJson = False,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
     """Dead letters, oldest first in each queue."""
 
@@ -52,11 +53,11 @@ def list_letters(
 
 
 @app.command()
-def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """One dead letter with its history; the body in base64. Exit status 1 if there is none."""
     letter = _with_letters(state_dir, lambda letters: letters.get(letter_id))
     if letter is None:
-        raise StackError(_missing(letter_id))
+        raise OperatorError(_missing(letter_id))
     document = _summary(letter) | {
         "headers": dict(letter.headers),
         "history": [{"at": _time(failure.at_ms), "reason": failure.reason} for failure in letter.history],
@@ -72,26 +73,26 @@ def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = DEF
 
 
 @app.command()
-def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Put a dead letter back into its queue. Exit status 1 if it is not there or never was a message."""
     try:
         done = _with_letters(state_dir, lambda letters: letters.replay(letter_id))
     except NotReplayable as error:
-        raise StackError(str(error)) from error
+        raise OperatorError(str(error)) from error
     _report(letter_id, done, "replayed", as_json=as_json)
 
 
 @app.command()
-def delete(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+def delete(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Remove a dead letter for good. Exit status 1 if it is not there."""
     _report(letter_id, _with_letters(state_dir, lambda letters: letters.delete(letter_id)), "deleted", as_json=as_json)
 
 
-def _with_letters(state_dir: Path, operation: Callable[[DeadLetters], Awaitable[T]]) -> T:
-    stack = folder_of(state_dir).require_stack()
+def _with_letters(state_dir: Path | None, operation: Callable[[DeadLetters], Awaitable[T]]) -> T:
+    settings = resolve(state_dir, needs=["queue_url"]).settings
 
     async def work() -> T:
-        queue = open_queue(stack.queue_url)
+        queue = open_queue(settings.queue_url)
         try:
             return await operation(queue.dead_letters)
         finally:
@@ -102,7 +103,7 @@ def _with_letters(state_dir: Path, operation: Callable[[DeadLetters], Awaitable[
 
 def _report(letter_id: str, done: bool, word: str, *, as_json: bool) -> None:
     if not done:
-        raise StackError(_missing(letter_id))
+        raise OperatorError(_missing(letter_id))
     if as_json:
         print_json({"id": letter_id, word: True})
     else:

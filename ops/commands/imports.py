@@ -17,10 +17,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from ops.commands.options import AsJson, StateDir, print_json
 from ops.importing.reading import Format, read
 from ops.importing.run import Summary, import_products
 from ops.importing.sending import Backoffice
+from ops.target import resolve
 
 PASSWORD_VARIABLE = "STAFF_PASSWORD"
 
@@ -47,7 +48,7 @@ def products(
         str | None, typer.Option(help=f"Of staff; the password is in {PASSWORD_VARIABLE}, or asked for.")
     ] = None,
     as_json: AsJson = False,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
     """Make or change products by their SKU. The same file again changes nothing, so a broken import is simply repeated.
 
@@ -71,12 +72,13 @@ def products(
     raise typer.Exit(1 if summary.failed else 0)
 
 
-def _backoffice(url: str | None, email: str | None, state_dir: Path) -> Backoffice:
+def _backoffice(url: str | None, email: str | None, state_dir: Path | None) -> Backoffice:
     if url is None:
         if email is not None:
             raise typer.BadParameter("goes with --url", param_hint="--email")
-        stack = folder_of(state_dir).require_stack()
-        return Backoffice(stack.backoffice_url, stack.admin["email"], stack.admin["password"])
+        settings = resolve(state_dir, needs=["link_url", "admin_password"]).settings
+        assert settings.admin_password is not None
+        return Backoffice(settings.link_url, settings.admin_email, settings.admin_password.get_secret_value())
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
         raise typer.BadParameter("is not an http or https address", param_hint="--url")
     if email is None:

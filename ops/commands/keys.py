@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from devstack.state import StackError
-from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of, print_json
+from ops.commands.options import AsJson, StateDir, print_json
 from ops.key_rotation import RotationWaits, buyer_kind, plan, rotate, staff_kind
+from ops.target import resolve
+from runtime.process.errors import OperatorError
 
 
 def rotate_keys(
@@ -28,21 +29,27 @@ def rotate_keys(
     token_keys: Annotated[Path | None, typer.Option(help="Another file than the stack's, of buyers' keys.")] = None,
     staff_key: Annotated[Path | None, typer.Option(help="Another file than the stack's, of staff keys.")] = None,
     as_json: AsJson = False,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
     """Give buyers' and staff tokens new keys while everything runs. May be repeated, and goes on where it was stopped."""
-    folder = folder_of(state_dir)
-    kinds = (buyer_kind(token_keys or folder.token_keys), staff_kind(staff_key or folder.staff_key))
-    for kind in kinds:
-        if not kind.path.exists():
-            raise StackError(f"there is no {kind.path} yet: start a stack once with `flashsale up --detach`")
-    stack = folder.read_stack()
-    processes = dict(stack.metrics) if stack is not None and not (token_keys or staff_key) else {}
+    files = {"token_keys_file": token_keys, "staff_key_file": staff_key}
+    needs = [name for name, path in files.items() if path is None]
+    target = resolve(state_dir, needs=needs, running=False) if needs else None
+    for name in needs:
+        assert target is not None
+        files[name] = getattr(target.settings, name)
+    kinds = (buyer_kind(_existing(files["token_keys_file"])), staff_kind(_existing(files["staff_key_file"])))
+    is_stack = target is not None and target.is_stack and len(needs) == len(files)
+    processes = dict(target.stack.metrics) if is_stack and target is not None and target.stack is not None else {}
     for text in process or ():
         name, _, url = text.partition("=")
         if not url:
             raise typer.BadParameter(f"{text}: not NAME=URL", param_hint="--process")
         processes[name] = url.rstrip("/")
+    if not (is_stack or processes or dry_run):
+        raise typer.BadParameter(
+            "name every edge and every backoffice: a key may sign only when all of them know it", param_hint="--process"
+        )
     if dry_run:
         _show({kind.name: plan(kind, retire=retire) for kind in kinds}, as_json=as_json)
         return
@@ -56,6 +63,15 @@ def rotate_keys(
         print(f"flashsale: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     _show(outcomes, as_json=as_json)
+
+
+def _existing(path: Path | None) -> Path:
+    assert path is not None
+    if not path.exists():
+        raise OperatorError(
+            f"there is no key file {path}: create it, or start a stack once with `flashsale up --detach`"
+        )
+    return path
 
 
 def _show(outcomes: dict[str, Any], *, as_json: bool) -> None:

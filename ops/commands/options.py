@@ -1,4 +1,4 @@
-"""What several commands have in common: options, and how they print."""
+"""Options that several commands share, and the way they print JSON."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from devstack.state import StateFolder
-
 StateDir = Annotated[
-    Path,
-    typer.Option("--state-dir", help="Folder of the stack.", show_default=".flashsale in the project"),
+    Path | None,
+    typer.Option(
+        "--state-dir",
+        help="Work on the stack in this folder, whatever FLASHSALE_* settings say.",
+        show_default=".flashsale in the project",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
-
-DEFAULT_STATE_DIR = StateFolder.default().path
-
-
-def folder_of(state_dir: Path) -> StateFolder:
-    """The stack's folder by its absolute path: processes are recognised by it."""
-    return StateFolder(state_dir.resolve())
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def print_json(document: Any) -> None:
-    """An answer for a program."""
+    """Print a document for a program to read."""
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")

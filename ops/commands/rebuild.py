@@ -1,34 +1,33 @@
-"""`rebuild`: gives Redis a sale again that it lost."""
+"""`rebuild`: restore a sale that Redis lost."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
-from devstack.state import PROJECT, overrule
-from ops.commands.options import DEFAULT_STATE_DIR, AsJson, StateDir, folder_of
+from ops.commands.options import AsJson, StateDir
+from ops.processes import run_module
+from ops.target import resolve
 
 
 def rebuild(
     sale: Annotated[UUID, typer.Option(help="The sale's id.")],
-    force: Annotated[bool, typer.Option("--force", help="Also a healthy sale: it is closed for a while.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Rebuild a healthy sale, too. It refuses orders meanwhile.")
+    ] = False,
     wait_s: Annotated[
-        float, typer.Option(min=1, max=3600, help="Wait so long for relays, writers and retries each.")
+        float, typer.Option(min=1, max=3600, help="Seconds to wait for relays, for writers and for retries, each.")
     ] = 60.0,
     as_json: AsJson = False,
-    state_dir: StateDir = DEFAULT_STATE_DIR,
+    state_dir: StateDir = None,
 ) -> None:
-    """Rebuild a sale that Redis lost from what is stored, and open it again. Exit status 1 if it is not open."""
-    folder = folder_of(state_dir)
-    argv = [sys.executable, "-m", "workers.recovery.rebuild", "--sale", str(sale), "--wait-s", str(wait_s)]
+    """Restore a sale that Redis lost from PostgreSQL, and reopen it. Exit status 1 if it is not open afterwards."""
+    target = resolve(state_dir, needs=["redis_url", "queue_url", "catalogue_dsn", "shard_dsns"])
+    arguments = ["--sale", str(sale), "--wait-s", str(wait_s)]
     if force:
-        argv.append("--force")
+        arguments.append("--force")
     if as_json:
-        argv.append("--json")
-    env = overrule(os.environ, folder.settings_env(folder.require_stack()))
-    raise typer.Exit(subprocess.run(argv, cwd=PROJECT, env=env, check=False).returncode)
+        arguments.append("--json")
+    raise typer.Exit(run_module("workers.recovery.rebuild", arguments, target))

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 
 from domain.topology import Topology
+from runtime.process.errors import OperatorError
 from runtime.tokens.outside_issuers import OutsideIssuer, check_issuers
 
 PREFIX = "FLASHSALE_"
@@ -29,7 +30,7 @@ class Durability(StrEnum):
     MEMORY = "memory"  # comparison only: lost with the Redis process
 
 
-class SettingsError(Exception):
+class SettingsError(OperatorError):
     """The environment does not make valid settings; the message names every problem."""
 
 
@@ -215,6 +216,12 @@ class Settings(BaseModel):
 def file_variable(name: str) -> str | None:
     """The variable that gives a setting by file, `FLASHSALE_X_FILE`; None for a setting that names a file itself."""
     return None if name.endswith("_file") else f"{PREFIX}{name.upper()}_FILE"
+
+
+def overrule(environ: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with `values`, and without the `X_FILE` that would set an `X` of theirs a second time."""
+    by_file = {f"{name}_FILE" for name in values}
+    return {**{name: value for name, value in environ.items() if name not in by_file}, **values}
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+from runtime.process.errors import OperatorError
+
 REASON_LENGTH_MAX = 500
 HISTORY_LENGTH_MAX = 20
 DEAD_LETTERS_PAGE_MAX = 200
@@ -34,7 +36,7 @@ class QueueFull(Exception):
         self.queue = queue
 
 
-class QueueUnavailable(Exception):
+class QueueUnavailable(OperatorError):
     """The broker did not confirm: the operation happened or not. Repeating it is safe, since consumers are idempotent."""
 
     def __init__(self, queue: str, detail: str) -> None:

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from runtime.process.errors import OperatorError
+
 KEYS_MAX: Final = 16
 _KID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class TokenKeysError(Exception):
+class TokenKeysError(OperatorError):
     """A key file cannot be used; the message names the file and what is wrong, never a key."""
 
 

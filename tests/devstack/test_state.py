@@ -13,8 +13,10 @@ import pytest
 
 from devstack.children import alive, spawn
 from devstack.servers import PostgresServer
-from devstack.state import STATE_VARIABLE, Stack, StackError, StateFolder, overrule
+from devstack.state import STATE_VARIABLE, StateFolder
 from devstack.supervisor import RESTART_S_MAX, restart_delay_s
+from ops.stack_file import Stack, StackError
+from runtime.process.settings import overrule
 
 
 def _stack(supervisor: int) -> Stack:

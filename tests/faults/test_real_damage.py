@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from devstack.demo.rehearsal import own_stack
-from devstack.state import Stack, StateFolder
+from devstack.state import StateFolder
 from domain.orders import pack_key
 from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field, user_key
 from faults.checker import Expectations, check
@@ -22,6 +22,7 @@ from faults.crowd import Crowd, Habits
 from faults.evidence import backlog, dead_letters, gather
 from faults.history import Ending, History, OrderRequest
 from ops.shop import Shop
+from ops.stack_file import Stack
 from ops.tokens import mint_many
 from runtime.event_log.redis_streams import stream_key
 from runtime.redis.client import redis_client
@@ -79,7 +80,7 @@ def damaged_stack() -> Iterator[tuple[Stack, StateFolder]]:
 @pytest.fixture
 async def sold(damaged_stack: tuple[Stack, StateFolder], seed: int) -> AsyncIterator[Sold]:
     stack, folder = damaged_stack
-    shop = Shop.log_in(stack)
+    shop = Shop.log_in(stack.backoffice_url, **stack.admin)
     skus = [f"{sku}-{secrets.token_hex(3)}" for sku in SKUS]
     for sku in skus:
         shop.create_product(sku=sku, name=sku, price_minor=5)

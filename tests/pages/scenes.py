@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from playwright.sync_api import Page, expect
 
-from devstack.state import Stack
+from ops.stack_file import Stack
 
 PASSWORD = "a buyer's password"
 

@@ -15,7 +15,8 @@ from uuid import uuid4
 import httpx
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from devstack.state import Stack, StateFolder
+from devstack.state import StateFolder
+from ops.stack_file import Stack
 from runtime.tokens.keys import TokenKeys, load_token_keys, mint_buyer_token
 from tests.fixtures.fix_browser import CHROMIUM, PHONE
 from tests.fixtures.fix_stack import flashsale

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from devstack.state import Stack
+from ops.stack_file import Stack
 from tests.devstack.test_mail import letters
 from tests.fixtures.fix_browser import PHONE, Visit
 from tests.fixtures.fix_mail import text_of

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 from typer.testing import CliRunner
 
-from devstack.state import StackError
 from domain.topology import POISON_OUTBOX
 from ops.commands.dead_letters import app
+from runtime.process.errors import OperatorError
 from runtime.queue import Delivery, Queue, open_queue
 from tests.fixtures.fix_stack import RunningStack
 
@@ -21,7 +21,7 @@ QUEUE = "test.given-up"  # that no worker reads
 
 
 def run(stack: RunningStack, *arguments: str) -> str:
-    """What a command prints; StackError as it raises it."""
+    """What a command prints; OperatorError as it raises it."""
     done = CliRunner().invoke(app, [*arguments, "--state-dir", str(stack.folder.path)])
     if done.exception is not None:
         raise done.exception
@@ -62,7 +62,7 @@ def test_dead_letters_are_listed_shown_replayed_and_deleted(running_stack: Runni
 
     assert run(running_stack, "replay", letter["id"]) == f"{letter['id']} replayed.\n"
     for command in ("replay", "show", "delete"):
-        with pytest.raises(StackError, match="there is no dead letter"):
+        with pytest.raises(OperatorError, match="there is no dead letter"):
             run(running_stack, command, letter["id"])
     asyncio.run(give_up(publish=False))  # it was in its queue again
     (again,) = json.loads(run(running_stack, "list", "--queue", QUEUE, "--json"))
@@ -79,7 +79,7 @@ def test_what_never_was_a_message_is_not_replayed(running_stack: RunningStack) -
     asyncio.run(plant())
     (row,) = json.loads(run(running_stack, "list", "--queue", POISON_OUTBOX, "--json"))
     assert row["replayable"] is False
-    with pytest.raises(StackError, match="never was a message"):
+    with pytest.raises(OperatorError, match="never was a message"):
         run(running_stack, "replay", row["id"])
     run(running_stack, "delete", row["id"])
 

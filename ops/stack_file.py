@@ -1,0 +1,133 @@
+"""Reads a stack's folder, `.flashsale/`: whether a stack is up, its addresses (`stack.json`) and its keys. Writes nothing.
+
+lock          held (flock) by the running supervisor, whose pid it contains
+stack.json    addresses, logins and pids of a stack that is up; mode 0600, replaced atomically
+keys/         token keys, mode 0600; created once
+
+`devstack.state` writes these files.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from runtime.process.errors import OperatorError
+
+PROJECT: Final = Path(__file__).resolve().parent.parent
+
+
+class StackError(OperatorError):
+    """The stack cannot do this now."""
+
+
+@dataclass(slots=True)
+class Stack:
+    """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz.
+
+    `payment_secret`: no process reads it before payments exist; it is part of the file's published contract already.
+    `mail_folder`: the mails that were sent, a file each.
+    `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
+    """
+
+    edge_url: str
+    backoffice_url: str
+    admin: dict[str, str] = field(repr=False)
+    redis_url: str
+    cache_url: str
+    catalogue_dsn: str = field(repr=False)
+    shard_dsns: list[str] = field(repr=False)
+    queue_url: str
+    event_log_url: str
+    payment_secret: str = field(repr=False)
+    smtp_url: str
+    mail_folder: str
+    metrics: dict[str, str]
+    supervisor: int
+    processes: dict[str, int] = field(default_factory=dict)
+    restarting: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Self:
+        """The content of a file that this code wrote."""
+        return cls(**document)
+
+
+@dataclass(frozen=True, slots=True)
+class StackFolder:
+    """The folder of one stack. `path` is absolute: a stack's processes are recognised by it."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, state_dir: Path | None) -> Self:
+        """The folder that `--state-dir` names; without one, `.flashsale/` of the project."""
+        return cls(state_dir.resolve() if state_dir is not None else PROJECT / ".flashsale")
+
+    @property
+    def token_keys(self) -> Path:
+        """The key ring of buyers' tokens."""
+        return self.path / "keys" / "token-keys.json"
+
+    @property
+    def staff_key(self) -> Path:
+        """The private key of staff tokens."""
+        return self.path / "keys" / "staff-key.pem"
+
+    @property
+    def stack_file(self) -> Path:
+        """`stack.json`."""
+        return self.path / "stack.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the running supervisor."""
+        return self.path / "lock"
+
+    def supervisor_pid(self) -> int | None:
+        """The running supervisor, None when there is none. Trusts the lock, not the files that a crash leaves behind."""
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(descriptor, 32, 0) or b"0") or None
+        finally:
+            os.close(descriptor)
+        return None
+
+    def read_stack(self) -> Stack | None:
+        """The stack that is up in this folder, None when none is or it is not ready yet."""
+        pid = self.supervisor_pid()
+        if pid is None:
+            return None
+        try:
+            stack = Stack.from_document(json.loads(self.stack_file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        return stack if stack.supervisor == pid else None
+
+    def require_stack(self) -> Stack:
+        """The stack that is up; StackError when there is none."""
+        stack = self.read_stack()
+        if stack is None:
+            raise StackError(f"no stack is up in {self.path}: start one with `flashsale up --detach`")
+        return stack
+
+    def settings_env(self, stack: Stack) -> dict[str, str]:
+        """FLASHSALE_* that point a process at this stack."""
+        return {
+            "FLASHSALE_REDIS_URL": stack.redis_url,
+            "FLASHSALE_CACHE_URL": stack.cache_url,
+            "FLASHSALE_QUEUE_URL": stack.queue_url,
+            "FLASHSALE_EVENT_LOG_URL": stack.event_log_url,
+            "FLASHSALE_CATALOGUE_DSN": stack.catalogue_dsn,
+            "FLASHSALE_SHARD_DSNS": ",".join(stack.shard_dsns),
+            "FLASHSALE_TOKEN_KEYS_FILE": str(self.token_keys),
+        }
