@@ -15,10 +15,10 @@ from pathlib import Path
 
 from devstack.servers import RedisServer
 from faults.checker import Expectations
-from faults.drill import Drill
+from faults.conditions import Needs, NotFired
 from faults.history import Ending
 from faults.redis_faults import LIMITED
-from faults.scenario import Fault, Needs, NotFired
+from faults.scenario import Drill, Fault
 from ops.stack_file import PROJECT
 from runtime.process.settings import overrule
 
@@ -76,7 +76,7 @@ async def fill_disk(drill: Drill) -> str:
         pass  # the disk is full: that was wanted
     try:
         await asyncio.sleep(FULL_S)
-        met = sum(a.returned_at > began and a.code in _AWAY for a in drill.crowd.history.attempts())
+        met = sum(a.returned_at > began and a.code in _AWAY for a in drill.buyers.history.attempts())
     finally:
         ballast.unlink()
     new = await stage.replaced("redis", old)
@@ -109,7 +109,7 @@ async def go_back(drill: Drill) -> str:
 async def _closed_until_rebuilt(drill: Drill) -> str:
     stage = drill.stage
     await asyncio.sleep(REFUSED_S)
-    since = [a for a in drill.crowd.history.attempts() if a.returned_at > time.monotonic() - 1.0]
+    since = [a for a in drill.buyers.history.attempts() if a.returned_at > time.monotonic() - 1.0]
     if not since:
         raise NotFired("nobody asked for an order from the lost sale")
     codes = {attempt.code or str(attempt.status) for attempt in since}
@@ -135,9 +135,11 @@ async def _closed_until_rebuilt(drill: Drill) -> str:
 async def _ask_again(drill: Drill) -> int:
     """Repeat the oldest orders, which were stored before the loss, with their keys; how many were replays. The checker
     compares the answers with the first ones."""
-    wanted = [request for request in drill.crowd.history.requests if request.ending is Ending.OK and not request.misuse]
-    wire = drill.crowd.new_wire()
-    answers = [await drill.crowd.ask(wire, request) for request in wanted[:ASKED_AGAIN]]
+    wanted = [
+        request for request in drill.buyers.history.requests if request.ending is Ending.OK and not request.misuse
+    ]
+    wire = drill.buyers.new_wire()
+    answers = [await drill.buyers.ask(wire, request) for request in wanted[:ASKED_AGAIN]]
     wire.close()
     if not (replays := sum(attempt.replayed for attempt in answers)):
         raise NotFired("no old key got its order again")

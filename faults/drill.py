@@ -1,6 +1,6 @@
 """One fault from beginning to end: a fresh sale, a crowd, the fault, healing, quiet, and the comparison.
 
-crowd buys for a while -> the fault -> it is undone or ends by itself -> crowd buys until it is served as before (F)
+buyers buys for a while -> the fault -> it is undone or ends by itself -> crowd buys until it is served as before (F)
 -> crowd stops -> backlogs drain (F) -> uncertain outcomes are asked for again -> evidence is compared (A-E)
 """
 
@@ -19,11 +19,12 @@ import psycopg
 from redis.exceptions import RedisError
 
 from domain.topology import Topology
+from faults.buyers import Habits, SimulatedBuyers
 from faults.checker import Finding, check
-from faults.crowd import Crowd, Habits
+from faults.conditions import NotFired, NotHere
 from faults.evidence import backlog, dead_letters, gather, read_counters
 from faults.history import Ending, History
-from faults.scenario import Fault, NotFired, NotHere
+from faults.scenario import Drill, Fault
 from faults.stage import Stage
 from runtime.process.settings import load_settings
 
@@ -32,9 +33,6 @@ HEAL_S_MAX = 10.0
 HEAL_LOOK_S = 1.0
 HEAL_SHARE = 0.9
 DRAIN_S_MAX = 60.0
-GOES_ON_SHARE = (
-    0.5  # of its pace, beside a fault that should not stop it: a machine that is busy with the fault as well
-)
 LONG_HOLD_S = 60  # a shorter hold ends while the drill runs
 COLLECT_S_MAX = 40.0
 INVARIANTS = "ABCDEF"
@@ -83,48 +81,6 @@ class Result:
         }
 
 
-@dataclass(slots=True)
-class Drill:
-    """What an `act` gets: the stage, the crowd that is buying, the sale, and its own source of chance."""
-
-    stage: Stage
-    crowd: Crowd
-    rng: random.Random
-    sale_id: UUID
-    skus: list[str]
-    cluster: Topology
-    say: Callable[[str], None]
-    findings: list[Finding] = field(default_factory=list)
-
-    def fail(self, invariant: str, text: str) -> None:
-        """A promise that the act itself saw broken."""
-        self.findings.append(Finding(invariant, text))
-
-    def pace(self) -> float:
-        """Definite answers a second, now."""
-        return self.crowd.per_s(time.monotonic() - 1.0, time.monotonic())
-
-    def goes_on(self, since: float, before_per_s: float, *, share: float = GOES_ON_SHARE) -> float:
-        """The crowd's pace since the harm began; a finding if it starved meanwhile."""
-        now_per_s = self.crowd.per_s(since, time.monotonic())
-        if now_per_s < share * before_per_s:
-            self.fail("F", f"the crowd got {now_per_s:.0f} answers/s beside the fault, {before_per_s:.0f}/s before it")
-        return now_per_s
-
-    @property
-    def lanes(self) -> tuple[int, ...]:
-        """The sale's."""
-        return self.cluster.lanes_of_sale(self.sale_id, count=1)
-
-    def silence(self, since: float) -> None:
-        """The edge itself was stopped or gone from `since` until now: nobody could answer."""
-        self.crowd.history.silences.append((since, time.monotonic()))
-
-    async def pause(self, low_s: float, high_s: float) -> None:
-        """A moment of random length."""
-        await asyncio.sleep(self.rng.uniform(low_s, high_s))
-
-
 def run_drill(
     fault: Fault, stage: Stage, *, seed: int, say: Callable[[str], None], seconds: float = STEADY_S
 ) -> Result:
@@ -153,22 +109,22 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
     say(f"{fault.name}: a sale")
     sale_id, skus = await asyncio.to_thread(_open_sale, fault, stage)
     habits = Habits(cancel=fault.sale.cancel)
-    crowd = Crowd([stage.stack.edge_url], History(sale_id), dict(stage.users), skus, rng, habits)
-    drill = Drill(stage, crowd, rng, sale_id, skus, cluster, say)
-    crowd.start()
+    buyers = SimulatedBuyers([stage.stack.edge_url], History(sale_id), dict(stage.users), skus, rng, habits)
+    drill = Drill(stage, buyers, rng, sale_id, skus, cluster, say)
+    buyers.start()
     try:
         say(f"{fault.name}: the crowd buys")
         await asyncio.sleep(seconds)
-        before_per_s = crowd.per_s(time.monotonic() - seconds / 2, time.monotonic())
+        before_per_s = buyers.per_s(time.monotonic() - seconds / 2, time.monotonic())
         say(f"{fault.name}: {fault.about}")
         stage.count_anew()
         result.proof = await fault.act(drill)
         stage.calm()
         if fault.heals:
             say(f"{fault.name}: healing")
-            result.healed_s = await _heal(crowd, before_per_s)
+            result.healed_s = await _heal(buyers, before_per_s)
     finally:
-        await crowd.stop()
+        await buyers.stop()
     result.findings += drill.findings
     if fault.heals and result.healed_s is None:
         result.findings.append(
@@ -179,7 +135,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
     first_drain_s = await _drain(stage, cluster)
     if fault.sale.hold_s < LONG_HOLD_S and not await _collected(stage, sale_id, fault.sale.hold_s):
         result.findings.append(Finding("F", f"holds were not collected within {COLLECT_S_MAX:.0f} s of their end"))
-    if await crowd.resolve():
+    if await buyers.resolve():
         say(f"{fault.name}: some outcomes stayed unknown")
     if await _drain(stage, cluster) is not None:
         result.drained_s = first_drain_s
@@ -188,11 +144,11 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
         result.findings.append(Finding("F", f"backlogs did not drain within {DRAIN_S_MAX:.0f} s: {left}"))
     say(f"{fault.name}: comparing")
     evidence = await gather(stage.stack, sale_id, cluster=cluster, known_dead_letters=letters_before)
-    result.findings += check(crowd.history, evidence, cluster=cluster, expected=fault.allowed)
-    result.requests = len(crowd.history.requests)
-    result.accepted = sum(request.ending is Ending.OK for request in crowd.history.requests)
-    result.refused = sum(request.ending is Ending.REFUSED for request in crowd.history.requests)
-    result.unknown_attempts = sum(attempt.ending is Ending.UNKNOWN for attempt in crowd.history.attempts())
+    result.findings += check(buyers.history, evidence, cluster=cluster, expected=fault.allowed)
+    result.requests = len(buyers.history.requests)
+    result.accepted = sum(request.ending is Ending.OK for request in buyers.history.requests)
+    result.refused = sum(request.ending is Ending.REFUSED for request in buyers.history.requests)
+    result.unknown_attempts = sum(attempt.ending is Ending.UNKNOWN for attempt in buyers.history.attempts())
     if not result.accepted:
         result.findings.append(Finding("F", "nothing was sold at all"))
 
@@ -211,12 +167,12 @@ def _open_sale(fault: Fault, stage: Stage) -> tuple[UUID, list[str]]:
     return UUID(sale["id"]), skus
 
 
-async def _heal(crowd: Crowd, before_per_s: float) -> float | None:
+async def _heal(buyers: SimulatedBuyers, before_per_s: float) -> float | None:
     """Seconds until the crowd is served as before; None if it never is."""
     began = time.monotonic()
     while (now := time.monotonic()) - began < HEAL_S_MAX + HEAL_LOOK_S:
         await asyncio.sleep(0.1)
-        if now - began >= HEAL_LOOK_S and crowd.per_s(now - HEAL_LOOK_S, now) >= HEAL_SHARE * before_per_s:
+        if now - began >= HEAL_LOOK_S and buyers.per_s(now - HEAL_LOOK_S, now) >= HEAL_SHARE * before_per_s:
             return max(0.0, now - began - HEAL_LOOK_S)
     return None
 

@@ -19,12 +19,12 @@ from devstack.children import alive, free_port, spawn
 from devstack.launch import wait_until_up
 from devstack.plan import responds
 from faults.checker import Expectations
-from faults.drill import Drill
+from faults.conditions import Needs, NotFired, NotHere
 from faults.history import Attempt, Ending
 from faults.overload_faults import Answers
 from faults.proxy import Harm, Trap
 from faults.redis_faults import RESERVE, sprung
-from faults.scenario import Fault, Needs, NotFired, NotHere
+from faults.scenario import Drill, Fault
 from faults.stage import Stage
 from faults.wire import Wire, order_request
 from ops.stack_file import PROJECT
@@ -91,14 +91,14 @@ async def stop_worker(drill: Drill) -> str:
     os.kill(pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(STOPPED_S)
-        served = drill.crowd.per_s(began, time.monotonic())
+        served = drill.buyers.per_s(began, time.monotonic())
     finally:
         os.kill(pid, signal.SIGCONT)
     await asyncio.sleep(0.5)
     drill.silence(began)
     late = sum(
         a.invoked_at < began + STOPPED_S - 1 and a.returned_at > began + STOPPED_S
-        for a in drill.crowd.history.attempts()
+        for a in drill.buyers.history.attempts()
     )
     if not late:
         raise NotFired("nobody waited for the stopped worker")
@@ -142,7 +142,7 @@ async def drain_edge(drill: Drill) -> str:
     second = stage.start_extra("edge", "edge-second", edge_port=str(port), edge_workers="1")
     url = f"http://127.0.0.1:{port}"
     await stage.until(lambda: responds(f"{url}/readyz"), "the second edge did not get ready")
-    drill.crowd.urls.append(url)
+    drill.buyers.urls.append(url)
     await asyncio.sleep(0.5)
     old, before, began = stage.pid("edge"), drill.pace(), time.monotonic()
     os.kill(old, signal.SIGTERM)
@@ -150,7 +150,7 @@ async def drain_edge(drill: Drill) -> str:
     drill.goes_on(began, before)
     await stage.replaced("edge", old)
     await asyncio.sleep(0.5)
-    drill.crowd.urls.remove(url)
+    drill.buyers.urls.remove(url)
     await stage.end_extra(second)
     return f"edge {old} drained and ended, its connections went to the other one; then that one drained, too"
 
@@ -207,11 +207,11 @@ async def _order_at_skewed(drill: Drill, by_s: int, *, ttl_s: int) -> tuple[Atte
     path = f"/v1/sales/{drill.sale_id}/orders"
     attempt = await wire.ask(order_request(wire.host, path, token=token, key="skewed", body=body))
     wire.close()
-    drill.crowd.note_order(UUID(user), token, "skewed", ((drill.skus[1], 1),), attempt)
-    drill.crowd.urls.append(url)
+    drill.buyers.note_order(UUID(user), token, "skewed", ((drill.skus[1], 1),), attempt)
+    drill.buyers.urls.append(url)
     await asyncio.sleep(3.0)
     taken = (await asyncio.to_thread(Answers.read, url)).outcomes.get("accepted", 0) - (attempt.ending is Ending.OK)
-    drill.crowd.urls.remove(url)
+    drill.buyers.urls.remove(url)
     await stage.end_extra(skewed)
     if not taken:
         raise NotFired("the crowd bought nothing at the skewed edge")
@@ -265,7 +265,7 @@ async def lose_power(drill: Drill) -> str:
         argv, env={**os.environ, "PYTHONUNBUFFERED": "1"}, log=log, cwd=PROJECT, orphan_signal=signal.SIGTERM
     )
     stack = await asyncio.to_thread(wait_until_up, stage.folder, supervisor, log)
-    drill.crowd.urls[:] = [stack.edge_url]
+    drill.buyers.urls[:] = [stack.edge_url]
     drill.silence(began)
     return f"{len(pids)} processes were killed at once, and all came back"
 

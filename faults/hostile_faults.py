@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
-from faults.drill import Drill
+from faults.conditions import NotFired
 from faults.history import Ending
-from faults.scenario import Fault, NotFired
+from faults.scenario import Drill, Fault
 from faults.wire import HEAD_BYTES_MAX, Answer, NotHttp, order_request, read_answer
 
 SLOW_CLIENTS = 250
@@ -199,15 +199,15 @@ async def reconnect_all(drill: Drill) -> str:
 
 async def storm_of_retries(drill: Drill) -> str:
     """Every buyer repeats every order at once from many connections, also while Redis is stalled."""
-    history, proxy = drill.crowd.history, drill.stage.proxy("edge")
+    history, proxy = drill.buyers.history, drill.stage.proxy("edge")
     replays_before, held_before = sum(attempt.replayed for attempt in history.attempts()), proxy.counted["stalled"]
-    wires = [drill.crowd.new_wire() for _ in range(8)]
+    wires = [drill.buyers.new_wire() for _ in range(8)]
     wanted = [request for request in history.requests if not request.misuse][-200:]
     for place, request in enumerate(wanted):
         if place == len(wanted) // 2:
             proxy.stall(stalled=True)
             asyncio.get_running_loop().call_later(0.7, proxy.stall, False)  # noqa: FBT003 - call_later takes no names
-        await asyncio.gather(*(drill.crowd.ask(wire, request) for wire in wires))
+        await asyncio.gather(*(drill.buyers.ask(wire, request) for wire in wires))
     for wire in wires:
         wire.close()
     replays = sum(attempt.replayed for attempt in history.attempts()) - replays_before

@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 
 from devstack.demo.recount import read_promises, recount
-from faults.drill import Drill
-from faults.scenario import Fault, Needs, NotFired, NotHere
+from faults.conditions import Needs, NotFired, NotHere
+from faults.scenario import Drill, Fault
 from ops.stack_file import PROJECT
 
 PEAK_CONNECTIONS = 160

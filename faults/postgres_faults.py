@@ -7,10 +7,10 @@ import os
 import signal
 import time
 
-from faults.drill import Drill
+from faults.conditions import NotFired
 from faults.proxy import Harm, Trap
 from faults.redis_faults import sprung
-from faults.scenario import Act, Fault, NotFired
+from faults.scenario import Act, Drill, Fault
 
 AWAY_S = 4.0
 CATALOGUE = "catalogue"

@@ -8,11 +8,11 @@ import os
 import signal
 from functools import partial
 
-from faults.drill import Drill
+from faults.conditions import NotFired
 from faults.history import Ending
 from faults.proxy import Harm, Trap
 from faults.redis_faults import sprung
-from faults.scenario import Act, Fault, NotFired
+from faults.scenario import Act, Drill, Fault
 from faults.wire import Wire, order_request
 from ops.shop import ShopError
 
@@ -39,7 +39,7 @@ def publish_killed(harm: Harm) -> Act:
         await stage.replaced("backoffice", old)
         shop = await asyncio.to_thread(stage.staff)
         sale = await asyncio.to_thread(shop.publish, draft["id"])
-        wire = Wire(list(drill.crowd.urls))
+        wire = Wire(list(drill.buyers.urls))
         user, token = drill.rng.choice(stage.users)
         body = json.dumps({"items": [{"sku": drill.skus[1], "quantity": 1}]}).encode()
         path = f"/v1/sales/{sale['id']}/orders"

@@ -10,8 +10,8 @@ from typing import Any, cast
 from domain.messages import encode_orders
 from domain.topology import lane_state_key, lane_stream_key, order_queue
 from faults.checker import Expectations
-from faults.drill import Drill
-from faults.scenario import Fault, NotFired
+from faults.conditions import NotFired
+from faults.scenario import Drill, Fault
 
 STOPPED_S = 2.0
 POISON = 3

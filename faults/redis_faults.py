@@ -9,9 +9,9 @@ import time
 
 from redis.asyncio import Redis
 
-from faults.drill import Drill
+from faults.conditions import NotFired
 from faults.proxy import Harm, Trap
-from faults.scenario import Fault, NotFired, Sale
+from faults.scenario import Drill, Fault, Sale
 
 RESERVE = (b"EVALSHA", b":state", b":stream")  # a batch of orders on its way to Redis
 TRAP_S_MAX = 15.0
@@ -55,13 +55,13 @@ async def kill_redis_often(drill: Drill) -> str:
 async def pause_redis(drill: Drill) -> str:
     """SIGSTOP for longer than an order may take."""
     pid = drill.stage.pid("redis")
-    unanswered = sum(attempt.code == "outcome_unknown" for attempt in drill.crowd.history.attempts())
+    unanswered = sum(attempt.code == "outcome_unknown" for attempt in drill.buyers.history.attempts())
     os.kill(pid, signal.SIGSTOP)
     try:
         await asyncio.sleep(4.0)
     finally:
         os.kill(pid, signal.SIGCONT)
-    unknown = sum(attempt.code == "outcome_unknown" for attempt in drill.crowd.history.attempts()) - unanswered
+    unknown = sum(attempt.code == "outcome_unknown" for attempt in drill.buyers.history.attempts()) - unanswered
     if not unknown:
         raise NotFired("no request got outcome_unknown while Redis was stopped")
     return f"{unknown} answers were outcome_unknown"
@@ -153,7 +153,7 @@ async def fill_memory(drill: Drill) -> str:
         finally:
             await redis.config_set("maxmemory", str(before))
         met = await _errors(redis, "OOM") - met_before
-    refused = sum(a.code == "overloaded" and a.returned_at > began for a in drill.crowd.history.attempts())
+    refused = sum(a.code == "overloaded" and a.returned_at > began for a in drill.buyers.history.attempts())
     if not refused:
         raise NotFired("no order was refused as overloaded")
     return f"{refused} answers were overloaded, {met} commands met OOM"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 
 from faults.checker import Finding
+from faults.conditions import Needs, NotHere
 from faults.drill import Result, run_drill
-from faults.scenario import Fault, Needs, NotHere
+from faults.scenario import Fault
 from faults.stage import Stage, keep_logs, staged
 from ops.stack_file import StackError
 

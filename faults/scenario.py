@@ -1,56 +1,84 @@
-"""What a fault is: a name, what is done, how it is proved that it happened, what it may cause. The list is `catalogue`."""
+"""The description of a fault: its act, its proof, its sale and its permitted effects. `catalogue` lists all faults."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Final
+from uuid import UUID
 
-from faults.checker import Expectations
+from domain.topology import Topology
+from faults.buyers import SimulatedBuyers
+from faults.checker import Expectations, Finding
+from faults.conditions import Needs
+from faults.stage import Stage
 
-if TYPE_CHECKING:
-    from faults.drill import Drill
-
-Act = Callable[["Drill"], Awaitable[str]]
-
-
-class NotFired(Exception):
-    """The fault did not happen, so nothing was proved; the message says what was waited for."""
-
-
-class NotHere(Exception):
-    """The machine does not allow the fault; the message is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What a fault's stack must be like. Faults with equal needs share a stack, one after the other."""
-
-    limits: Mapping[str, str] = field(default_factory=dict)  # settings of all processes, lower case, without prefix
-    launchers: Mapping[str, list[str]] = field(default_factory=dict)
-    small_disk: bool = False  # Redis keeps its data in a small file system of its own
-    own: str = ""  # a stack of its own: the fault leaves it in a state that others should not start from
-
-    @property
-    def key(self) -> str:
-        """Equal for equal needs."""
-        return repr(self)
+# Share of its pace that buying must keep beside a fault that should not stop it: the fault loads the machine, too.
+GOES_ON_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Sale:
-    """The sale that the crowd comes to. `scarce` units of one SKU sell out on the way."""
+    """The sale at which buyers order. `scarce` units of one SKU sell out during the drill."""
 
     scarce: int = 120
     plenty: int = 50_000
     per_user_limit: int = 0
-    hold_s: int = 7200  # longer than a whole run: holds that end meanwhile would stir what is compared
+    hold_s: int = 7200  # longer than a whole run: a hold that ends meanwhile would change the compared counters
     cancel: float = 0.06
+
+
+@dataclass(slots=True)
+class Drill:
+    """The argument of an act: the stage, the buyers at work, the sale, and a seeded source of random numbers."""
+
+    stage: Stage
+    buyers: SimulatedBuyers
+    rng: random.Random
+    sale_id: UUID
+    skus: list[str]
+    cluster: Topology
+    say: Callable[[str], None]
+    findings: list[Finding] = field(default_factory=list)
+
+    def fail(self, invariant: str, text: str) -> None:
+        """Report a broken promise that the act itself observed."""
+        self.findings.append(Finding(invariant, text))
+
+    def pace(self) -> float:
+        """Definite answers per second in the last second."""
+        return self.buyers.per_s(time.monotonic() - 1.0, time.monotonic())
+
+    def goes_on(self, since: float, before_per_s: float, *, share: float = GOES_ON_SHARE) -> float:
+        """Definite answers per second since the harm began; a finding if they fell below `share` of the pace before."""
+        now_per_s = self.buyers.per_s(since, time.monotonic())
+        if now_per_s < share * before_per_s:
+            self.fail("F", f"buyers got {now_per_s:.0f} answers/s beside the fault, {before_per_s:.0f}/s before it")
+        return now_per_s
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """Lanes of the sale."""
+        return self.cluster.lanes_of_sale(self.sale_id, count=1)
+
+    def silence(self, since: float) -> None:
+        """Note that the edge was stopped or gone from `since` until now and could not answer."""
+        self.buyers.history.silences.append((since, time.monotonic()))
+
+    async def pause(self, low_s: float, high_s: float) -> None:
+        """Sleep for a random time between the two."""
+        await asyncio.sleep(self.rng.uniform(low_s, high_s))
+
+
+Act = Callable[[Drill], Awaitable[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. `act` does it and undoes it where it does not end by itself, and answers how it is proved that it fired."""
+    """One fault. `act` causes it, undoes it where it does not end by itself, and returns the proof that it happened."""
 
     name: str
     about: str

@@ -25,8 +25,8 @@ from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.plan import responds
 from devstack.state import StateFolder
+from faults.conditions import Needs, NotFired, NotHere
 from faults.proxy import FaultProxy
-from faults.scenario import Needs, NotFired, NotHere
 from faults.variation import Variation
 from ops.shop import Shop
 from ops.stack_file import PROJECT, Stack

@@ -15,11 +15,11 @@ from functools import partial
 from redis.asyncio import Redis
 
 from domain.topology import DESTINATION_ORDER_EVENTS, dispatcher_lease_key, lane_lease_key
-from faults.drill import Drill
+from faults.conditions import NotFired
 from faults.postgres_faults import TO_SHARD
 from faults.proxy import Harm, Trap
 from faults.redis_faults import sprung
-from faults.scenario import Act, Fault, NotFired, Sale
+from faults.scenario import Act, Drill, Fault, Sale
 from runtime.redis.scripts import load_script
 
 LEASE_WAIT_S_MAX = 20.0

@@ -28,7 +28,10 @@ class StackKind(StrEnum):
 
 def up(
     stack: Annotated[
-        StackKind, typer.Option(help="embedded: Redis and PostgreSQL out of wheels.")
+        StackKind,
+        typer.Option(
+            help="embedded: Redis and PostgreSQL from wheels. full: reserved, does not exist yet; exit status 2."
+        ),
     ] = StackKind.EMBEDDED,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when all is ready; `flashsale down` ends it.")
@@ -46,10 +49,7 @@ def up(
 ) -> None:
     """Start the stack: Redis, PostgreSQL and all processes, supervised. FLASHSALE_* settings are passed on."""
     if stack is StackKind.FULL:
-        raise StackError(
-            "the full stack (replicas, RabbitMQ, Kafka) comes with the data tier and is not part of this version; "
-            "start the embedded one: flashsale up"
-        )
+        raise typer.BadParameter("only 'embedded' exists yet; start it with `flashsale up`", param_hint="--stack")
     folder = StateFolder.at(state_dir)
     if folder.supervisor_pid() is not None:
         running = folder.read_stack()

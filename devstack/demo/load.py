@@ -73,7 +73,7 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class DriverRun:
     """Who orders what, and for how long after the last unit is gone. `stock` maps a SKU to units."""
 
     sale_id: UUID

@@ -19,7 +19,7 @@ from typing import Any
 from uuid import UUID
 
 from devstack.children import spawn
-from devstack.demo.load import Course, Crowd
+from devstack.demo.load import Course, DriverRun
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
 from devstack.state import StateFolder
@@ -56,13 +56,13 @@ class Rehearsal:
             say(f"minting tokens of {self.users:,} users")
             tokens = folder.path / "tokens.tsv"
             users = self._write_tokens(tokens, folder)
-            crowd = Crowd(sale_id, stock, tokens, folder.path / "orders.tsv", self.connections, self.sold_out_s)
-            course = crowd.drive(stack, folder, say)
+            load = DriverRun(sale_id, stock, tokens, folder.path / "orders.tsv", self.connections, self.sold_out_s)
+            course = load.drive(stack, folder, say)
             say("waiting until everything is stored")
             _drain(course, stack, sale_id)
             say("recounting every 202 in the shards")
             counted = recount(
-                read_promises(crowd.orders, users=users, skus=list(stock)),
+                read_promises(load.orders, users=users, skus=list(stock)),
                 shard_dsns=stack.shard_dsns, sale_id=sale_id, stock=stock, topology=load_settings().topology,
             )  # fmt: skip
             say("judging the invariants")

@@ -17,8 +17,8 @@ from devstack.demo.rehearsal import own_stack
 from devstack.state import StateFolder
 from domain.orders import pack_key
 from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field, user_key
+from faults.buyers import Habits, SimulatedBuyers
 from faults.checker import Expectations, check
-from faults.crowd import Crowd, Habits
 from faults.evidence import backlog, dead_letters, gather
 from faults.history import Ending, History, OrderRequest
 from ops.shop import Shop
@@ -88,18 +88,18 @@ async def sold(damaged_stack: tuple[Stack, StateFolder], seed: int) -> AsyncIter
     keys = load_token_keys(folder.token_keys)
     tokens = {UUID(user): token for user, token in mint_many(keys, count=60, issuer="flashsale", ttl_s=600)}
     letters = await dead_letters(stack)
-    crowd = Crowd(
+    buyers = SimulatedBuyers(
         [stack.edge_url], History(UUID(sale["id"])), tokens, skus, random.Random(seed), Habits(buyers=8, again=0.3)
     )
-    crowd.start()
+    buyers.start()
     await asyncio.sleep(BUY_S)
-    await crowd.stop()
-    assert await crowd.resolve() == 0
+    await buyers.stop()
+    assert await buyers.resolve() == 0
     async with asyncio.timeout(DRAIN_S):
         while any((await backlog(stack, cluster=TOPOLOGY)).values()):  # noqa: ASYNC110 - looks at servers
             await asyncio.sleep(0.1)
     redis = redis_client(stack.redis_url)
-    yield Sold(stack, crowd.history, letters, redis)
+    yield Sold(stack, buyers.history, letters, redis)
     await redis.aclose()
 
 

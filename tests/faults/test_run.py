@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.drill import Drill
+from faults.conditions import Needs
 from faults.run import run_faults
-from faults.scenario import Fault, Needs
+from faults.scenario import Drill, Fault
 
 
 async def never(_: Drill) -> str:

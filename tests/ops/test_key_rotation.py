@@ -45,7 +45,7 @@ def kid_of(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
-class Crowd:
+class RepeatedRequests:
     """Threads that do one thing again and again, and count how it was answered."""
 
     def __init__(self) -> None:
@@ -113,19 +113,19 @@ def test_nobody_is_refused_while_keys_rotate(
         def look_at_sales() -> httpx.Response:
             return httpx.get(f"{backoffice.url}/v1/sales", headers={"Authorization": f"Bearer {admin}"})
 
-        crowd = Crowd()
-        crowd.repeat("old token", lambda: order(old["access_token"]), 202)
-        crowd.repeat("fresh tokens", refresh_and_order, 202)
-        crowd.repeat("staff", look_at_sales, 200)
+        requests = RepeatedRequests()
+        requests.repeat("old token", lambda: order(old["access_token"]), 202)
+        requests.repeat("fresh tokens", refresh_and_order, 202)
+        requests.repeat("staff", look_at_sales, 200)
         processes = {"edge": edge.url, "backoffice": backoffice.url, "relay-0": "http://127.0.0.1:9"}
         try:
-            crowd.wait(5)
+            requests.wait(5)
             buyer = rotate(buyer_kind(backoffice.token_keys_file), processes, retire=False, wait_s_max=60, say=silent)
             staff = rotate(staff_kind(backoffice.staff_key_file), processes, retire=False, wait_s_max=60, say=silent)
-            crowd.wait(5)
+            requests.wait(5)
         finally:
-            crowd.end()
-        assert crowd.faults == []
+            requests.end()
+        assert requests.faults == []
         assert buyer["processes"] == ["backoffice", "edge"] and staff["processes"] == ["backoffice"]
         assert kid_of(old["access_token"]) == buyer["previous"]
         assert kid_of(refreshing["tokens"]["access_token"]) == buyer["active"]

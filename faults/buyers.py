@@ -41,7 +41,7 @@ class Habits:
 
 
 @dataclass(slots=True)
-class Crowd:
+class SimulatedBuyers:
     """Buyers at one sale. `tokens` by user id. `urls`: edges, buyers spread evenly over them; may change."""
 
     urls: list[str]
