@@ -157,7 +157,7 @@ class ProblemDetails:
         }
         if self.errors:
             document["errors"] = [{"pointer": e.pointer, "detail": e.detail} for e in self.errors]
-        return document | self.extensions
+        return {**document, **self.extensions}
 
 
 Header: TypeAlias = tuple[str, str]

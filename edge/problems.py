@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from domain.problems import FieldError, Header, Problem, ProblemDetails, RatePolicy, render_problem
+from domain.problems import FieldError, Problem, ProblemDetails, RatePolicy, render_problem
+from domain.problems import Header as Header
 
 Answer: TypeAlias = tuple[int, list[Header], bytes]
 """HTTP status, headers, body."""
