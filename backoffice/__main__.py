@@ -1,4 +1,4 @@
-"""`python -m backoffice`: settings, keys, application, server."""
+"""`python -m backoffice`: reads settings and keys, builds the application, serves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import structlog
 
 from backoffice.application import Backoffice
-from backoffice.web.guard import Bounds
+from backoffice.web.admission.context import Bounds
 from backoffice.web.server import serve
 from runtime.process.service import settings_or_exit
 from runtime.process.telemetry import configure_logging
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Serve until SIGTERM; exit status 2 for settings or keys that cannot be used, 1 for a start that failed."""
+    """Serve until SIGTERM. Exit status 2 for unusable settings or keys, 1 for a failed start."""
     settings = settings_or_exit("backoffice")
     configure_logging("backoffice", settings.log_level)
     try:

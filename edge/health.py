@@ -6,7 +6,7 @@ import orjson
 
 from domain.problems import Problem, ProblemDetails
 from edge.guard import Guard
-from edge.problems import RETRY_AFTER_S, Answer
+from edge.problems import Answer, render
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
 from runtime.process.settings import Durability
@@ -52,18 +52,6 @@ class Health:
         missing = self.missing
         if not missing:
             return 200, _HEADERS, orjson.dumps({"status": "ready", "durability": self._durability.value, "missing": []})
-        details = ProblemDetails(
-            Problem.DEPENDENCY_UNAVAILABLE, "; ".join(f"{name}: {text}" for name, text in missing.items())
-        )
-        # Extension members of a problem document (RFC 9457, section 3.2).
-        document = {
-            **details.as_document(),
-            "durability": self._durability.value,
-            "missing": sorted(missing),
-        }
-        headers = [
-            ("content-type", "application/problem+json"),
-            ("cache-control", "no-store"),
-            ("retry-after", str(RETRY_AFTER_S)),
-        ]
-        return 503, headers, orjson.dumps(document)
+        detail = "; ".join(f"{name}: {text}" for name, text in missing.items())
+        extensions = {"durability": self._durability.value, "missing": sorted(missing)}
+        return render(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, detail, extensions=extensions))

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Literal, cast
 
-import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.gc_collector import GCCollector
@@ -15,9 +14,9 @@ from pydantic import Field
 
 from backoffice.stores import Stores
 from backoffice.web.fields import Resource
-from backoffice.web.messages import PROBLEM_JSON, Answer, Call
+from backoffice.web.messages import Answer, Call, Refused
 from backoffice.web.routing import Route
-from domain.problems import Problem, ProblemDetails
+from domain.problems import Problem
 from runtime.postgres.databases import Database
 from runtime.tokens.session_ends import SessionEnds
 
@@ -71,10 +70,8 @@ class Health:
         if missing == [_DISPENSABLE]:
             return Answer(body=Ready(status="degraded", missing=missing))
         if missing:
-            details = ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, f"Not ready: {', '.join(missing)}")
-            # An extension member of a problem document (RFC 9457, section 3.2).
-            document = orjson.dumps({**details.as_document(), "missing": missing})
-            return Answer(503, document, {"retry-after": "1"}, PROBLEM_JSON)
+            detail = f"Not ready: {', '.join(missing)}"
+            raise Refused(Problem.DEPENDENCY_UNAVAILABLE, detail, extensions={"missing": missing})
         return Answer(body=Ready())
 
 

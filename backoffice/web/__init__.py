@@ -1,1 +1,1 @@
-"""HTTP, apart from any subject: the guard before Robyn, routing, problems, the OpenAPI document."""
+"""HTTP without any subject: admission before Robyn, routing, messages, fields, conditions, idempotency keys."""

@@ -1,7 +1,7 @@
-"""Whose request it is, for limits: the address of the client, also behind proxies. Performs no I/O.
+"""The client that limits count: its address, also behind proxies. Performs no I/O.
 
-A proxy appends the address it saw to `X-Forwarded-For`, so the list is believed from its end for as long as a trusted proxy
-wrote it. What clients put at its beginning is never believed: each could be anybody.
+A proxy appends the address of its peer to `X-Forwarded-For`. So the list is read from its end, as long as a trusted proxy
+wrote the entry. Entries at the beginning come from the client, which can write any address, and are ignored.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 Network = IPv4Network | IPv6Network
 UNKNOWN = "unknown"
-ENTRIES_MAX = 32  # proxies in a row; nobody has as many
-# What one customer gets of IPv6 (RFC 6177): whoever has it can take another address for each request.
+ENTRIES_MAX = 32  # proxies in a row; more than any real installation has
+# A customer gets a network of at least this size (RFC 6177), and can use another address of it for each request.
 _CUSTOMER_BITS = 64
 
 
 def client_of(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """Who is counted: an IPv4 address, or an IPv6 network of 64 bits. `forwarded` are the header's values in their order.
+    """An IPv4 address, or an IPv6 network of 64 bits. `forwarded` holds the values of the header in their order.
 
-    The nearest address that no trusted proxy has; of a list that a trusted proxy passed on malformed, the proxy itself.
+    Returns the nearest address that is not a trusted proxy. When the next entry is malformed, returns the proxy that
+    passed it on.
     """
     address = _parse(peer)
     if address is None:
@@ -37,7 +38,7 @@ def client_of(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
-    """An address, also with a port as some proxies write it; IPv4 in the form of IPv6 is IPv4."""
+    """An address, with or without a port. An IPv4-mapped IPv6 address becomes IPv4."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,4 +1,4 @@
-"""Conditional requests (RFC 9110, section 13): entity tags are versions. Performs no I/O."""
+"""Conditional requests (RFC 9110, section 13): the entity tag of a resource is its version. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def entity_tag(version: int) -> str:
 
 
 def expected_versions(call: Call) -> list[int] | None:
-    """Versions that `If-Match` names, None for `*` or no header; tags that are not ours match nothing."""
+    """Versions that `If-Match` names; None for `*` or without the header. Other tags match no version."""
     header = call.headers.get("if-match", "").strip()
     if header in ("", "*"):
         return None
@@ -33,6 +33,6 @@ def required_versions(call: Call) -> list[int] | None:
 
 
 def is_known(call: Call, version: int) -> bool:
-    """Whether `If-None-Match` says that the reader has this version."""
+    """Whether the reader has this version, by `If-None-Match`."""
     known = [tag.strip().removeprefix("W/") for tag in call.headers.get("if-none-match", "").split(",")]
     return entity_tag(version) in known or known == ["*"]

@@ -1,4 +1,4 @@
-"""Types of fields that several subjects share: text that PostgreSQL can hold, ids, times. Performs no I/O."""
+"""Types of fields that several subjects share: text that PostgreSQL can store, ids, times, cursors. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ _TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI
 
 
 class Model(BaseModel):
-    """What is sent: members beside those named are refused when it comes in."""
+    """A request body: unknown members are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Change(Model):
-    """What a PATCH sends: members that are there replace those of the resource, and none may be null."""
+    """The body of a PATCH: its members replace those of the resource, and must not be null."""
 
     @model_validator(mode="after")
     def _no_nulls(self) -> Any:
         nulls = sorted(name for name in self.model_fields_set if getattr(self, name) is None)
         if nulls:
-            raise ValueError(f"null is not allowed: {', '.join(nulls)}")
+            raise ValueError(f"members must not be null: {', '.join(nulls)}")
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """A member may be left out; that its default is None is our own matter."""
+        """The schema without null: a client leaves a member out, and only our code sees the default None."""
         described = handler.resolve_ref_schema(handler(schema))
         for name, member in described.get("properties", {}).items():
             described["properties"][name] = without_null(member)
@@ -57,7 +57,7 @@ class Change(Model):
 
 
 def without_null(member: dict[str, Any]) -> dict[str, Any]:
-    """The JSON Schema of a member that is left out rather than null."""
+    """The JSON Schema of a member that may be absent and must not be null."""
     kept = {name: value for name, value in member.items() if name not in ("anyOf", "default", "title")}
     choices = [choice for choice in member.get("anyOf", []) if choice.get("type") != "null"]
     if len(choices) == 1:
@@ -69,24 +69,24 @@ def without_null(member: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """Puts the pattern (ECMA-262) of what a validator checks into the JSON Schema, for those who only read that."""
+    """Adds the pattern (ECMA-262) that a validator checks to the JSON Schema."""
 
     pattern: str
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """The member's schema with the pattern."""
+        """The schema of the member with the pattern."""
         return {**handler(schema), "pattern": self.pattern}
 
 
 class Resource(BaseModel):
-    """What is answered."""
+    """A response body."""
 
     model_config = ConfigDict(frozen=True)
 
 
 def printable(text: str) -> str:
-    """The text; ValueError for control characters other than line breaks and tabs."""
-    # NUL cannot be stored, other control characters have no use in a name and some in an attack on a terminal or log.
+    """The text; ValueError for control characters except line breaks and tabs."""
+    # PostgreSQL cannot store NUL. Other control characters can attack a terminal or a log.
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
         raise ValueError("control characters are not allowed")
     return text
@@ -95,29 +95,29 @@ def printable(text: str) -> str:
 def _one_line(text: str) -> str:
     if any(unicodedata.category(character) in ("Zl", "Zp") or character in "\n\t" for character in text):
         raise ValueError("line breaks and tabs are not allowed")
-    # They turn what follows around: a name could pass for another one wherever it is shown.
+    # A name with bidirectional control characters can look like another name.
     if any(unicodedata.bidirectional(character) in _TURNS for character in text):
-        raise ValueError("characters that change the direction of writing are not allowed")
+        raise ValueError("bidirectional control characters are not allowed")
     if not any(unicodedata.category(character)[0] in "LNPS" for character in text):
         raise ValueError("must not be blank")
     return text
 
 
 def _dated(time: Any) -> datetime:
-    # Not pydantic's reading: a text of digits passes there for seconds since 1970, "2026" for half past midnight of that year.
+    # Pydantic would accept digits as seconds since 1970: "2026" would be 00:33:46 on 1 January 1970.
     try:
         if isinstance(time, str) and _DATED.match(time):
             return datetime.fromisoformat(time.upper())
     except ValueError:
         pass
-    raise ValueError("is not a date and time, as in 2026-01-01T00:00:00Z")
+    raise ValueError("must be a date and time such as 2026-01-01T00:00:00Z")
 
 
 def _in_utc(time: datetime) -> datetime:
     if time.tzinfo is None:
-        raise ValueError("needs a time zone, as in 2026-01-01T00:00:00Z")
+        raise ValueError("must have a time zone, as in 2026-01-01T00:00:00Z")
     try:
-        # Redis time has milliseconds; what is finer could not be compared with it.
+        # Times are compared with Redis TIME in milliseconds.
         return time.astimezone(UTC).replace(microsecond=time.microsecond // 1000 * 1000)
     except OverflowError as error:
         raise ValueError("is out of range") from error
@@ -128,7 +128,7 @@ def format_time(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# ASCII only: no look-alikes, no normal forms, one folding. Quoted local parts and address literals are left out.
+# ASCII only: no look-alike letters, no normalisation, one way to fold. No quoted local parts and no address literals.
 _EMAIL = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}$"
 
 TEXT_PATTERN = r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"
@@ -151,37 +151,37 @@ PriceMinor = Annotated[int, Field(ge=0, le=10**12, description="In minor units o
 
 
 class Page(Model):
-    """Query of a list."""
+    """The query of a list."""
 
-    cursor: str | None = Field(None, max_length=512, description="`next_cursor` of the page before")
+    cursor: str | None = Field(None, max_length=512, description="`next_cursor` of the previous page")
     limit: int = Field(LIMIT_DEFAULT, ge=1, le=LIMIT_MAX)
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 def encode_cursor(kind: str, last: UUID) -> str:
-    """An opaque cursor: behind `last` in a list of this kind."""
+    """An opaque cursor for the page after `last` in a list of this kind."""
     return base64.urlsafe_b64encode(f"{kind}:".encode() + last.bytes).rstrip(b"=").decode("ascii")
 
 
 def decode_cursor(kind: str, cursor: str | None) -> UUID | None:
-    """Inverse of `encode_cursor`, None for none; Refused for anything that this list did not give out."""
+    """Inverse of `encode_cursor`, None for None; Refused for a cursor that this list did not issue."""
     if cursor is None:
         return None
     prefix = f"{kind}:".encode()
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid("/cursor", "is not a cursor of this list") from error
+        raise invalid("/cursor", "is not a cursor of this list; start again without a cursor") from error
     if not raw.startswith(prefix) or len(raw) != len(prefix) + 16:
-        raise invalid("/cursor", "is not a cursor of this list")
+        raise invalid("/cursor", "is not a cursor of this list; start again without a cursor")
     return UUID(bytes=raw[len(prefix) :])
 
 
 def query_id(pointer: str, text: str | None) -> UUID | None:
-    """An id in a query; Refused when it cannot be one."""
+    """An id in a query, None for None; Refused when the text is not a UUID."""
     if text is None:
         return None
     value = ids.parse_uuid(text)
     if value is None:
-        raise invalid(pointer, "is not an id")
+        raise invalid(pointer, "must be a UUID")
     return value

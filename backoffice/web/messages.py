@@ -1,25 +1,25 @@
-"""What handlers take and give: a call, an answer, a refusal. Performs no I/O."""
+"""Input and output of handlers: a call, an answer, a refusal. Performs no I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
-import orjson
 from pydantic import BaseModel
 
-from domain import ids
+from domain import ids, problems
+from domain.problems import PROBLEM_JSON as PROBLEM_JSON
 from domain.problems import FieldError, Problem, ProblemDetails, RatePolicy
 
 JSON = "application/json"
-PROBLEM_JSON = "application/problem+json"
+_EVERY_ANSWER = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 
 class Role(StrEnum):
-    """Who a caller is."""
+    """The role of a caller."""
 
     BUYER = "buyer"
     STAFF = "staff"
@@ -32,7 +32,7 @@ EVERYONE = frozenset(Role)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A verified token's subject; `expires_at_s` is the token's `exp`, seconds since 1970."""
+    """The subject of a verified token; `expires_at_s` is the token's `exp`, in seconds since 1970."""
 
     user_id: UUID
     role: Role
@@ -40,7 +40,7 @@ class Caller:
 
 
 class Refused(Exception):
-    """An answer that is a problem; carries what to tell the client."""
+    """Ends a handler with a problem as its answer."""
 
     def __init__(
         self,
@@ -50,20 +50,23 @@ class Refused(Exception):
         errors: tuple[FieldError, ...] = (),
         retry_after_s: int | None = None,
         policy: RatePolicy | None = None,
+        extensions: Mapping[str, Any] | None = None,
     ) -> None:
-        """As `ProblemDetails`."""
+        """Arguments are those of `ProblemDetails`."""
         super().__init__(problem.value, detail)
-        self.details = ProblemDetails(problem, detail, errors, retry_after_s, policy)
+        self.details = ProblemDetails(
+            problem, detail, errors, retry_after_s=retry_after_s, policy=policy, extensions=extensions or {}
+        )
 
 
 def invalid(pointer: str, detail: str) -> Refused:
-    """`validation_failed` about one place of the body or the query."""
+    """`validation_failed` for one place of the body or the query."""
     return Refused(Problem.VALIDATION_FAILED, errors=(FieldError(pointer, detail),))
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request as a handler sees it. Header names are in small letters; `client` is the peer's address."""
+    """One request as a handler sees it. Header names are in lower case; `client` is the address that limits count."""
 
     method: str
     path: str
@@ -76,12 +79,12 @@ class Call:
 
     @property
     def who(self) -> Caller:
-        """The caller of a route that has roles."""
+        """The caller, on a route that requires a role."""
         assert self.caller is not None, "the route admits anonymous callers"
         return self.caller
 
     def path_id(self, name: str, missing: Problem) -> UUID:
-        """An id in the path; one that cannot exist is `missing`, like one that does not."""
+        """An id in the path; Refused with `missing` when the text is not a UUID."""
         value = ids.parse_uuid(self.path_params[name])
         if value is None:
             raise Refused(missing)
@@ -89,20 +92,20 @@ class Call:
 
 
 class Stream(Protocol):
-    """A body that comes piece by piece, for as long as its reader stays. Closed by whoever reads it."""
+    """A body of pieces without a known end. The reader closes it."""
 
     async def next_piece(self) -> bytes | None:
         """The next piece; None at the end. Cancelling loses no piece."""
         ...
 
     def close(self) -> None:
-        """Nobody reads on. May be called twice."""
+        """End the stream; no more pieces are read. May be called twice."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A successful answer. `body` is a model (sent as JSON), ready bytes, a stream, or nothing."""
+    """A successful answer. `body` is a model (sent as JSON), encoded bytes, a stream, or None."""
 
     status: int = 200
     body: BaseModel | bytes | Stream | None = None
@@ -112,7 +115,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """An answer as it goes on the wire."""
+    """An answer in wire form: status, headers with names in lower case, body bytes or a stream."""
 
     status: int
     headers: dict[str, str]
@@ -121,8 +124,8 @@ class Rendered:
 
 
 def render(answer: Answer) -> Rendered:
-    """The wire form of an answer."""
-    headers = {"x-content-type-options": "nosniff", "cache-control": "no-store", **answer.headers}
+    """The wire form of a successful answer."""
+    headers = {**_EVERY_ANSWER, **answer.headers}
     if answer.body is None:
         return Rendered(answer.status, headers, b"")
     headers = {"content-type": answer.media_type, **headers}
@@ -133,21 +136,7 @@ def render(answer: Answer) -> Rendered:
     return Rendered(answer.status, headers, b"", answer.body)
 
 
-def render_problem(details: ProblemDetails, **headers: str) -> Rendered:
-    """The wire form of a problem (RFC 9457), with the headers its code asks for."""
-    problem = details.problem
-    fields = {"content-type": PROBLEM_JSON, "x-content-type-options": "nosniff", "cache-control": "no-store"}
-    if details.retry_after_s is not None:
-        wait_s = max(1, details.retry_after_s)
-        fields["retry-after"] = str(wait_s)
-        if details.policy is not None:
-            fields.update(details.policy.headers(wait_s))
-    if problem in (Problem.TOKEN_MISSING, Problem.CREDENTIALS_INVALID):
-        # RFC 6750, section 3.1: no error code when the request carried no token at all.
-        fields["www-authenticate"] = 'Bearer realm="flashsale"'
-    elif problem in (Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED):
-        fields["www-authenticate"] = (
-            f'Bearer realm="flashsale", error="invalid_token", error_description="{problem.summary}"'
-        )
-    fields.update(headers)
-    return Rendered(problem.status, fields, orjson.dumps(details.as_document()))
+def render_problem(details: ProblemDetails) -> Rendered:
+    """The wire form of a problem (`domain.problems.render_problem`)."""
+    status, headers, body = problems.render_problem(details)
+    return Rendered(status, {**_EVERY_ANSWER, **dict(headers)}, body)

@@ -1,6 +1,6 @@
-"""Routes and what happens around a handler: roles, body and query, bounded time, problems. Knows no subject.
+"""Routes, and the work around a handler: role, body, query, time limit, problems. Knows no subject.
 
-Answers are made here for every outcome of a handler; an exception never reaches Robyn, whose own error answers have no body.
+Every outcome of a handler becomes an answer here. An exception must not reach Robyn: its own error answers have no body.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pydantic import BaseModel, ValidationError
 from backoffice.web.messages import JSON, Answer, Call, Caller, Refused, Rendered, Role, render, render_problem
 from domain.problems import FieldError, Problem, ProblemDetails
 
-HANDLER_S_MAX = 15.0  # a handler's whole time; its pools and clients give up earlier
-ERRORS_MAX = 50  # offending places told in one answer
+HANDLER_S_MAX = 15.0  # for the whole handler; its pools and clients time out earlier
+ERRORS_MAX = 50  # field errors in one answer
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 
 log = structlog.get_logger(__name__)
@@ -32,10 +32,10 @@ Handler = Callable[..., Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation. `roles` is None where no token is looked at; `anonymous` admits requests without one, too.
+    """One operation. With `roles` None no token is read; `anonymous` also admits requests without a token.
 
-    `body` and `query` are handed to the handler, parsed. `path` names parameters in braces, as OpenAPI does. The rest describes
-    the operation in `/openapi.json`.
+    The handler receives `body` and `query` parsed. `path` has its parameters in braces, as in OpenAPI. The other fields
+    describe the operation in `/openapi.json`.
     """
 
     method: str
@@ -52,43 +52,43 @@ class Route:
     media_type: str = JSON
     problems: tuple[Problem, ...] = ()
     headers: tuple[str, ...] = field(default=())
-    """Request headers that the operation reads, a `!` behind those it requires."""
+    """Request headers that the operation reads; required ones end with `!`."""
     described: bool = True
-    """Whether it is part of the API; the files of pages are not."""
+    """Whether the operation is in the OpenAPI document; files of pages are not."""
 
     @property
     def robyn_path(self) -> str:
-        """The path as Robyn writes it: `:name` for a parameter."""
+        """The path in the notation of Robyn: `:name` for a parameter."""
         return _PARAMETER.sub(r":\1", self.path)
 
 
 class Authenticate(Protocol):
-    """Turns an `Authorization` header into a caller, or raises Refused."""
+    """Verifies an `Authorization` header."""
 
     def __call__(self, authorization: str | None) -> Caller:
-        """The caller; Refused for a header that is missing, malformed, forged or out of date."""
+        """The caller; Refused for a header that is missing, malformed, forged or expired."""
         ...
 
 
 class Observe(Protocol):
-    """Takes note of one answered request."""
+    """Records one answered request."""
 
     def __call__(self, *, route: str, method: str, status: int, seconds: float) -> None:
-        """`route` is the path with its parameters in braces."""
+        """`route` is the path of the route, with parameters in braces."""
         ...
 
 
 class RouteTable:
-    """All routes by the shape of their path; tells what exists before any body is read."""
+    """All routes by the shape of their path; finds the methods of a path before any body is read."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        """Asserts that no operation is there twice."""
+        """Asserts that no operation is declared twice."""
         self.routes = tuple(routes)
         self._by_segments: dict[int, list[tuple[re.Pattern[str], set[str]]]] = {}
         patterns: dict[str, set[str]] = {}
         for route in self.routes:
             methods = patterns.setdefault(route.path, set())
-            assert route.method not in methods, f"{route.method} {route.path} twice"
+            assert route.method not in methods, f"{route.method} {route.path} is declared twice"
             methods.add(route.method)
             if route.method == "GET":
                 methods.add("HEAD")
@@ -98,7 +98,7 @@ class RouteTable:
             self._by_segments.setdefault(path.count("/"), []).append((expression, patterns[path]))
 
     def methods(self, path: str) -> tuple[str, ...]:
-        """Methods of a concrete path, sorted for `Allow`; none when nothing is there."""
+        """Methods of a concrete path, sorted for `Allow`; empty when no route matches."""
         for expression, methods in self._by_segments.get(path.count("/"), ()):
             if expression.fullmatch(path):
                 return tuple(sorted(methods))
@@ -106,25 +106,25 @@ class RouteTable:
 
 
 class Dispatcher:
-    """Runs one route's handler and makes the answer, whatever happens."""
+    """Runs the handler of a route and turns every outcome into an answer."""
 
     def __init__(self, authenticate: Authenticate, observe: Observe) -> None:
-        """Both are called once per request."""
+        """`observe` is called once per request, `authenticate` when the route has roles."""
         self._authenticate = authenticate
         self._observe = observe
 
     async def answer(self, route: Route, call: Call) -> Rendered:
-        """The answer as it goes on the wire; never raises but for cancellation."""
+        """The answer in wire form. Raises only CancelledError."""
         started = time.perf_counter()
         try:
             async with asyncio.timeout(HANDLER_S_MAX):
                 rendered = render(await self._run(route, call))
         except Refused as refusal:
             rendered = render_problem(refusal.details)
-        except TooManyRequests:  # a pool's queue is full
+        except TooManyRequests:  # the queue of a connection pool is full
             rendered = render_problem(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
         except _UNAVAILABLE as error:
-            # Not the error's text: it may name hosts and databases.
+            # The text of the error may name hosts and databases.
             log.warning("dependency unavailable", method=route.method, route=route.path, error=type(error).__name__)
             rendered = render_problem(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1))
         except Exception:
@@ -139,7 +139,7 @@ class Dispatcher:
         if route.roles is not None and not (route.anonymous and not call.headers.get("authorization")):
             caller = self._authenticate(call.headers.get("authorization"))
             if caller.role not in route.roles:
-                raise Refused(Problem.FORBIDDEN, "The token's role does not allow this")
+                raise Refused(Problem.FORBIDDEN, "The role in the access token does not allow this")
             call = replace(call, caller=caller)
         arguments: list[BaseModel] = []
         if route.body is not None:
@@ -164,7 +164,7 @@ _UNAVAILABLE = (
 
 
 def parse_body(model: type[BaseModel], call: Call) -> BaseModel:
-    """The body as a model; `unsupported_media_type`, `malformed_request` or `validation_failed` otherwise."""
+    """The body as a model; Refused(`unsupported_media_type`, `malformed_request` or `validation_failed`)."""
     media_type, _, parameters = call.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().replace('"', "")
     if media_type.strip().lower() != JSON or charset not in ("", "charset=utf-8"):
@@ -175,12 +175,12 @@ def parse_body(model: type[BaseModel], call: Call) -> BaseModel:
         return model.model_validate_json(call.body, strict=True)
     except ValidationError as error:
         if any(place["type"] == "json_invalid" for place in error.errors(include_url=False, include_input=False)):
-            raise Refused(Problem.MALFORMED_REQUEST, "The body is not JSON") from error
+            raise Refused(Problem.MALFORMED_REQUEST, "The body is not valid JSON") from error
         raise _not_valid(error) from error
 
 
 def parse_query(model: type[BaseModel], call: Call) -> BaseModel:
-    """The query as a model, unknown parameters left out; `validation_failed` otherwise."""
+    """The query as a model, without unknown parameters; Refused(`validation_failed`)."""
     try:
         return model.model_validate(dict(call.query))
     except ValidationError as error:
@@ -192,14 +192,14 @@ def _not_valid(error: ValidationError) -> Refused:
 
 
 def field_errors(error: ValidationError) -> tuple[FieldError, ...]:
-    """What is wrong and where, at most `ERRORS_MAX` places."""
+    """Pointers and reasons, at most `ERRORS_MAX`."""
     places = error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]
     return tuple(_field_error(place) for place in places)
 
 
 def _field_error(place: Mapping[str, Any]) -> FieldError:
-    # What is wrong with a member's name, pydantic tells of a place below it that the body does not have.
+    # Pydantic reports an invalid member name at `[key]` below the member, a place that the body does not have.
     where = place["loc"][:-1] if place["loc"][-1:] == ("[key]",) else place["loc"]
-    # RFC 6901, section 3: `~` and `/` of a member's name are escaped.
+    # RFC 6901, section 3: `~` and `/` in a member name are escaped.
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in where)
     return FieldError(pointer, place["msg"].removeprefix("Value error, "))

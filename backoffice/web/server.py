@@ -1,7 +1,7 @@
-"""Robyn behind the guard: one process, one event loop, a clean start and a clean end.
+"""Runs Robyn behind admission: one process, one event loop, an orderly start and stop.
 
-Robyn runs the loop itself and never returns from it, installs signal handlers of its own that drop connections, asks
-on stdin when a port is busy and reads `robyn.env`; this module is where all of that is dealt with.
+Robyn runs the event loop itself and never returns from it, installs signal handlers that drop connections, asks on stdin
+when a port is in use, and reads `robyn.env`. This module works around each of these.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import structlog
 from robyn.argument_parser import Config
 from robyn.dependency_injection import DependencyMap
 
+from backoffice.web.admission.connection import CLIENT_HEADER
+from backoffice.web.admission.context import Bounds
+from backoffice.web.admission.listener import Admission
 from backoffice.web.clients import Network
-from backoffice.web.guard import CLIENT_HEADER, Bounds, Guard
 from backoffice.web.messages import Call, Refused, render_problem
 from backoffice.web.routing import Dispatcher, Route, RouteTable
 from backoffice.web.streams import STREAM_HEADER, Handover
@@ -37,24 +39,24 @@ log = structlog.get_logger(__name__)
 
 
 class Application(Protocol):
-    """What is served: its routes, and what runs around them."""
+    """The application to serve: routes, and work beside requests."""
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """All operations."""
+        """All operations, each once."""
         ...
 
     @property
     def dispatcher(self) -> Dispatcher:
-        """Runs them."""
+        """Runs the handlers of the routes."""
         ...
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]:
-        """Open while requests are served: pools, background tasks."""
+        """Held open while requests are served: pools, background tasks."""
         ...
 
     def drain(self) -> None:
-        """The process is about to end: readiness fails from here on."""
+        """The process will stop: readiness fails from now on, and streams end."""
         ...
 
 
@@ -67,27 +69,27 @@ def serve(
     bounds: Bounds,
     trusted_proxies: Sequence[Network] = (),
 ) -> None:
-    """Serve until SIGTERM or SIGINT; does not return but ends the process, with status 0 after a clean end.
+    """Serve until SIGTERM or SIGINT, then exit the process, with status 0 after an orderly stop. Does not return.
 
-    Status 1 when the port is taken or the application fails to start.
+    Status 1 when the port is in use or the application fails to start.
     """
     table = RouteTable(application.routes)
     secret = secrets.token_urlsafe(24)
     handover = Handover()
-    # Bound and never listening: Robyn shares the port by SO_REUSEPORT, nobody else can take it meanwhile.
+    # This socket is bound and never listens: it reserves the port for Robyn, which shares it by SO_REUSEPORT.
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         reserved.bind((_LOOPBACK, 0))
         upstream = (_LOOPBACK, int(reserved.getsockname()[1]))
-        guard = Guard(
-            upstream=upstream,
+        admission = Admission(
+            robyn=upstream,
             secret=secret,
             methods=table.methods,
             take_stream=handover.take,
             bounds=bounds,
             trusted_proxies=trusted_proxies,
         )
-        life = _Life(application, guard, (host, port), upstream, drain_s_max)
+        life = _Life(application, admission, (host, port), upstream, drain_s_max)
         app = _robyn(table, application.dispatcher, secret, handover)
         app.startup_handler(life.start)
         for name in ("ROBYN_HOST", "ROBYN_PORT", "ROBYN_BROWSER_OPEN"):
@@ -97,19 +99,19 @@ def serve(
 
 
 class _Life:
-    """From the loop's first step to the end of the process."""
+    """Runs the process from the start of the event loop to the exit."""
 
     def __init__(
         self,
         application: Application,
-        guard: Guard,
+        admission: Admission,
         address: tuple[str, int],
         upstream: tuple[str, int],
         drain_s_max: float,
     ) -> None:
-        """Not started yet."""
+        """Starts nothing yet."""
         self._application = application
-        self._guard = guard
+        self._admission = admission
         self._address = address
         self._upstream = upstream
         self._drain_s_max = drain_s_max
@@ -118,7 +120,7 @@ class _Life:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Robyn's start-up handler; an exception here would abort the process, so all work is in a task of ours."""
+        """The start-up handler of Robyn. An exception here would abort the process, so the work runs in a task."""
         self._catch_signals()
         self._task = asyncio.get_running_loop().create_task(self._live())
 
@@ -131,22 +133,22 @@ class _Life:
     def _stop(self) -> None:
         self._stopping.set()
         if not self._listening and self._task is not None:
-            self._task.cancel()  # still waiting for something to start
+            self._task.cancel()  # the start is still in progress
 
     async def _live(self) -> None:
         status = 1
         try:
             async with self._application.running():
                 await self._probe()
-                # Robyn's server has put its own handlers in place by now, which would close connections at once.
+                # Robyn has installed its own handlers by now, which would close connections at once.
                 self._catch_signals()
-                port = await self._guard.start(*self._address)
+                port = await self._admission.start(*self._address)
                 self._listening = True
                 log.info("listening", host=self._address[0], port=port)
                 await self._stopping.wait()
                 log.info("draining")
                 self._application.drain()
-                await self._guard.drain(self._drain_s_max)
+                await self._admission.drain(self._drain_s_max)
             status = 0
         except asyncio.CancelledError:
             status = 0
@@ -155,12 +157,12 @@ class _Life:
         except Exception:
             log.exception("the backoffice failed")
         finally:
-            # Robyn's threads outlive the loop and its `start` never returns: there is nothing left that needs an orderly exit.
+            # Robyn's threads outlive the loop and its `start` never returns; all our own work has ended.
             logging.shutdown()
             os._exit(status)
 
     async def _probe(self) -> None:
-        """Return when Robyn answers."""
+        """Return when Robyn answers; TimeoutError after `_PROBE_S_MAX`."""
         async with asyncio.timeout(_PROBE_S_MAX):
             while True:
                 with contextlib.suppress(OSError):
@@ -178,7 +180,7 @@ def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str, handover: Han
     for chatty in ("robyn", "actix_server", "actix_web"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     config = Config()
-    config.disable_openapi = True  # its page loads from another host; we have a document of our own
+    config.disable_openapi = True  # its page loads from another host; `operations.openapi` replaces it
     config.log_level = "WARN"
     config.processes = config.workers = 1
     config.open_browser = False
@@ -199,7 +201,7 @@ def _handler(route: Route, dispatcher: Dispatcher, secret: str, handover: Handov
         except Refused as refusal:
             rendered = render_problem(refusal.details)
         except Exception:
-            log.exception("request could not be handed over", route=route.path)
+            log.exception("request could not be converted", route=route.path)
             rendered = render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
         if rendered.stream is not None:
             if request.method == "HEAD":
@@ -212,11 +214,11 @@ def _handler(route: Route, dispatcher: Dispatcher, secret: str, handover: Handov
 
 
 def _call(request: robyn.Request, secret: str) -> Call:
-    """The request as handlers see it; Refused when it did not come through the guard."""
-    headers = {name: request.headers.get(name) or "" for name in request.headers.keys()}  # noqa: SIM118 - no mapping
+    """The request as handlers see it; Refused when admission did not forward it."""
+    headers = {name: request.headers.get(name) or "" for name in request.headers.keys()}  # noqa: SIM118 - not a mapping
     forwarder, _, client = headers.pop(CLIENT_HEADER.decode("ascii"), "").partition(":")
     if not hmac.compare_digest(forwarder.encode(), secret.encode()):
-        raise Refused(Problem.FORBIDDEN)  # somebody on this machine found the private port
+        raise Refused(Problem.FORBIDDEN)  # another process of this machine connected to the private port
     body = request.body
     return Call(
         method=request.method,

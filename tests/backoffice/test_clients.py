@@ -99,7 +99,7 @@ def test_behind_a_trusted_proxy_each_client_is_counted(
             assert _login(http, "198.51.100.1") == 429
             assert _login(http, "6.6.6.6, 198.51.100.1") == 429  # it cannot become another
             assert _login(http, "198.51.100.2") == 401
-            # The private header of the guard is nobody's to set.
+            # A client must not set the private header of admission.
             raw = {"email": "nobody@shop.example", "password": "guess"}
             headers = {"X-Forwarded-For": "198.51.100.1", "X-Flashsale-Client": "x:198.51.100.3"}
             assert http.post("/v1/auth/login", json=raw, headers=headers).status_code == 429

@@ -196,7 +196,7 @@ def test_the_document_holds_together(staff: Staff) -> None:
 
 
 def test_every_operation_tells_of_the_answer_that_does_not_come(staff: Staff) -> None:
-    """The guard answers for a handler that is silent, whatever the operation: see test_guard."""
+    """Admission answers for a handler that is silent, on every operation: see test_admission."""
     for path, operations in described(staff)["paths"].items():
         for method, operation in operations.items():
             told = operation["responses"].get("504", {}).get("description")

@@ -1,4 +1,4 @@
-"""Streams from a handler to a reader: piece by piece, held back by a slow reader, closed when it leaves, cut at the end."""
+"""Streams from a handler to a reader: written piece by piece, slowed by a slow reader, closed when it leaves, cut in a drain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from backoffice.web.guard import Bounds, Guard
+from backoffice.web.admission.context import Bounds
+from backoffice.web.admission.listener import Admission
 from backoffice.web.streams import STREAM_HEADER, Handover
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -17,7 +18,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @dataclass
 class Pieces:
-    """A stream of whatever is put into `queue`; None ends it."""
+    """A stream of the pieces in `queue`; None ends it."""
 
     queue: asyncio.Queue[bytes | None] = field(default_factory=asyncio.Queue)
     taken: int = 0
@@ -33,8 +34,8 @@ class Pieces:
 
 
 @contextlib.asynccontextmanager
-async def streaming(stream: Pieces, bounds: Bounds) -> AsyncIterator[tuple[int, Guard]]:
-    """A guard whose upstream answers every request by handing over this stream."""
+async def streaming(stream: Pieces, bounds: Bounds) -> AsyncIterator[tuple[int, Admission]]:
+    """Admission before an upstream that answers every request with this stream."""
     handover = Handover()
 
     async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -45,16 +46,16 @@ async def streaming(stream: Pieces, bounds: Bounds) -> AsyncIterator[tuple[int, 
         writer.close()
 
     server = await asyncio.start_server(upstream, "127.0.0.1", 0)
-    guard = Guard(
-        upstream=server.sockets[0].getsockname()[:2],
+    admission = Admission(
+        robyn=server.sockets[0].getsockname()[:2],
         secret="s",
         methods=lambda _: ("GET",),
         take_stream=handover.take,
         bounds=bounds,
     )
-    port = await guard.start("127.0.0.1", 0)
-    yield port, guard
-    await guard.drain(0.1)
+    port = await admission.start("127.0.0.1", 0)
+    yield port, admission
+    await admission.drain(0.1)
     server.close()
 
 
@@ -66,11 +67,11 @@ async def opened(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter,
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - sockets tell nobody
+        while not condition():  # noqa: ASYNC110 - a socket has no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def test_pieces_pass_and_the_end_is_told() -> None:
+async def test_pieces_pass_and_the_end_is_sent() -> None:
     stream = Pieces()
     async with streaming(stream, Bounds()) as (port, _):
         reader, writer, head = await opened(port)
@@ -82,7 +83,7 @@ async def test_pieces_pass_and_the_end_is_told() -> None:
             stream.queue.put_nowait(piece)
             assert await reader.readuntil(b"\r\n") == b"3\r\n"
             assert await reader.readuntil(b"\r\n") == piece + b"\r\n"
-        writer.write(REQUEST)  # after `Connection: close` nobody answers it
+        writer.write(REQUEST)  # ignored after `Connection: close`
         stream.queue.put_nowait(None)
         assert await reader.read() == b"0\r\n\r\n"
         await until(lambda: stream.closed)
@@ -91,9 +92,9 @@ async def test_pieces_pass_and_the_end_is_told() -> None:
 
 async def test_streams_leave_room_for_requests() -> None:
     stream = Pieces()
-    async with streaming(stream, Bounds(requests_max=1)) as (port, guard):
+    async with streaming(stream, Bounds(requests_max=1)) as (port, admission):
         connections = [await opened(port) for _ in range(5)]
-        assert guard._requests == 0
+        assert admission.requests == 0
         for _, writer, head in connections:
             assert head.startswith(b"http/1.1 200 ")
             writer.close()
@@ -128,26 +129,26 @@ async def test_a_reader_that_does_not_read_holds_its_stream_back_and_is_cut() ->
         sock.connect(("127.0.0.1", port))
         sock.sendall(REQUEST)
         await until(lambda: stream.closed)
-        # What sockets and one transport's buffer hold, not the 100 MB that there are.
+        # Socket and transport buffers hold less than 10 MB of the 100 MB.
         assert stream.taken < 1000
         sock.close()
 
 
-async def test_the_drain_cuts_streams_that_nobody_reads() -> None:
+async def test_the_drain_cuts_streams_that_are_not_read() -> None:
     stream = Pieces()
     for _ in range(10_000):
         stream.queue.put_nowait(b"x" * 10_000)
-    async with streaming(stream, Bounds(stream_drain_s_max=0.1)) as (port, guard):
+    async with streaming(stream, Bounds(stream_drain_s_max=0.1)) as (port, admission):
         sock = socket.create_connection(("127.0.0.1", port))
         sock.sendall(REQUEST)
         await until(lambda: stream.taken)
         async with asyncio.timeout(10):
-            await guard.drain(60)
+            await admission.drain(60)
         assert stream.closed
         sock.close()
 
 
-async def test_a_stream_that_nobody_takes_is_closed() -> None:
+async def test_a_stream_that_is_not_taken_is_closed() -> None:
     stream, handover = Pieces(), Handover(kept_s_max=0.01)
     name = handover.keep(stream)
     await until(lambda: stream.closed)

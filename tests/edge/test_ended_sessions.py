@@ -35,7 +35,10 @@ def until(condition: Callable[[], bool]) -> None:
 def assert_ended(answer: httpx.Response) -> None:
     assert (answer.status_code, answer.json()["code"]) == (401, "token_invalid"), answer.text
     assert answer.json()["detail"] == "The session was ended; log in again"
-    assert answer.headers["www-authenticate"] == 'Bearer realm="flashsale", error="invalid_token"'
+    assert (
+        answer.headers["www-authenticate"]
+        == 'Bearer realm="flashsale", error="invalid_token", error_description="The access token is not valid"'
+    )
 
 
 def test_an_ended_session_is_refused_before_its_replays(

@@ -319,7 +319,10 @@ def test_tokens_that_are_not_valid(client: httpx.Client, buyers: Buyers, sale: S
         answer = client.post(path(sale), headers=buyers.headers() | {"Authorization": f"Bearer {token}"}, json=ONE)
         assert answer.status_code == 401, name
         assert_problem(answer, 401, "token_invalid")
-        assert answer.headers["www-authenticate"] == 'Bearer realm="flashsale", error="invalid_token"'
+        assert (
+            answer.headers["www-authenticate"]
+            == 'Bearer realm="flashsale", error="invalid_token", error_description="The access token is not valid"'
+        )
         # The other routes verify alike.
         assert client.get("/v1/orders", headers={"Authorization": f"Bearer {token}"}).json()["code"] == "token_invalid"
 
@@ -328,7 +331,10 @@ def test_token_expired(client: httpx.Client, buyers: Buyers, sale: SaleDefinitio
     token = buyers.token(ttl_s=60, now_s=int(time.time()) - 61)
     answer = client.post(path(sale), headers=buyers.headers() | {"Authorization": f"Bearer {token}"}, json=ONE)
     assert_problem(answer, 401, "token_expired")
-    assert answer.headers["www-authenticate"] == 'Bearer realm="flashsale", error="invalid_token"'
+    assert (
+        answer.headers["www-authenticate"]
+        == 'Bearer realm="flashsale", error="invalid_token", error_description="The access token has expired"'
+    )
 
 
 def test_unknown_sales(client: httpx.Client, buyers: Buyers) -> None:

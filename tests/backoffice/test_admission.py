@@ -1,4 +1,4 @@
-"""What Robyn leaves open, closed: bodies without bound or end, slow clients, unknown paths and methods, odd framing."""
+"""Admission closes the gaps of Robyn: unbounded and truncated bodies, slow clients, unknown paths and methods, bad framing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from backoffice.web.guard import Bounds, Guard
+from backoffice.web.admission.context import Bounds
+from backoffice.web.admission.listener import Admission
 from backoffice.web.messages import Stream
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 
@@ -20,7 +21,7 @@ MIB = 1024 * 1024
 
 
 def exchange(port: int, *parts: bytes, half_close: bool = False, timeout: float = 15) -> bytes:
-    """Send raw bytes, read until the server closes or is silent after a whole answer."""
+    """Send raw bytes; read until the answer is complete or the server closes."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout) as sock:
         for part in parts:
             sock.sendall(part)
@@ -39,7 +40,7 @@ def exchange(port: int, *parts: bytes, half_close: bool = False, timeout: float 
 
 
 def problem(raw: bytes) -> tuple[int, dict[str, Any], str]:
-    """Status, document and head of a problem."""
+    """Status, document and head of a problem answer."""
     head, _, body = raw.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head, raw
     document = json.loads(body)
@@ -60,7 +61,7 @@ def test_unknown_path_and_method(backoffice: BackofficeProcess) -> None:
         status, document, head = problem(exchange(backoffice.port, request(method, "/v1/products")))
         assert (status, document["code"]) == (405, "method_not_allowed")
         assert "allow: get, head, post" in head
-    # The page at this address is ours, not Robyn's, which loads from another host.
+    # Our page replaces the one of Robyn, which loads from another host.
     assert b"/static/docs.js" in exchange(backoffice.port, request("GET", "/docs"))
 
 
@@ -117,6 +118,12 @@ def test_malformed_heads(backoffice: BackofficeProcess) -> None:
         assert "connection: close" in head
 
 
+def test_a_rejected_head_request_is_answered_without_a_body(backoffice: BackofficeProcess) -> None:
+    raw = exchange(backoffice.port, request("HEAD", "/livez", "A: b\r\n" * 65))
+    head, _, body = raw.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and body == b""
+
+
 def test_body_cap(backoffice: BackofficeProcess, staff: Staff) -> None:
     declared = request("POST", "/v1/auth/login", f"Content-Type: application/json\r\nContent-Length: {MIB + 1}\r\n")
     status, document, head = problem(exchange(backoffice.port, declared))
@@ -128,13 +135,13 @@ def test_body_cap(backoffice: BackofficeProcess, staff: Staff) -> None:
     chunked = request("POST", "/v1/auth/login", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n")
     status, _, _ = problem(exchange(backoffice.port, chunked, *[chunk] * 17))
     assert status == 413
-    # Exactly at the cap it is read and judged by its content.
+    # A body of exactly the maximum is read and parsed.
     answer = staff.http.post("/v1/products", content=b" " * MIB, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
 
 
 def test_truncated_bodies_do_not_end_the_process(backoffice: BackofficeProcess) -> None:
-    # Straight to Robyn, each of these would abort the whole process.
+    # Without admission, each of these would abort the whole process of Robyn.
     for head, part in (
         ("Content-Length: 100\r\n", b'{"a": '),
         ("Transfer-Encoding: chunked\r\n", b"20\r\nabc"),
@@ -183,41 +190,41 @@ def test_keep_alive_pipelining_and_continue(backoffice: BackofficeProcess) -> No
         assert sock.recv(65536).startswith(b"HTTP/1.1 422 ")
 
 
-def test_forged_client_header_is_not_believed(backoffice: BackofficeProcess) -> None:
+def test_forged_client_header_is_ignored(backoffice: BackofficeProcess) -> None:
     answer = httpx.get(backoffice.url + "/livez", headers={"X-Flashsale-Client": "secret:1.2.3.4"})
     assert answer.status_code == 200
 
 
 @asynccontextmanager
-async def guarded(
+async def admitting(
     bounds: Bounds,
     upstream: Callable[..., Any] | None = None,
     take_stream: Callable[[str], Stream | None] = lambda _: None,
-) -> AsyncIterator[tuple[int, Guard]]:
-    """A guard alone, before an upstream that the test scripts (or none at all)."""
+) -> AsyncIterator[tuple[int, Admission]]:
+    """Admission alone, before a scripted upstream, or before a port where nothing listens."""
     server = await asyncio.start_server(upstream or _never, "127.0.0.1", 0)
     address = server.sockets[0].getsockname()[:2]
     if upstream is None:
         server.close()
-    guard = Guard(
-        upstream=address,
+    admission = Admission(
+        robyn=address,
         secret="s",
         methods=lambda path: ("GET", "POST") * (path == "/"),
         take_stream=take_stream,
         bounds=bounds,
     )
-    port = await guard.start("127.0.0.1", 0)
-    yield port, guard
-    await guard.drain(0.1)
+    port = await admission.start("127.0.0.1", 0)
+    yield port, admission
+    await admission.drain(0.1)
     server.close()
 
 
 async def _never(*_: object) -> None:
-    raise AssertionError("nothing gets here")
+    raise AssertionError("no request must arrive here")
 
 
 async def test_slow_clients_are_timed_out() -> None:
-    async with guarded(Bounds(head_s_max=0.2, body_s_max=0.2, idle_s_max=0.4)) as (port, _):
+    async with admitting(Bounds(head_s_max=0.2, body_s_max=0.2, idle_s_max=0.4)) as (port, _):
         slow_head = await asyncio.to_thread(exchange, port, b"GET / HTT")
         assert problem(slow_head)[1]["code"] == "request_timeout"
         slow_body = await asyncio.to_thread(exchange, port, request("POST", "/", "Content-Length: 5\r\n"), b"ab")
@@ -227,7 +234,7 @@ async def test_slow_clients_are_timed_out() -> None:
 
 
 async def test_upstream_that_is_gone_silent_or_breaks_off() -> None:
-    async with guarded(Bounds()) as (port, _):
+    async with admitting(Bounds()) as (port, _):
         raw = await asyncio.to_thread(exchange, port, request("GET", "/"))
         assert problem(raw)[1]["code"] == "internal_error"
 
@@ -235,7 +242,7 @@ async def test_upstream_that_is_gone_silent_or_breaks_off() -> None:
         await reader.read()
         writer.close()
 
-    async with guarded(Bounds(answer_s_max=0.2), silent) as (port, _):
+    async with admitting(Bounds(answer_s_max=0.2), silent) as (port, _):
         raw = await asyncio.to_thread(exchange, port, request("GET", "/"))
         assert problem(raw)[1]["code"] == "outcome_unknown"
 
@@ -244,9 +251,9 @@ async def test_upstream_that_is_gone_silent_or_breaks_off() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
         writer.close()
 
-    async with guarded(Bounds(), breaks) as (port, _):
+    async with admitting(Bounds(), breaks) as (port, _):
         raw = await asyncio.to_thread(exchange, port, request("GET", "/"))
-        assert raw.endswith(b"abc")  # and the connection closes: the client sees that it is not whole
+        assert raw.endswith(b"abc")  # and the connection closes, so the client sees that the answer is incomplete
 
 
 async def test_bounds_on_connections_and_requests() -> None:
@@ -258,7 +265,7 @@ async def test_bounds_on_connections_and_requests() -> None:
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         await writer.drain()
 
-    async with guarded(Bounds(connections_max=2, requests_max=1), waits) as (port, _):
+    async with admitting(Bounds(connections_max=2, requests_max=1), waits) as (port, _):
         first = asyncio.create_task(asyncio.to_thread(exchange, port, request("GET", "/", "Connection: close\r\n")))
         await asyncio.sleep(0.1)
         refused = await asyncio.to_thread(exchange, port, request("GET", "/"))
@@ -286,14 +293,14 @@ async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 @pytest.mark.parametrize("kept", [True, False], ids=["on a kept connection", "on a new connection"])
 async def test_a_request_that_arrived_before_the_drain_is_answered(kept: bool) -> None:
-    async with guarded(Bounds(), _answers) as (port, guard):
+    async with admitting(Bounds(), _answers) as (port, admission):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
             if kept:
                 await asyncio.to_thread(sock.sendall, request("GET", "/"))
                 assert (await asyncio.to_thread(sock.recv, 65536)).startswith(b"HTTP/1.1 204 ")
-            # The kernel has it, and the loop has had no turn yet to learn of it.
+            # The kernel has the request, and the loop has had no turn yet to read it.
             sock.sendall(request("GET", "/"))
-            await guard.drain(5)
+            await admission.drain(5)
             answer = sock.recv(65536)
             assert answer.startswith(b"HTTP/1.1 204 ")
             assert b"connection: close" in answer.lower()
@@ -301,11 +308,11 @@ async def test_a_request_that_arrived_before_the_drain_is_answered(kept: bool) -
 
 
 async def test_a_request_that_arrives_just_after_the_drain_began_is_answered() -> None:
-    async with guarded(Bounds(linger_s_max=5.0), _answers) as (port, guard):
+    async with admitting(Bounds(linger_s_max=5.0), _answers) as (port, admission):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
             await asyncio.to_thread(sock.sendall, request("GET", "/"))
             assert (await asyncio.to_thread(sock.recv, 65536)).startswith(b"HTTP/1.1 204 ")
-            draining = asyncio.create_task(guard.drain(10))
+            draining = asyncio.create_task(admission.drain(10))
             await asyncio.sleep(0.05)
             sock.sendall(request("GET", "/"))
             await draining
@@ -313,10 +320,10 @@ async def test_a_request_that_arrives_just_after_the_drain_began_is_answered() -
 
 
 async def test_a_problem_during_the_drain_announces_the_end() -> None:
-    async with guarded(Bounds(), _answers) as (port, guard):
+    async with admitting(Bounds(), _answers) as (port, admission):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
             sock.sendall(request("GET", "/nowhere") + request("GET", "/nowhere"))
-            await guard.drain(5)
+            await admission.drain(5)
             received = b""
             while chunk := sock.recv(65536):
                 received += chunk
@@ -324,12 +331,12 @@ async def test_a_problem_during_the_drain_announces_the_end() -> None:
     assert b"connection: close" in received.lower()
 
 
-async def test_the_drain_ends_connections_that_ask_nothing() -> None:
-    async with guarded(Bounds(linger_s_max=0.1), _answers) as (port, guard):
+async def test_the_drain_ends_connections_without_a_request() -> None:
+    async with admitting(Bounds(linger_s_max=0.1), _answers) as (port, admission):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as fresh:
             await asyncio.sleep(0.05)
             async with asyncio.timeout(5):
-                await guard.drain(60)
+                await admission.drain(60)
             assert fresh.recv(1) == b""
 
 
@@ -343,7 +350,7 @@ async def test_a_stream_is_passed_on_piece_by_piece() -> None:
         writer.write(b"3\r\ntwo\r\n0\r\n\r\n")
         await writer.drain()
 
-    async with guarded(Bounds(), streams) as (port, _):
+    async with admitting(Bounds(), streams) as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request("GET", "/"))
         await reader.readuntil(b"one\r\n")

@@ -1,0 +1,180 @@
+"""One client: its requests one after the other, each forwarded to Robyn, and the stream that may end the connection."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import quote
+
+import h11
+import structlog
+
+from backoffice.web.admission.context import Context
+from backoffice.web.admission.robyn_link import RobynFailed, RobynLink
+from backoffice.web.admission.wire import ClientWire, Closed
+from backoffice.web.clients import UNKNOWN, client_of
+from backoffice.web.messages import Stream, render_problem
+from backoffice.web.streams import STREAM_HEADER
+from domain.problems import Problem, ProblemDetails
+from runtime.process import tasks
+
+log = structlog.get_logger(__name__)
+
+CLIENT_HEADER = b"x-flashsale-client"
+_STREAM_HEADER = STREAM_HEADER.encode("ascii")
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
+)
+_NOT_FORWARDED = _HOP_BY_HOP | {CLIENT_HEADER, b"content-length"}
+
+
+class Connection:
+    """One client, and the connection to Robyn that is kept for this client."""
+
+    def __init__(self, context: Context, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._context = context
+        self._wire = ClientWire(context, reader, writer)
+        self._robyn: RobynLink | None = None
+        self._stream: Stream | None = None  # taken over from a handler
+
+    @property
+    def streams(self) -> bool:
+        """Whether a stream is being written."""
+        return self._stream is not None
+
+    def hurry(self) -> None:
+        """Wait only a moment longer for the next request."""
+        self._wire.hurry()
+
+    async def refuse(self, details: ProblemDetails) -> None:
+        """Answer a problem that closes the connection."""
+        await self._wire.refuse(details)
+
+    def close(self) -> None:
+        """Close both sides."""
+        self._wire.close()
+        if self._stream is not None:
+            self._stream.close()
+        if self._robyn is not None:
+            self._robyn.close()
+
+    async def serve(self) -> None:
+        """Answer requests until one side closes; ends with an exception, Closed as a rule."""
+        while True:
+            head = await self._wire.read_head()
+            if self._context.requests >= self._context.bounds.requests_max:
+                await self.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
+                raise Closed
+            self._context.requests += 1
+            try:
+                await self._serve_one(head)
+            finally:
+                self._context.requests -= 1
+            if self._stream is not None:
+                await self._write_stream(self._stream)
+                raise Closed
+            if not self._wire.is_reusable:
+                raise Closed
+            self._wire.next_cycle()
+
+    async def _serve_one(self, head: h11.Request) -> None:
+        method = head.method.decode("ascii")
+        path, target = _split_target(head.target)
+        body = await self._wire.read_body(head)
+        allowed = self._context.methods(path)
+        if not allowed:
+            await self._wire.send(render_problem(ProblemDetails(Problem.NOT_FOUND)))
+        elif method not in allowed:
+            await self._wire.send(render_problem(ProblemDetails(Problem.METHOD_NOT_ALLOWED, allow=allowed)))
+        else:
+            request = h11.Request(method=head.method, target=target, headers=self._forwarded_headers(head, body))
+            await self._forward(request, body)
+
+    def _forwarded_headers(self, head: h11.Request, body: bytes) -> list[tuple[bytes, bytes]]:
+        headers = [(name, value) for name, value in head.headers if name not in _NOT_FORWARDED]
+        if not any(name == b"host" for name, _ in headers):
+            headers.append((b"host", b"localhost"))  # HTTP/1.0 does not require the header
+        if any(name == b"content-type" and b"multipart/" in value.lower() for name, value in headers):
+            # No route takes multipart; Robyn would parse it and answer an empty 500 when that fails.
+            headers = [(name, value) for name, value in headers if name != b"content-type"]
+        forwarded_for = [value.decode("latin-1") for name, value in head.headers if name == b"x-forwarded-for"]
+        client = client_of(self._wire.peer or UNKNOWN, forwarded_for, self._context.trusted_proxies)
+        headers.append((CLIENT_HEADER, self._context.secret + b":" + client.encode("ascii")))
+        headers.append((b"content-length", str(len(body)).encode("ascii")))
+        return headers
+
+    async def _forward(self, request: h11.Request, body: bytes) -> None:
+        """Forward the request to Robyn, and return the answer chunk by chunk."""
+        started = False
+        try:
+            if self._robyn is None:
+                self._robyn = await RobynLink.open(self._context.robyn)
+            await self._robyn.send(request, body)
+            # Only the first event is bounded: an answer of many chunks may pause between them.
+            async with asyncio.timeout(self._context.bounds.answer_s_max):
+                event = await self._robyn.next_event()
+            while not isinstance(event, h11.EndOfMessage):
+                if isinstance(event, h11.Response):
+                    started = True
+                    self._stream = self._take_stream(event)
+                    event = self._returned(event)
+                await self._wire.send_event(event)
+                event = await self._robyn.next_event()
+            if self._stream is None:
+                await self._wire.send_event(h11.EndOfMessage())
+        except (RobynFailed, TimeoutError, OSError, h11.RemoteProtocolError) as error:
+            if started:
+                raise Closed from error
+            log.error("Robyn did not answer", error=type(error).__name__)
+            timed_out = isinstance(error, TimeoutError)
+            await self.refuse(ProblemDetails(Problem.OUTCOME_UNKNOWN if timed_out else Problem.INTERNAL_ERROR))
+            raise Closed from error
+        if not self._robyn.reuse():
+            self._robyn.close()
+            self._robyn = None
+
+    def _take_stream(self, response: h11.Response) -> Stream | None:
+        name = next((value for name, value in response.headers if name == _STREAM_HEADER), None)
+        if name is None:
+            return None
+        stream = self._context.take_stream(name.decode("ascii"))
+        if stream is None:
+            raise RobynFailed
+        return stream
+
+    def _returned(self, response: h11.Response) -> h11.Response:
+        headers = [(name, value) for name, value in response.headers if name not in _HOP_BY_HOP]
+        if self._stream is not None:
+            headers = [(name, value) for name, value in headers if name not in (_STREAM_HEADER, b"content-length")]
+        if self._context.draining or self._stream is not None:
+            headers.append((b"connection", b"close"))
+        return h11.Response(status_code=response.status_code, headers=headers, reason=response.reason)
+
+    async def _write_stream(self, stream: Stream) -> None:
+        """Write the stream until it ends, the reader leaves, or the reader does not read for longer than the bound."""
+        leaving = asyncio.create_task(self._wire.read_until_left())
+        writing = asyncio.create_task(self._write_pieces(stream))
+        try:
+            await asyncio.wait((leaving, writing), return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+        except (TimeoutError, asyncio.CancelledError):
+            self._wire.abort()
+            raise
+        finally:
+            await tasks.cancel(leaving, writing)
+
+    async def _write_pieces(self, stream: Stream) -> None:
+        while (piece := await stream.next_piece()) is not None:
+            await self._wire.send_event(h11.Data(data=piece))
+        await self._wire.send_event(h11.EndOfMessage())
+
+
+def _split_target(raw: bytes) -> tuple[str, bytes]:
+    """The path, and the target to forward: origin form, with only characters that a URI may contain."""
+    text = raw.decode("ascii")
+    if not text.startswith("/"):
+        # RFC 9112, section 3.2.2: a server must accept the absolute form; `*` and authorities match no route.
+        _, _, rest = text.partition("://")
+        text = "/" + rest.partition("/")[2] if rest else text
+    path, question, query = text.partition("?")
+    return path, (path + question + quote(query, safe="%!$&'()*+,;=:@/?-._~")).encode("ascii")
