@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 
 import psycopg
@@ -31,11 +30,7 @@ from backoffice.operations.parts import OperationParts
 from backoffice.orders import routes as order_routes
 from backoffice.orders.store import Orders
 from backoffice.pages import routes as page_routes
-from backoffice.sales import routes as sale_routes
-from backoffice.sales.lanes import SaleLanes
-from backoffice.sales.service import SaleService
-from backoffice.sales.store import Sales
-from backoffice.sales.synchroniser import Synchroniser
+from backoffice.sales.parts import SaleParts
 from backoffice.stores import Stores
 from backoffice.users.parts import UserParts
 from backoffice.users.store import USER_CODEC
@@ -81,9 +76,8 @@ class Backoffice:
         own_account = recovery_routes.RecoveryRoutes(
             recovery=recovery, passwords=self._passwords, attempts=attempts, minter=tokens.minter
         )
-        sales, lanes = Sales(stores), SaleLanes(stores.redis)
-        service = SaleService(stores, sales, lanes, kept=timedelta(seconds=settings.sale_kept_s))
-        self._synchroniser = Synchroniser(sales, lanes, service, self._metrics.repaired.inc)
+        sales = SaleParts(stores, kept_s=settings.sale_kept_s, repaired=self._metrics.repaired.inc)
+        self._synchroniser = sales.synchroniser
         subjects = (
             *auth_routes.routes(self._auth),
             *recovery_routes.routes(own_account),
@@ -91,7 +85,7 @@ class Backoffice:
             *accounts.routes,
             *importing.routes(importing.Imports(stores, products_cache)),
             *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), Search(stores), products_cache)),
-            *sale_routes.routes(sale_routes.SaleRoutes(stores, sales, lanes, service)),
+            *sales.routes,
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
             *operations.routes(self._health, self._metrics),
             *self._operations.routes,

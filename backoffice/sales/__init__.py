@@ -1,1 +1,1 @@
-"""Sales: from draft to end, their stock, and what happens in them."""
+"""Flash sales: drafts, publishing, changes while they run, restocks, reports."""

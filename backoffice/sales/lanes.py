@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import WatchError
 
 from backoffice.sales.store import Restock
+from backoffice.web.idempotency import KeyReused
 from domain import ids, topology
 from domain.sales import SaleDefinition, Stock
 from reservation import scripts
@@ -26,10 +27,6 @@ class LaneForgot(Exception):
         super().__init__(f"lane {lane} does not know sale {sale_id}")
         self.sale_id = sale_id
         self.lane = lane
-
-
-class RestockClash(Exception):
-    """A lane applied other numbers under a restock's key."""
 
 
 class SaleLanes:
@@ -55,7 +52,7 @@ class SaleLanes:
                 raise LaneForgot(sale_id=definition.sale_id, lane=lane)
 
     async def restock(self, definition: SaleDefinition, restock: Restock) -> None:
-        """Add units to the first lane, once per key; LaneForgot, RestockClash."""
+        """Add units to the first lane, once per key; LaneForgot, KeyReused."""
         lane = definition.lanes[0]
         answer = await run_script(
             self._redis,
@@ -66,7 +63,7 @@ class SaleLanes:
         if answer == -1:
             raise LaneForgot(sale_id=restock.sale_id, lane=lane)
         if answer == -2:
-            raise RestockClash(restock.idempotency_key)
+            raise KeyReused
 
     async def announce(self, definition: SaleDefinition) -> None:
         """Put the document unless there is a newer one, list the sale, and tell edges to look."""

@@ -1,42 +1,86 @@
-"""A sale as the catalogue has it, and which changes are legal when. Performs no I/O.
+"""A sale as the catalogue stores it, and the rules for its changes. Performs no I/O.
 
-Each rule takes a sale and the time (Redis time) and gives the changed sale; `NotNow` says why not. Equal to the sale that
-came in means that there is nothing to do: a repeated request.
+Each rule takes a sale and the current Redis time and returns the changed sale, or raises `SaleStateConflict`. A result equal
+to the argument means that nothing has to change: the request is a repeat.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from domain.sales import LaneSaleState, SaleDefinition, SaleItem, SaleState, state_at
+from domain.problems import FieldError
+from domain.sales import LaneSaleState, SaleDefinition, SaleItem, SaleState, Stock, state_at
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Stage(StrEnum):
-    """How far publishing has come."""
+    """The progress of publishing."""
 
     DRAFT = "draft"
-    LOADING = "loading"  # loaded_epoch is committed: lanes may know the sale, buyers cannot see it yet
+    LOADING = "loading"  # loaded_epoch is committed: lanes may have the sale, edges cannot see it yet
     PUBLISHED = "published"
 
 
-class NotNow(Exception):
-    """The sale's state does not allow it; the message is for the client."""
+class SaleStateConflict(Exception):
+    """The state of the sale does not allow the change; the message is shown to the client."""
+
+
+class WindowInvalid(Exception):
+    """Start and end do not fit together, or do not fit the time."""
+
+    def __init__(self, errors: tuple[FieldError, ...]) -> None:
+        """`errors` point to the members of the request."""
+        super().__init__("; ".join(error.detail for error in errors))
+        self.errors = errors
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One SKU of a sale; `stock` is what it began with."""
+    """One SKU of a sale; `stock` is the initial stock."""
 
     sku: str
     stock: int
     price_minor: int
     per_user_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewSale:
+    """A sale to create; `idempotency_key` and `fingerprint` are both set or both None."""
+
+    id: UUID
+    name: str
+    starts_at: datetime
+    ends_at: datetime
+    hold_seconds: int
+    lane_count: int
+    items: tuple[Item, ...]
+    created_by: UUID
+    idempotency_key: str | None = None
+    fingerprint: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SaleChanges:
+    """Members to change; None leaves a member as it is. Member names are those of the API."""
+
+    name: str | None = None
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    hold_seconds: int | None = None
+    lanes: int | None = None
+    items: tuple[Item, ...] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the members to change."""
+        return [name for name in self.__slots__ if getattr(self, name) is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +104,7 @@ class Sale:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Sale:
-        """Of a row as `sales.sql` selects it."""
+        """From a row as `sales.sql` selects it."""
         return cls(
             id=row["id"],
             name=row["name"],
@@ -80,7 +124,7 @@ class Sale:
 
     @property
     def definition(self) -> SaleDefinition:
-        """What lanes and edges are told. Only once lanes are fixed."""
+        """The definition for lanes and edges. Exists only after the lanes are fixed."""
         assert self.lanes, "a draft has no definition"
         return SaleDefinition(
             sale_id=self.id,
@@ -108,11 +152,11 @@ class Sale:
         )
 
     def is_kept(self, now_ms: int, *, kept: timedelta) -> bool:
-        """Whether Redis still has a published sale: until `kept` after its end. Later only PostgreSQL knows of it."""
+        """Whether Redis still has the published sale: until `kept` after its end. Later only PostgreSQL has it."""
         return now_ms < unix_ms(self.ends_at) + kept // timedelta(milliseconds=1)
 
     def index_of(self, sku: str) -> int | None:
-        """The SKU's index, None when the sale does not have it."""
+        """The SKU index; None if the sale does not have the SKU."""
         return next((index for index, item in enumerate(self.items) if item.sku == sku), None)
 
     @property
@@ -122,16 +166,27 @@ class Sale:
         return LaneSaleState.PAUSED if self.paused else LaneSaleState.RUNNING
 
 
+@dataclass(frozen=True, slots=True)
+class SaleReport:
+    """A sale in numbers: restocked units and stock by SKU index, refusals by code, verdicts by invariant."""
+
+    sale: Sale
+    restocked: Mapping[int, int]
+    stock: Sequence[Stock]
+    refused: Mapping[str, int]
+    verdict: Mapping[str, Any]
+
+
 def unix_ms(time: datetime) -> int:
-    """Milliseconds since 1970, exact (floats are not)."""
+    """Milliseconds since 1970, exact (a float would round)."""
     return (time - EPOCH) // timedelta(milliseconds=1)
 
 
 def paused(sale: Sale, now_ms: int) -> Sale:
-    """No orders until resumed. Only an open sale is paused; one that is to come can be moved or ended."""
+    """No orders until the sale is resumed. Only an open sale can be paused; a scheduled one can be moved or ended."""
     state = _alive(sale, now_ms, "paused")
     if state is not SaleState.PAUSED and not state.may_become(SaleState.PAUSED):
-        raise NotNow(f"The sale is {state}: only an open one can be paused")
+        raise SaleStateConflict(f"The sale is {state}. Only an open sale can be paused")
     return replace(sale, paused=True)
 
 
@@ -142,41 +197,74 @@ def resumed(sale: Sale, now_ms: int) -> Sale:
 
 
 def ended(sale: Sale, now_ms: int) -> Sale:
-    """No orders any more; the window ends now. A sale that is over by time is left as it is."""
+    """No more orders; the window ends now. A sale whose window is over stays unchanged."""
     if sale.stage is not Stage.PUBLISHED:
-        raise NotNow("A draft cannot be ended")
+        raise SaleStateConflict("A draft cannot be ended")
     if sale.state(now_ms) is SaleState.ENDED:
         return sale
     return replace(sale, ended=True, ends_at=EPOCH + timedelta(milliseconds=now_ms))
 
 
-def changed(
-    sale: Sale,
-    now_ms: int,
-    *,
-    name: str | None,
-    starts_at: datetime | None,
-    ends_at: datetime | None,
-    frozen: tuple[str, ...],
-) -> Sale:
-    """A published sale with another name or window; `frozen` are members asked for that never change after publishing."""
+def changed(sale: Sale, now_ms: int, *, changes: SaleChanges) -> Sale:
+    """A published sale with another name or window; also raises WindowInvalid."""
     state = _alive(sale, now_ms, "changed")
-    if frozen:
-        raise NotNow(f"Published: {', '.join(frozen)} cannot change any more")
-    if starts_at is not None and starts_at != sale.starts_at and unix_ms(sale.starts_at) <= now_ms:
-        raise NotNow(f"The sale is {state}: its start has passed and cannot move")
-    return replace(sale, name=name or sale.name, starts_at=starts_at or sale.starts_at, ends_at=ends_at or sale.ends_at)
+    fixed = sorted({"hold_seconds", "lanes", "items"}.intersection(changes.names))
+    if fixed:
+        raise SaleStateConflict(f"The sale is published: {', '.join(fixed)} cannot change any more")
+    starts_at = changes.starts_at or sale.starts_at
+    if starts_at != sale.starts_at and unix_ms(sale.starts_at) <= now_ms:
+        raise SaleStateConflict(f"The sale is {state}. Its start has passed and cannot move")
+    result = replace(sale, name=changes.name or sale.name, starts_at=starts_at, ends_at=changes.ends_at or sale.ends_at)
+    # Checked on the sale to write: a concurrent request may have moved the other end of the window.
+    check_window(result.starts_at, result.ends_at, now_ms, named=changes.names)
+    return result
 
 
-def restockable(sale: Sale, now_ms: int) -> None:
-    """Whether units may be added."""
+def changed_draft(sale: Sale, now_ms: int, *, changes: SaleChanges) -> Sale:
+    """A draft with any member changed; raises WindowInvalid."""
+    result = replace(
+        sale,
+        name=changes.name or sale.name,
+        starts_at=changes.starts_at or sale.starts_at,
+        ends_at=changes.ends_at or sale.ends_at,
+        hold_seconds=changes.hold_seconds or sale.hold_seconds,
+        lane_count=changes.lanes or sale.lane_count,
+        items=sale.items if changes.items is None else changes.items,
+    )
+    check_window(result.starts_at, result.ends_at, now_ms, named=changes.names)
+    return result
+
+
+def check_window(starts_at: datetime, ends_at: datetime, now_ms: int, *, named: Collection[str]) -> None:
+    """Raise WindowInvalid for an impossible window. Errors point only to members that the request names."""
+    errors = []
+    if "ends_at" in named:
+        if starts_at >= ends_at:
+            errors.append(FieldError("/ends_at", "must be later than starts_at"))
+        if unix_ms(ends_at) <= now_ms:
+            errors.append(FieldError("/ends_at", "must be in the future"))
+    elif "starts_at" in named:
+        if starts_at >= ends_at:
+            errors.append(FieldError("/starts_at", "must be earlier than ends_at"))
+        if unix_ms(ends_at) <= now_ms:
+            errors.append(FieldError("/starts_at", "ends_at is in the past; change it as well"))
+    if "starts_at" in named and unix_ms(starts_at) < 0:
+        errors.append(FieldError("/starts_at", "must not be before 1970"))
+    if errors:
+        raise WindowInvalid(tuple(errors))
+
+
+def check_restockable(sale: Sale, now_ms: int) -> None:
+    """Raise SaleStateConflict if no units may be added."""
     _alive(sale, now_ms, "restocked")
 
 
-def _alive(sale: Sale, now_ms: int, what: str) -> SaleState:
-    if sale.stage is not Stage.PUBLISHED:
-        raise NotNow(f"A draft cannot be {what}" if sale.stage is Stage.DRAFT else "The sale is just being published")
+def _alive(sale: Sale, now_ms: int, verb: str) -> SaleState:
+    if sale.stage is Stage.DRAFT:
+        raise SaleStateConflict(f"A draft cannot be {verb}")
+    if sale.stage is Stage.LOADING:
+        raise SaleStateConflict("The sale is being published. Repeat the request in a few seconds")
     state = sale.state(now_ms)
     if state is SaleState.ENDED:
-        raise NotNow("The sale has ended")
+        raise SaleStateConflict("The sale has ended")
     return state

@@ -1,9 +1,9 @@
 -- name: products_of
--- The SKU's unique index. FOR SHARE: a product is not removed or switched off while it is being put on sale.
+-- Unique index on the SKU. FOR SHARE: no product is deleted or deactivated until the transaction ends.
 SELECT sku, currency, active FROM products WHERE sku = ANY(%(skus)s) FOR SHARE;
 
 -- name: insert_sale
--- Once per caller and idempotency key (unique); no row: it was made before.
+-- Unique index on caller and idempotency key. No row: the key has created a sale before.
 INSERT INTO sales (id, name, starts_at, ends_at, hold_seconds, currency, lane_count, idempotency_key, fingerprint, created_by)
 VALUES (%(id)s, %(name)s, %(starts_at)s, %(ends_at)s, %(hold_seconds)s, %(currency)s, %(lane_count)s,
         %(idempotency_key)s, %(fingerprint)s, %(created_by)s)
@@ -11,22 +11,22 @@ ON CONFLICT (created_by, idempotency_key) DO NOTHING
 RETURNING id;
 
 -- name: find_key
--- The unique index on caller and key.
+-- Unique index on caller and idempotency key.
 SELECT id, fingerprint FROM sales WHERE created_by = %(created_by)s AND idempotency_key = %(idempotency_key)s;
 
 -- name: insert_items
--- In the transaction that made or emptied the sale.
+-- In the transaction that created the sale or deleted its items.
 INSERT INTO sale_items (sale_id, sku_index, sku, stock, price_minor, per_user_limit)
 SELECT %(sale_id)s, place - 1, sku, stock, price_minor, per_user_limit
 FROM unnest(%(skus)s::text[], %(stocks)s::int[], %(prices)s::bigint[], %(limits)s::int[])
      WITH ORDINALITY AS item (sku, stock, price_minor, per_user_limit, place);
 
 -- name: delete_items
--- Index: the primary key's first column. Only of a draft whose row the transaction has changed before.
+-- First column of the primary key. Only for a draft whose row the same transaction has changed first.
 DELETE FROM sale_items WHERE sale_id = %(sale_id)s;
 
 -- name: get
--- Primary keys of both.
+-- Primary keys of both tables.
 SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count, lanes, epoch, version,
        (SELECT json_agg(json_build_object('sku', sku, 'stock', stock, 'price_minor', price_minor,
                                           'per_user_limit', per_user_limit) ORDER BY sku_index)
@@ -34,7 +34,7 @@ SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, c
 FROM sales WHERE id = %(id)s;
 
 -- name: page
--- Primary keys of both, newest first.
+-- Primary keys of both tables, newest first.
 SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count, lanes, epoch, version,
        (SELECT json_agg(json_build_object('sku', sku, 'stock', stock, 'price_minor', price_minor,
                                           'per_user_limit', per_user_limit) ORDER BY sku_index)
@@ -44,7 +44,7 @@ WHERE %(before)s::uuid IS NULL OR id < %(before)s
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: live
--- Index sales_live; ids of what edges must know, also some time after the end, when they answer that it is over.
+-- Index sales_live. Sales that edges must know; some time after the end as well, to answer that the sale has ended.
 SELECT id, stage, epoch, version, changed_at < now() - %(settled)s AS settled
 FROM sales
 WHERE stage <> 'draft' AND ends_at > now() - %(kept)s
@@ -58,13 +58,13 @@ WHERE id = %(id)s AND stage = 'draft' AND version = %(version)s
 RETURNING id;
 
 -- name: start_loading
--- Primary key, compare-and-set on the version: of two publishers one gets a row, the other goes on with what is loading.
+-- Primary key, compare-and-set on the version: one of two publishers gets a row, the other continues at stage loading.
 UPDATE sales SET stage = 'loading', loaded_epoch = epoch, lanes = %(lanes)s, changed_at = now()
 WHERE id = %(id)s AND stage = 'draft' AND version = %(version)s
 RETURNING id;
 
 -- name: fill_ledger
--- In the transaction of start_loading, so once per sale.
+-- In the transaction of start_loading, hence once per sale.
 INSERT INTO stock_ledger (sale_id, sku, stock) SELECT sale_id, sku, stock FROM sale_items WHERE sale_id = %(id)s;
 
 -- name: mark_published
@@ -84,32 +84,32 @@ SELECT sku, quantity, applied_at IS NOT NULL AS applied FROM restocks
 WHERE sale_id = %(sale_id)s AND idempotency_key = %(key)s;
 
 -- name: insert_restock
--- Primary key; no row: the key was used before, and the ledger must not be raised again.
+-- Primary key. No row: the key was used before, and the ledger must not be raised again.
 INSERT INTO restocks (sale_id, idempotency_key, sku, sku_index, quantity, created_by)
 VALUES (%(sale_id)s, %(key)s, %(sku)s, %(sku_index)s, %(quantity)s, %(created_by)s)
 ON CONFLICT (sale_id, idempotency_key) DO NOTHING
 RETURNING sale_id;
 
 -- name: raise_ledger
--- Primary key, in the transaction of insert_restock. No row: the stock would be beyond what counters can hold.
+-- Primary key, in the transaction of insert_restock. No row: the stock would exceed the range of the counters.
 UPDATE stock_ledger SET stock = stock + %(quantity)s
 WHERE sale_id = %(sale_id)s AND sku = %(sku)s AND stock <= %(stock_max)s - %(quantity)s
 RETURNING stock;
 
 -- name: mark_restocked
--- Primary key; the first time stays.
+-- Primary key; repeating keeps the first time.
 UPDATE restocks SET applied_at = coalesce(applied_at, now()) WHERE sale_id = %(sale_id)s AND idempotency_key = %(key)s;
 
 -- name: unapplied_restocks
--- Index restocks_unapplied; older than what a request may still be doing itself.
+-- Index restocks_unapplied. Leaves out restocks that a request may still be working on.
 SELECT sale_id, idempotency_key, sku_index, quantity FROM restocks
 WHERE applied_at IS NULL AND created_at < now() - %(settled)s
 ORDER BY created_at LIMIT %(limit)s;
 
 -- name: restocked_units
--- Index: the primary key's first column.
+-- First column of the primary key.
 SELECT sku_index, sum(quantity)::bigint FROM restocks WHERE sale_id = %(sale_id)s GROUP BY sku_index;
 
 -- name: sold_units
--- In a shard. Index: the primary key's first column.
+-- In a shard. First column of the primary key.
 SELECT sku, sold FROM quota WHERE sale_id = %(sale_id)s;

@@ -1,14 +1,14 @@
-"""What staff do with sales, over catalogue and Redis. The catalogue leads: Redis follows, and can always be made to follow again.
+"""Changes of sales over catalogue and Redis. The catalogue is the source of truth; Redis is brought up to date from it.
 
-Publishing, each step of which may be repeated:
+Publishing. Each step may be repeated:
 
     1 catalogue: stage `loading`, loaded_epoch, lanes, stock ledger       one transaction
     2 each lane: `load-1`                                                 never overwrites
     3 catalogue: stage `published`
     4 document, list of sales, message to edges
 
-Until 3 no edge knows the sale, so a lane that lost it between 2 and 3 may be loaded again; after 3 it is only ever rebuilt.
-A crash anywhere heals when publishing is repeated, or when the synchroniser comes by.
+Until step 3 no edge knows the sale, so a lane that lost it between 2 and 3 may be loaded again; after 3 it is only rebuilt.
+After a crash at any step, repeating the request or the next round of the synchroniser completes the publishing.
 
 Changes of a published sale: catalogue (compare-and-set on the version), then `define-1` on each lane, then the document.
 """
@@ -18,42 +18,46 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 import structlog
 
-from backoffice.sales.lanes import LaneForgot, RestockClash, SaleLanes
-from backoffice.sales.model import NotNow, Sale, Stage, restockable, unix_ms
+from backoffice.sales import model
+from backoffice.sales.lanes import LaneForgot, SaleLanes
+from backoffice.sales.model import NewSale, Sale, SaleChanges, SaleReport, SaleStateConflict, Stage
 from backoffice.sales.store import Restock, Sales
 from backoffice.stores import Stores
+from backoffice.web.idempotency import KeyReused
 from domain.sales import Stock
 
-_ATTEMPTS_MAX = 5  # against others who change the same sale at the same time
+_ATTEMPTS_MAX = 5  # against concurrent changes of the same sale
+_CONTENDED = "Other requests are changing the sale. Repeat the request"
 
 log = structlog.get_logger(__name__)
 
 
 class SaleMissing(Exception):
-    """There is no such sale."""
+    """The sale does not exist."""
 
 
 class SkuMissing(Exception):
     """The sale does not have the SKU."""
 
 
-class KeyClash(Exception):
-    """The idempotency key of a restock was used with other numbers."""
-
-
 class SaleService:
-    """Changes of sales. `stores.now_ms` is the only clock."""
+    """Reads and changes sales. The Redis clock is the only clock."""
 
     def __init__(self, stores: Stores, sales: Sales, lanes: SaleLanes, *, kept: timedelta) -> None:
-        """Uses them, owns nothing; `kept`: how long after its end Redis has a sale."""
+        """Uses them, owns nothing; Redis keeps a sale until `kept` after its end."""
         self._stores = stores
         self._sales = sales
         self._lanes = lanes
         self.kept = kept
+
+    async def now_ms(self) -> int:
+        """The time by which the state of a sale is judged."""
+        return await self._stores.now_ms()
 
     async def get(self, sale_id: UUID) -> Sale:
         """The sale; SaleMissing."""
@@ -62,17 +66,45 @@ class SaleService:
             raise SaleMissing
         return sale
 
-    async def publish(self, sale_id: UUID) -> Sale:
-        """Bring a draft before buyers, finish what a crash interrupted, or confirm what is published.
+    async def page(self, *, before: UUID | None, limit: int) -> list[Sale]:
+        """Sales older than `before`, newest first."""
+        return await self._sales.page(before=before, limit=limit)
 
-        NotNow for a draft whose window is over, ProductsMissing for products that cannot be sold (any more), LaneForgot for
-        a published sale that a lane has lost.
+    async def create(self, new: NewSale) -> tuple[Sale, bool]:
+        """Create a draft; the sale, and whether its idempotency key had created it before.
+
+        WindowInvalid, ItemsNotSellable, KeyReused.
+        """
+        # A repeated request succeeds even if its window is over by now.
+        if new.idempotency_key is None or not await self._sales.was_created(new):
+            model.check_window(new.starts_at, new.ends_at, await self.now_ms(), named=("starts_at", "ends_at"))
+        sale_id, replayed = await self._sales.create(new)
+        return await self.get(sale_id), replayed
+
+    async def update(self, sale_id: UUID, changes: SaleChanges) -> Sale:
+        """Change any member of a draft, or name and window of a published sale.
+
+        SaleMissing, SaleStateConflict, WindowInvalid, ItemsNotSellable, LaneForgot.
+        """
+        for _ in range(2):  # a draft may be published meanwhile; then the rules of published sales apply
+            sale = await self.get(sale_id)
+            if sale.stage is not Stage.DRAFT:
+                return await self.change(sale_id, partial(model.changed, changes=changes))
+            if await self._sales.change_draft(model.changed_draft(sale, await self.now_ms(), changes=changes)):
+                return await self.get(sale_id)
+        raise SaleStateConflict(_CONTENDED)
+
+    async def publish(self, sale_id: UUID) -> Sale:
+        """Publish a draft, complete an interrupted publishing, or confirm a published sale.
+
+        SaleMissing; SaleStateConflict for a draft whose window is over; ItemsNotSellable; LaneForgot for a published sale
+        that a lane has lost.
         """
         for _ in range(_ATTEMPTS_MAX):
             sale = await self.get(sale_id)
             if sale.stage is Stage.DRAFT:
-                if unix_ms(sale.ends_at) <= await self._stores.now_ms():
-                    raise NotNow("The sale's window is over: move it first")
+                if model.unix_ms(sale.ends_at) <= await self.now_ms():
+                    raise SaleStateConflict("The window of the sale is over. Move it, then publish")
                 await self.start_loading(sale)
             elif sale.stage is Stage.LOADING:
                 await self.load(sale)
@@ -80,10 +112,10 @@ class SaleService:
             else:
                 await self.push(sale)
                 return sale
-        raise NotNow("The sale is being changed by others, try again")
+        raise SaleStateConflict(_CONTENDED)
 
     async def start_loading(self, sale: Sale) -> bool:
-        """Step 1; False when the draft was changed, or is loading already."""
+        """Step 1; False if the draft has changed or is loading already."""
         lanes = self._stores.topology.lanes_of_sale(sale.id, count=sale.lane_count)
         return await self._sales.start_loading(sale, lanes)
 
@@ -93,33 +125,88 @@ class SaleService:
         await self._lanes.load(sale.definition, tuple(item.stock for item in sale.items))
 
     async def push(self, sale: Sale) -> None:
-        """Step 4, and what every later change ends with: lanes first, so that no edge believes more than its lane.
+        """Step 4, and the last step of every later change: lanes first, so that no edge is ahead of its lane.
 
-        Nothing for a sale that has left Redis: it does not come back.
+        Does nothing for a sale that has left Redis: it does not come back. LaneForgot.
         """
-        if not sale.is_kept(await self._stores.now_ms(), kept=self.kept):
+        if not sale.is_kept(await self.now_ms(), kept=self.kept):
             return
         definition = sale.definition
         try:
             await self._lanes.define(definition)
         except LaneForgot:
-            # Edges shall know the sale all the same: they then say that it is unavailable, not that there is none.
+            # Edges must know the sale all the same: they answer that it is unavailable, not that it does not exist.
             await self._lanes.announce(definition)
             raise
         await self._lanes.announce(definition)
 
-    async def stock(self, sale: Sale) -> list[Stock]:
-        """Counters by SKU index: of a published sale from its lanes, once they have forgotten it from the shards. LaneForgot.
+    async def change(self, sale_id: UUID, rule: Callable[[Sale, int], Sale]) -> Sale:
+        """Apply a rule of `sales.model` to a published sale; the sale afterwards. SaleStateConflict, SaleMissing, LaneForgot.
 
-        What the shards count as sold is paid by then: lanes forget a sale when nothing of it is reserved. Units that were
-        written off for orders that had to be rejected count as available then.
+        If Redis cannot be reached, the catalogue has the change all the same: a repeat or the synchroniser pushes it.
+        """
+        for _ in range(_ATTEMPTS_MAX):
+            sale = await self.get(sale_id)
+            wanted = rule(sale, await self.now_ms())
+            if wanted == sale or await self._sales.change_published(wanted):
+                sale = sale if wanted == sale else await self.get(sale_id)
+                await self.push(sale)
+                return sale
+        raise SaleStateConflict(_CONTENDED)
+
+    async def restock(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> tuple[Sale, bool]:
+        """Add units once per key: ledger and record in one transaction, then the lane under the same key.
+
+        Returns the sale, and whether the key had added its units before; such a repeat succeeds in any state of the sale.
+        SaleStateConflict, SaleMissing, SkuMissing, KeyReused, StockTooHigh, LaneForgot.
+        """
+        sale = await self.get(sale_id)
+        index = sale.index_of(sku)
+        if index is None:
+            raise SkuMissing
+        known = await self._sales.find_restock(sale_id, key)
+        if known is None:
+            model.check_restockable(sale, await self.now_ms())
+        restock = Restock(sale_id, key, index, quantity)
+        added = await self._sales.add_restock(restock, sku=sku, created_by=created_by)
+        # A lane that has the units is not asked again: it may have forgotten or lost the sale since.
+        if known is None or not known.applied:
+            await self.apply_restock(sale, restock)
+        return sale, not added
+
+    async def apply_restock(self, sale: Sale, restock: Restock) -> None:
+        """Bring a committed restock to the lane; may be repeated. LaneForgot, KeyReused."""
+        try:
+            await self._lanes.restock(sale.definition, restock)
+        except KeyReused:
+            # The catalogue row is the truth; another writer has changed the lane.
+            log.error("lane applied another restock under this key", sale_id=str(sale.id), key=restock.idempotency_key)
+            raise
+        await self._sales.mark_restocked(restock)
+
+    async def report(self, sale_id: UUID) -> SaleReport:
+        """The numbers of a sale. SaleMissing, LaneForgot."""
+        sale = await self.get(sale_id)
+        return SaleReport(
+            sale=sale,
+            stock=await self._stock(sale),
+            restocked=await self._sales.restocked_units(sale_id),
+            refused=await self._lanes.refused(sale_id),
+            verdict=await self._lanes.verdict(sale_id),
+        )
+
+    async def _stock(self, sale: Sale) -> list[Stock]:
+        """Counters by SKU index: from the lanes of a published sale, or from the shards after it has left Redis. LaneForgot.
+
+        In the shards, sold units are paid units: a lane forgets a sale only when no unit is reserved. Units written off for
+        rejected orders count as available.
         """
         if sale.stage is not Stage.PUBLISHED:
             return [Stock.fresh(item.stock) for item in sale.items]
         try:
             return await self._lanes.stock(sale.definition)
         except LaneForgot:
-            if sale.is_kept(await self._stores.now_ms(), kept=self.kept):
+            if sale.is_kept(await self.now_ms(), kept=self.kept):
                 raise
         restocked = await self._sales.restocked_units(sale.id)
         sold = await self._sales.sold_units(sale.id)
@@ -129,47 +216,3 @@ class SaleService:
             )
             for index, item in enumerate(sale.items)
         ]
-
-    async def change(self, sale_id: UUID, rule: Callable[[Sale, int], Sale]) -> Sale:
-        """Apply a rule of `sales.model` to a published sale; the sale as it is then. NotNow, SaleMissing, LaneForgot.
-
-        When Redis cannot be reached the change is in the catalogue all the same: repeat it, or the synchroniser pushes it.
-        """
-        for _ in range(_ATTEMPTS_MAX):
-            sale = await self.get(sale_id)
-            wanted = rule(sale, await self._stores.now_ms())
-            if wanted == sale or await self._sales.change_published(wanted):
-                sale = sale if wanted == sale else await self.get(sale_id)
-                await self.push(sale)
-                return sale
-        raise NotNow("The sale is being changed by others, try again")
-
-    async def restock(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> tuple[Sale, bool]:
-        """Add units once per key: ledger and record in one transaction, then the lane under the same key.
-
-        The sale, and whether the key's units had been added before. A key that was used before is answered as then,
-        whatever the sale's state is now. NotNow, SaleMissing, SkuMissing, KeyReused (of the store), StockTooHigh, LaneForgot.
-        """
-        sale = await self.get(sale_id)
-        index = sale.index_of(sku)
-        if index is None:
-            raise SkuMissing
-        known = await self._sales.find_restock(sale_id, key)
-        if known is None:
-            restockable(sale, await self._stores.now_ms())
-        restock = Restock(sale_id, key, index, quantity)
-        added = await self._sales.add_restock(restock, sku=sku, created_by=created_by)
-        # A lane that has the units is not asked again: it may have forgotten the sale, long after its end, or lost it.
-        if known is None or not known.applied:
-            await self.apply_restock(sale, restock)
-        return sale, not added
-
-    async def apply_restock(self, sale: Sale, restock: Restock) -> None:
-        """Bring a committed restock to the lane; may be repeated."""
-        try:
-            await self._lanes.restock(sale.definition, restock)
-        except RestockClash as error:
-            # The catalogue's row is the truth; a lane that says otherwise was written to by somebody else.
-            log.error("lane applied another restock under this key", sale_id=str(sale.id), key=restock.idempotency_key)
-            raise KeyClash from error
-        await self._sales.mark_restocked(restock)

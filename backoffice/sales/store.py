@@ -1,4 +1,4 @@
-"""The catalogue database's sales. Each change is one transaction and compare-and-set; Redis is somebody else's."""
+"""Sales in the catalogue database. Each change is one transaction with compare-and-set. Does not touch Redis."""
 
 from __future__ import annotations
 
@@ -11,50 +11,31 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row, dict_row
 
-from backoffice.sales.model import Item, Sale
+from backoffice.sales.model import Item, NewSale, Sale
 from backoffice.stores import Stores
+from backoffice.web.idempotency import KeyReused
 from domain.sales import STOCK_MAX
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "sales.sql")
 
 
-class ProductsMissing(Exception):
-    """SKUs that cannot be sold: unknown, inactive, or priced in another currency than the first."""
+class ItemsNotSellable(Exception):
+    """Items whose product does not exist, is inactive, or has another currency than the first item."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
-        """`reasons` by the item's place."""
+        """`reasons` by the place of the item."""
         super().__init__("; ".join(reasons.values()))
         self.reasons = reasons
 
 
-class KeyReused(Exception):
-    """The idempotency key came with something else before."""
-
-
 class StockTooHigh(Exception):
-    """More units than counters can hold."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewSale:
-    """What staff ask for; `idempotency_key` and `fingerprint` are both there or both not."""
-
-    id: UUID
-    name: str
-    starts_at: Any
-    ends_at: Any
-    hold_seconds: int
-    lane_count: int
-    items: tuple[Item, ...]
-    created_by: UUID
-    idempotency_key: str | None = None
-    fingerprint: bytes | None = None
+    """The stock would exceed the range of the counters."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveSale:
-    """What the synchroniser compares; `settled` when nobody can be at work on it any more."""
+    """A published or loading sale; `settled` if no request can still be working on it."""
 
     id: UUID
     stage: str
@@ -75,7 +56,7 @@ class Restock:
 
 @dataclass(frozen=True, slots=True)
 class KnownRestock:
-    """What came with a key before; `applied`: its lane has the units."""
+    """The restock that an idempotency key was used for; `applied`: its lane has the units."""
 
     sku: str
     quantity: int
@@ -83,7 +64,7 @@ class KnownRestock:
 
 
 class Sales:
-    """Reads and changes sales, their items and restocks; reads what the shards have sold."""
+    """Reads and changes sales, their items and restocks; reads sold units from the shards."""
 
     def __init__(self, stores: Stores) -> None:
         """Uses the stores' pools, owns nothing."""
@@ -91,10 +72,10 @@ class Sales:
         self._shards = stores.shards
 
     async def create(self, new: NewSale) -> tuple[UUID, bool]:
-        """The sale's id, and whether it was made before with this key. ProductsMissing, KeyReused."""
+        """The id of the sale, and whether this key had created it before. ItemsNotSellable, KeyReused."""
         async with self._catalogue.connection() as connection:
             if new.idempotency_key is not None:
-                found = await self._made_before(connection, new)
+                found = await self._created_before(connection, new)
                 if found is not None:
                     return found, True
             currency = await _currency_of(connection, new.items)
@@ -111,19 +92,19 @@ class Sales:
                 "created_by": new.created_by,
             }
             if await (await connection.execute(SQL["insert_sale"], row)).fetchone() is None:
-                # The same key at the same moment; the other one is committed by now.
-                found = await self._made_before(connection, new)
+                # A concurrent request with the same key; it is committed by now.
+                found = await self._created_before(connection, new)
                 assert found is not None
                 return found, True
             await _insert_items(connection, new.id, new.items)
         return new.id, False
 
-    async def was_made(self, new: NewSale) -> bool:
-        """Whether the key made a sale before, whose window may be over by now. KeyReused."""
+    async def was_created(self, new: NewSale) -> bool:
+        """Whether the key created a sale before. KeyReused."""
         async with self._catalogue.connection() as connection:
-            return await self._made_before(connection, new) is not None
+            return await self._created_before(connection, new) is not None
 
-    async def _made_before(self, connection: AsyncConnection[TupleRow], new: NewSale) -> UUID | None:
+    async def _created_before(self, connection: AsyncConnection[TupleRow], new: NewSale) -> UUID | None:
         parameters = {"created_by": new.created_by, "idempotency_key": new.idempotency_key}
         row = await (await connection.execute(SQL["find_key"], parameters)).fetchone()
         if row is None:
@@ -148,7 +129,7 @@ class Sales:
         return [Sale.from_row(row) for row in rows]
 
     async def change_draft(self, sale: Sale) -> bool:
-        """Write a changed draft over the one of the same version; False when that is not there any more. ProductsMissing."""
+        """Replace the draft of the same version; False if there is no such version any more. ItemsNotSellable."""
         async with self._catalogue.connection() as connection:
             currency = await _currency_of(connection, sale.items)
             row = {
@@ -168,7 +149,7 @@ class Sales:
         return True
 
     async def start_loading(self, sale: Sale, lanes: tuple[int, ...]) -> bool:
-        """Commit that lanes are about to be loaded, with the ledger; False when the draft has changed. ProductsMissing."""
+        """Commit the stage `loading` and the stock ledger; False if the draft has changed. ItemsNotSellable."""
         async with self._catalogue.connection() as connection:
             await _currency_of(connection, sale.items)
             row = {"id": sale.id, "version": sale.version, "lanes": list(lanes)}
@@ -178,12 +159,12 @@ class Sales:
         return True
 
     async def mark_published(self, sale_id: UUID) -> None:
-        """Lanes are loaded: buyers may see the sale."""
+        """Commit that all lanes are loaded: edges may see the sale."""
         async with self._catalogue.connection() as connection:
             await connection.execute(SQL["mark_published"], {"id": sale_id})
 
     async def change_published(self, sale: Sale) -> bool:
-        """Write name, window and flags over the version that the sale has; False when that is not there any more."""
+        """Replace name, window and flags at the same version; False if there is no such version any more."""
         row = {
             "id": sale.id,
             "version": sale.version,
@@ -204,12 +185,12 @@ class Sales:
             return await (await cursor.execute(SQL["live"], parameters)).fetchall()
 
     async def find_restock(self, sale_id: UUID, key: str) -> KnownRestock | None:
-        """What came with a key before."""
+        """The restock that the key was used for before."""
         async with self._catalogue.connection() as connection:
             return await _known_restock(connection, {"sale_id": sale_id, "key": key})
 
     async def add_restock(self, restock: Restock, *, sku: str, created_by: UUID) -> bool:
-        """Commit a restock and the raised ledger, once per key; whether this was the once. KeyReused, StockTooHigh."""
+        """Commit a restock and the raised ledger; False if the key has done so before. KeyReused, StockTooHigh."""
         parameters = {
             "sale_id": restock.sale_id,
             "key": restock.idempotency_key,
@@ -226,30 +207,30 @@ class Sales:
                     raise KeyReused
                 return False
             if await (await connection.execute(SQL["raise_ledger"], parameters)).fetchone() is None:
-                raise StockTooHigh  # and undo the row
+                raise StockTooHigh  # rolls back the inserted row
             return True
 
     async def mark_restocked(self, restock: Restock) -> None:
-        """The lane has the units."""
+        """Commit that the lane has the units."""
         parameters = {"sale_id": restock.sale_id, "key": restock.idempotency_key}
         async with self._catalogue.connection() as connection:
             await connection.execute(SQL["mark_restocked"], parameters)
 
     async def unapplied_restocks(self, *, settled: timedelta, limit: int) -> list[Restock]:
-        """Restocks whose lane may not have them, oldest first."""
+        """Restocks that may be missing in their lane, oldest first."""
         async with self._catalogue.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Restock))
             parameters = {"settled": settled, "limit": limit}
             return await (await cursor.execute(SQL["unapplied_restocks"], parameters)).fetchall()
 
     async def restocked_units(self, sale_id: UUID) -> dict[int, int]:
-        """Units added so far, by SKU index."""
+        """Added units by SKU index."""
         async with self._catalogue.connection() as connection:
             cursor = await connection.execute(SQL["restocked_units"], {"sale_id": sale_id})
             return {row[0]: row[1] for row in await cursor.fetchall()}
 
     async def sold_units(self, sale_id: UUID) -> Counter[str]:
-        """Units that count as sold in the shards, by SKU."""
+        """Sold units of all shards by SKU."""
         sold: Counter[str] = Counter()
         for shard in self._shards:
             async with shard.connection() as connection:
@@ -264,20 +245,20 @@ async def _known_restock(connection: AsyncConnection[TupleRow], parameters: dict
 
 
 async def _currency_of(connection: AsyncConnection[TupleRow], items: tuple[Item, ...]) -> str:
-    """The one currency of the items' products, locked until the transaction's end. ProductsMissing."""
+    """The common currency of the products, which stay locked until the transaction ends. ItemsNotSellable."""
     cursor = await connection.execute(SQL["products_of"], {"skus": [item.sku for item in items]})
     products = {sku: (currency, active) for sku, currency, active in await cursor.fetchall()}
     first = next((products[item.sku][0] for item in items if item.sku in products), "")
     reasons: dict[int, str] = {}
     for place, item in enumerate(items):
         if item.sku not in products:
-            reasons[place] = f"there is no product {item.sku}"
+            reasons[place] = f"product {item.sku} does not exist"
         elif not products[item.sku][1]:
             reasons[place] = f"product {item.sku} is not active"
         elif products[item.sku][0] != first:
             reasons[place] = f"the currency of product {item.sku} is {products[item.sku][0]}, not {first}"
     if reasons:
-        raise ProductsMissing(reasons)
+        raise ItemsNotSellable(reasons)
     return first
 
 

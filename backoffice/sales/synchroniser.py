@@ -15,8 +15,9 @@ import structlog
 
 from backoffice.sales.lanes import LaneForgot, SaleLanes
 from backoffice.sales.model import Stage
-from backoffice.sales.service import KeyClash, SaleService
+from backoffice.sales.service import SaleService
 from backoffice.sales.store import LiveSale, Sales
+from backoffice.web.idempotency import KeyReused
 
 PERIOD_S = 2.0
 SETTLED = timedelta(seconds=10)  # no request works longer on a sale
@@ -72,7 +73,7 @@ class Synchroniser:
             try:
                 await self._service.apply_restock(await self._service.get(restock.sale_id), restock)
                 repaired += 1
-            except (LaneForgot, KeyClash) as error:
+            except (LaneForgot, KeyReused) as error:
                 log.error("restock waits", sale_id=str(restock.sale_id), error=type(error).__name__)
         return repaired
 

@@ -21,11 +21,12 @@ import redis
 from backoffice.catalogue.store import Products
 from backoffice.sales import model
 from backoffice.sales.lanes import LaneForgot, SaleLanes
-from backoffice.sales.model import Item, NotNow, Sale, Stage
+from backoffice.sales.model import Item, NewSale, Sale, SaleStateConflict, Stage
 from backoffice.sales.service import SaleService
-from backoffice.sales.store import KeyReused, NewSale, Restock, Sales
+from backoffice.sales.store import Restock, Sales
 from backoffice.sales.synchroniser import Synchroniser
 from backoffice.stores import Stores
+from backoffice.web.idempotency import KeyReused
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
@@ -136,7 +137,7 @@ async def test_a_cut_sale_is_a_draft_that_cannot_change(parts: Parts) -> None:
     assert loading.state(await parts.stores.now_ms()) == "draft"
     assert not await parts.sales.change_draft(replace(loading, name="other"))
     for rule in (model.paused, model.resumed, model.ended):
-        with pytest.raises(NotNow):
+        with pytest.raises(SaleStateConflict):
             await parts.service.change(sale.id, rule)
 
 

@@ -270,7 +270,7 @@ def test_what_cannot_be_published(staff: Staff, redis_client: redis.Redis) -> No
     assert code(refused) == (409, "sale_state_conflict")
     assert "not active" in refused.json()["detail"]
     staff.http.delete(path, headers={"If-Match": '"2"'})
-    assert "no product" in staff.act(sale, "publish").json()["detail"]
+    assert "does not exist" in staff.act(sale, "publish").json()["detail"]
     assert redis_client.keys("*sale*") == []
     assert staff.http.get(f"/v1/sales/{sale['id']}").json()["state"] == "draft"
 

@@ -166,7 +166,7 @@ def test_the_form_says_what_is_wrong(visit: Visit, own: BackofficeProcess) -> No
     page.get_by_label("Stock").fill("1")
     page.get_by_label("Price").fill("1")
     page.get_by_role("button", name="Create a draft").click()
-    expect(page.locator("#create-message")).to_contain_text("there is no product NO-SUCH")
+    expect(page.locator("#create-message")).to_contain_text("product NO-SUCH does not exist")
     page.get_by_role("button", name="Add an item").click()
     expect(page.locator("#items fieldset")).to_have_count(2)
     page.locator("#items fieldset").nth(1).get_by_role("button", name="Remove").click()

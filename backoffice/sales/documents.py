@@ -1,0 +1,205 @@
+"""Sales as JSON: request and response models, and the conversion from and to `sales.model`. Performs no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from backoffice.sales.model import Item, NewSale, Sale, SaleChanges, SaleReport
+from backoffice.web.fields import Change, Model, Moment, Name, PriceMinor, Resource, Sku, Time
+from domain import ids
+from domain.sales import PER_USER_LIMIT_MAX, SKUS_MAX, STOCK_MAX, SaleState
+
+HOLD_S_MAX = 86_400
+LANES_MAX = 1  # more once lanes can lend stock to one another
+
+HoldSeconds = Annotated[int, Field(ge=1, le=HOLD_S_MAX)]
+Lanes = Annotated[int, Field(ge=1, le=LANES_MAX)]
+
+
+class ItemInput(Model):
+    """One SKU to sell."""
+
+    sku: Sku
+    stock: Annotated[int, Field(ge=0, le=STOCK_MAX)]
+    price_minor: PriceMinor
+    per_user_limit: Annotated[int, Field(ge=0, le=PER_USER_LIMIT_MAX, description="0: no limit")] = 0
+
+
+Items = Annotated[list[ItemInput], Field(min_length=1, max_length=SKUS_MAX)]
+
+
+def _check_distinct(items: list[ItemInput]) -> None:
+    if len({item.sku for item in items}) != len(items):
+        raise ValueError("items: each SKU may appear only once")
+
+
+class SaleInput(Model):
+    """A sale to create."""
+
+    name: Name
+    starts_at: Moment
+    ends_at: Moment
+    hold_seconds: HoldSeconds
+    lanes: Lanes = 1
+    items: Items
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SaleInput:
+        _check_distinct(self.items)
+        return self
+
+
+class SaleChange(Change):
+    """Members to change. After publishing only the name and the window can change."""
+
+    name: Name | None = None
+    starts_at: Moment | None = None
+    ends_at: Moment | None = None
+    hold_seconds: HoldSeconds | None = None
+    lanes: Lanes | None = None
+    items: Items | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SaleChange:
+        _check_distinct(self.items or [])
+        return self
+
+
+class RestockInput(Model):
+    """Units to add to one SKU."""
+
+    sku: Sku
+    quantity: Annotated[int, Field(ge=1, le=STOCK_MAX)]
+
+
+class ItemView(Resource):
+    """One SKU of a sale; `stock` is the initial stock."""
+
+    sku: str
+    stock: int
+    price_minor: int
+    per_user_limit: int
+
+
+class SaleView(Resource):
+    """A sale."""
+
+    id: UUID
+    name: str
+    state: SaleState
+    starts_at: Time
+    ends_at: Time
+    hold_seconds: int
+    currency: str
+    lanes: int
+    items: list[ItemView]
+
+
+class SaleList(Resource):
+    """A page of sales, newest first."""
+
+    items: list[SaleView]
+    next_cursor: str | None
+
+
+class ReportItem(Resource):
+    """The units of one SKU by state; `available` includes units in transit between lanes."""
+
+    sku: str
+    initial: int
+    restocked: int
+    available: int
+    reserved: int
+    paid: int
+    rejected: int
+
+
+class Invariants(Resource):
+    """The reconciler's last verdicts; null if there is no verdict yet."""
+
+    A: bool | None
+    B: bool | None
+
+
+class Report(Resource):
+    """The numbers of a sale: stock, refusals by code, invariants."""
+
+    sale_id: UUID
+    state: SaleState
+    items: list[ReportItem]
+    refused: dict[str, int]
+    invariants: Invariants
+
+
+def new_sale(body: SaleInput, *, created_by: UUID, idempotency_key: str | None) -> NewSale:
+    """The sale that a request asks for, under a new id."""
+    return NewSale(
+        id=ids.new_uuid7(),
+        name=body.name,
+        starts_at=body.starts_at,
+        ends_at=body.ends_at,
+        hold_seconds=body.hold_seconds,
+        lane_count=body.lanes,
+        items=_items(body.items),
+        created_by=created_by,
+        idempotency_key=idempotency_key,
+        fingerprint=None if idempotency_key is None else hashlib.sha256(body.model_dump_json().encode()).digest(),
+    )
+
+
+def sale_changes(body: SaleChange) -> SaleChanges:
+    """The changes that a request asks for."""
+    return SaleChanges(
+        name=body.name,
+        starts_at=body.starts_at,
+        ends_at=body.ends_at,
+        hold_seconds=body.hold_seconds,
+        lanes=body.lanes,
+        items=None if body.items is None else _items(body.items),
+    )
+
+
+def sale_view(sale: Sale, now_ms: int) -> SaleView:
+    """The sale with its state at a time."""
+    return SaleView(
+        id=sale.id,
+        name=sale.name,
+        state=sale.state(now_ms),
+        starts_at=sale.starts_at,
+        ends_at=sale.ends_at,
+        hold_seconds=sale.hold_seconds,
+        currency=sale.currency,
+        lanes=sale.lane_count,
+        items=[ItemView.model_validate(item, from_attributes=True) for item in sale.items],
+    )
+
+
+def report_view(report: SaleReport, now_ms: int) -> Report:
+    """The report with the sale's state at a time."""
+    items = [
+        ReportItem(
+            sku=item.sku,
+            initial=item.stock,
+            restocked=report.restocked.get(index, 0),
+            available=stock.available + stock.lent - stock.borrowed,
+            reserved=stock.reserved,
+            paid=stock.paid,
+            rejected=stock.rejected,
+        )
+        for index, (item, stock) in enumerate(zip(report.sale.items, report.stock, strict=True))
+    ]
+    return Report(
+        sale_id=report.sale.id,
+        state=report.sale.state(now_ms),
+        items=items,
+        refused=dict(report.refused),
+        invariants=Invariants(A=report.verdict.get("A"), B=report.verdict.get("B")),
+    )
+
+
+def _items(items: list[ItemInput]) -> tuple[Item, ...]:
+    return tuple(Item(item.sku, item.stock, item.price_minor, item.per_user_limit) for item in items)
