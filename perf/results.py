@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent / "results"
+LINE_LENGTH_MAX = 118
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,10 @@ def table(documents: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Figures",
         "",
-        "Written by `make figures`; the numbers behind each row are in the JSON file of its name, how they are measured is",
-        "in [METHOD.md](../METHOD.md).",
+        "Written by `make figures`. The JSON file of each figure contains its complete result.",
+        "[METHOD.md](../METHOD.md) describes the methods.",
         "",
-        "| figure | what | value | target | | commit | date |",
+        "| figure | measurement | value | target | | commit | date |",
         "|---|---|---:|---|---|---|---|",
     ]
     machines: dict[str, None] = {}
@@ -137,7 +139,8 @@ def table(documents: Sequence[dict[str, Any]]) -> str:
                 f"| [{document['name']}]({document['name']}.json) | {target.name} | {_number(target.value)} {target.unit} "
                 f"| {target.bound} | {'met' if met else '**missed**'} | {document['commit']} | {document['at'][:10]} |"
             )
-    return "\n".join([*lines, "", *(f"Machine: {facts}." for facts in machines), ""])
+    notes = (textwrap.fill(f"- Machine: {facts}.", LINE_LENGTH_MAX, subsequent_indent="  ") for facts in machines)
+    return "\n".join([*lines, "", *notes, ""])
 
 
 def machine() -> dict[str, str]:
