@@ -101,9 +101,11 @@ def test_many_dead_letters_are_listed_over_pages_up_to_the_limit(running_stack: 
         found = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--limit", limit, "--json"))
         assert [one["message_id"] for one in found] == [str(number) for number in range(expected)]
 
+    found = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--json"))
+
     async def delete_all() -> None:
         async with opened(running_stack) as (letters, _):
-            for one in json.loads(run(running_stack, "list", "--queue", OF_NONE, "--json")):
+            for one in found:
                 assert await letters.delete(one["id"])
 
     asyncio.run(delete_all())
