@@ -35,10 +35,27 @@ REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flus
 DESTINATION_ORDER_EVENTS = "events.orders"
 DESTINATION_NOTICES = "notices"
 EMAIL_QUEUE = "notices.email"  # queue of notices that go out as e-mail
+# Delays before each further attempt. Fixed ladders, because RabbitMQ needs one delay queue for each delay of a queue.
+ORDER_RETRY_DELAYS_MS = (200, 400, 800, 1_600, 3_200, 6_400, 12_800)
+# Servers that greylist take a letter after some minutes; a token of half an hour is of no use much later.
+EMAIL_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 300_000, 600_000)
 OUTBOX_PARTITIONS = 16
 POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard
 POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: rows that are no events
 TOPIC_ORDERS = "orders"  # of the event log, OUTBOX_PARTITIONS partitions
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """A work queue as a broker declares it: its name, its retry delays, its bound.
+
+    `retry_delays_ms` are all delays that its consumers use. `length_max` is in messages, retries included; None: the
+    process's setting.
+    """
+
+    name: str
+    retry_delays_ms: tuple[int, ...] = ORDER_RETRY_DELAYS_MS
+    length_max: int | None = None
 
 
 def user_hash(user_id: UUID) -> int:
@@ -217,6 +234,12 @@ class Topology:
         assert 1 <= count <= self.lanes
         start = user_hash(sale_id) % self.lanes
         return tuple((start + step) % self.lanes for step in range(count))
+
+    @property
+    def queues(self) -> tuple[QueueSpec, ...]:
+        """Every work queue: the one place where queues are declared."""
+        orders = (QueueSpec(order_queue(shard)) for shard in range(self.shards))
+        return (*orders, QueueSpec(EMAIL_QUEUE, retry_delays_ms=EMAIL_RETRY_DELAYS_MS))
 
     @property
     def fingerprint(self) -> str:

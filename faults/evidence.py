@@ -10,15 +10,15 @@ from uuid import UUID
 
 import orjson
 import psycopg
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from domain import topology
 from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
 from ops.stack_file import Stack
+from runtime.dead_letters import PAGE_LETTERS_MAX, open_dead_letters
 from runtime.event_log import EventLog, open_event_log
-from runtime.queue import open_queue
-from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 from runtime.redis.client import redis_client
 
 SCAN_COUNT = 5000
@@ -109,11 +109,11 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
     try:
         evidence = Evidence(await read_definition(redis, sale_id))
         await _read_redis(redis, evidence, sale_id)
-        evidence.dead_letters = await _dead_letters(redis) - known_dead_letters
+        evidence.dead_letters = await dead_letters(stack) - known_dead_letters
         for shard, dsn in enumerate(stack.shard_dsns):
             await _read_shard(dsn, shard, evidence, sale_id)
             await _read_places(dsn, evidence)
-        await _read_poison(stack.queue_url, evidence)
+        await _read_poison(stack, evidence)
         await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
         evidence.events = await _read_events(log, sale_id)
     finally:
@@ -145,16 +145,11 @@ async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]
 
 async def dead_letters(stack: Stack) -> int:
     """Dead letters of all queues."""
-    redis = redis_client(stack.redis_url)
+    letters = open_dead_letters(SecretStr(stack.catalogue_dsn))
     try:
-        return await _dead_letters(redis)
+        return sum((await letters.count()).values())
     finally:
-        await redis.aclose()
-
-
-async def _dead_letters(redis: Redis) -> int:
-    queues = cast(set[bytes], await redis.smembers("queue:dead"))
-    return sum([int(await redis.xlen(f"queue:{{{queue.decode()}}}:dead")) for queue in queues])
+        await letters.close()
 
 
 async def read_definition(redis: Redis, sale_id: UUID) -> SaleDefinition:
@@ -221,21 +216,19 @@ async def _read_places(dsn: str, evidence: Evidence) -> None:
             places.update([seq async for (seq,) in await connection.execute(_PLACES, {"lane": lane})])
 
 
-async def _read_poison(url: str, evidence: Evidence) -> None:
+async def _read_poison(stack: Stack, evidence: Evidence) -> None:
     """Places that the relay gave up, earlier drills' as well: shards are told of them by the reconciler, some time later."""
-    queue, cursor = open_queue(url), None
+    letters, cursor = open_dead_letters(SecretStr(stack.catalogue_dsn)), None
     try:
         while True:
-            letters, cursor = await queue.dead_letters.list(
-                topology.POISON_ENTRIES, cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
-            )
-            for letter in letters:
+            page, cursor = await letters.list(topology.POISON_ENTRIES, cursor=cursor, limit=PAGE_LETTERS_MAX)
+            for letter in page:
                 if (place := evidence.places.get(int(letter.headers["lane"]))) is not None:
                     place[1].add(int(letter.headers["lane_seq"]))
             if cursor is None:
                 return
     finally:
-        await queue.close()
+        await letters.close()
 
 
 async def _read_catalogue(dsn: str, evidence: Evidence, sale_id: UUID) -> None:

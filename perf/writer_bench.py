@@ -26,7 +26,7 @@ from psycopg.rows import TupleRow
 
 from devstack.servers import PostgresServer, RedisServer
 from domain.messages import encode_orders
-from domain.topology import order_queue
+from domain.topology import Topology, order_queue
 from perf.processes import cpu_us, tree
 from perf.results import Figure, Target, add_options, conclude
 from runtime.queue import open_queue
@@ -42,7 +42,7 @@ METHOD = (
 
 
 async def fill(url: str, maker: Maker, *, orders: int, message_orders: int, times: int) -> None:
-    queue = open_queue(url)
+    queue = open_queue(url, Topology().queues)
     for shard in range(4):
         entries = []
         for _ in range(orders // 4):

@@ -1,27 +1,22 @@
-"""Work that comes in rounds and that one process at a time does: a lease, a pause, and calm about weather.
+"""Work that one process at a time does in rounds: a lease, a pause between rounds, patience with transient faults.
 
-Knows nothing of what a round does. A round must be idempotent: after a lost lease two processes may overlap for a moment.
+Knows nothing of the work itself. A round must be idempotent: after a lost lease two processes may overlap for a moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-import psycopg
 import structlog
 from prometheus_client import Gauge
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from domain.topology import worker_fence_key, worker_lease_key
 from runtime.process.backoff import Backoff
 from runtime.process.service import Service
-from runtime.queue import QueueUnavailable
 from runtime.redis.leases import Lease
 from runtime.redis.ownership import own
-
-PAUSE_S_MAX = 5.0
-WEATHER = (RedisError, psycopg.Error, QueueUnavailable, OSError, TimeoutError)
+from workers.consuming import PAUSE_S_MAX, TRANSIENT
 
 HELD = Gauge("flashsale_role_held", "1 while this process does a worker's work alone.", ["role"])
 
@@ -31,9 +26,9 @@ Round = Callable[[Lease], Awaitable[bool]]
 
 
 async def run_rounds(service: Service, redis: Redis, *, role: str, every_s: float, work: Round, life_ms: int) -> None:
-    """Call `work` every `every_s` seconds, at once when it answers that there is more, until the service stops.
+    """Call `work` every `every_s` seconds until the service stops, and at once when it answers that there is more.
 
-    Only while the role's lease is held; a long round looks at `lease.held` between its steps. A server that is away
+    Only while the role's lease is held; a long round checks `lease.held` between its steps. A server that is away
     makes the role not ready and is asked again after growing pauses.
     """
     lease = Lease(redis, key=worker_lease_key(role), fence_key=worker_fence_key(role), life_ms=life_ms)
@@ -43,7 +38,7 @@ async def run_rounds(service: Service, redis: Redis, *, role: str, every_s: floa
         while lease.held and not service.stopping.is_set():
             try:
                 more = await work(lease)
-            except WEATHER as error:
+            except TRANSIENT as error:
                 service.ready(role, ok=False, detail=type(error).__name__)
                 log.warning("round failed", role=role, error=f"{type(error).__name__}: {error}")
                 await service.pause(backoff.next_s())

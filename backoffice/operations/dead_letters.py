@@ -1,4 +1,4 @@
-"""Dead letters over HTTP, for staff: look at what workers gave up, put it back into its queue, or remove it."""
+"""Dead letters over HTTP, for staff: read messages that workers gave up, put them back into their queues, remove them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import Field
-from redis.asyncio import Redis
 
 from backoffice.web.fields import Page, Resource, Time
 from backoffice.web.messages import STAFF, Answer, Call, Refused, invalid
 from backoffice.web.routing import Route
 from domain.problems import Problem
-from runtime.queue import DeadLetter, DeadLetters, NotReplayable, QueueFull, QueueUnavailable
+from runtime.dead_letters import (
+    BeingReplayed,
+    DeadLetter,
+    DeadLetters,
+    DeadLettersUnavailable,
+    NotReplayable,
+    Replay,
+    replay,
+)
+from runtime.queue import Queue, QueueFull, QueueUnavailable
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_REPLAYED_KEY_PREFIX = "flashsale:replayed:"  # in the cache Redis
-REPLAYED_S = 24 * 3600  # a repeated replay is answered like the first one for so long
 ID_LENGTH_MAX = 200
 
 
@@ -30,11 +36,15 @@ class LetterPage(Page):
 
 
 class LetterSummary(Resource):
-    """A message that was given up. `attempt` is 0 for what never was a message, and cannot be replayed."""
+    """A message that was given up. `kind` and `reason` are those of its last failure.
+
+    A letter that is not `replayable` was never a queue message, and its `attempt` is 0.
+    """
 
     id: str
     queue: str
     message_id: str
+    kind: str
     reason: str
     attempt: int
     replayable: bool
@@ -46,11 +56,12 @@ class LetterFailure(Resource):
     """One attempt that failed."""
 
     at: Time
+    kind: str
     reason: str
 
 
 class LetterView(LetterSummary):
-    """A dead letter with all that is known of it. `body` is null when it is not text."""
+    """A dead letter with headers, history and body. `body` is null when it is not text."""
 
     headers: dict[str, str]
     history: list[LetterFailure]
@@ -59,7 +70,7 @@ class LetterView(LetterSummary):
 
 
 class LetterList(Resource):
-    """A page of dead letters, oldest first in each queue."""
+    """A page of dead letters, oldest first."""
 
     items: list[LetterSummary]
     next_cursor: str | None
@@ -75,10 +86,10 @@ class Replayed(Resource):
 class DeadLetterRoutes:
     """The operations."""
 
-    def __init__(self, letters: DeadLetters, cache: Redis) -> None:
-        """Uses them, owns nothing; `cache` remembers for a day what was replayed."""
+    def __init__(self, letters: DeadLetters, queue: Queue) -> None:
+        """Uses both, owns neither."""
         self._letters = letters
-        self._cache = cache
+        self._queue = queue
 
     async def page(self, _: Call, query: LetterPage) -> Answer:
         """Dead letters of one queue or of all."""
@@ -98,20 +109,13 @@ class DeadLetterRoutes:
         return Answer(body=_view(letter))
 
     async def replay(self, call: Call) -> Answer:
-        """Put it back into its queue as a first attempt. Repeating is answered alike for a day, and changes nothing."""
+        """Put it back into its queue as a first attempt. A repeated request gets the same answer for a day."""
         letter_id = _letter_id(call)
-        key = _REPLAYED_KEY_PREFIX + letter_id
         with _refusals():
-            if await self._letters.get(letter_id) is not None:
-                # Marked before it is moved: who repeats after a lost reply finds either the letter or the mark.
-                first = await self._cache.set(key, 1, ex=REPLAYED_S, nx=True)
-                if await self._letters.replay(letter_id):
-                    return Answer(body=Replayed(id=letter_id))
-                if first:
-                    await self._cache.delete(key)  # somebody removed it meanwhile
-            if await self._cache.exists(key):
-                return Answer(body=Replayed(id=letter_id))
-        raise Refused(Problem.NOT_FOUND, "There is no such dead letter")
+            result = await replay(self._letters, self._queue, letter_id)
+        if result is Replay.NOT_FOUND:
+            raise Refused(Problem.NOT_FOUND, "There is no such dead letter")
+        return Answer(body=Replayed(id=letter_id))
 
     async def delete(self, call: Call) -> Answer:
         """Remove it for good."""
@@ -123,14 +127,17 @@ class DeadLetterRoutes:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What the queue says, as problems."""
+    """The ports' errors as problems."""
     try:
         yield
     except NotReplayable as error:
-        raise invalid("/letter_id", "never was a message of a queue: mend what it came from, then delete it") from error
+        raise invalid("/letter_id", "was never a queue message; fix its source, then delete the letter") from error
     except QueueFull as error:
-        raise Refused(Problem.OVERLOADED, "The queue is full", retry_after_s=1) from error
-    except QueueUnavailable as error:
+        raise Refused(Problem.OVERLOADED, "The queue is full; try again", retry_after_s=1) from error
+    except BeingReplayed as error:
+        detail = "Another request is replaying this dead letter; try again"
+        raise Refused(Problem.DEPENDENCY_UNAVAILABLE, detail, retry_after_s=1) from error
+    except (QueueUnavailable, DeadLettersUnavailable) as error:
         raise Refused(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1) from error
 
 
@@ -150,9 +157,10 @@ def _members(letter: DeadLetter) -> dict[str, Any]:
         "id": letter.id,
         "queue": letter.queue,
         "message_id": letter.message_id,
+        "kind": letter.kind.value,
         "reason": letter.reason,
-        "attempt": letter.attempt,
-        "replayable": letter.attempt > 0,
+        "attempt": letter.attempts,
+        "replayable": letter.replayable,
         "first_seen_at": _moment(letter.first_seen_ms),
         "died_at": _moment(letter.died_ms),
     }
@@ -166,7 +174,10 @@ def _view(letter: DeadLetter) -> LetterView:
     return LetterView(
         **_members(letter),
         headers=dict(letter.headers),
-        history=[LetterFailure(at=_moment(failure.at_ms), reason=failure.reason) for failure in letter.history],
+        history=[
+            LetterFailure(at=_moment(failure.at_ms), kind=failure.kind.value, reason=failure.reason)
+            for failure in letter.history
+        ],
         body=text,
         body_base64=base64.b64encode(letter.body).decode("ascii"),
     )

@@ -20,6 +20,7 @@ from backoffice.stores import Stores
 from domain import topology
 from domain.orders import MalformedEntry, decode_head
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from runtime.dead_letters import DeadLetters, DeadLettersUnavailable
 from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
 from runtime.queue import Queue, QueueDepth, QueueUnavailable
@@ -31,8 +32,6 @@ OUTBOX_ROWS_MAX = 10_000
 COMING_MS = 24 * 3600 * 1000  # a sale is shown so long before it opens
 OVER_MS = 10 * 60 * 1000  # and so long after it ended
 
-_OTHER_QUEUES = (topology.EMAIL_QUEUE, topology.POISON_ENTRIES, topology.POISON_OUTBOX)
-
 SQL = load_sql(__package__, "operations.sql")
 T = TypeVar("T")
 _FAILURES = (
@@ -41,6 +40,7 @@ _FAILURES = (
     PoolTimeout,
     TooManyRequests,
     QueueUnavailable,
+    DeadLettersUnavailable,
     TimeoutError,
     OSError,
 )
@@ -60,6 +60,14 @@ class SaleFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueFigures:
+    """A shard's queue: its depth and its dead letters."""
+
+    depth: QueueDepth
+    dead: int
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """All of it at one moment of Redis' clock; what did not answer is None, and named in `unavailable`.
 
@@ -71,7 +79,7 @@ class Figures:
     sales: tuple[SaleFigures, ...]
     left_out: int
     unrelayed: tuple[tuple[int, float], ...] | None
-    queues: tuple[QueueDepth, ...] | None
+    queues: tuple[QueueFigures, ...] | None
     outboxes: tuple[tuple[int, float] | None, ...]
     dead: int | None
     unavailable: tuple[str, ...]
@@ -80,10 +88,11 @@ class Figures:
 class Lookout:
     """Takes the figures."""
 
-    def __init__(self, stores: Stores, queue: Queue) -> None:
+    def __init__(self, stores: Stores, queue: Queue, letters: DeadLetters) -> None:
         """Uses them, owns nothing."""
         self._stores = stores
         self._queue = queue
+        self._letters = letters
         self._known: dict[str, tuple[bytes, SaleDefinition]] = {}  # documents change seldom: parsed once
 
     async def look(self) -> Figures:
@@ -181,11 +190,13 @@ class Lookout:
         running.sort(key=lambda one: (rank[one[1]], abs(one[0].starts_at_ms - now_ms), one[0].sale_id))
         return running
 
-    async def _queue_part(self) -> tuple[tuple[QueueDepth, ...], int]:
-        shards = range(self._stores.topology.shards)
-        names = [topology.order_queue(shard) for shard in shards]
-        depths = await asyncio.gather(*(self._queue.depth(name) for name in (*names, *_OTHER_QUEUES)))
-        return tuple(depths[: len(names)]), sum(depth.dead for depth in depths)
+    async def _queue_part(self) -> tuple[tuple[QueueFigures, ...], int]:
+        names = [topology.order_queue(shard) for shard in range(self._stores.topology.shards)]
+        letters, depths = await asyncio.gather(
+            self._letters.count(), asyncio.gather(*(self._queue.depth(name) for name in names))
+        )
+        queues = [QueueFigures(depth, letters.get(name, 0)) for name, depth in zip(names, depths, strict=True)]
+        return tuple(queues), sum(letters.values())
 
 
 async def _outbox(shard: Database) -> tuple[int, float]:

@@ -197,8 +197,8 @@ def document(figures: Figures, rates: Rates, *, now_s: float) -> dict[str, Any]:
         "queues": None
         if figures.queues is None
         else [
-            {"shard": shard, "messages": depth.messages, "retrying": depth.retrying, "dead": depth.dead}
-            for shard, depth in enumerate(figures.queues)
+            {"shard": shard, "messages": queue.depth.messages, "retrying": queue.depth.retrying, "dead": queue.dead}
+            for shard, queue in enumerate(figures.queues)
         ],
         "outboxes": [
             None if outbox is None else {"shard": shard, "rows": outbox[0], "age_s": round(outbox[1], 1)}

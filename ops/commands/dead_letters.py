@@ -1,4 +1,4 @@
-"""`dead-letters`: look at what workers gave up, put it back into its queue, or remove it."""
+"""`dead-letters`: list and show messages that workers gave up, replay them into their queues, delete them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,38 @@ import typer
 
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.target import resolve
+from runtime.dead_letters import (
+    PAGE_LETTERS_MAX,
+    BeingReplayed,
+    DeadLetter,
+    DeadLetters,
+    NotReplayable,
+    Replay,
+    open_dead_letters,
+)
+from runtime.dead_letters import replay as replay_letter
 from runtime.process.errors import OperatorError
-from runtime.queue import DeadLetter, DeadLetters, NotReplayable, open_queue
+from runtime.queue import Queue, QueueFull, open_queue
 
-PAGE = 200
-
-app = typer.Typer(no_args_is_help=True, help="What workers gave up: list, show, replay, delete.")
+app = typer.Typer(no_args_is_help=True, help="Messages that workers gave up: list, show, replay, delete.")
 T = TypeVar("T")
-LetterId = Annotated[str, typer.Argument(metavar="ID", help="As `list` prints it.")]
+LetterId = Annotated[str, typer.Argument(metavar="ID", help="The id that `list` prints.")]
 
 
 @app.command("list")
 def list_letters(
-    queue: Annotated[str | None, typer.Option(help="Of this queue only.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most so many.")] = 1000,
+    queue: Annotated[str | None, typer.Option(help="Only letters of this queue.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Longest list.")] = 1000,
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Dead letters, oldest first in each queue."""
+    """List dead letters, oldest first."""
 
-    async def read(letters: DeadLetters) -> list[DeadLetter]:
+    async def read(letters: DeadLetters, _: Queue) -> list[DeadLetter]:
         found: list[DeadLetter] = []
         cursor: str | None = None
         while len(found) < limit:
-            page, cursor = await letters.list(queue, cursor=cursor, limit=min(PAGE, limit - len(found)))
+            page, cursor = await letters.list(queue, cursor=cursor, limit=min(PAGE_LETTERS_MAX, limit - len(found)))
             found += page
             if cursor is None:
                 break
@@ -47,55 +55,63 @@ def list_letters(
         print_json([_summary(letter) for letter in found])
         return
     for letter in found:
-        print(f"{letter.id}  {_time(letter.died_ms)}  {letter.reason}")
+        print(f"{letter.id}  {_time(letter.died_ms)}  {letter.queue}  {letter.kind}: {letter.reason}")
     if not found:
         print("There are no dead letters.")
 
 
 @app.command()
 def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """One dead letter with its history; the body in base64. Exit status 1 if there is none."""
-    letter = _with_letters(state_dir, lambda letters: letters.get(letter_id))
+    """Show one dead letter with its history; the body in base64. Exit status 1 if there is none."""
+    letter = _with_letters(state_dir, lambda letters, _: letters.get(letter_id))
     if letter is None:
         raise OperatorError(_missing(letter_id))
     document = _summary(letter) | {
         "headers": dict(letter.headers),
-        "history": [{"at": _time(failure.at_ms), "reason": failure.reason} for failure in letter.history],
+        "history": [
+            {"at": _time(failure.at_ms), "kind": failure.kind.value, "reason": failure.reason}
+            for failure in letter.history
+        ],
         "body_base64": base64.b64encode(letter.body).decode(),
     }
     if as_json:
         print_json(document)
         return
     for failure in document.pop("history"):
-        print(f"{failure['at']}  {failure['reason']}")
+        print(f"{failure['at']}  {failure['kind']}: {failure['reason']}")
     for name, value in document.items():
         print(f"{name:<12} {value}")
 
 
 @app.command()
 def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Put a dead letter back into its queue. Exit status 1 if it is not there or never was a message."""
+    """Put a dead letter back into its queue. Exit status 1 if there is none, or if it was never a queue message."""
     try:
-        done = _with_letters(state_dir, lambda letters: letters.replay(letter_id))
-    except NotReplayable as error:
+        result = _with_letters(state_dir, lambda letters, queue: replay_letter(letters, queue, letter_id))
+    except (NotReplayable, BeingReplayed, QueueFull) as error:
         raise OperatorError(str(error)) from error
-    _report(letter_id, done, "replayed", as_json=as_json)
+    if result is Replay.DONE_BEFORE:
+        raise OperatorError(f"there is no dead letter {letter_id} any more: it was replayed")
+    _report(letter_id, result is Replay.DONE, "replayed", as_json=as_json)
 
 
 @app.command()
 def delete(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Remove a dead letter for good. Exit status 1 if it is not there."""
-    _report(letter_id, _with_letters(state_dir, lambda letters: letters.delete(letter_id)), "deleted", as_json=as_json)
+    """Remove a dead letter for good. Exit status 1 if there is none."""
+    done = _with_letters(state_dir, lambda letters, _: letters.delete(letter_id))
+    _report(letter_id, done, "deleted", as_json=as_json)
 
 
-def _with_letters(state_dir: Path | None, operation: Callable[[DeadLetters], Awaitable[T]]) -> T:
-    settings = resolve(state_dir, needs=["queue_url"]).settings
+def _with_letters(state_dir: Path | None, operation: Callable[[DeadLetters, Queue], Awaitable[T]]) -> T:
+    settings = resolve(state_dir, needs=["queue_url", "catalogue_dsn"]).settings
 
     async def work() -> T:
-        queue = open_queue(settings.queue_url)
+        queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
+        letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
         try:
-            return await operation(queue.dead_letters)
+            return await operation(letters, queue)
         finally:
+            await letters.close()
             await queue.close()
 
     return asyncio.run(work())
@@ -119,9 +135,10 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "id": letter.id,
         "queue": letter.queue,
         "message_id": letter.message_id,
+        "kind": letter.kind.value,
         "reason": letter.reason,
-        "attempt": letter.attempt,
-        "replayable": letter.attempt > 0,
+        "attempt": letter.attempts,
+        "replayable": letter.replayable,
         "first_seen": _time(letter.first_seen_ms),
         "died": _time(letter.died_ms),
     }

@@ -1,22 +1,33 @@
-"""The queue port: what a work queue promises, whatever carries it (Redis Streams, later RabbitMQ).
+"""The queue port: the promises of a work queue, whatever carries it (Redis Streams, later RabbitMQ).
 
-Delivery is at least once and in no guaranteed order: consumers must be idempotent. Performs no I/O.
+Delivery is at least once and in no guaranteed order. Duplicates are allowed: a publisher repeats a publish that was not
+confirmed, a broker repeats a delivery whose acknowledgement was lost, and an adapter may publish a retry before it
+removes the original. Consumers must be idempotent. Performs no I/O.
 
-What each promise becomes on the two carriers:
+Each promise on the two carriers:
 
     promise             Redis Streams                       RabbitMQ
+    declaration         none: checks the names              queues, delay queues and policies from the specs, in one place
     publish confirmed   the script's answer (synced AOF)    publisher confirm of a quorum queue
     QueueFull           length bound in the script          overflow=reject-publish, basic.nack
     prefetch            bound on entries read, not settled  basic.qos
-    retry               sorted set by due time              one delay queue per delay, dead-lettered back
-    dead letters        a stream per queue                  a queue per queue, read by get
+    retry               sorted set by due time              publish to the delay queue of that delay, then ack
+    attempt, failures   fields of the entry                 headers of the message
+    headers             JSON in a field of the entry        headers of the message
     consumer died       XAUTOCLAIM after `claim_ms`         the broker requeues when the channel closes
+    depth               XLEN, ZCARD                         passive declare: ready messages only
+    barrier             no entry left up to the stream id   a marker through the queue, acknowledged by each consumer
+                        of the call, no retry left          after all that it took before; delay queues empty
+
+Dead letters are a port of their own (`runtime.dead_letters`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -24,14 +35,13 @@ from runtime.process.errors import OperatorError
 
 REASON_LENGTH_MAX = 500
 HISTORY_LENGTH_MAX = 20
-DEAD_LETTERS_PAGE_MAX = 200
 
 
 class QueueFull(Exception):
-    """The queue is at its bound and took nothing; the publisher waits and tries again."""
+    """The queue is at its bound and took nothing; the caller waits and tries again."""
 
     def __init__(self, queue: str) -> None:
-        """Of the queue's name."""
+        """`queue` is the queue's name."""
         super().__init__(f"{queue} is at its bound")
         self.queue = queue
 
@@ -40,51 +50,67 @@ class QueueUnavailable(OperatorError):
     """The broker did not confirm: the operation happened or not. Repeating it is safe, since consumers are idempotent."""
 
     def __init__(self, queue: str, detail: str) -> None:
-        """`detail` is the client's own words."""
+        """`detail` is the client's message."""
         super().__init__(f"{queue}: {detail}")
         self.queue = queue
         self.detail = detail
 
 
-class NotReplayable(Exception):
-    """The dead letter never was a message: no queue would take it. The place it came from is in its headers."""
+class UnknownQueue(ValueError):
+    """The queue is not among the specs that the broker was opened with: a programmer's error."""
 
-    def __init__(self, letter_id: str) -> None:
-        """Of the dead letter's id."""
-        super().__init__(f"{letter_id} never was a message of a queue: mend what it came from, then delete it")
-        self.letter_id = letter_id
+    def __init__(self, queue: str) -> None:
+        """`queue` is the name that was used."""
+        super().__init__(f"{queue} is not declared: add its spec to domain.topology")
+        self.queue = queue
+
+
+class FailureKind(StrEnum):
+    """Why an attempt failed. Stored in queues and in dead letters: never renamed."""
+
+    MALFORMED = "malformed"  # the bytes have no format that this release knows
+    UNROUTABLE = "unroutable"  # belongs to no shard, lane or destination of this installation
+    REFUSED_BY_DATABASE = "refused_by_database"  # a constraint or the data type
+    REJECTED_BY_RECEIVER = "rejected_by_receiver"  # for good, such as SMTP 5xx
+    DEFERRED_BY_RECEIVER = "deferred_by_receiver"  # not yet, such as SMTP 4xx
+    NO_GRANT = "no_grant"  # an order waits for stock; spends no attempt
+    QUEUE_FULL = "queue_full"  # no room for parts of the message; spends no attempt
+    UNKNOWN = "unknown"  # written by a release that knows more kinds
+
+    @classmethod
+    def _missing_(cls, value: object) -> FailureKind:  # noqa: ARG003 - the signature is the enum module's
+        return cls.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One entry of a message's history: when an attempt failed, and why."""
+    """One entry of a message's history: the time, the kind and the reason of a failed attempt."""
 
     at_ms: int
+    kind: FailureKind
     reason: str
 
 
 class Settlement(Protocol):
-    """How an adapter settles what it delivered; `Delivery` calls it."""
+    """How an adapter settles a delivery; `Delivery` calls it."""
 
     async def ack(self, delivery: Delivery) -> None:
         """Remove the message."""
         ...
 
-    async def retry(self, delivery: Delivery, *, delay_ms: int, reason: str) -> None:
-        """Move the message to the waiting ones."""
-        ...
-
-    async def dead_letter(self, delivery: Delivery, *, reason: str) -> None:
-        """Move the message to the dead letters."""
+    async def retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
+        """Move the message to those that wait."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Delivery:
-    """A message in the hands of a consumer. Settle it once: `ack`, `retry` or `dead_letter`; each raises QueueUnavailable.
+    """A message in the hands of a consumer. Settle it once, by `ack` or `retry`.
 
     After QueueUnavailable the message comes again unless it was settled after all; the consumer need not remember it.
-    `attempt` counts from 1 and grows with `retry` only: a consumer that dies spends none. `tag` is the adapter's own.
+    `attempt` counts from 1 and grows with `retry` only: a consumer that dies spends none. `failures` counts the failures
+    since the message was published by their kind; `history` has the last HISTORY_LENGTH_MAX of them, and those from before
+    a replay. `tag` is the adapter's own.
     """
 
     queue: str
@@ -93,28 +119,42 @@ class Delivery:
     headers: Mapping[str, str]
     attempt: int
     first_seen_ms: int
+    failures: Mapping[FailureKind, int]
     history: tuple[Failure, ...]
     tag: str
     settlement: Settlement = field(repr=False)
 
     async def ack(self) -> None:
-        """The work is done and durable."""
+        """The work is done and durable. Raises QueueUnavailable."""
         await self.settlement.ack(self)
 
-    async def retry(self, delay_ms: int, reason: str) -> None:
-        """Deliver again, as the next attempt, `delay_ms` from now. An adapter may round up to a delay that it has."""
-        await self.settlement.retry(self, delay_ms=delay_ms, reason=reason)
+    async def retry(self, delay_ms: int, kind: FailureKind, reason: str) -> None:
+        """Deliver again, as the next attempt, `delay_ms` from now; an adapter may round up to a delay of the queue's spec.
 
-    async def dead_letter(self, reason: str) -> None:
-        """Give up: keep the message with its history for people. QueueFull when the dead letters are at their bound."""
-        await self.settlement.dead_letter(self, reason=reason)
+        Raises QueueUnavailable, and QueueFull where waiting messages have a place of their own that is at its bound: the
+        message stays with this consumer, and the caller repeats the call.
+        """
+        await self.settlement.retry(self, delay_ms=delay_ms, failure=failure_now(kind, reason))
+
+    def history_with(self, failure: Failure) -> tuple[Failure, ...]:
+        """The history after one more failure; the oldest are dropped at the bound."""
+        return (*self.history, failure)[-HISTORY_LENGTH_MAX:]
+
+    def failures_with(self, failure: Failure) -> dict[FailureKind, int]:
+        """The counts after one more failure."""
+        return {**self.failures, failure.kind: self.failures.get(failure.kind, 0) + 1}
+
+
+def failure_now(kind: FailureKind, reason: str) -> Failure:
+    """A failure of this moment, by the consumer's clock. The reason is cut at its bound."""
+    return Failure(time.time_ns() // 1_000_000, kind, reason[:REASON_LENGTH_MAX])
 
 
 class Consumer(Protocol):
     """An open consumption: an async context manager and an async iterator of `Delivery`.
 
-    Connection losses are handled inside: iteration goes on when the broker is back. Leaving gives back at once what
-    was delivered and not settled.
+    Connection losses are handled inside: iteration goes on when the broker is back. Leaving gives back at once the
+    deliveries that were not settled.
     """
 
     @property
@@ -123,7 +163,7 @@ class Consumer(Protocol):
         ...
 
     async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
-        """What is there, at most `count_max`, as soon as there is one; empty after `wait_s` without any."""
+        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any."""
         ...
 
     def __aiter__(self) -> Self:
@@ -147,80 +187,32 @@ class Consumer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """Messages of a queue: waiting or in the hands of a consumer, waiting for a retry, dead."""
+    """Messages of a queue at about this moment: for metrics and people.
+
+    Never a proof that a queue is quiet: a carrier may leave out messages in the hands of consumers. Use `Queue.barrier`.
+    """
 
     messages: int
     retrying: int
-    dead: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that was given up. `id` names it among all queues, in characters that need no escape in a URL.
-
-    `attempt` is 0 for what never was a message (`DeadLetters.add`).
-    """
-
-    id: str
-    queue: str
-    message_id: str
-    body: bytes
-    headers: Mapping[str, str]
-    reason: str
-    attempt: int
-    first_seen_ms: int
-    died_ms: int
-    history: tuple[Failure, ...]
-
-
-class DeadLetters(Protocol):
-    """The dead letters of all queues. Each operation raises QueueUnavailable."""
-
-    async def add(
-        self, queue: str, body: bytes, *, message_id: str, reason: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Put there what could not even become a message (confirmed, at least once). QueueFull at the bound."""
-        ...
-
-    async def list(
-        self, queue: str | None, *, cursor: str | None = None, limit: int = 50
-    ) -> tuple[list[DeadLetter], str | None]:
-        """A page of one queue or, with None, of all, oldest first in each queue; and the cursor of the next page.
-
-        `limit` is 1..DEAD_LETTERS_PAGE_MAX. ValueError for a cursor that this method did not make.
-        """
-        ...
-
-    async def get(self, letter_id: str) -> DeadLetter | None:
-        """One dead letter; None when there is none of that id."""
-        ...
-
-    async def replay(self, letter_id: str) -> bool:
-        """Put the message back into its queue as a first attempt that keeps its history; False when it is not there.
-
-        NotReplayable for what `add` put there.
-        """
-        ...
-
-    async def delete(self, letter_id: str) -> bool:
-        """Remove for good; False when it was not there."""
-        ...
 
 
 class Queue(Protocol):
-    """A broker of named work queues, which come into being at first use."""
-
-    @property
-    def dead_letters(self) -> DeadLetters:
-        """What was given up."""
-        ...
+    """A broker of named work queues. It knows the queues of its specs; any other name raises UnknownQueue."""
 
     async def publish(
-        self, queue: str, body: bytes, *, message_id: str, headers: Mapping[str, str] | None = None
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        message_id: str,
+        headers: Mapping[str, str] | None = None,
+        first_seen_ms: int | None = None,
+        history: Sequence[Failure] = (),
     ) -> None:
         """Return when the broker has confirmed that the message is durable. Raises QueueFull, QueueUnavailable.
 
-        Several publishes may be in flight at the same time, also to the same queue.
+        Several publishes may be in flight at the same time, also to the same queue. `first_seen_ms` and `history` are
+        those of a dead letter that is published again; its attempts begin at 1 once more.
         """
         ...
 
@@ -229,7 +221,17 @@ class Queue(Protocol):
         ...
 
     async def depth(self, queue: str) -> QueueDepth:
-        """How much is there. Raises QueueUnavailable."""
+        """About how many messages there are. Raises QueueUnavailable."""
+        ...
+
+    async def barrier(self, queue: str, *, wait_s: float) -> bool:
+        """Whether every message that was published before this call is acknowledged within `wait_s`.
+
+        True: each of them, with all its retries, was acknowledged (or was in a dead letter when its consumer acknowledged
+        it). False: at least one was still in the queue, in the hands of a consumer, or waiting for a retry. Messages that
+        are published during the call do not matter, and those that consumers publish in turn are such messages: a caller
+        that must wait for them as well calls again. Raises QueueUnavailable.
+        """
         ...
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 -- Acknowledge and remove in one step: an acknowledged entry that stayed would count against the bound for ever.
 -- KEYS: 1 stream
 -- ARGV: 1 group, 2 entry id
--- Answer: 1 removed, 0 somebody settled it before
+-- Answer: 1 removed, 0 it was settled before
 if redis.call('XACK', KEYS[1], ARGV[1], ARGV[2]) == 0 then
   return 0
 end

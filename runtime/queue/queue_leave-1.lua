@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- A consumer leaves: what it holds may be claimed at once. It is removed only when nothing is left, because with a
--- consumer its pending entries would vanish and never be delivered to anybody.
+-- A consumer leaves: its deliveries may be claimed at once. It is removed only when none is left, because the pending
+-- entries of a removed consumer are never delivered again.
 -- KEYS: 1 stream
 -- ARGV: 1 group, 2 consumer, then entry ids
 -- Answer: 1 removed, 0 it has pending entries

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- A consumer's sign of life for what it holds: its entries count as idle from now.
+-- A consumer's sign of life: the entries that it holds count as idle from now.
 -- KEYS: 1 stream
 -- ARGV: 1 group, 2 consumer, then entry ids
 -- Answer: the ids that are the consumer's no more

@@ -1,47 +1,34 @@
 """The queue port on Redis Streams: the embedded stack's queue, and the reference for its contract suite.
 
-A queue is four keys with one hash tag (Redis Cluster): `queue:{name}:stream` (one consumer group), `:retry` (sorted set
-by due time), `:waiting` (hash: the messages of the sorted set), `:dead` (stream of dead letters); `queue:dead` is the
-set of queues that ever had a dead letter. Every change of place is one script, so a crash leaves a message in exactly
-one place. Durable as far as Redis's own AOF is.
+A queue is four keys with one hash tag (Redis Cluster): `queue:{name}:stream` (one consumer group), `:retry` (sorted set by
+due time), `:waiting` (hash: the messages of the sorted set), `:returned` (entry id of the last retry that was moved back).
+Every change of place is one script, so a crash leaves a message in exactly one place. Durable as far as Redis's own AOF is.
+Needs no declaration in Redis: the specs give the names and the bounds.
 """
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Awaitable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from runtime.queue.port import (
-    DEAD_LETTERS_PAGE_MAX,
-    HISTORY_LENGTH_MAX,
-    REASON_LENGTH_MAX,
-    DeadLetter,
-    DeadLetters,
-    Delivery,
-    Failure,
-    NotReplayable,
-    QueueDepth,
-    QueueFull,
-    QueueUnavailable,
-)
+from domain.topology import QueueSpec
+from runtime.queue.port import Delivery, Failure, FailureKind, QueueDepth, QueueFull, QueueUnavailable, UnknownQueue
 from runtime.queue.redis_streams_consumer import CLAIM_MS, StreamConsumer
 from runtime.redis import client as clients
 from runtime.redis.scripts import Argument, Script, load_script, run
 
 GROUP = "workers"
-DEAD_QUEUES_KEY = "queue:dead"
+BARRIER_POLL_S = 0.05
 
 _PUBLISH = load_script("runtime.queue", "queue_publish-2")
 _ACK = load_script("runtime.queue", "queue_ack-1")
 _RETRY = load_script("runtime.queue", "queue_retry-3")
-_DEAD = load_script("runtime.queue", "queue_dead-2")
-_BURY = load_script("runtime.queue", "queue_bury-1")
-_REPLAY = load_script("runtime.queue", "queue_replay-2")
+_BARRIER = load_script("runtime.queue", "queue_barrier-3")
 
 
 def stream_key(queue: str) -> str:
@@ -59,54 +46,49 @@ def waiting_key(queue: str) -> str:
     return f"queue:{{{queue}}}:waiting"
 
 
-def dead_key(queue: str) -> str:
-    """Stream of a queue's dead letters."""
-    return f"queue:{{{queue}}}:dead"
-
-
-def _milliseconds(entry_id: str) -> int:
-    """The time part of a stream id that Redis made."""
-    return int(entry_id.partition("-")[0])
-
-
-def _headers(raw: bytes) -> dict[str, str]:
-    headers: dict[str, str] = orjson.loads(raw)
-    return headers
-
-
-def _history(raw: bytes) -> tuple[Failure, ...]:
-    return tuple(Failure(at_ms, reason) for at_ms, reason in orjson.loads(raw))
+def returned_key(queue: str) -> str:
+    """String: entry id of the last retry that was moved back into the stream."""
+    return f"queue:{{{queue}}}:returned"
 
 
 class RedisStreamsQueue:
     """See `runtime.queue.port.Queue`."""
 
     def __init__(
-        self, url: str, *, length_max: int, dead_letters_max: int, connections_max: int = 64, claim_ms: int = CLAIM_MS
+        self,
+        url: str,
+        specs: Iterable[QueueSpec],
+        *,
+        length_max: int,
+        connections_max: int = 64,
+        claim_ms: int = CLAIM_MS,
     ) -> None:
-        """`claim_ms`: what a consumer that shows no sign of life held is delivered to another after this time."""
+        """`claim_ms`: deliveries of a consumer that shows no sign of life go to another one after this time."""
         self._redis = clients.redis_client(url, connections_max=connections_max)
-        self._length_max = length_max
+        self._length_max = {spec.name: spec.length_max or length_max for spec in specs}
         self._claim_ms = claim_ms
-        self._dead_letters_max = dead_letters_max
-        self._dead_letters = RedisDeadLetters(self._redis, length_max=dead_letters_max)
-
-    @property
-    def dead_letters(self) -> DeadLetters:
-        """What was given up."""
-        return self._dead_letters
 
     async def publish(
-        self, queue: str, body: bytes, *, message_id: str, headers: Mapping[str, str] | None = None
+        self,
+        queue: str,
+        body: bytes,
+        *,
+        message_id: str,
+        headers: Mapping[str, str] | None = None,
+        first_seen_ms: int | None = None,
+        history: Sequence[Failure] = (),
     ) -> None:
         """Append and return when Redis has answered, with `appendfsync always` after its fsync."""
+        length_max = self._bound(queue)
         keys = (stream_key(queue), retry_key(queue))
-        args = (self._length_max, message_id, orjson.dumps(headers or {}), body)
+        encoded = orjson.dumps(dict(headers)) if headers else b"{}"
+        args = (length_max, message_id, encoded, body, first_seen_ms or 0, _encode_history(history))
         if await _run(self._redis, queue, _PUBLISH, keys, args) == 0:
             raise QueueFull(queue)
 
     def consume(self, queue: str, *, prefetch: int) -> StreamConsumer:
         """A consumer that holds at most `prefetch` unsettled deliveries."""
+        self._bound(queue)
         return StreamConsumer(
             self._redis,
             self,
@@ -117,16 +99,32 @@ class RedisStreamsQueue:
             stream=stream_key(queue),
             retries=retry_key(queue),
             waiting=waiting_key(queue),
+            returned=returned_key(queue),
         )
 
     async def depth(self, queue: str) -> QueueDepth:
-        """How much is there."""
+        """The lengths of both places. Entries in the hands of consumers are in the stream and count."""
+        self._bound(queue)
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.xlen(stream_key(queue))
         pipeline.zcard(retry_key(queue))
-        pipeline.xlen(dead_key(queue))
-        messages, retrying, dead = await _answer(queue, pipeline.execute())
-        return QueueDepth(messages, retrying, dead)
+        messages, retrying = await _answer(queue, pipeline.execute())
+        return QueueDepth(messages, retrying)
+
+    async def barrier(self, queue: str, *, wait_s: float) -> bool:
+        """Poll until no entry up to the stream's newest of now is left, and no retry waits."""
+        self._bound(queue)
+        keys = (stream_key(queue), retry_key(queue), returned_key(queue))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        barrier: Argument = ""
+        while True:
+            settled, barrier = await _run(self._redis, queue, _BARRIER, keys, (barrier,))
+            if settled:
+                return True
+            if loop.time() >= deadline:
+                return False
+            await asyncio.sleep(BARRIER_POLL_S)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -140,10 +138,11 @@ class RedisStreamsQueue:
             queue=queue,
             message_id=fields[b"m"].decode(),
             body=fields[b"b"],
-            headers=_headers(fields[b"h"]),
+            headers=orjson.loads(fields[b"h"]),
             attempt=int(fields[b"a"]),
             first_seen_ms=int(fields[b"f"]),
-            history=_history(fields[b"r"]),
+            failures={FailureKind(kind): count for kind, count in orjson.loads(fields[b"k"]).items()},
+            history=_decode_history(fields[b"r"]),
             tag=entry_id.decode(),
             settlement=_ConsumerSettlement(self, consumer),
         )
@@ -152,29 +151,19 @@ class RedisStreamsQueue:
         """Acknowledge and remove."""
         await _run(self._redis, delivery.queue, _ACK, (stream_key(delivery.queue),), (GROUP, delivery.tag))
 
-    async def retry(self, delivery: Delivery, *, delay_ms: int, reason: str) -> None:
-        """Move to the waiting retries."""
+    async def retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
+        """Move to the waiting retries. Never raises QueueFull: a waiting message keeps its place under the bound."""
         queue = delivery.queue
-        history = await self._history_with(delivery, reason)
-        args = (GROUP, delivery.tag, delay_ms, delivery.attempt + 1, history)
+        history = _encode_history(delivery.history_with(failure))
+        failures = orjson.dumps({kind.value: count for kind, count in delivery.failures_with(failure).items()})
+        args = (GROUP, delivery.tag, delay_ms, delivery.attempt + 1, history, failures)
         await _run(self._redis, queue, _RETRY, (stream_key(queue), retry_key(queue), waiting_key(queue)), args)
 
-    async def dead_letter(self, delivery: Delivery, *, reason: str) -> None:
-        """Move to the dead letters."""
-        queue = delivery.queue
-        history = await self._history_with(delivery, reason)
-        # First the name: a dead letter in a queue that nobody lists would be lost to people.
-        await _answer(queue, self._redis.sadd(DEAD_QUEUES_KEY, queue))
-        args = (GROUP, delivery.tag, self._dead_letters_max, reason[:REASON_LENGTH_MAX], history)
-        if await _run(self._redis, queue, _DEAD, (stream_key(queue), dead_key(queue)), args) == -1:
-            raise QueueFull(f"{queue} (dead letters)")
-
-    async def _history_with(self, delivery: Delivery, reason: str) -> bytes:
-        """The history with one more failure, by Redis's clock; the oldest failures are dropped at the bound."""
-        seconds, microseconds = await _answer(delivery.queue, self._redis.time())
-        now = Failure(seconds * 1000 + microseconds // 1000, reason[:REASON_LENGTH_MAX])
-        kept = (*delivery.history, now)[-HISTORY_LENGTH_MAX:]
-        return orjson.dumps([[failure.at_ms, failure.reason] for failure in kept])
+    def _bound(self, queue: str) -> int:
+        try:
+            return self._length_max[queue]
+        except KeyError:
+            raise UnknownQueue(queue) from None
 
 
 class _ConsumerSettlement:
@@ -189,12 +178,9 @@ class _ConsumerSettlement:
     async def ack(self, delivery: Delivery) -> None:
         await self._settle(delivery, self._queue.ack(delivery))
 
-    async def retry(self, delivery: Delivery, *, delay_ms: int, reason: str) -> None:
-        await self._settle(delivery, self._queue.retry(delivery, delay_ms=delay_ms, reason=reason))
+    async def retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
+        await self._settle(delivery, self._queue.retry(delivery, delay_ms=delay_ms, failure=failure))
         self._consumer.look_after_retries()
-
-    async def dead_letter(self, delivery: Delivery, *, reason: str) -> None:
-        await self._settle(delivery, self._queue.dead_letter(delivery, reason=reason))
 
     async def _settle(self, delivery: Delivery, operation: Awaitable[None]) -> None:
         try:
@@ -203,111 +189,16 @@ class _ConsumerSettlement:
             self._consumer.forget(delivery.tag)
 
 
-class RedisDeadLetters:
-    """See `runtime.queue.port.DeadLetters`. An id is `<queue>~<stream id>`; a cursor is the id of the last one seen."""
-
-    def __init__(self, redis: Redis, *, length_max: int) -> None:
-        """`length_max` bounds each queue's dead letters."""
-        self._redis = redis
-        self._length_max = length_max
-
-    async def add(
-        self, queue: str, body: bytes, *, message_id: str, reason: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        """Put a dead letter there; QueueFull at the bound."""
-        await _answer(queue, self._redis.sadd(DEAD_QUEUES_KEY, queue))
-        args = (self._length_max, message_id, orjson.dumps(headers or {}), body, reason[:REASON_LENGTH_MAX])
-        if await _run(self._redis, queue, _BURY, (dead_key(queue),), args) == -1:
-            raise QueueFull(f"{queue} (dead letters)")
-
-    async def list(
-        self, queue: str | None, *, cursor: str | None = None, limit: int = 50
-    ) -> tuple[builtins.list[DeadLetter], str | None]:
-        """A page and the cursor of the next one."""
-        assert 1 <= limit <= DEAD_LETTERS_PAGE_MAX
-        after_queue, after_id = _parse_id(cursor) if cursor is not None else ("", "")
-        if queue is None:
-            names = await _answer(DEAD_QUEUES_KEY, self._redis.smembers(DEAD_QUEUES_KEY))
-            queues = sorted(name.decode() for name in names)
-        else:
-            queues = [queue]
-        letters: list[DeadLetter] = []
-        for name in queues:
-            if name < after_queue:
-                continue
-            start = f"({after_id}" if name == after_queue else "-"
-            # One more than asked for tells whether there is a next page.
-            entries = await _answer(name, self._redis.xrange(dead_key(name), start, "+", limit + 1 - len(letters)))
-            letters += [_dead_letter(name, entry_id, fields) for entry_id, fields in entries]
-            if len(letters) > limit:
-                return letters[:limit], letters[limit - 1].id
-        return letters, None
-
-    async def get(self, letter_id: str) -> DeadLetter | None:
-        """One dead letter, or None."""
-        place = _place(letter_id)
-        if place is None:
-            return None
-        queue, entry_id = place
-        entries = await _answer(queue, self._redis.xrange(dead_key(queue), entry_id, entry_id))
-        return _dead_letter(queue, *entries[0]) if entries else None
-
-    async def replay(self, letter_id: str) -> bool:
-        """Put it back into its queue; one script, so it is never in both places."""
-        place = _place(letter_id)
-        if place is None:
-            return False
-        queue, entry_id = place
-        answer = await _run(self._redis, queue, _REPLAY, (stream_key(queue), dead_key(queue)), (entry_id,))
-        if answer == -1:
-            raise NotReplayable(letter_id)
-        return bool(answer)
-
-    async def delete(self, letter_id: str) -> bool:
-        """Remove for good."""
-        place = _place(letter_id)
-        if place is None:
-            return False
-        queue, entry_id = place
-        return bool(await _answer(queue, self._redis.xdel(dead_key(queue), entry_id)))
+def _encode_history(history: Sequence[Failure]) -> bytes:
+    return orjson.dumps([[failure.at_ms, failure.kind.value, failure.reason] for failure in history])
 
 
-def _parse_id(letter_id: str) -> tuple[str, str]:
-    """Queue and stream id; ValueError for what is no id of ours (it may come from a URL)."""
-    queue, separator, entry_id = letter_id.rpartition("~")
-    ms, dash, number = entry_id.partition("-")
-    numbers = (ms, number)
-    if not (queue and separator and dash) or not all(n.isascii() and n.isdigit() and len(n) <= 19 for n in numbers):
-        raise ValueError("not the id of a dead letter")
-    return queue, entry_id
-
-
-def _place(letter_id: str) -> tuple[str, str] | None:
-    """`_parse_id`, with None for an id that cannot exist."""
-    try:
-        return _parse_id(letter_id)
-    except ValueError:
-        return None
-
-
-def _dead_letter(queue: str, entry_id: bytes, fields: Mapping[bytes, bytes]) -> DeadLetter:
-    number = entry_id.decode()
-    return DeadLetter(
-        id=f"{queue}~{number}",
-        queue=queue,
-        message_id=fields[b"m"].decode(),
-        body=fields[b"b"],
-        headers=_headers(fields[b"h"]),
-        reason=fields[b"w"].decode("utf-8", "replace"),
-        attempt=int(fields[b"a"]),
-        first_seen_ms=int(fields[b"f"]),
-        died_ms=_milliseconds(number),
-        history=_history(fields[b"r"]),
-    )
+def _decode_history(raw: bytes) -> tuple[Failure, ...]:
+    return tuple(Failure(at_ms, FailureKind(kind), reason) for at_ms, kind, reason in orjson.loads(raw))
 
 
 async def _answer(queue: str, operation: Awaitable[Any]) -> Any:
-    """The client's errors in the port's words. Memory at its bound is the broker's way to be full."""
+    """The client's errors as the port's. Redis at its memory bound is a full queue."""
     try:
         return await operation
     except OutOfMemoryError as error:

@@ -1,5 +1,7 @@
-"""A consumer of one queue on Redis Streams: reads ahead up to its prefetch, shows signs of life for what it holds,
-claims what dead consumers left, and moves due retries back. Does not settle: the queue does.
+"""A consumer of one queue on Redis Streams. Does not settle: the queue does.
+
+Reads ahead up to its prefetch, shows signs of life for the deliveries that it holds, claims those of dead consumers, and
+moves due retries back into the stream.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ STALE_CONSUMER_MS = 600_000
 
 log = structlog.get_logger()
 
-_DUE = load_script("runtime.queue", "queue_due-3")
+_DUE = load_script("runtime.queue", "queue_due-4")
 _TOUCH = load_script("runtime.queue", "queue_touch-1")
 _LEAVE = load_script("runtime.queue", "queue_leave-1")
 
@@ -48,7 +50,7 @@ class DeliverySource(Protocol):
 
 
 class StreamConsumer:
-    """See `runtime.queue.port.Consumer`. `prefetch` bounds what is held: read ahead or handed out, and not settled."""
+    """See `runtime.queue.port.Consumer`. `prefetch` bounds the unsettled deliveries, both read ahead and handed out."""
 
     def __init__(
         self,
@@ -62,8 +64,9 @@ class StreamConsumer:
         stream: str,
         retries: str,
         waiting: str,
+        returned: str,
     ) -> None:
-        """`stream`, `retries`, `waiting` are the queue's keys."""
+        """`stream`, `retries`, `waiting`, `returned` are the queue's keys."""
         assert prefetch >= 1
         self._redis = redis
         self._source = source
@@ -74,6 +77,7 @@ class StreamConsumer:
         self._stream = stream
         self._retries = retries
         self._waiting = waiting
+        self._returned = returned
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._held: set[str] = set()
         self._ready: deque[Delivery] = deque()
@@ -96,7 +100,7 @@ class StreamConsumer:
         return len(self._held)
 
     async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
-        """What is there, at most `count_max`, as soon as there is one; empty after `wait_s` without any."""
+        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any."""
         if not self._ready and not self._closed:
             self._changed.clear()
             await tasks.wait_within(self._changed, wait_s)
@@ -126,7 +130,7 @@ class StreamConsumer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; what is held may be delivered to others at once."""
+        """Stop; unsettled deliveries may go to other consumers at once."""
         self._closed = True
         await tasks.cancel(*self._tasks)
         self._ready.clear()
@@ -139,7 +143,7 @@ class StreamConsumer:
         self._held.clear()
 
     def forget(self, tag: str) -> None:
-        """A delivery was settled, or is left to be claimed: no further sign of life for it, room for another."""
+        """A delivery was settled, or is left for others to claim: no further sign of life for it, room for another."""
         self._held.discard(tag)
         self._room.set()
 
@@ -169,7 +173,7 @@ class StreamConsumer:
         await asyncio.sleep(backoff.next_s())
 
     async def _create_group(self) -> None:
-        """The group, from the stream's beginning, so that what was published before is delivered."""
+        """Create the group at the stream's beginning, so that earlier messages are delivered."""
         try:
             await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
         except ResponseError as error:
@@ -210,15 +214,17 @@ class StreamConsumer:
             self._changed.set()
 
     async def _claim(self) -> None:
-        """Take over what consumers without a sign of life hold, as far as there is room. One call may find fewer than
-        there are, so the scan goes on until its cursor is back at 0-0."""
+        """Take over the deliveries of consumers that show no sign of life, as far as there is room.
+
+        One call may find fewer than there are, so the scan goes on until its cursor is back at 0-0.
+        """
         cursor = "0-0"
         while self._has_room():
             count = self._prefetch - len(self._held)
             reply: Any = await self._redis.xautoclaim(
                 self._stream, self._group, self._name, self._claim_ms, start_id=cursor, count=count
             )
-            # What we hold ourselves can be idle for long enough only if the sign of life was late: not a second time.
+            # Our own deliveries are idle for so long only after a late sign of life: do not take them twice.
             self._take([(entry_id, fields) for entry_id, fields in reply[1] if entry_id.decode() not in self._held])
             cursor = reply[0].decode()
             if cursor == "0-0":
@@ -234,7 +240,7 @@ class StreamConsumer:
         if now >= self._tidies_next_at:
             await self._remove_stale_consumers()
             self._tidies_next_at = now + TIDY_S
-        keys = (self._stream, self._retries, self._waiting)
+        keys = (self._stream, self._retries, self._waiting, self._returned)
         next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX,)))
         pause_ms = UPKEEP_MS if next_due_ms < 0 else min(next_due_ms, UPKEEP_MS)
         self._upkeep.clear()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A fixed ladder, because RabbitMQ needs one delay queue for each delay that is ever used.
-DEFAULT_DELAYS_MS = (200, 400, 800, 1_600, 3_200, 6_400, 12_800)
+from domain.topology import ORDER_RETRY_DELAYS_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +24,12 @@ class RetryDecision:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """One delay before each further attempt; after the last one, `len(delays_ms) + 1` attempts were made."""
+    """One delay before each further attempt; after the last one, `len(delays_ms) + 1` attempts were made.
 
-    delays_ms: tuple[int, ...] = DEFAULT_DELAYS_MS
+    The delays are those of the queue's spec: RabbitMQ needs one delay queue for each delay that is ever used.
+    """
+
+    delays_ms: tuple[int, ...] = ORDER_RETRY_DELAYS_MS
 
     @property
     def attempts_max(self) -> int:
@@ -35,6 +37,6 @@ class RetryPolicy:
         return len(self.delays_ms) + 1
 
     def decide(self, attempt: int) -> RetryDecision:
-        """What follows the failure of attempt number `attempt`, counted from 1."""
+        """The decision after the failure of attempt number `attempt`, counted from 1."""
         assert attempt >= 1
         return RetryDecision(self.delays_ms[attempt - 1] if attempt <= len(self.delays_ms) else None)

@@ -1,52 +1,59 @@
-"""Dead letters over HTTP: what workers gave up is listed, shown, put back once, removed."""
+"""Dead letters over HTTP: messages that workers gave up are listed, shown, put back once, removed."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-import redis
+from pydantic import SecretStr
 
 from domain import topology
-from runtime.queue import RedisStreamsQueue
-from runtime.queue.redis_streams import dead_key, stream_key
+from runtime.dead_letters import NewLetter, open_dead_letters
+from runtime.queue import Failure, FailureKind, open_queue
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 
 QUEUE = topology.order_queue(2)
+KIND = FailureKind.REFUSED_BY_DATABASE
 
 
 class Queues:
-    """The queue the backoffice looks into."""
+    """The queues and the dead letters of the backoffice."""
 
-    def __init__(self, url: str, client: redis.Redis) -> None:
-        self.port = RedisStreamsQueue(url, length_max=100, dead_letters_max=100)
-        self.client = client
+    def __init__(self, backoffice: BackofficeProcess) -> None:
+        self.letters = open_dead_letters(SecretStr(backoffice.databases.catalogue_dsn))
+        self.queue = open_queue(backoffice.redis_url, topology.Topology().queues)
 
-    async def kill(self, body: bytes, *, queue: str = QUEUE, reasons: tuple[str, ...] = ("no such sale",)) -> None:
-        """A message that fails with these reasons, the last one for good."""
-        await self.port.publish(queue, body, message_id="m-1", headers={"kind": "orders"})
-        async with self.port.consume(queue, prefetch=1) as consumer:
-            for reason in reasons[:-1]:
-                (delivery,) = await consumer.next_batch(count_max=1, wait_s=5)
-                await delivery.retry(0, reason)
-            (delivery,) = await consumer.next_batch(count_max=1, wait_s=5)
-            await delivery.dead_letter(reasons[-1])
+    async def kill(
+        self, body: bytes, *, queue: str = QUEUE, message_id: str = "m-1", reasons: tuple[str, ...] = ("no such sale",)
+    ) -> str:
+        """A message that failed with these reasons, the last one for good; the letter's id."""
+        now_ms = int(time.time() * 1000)
+        history = tuple(Failure(now_ms, KIND, reason) for reason in reasons)
+        return await self.letters.add(
+            NewLetter(
+                queue=queue, message_id=message_id, body=body, headers={"kind": "orders"}, kind=KIND, reason=reasons[-1],
+                attempts=len(reasons), first_seen_ms=now_ms - 1000, history=history,
+            )
+        )  # fmt: skip
 
-    def waiting(self, queue: str = QUEUE) -> int:
-        return int(self.client.xlen(stream_key(queue)))
+    async def waiting(self, queue: str = QUEUE) -> int:
+        return (await self.queue.depth(queue)).messages
 
-    def dead(self, queue: str = QUEUE) -> int:
-        return int(self.client.xlen(dead_key(queue)))
+    async def dead(self, queue: str = QUEUE) -> int:
+        return (await self.letters.count()).get(queue, 0)
 
 
 @pytest.fixture
-async def queues(backoffice: BackofficeProcess, redis_client: redis.Redis) -> Any:
-    queues = Queues(backoffice.redis_url, redis_client)
+async def queues(backoffice: BackofficeProcess) -> Any:
+    queues = Queues(backoffice)
     yield queues
-    await queues.port.close()
+    await queues.letters.close()
+    await queues.queue.close()
 
 
 @pytest.fixture
@@ -60,11 +67,12 @@ async def test_list_and_look(staff: Staff, queues: Queues) -> None:
     await queues.kill(b'{"order": 1}', reasons=("first", "second"))
     (item,) = staff.http.get("/v1/dead-letters").json()["items"]
     assert (item["queue"], item["message_id"], item["reason"]) == (QUEUE, "m-1", "second")
-    assert (item["attempt"], item["replayable"]) == (2, True)
+    assert (item["kind"], item["attempt"], item["replayable"]) == ("refused_by_database", 2, True)
     assert item["died_at"].endswith("Z") and item["first_seen_at"] <= item["died_at"]
     whole = staff.http.get(f"/v1/dead-letters/{item['id']}").json()
     assert {name: whole[name] for name in item} == item
     assert [failure["reason"] for failure in whole["history"]] == ["first", "second"]
+    assert {failure["kind"] for failure in whole["history"]} == {"refused_by_database"}
     assert whole["headers"] == {"kind": "orders"}
     assert whole["body"] == '{"order": 1}'
     assert base64.b64decode(whole["body_base64"]) == b'{"order": 1}'
@@ -77,7 +85,7 @@ async def test_list_and_look(staff: Staff, queues: Queues) -> None:
 
 async def test_pages(staff: Staff, queues: Queues) -> None:
     for number in range(5):
-        await queues.kill(str(number).encode(), queue=topology.order_queue(number % 2))
+        await queues.kill(b"x", queue=topology.order_queue(number % 2), message_id=f"m-{number}")
     seen: list[str] = []
     cursor: str | None = None
     while True:
@@ -88,6 +96,9 @@ async def test_pages(staff: Staff, queues: Queues) -> None:
         if cursor is None:
             break
     assert len(seen) == len(set(seen)) == 5
+    assert [item["message_id"] for item in staff.http.get("/v1/dead-letters").json()["items"]] == [
+        f"m-{number}" for number in range(5)
+    ]
     answer = staff.http.get("/v1/dead-letters", params={"cursor": "nonsense"})
     assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
 
@@ -100,8 +111,29 @@ async def test_replay_is_done_once(staff: Staff, queues: Queues, many: ThreadPoo
     assert [(answer.status_code, answer.json()) for answer in answers] == [
         (200, {"id": item["id"], "replayed": True})
     ] * 8
-    assert (queues.waiting(), queues.dead()) == (1, 0)
+    assert (await queues.waiting(), await queues.dead()) == (1, 0)
     assert staff.http.get(f"/v1/dead-letters/{item['id']}").status_code == 404
+    async with queues.queue.consume(QUEUE, prefetch=1) as consumer:
+        (delivery,) = await consumer.next_batch(count_max=1, wait_s=5)
+        assert (delivery.body, delivery.message_id, delivery.headers) == (b"x", "m-1", {"kind": "orders"})
+        assert (delivery.attempt, delivery.history[-1].reason) == (1, "no such sale")
+
+
+async def test_a_letter_in_a_replay_that_never_ends_is_there_and_the_caller_is_told(
+    staff: Staff, queues: Queues
+) -> None:
+    """Another process holds the claim: neither 404 nor a second message."""
+    letter_id = await queues.kill(b"x")
+    claim = await queues.letters.claim(letter_id, lease_ms=60_000)
+    assert claim is not None
+    answer = await asyncio.to_thread(staff.http.post, f"/v1/dead-letters/{letter_id}/replay")
+    assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
+    assert "try again" in answer.json()["detail"] and answer.headers["retry-after"] == "1"
+    assert staff.http.get(f"/v1/dead-letters/{letter_id}").status_code == 200
+    assert (await queues.waiting(), await queues.dead()) == (0, 1)
+    await queues.letters.release(claim)
+    assert staff.http.post(f"/v1/dead-letters/{letter_id}/replay").status_code == 200
+    assert (await queues.waiting(), await queues.dead()) == (1, 0)
 
 
 async def test_delete(staff: Staff, queues: Queues) -> None:
@@ -109,7 +141,7 @@ async def test_delete(staff: Staff, queues: Queues) -> None:
     (item,) = staff.http.get("/v1/dead-letters").json()["items"]
     answer = staff.http.delete(f"/v1/dead-letters/{item['id']}")
     assert (answer.status_code, answer.content) == (204, b"")
-    assert (queues.waiting(), queues.dead()) == (0, 0)
+    assert (await queues.waiting(), await queues.dead()) == (0, 0)
     for answer in (
         staff.http.delete(f"/v1/dead-letters/{item['id']}"),
         staff.http.post(f"/v1/dead-letters/{item['id']}/replay"),
@@ -117,18 +149,23 @@ async def test_delete(staff: Staff, queues: Queues) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-async def test_what_never_was_a_message_cannot_be_replayed(staff: Staff, queues: Queues) -> None:
-    await queues.port.dead_letters.add(topology.POISON_ENTRIES, b"x", message_id="1-0", reason="malformed")
+async def test_bytes_that_were_never_a_message_cannot_be_replayed(staff: Staff, queues: Queues) -> None:
+    await queues.letters.add(
+        NewLetter(
+            queue=topology.POISON_ENTRIES, message_id="1-0", body=b"x", kind=FailureKind.UNROUTABLE, reason="malformed",
+            replayable=False,
+        )
+    )  # fmt: skip
     (item,) = staff.http.get("/v1/dead-letters").json()["items"]
     assert (item["attempt"], item["replayable"]) == (0, False)
     for _ in range(2):
         answer = staff.http.post(f"/v1/dead-letters/{item['id']}/replay")
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
-    assert queues.dead(topology.POISON_ENTRIES) == 1
+    assert await queues.dead(topology.POISON_ENTRIES) == 1
 
 
 @pytest.mark.parametrize(
-    "letter_id", ["x", "orders.shard.0~1-1", "~1-1", "orders.shard.0~x-1", "a" * 500, "%00", "%E4"]
+    "letter_id", ["x", "orders.shard.0~1-1", "~1-1", "orders.shard.0~x-1", "a" * 500, "1", "01", "9" * 20, "%00", "%E4"]
 )
 def test_ids_that_are_none(staff: Staff, letter_id: str) -> None:
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/replay")):

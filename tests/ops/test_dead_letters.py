@@ -1,23 +1,28 @@
-"""`flashsale dead-letters` on the queue of a stack that is up. The commands run in this process: they are many."""
+"""`flashsale dead-letters` on a stack that is up. The commands run in this process, because there are many of them."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from domain.topology import POISON_OUTBOX
+from domain.topology import EMAIL_QUEUE, POISON_OUTBOX, Topology
 from ops.commands.dead_letters import app
+from runtime.dead_letters import DeadLetters, NewLetter, open_dead_letters
 from runtime.process.errors import OperatorError
-from runtime.queue import Delivery, Queue, open_queue
+from runtime.queue import Failure, FailureKind, Queue, open_queue
 from tests.fixtures.fix_stack import RunningStack
 
-QUEUE = "test.given-up"  # that no worker reads
+WAIT_S = 20.0
+OF_NONE = "test.given-up"  # of no queue that there is
 
 
 def run(stack: RunningStack, *arguments: str) -> str:
@@ -29,75 +34,78 @@ def run(stack: RunningStack, *arguments: str) -> str:
 
 
 @asynccontextmanager
-async def opened(stack: RunningStack) -> AsyncIterator[Queue]:
-    queue = open_queue(stack.stack.queue_url)
+async def opened(stack: RunningStack) -> AsyncIterator[tuple[DeadLetters, Queue]]:
+    letters = open_dead_letters(SecretStr(stack.stack.catalogue_dsn))
+    queue = open_queue(stack.stack.queue_url, Topology().queues)
     try:
-        yield queue
+        yield letters, queue
     finally:
+        await letters.close()
         await queue.close()
 
 
-async def next_message(queue: Queue) -> tuple[Delivery, bytes]:
-    async with queue.consume(QUEUE, prefetch=1) as consumer, asyncio.timeout(20):
-        delivery = await anext(aiter(consumer))
-        await delivery.dead_letter("nobody wants it")
-        return delivery, delivery.body
+def plant(stack: RunningStack, *letters: NewLetter) -> None:
+    async def add() -> None:
+        async with opened(stack) as (port, _):
+            for letter in letters:
+                await port.add(letter)
+
+    asyncio.run(add())
+
+
+def letter(number: int, **members: Any) -> NewLetter:
+    values = {"queue": OF_NONE, "body": b"", "kind": FailureKind.MALFORMED, "reason": "x", **members}
+    return NewLetter(message_id=str(number), **values)
 
 
 def test_dead_letters_are_listed_shown_replayed_and_deleted(running_stack: RunningStack) -> None:
-    async def give_up(*, publish: bool) -> None:
-        async with opened(running_stack) as queue:
-            if publish:
-                await queue.publish(QUEUE, b"body", message_id="m", headers={"h": "1"})
-            delivery, body = await next_message(queue)
-            assert (delivery.attempt, body) == (1, b"body")
-
-    asyncio.run(give_up(publish=True))
-    (letter,) = json.loads(run(running_stack, "list", "--queue", QUEUE, "--json"))
-    assert (letter["queue"], letter["message_id"], letter["reason"]) == (QUEUE, "m", "nobody wants it")
-    assert letter["id"] in run(running_stack, "list")
-    shown = json.loads(run(running_stack, "show", letter["id"], "--json"))
+    """A notice that no sender can read dies again when it is replayed."""
+    history = (Failure(1_700_000_000_000, FailureKind.MALFORMED, "no notice"),)
+    values = {"queue": EMAIL_QUEUE, "body": b"body", "headers": {"h": "1"}, "reason": "no notice", "attempts": 1}
+    plant(running_stack, letter(7, **values, history=history))
+    (first,) = json.loads(run(running_stack, "list", "--queue", EMAIL_QUEUE, "--json"))
+    assert (first["queue"], first["message_id"], first["kind"]) == (EMAIL_QUEUE, "7", "malformed")
+    assert (first["reason"], first["attempt"], first["replayable"]) == ("no notice", 1, True)
+    assert first["id"] in run(running_stack, "list")
+    shown = json.loads(run(running_stack, "show", first["id"], "--json"))
     assert base64.b64decode(shown["body_base64"]) == b"body" and shown["headers"] == {"h": "1"}
-    assert "nobody wants it" in run(running_stack, "show", letter["id"])
+    assert "malformed: no notice" in run(running_stack, "show", first["id"])
 
-    assert run(running_stack, "replay", letter["id"]) == f"{letter['id']} replayed.\n"
+    assert run(running_stack, "replay", first["id"]) == f"{first['id']} replayed.\n"
     for command in ("replay", "show", "delete"):
         with pytest.raises(OperatorError, match="there is no dead letter"):
-            run(running_stack, command, letter["id"])
-    asyncio.run(give_up(publish=False))  # it was in its queue again
-    (again,) = json.loads(run(running_stack, "list", "--queue", QUEUE, "--json"))
+            run(running_stack, command, first["id"])
+    deadline = time.monotonic() + WAIT_S
+    while not (found := json.loads(run(running_stack, "list", "--queue", EMAIL_QUEUE, "--json"))):
+        assert time.monotonic() < deadline, "the replayed message is still in its queue"
+        time.sleep(0.1)
+    (again,) = found
+    assert again["id"] != first["id"]
     assert len(json.loads(run(running_stack, "show", again["id"], "--json"))["history"]) == 2
     assert json.loads(run(running_stack, "delete", again["id"], "--json")) == {"id": again["id"], "deleted": True}
-    assert run(running_stack, "list", "--queue", QUEUE) == "There are no dead letters.\n"
+    assert run(running_stack, "list", "--queue", EMAIL_QUEUE) == "There are no dead letters.\n"
 
 
-def test_what_never_was_a_message_is_not_replayed(running_stack: RunningStack) -> None:
-    async def plant() -> None:
-        async with opened(running_stack) as queue:
-            await queue.dead_letters.add(POISON_OUTBOX, b"?", message_id="row", reason="no event")
-
-    asyncio.run(plant())
+def test_bytes_that_were_never_a_message_are_not_replayed(running_stack: RunningStack) -> None:
+    plant(running_stack, letter(1, queue=POISON_OUTBOX, body=b"?", reason="no event", replayable=False))
     (row,) = json.loads(run(running_stack, "list", "--queue", POISON_OUTBOX, "--json"))
     assert row["replayable"] is False
-    with pytest.raises(OperatorError, match="never was a message"):
+    with pytest.raises(OperatorError, match="was never a queue message"):
         run(running_stack, "replay", row["id"])
     run(running_stack, "delete", row["id"])
 
 
 def test_many_dead_letters_are_listed_over_pages_up_to_the_limit(running_stack: RunningStack) -> None:
-    async def plant() -> None:
-        async with opened(running_stack) as queue:
-            for number in range(205):
-                await queue.dead_letters.add("test.many", b"", message_id=str(number), reason="x")
-
-    asyncio.run(plant())
+    plant(running_stack, *(letter(number) for number in range(205)))
     for limit, expected in (("1000", 205), ("204", 204), ("3", 3)):
-        found = json.loads(run(running_stack, "list", "--queue", "test.many", "--limit", limit, "--json"))
-        assert [letter["message_id"] for letter in found] == [str(number) for number in range(expected)]
-    for letter in json.loads(run(running_stack, "list", "--queue", "test.many", "--json")):
-        asyncio.run(_delete(running_stack, letter["id"]))
+        found = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--limit", limit, "--json"))
+        assert [one["message_id"] for one in found] == [str(number) for number in range(expected)]
 
+    found = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--json"))
 
-async def _delete(stack: RunningStack, letter_id: str) -> None:
-    async with opened(stack) as queue:
-        assert await queue.dead_letters.delete(letter_id)
+    async def delete_all() -> None:
+        async with opened(running_stack) as (letters, _):
+            for one in found:
+                assert await letters.delete(one["id"])
+
+    asyncio.run(delete_all())

@@ -72,7 +72,9 @@ def settings_of(bench: Bench, client: redis.Redis) -> Settings:
 async def relaying(bench: Bench, settings: Settings) -> AsyncIterator[None]:
     """A relay of the lane until the block ends."""
     service = Service("test", settings)
-    task = asyncio.create_task(own_lane(LANE, service=service, redis=bench.redis, queue=bench.queue))
+    task = asyncio.create_task(
+        own_lane(LANE, service=service, redis=bench.redis, queue=bench.queue, letters=bench.letters)
+    )
     try:
         yield
     finally:

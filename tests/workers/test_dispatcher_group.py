@@ -23,15 +23,17 @@ from domain.topology import (
     TOPIC_ORDERS,
     outbox_partition,
 )
+from runtime.dead_letters import DeadLetter, DeadLetters, PostgresDeadLetters
 from runtime.event_log import EventLog, open_event_log
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import load_settings
-from runtime.queue import DeadLetter, Queue, open_queue
+from runtime.queue import Queue, open_queue
 from runtime.redis.client import redis_client as new_client
 from runtime.redis.leases import Lease
 from tests.fixtures.fix_databases import Databases
-from tests.workers.writing import eventually
+from tests.workers.making import TOPOLOGY
+from tests.workers.writing import Pool, eventually
 from workers.dispatcher.destinations import (
     DeliveryFailed,
     Destination,
@@ -92,10 +94,12 @@ class Failing:
 class Setup:
     """Everything a group needs, on the test's servers."""
 
-    def __init__(self, url: str, dsn: str) -> None:
+    def __init__(self, url: str, dsn: str, catalogue: Pool) -> None:
         self.dsn = dsn
+        self.catalogue = catalogue
+        self.letters: DeadLetters = PostgresDeadLetters(catalogue, letters_max=100)
         self.redis = new_client(url)
-        self.queue: Queue = open_queue(url)
+        self.queue: Queue = open_queue(url, TOPOLOGY.queues)
         self.log: EventLog = open_event_log(url)
         self.pool = postgres_pool(SecretStr(dsn), size_max=2)
         self.service = Service("dispatcher", load_settings({}))
@@ -107,7 +111,7 @@ class Setup:
             database=DATABASE,
             outbox=Outbox(self.pool, destination=self.destination.name),
             destination=self.destination,
-            poison=self.queue,
+            letters=self.letters,
             lease=self.lease,
             service=self.service,
         )
@@ -134,9 +138,13 @@ class Setup:
 @pytest.fixture
 async def setup(redis_client: redis.Redis, redis_server: RedisServer, databases: Databases) -> AsyncIterator[Setup]:
     assert redis_client.dbsize() == 0
-    made = Setup(redis_server.url, databases.shard_dsns[0])
+    made = Setup(
+        redis_server.url, databases.shard_dsns[0], postgres_pool(SecretStr(databases.catalogue_dsn), size_max=2)
+    )
     await made.pool.open()
+    await made.catalogue.open()
     yield made
+    await made.catalogue.close()
     await made.pool.close()
     await made.log.close()
     await made.queue.close()
@@ -193,7 +201,7 @@ async def test_a_row_that_cannot_be_told_goes_to_the_dead_letters(setup: Setup) 
     async with setup.running():
         await until(lambda: waiting_rows(setup.dsn) == 0)
     assert [e["key"] for e in await setup.logged(0)] == ["before", "after"]
-    letters, _ = await setup.queue.dead_letters.list(POISON_OUTBOX)
+    letters, _ = await setup.letters.list(POISON_OUTBOX)
     assert [letter.reason for letter in letters] == ["outbox row: event 0 has no key"] * 2
     assert orjson.loads(letters[0].body) == [{"id": "no key"}]
     assert letters[0].headers == {"destination": DESTINATION_ORDER_EVENTS, "partition": "0"}
@@ -228,14 +236,12 @@ async def test_a_page_that_is_tried_again_buries_nothing_again(setup: Setup) -> 
     finally:
         with psycopg.connect(setup.dsn, autocommit=True) as connection:
             connection.execute("DROP FUNCTION refuse CASCADE")
-    letters, _ = await setup.queue.dead_letters.list(POISON_OUTBOX)
+    letters, _ = await setup.letters.list(POISON_OUTBOX)
     assert [orjson.loads(letter.body) for letter in letters] == [["text"]]
 
 
-async def test_full_dead_letters_hold_up_only_what_belongs_there(setup: Setup, redis_server: RedisServer) -> None:
-    small = open_queue(redis_server.url, dead_letters_max=1)
-    await setup.queue.close()
-    setup.queue = small
+async def test_full_dead_letters_hold_up_only_what_belongs_there(setup: Setup) -> None:
+    small = setup.letters = PostgresDeadLetters(setup.catalogue, letters_max=1)
     for number in range(3):
         put(setup.dsn, 2, [f"text {number}"])
         put(setup.dsn, 2, [event("k", number)])
@@ -244,7 +250,7 @@ async def test_full_dead_letters_hold_up_only_what_belongs_there(setup: Setup, r
         return len(await setup.logged(2)) == count
 
     async def letters() -> list[DeadLetter]:
-        return (await small.dead_letters.list(POISON_OUTBOX))[0]
+        return (await small.list(POISON_OUTBOX))[0]
 
     async with setup.running():
         await until(lambda: waiting_rows(setup.dsn) == 2)
@@ -256,7 +262,7 @@ async def test_full_dead_letters_hold_up_only_what_belongs_there(setup: Setup, r
             await eventually(letters)
             (letter,) = await letters()
             bodies.append(orjson.loads(letter.body))
-            assert await small.dead_letters.delete(letter.id)
+            assert await small.delete(letter.id)
         await until(lambda: waiting_rows(setup.dsn) == 0)
     assert bodies == [["text 0"], ["text 1"], ["text 2"]]
     assert [e["version"] for e in await setup.logged(2)] == [0, 1, 2, 3], "each was told once"
@@ -338,7 +344,7 @@ async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery
 
 async def test_notices_wait_for_room_in_their_queue(setup: Setup, redis_server: RedisServer) -> None:
     """A full queue delays; each notice is there at least once, under its own id, and in the queue of letters."""
-    small = open_queue(redis_server.url, length_max=2)
+    small = open_queue(redis_server.url, TOPOLOGY.queues, length_max=2)
     setup.destination = Notices(small)
     for number in range(5):
         put(setup.dsn, 3, [{"id": f"n{number}", "key": "k"}], destination=DESTINATION_NOTICES)

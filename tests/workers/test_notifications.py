@@ -20,6 +20,7 @@ from domain import ids
 from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token
 from domain.notices import Notice, NoticeKind, notice_event, notice_to_address, notice_to_user
 from domain.topology import EMAIL_QUEUE, Topology, bucket_of_user
+from runtime.dead_letters import Replay, open_dead_letters, replay
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import load_settings
@@ -76,7 +77,8 @@ class Setup:
     """A sender and what it works with."""
 
     def __init__(self, url: str, databases: Databases, mail_url: str) -> None:
-        self.queue: Queue = open_queue(url)
+        self.queue: Queue = open_queue(url, TOPOLOGY.queues)
+        self.letters = open_dead_letters(SecretStr(databases.catalogue_dsn))
         self.cache = new_client(url.removesuffix("/0") + "/1")
         self.shards = [postgres_pool(SecretStr(dsn), size_max=2) for dsn in databases.shard_dsns]
         self.service = Service("notifications", load_settings({}))
@@ -88,7 +90,13 @@ class Setup:
     @asynccontextmanager
     async def running(self, delays_ms: tuple[int, ...] = (10, 20)) -> AsyncIterator[Sender]:
         self.service.stopping.clear()
-        sender = Sender(queue=self.queue, office=self.office, service=self.service, policy=RetryPolicy(delays_ms))
+        sender = Sender(
+            queue=self.queue,
+            letters=self.letters,
+            office=self.office,
+            service=self.service,
+            policy=RetryPolicy(delays_ms),
+        )
         task = asyncio.create_task(sender.run())
         try:
             yield sender
@@ -103,12 +111,10 @@ class Setup:
 
     async def settled(self) -> None:
         """Nothing waits any more."""
-        async with asyncio.timeout(WAIT_S):
-            while (depth := await self.queue.depth(EMAIL_QUEUE)).messages + depth.retrying:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        assert await self.queue.barrier(EMAIL_QUEUE, wait_s=WAIT_S)
 
     async def dead(self) -> list[str]:
-        letters, _ = await self.queue.dead_letters.list(EMAIL_QUEUE)
+        letters, _ = await self.letters.list(EMAIL_QUEUE)
         return [letter.reason for letter in letters]
 
 
@@ -129,6 +135,7 @@ async def setup(
     for pool in made.shards:
         await pool.close()
     await made.queue.close()
+    await made.letters.close()
     await made.cache.aclose()
 
 
@@ -289,13 +296,13 @@ async def test_4xx_for_ever_ends_in_the_dead_letters(
         await setup.tell(notice)
         await setup.settled()
         assert await setup.dead() == ["451 greylisted"]
-        ((letter,), _) = await setup.queue.dead_letters.list(EMAIL_QUEUE)
+        ((letter,), _) = await setup.letters.list(EMAIL_QUEUE)
         assert [failure.reason for failure in letter.history] == ["451 greylisted"] * 3
         # Whoever may read dead letters finds no secret there, and none is kept anywhere else.
         assert b"token" not in letter.body and letter.message_id == str(notice.id)
         with redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=1) as cache:
             assert list(cache.scan_iter("flashsale:notice:*")) == []
-        assert await setup.queue.dead_letters.replay(letter.id)
+        assert await replay(setup.letters, setup.queue, letter.id) is Replay.DONE
         await setup.settled()
     assert len(mail_server.postbox.letters) == 1
 

@@ -18,7 +18,9 @@ from domain.orders import OrderStatus, encode_entry
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, Stock
 from domain.topology import order_queue
+from runtime.dead_letters import NewLetter
 from runtime.process.settings import Settings
+from runtime.queue import FailureKind
 from tests.reservation.lane import LANE, make_request
 from tests.workers.rebuilding import (
     all_stored,
@@ -348,7 +350,10 @@ async def test_dead_letters_hold_their_units(bench: Bench, market: Market, setti
         connection.execute("INSERT INTO dead_lettered VALUES (%s, 29, 'planted')", (LANE,))
     entry = SequencedEntry(LANE, 29, encode_entry(dead))
     body = encode_orders(LANE, [(entry.lane_seq, entry.entry)])
-    await bench.queue.dead_letters.add(order_queue(1), body, message_id="dead", reason="planted")
+    letter = NewLetter(
+        queue=order_queue(1), message_id="dead", body=body, kind=FailureKind.REFUSED_BY_DATABASE, reason="planted"
+    )
+    await bench.letters.add(letter)
     async with pipeline(bench, settings):
         report = await rebuilt(market, settings, force=True)
         assert (report.dead_letters, report.dead_letters_left_out) == (1, 0)

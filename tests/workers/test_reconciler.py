@@ -15,6 +15,8 @@ import redis
 
 from devstack.servers import RedisServer
 from domain import ids, topology
+from runtime.dead_letters import NewLetter
+from runtime.queue import FailureKind
 from tests.reservation.lane import LANE
 from tests.workers.making import Maker
 from tests.workers.selling import Market, open_market
@@ -28,7 +30,7 @@ from workers.reconciler.verdict import Verdict
 
 def looking_at(bench: Bench, *, stored_within_s: float = 60.0) -> Looking:
     """A reconciler that reads everything at every look."""
-    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, queue=bench.queue)
+    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters)
     return Looking(reading, kept_s=3600, stored_within_s=stored_within_s, deep_every_s=0.0, deep_share_max=1e9)
 
 
@@ -73,7 +75,7 @@ async def test_a_sale_that_is_right_is_proved(bench: Bench, market: Market) -> N
 async def test_a_new_sale_does_not_wait_for_the_next_deep_look(
     bench: Bench, maker: Maker, redis_client: redis.Redis
 ) -> None:
-    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, queue=bench.queue)
+    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters)
     looking = Looking(reading, kept_s=3600, deep_every_s=1e6, deep_share_max=1e9)
     assert [verdict.a for verdict in await looking.look()] == [True]
     open_market(bench, maker, redis_client, units=5)
@@ -201,9 +203,12 @@ async def test_dead_letters_are_accounted_for(bench: Bench, market: Market) -> N
     with psycopg.connect(bench.databases.shard_dsns[2]) as connection:
         connection.execute("INSERT INTO dead_lettered (lane, lane_seq, reason) VALUES (%s, 20, 'test')", (LANE,))
     headers = {"lane": str(LANE), "lane_seq": "21"}
-    await bench.queue.dead_letters.add(
-        topology.POISON_ENTRIES, b"?", message_id=f"{LANE}:21", reason="test", headers=headers
-    )
+    await bench.letters.add(
+        NewLetter(
+            queue=topology.POISON_ENTRIES, message_id=f"{LANE}:21", body=b"?", kind=FailureKind.UNROUTABLE, reason="test",
+            headers=headers, replayable=False,
+        )
+    )  # fmt: skip
 
     async def judged() -> bool:
         return (await looking.look())[0].b is not None

@@ -9,16 +9,19 @@ from contextlib import asynccontextmanager
 
 import pytest
 import redis
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from devstack.servers import RedisServer
 from domain.messages import decode_orders
 from domain.topology import POISON_ENTRIES, lane_fence_key, lane_lease_key, lane_stream_key, order_queue
+from runtime.dead_letters import open_dead_letters
 from runtime.queue import Queue, open_queue
 from runtime.queue.redis_streams import stream_key
 from runtime.redis.client import redis_client as new_client
 from runtime.redis.leases import Lease
 from runtime.redis.ownership import LeaseLost
+from tests.fixtures.fix_databases import Databases
 from tests.workers.lane_entries import TOPOLOGY, fill_lane, queued, queued_anywhere
 from workers.relay import session as session_module
 from workers.relay.session import LaneSession
@@ -36,9 +39,12 @@ async def until(condition: Callable[[], object]) -> None:
 class Relay:
     """A session of the test's own."""
 
-    def __init__(self, url: str, *, length_max: int = 10_000, lease_ms: int = 5_000, batch_max: int = 100) -> None:
+    def __init__(
+        self, url: str, databases: Databases, *, length_max: int = 10_000, lease_ms: int = 5_000, batch_max: int = 100
+    ) -> None:
         self.redis: Redis = new_client(url)
-        self.queue: Queue = open_queue(url, length_max=length_max)
+        self.queue: Queue = open_queue(url, TOPOLOGY.queues, length_max=length_max)
+        self.letters = open_dead_letters(SecretStr(databases.catalogue_dsn))
         self.lease = Lease(self.redis, key=lane_lease_key(LANE), fence_key=lane_fence_key(LANE), life_ms=lease_ms)
         self.stopping = asyncio.Event()
         self._batch_max = batch_max
@@ -48,6 +54,7 @@ class Relay:
             LANE,
             redis=self.redis,
             queue=self.queue,
+            letters=self.letters,
             lease=self.lease,
             topology=TOPOLOGY,
             batch_max=self._batch_max,
@@ -67,15 +74,16 @@ class Relay:
             finally:
                 await self.lease.release()
                 await self.queue.close()
+                await self.letters.close()
                 await self.redis.aclose()
 
 
 async def test_every_entry_arrives_in_its_shards_queue_and_the_stream_is_trimmed(
-    redis_client: redis.Redis, redis_server: RedisServer
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
 ) -> None:
     rng = random.Random(1)
     written = fill_lane(redis_client, rng, lane=LANE, count=5_000)
-    async with Relay(redis_server.url).running():
+    async with Relay(redis_server.url, databases).running():
         await until(lambda: redis_client.xlen(lane_stream_key(LANE)) == 0)
         assert queued_anywhere(redis_client, lane=LANE) == written
         # Later ones wake a relay that has nothing to do.
@@ -90,7 +98,7 @@ async def test_every_entry_arrives_in_its_shards_queue_and_the_stream_is_trimmed
 
 
 async def test_a_full_queue_stops_no_other_shard_and_loses_nothing(
-    redis_client: redis.Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session_module, "BACKLOG_ENTRIES_MAX", 50)
     monkeypatch.setattr(session_module, "PAGE_ENTRIES", 40)
@@ -102,7 +110,7 @@ async def test_a_full_queue_stops_no_other_shard_and_loses_nothing(
     written = fill_lane(redis_client, random.Random(2), lane=LANE, count=2_000)
     held_up = {seq for seq, entry in written.items() if shard_of(entry) == 1}
     others = {seq: entry for seq, entry in written.items() if seq not in held_up}
-    async with Relay(redis_server.url, length_max=1_000, batch_max=7).running():
+    async with Relay(redis_server.url, databases, length_max=1_000, batch_max=7).running():
         await until(lambda: queued_others(redis_client) == others)
         # Nothing from the first entry that queue 1 did not take has been trimmed.
         left = {int(i.partition(b"-")[0]) for i, _ in redis_client.xrange(lane_stream_key(LANE))}
@@ -122,7 +130,7 @@ def queued_others(client: redis.Redis) -> dict[int, bytes]:
 
 
 async def test_poison_goes_to_the_dead_letters_and_is_trimmed(
-    redis_client: redis.Redis, redis_server: RedisServer
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
 ) -> None:
     rng = random.Random(3)
     written = fill_lane(redis_client, rng, lane=LANE, count=10)
@@ -130,10 +138,10 @@ async def test_poison_goes_to_the_dead_letters_and_is_trimmed(
     redis_client.xadd(stream, {"e": b"\xff" * 200}, id="11-0")
     redis_client.xadd(stream, {"other": b"field"}, id="12-0")
     written |= fill_lane(redis_client, rng, lane=LANE, count=10, first_seq=13)
-    relay = Relay(redis_server.url)
+    relay = Relay(redis_server.url, databases)
     async with relay.running():
         await until(lambda: redis_client.xlen(stream) == 0)
-        letters, _ = await relay.queue.dead_letters.list(POISON_ENTRIES)
+        letters, _ = await relay.letters.list(POISON_ENTRIES)
         assert {(letter.message_id, letter.headers["lane_seq"]) for letter in letters} == {
             (f"{LANE}:11", "11"),
             (f"{LANE}:12", "12"),
@@ -142,9 +150,11 @@ async def test_poison_goes_to_the_dead_letters_and_is_trimmed(
     assert queued_anywhere(redis_client, lane=LANE) == written
 
 
-async def test_a_zombie_repeats_but_never_trims(redis_client: redis.Redis, redis_server: RedisServer) -> None:
+async def test_a_zombie_repeats_but_never_trims(
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
+) -> None:
     written = fill_lane(redis_client, random.Random(4), lane=LANE, count=500)
-    relay = Relay(redis_server.url)
+    relay = Relay(redis_server.url, databases)
     assert await relay.lease.acquire()
     # The lease ended in Redis and another relay has it; this one's own clock has not noticed.
     redis_client.set(lane_lease_key(LANE), relay.lease.token + 1)
@@ -155,11 +165,14 @@ async def test_a_zombie_repeats_but_never_trims(redis_client: redis.Redis, redis
     await relay.lease.release()
     assert redis_client.get(lane_lease_key(LANE)) == b"2"
     await relay.queue.close()
+    await relay.letters.close()
     await relay.redis.aclose()
 
 
-async def test_a_session_ends_with_its_lease(redis_client: redis.Redis, redis_server: RedisServer) -> None:
-    relay = Relay(redis_server.url, lease_ms=500)
+async def test_a_session_ends_with_its_lease(
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
+) -> None:
+    relay = Relay(redis_server.url, databases, lease_ms=500)
     async with relay.running() as task:
         redis_client.delete(lane_lease_key(LANE))
         await asyncio.wait_for(task, WAIT_S)
@@ -169,10 +182,10 @@ async def test_a_session_ends_with_its_lease(redis_client: redis.Redis, redis_se
 
 
 async def test_stopping_confirms_and_trims_what_is_in_flight(
-    redis_client: redis.Redis, redis_server: RedisServer
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
 ) -> None:
     written = fill_lane(redis_client, random.Random(6), lane=LANE, count=20_000)
-    relay = Relay(redis_server.url)
+    relay = Relay(redis_server.url, databases)
     async with relay.running():
         await until(lambda: queued_anywhere(redis_client, lane=LANE))
     left = {int(i.partition(b"-")[0]): f[b"e"] for i, f in redis_client.xrange(lane_stream_key(LANE))}

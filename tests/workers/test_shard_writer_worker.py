@@ -52,14 +52,14 @@ async def test_poison_goes_to_the_dead_letters_alone(bench: Bench, maker: Maker)
         await bench.publish([*entries, mangled])
         await bench.drained()
     assert statuses(bench.databases).keys() == {order.order_id for order in good}
-    letters, _ = await bench.queue.dead_letters.list(order_queue(0))
+    letters, _ = await bench.letters.list(order_queue(0))
     assert sorted(decode_orders(letter.body)[0].lane_seq for letter in letters) == [
         entries[-1].lane_seq,
         mangled.lane_seq,
     ]
     for letter in letters:
         assert len(decode_orders(letter.body)) == 1
-        assert letter.attempt == FAST_POLICY.attempts_max
+        assert letter.attempts == FAST_POLICY.attempts_max
         assert len(letter.history) == FAST_POLICY.attempts_max
     noted = rows(bench.databases.shard_dsns[0], "SELECT lane, lane_seq FROM dead_lettered ORDER BY lane_seq")
     assert noted == [(maker.lane, entries[-1].lane_seq), (maker.lane, mangled.lane_seq)]
@@ -73,7 +73,7 @@ async def test_a_message_that_is_none_goes_to_the_dead_letters(bench: Bench, mak
         await bench.queue.publish(order_queue(0), b"\x09not a message", message_id="broken")
         await bench.publish([maker.numbered(order)])
         await bench.drained()
-    letters, _ = await bench.queue.dead_letters.list(order_queue(0))
+    letters, _ = await bench.letters.list(order_queue(0))
     assert [(letter.message_id, letter.body) for letter in letters] == [("broken", b"\x09not a message")]
     assert order.order_id in statuses(bench.databases)
 
@@ -93,7 +93,7 @@ async def test_places_beyond_the_columns_go_to_the_dead_letters(
         await bench.drained()
         await bench.publish([maker.numbered(order)])
         await bench.drained()
-    letters, _ = await bench.queue.dead_letters.list(order_queue(0))
+    letters, _ = await bench.letters.list(order_queue(0))
     assert sorted(decode_orders(letter.body)[0].lane_seq for letter in letters) == sorted([7, lane_seq, lane_seq])
     noted = rows(bench.databases.shard_dsns[0], "SELECT lane, lane_seq FROM dead_lettered")
     assert noted == ([(lane, 7)] if lane == 1 else [])
@@ -122,7 +122,7 @@ async def test_an_order_without_a_grant_waits_and_holds_nobody_up(bench: Bench, 
         await bench.drained()
     assert len(statuses(bench.databases)) == 9
     assert guard_of(bench.databases, maker.sale_id)["quotas"] == {0: (4, 4)}
-    assert (await bench.queue.depth(order_queue(0))).dead == 0
+    assert await bench.letters.count() == {}
 
 
 async def test_waits_cost_no_attempt(bench: Bench, maker: Maker) -> None:
@@ -165,14 +165,15 @@ async def test_a_catalogue_that_is_away_pauses_and_costs_no_attempt(bench: Bench
 
             await eventually(paused)
             depth = await bench.queue.depth(order_queue(0))
-            assert (depth.messages, depth.retrying, depth.dead) == (1, 0, 0)
+            assert (depth.messages, depth.retrying) == (1, 0)
+            assert not await bench.queue.barrier(order_queue(0), wait_s=0)
             assert second.order_id not in statuses(bench.databases)
         finally:
             allow(connections=True)
         await bench.drained()
         assert service.is_ready
     assert statuses(bench.databases).keys() == {first.order_id, second.order_id}
-    assert (await bench.queue.depth(order_queue(0))).dead == 0
+    assert await bench.letters.count() == {}
 
 
 async def test_broken_connections_and_held_locks_only_delay(bench: Bench, maker: Maker) -> None:
@@ -223,7 +224,7 @@ async def test_stopping_during_a_pause_gives_the_messages_back(bench: Bench, mak
                 return not service.is_ready
 
             await eventually(paused)
-    assert (await bench.queue.depth(order_queue(0))).messages == 1
+    assert not await bench.queue.barrier(order_queue(0), wait_s=0)
     async with bench.running(0):
         await bench.drained()
     assert statuses(bench.databases) == {order.order_id: (0, 1)}

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from domain.messages import SequencedEntry
 from domain.topology import order_queue
+from runtime.dead_letters import DeadLetters, PostgresDeadLetters
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import Settings
@@ -45,6 +46,7 @@ class Bench:
     queue: Queue
     catalogue: Pool
     pools: list[Pool]
+    letters: DeadLetters
 
     def grants(self, shard: int) -> Grants:
         return Grants(self.catalogue, shard=shard)
@@ -57,8 +59,8 @@ class Bench:
 
     def writer(self, shard: int, service: Service, *, batch_max: int = 2000) -> ShardWriter:
         return ShardWriter(
-            shard=shard, cluster=TOPOLOGY, queue=self.queue, store=self.store(shard), grants=self.grants(shard),
-            redis=self.redis, service=service, batch_max=batch_max, policy=FAST_POLICY,
+            shard=shard, cluster=TOPOLOGY, queue=self.queue, letters=self.letters, store=self.store(shard),
+            grants=self.grants(shard), redis=self.redis, service=service, batch_max=batch_max, policy=FAST_POLICY,
         )  # fmt: skip
 
     async def publish(self, entries: Iterable[SequencedEntry], *, shard: int = 0) -> None:
@@ -83,8 +85,10 @@ class Bench:
         """Return when nothing is in the shard's queue, neither waiting nor in hand nor to be retried."""
 
         async def empty() -> bool:
+            # The barrier covers messages in hand, the depth those that a writer published in turn.
+            passed = await self.queue.barrier(order_queue(shard), wait_s=0)
             depth = await self.queue.depth(order_queue(shard))
-            return depth.messages == 0 and depth.retrying == 0
+            return passed and depth.messages == depth.retrying == 0
 
         await eventually(empty)
 
@@ -102,12 +106,12 @@ async def open_bench(databases: Databases, redis_url: str) -> AsyncIterator[Benc
     async with AsyncExitStack() as stack:
         redis = redis_client(redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = open_queue(redis_url)
+        queue = open_queue(redis_url, TOPOLOGY.queues)
         stack.push_async_callback(queue.close)
         pools = []
         for dsn in (databases.catalogue_dsn, *databases.shard_dsns):
             pools.append(await stack.enter_async_context(postgres_pool(SecretStr(dsn), size_max=8)))
-        yield Bench(databases, redis, queue, pools[0], pools[1:])
+        yield Bench(databases, redis, queue, pools[0], pools[1:], PostgresDeadLetters(pools[0], letters_max=1000))
 
 
 def incoming(entries: Sequence[SequencedEntry], *, shard: int = 0) -> list[Incoming]:

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from domain.topology import dispatcher_fence_key, dispatcher_lease_key
+from runtime.dead_letters import open_dead_letters
 from runtime.event_log import open_event_log
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint, service
@@ -25,10 +26,10 @@ async def main(process: service.Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = open_queue(
-            settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
-        )
+        queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)
+        letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
+        stack.push_async_callback(letters.close)
         event_log = open_event_log(settings.event_log_url, records_max=settings.event_log_records_max)
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
@@ -49,7 +50,7 @@ async def main(process: service.Service) -> None:
                     database=database,
                     outbox=Outbox(pool, destination=destination.name),
                     destination=destination,
-                    poison=queue,
+                    letters=letters,
                     lease=lease,
                     service=process,
                 )

@@ -1,8 +1,8 @@
 """Dispatches one (database, destination): pages of all partitions, each partition in id order and on its own.
 
-Deletes exactly what was acknowledged, afterwards: a crash between the two repeats events, never loses one. A row that is
-none is buried when the page around it was delivered, and once, however often the page comes again: only a crash between
-burying and deleting buries it twice, under the same message id.
+Deletes acknowledged rows only, after the acknowledgement: a crash between the two repeats events, never loses one. A
+malformed row becomes a dead letter when the page around it was delivered. Adding it again makes no second letter, so a
+crash between adding and deleting is harmless.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import psycopg
 import structlog
 
 from domain.topology import OUTBOX_PARTITIONS, POISON_OUTBOX
+from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavailable, NewLetter
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
 from runtime.process.service import Service
-from runtime.queue import Queue, QueueFull, QueueUnavailable
+from runtime.queue import FailureKind
 from runtime.redis.leases import Lease
 from workers.dispatcher import metrics
 from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, events_of
@@ -40,7 +41,7 @@ log = structlog.get_logger()
 class _Partition:
     """A partition's delivery under way and, after a failure, when it may be tried again.
 
-    `buried` are rows of its page that are in the dead letters and not deleted yet.
+    `buried` are rows of its page that are dead letters by now and not deleted yet.
     """
 
     delivery: asyncio.Task[list[int]] | None = None
@@ -58,15 +59,15 @@ class DispatchGroup:
         database: str,
         outbox: Outbox,
         destination: Destination,
-        poison: Queue,
+        letters: DeadLetters,
         lease: Lease,
         service: Service,
     ) -> None:
-        """`database` names the database in metrics and dead letters; `poison` takes rows that cannot be delivered."""
+        """`database` names the database in metrics and dead letters; `letters` takes rows that cannot be delivered."""
         self._database = database
         self._outbox = outbox
         self._destination = destination
-        self._poison = poison
+        self._letters = letters
         self._lease = lease
         self._service = service
         self._labels = (database, destination.name)
@@ -93,12 +94,12 @@ class DispatchGroup:
                 await self._finish()
         finally:
             await tasks.cancel(*self._deliveries())
-            # The next tenure begins with none: the result of a cancelled delivery would end it, unheard by anybody.
+            # The next tenure begins with none: the result of a cancelled delivery would end it without a trace.
             for partition in self._partitions:
                 partition.delivery = None
 
     async def measure(self) -> None:
-        """Show the lag and whether the database answers, whoever dispatches, until the process is to stop."""
+        """Publish the lag and whether the database answers, with or without the lease, until the process is to stop."""
         while not self._service.stopping.is_set():
             try:
                 rows, age_s = await self._outbox.measure()
@@ -110,7 +111,7 @@ class DispatchGroup:
             await self._service.pause(MEASURE_S)
 
     async def _round(self) -> bool:
-        """Start a delivery in each partition that may have one, and delete what has been acknowledged; whether any was."""
+        """Start a delivery in each partition that may have one, delete acknowledged rows; whether there were any."""
         now = time.monotonic()
         free = [n for n, p in enumerate(self._partitions) if p.delivery is None and now >= p.resumes_at]
         self._has_more = False
@@ -142,7 +143,7 @@ class DispatchGroup:
         try:
             await self._settle(DRAIN_S)
         except psycopg.Error as error:
-            # The rows are still there: they will be told again.
+            # The rows are still there and will be delivered again.
             log.warning("acknowledged rows not deleted", database=self._database, error=_words(error))
 
     def _deliveries(self) -> list[asyncio.Task[list[int]]]:
@@ -151,7 +152,7 @@ class DispatchGroup:
     async def _deliver(self, number: int, rows: Sequence[OutboxRow]) -> list[int]:
         """Deliver a page as one piece; the ids that may be deleted: none if the destination did not acknowledge it all."""
         partition = self._partitions[number]
-        # Rows come oldest first: what was buried and is not deleted is in this page, too.
+        # Rows come oldest first, so buried rows that are not deleted yet are in this page.
         partition.buried &= {row.id for row in rows}
         events: list[tuple[str, bytes]] = []
         malformed: list[tuple[OutboxRow, str]] = []
@@ -171,23 +172,27 @@ class DispatchGroup:
                     await self._bury(row, reason)
                     partition.buried.add(row.id)
                 undone.discard(row.id)
-        except (DeliveryFailed, QueueFull, QueueUnavailable) as error:
+        except (DeliveryFailed, DeadLettersFull, DeadLettersUnavailable) as error:
             metrics.FAILURES.labels(*self._labels).inc()
             log.warning("not delivered", database=self._database, destination=self._destination.name, error=str(error))
             partition.resumes_at = time.monotonic() + partition.backoff.next_s()
         else:
             partition.backoff.reset()
-        # Without room among the dead letters only rows that belong there stay; they must not have the others told again.
+        # Without room for dead letters only malformed rows stay; the others must not be delivered again.
         return [row.id for row in rows if row.id not in undone]
 
     async def _bury(self, row: OutboxRow, reason: str) -> None:
-        """A row that can never be delivered must not hold up those behind it; people look at the dead letters."""
-        await self._poison.dead_letters.add(
-            POISON_OUTBOX,
-            row.events.encode(),
-            message_id=f"{self._database}:{row.id}",
-            reason=f"outbox row: {reason}",
-            headers={"destination": self._destination.name, "partition": str(row.partition)},
+        """A row that can never be delivered must not hold up those behind it: move it to the dead letters."""
+        await self._letters.add(
+            NewLetter(
+                queue=POISON_OUTBOX,
+                message_id=f"{self._database}:{row.id}",
+                body=row.events.encode(),
+                kind=FailureKind.MALFORMED,
+                reason=f"outbox row: {reason}",
+                headers={"destination": self._destination.name, "partition": str(row.partition)},
+                replayable=False,
+            )
         )
         metrics.POISON.labels(*self._labels).inc()
         log.error("poison outbox row", database=self._database, row=row.id, reason=reason)

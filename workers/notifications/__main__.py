@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
+from runtime.dead_letters import open_dead_letters
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
@@ -32,13 +33,13 @@ async def main(service: Service) -> None:
             return
         cache = redis_client(settings.cache_url)
         stack.push_async_callback(cache.aclose)
-        queue = open_queue(
-            settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
-        )
+        queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)
+        letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
+        stack.push_async_callback(letters.close)
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=SENDERS)) for dsn in settings.shard_dsns]
         office = PostOffice(Accounts(shards, settings.topology), Records(cache), writer, server)
-        senders = [Sender(queue=queue, office=office, service=service) for _ in range(SENDERS)]
+        senders = [Sender(queue=queue, letters=letters, office=office, service=service) for _ in range(SENDERS)]
         async with asyncio.TaskGroup() as group:
             group.create_task(senders[0].prove())
             for sender in senders:

@@ -26,14 +26,15 @@ from redis.asyncio import Redis
 
 from domain import topology
 from domain.ids import parse_uuid
+from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.process.settings import Settings
 from runtime.process.telemetry import configure_logging
-from runtime.queue import QueueUnavailable, open_queue
 from runtime.redis.client import redis_client
 from runtime.redis.leases import Lease
+from workers.consuming import TRANSIENT
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import STORED_WITHIN_S
 from workers.reconciler.reading import Pool, Reading
@@ -43,7 +44,7 @@ from workers.recovery.watch import Watch
 from workers.rejecter.rejecting import EVERY_S as REJECTING_EVERY_S
 from workers.rejecter.rejecting import ROLE as REJECTING_ROLE
 from workers.rejecter.rejecting import Rejecting
-from workers.rounds import WEATHER, run_rounds
+from workers.rounds import run_rounds
 
 NAME = "reconciler"
 EVERY_S = 2.0
@@ -121,7 +122,7 @@ async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *
         while True:
             try:
                 verdicts = await looking.look(only=sale_id)
-            except (*WEATHER, QueueUnavailable) as error:
+            except TRANSIENT as error:
                 verdicts, problem = [], f"{type(error).__name__}: {error}"
             settled = bool(verdicts) and all(v.a is not None and v.b is not None for v in verdicts)
             settled_looks = settled_looks + 1 if settled else 0
@@ -172,11 +173,10 @@ async def _clients(settings: Settings) -> AsyncIterator[_Clients]:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        queue = open_queue(settings.queue_url)
-        stack.push_async_callback(queue.close)
         catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=3))
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
-        reading = Reading(redis=redis, catalogue=catalogue, shards=shards, queue=queue)
+        letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
+        reading = Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters)
         yield _Clients(redis, catalogue, shards, reading)
 
 

@@ -16,9 +16,8 @@ from redis.asyncio import Redis
 
 from domain import topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
+from runtime.dead_letters import PAGE_LETTERS_MAX, DeadLetters
 from runtime.postgres.sql import load_sql
-from runtime.queue import Queue
-from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 from workers.reconciler.stock import LaneLook, LedgerLook, LostRange, UnitsLook, UnknownTail
 
 STATEMENT_S_MAX = 60
@@ -32,12 +31,12 @@ log = structlog.get_logger()
 class Reading:
     """Read access to all that the reconciler compares; `shards` in shard order."""
 
-    def __init__(self, *, redis: Redis, catalogue: Pool, shards: Sequence[Pool], queue: Queue) -> None:
+    def __init__(self, *, redis: Redis, catalogue: Pool, shards: Sequence[Pool], letters: DeadLetters) -> None:
         """Uses the clients, does not own them."""
         self._redis = redis
         self._catalogue = catalogue
         self._shards = shards
-        self._queue = queue
+        self._letters = letters
 
     async def now_ms(self) -> int:
         """Redis time."""
@@ -151,9 +150,7 @@ class Reading:
         cursor: str | None = None
         seqs: list[int] = []
         for _ in range(POISON_PAGES_MAX):
-            letters, cursor = await self._queue.dead_letters.list(
-                topology.POISON_ENTRIES, cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
-            )
+            letters, cursor = await self._letters.list(topology.POISON_ENTRIES, cursor=cursor, limit=PAGE_LETTERS_MAX)
             seqs += [int(x.headers["lane_seq"]) for x in letters if x.headers.get("lane") == str(lane)]
             if cursor is None:
                 break

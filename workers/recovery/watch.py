@@ -23,8 +23,8 @@ from domain.topology import Topology
 from reservation import scripts
 from runtime.process.service import Service
 from runtime.redis.scripts import run as run_script
+from workers.consuming import TRANSIENT
 from workers.recovery.losses import LaneRecovery
-from workers.rounds import WEATHER
 
 EVERY_S = 0.5
 SALES_MAX = 1000
@@ -60,7 +60,7 @@ class Watch:
             pause_s = EVERY_S
             try:
                 await self.look()
-            except WEATHER as error:
+            except TRANSIENT as error:
                 self._run_id = ""
                 service.ready("watch", ok=False, detail=type(error).__name__)
                 if not failing:

@@ -1,9 +1,10 @@
-"""`python -m workers.relay`: all lanes whose leases this process gets. Composition root, nothing else."""
+"""`python -m workers.relay`: relays every lane whose lease this process gets. Composition root, nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 
+from runtime.dead_letters import open_dead_letters
 from runtime.process import fingerprint, service
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
@@ -15,18 +16,18 @@ async def main(process: service.Service) -> None:
     settings = process.settings
     # A lane keeps one connection waiting for entries, and shares the rest.
     redis = redis_client(settings.redis_url, connections_max=2 * settings.lanes + 4)
-    queue = open_queue(
-        settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
-    )
+    queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
+    letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
     try:
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(measure_lanes(service=process, redis=redis))
             for lane in range(settings.lanes):
-                group.create_task(own_lane(lane, service=process, redis=redis, queue=queue))
+                group.create_task(own_lane(lane, service=process, redis=redis, queue=queue, letters=letters))
     finally:
         await queue.close()
+        await letters.close()
         await redis.aclose()
 
 

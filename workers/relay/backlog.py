@@ -1,7 +1,7 @@
-"""What one destination of a lane still has to confirm: entries read, in flight, and left out for lack of room.
+"""The entries that one destination of a lane has not confirmed: read, in flight, or left out for lack of room.
 
-Performs no I/O. Memory is bounded by `entries_max`: what finds no room is not kept but marked as left out, to be read
-from the stream again later. So a queue that takes nothing never makes the others wait, however long that lasts.
+Performs no I/O. Memory is bounded by `entries_max`: an entry that finds no room is only marked as left out, to be read
+from the stream again later. So a queue that takes nothing never delays the others, however long that lasts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Backlog:
 
     @property
     def is_half_empty(self) -> bool:
-        """Whether it is worth while to read again what was left out."""
+        """Whether to read left-out entries again."""
         return len(self._entries) <= self._entries_max // 2
 
     def offer(self, seq: int, entry: bytes) -> bool:
@@ -77,7 +77,7 @@ class Backlog:
 
     @property
     def oldest_unconfirmed(self) -> int | None:
-        """The least lane_seq that is not confirmed; None when all that was offered is."""
+        """The least lane_seq that is not confirmed; None when all offered entries are."""
         candidates = [*self._in_flight]
         if self._entries:
             candidates.append(self._entries[0][0])

@@ -1,6 +1,6 @@
-"""What the relay reads off a stream entry: its place in the lane and its shard. Performs no I/O.
+"""Reads a stream entry's place in its lane and its shard. Performs no I/O.
 
-Only the head of the entry is looked at; whether the rest is well-formed is the shard writer's to judge.
+Reads only the head of the entry; the shard writer checks the rest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def bucket_of_entry(entry: bytes, lane: int) -> int | None:
     """Virtual bucket of a well-formed entry of this lane, else None.
 
     The order id lies at 26..42 (`domain.orders`); its bytes by `domain.ids`: 6, 7 are version and lane, 8, 9 variant
-    and bucket. Read by hand, because this runs for every order and a UUID object costs more than all the rest.
+    and bucket. Read byte by byte, because this runs for every order and a UUID object would cost more than the rest.
     """
     if not ENTRY_LENGTH_MIN <= len(entry) <= ENTRY_LENGTH_MAX or entry[0] != ENTRY_FORMAT:
         return None
@@ -52,7 +52,7 @@ def sort_page(
     page: Sequence[RawEntry], *, lane: int, shard_by_bucket: Sequence[int], poison: int
 ) -> list[tuple[int, int, bytes]]:
     """`(lane_seq, destination, entry)` of each stream entry. The destination is the shard, or `poison` for an entry
-    that belongs to none; its bytes then are what can be shown of it."""
+    that belongs to none; its bytes then are those that a dead letter can show."""
     sorted_page: list[tuple[int, int, bytes]] = []
     for entry_id, fields in page:
         entry = fields.get(b"e", b"")

@@ -1,4 +1,4 @@
-"""Owns lanes: takes their leases, runs a session for each one held, and measures their lag whoever owns them."""
+"""Owns lanes: takes their leases and runs a session for each one held. Measures the lag of all lanes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain.topology import lane_fence_key, lane_lease_key, lane_stream_key
+from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Queue
 from runtime.redis.leases import Lease
@@ -20,7 +21,7 @@ from workers.relay.session import LaneSession
 SAMPLE_S = 1.0
 
 
-async def own_lane(lane: int, *, service: Service, redis: Redis, queue: Queue) -> None:
+async def own_lane(lane: int, *, service: Service, redis: Redis, queue: Queue, letters: DeadLetters) -> None:
     """Relay a lane whenever its lease can be had, until the process is to stop."""
     settings = service.settings
     lease = Lease(redis, key=lane_lease_key(lane), fence_key=lane_fence_key(lane), life_ms=settings.lease_ms)
@@ -30,6 +31,7 @@ async def own_lane(lane: int, *, service: Service, redis: Redis, queue: Queue) -
             lane,
             redis=redis,
             queue=queue,
+            letters=letters,
             lease=lease,
             topology=settings.topology,
             batch_max=settings.relay_batch_max,

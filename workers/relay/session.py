@@ -1,7 +1,7 @@
 """One tenure of a lane: from the stream's head on, read, publish with confirms, trim the confirmed prefix.
 
-A session ends with its lease, with the process, or with any trouble of the lane's Redis; the next one begins at the
-head again. It keeps nothing, so a crash between any two steps only repeats: an entry is trimmed after its confirm.
+A session ends with its lease, with the process, or with any failure of the lane's Redis; the next one begins at the
+head again. It keeps no state, so a crash between any two steps only repeats them: an entry is trimmed after its confirm.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from redis.asyncio import Redis
 from domain.messages import encode_orders
 from domain.topology import POISON_ENTRIES, Topology, lane_lease_key, lane_stream_key, order_queue
 from reservation import scripts
+from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavailable, NewLetter
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
-from runtime.queue import Queue, QueueFull, QueueUnavailable
+from runtime.queue import FailureKind, Queue, QueueFull, QueueUnavailable
 from runtime.redis.leases import Lease
 from runtime.redis.ownership import LeaseLost
 from runtime.redis.scripts import run as run_script
@@ -32,7 +33,7 @@ BACKLOG_ENTRIES_MAX = 5_000
 PUBLISHES_IN_FLIGHT = 2  # for each shard of a lane
 LINGER_S = 0.02  # between two pages that were not full: fewer, larger messages
 WAKE_BLOCK_MS = 500
-ROOM_WAIT_S = 0.25  # so long a shard may hold the others up before its entries are left out
+ROOM_WAIT_S = 0.25  # longest time that a shard delays the others before its entries are left out
 TRIM_PAUSE_S = 0.02
 DRAIN_S = 5.0
 
@@ -41,7 +42,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A shard's queue, or the dead letters of what belongs to no shard."""
+    """A shard's queue, or the dead letters for entries that belong to no shard."""
 
     name: str
     backlog: Backlog
@@ -53,12 +54,21 @@ class LaneSession:
     """See the module. `lease` is held when `run` is called."""
 
     def __init__(
-        self, lane: int, *, redis: Redis, queue: Queue, lease: Lease, topology: Topology, batch_max: int
+        self,
+        lane: int,
+        *,
+        redis: Redis,
+        queue: Queue,
+        letters: DeadLetters,
+        lease: Lease,
+        topology: Topology,
+        batch_max: int,
     ) -> None:
         """`batch_max`: entries in one message."""
         self._lane = lane
         self._redis = redis
         self._queue = queue
+        self._letters = letters
         self._lease = lease
         self._stream = lane_stream_key(lane)
         self._shard_by_bucket = shard_table(topology)
@@ -66,7 +76,7 @@ class LaneSession:
             Destination(str(shard), Backlog(BACKLOG_ENTRIES_MAX), batch_max, self._publisher_to(shard))
             for shard in range(topology.shards)
         ]
-        # Last, behind the shards: what belongs to none of them.
+        # Last, behind the shards: entries that belong to none of them.
         self._destinations.append(Destination("poison", Backlog(BACKLOG_ENTRIES_MAX), 1, self._bury))
         self._cursor: bytes | None = None  # id of the last entry that was offered to its destination
         self._trimmed_seq = -1
@@ -74,7 +84,7 @@ class LaneSession:
         self._draining = False
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Relay until the process is to stop (then what is in flight is awaited) or the lease is lost.
+        """Relay until the process is to stop (then publishes in flight are awaited) or the lease is lost.
 
         Raises RedisError or OSError when the lane's Redis fails, LeaseLost when the trim script refuses.
         """
@@ -95,7 +105,7 @@ class LaneSession:
             await tasks.cancel(*work, *ends)
 
     async def _drain(self, reader: asyncio.Task[None], publishers: Sequence[asyncio.Task[None]]) -> None:
-        """No more reading; wait for the confirms of what is in flight, then trim what they allow."""
+        """Stop reading; wait for the confirms of publishes in flight, then trim the confirmed prefix."""
         await tasks.cancel(reader)
         self._draining = True
         for destination in self._destinations:
@@ -139,14 +149,14 @@ class LaneSession:
         return bool(page)
 
     async def _read_again(self, number: int, backlog: Backlog) -> bool:
-        """A page of what was left out for a destination, when it has room again; whether anything was read."""
+        """Read a page of entries that were left out for a destination, once it has room again; whether any was read."""
         if backlog.left_out_from is None or not backlog.is_half_empty or self._cursor is None:
             return False
         page = await self._page(f"{backlog.left_out_from}-0", self._cursor.decode())
         for seq, owner, entry in self._sorted(page):
             if owner == number and not backlog.offer_again(seq, entry):
                 return True
-        # All up to the page's last entry was offered; behind the cursor the ordinary reading goes on.
+        # All entries up to the page's last one were offered; behind the cursor the ordinary reading goes on.
         read_seq, cursor_seq = seq_of(page[-1][0] if page else self._cursor), seq_of(self._cursor)
         backlog.left_out_from = read_seq + 1 if read_seq < cursor_seq else None
         if backlog.left_out_from is None:
@@ -188,10 +198,10 @@ class LaneSession:
     async def _publish_once(self, destination: Destination, batch: Sequence[tuple[int, bytes]]) -> bool:
         try:
             await destination.publish(batch)
-        except QueueFull:
+        except (QueueFull, DeadLettersFull):
             metrics.FAILURES.labels(destination.name, "full").inc()
             return False
-        except QueueUnavailable as error:
+        except (QueueUnavailable, DeadLettersUnavailable) as error:
             metrics.FAILURES.labels(destination.name, "unavailable").inc()
             log.warning("publish not confirmed", lane=self._lane, destination=destination.name, error=error.detail)
             return False
@@ -212,12 +222,16 @@ class LaneSession:
 
     async def _bury(self, batch: Sequence[tuple[int, bytes]]) -> None:
         [(seq, body)] = batch
-        await self._queue.dead_letters.add(
-            POISON_ENTRIES,
-            body,
-            message_id=f"{self._lane}:{seq}",
-            reason="entry of the lane's stream belongs to no shard: malformed",
-            headers={"lane": str(self._lane), "lane_seq": str(seq)},
+        await self._letters.add(
+            NewLetter(
+                queue=POISON_ENTRIES,
+                message_id=f"{self._lane}:{seq}",
+                body=body,
+                kind=FailureKind.UNROUTABLE,
+                reason="entry of the lane's stream belongs to no shard: malformed",
+                headers={"lane": str(self._lane), "lane_seq": str(seq)},
+                replayable=False,
+            )
         )
         metrics.POISON.labels(self._lane).inc()
         log.error("poison entry", lane=self._lane, lane_seq=seq)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 from contextlib import AsyncExitStack
 
+from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
@@ -17,8 +18,8 @@ from workers.shard_writer.sweep import Sweep
 from workers.shard_writer.worker import ShardWriter
 
 NAME = "shard_writer"
-# A batch is some ten thousand objects without a cycle that die together: looking through them at the default rate costs
-# a quarter of the processor time of an order.
+# A batch makes some ten thousand objects without a cycle that die together: scanning them at the default rate costs a
+# quarter of the processor time of an order.
 GC_THRESHOLDS = (50_000, 10, 50)
 
 
@@ -36,12 +37,11 @@ async def main(service: Service) -> None:
         stack.push_async_callback(redis.aclose)
         if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
-        queue = open_queue(
-            settings.queue_url, length_max=settings.queue_length_max, dead_letters_max=settings.dead_letters_max
-        )
+        queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)
         catalogue = postgres_pool(settings.catalogue_dsn, size_max=settings.shards + 1)
         await stack.enter_async_context(catalogue)
+        letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
         tasks = []
         for shard, dsn in enumerate(settings.shard_dsns):
             pool = postgres_pool(dsn, size_max=2)
@@ -51,6 +51,7 @@ async def main(service: Service) -> None:
                 shard=shard,
                 cluster=settings.topology,
                 queue=queue,
+                letters=letters,
                 store=ShardStore(pool, grants),
                 grants=grants,
                 redis=redis,

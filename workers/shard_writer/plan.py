@@ -19,6 +19,7 @@ from domain import ids
 from domain.messages import SequencedEntry
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import Topology
+from runtime.queue import FailureKind
 from workers.shard_writer.columns import BIGINT_MAX
 
 # The batch's dictionaries are keyed by integers: the hash of a UUID is Python code and would cost more than the planning.
@@ -28,7 +29,12 @@ _HOLDING = frozenset({OrderStatus.RESERVED, OrderStatus.PAID})
 
 
 class PoisonEntry(ValueError):
-    """An entry that no retry of ours can store; the message says what is wrong with it."""
+    """An entry that no retry can store; the message names the fault."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        """`reason` is for people."""
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +102,20 @@ def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Ver
     try:
         entry = decode_entry(source.entry)
     except MalformedEntry as error:
-        raise PoisonEntry(f"malformed entry: {error}") from error
+        raise PoisonEntry(FailureKind.MALFORMED, f"malformed entry: {error}") from error
     if topology.shard_of_order(entry.order_id) != shard:
-        raise PoisonEntry(f"order of shard {topology.shard_of_order(entry.order_id)}")
+        raise PoisonEntry(FailureKind.UNROUTABLE, f"order of shard {topology.shard_of_order(entry.order_id)}")
     if ids.lane_of(entry.order_id) != source.lane:
-        raise PoisonEntry(f"order of lane {ids.lane_of(entry.order_id)} in lane {source.lane}")
+        raise PoisonEntry(FailureKind.UNROUTABLE, f"order of lane {ids.lane_of(entry.order_id)} in lane {source.lane}")
     # PostgreSQL's text has no NUL, and a statement that fails before any order is looked at could not be bisected.
     if any("\0" in text for text in (entry.idempotency_key, entry.currency, *(line.sku for line in entry.lines))):
-        raise PoisonEntry("NUL in a text")
+        raise PoisonEntry(FailureKind.MALFORMED, "NUL in a text")
     if not entry.lines or entry.version < 1:
-        raise PoisonEntry("no lines" if not entry.lines else "version 0")
+        raise PoisonEntry(FailureKind.MALFORMED, "no lines" if not entry.lines else "version 0")
     if source.lane_seq > BIGINT_MAX:  # a total cannot be: prices have 40 bits
-        raise PoisonEntry("number out of range")
+        raise PoisonEntry(FailureKind.MALFORMED, "number out of range")
     if max(entry.reserved_at_ms, entry.expires_at_ms, entry.changed_at_ms) > _TIME_MS_MAX:
-        raise PoisonEntry("time out of range")
+        raise PoisonEntry(FailureKind.MALFORMED, "time out of range")
     return Version(entry, source)
 
 

@@ -1,7 +1,7 @@
 """One transaction of a shard: orders, their transitions, the guard and the outbox, in three round trips for thousands.
 
-Does not read queues and does not retry: weather is raised as psycopg raises it, and only orders whose data the database
-refuses are answered as poison.
+Does not read queues and does not retry: transient faults are raised as psycopg raises them, and only orders whose data
+the database refuses are answered as poison.
 """
 
 from __future__ import annotations

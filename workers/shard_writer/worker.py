@@ -1,23 +1,22 @@
-"""Takes messages off a shard's queue, stores them in batches, settles each message by what became of its orders.
+"""Takes messages off a shard's queue, stores them in batches, settles each message by the result for its orders.
 
     all stored or seen before        ack
-    all without a grant              retry later; costs no attempt, however often; after a while noted for the reconciler,
+    all without a grant              retry later; costs no attempt, however often; after a while noted for the rejecter,
                                      which finds out whether they wait in vain
     one order alone, and poison      retry by the policy, at last the dead letters
     a mixture                        the waiting ones and each poison order again as messages of their own, then ack;
                                      without room for them, retry the whole later
 
-Weather (a database away, locks, full dead letters) pauses consumption with the messages unacknowledged. Every step may be
-repeated after a crash: messages are acknowledged last.
+A transient fault (a database away, locks, full dead letters) pauses consumption with the messages unacknowledged. Every
+step may be repeated after a crash: messages are acknowledged last.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 from uuid import UUID
 
 import psycopg
@@ -27,10 +26,11 @@ from redis.exceptions import RedisError
 
 from domain import topology
 from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, decode_orders, encode_orders
-from domain.topology import Topology
-from runtime.process.backoff import Backoff
+from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
+from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
-from runtime.queue import Consumer, Delivery, Queue, QueueFull, QueueUnavailable, RetryPolicy
+from runtime.queue import Consumer, Delivery, FailureKind, Queue, QueueFull, RetryPolicy
+from workers.consuming import Consuming, Stopping
 from workers.shard_writer import metrics
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import PoisonEntry, Version, group_by_order, read_entry
@@ -38,34 +38,31 @@ from workers.shard_writer.store import ShardStore, StoreResult
 
 FINAL_TTL_S = 24 * 3600
 PREFETCH = 32
-PAUSE_S_MAX = 5.0
 RECEIVE_S = 0.5
-# Between two takes that were not full: fewer, larger transactions. Delays what is stored, never what is answered.
+# Between two takes that were not full: fewer, larger transactions. Delays storing, never an answer to a buyer.
 GATHER_S = 0.1
 _EXPIRE_BATCH = 1000
-_WAITING = "waiting: "
-# An order without a grant: releases and sweeps come by the second, so there is no use in waiting much longer.
-_WAITING_DELAYS_MS = (200, 400, 800, 1_600)
-# Three seconds of waiting: from then on the reconciler is told.
+# An order without a grant: releases and sweeps come by the second, so longer delays have no use.
+_WAITING_DELAYS_MS = ORDER_RETRY_DELAYS_MS[:4]
+# Three seconds of waiting: from then on the rejecter is told.
 _NOTED_AFTER = len(_WAITING_DELAYS_MS)
+_FREE_FAILURES = frozenset({FailureKind.NO_GRANT, FailureKind.QUEUE_FULL})  # these spend no attempt
 
 log = structlog.get_logger()
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Parcel:
-    """A delivery taken apart. `units` are its orders by id, and by place (below 1000) what could not be decoded."""
+    """A delivery taken apart. `units` are its orders by id; entries that could not be decoded are there by their place.
+
+    A place is below 1000, and an order's id is not. `poison` has the kind and the reason of each refused unit.
+    """
 
     delivery: Delivery
     versions: list[Version] = field(default_factory=list)
     units: dict[int, list[SequencedEntry]] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
-    poison: dict[int, str] = field(default_factory=dict)
-
-
-class Stopping(Exception):
-    """The process is to stop while a batch is in hand: its messages stay unacknowledged and come again."""
+    poison: dict[int, tuple[FailureKind, str]] = field(default_factory=dict)
 
 
 class ShardWriter:
@@ -77,6 +74,7 @@ class ShardWriter:
         shard: int,
         cluster: Topology,
         queue: Queue,
+        letters: DeadLetters,
         store: ShardStore,
         grants: Grants,
         redis: Redis,
@@ -95,6 +93,12 @@ class ShardWriter:
         self._service = service
         self._batch_max = batch_max
         self._policy = policy or RetryPolicy()
+        self._consuming = Consuming(
+            service,
+            letters,
+            report=lambda waits_for, problem: self._report(problem and f"{waits_for}: {problem}"),
+            count_pause=lambda waits_for: metrics.PAUSES.labels(shard, waits_for).inc(),
+        )
 
     async def run(self) -> None:
         """Consume until the service stops; the batch in hand is finished unless its database is away."""
@@ -109,7 +113,7 @@ class ShardWriter:
                 log.info("stopped during a pause", shard=self._shard)
 
     async def _take(self, consumer: Consumer) -> int:
-        """Store what has arrived; the number of messages."""
+        """Store the messages that have arrived; their number."""
         deliveries = await consumer.next_batch(count_max=PREFETCH, wait_s=RECEIVE_S)
         self._report(consumer.problem)
         batch: list[Parcel] = []
@@ -132,15 +136,15 @@ class ShardWriter:
         return len(deliveries)
 
     async def _pass_fence(self, delivery: Delivery) -> None:
-        """All that this writer took before is stored or settled: say so in the shard, then acknowledge."""
+        """All messages that this writer took before are stored or settled: note that in the shard, then acknowledge."""
         sale_id, _, fence = delivery.headers[FENCE_HEADER].partition(":")
         try:
             noted = UUID(sale_id), UUID(fence)
         except ValueError:
-            await self._settled(lambda: delivery.dead_letter("malformed fence"))
+            await self._consuming.give_up(delivery, FailureKind.MALFORMED, "malformed fence")
             return
-        await self._through_weather("database", lambda: self._store.note_fence(*noted))
-        await self._settled(delivery.ack)
+        await self._consuming.through_faults("database", lambda: self._store.note_fence(*noted))
+        await self._consuming.ack(delivery)
 
     def _open(self, delivery: Delivery) -> Parcel:
         parcel = Parcel(delivery)
@@ -148,14 +152,14 @@ class ShardWriter:
             entries = decode_orders(delivery.body)
         except MalformedMessage as error:
             parcel.units[0] = []
-            parcel.poison[0] = f"malformed message: {error}"
+            parcel.poison[0] = FailureKind.MALFORMED, f"malformed message: {error}"
             return parcel
         for place, entry in enumerate(entries):
             try:
                 version = read_entry(entry, shard=self._shard, topology=self._cluster)
             except PoisonEntry as error:
                 parcel.units[place] = [entry]
-                parcel.poison[place] = str(error)
+                parcel.poison[place] = error.kind, str(error)
                 continue
             parcel.versions.append(version)
             parcel.units.setdefault(version.entry.order_id.int, []).append(entry)
@@ -165,18 +169,18 @@ class ShardWriter:
         """Store the parcels' orders in one transaction, then settle every parcel. Raises Stopping."""
         orders = group_by_order(version for parcel in parcels for version in parcel.versions)
         if orders:
-            result = await self._through_weather("database", lambda: self._store.store(orders))
+            result = await self._consuming.through_faults("database", lambda: self._store.store(orders))
             metrics.count(self._shard, result)
             # Before the acknowledgement: after a crash in between, the redelivery repeats it.
             await self._give_final_orders_their_ttl(result)
             await self._give_up_grants(result)
             waiting = {order.order_id.int for order in result.waiting}
-            refused = {order.order_id.int: reason for order, reason in result.poison}
+            refused = {order.order_id.int: (FailureKind.REFUSED_BY_DATABASE, reason) for order, reason in result.poison}
             if waiting or refused:
                 for parcel in parcels:
                     parcel.waiting.update(waiting & parcel.units.keys())
                     parcel.poison.update({unit: refused[unit] for unit in refused.keys() & parcel.units.keys()})
-        # All of them come to an end before an error is raised: none goes on behind our back.
+        # Each of them ends before an error is raised: none goes on in the background.
         ends = await asyncio.gather(*(self._settle(parcel) for parcel in parcels), return_exceptions=True)
         for end in ends:
             if end is not None:
@@ -185,60 +189,66 @@ class ShardWriter:
     async def _settle(self, parcel: Parcel) -> None:
         delivery = parcel.delivery
         if len(parcel.waiting) == len(parcel.units):
-            waits = sum(failure.reason.startswith(_WAITING) for failure in delivery.history)
-            if waits >= _NOTED_AFTER:
-                orders = group_by_order(parcel.versions)
-                await self._through_weather("database", lambda: self._store.note_waiting(orders))
-            delay_ms = _WAITING_DELAYS_MS[min(waits, len(_WAITING_DELAYS_MS) - 1)]
-            await self._settled(lambda: delivery.retry(delay_ms, f"{_WAITING}no grant"))
+            await self._settle_waiting(parcel)
         elif len(parcel.poison) == len(parcel.units) == 1:
-            ((unit, reason),) = parcel.poison.items()
-            await self._settle_poison(delivery, parcel.units[unit], reason)
+            ((unit, (kind, reason)),) = parcel.poison.items()
+            await self._settle_poison(delivery, parcel.units[unit], kind, reason)
+        elif parcel.waiting or parcel.poison:
+            await self._settle_mixture(parcel)
         else:
-            # Publish before ack: a crash between repeats, never loses.
-            together = sorted((entry for unit in parcel.waiting for entry in parcel.units[unit]), key=_lane_seq)
-            try:
-                for entries in (together, *(parcel.units[unit] for unit in parcel.poison)):
-                    if entries:
-                        await self._publish(entries)
-            except QueueFull:
-                # Only its writers make room in this queue, so none of them waits for it: the whole message comes again.
-                await self._settled(lambda: delivery.retry(_WAITING_DELAYS_MS[-1], f"{_WAITING}queue full"))
-                return
-            await self._settled(delivery.ack)
+            await self._consuming.ack(delivery)
 
-    async def _settle_poison(self, delivery: Delivery, entries: Sequence[SequencedEntry], reason: str) -> None:
-        # Waiting for a grant cost no attempt, so only failures that were the order's own count.
-        failures = sum(not failure.reason.startswith(_WAITING) for failure in delivery.history)
+    async def _settle_waiting(self, parcel: Parcel) -> None:
+        waits = parcel.delivery.failures.get(FailureKind.NO_GRANT, 0)
+        if waits >= _NOTED_AFTER:
+            orders = group_by_order(parcel.versions)
+            await self._consuming.through_faults("database", lambda: self._store.note_waiting(orders))
+        delay_ms = _WAITING_DELAYS_MS[min(waits, len(_WAITING_DELAYS_MS) - 1)]
+        await self._consuming.retry(parcel.delivery, delay_ms, FailureKind.NO_GRANT, "waiting: no grant")
+
+    async def _settle_poison(
+        self, delivery: Delivery, entries: Sequence[SequencedEntry], kind: FailureKind, reason: str
+    ) -> None:
+        # Waiting for a grant costs no attempt: only the order's own failures count.
+        failures = sum(count for known, count in delivery.failures.items() if known not in _FREE_FAILURES)
         decision = self._policy.decide(failures + 1)
         if decision.retry_in_ms is not None:
-            delay_ms = decision.retry_in_ms
             metrics.POISON_RETRIED.labels(self._shard).inc()
-            await self._settled(lambda: delivery.retry(delay_ms, reason))
+            await self._consuming.retry(delivery, decision.retry_in_ms, kind, reason)
             return
         metrics.DEAD_LETTERED.labels(self._shard).inc()
-        log.error("order dead-lettered", shard=self._shard, message=delivery.message_id, reason=reason)
+        log.error("order dead-lettered", shard=self._shard, message=delivery.message_id, kind=kind, reason=reason)
         if entries:
-            # Noted first: should the crash come between, the message is still in the queue and comes here again.
-            await self._through_weather("database", lambda: self._store.note_dead_lettered(entries, reason))
-        await self._settled(lambda: delivery.dead_letter(reason))
+            # Noted first: after a crash in between, the message is still in the queue and comes here again.
+            await self._consuming.through_faults("database", lambda: self._store.note_dead_lettered(entries, reason))
+        await self._consuming.give_up(delivery, kind, reason)
+
+    async def _settle_mixture(self, parcel: Parcel) -> None:
+        """Publish before ack: a crash in between repeats, never loses."""
+        together = sorted((entry for unit in parcel.waiting for entry in parcel.units[unit]), key=_lane_seq)
+        try:
+            for entries in (together, *(parcel.units[unit] for unit in parcel.poison)):
+                if entries:
+                    await self._publish(entries)
+        except QueueFull:
+            # Only its own writers make room in this queue, so waiting for room could last for ever: the whole message
+            # comes again.
+            await self._consuming.retry(
+                parcel.delivery, _WAITING_DELAYS_MS[-1], FailureKind.QUEUE_FULL, "waiting: queue full"
+            )
+            return
+        await self._consuming.ack(parcel.delivery)
 
     async def _publish(self, entries: Sequence[SequencedEntry]) -> None:
-        """The entries as a message of their own: what it holds does not hold up the others any more. QueueFull."""
+        """Publish the entries as a message of their own, so that they no longer hold up the others. Raises QueueFull."""
         body = encode_orders(entries[0].lane, [(entry.lane_seq, entry.entry) for entry in entries])
         message_id = f"{entries[0].lane}-{entries[0].lane_seq}-apart"
-        operation = partial(self._queue.publish, self._name, body, message_id=message_id)
-        await self._through_weather("queue", operation, passing=(QueueUnavailable,))
-
-    async def _settled(self, operation: Callable[[], Awaitable[None]]) -> None:
-        """Settle; an unconfirmed settlement brings the message again, a full place is waited for."""
-        try:
-            await self._through_weather("queue", operation, passing=(QueueFull,))
-        except QueueUnavailable as error:
-            log.warning("message not settled, it comes again", shard=self._shard, error=error.detail)
+        await self._consuming.through_faults(
+            "queue", partial(self._queue.publish, self._name, body, message_id=message_id)
+        )
 
     async def _give_final_orders_their_ttl(self, result: StoreResult) -> None:
-        """Best effort: a value that misses it keeps its place in memory, and the backstop of expiry finds it."""
+        """Best effort: a value without its TTL stays in memory until the backstop of expiry finds it."""
         try:
             for start in range(0, len(result.final), _EXPIRE_BATCH):
                 pipeline = self._redis.pipeline(transaction=False)
@@ -250,38 +260,13 @@ class ShardWriter:
             log.warning("final orders without TTL", shard=self._shard, orders=len(result.final), error=str(error))
 
     async def _give_up_grants(self, result: StoreResult) -> None:
-        """Tell the catalogue at once what was released; if it cannot be told, the sweep tells it later."""
+        """Lower the catalogue's grants at once by the released units; after a failure, the sweep does it later."""
         if not result.given_up:
             return
         try:
             await self._grants.lower_to(result.given_up)
         except psycopg.Error as error:
             log.warning("grants not lowered yet", shard=self._shard, error=type(error).__name__)
-
-    async def _through_weather(
-        self,
-        what: str,
-        operation: Callable[[], Awaitable[T]],
-        *,
-        passing: tuple[type[Exception], ...] = (QueueFull, QueueUnavailable),
-    ) -> T:
-        """Repeat until it succeeds, with growing, jittered pauses; Stopping when the process is to end meanwhile."""
-        weather: tuple[type[Exception], ...] = (psycopg.Error, OSError, TimeoutError, *passing)
-        backoff = Backoff(longest_s=PAUSE_S_MAX)
-        while True:
-            try:
-                answer = await operation()
-            except weather as error:
-                metrics.PAUSES.labels(self._shard, what).inc()
-                self._report(f"{what}: {type(error).__name__}")
-                log.warning(
-                    "paused", shard=self._shard, waits_for=what, error=f"{type(error).__name__}: {error}".strip()
-                )
-                if await self._service.pause(backoff.next_s()):
-                    raise Stopping from error
-                continue
-            self._report(None)
-            return answer
 
     def _report(self, problem: str | None) -> None:
         self._service.ready(f"shard {self._shard}", problem is None, problem or "")

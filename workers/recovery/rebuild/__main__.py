@@ -18,6 +18,7 @@ import orjson
 import psycopg
 
 from domain.ids import parse_uuid
+from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import POSTGRES_CONNECT_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import settings_or_exit
@@ -25,13 +26,13 @@ from runtime.process.settings import Settings
 from runtime.process.telemetry import configure_logging
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
+from workers.consuming import TRANSIENT
 from workers.recovery.losses import LaneRecovery
 from workers.recovery.rebuild.catalogue import CatalogueSide
 from workers.recovery.rebuild.errors import RebuildError
 from workers.recovery.rebuild.lanes import LanesSide
 from workers.recovery.rebuild.procedure import Rebuild, Report
 from workers.recovery.rebuild.shards import ShardsSide
-from workers.rounds import WEATHER
 
 NAME = "rebuild"
 WAIT_S = 60.0
@@ -45,8 +46,10 @@ def main() -> None:
     configure_logging(NAME, settings.log_level)
     try:
         report = asyncio.run(rebuild(settings, options.sale, force=options.force, wait_s=options.wait_s))
-    except (RebuildError, *WEATHER) as error:
-        _fail(str(error) if isinstance(error, RebuildError) else f"{type(error).__name__}: {error}", options.json)
+    except RebuildError as error:
+        _fail(str(error), options.json)
+    except TRANSIENT as error:
+        _fail(f"{type(error).__name__}: {error}", options.json)
     if options.json:
         sys.stdout.write(orjson.dumps(report.as_document(), option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
@@ -59,7 +62,7 @@ async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: flo
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
         await fingerprint.check(redis, settings.topology)
-        queue = open_queue(settings.queue_url, length_max=settings.queue_length_max)
+        queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)
         pool = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=3)) for dsn in settings.shard_dsns]
@@ -77,6 +80,7 @@ async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: flo
             lanes=LanesSide(redis, sale_id, mark=uuid4().hex),
             recovery=LaneRecovery(redis=redis, catalogue=pool, shards=shards),
             queue=queue,
+            letters=PostgresDeadLetters(pool, letters_max=settings.dead_letters_max),
             wait_s=wait_s,
             kept_s=settings.sale_kept_s,
         )

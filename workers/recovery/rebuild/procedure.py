@@ -27,8 +27,8 @@ import structlog
 from domain.messages import FENCE_HEADER, MalformedMessage, decode_orders, encode_orders
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import order_queue
+from runtime.dead_letters import PAGE_LETTERS_MAX, DeadLetters
 from runtime.queue import Queue, QueueFull
-from runtime.queue.port import DEAD_LETTERS_PAGE_MAX
 from workers.recovery.losses import LaneRecovery
 from workers.recovery.rebuild.catalogue import CatalogueSide, Loss, SaleLook
 from workers.recovery.rebuild.errors import Healthy, NotPublished, Stuck, Superseded
@@ -101,6 +101,7 @@ class Rebuild:
         lanes: LanesSide,
         recovery: LaneRecovery,
         queue: Queue,
+        letters: DeadLetters,
         wait_s: float,
         kept_s: int,
     ) -> None:
@@ -111,6 +112,7 @@ class Rebuild:
         self._lanes = lanes
         self._recovery = recovery
         self._queue = queue
+        self._letters = letters
         self._wait_s = wait_s
         self._kept_ms = kept_s * 1000
         self._report = Report(sale_id)
@@ -248,9 +250,13 @@ class Rebuild:
     async def _is_quiet_in_time(self, newest: dict[int, int]) -> bool:
         """Whether nothing of the lanes is on its way any more: no retry, no message, or no place missing."""
         deadline = time.monotonic() + min(self._wait_s, QUIET_S_MAX)
+        queues = [order_queue(shard) for shard in range(self._shards.count)]
         while True:
-            depths = [await self._queue.depth(order_queue(shard)) for shard in range(self._shards.count)]
-            if all(depth.messages == depth.retrying == 0 for depth in depths) or await self._is_complete(newest):
+            # The barrier covers messages in the hands of writers, the depth those that writers published in turn.
+            passed = [await self._queue.barrier(queue, wait_s=0) for queue in queues]
+            depths = [await self._queue.depth(queue) for queue in queues]
+            empty = all(depth.messages == depth.retrying == 0 for depth in depths)
+            if (all(passed) and empty) or await self._is_complete(newest):
                 return True
             if time.monotonic() >= deadline:
                 log.warning("the queue is not quiet", depths=[(depth.messages, depth.retrying) for depth in depths])
@@ -314,9 +320,7 @@ class Rebuild:
         for shard in range(self._shards.count):
             cursor: str | None = None
             while True:
-                letters, cursor = await self._queue.dead_letters.list(
-                    order_queue(shard), cursor=cursor, limit=DEAD_LETTERS_PAGE_MAX
-                )
+                letters, cursor = await self._letters.list(order_queue(shard), cursor=cursor, limit=PAGE_LETTERS_MAX)
                 for letter in letters:
                     for order in _orders_in(letter.body):
                         known = found.get(order.order_id)

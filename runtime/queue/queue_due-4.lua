@@ -1,20 +1,25 @@
 #!lua flags=allow-oom
 -- Move waiting messages whose time has come back into the stream.
--- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash)
+-- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash), 4 entry id of the last message moved back
 -- ARGV: 1 most messages to move
 -- Answer: ms until the next one is due, 0 if one is due now, -1 if none waits
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now = string.format('%d', now_ms)
+local moved
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local packed = redis.call('HGET', KEYS[3], id)
   if not packed then
     return redis.error_reply('CORRUPT waiting message without content: ' .. id)
   end
   local m = cmsgpack.unpack(packed)
-  redis.call('XADD', KEYS[1], '*', 'm', m[1], 'h', m[2], 'b', m[3], 'a', m[4], 'f', m[5], 'r', m[6])
+  moved = redis.call('XADD', KEYS[1], '*', 'm', m[1], 'h', m[2], 'b', m[3], 'a', m[4], 'f', m[5], 'r', m[6], 'k', m[7])
   redis.call('ZREM', KEYS[2], id)
   redis.call('HDEL', KEYS[3], id)
+end
+if moved then
+  -- The barrier waits for all entries up to this one: a retry may have been published before the barrier began.
+  redis.call('SET', KEYS[4], moved)
 end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
 if not first[2] then

@@ -1,0 +1,120 @@
+"""Shared by the consumers of work queues: pausing through transient faults, settling messages, giving messages up.
+
+Knows nothing of the work itself. A transient fault (a server away, a lock, no room) passes without any change to the
+message: it pauses consumption with the messages unacknowledged, and spends no attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg
+import structlog
+from redis.exceptions import RedisError
+
+from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavailable, NewLetter
+from runtime.process.backoff import Backoff
+from runtime.process.service import Service
+from runtime.queue import Delivery, FailureKind, QueueFull, QueueUnavailable
+from runtime.queue.port import failure_now
+
+PAUSE_S_MAX = 5.0
+TRANSIENT: tuple[type[Exception], ...] = (
+    psycopg.Error,
+    RedisError,
+    QueueUnavailable,
+    DeadLettersUnavailable,
+    OSError,
+    TimeoutError,
+)
+NO_ROOM: tuple[type[Exception], ...] = (QueueFull, DeadLettersFull)
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Stopping(Exception):
+    """The process is to stop during a pause: the messages in hand stay unacknowledged and come again."""
+
+
+class Consuming:
+    """The pauses and settlements of one consumer."""
+
+    def __init__(
+        self,
+        service: Service,
+        letters: DeadLetters,
+        *,
+        report: Callable[[str, str | None], None],
+        count_pause: Callable[[str], None],
+    ) -> None:
+        """`report(waits_for, problem)` tells readiness, with None when the wait is over; `count_pause` counts each pause."""
+        self._service = service
+        self._letters = letters
+        self._report = report
+        self._count_pause = count_pause
+
+    async def through_faults(
+        self,
+        waits_for: str,
+        operation: Callable[[], Awaitable[T]],
+        *,
+        transient: tuple[type[Exception], ...] = TRANSIENT,
+    ) -> T:
+        """Repeat the operation until it succeeds, with growing, jittered pauses.
+
+        Raises Stopping when the process is to stop during a pause, and every error that is not in `transient`.
+        """
+        backoff = Backoff(longest_s=PAUSE_S_MAX)
+        while True:
+            try:
+                answer = await operation()
+            except transient as error:
+                self._count_pause(waits_for)
+                self._report(waits_for, type(error).__name__)
+                log.warning("paused", waits_for=waits_for, error=f"{type(error).__name__}: {error}".strip())
+                if await self._service.pause(backoff.next_s()):
+                    raise Stopping from error
+                continue
+            self._report(waits_for, None)
+            return answer
+
+    async def ack(self, delivery: Delivery) -> None:
+        """Acknowledge. After an unconfirmed acknowledgement the message comes again."""
+        await self._settle(delivery, delivery.ack)
+
+    async def retry(self, delivery: Delivery, delay_ms: int, kind: FailureKind, reason: str) -> None:
+        """Retry later; waits for room where the waiting messages are at their bound."""
+        await self._settle(delivery, lambda: delivery.retry(delay_ms, kind, reason))
+
+    async def give_up(self, delivery: Delivery, kind: FailureKind, reason: str) -> None:
+        """Move the message to the dead letters.
+
+        Add, then acknowledge: a crash between the two brings the message again, and adding it again makes no second letter.
+        While the dead letters are away or full, the message stays with this consumer.
+        """
+        letter = letter_of(delivery, kind, reason)
+        await self.through_faults("dead letters", lambda: self._letters.add(letter), transient=(*TRANSIENT, *NO_ROOM))
+        await self.ack(delivery)
+
+    async def _settle(self, delivery: Delivery, operation: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await self.through_faults("queue", operation, transient=NO_ROOM)
+        except QueueUnavailable as error:
+            log.warning("message not settled, it comes again", queue=delivery.queue, error=error.detail)
+
+
+def letter_of(delivery: Delivery, kind: FailureKind, reason: str) -> NewLetter:
+    """The dead letter of a message whose last attempt failed in this way."""
+    return NewLetter(
+        queue=delivery.queue,
+        message_id=delivery.message_id,
+        body=delivery.body,
+        headers=delivery.headers,
+        kind=kind,
+        reason=reason,
+        attempts=delivery.attempt,
+        first_seen_ms=delivery.first_seen_ms,
+        history=delivery.history_with(failure_now(kind, reason)),
+    )
