@@ -79,10 +79,7 @@ async def lease(bench: Bench) -> Lease:
 
 
 def rejecting_at(bench: Bench, *, steady_s: float = 0.0) -> Rejecting:
-    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, queue=bench.queue)
-    return Rejecting(
-        redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, reading=reading, steady_s=steady_s
-    )
+    return Rejecting(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, steady_s=steady_s)
 
 
 def notes(bench: Bench) -> int:
