@@ -47,6 +47,7 @@ class Watch:
         self._kept_s = max(1, kept_s - KEPT_MARGIN_S)
         self._run_id = ""
         self._sequences: dict[int, int] = {}
+        self._noted: dict[int, int] = {}
         self._quiet: dict[int, int] = {}  # sequences of lanes that stood still between the last two rounds
         self._rounds = 0
         self.closed: dict[UUID, str] = {}
@@ -80,8 +81,9 @@ class Watch:
             for lane in await self._recovery.close_lanes_gone_back(self._lanes, quiet=self._quiet):
                 LANES_GONE_BACK.labels(lane).inc()
             sequences = await self._recovery.sequences(self._lanes)
-        elif sequences != self._sequences and self._rounds % NOTED_EVERY_ROUNDS == 0:
+        elif sequences != self._noted and self._rounds % NOTED_EVERY_ROUNDS == 0:
             await self._recovery.note_seen(sequences)
+            self._noted = sequences
         self._rounds += 1
         await self._look_at_sales()
         self._quiet = {lane: seq for lane, seq in sequences.items() if self._sequences.get(lane) == seq}
