@@ -22,6 +22,7 @@ from runtime.postgres.positions import Positions
 from runtime.process import tasks
 from runtime.process.settings import Settings
 from runtime.redis.client import redis_client
+from runtime.redis.clock import now_ms
 
 _POSITION_CONNECTIONS_MAX = 8
 
@@ -94,5 +95,4 @@ class Stores:
 
     async def now_ms(self) -> int:
         """The reservation Redis's time, the only clock that sales know."""
-        seconds, microseconds = await self.redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return await now_ms(self.redis)

@@ -27,6 +27,8 @@ WORKERS = {
     "dispatcher-0": "workers.dispatcher",
     "expiry-0": "workers.expiry",
     "reconciler": "workers.reconciler",
+    "recovery": "workers.recovery",
+    "rejecter": "workers.rejecter",
     "notifications-0": "workers.notifications",
 }
 

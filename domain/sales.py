@@ -1,12 +1,13 @@
 """Sales: states, legal transitions, the definition that edges read, and the packed values of a lane's state hash.
 
-Performs no I/O. The packed layouts are read by the Lua scripts; `reservation/lua/` names the same offsets.
+Performs no I/O. The Lua scripts in `reservation/lua/` read the packed layouts and name the same offsets.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ STOCK_MAX = 1_000_000_000
 
 
 class SaleState(StrEnum):
-    """What a sale is, as staff and buyers see it."""
+    """State of a sale as staff and buyers see it."""
 
     DRAFT = "draft"
     SCHEDULED = "scheduled"
@@ -28,7 +29,7 @@ class SaleState(StrEnum):
     def may_become(self, later: SaleState) -> bool:
         """Legal transitions: draft -> scheduled -> open <-> paused; scheduled, open, paused -> ended.
 
-        A draft whose start has passed opens when it is published.
+        Publishing a draft whose start has passed opens it.
         """
         return later in _SALE_TRANSITIONS[self]
 
@@ -43,16 +44,16 @@ _SALE_TRANSITIONS: dict[SaleState, frozenset[SaleState]] = {
 
 
 class LaneSaleState(IntEnum):
-    """What a lane's definition says. Whether a running sale is open is a matter of Redis time, not of a stored state."""
+    """State in a lane's definition. Whether a running sale is open follows from Redis time, not from a stored state."""
 
     RUNNING = 0
     PAUSED = 1
     ENDED = 2
-    CLOSED = 3  # recovery: answered as `dependency_unavailable` until rebuilt
+    CLOSED = 3  # for recovery: edges answer `dependency_unavailable` until the sale is rebuilt
 
 
 def state_at(state: LaneSaleState, *, starts_at_ms: int, ends_at_ms: int, now_ms: int) -> SaleState:
-    """The state to present for a published sale at a time (Redis time)."""
+    """State to present for a published sale at `now_ms` (Redis time)."""
     if state is LaneSaleState.ENDED or now_ms >= ends_at_ms:
         return SaleState.ENDED
     if state is not LaneSaleState.RUNNING:
@@ -62,7 +63,7 @@ def state_at(state: LaneSaleState, *, starts_at_ms: int, ends_at_ms: int, now_ms
 
 @dataclass(frozen=True, slots=True)
 class SaleItem:
-    """One SKU on sale. Its place in `SaleDefinition.items` is its SKU index, fixed when published."""
+    """One SKU on sale. Its position in `SaleDefinition.items` is its SKU index, fixed when the sale is published."""
 
     sku: str
     unit_price_minor: int
@@ -71,7 +72,7 @@ class SaleItem:
 
 @dataclass(frozen=True, slots=True)
 class SaleDefinition:
-    """What edges know of a published sale: the JSON document at `Topology.sale_key`.
+    """A published sale as edges know it: the JSON document at `topology.sale_key`.
 
     Items, prices, currency, hold time and lanes never change after publishing; state, window and version do.
     """
@@ -126,7 +127,7 @@ class SaleDefinition:
 
     @property
     def edition(self) -> bytes:
-        """What an edge believes of the sale, as the order scripts compare it with the lane's."""
+        """Epoch and version as the order scripts compare them with the lane's definition."""
         return pack_edition(self.epoch, self.version)
 
     def pack_for_lane(self) -> bytes:
@@ -153,14 +154,31 @@ _DEFINITION = struct.Struct(">BIIQQIB")
 
 
 def pack_edition(epoch: int, version: int) -> bytes:
-    """Epoch and version as they stand in a packed definition, from offset 1: 4 bytes each, big-endian, unsigned."""
+    """Epoch and version as a packed definition has them from offset 1: 4 bytes each, big-endian, unsigned."""
     return struct.pack(">II", epoch, version)
 
 
-def packed_end(packed: bytes) -> tuple[LaneSaleState, int]:
-    """State and `ends_at_ms` of a lane's `d:<sale>` field; struct.error or ValueError for another value."""
-    state, _, _, _, ends_at_ms, _, _ = _DEFINITION.unpack_from(packed)
-    return LaneSaleState(state), ends_at_ms
+@dataclass(frozen=True, slots=True)
+class LaneDefinition:
+    """A sale's definition as a lane has it: the packed fields of `SaleDefinition.pack_for_lane` before the limits."""
+
+    state: LaneSaleState
+    epoch: int
+    version: int
+    starts_at_ms: int
+    ends_at_ms: int
+    hold_ms: int
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> LaneDefinition:
+        """Decode a lane's `d:<sale>` field; ValueError for a value of another layout."""
+        try:
+            state, epoch, version, starts_at_ms, ends_at_ms, hold_ms, skus = _DEFINITION.unpack_from(packed)
+        except struct.error as error:
+            raise ValueError(f"{len(packed)} bytes are no packed definition") from error
+        if len(packed) != _DEFINITION.size + 2 * skus:
+            raise ValueError(f"a packed definition of {skus} SKUs has {len(packed)} bytes")
+        return cls(LaneSaleState(state), epoch, version, starts_at_ms, ends_at_ms, hold_ms)
 
 
 _STOCK = struct.Struct(">7I")
@@ -202,3 +220,9 @@ class Stock:
     def fresh(cls, units: int) -> Stock:
         """Stock of a lane that was just given `units`."""
         return cls(units, 0, 0, 0, units, 0, 0)
+
+    @classmethod
+    def total(cls, stocks: Iterable[Stock]) -> Stock:
+        """Sum of each counter, as over the lanes of a sale."""
+        listed = list(stocks)
+        return cls(*(sum(getattr(stock, counter.name) for stock in listed) for counter in fields(cls)))

@@ -1,6 +1,6 @@
-"""Orders as Redis and the shards hold them. Redis is asked first: it knows every order that is not both final and stored.
+"""Orders in Redis and in the shards. Redis is read first: it has every order that is not both final and stored.
 
-Reads only. A shard's rows come from its primary, so that what was stored a moment ago is seen.
+Reads only. A shard's rows come from its primary, so that orders stored a moment ago are found.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from domain.sales import SaleDefinition
 from domain.topology import Topology
 from runtime.postgres.sql import load_sql
 
-READ_S_MAX = 2.0  # waiting for a connection and for rows together
-SALES_ASKED_MAX = 256  # newest sales whose user hashes a list looks into
+READ_S_MAX = 2.0  # for a connection and the rows together
+SALES_ASKED_MAX = 256  # newest sales whose user hashes are read for a list
 RECORDS_PER_SCAN = 1000
 SCANS_MAX = 10  # per user hash: a list shows at most ten thousand unstored orders of one sale
 
@@ -39,7 +39,7 @@ class ShardUnavailable(Exception):
 
 
 class OrderStore:
-    """Looks orders up. Redis errors pass through as `RedisError`, a shard's as ShardUnavailable."""
+    """Finds orders. Errors of Redis pass through as `RedisError`, those of a shard as ShardUnavailable."""
 
     def __init__(self, redis: Redis, pools: Sequence[AsyncConnectionPool[Any]], cluster: Topology) -> None:
         self._redis = redis
@@ -47,16 +47,16 @@ class OrderStore:
         self._cluster = cluster
 
     def can_exist(self, order_id: UUID) -> bool:
-        """Whether an id could be an order's: its shape, and a lane of this cluster."""
+        """Whether an id can be an order's: it has the format, and names a lane of this cluster."""
         return ids.is_order_id(order_id) and ids.lane_of(order_id) < self._cluster.lanes
 
     async def held(self, order_id: UUID) -> OrderEntry | None:
-        """The order's newest version in Redis, or None."""
+        """Newest version of the order in Redis, or None."""
         value: Any = await self._redis.get(topology.order_key(order_id))
         return None if value is None else decode_value(order_id, value)
 
     async def stored(self, order_id: UUID) -> OrderEntry | None:
-        """The order as its shard's primary has it, or None."""
+        """The order from its shard's primary, or None."""
         async with self._shard(self._cluster.shard_of_order(order_id)) as connection:
             row = await (await connection.execute(_SQL["order_by_id"], (order_id,))).fetchone()
         return None if row is None else _entry(row)
@@ -79,12 +79,12 @@ class OrderStore:
             for order_id in order_ids:
                 pipeline.get(topology.order_key(order_id))
             values: list[bytes | None] = await pipeline.execute()
-        # A record outlives its order: final, stored, and a day old. Then the shard's page has it.
+        # A record outlives its order's value, which goes a day after it is final and stored. The shard's page has it.
         return [decode_value(i, value) for i, value in zip(order_ids, values, strict=True) if value is not None]
 
     async def _order_ids(self, keys: Sequence[bytes]) -> set[UUID]:
-        """Order ids in the apply-once records (16 bytes first) of user hashes."""
-        found: set[UUID] = set()  # HSCAN may give a field twice
+        """Order ids in the apply-once records of user hashes: the first 16 bytes of each."""
+        found: set[UUID] = set()  # HSCAN may return a field twice
         pending = [(key, 0) for key in keys]
         for _ in range(SCANS_MAX):
             if not pending:
@@ -121,7 +121,7 @@ def _entry(row: Sequence[Any]) -> OrderEntry:
         sale_id=sale_id,
         idempotency_key=key,
         currency=currency,
-        # A row keeps no SKU index: only scripts need one, and they read the entry in Redis.
+        # A row has no SKU index: only scripts need one, and they read the entry in Redis.
         lines=tuple(
             OrderLine(place, line["sku"], line["quantity"], line["unit_price_minor"])
             for place, line in enumerate(lines)

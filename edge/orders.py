@@ -17,8 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from domain import ids, topology
-from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
+from domain import ids
+from domain.orders import MalformedEntry, OrderEntry, OrderStatus
 from domain.outcomes import Transition
 from domain.problems import Problem
 from edge.authentication import Authentication
@@ -28,9 +28,8 @@ from edge.presenting import order_document
 from edge.problems import Answer, invalid, refuse
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
-from reservation import scripts
+from reservation.lane import Change, Lanes
 from runtime.process.backoff import Backoff
-from runtime.redis.scripts import run as run_script
 
 _log = structlog.get_logger("edge.orders")
 
@@ -55,7 +54,7 @@ class Orders:
         clock: RedisClock,
         deadline_ms: int,
     ) -> None:
-        self._redis = redis
+        self._lanes = Lanes(redis)
         self._store = store
         self._directory = directory
         self._authentication = authentication
@@ -137,28 +136,25 @@ class Orders:
                 return _conflict(entry.status_at(self._clock.now_ms()))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
         try:
-            transition, newest = await self._run_cancel(entry)
+            change = await self._run_cancel(entry)
         except _LOST:
             return refuse(Problem.OUTCOME_UNKNOWN, "The outcome is unknown: repeat the request to learn it")
         except RedisError as error:
             _log.error("cancel_failed", order_id=str(entry.order_id), error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
-        if transition is Transition.NOT_FOUND or newest is None:
+        if change.entry is None:
             return refuse(Problem.ORDER_NOT_FOUND)
-        if transition is Transition.CONFLICT:
-            return _conflict(newest.status_at(self._clock.now_ms()))
-        return self._answer(newest)
+        if change.transition is Transition.CONFLICT:
+            return _conflict(change.entry.status_at(self._clock.now_ms()))
+        return self._answer(change.entry)
 
-    async def _run_cancel(self, entry: OrderEntry) -> tuple[Transition, OrderEntry | None]:
-        """Run the script until it answers, at most for the deadline: repeating it is harmless (REPEATED)."""
-        keys = topology.order_change_keys(entry.order_id, sale_id=entry.sale_id, user_id=entry.user_id)
-        args: list[bytes | str | int] = [ids.short(entry.sale_id), entry.order_id.bytes, entry.user_id.bytes]
+    async def _run_cancel(self, entry: OrderEntry) -> Change:
+        """Run the script until it answers, at most until the deadline: repeating it is harmless (REPEATED)."""
         backoff = Backoff(first_s=0.02, longest_s=0.3)
         async with asyncio.timeout(self._deadline_s):
             while True:
                 try:
-                    transition, value = await run_script(self._redis, scripts.CANCEL, keys, args)
-                    return Transition(transition), decode_entry(value) if value else None
+                    return await self._lanes.cancel(entry)
                 except _LOST:
                     await asyncio.sleep(backoff.next_s())
 

@@ -1,21 +1,18 @@
 """Sales known to this worker: definitions from Redis, kept fresh by a channel. Decides nothing about orders.
 
-`find` never waits; `load` and `refresh` read Redis, many callers sharing one `MGET`. A sale that is not there is
-remembered for a second, so that guesses cost Redis nothing. After each (re)connection of the channel every known sale is
-read again, since messages may have been missed; and a lane answers STALE to whoever still holds an old version.
+`find` never waits; `load` and `refresh` read Redis, many callers sharing one `MGET`. An unknown id is remembered for a
+second, so that guessed ids cost Redis nothing. After each (re)connection of the channel every known sale is read again,
+since messages may have been missed. A worker that still has an old version gets STALE from the lane.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-import orjson
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -23,21 +20,21 @@ from redis.exceptions import RedisError
 from domain import ids, topology
 from domain.sales import SaleDefinition
 from hotpath.sales import LaneNames, SaleView, Tally
+from reservation.documents import MalformedDocument, SaleDocuments, decode_announcement, decode_document
+from runtime.redis.channel import Channel, ChannelLost
 
 _log = structlog.get_logger("edge.sales")
 
-SALES_MAX = 1000  # sales kept; beyond it the one that ended first goes
+SALES_MAX = 1000  # sales kept; beyond this number the sale that ended first is dropped
 ABSENT_MAX = 4096  # unknown ids remembered
 ABSENT_S = 1.0
 PENDING_MAX = 1024  # ids waiting for Redis
 READ_MAX = 64  # ids in one MGET
-RECONNECT_S_MAX = 1.0
-PING_S = 5.0
 REFRESH_AGAIN_S = 0.02
 
 
 class DirectoryUnavailable(Exception):
-    """Redis could not be asked for a sale's definition."""
+    """Redis did not answer for a sale's definition, or too many reads wait already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class KnownSale:
 
 
 def make_view(definition: SaleDefinition, *, tally: Tally | None = None) -> SaleView:
-    """What the compiled order path knows of a sale; `tally` goes on counting from the view that this one replaces."""
+    """View of a sale for the compiled order path; `tally` is that of the replaced view, so that counts go on."""
     sale_id = definition.sale_id
     return SaleView(
         sale_id=sale_id.bytes,
@@ -78,42 +75,47 @@ class SaleDirectory:
     def __init__(self, redis: Redis, *, kept_s: int = 86_400) -> None:
         """`kept_s`: how long after its end lanes keep a sale."""
         self._kept_ms = kept_s * 1000
-        self._redis = redis
+        self._documents = SaleDocuments(redis)
+        self._channel = Channel(redis, topology.SALES_CHANNEL, opened=self._read_all, received=self._changed)
         self._known: dict[str, KnownSale] = {}
         self._views: dict[str, SaleView] = {}
         self._absent: dict[str, float] = {}  # in order of insertion, so the oldest is first
         self._pending: dict[str, asyncio.Future[KnownSale | None]] = {}
         self._reader: asyncio.Task[None] | None = None
-        self.synced = False  # the channel is open and every known sale was read since
         self.find: Callable[[str], SaleView | None] = self._views.get
+
+    @property
+    def synced(self) -> bool:
+        """Whether the channel is open and every known sale was read since it was opened."""
+        return self._channel.is_open
 
     def known(self, sale_id: str) -> KnownSale | None:
         """The sale with its domain definition, without waiting."""
         return self._known.get(sale_id)
 
     def is_forgotten(self, sale_id: str, now_ms: int) -> bool:
-        """Whether a known sale ended so long ago that its lanes have been cleared: nothing of it is missing then."""
+        """Whether a known sale ended so long ago that the janitor has cleared its lanes, so that nothing was lost."""
         sale = self._known.get(sale_id.lower())
         return sale is not None and now_ms >= sale.definition.ends_at_ms + self._kept_ms
 
     def __iter__(self) -> Iterator[KnownSale]:
-        """Every known sale."""
+        """All known sales."""
         return iter(tuple(self._known.values()))
 
     def __len__(self) -> int:
-        """How many sales are known."""
+        """Number of known sales."""
         return len(self._known)
 
     async def load(self, sale_id: str) -> SaleView | None:
-        """The view of a sale, from memory or from Redis; None if there is no such published sale.
+        """View of a sale, from memory or from Redis; None if there is no such published sale.
 
-        Raises DirectoryUnavailable when Redis does not answer or too many wait already.
+        Raises DirectoryUnavailable.
         """
         sale = await self.load_known(sale_id)
         return sale.view if sale else None
 
     async def load_known(self, sale_id: str) -> KnownSale | None:
-        """As `load`, with the domain definition."""
+        """Like `load`, with the domain definition."""
         parsed = ids.parse_uuid(sale_id)
         if parsed is None:
             return None
@@ -127,12 +129,12 @@ class SaleDirectory:
         return await self._read(canonical)
 
     async def refresh(self, sale_id: str) -> SaleView | None:
-        """The view of a sale read anew, as after STALE; None if there is no such sale any more."""
-        sale_id = sale_id.lower()  # clients may write it in capitals; under a second name it would be a second sale
+        """View of a sale after reading its document again, as after STALE; None if there is no document."""
+        sale_id = sale_id.lower()  # clients may write it in capitals; under another name it would be a second sale
         before = self._known.get(sale_id)
         sale = await self._read(sale_id)
         if sale is not None and sale is before:
-            # Lanes are told of a new version before the document is: it is on its way.
+            # Lanes get a new version before the document does: the document will follow.
             await asyncio.sleep(REFRESH_AGAIN_S)
             sale = await self._read(sale_id)
         return sale.view if sale else None
@@ -149,16 +151,16 @@ class SaleDirectory:
         return await asyncio.shield(future)
 
     async def _read_pending(self) -> None:
-        """Serve `_pending` until it is empty. An id leaves it before it is read, so a later caller gets a later read."""
+        """Serve `_pending` until it is empty. An id leaves it before the read, so a later caller gets a later read."""
         try:
             while self._pending:
                 batch = [(i, self._pending.pop(i)) for i in list(self._pending)[:READ_MAX]]
                 try:
-                    documents: list[Any] = await self._redis.mget([topology.sale_key(UUID(i)) for i, _ in batch])
+                    documents = await self._documents.read_raw([UUID(sale_id) for sale_id, _ in batch])
                 except (TimeoutError, RedisError, OSError) as error:
                     for _, future in batch:
                         future.set_exception(DirectoryUnavailable(str(error)))
-                        future.exception()  # read here: nobody may be waiting any more
+                        future.exception()  # mark it as retrieved: all callers may have given up
                     continue
                 for (sale_id, future), document in zip(batch, documents, strict=True):
                     future.set_result(self._keep(sale_id, document))
@@ -167,21 +169,21 @@ class SaleDirectory:
 
     def _keep(self, sale_id: str, document: bytes | None) -> KnownSale | None:
         if document is None:
-            # A sale that was published does not cease to be: Redis lost its document, and its lanes will say so.
+            # A published sale does not disappear: Redis lost its document, and its lanes will answer STALE.
             if sale_id not in self._known:
                 self._remember_absent(sale_id)
             return None
         try:
-            definition = SaleDefinition.from_document(orjson.loads(document))
-        except (KeyError, ValueError, TypeError) as error:
-            _log.error("sale_document_malformed", sale_id=sale_id, error=repr(error))
+            definition = decode_document(document)
+        except MalformedDocument as error:
+            _log.error("sale_document_malformed", sale_id=sale_id, error=str(error))
             return self._known.get(sale_id)
         known = self._known.get(sale_id)
         if known is not None and (definition.epoch, definition.version) <= (
             known.definition.epoch,
             known.definition.version,
         ):
-            return known  # a read that started before the one that brought the newer version
+            return known  # this read started before the one that found the newer version
         sale = KnownSale(definition, make_view(definition, tally=known.view.tally if known else None))
         self._known[sale_id] = sale
         self._views[sale_id] = sale.view
@@ -198,52 +200,33 @@ class SaleDirectory:
         self._absent[sale_id] = time.monotonic() + ABSENT_S
 
     async def follow(self) -> None:
-        """Follow the channel of changes for ever, reconnecting with jitter. Cancel to stop."""
-        while True:
-            try:
-                await self._follow_once()
-            except (TimeoutError, RedisError, OSError, DirectoryUnavailable) as error:
-                _log.warning("sale_channel_lost", error=str(error))
-            self.synced = False
-            await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret
-
-    async def _follow_once(self) -> None:
-        async with self._redis.pubsub() as channel:
-            await channel.subscribe(topology.SALES_CHANNEL)
-            await self._read_all()
-            self.synced = True
-            unanswered = 0
-            while unanswered < 2:  # a dead peer answers no PING, where a plain read would wait for ever
-                message = await channel.get_message(timeout=PING_S)
-                if message is None:
-                    unanswered += 1
-                    await channel.ping()
-                    continue
-                unanswered = 0
-                if message["type"] == "message":
-                    await self._changed(message["data"])
-            raise DirectoryUnavailable("the channel is silent")
+        """Follow the channel of changes until cancelled."""
+        await self._channel.follow()
 
     async def _changed(self, payload: bytes) -> None:
-        text = payload.decode("ascii", "replace")
-        parsed = ids.parse_uuid(text.removeprefix(topology.SALE_GONE))
-        if parsed is None:
+        announcement = decode_announcement(payload)
+        if announcement is None:
             return
-        if text.startswith(topology.SALE_GONE):
-            self._known.pop(str(parsed), None)
-            self._views.pop(str(parsed), None)
-        else:
-            await self._read(str(parsed))
+        sale_id = str(announcement.sale_id)
+        if announcement.gone:
+            self._known.pop(sale_id, None)
+            self._views.pop(sale_id, None)
+            return
+        try:
+            await self._read(sale_id)
+        except DirectoryUnavailable as error:
+            raise ChannelLost(str(error)) from error  # reopening reads every sale again
 
     async def _read_all(self) -> None:
-        """Read every published sale and every known one: at start, and after messages may have been missed."""
+        """Read every published sale and every known one: at the start, and after messages may have been missed."""
         self._absent.clear()
         wanted = set(self._known)
-        async for member in self._redis.sscan_iter(topology.SALES_KEY, count=500):
+        async for sale_id in self._documents.scan():
             if len(wanted) >= SALES_MAX:
                 break
-            parsed = ids.parse_uuid(member.decode("ascii", "replace"))
-            if parsed is not None:
-                wanted.add(str(parsed))
-        for start in range(0, len(queue := sorted(wanted)), READ_MAX):
-            await asyncio.gather(*(self._read(i) for i in queue[start : start + READ_MAX]))
+            wanted.add(str(sale_id))
+        try:
+            for start in range(0, len(queue := sorted(wanted)), READ_MAX):
+                await asyncio.gather(*(self._read(i) for i in queue[start : start + READ_MAX]))
+        except DirectoryUnavailable as error:
+            raise ChannelLost(str(error)) from error

@@ -1,1 +1,1 @@
-"""The reservation Redis: Lua scripts and a typed gateway to the lanes of a sale."""
+"""The reservation Redis: Lua scripts, a typed gateway to the lanes, documents of sales, and reads of lane state."""

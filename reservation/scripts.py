@@ -1,4 +1,4 @@
-"""The scripts of the reservation Redis as constants. Each script's header and `docs/redis-layout.md` are its contract."""
+"""Scripts of the reservation Redis as constants. The contract of each is its header and `docs/redis-layout.md`."""
 
 from __future__ import annotations
 

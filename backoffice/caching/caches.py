@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import structlog
 from prometheus_client import CollectorRegistry
-from redis.exceptions import RedisError
 
 from backoffice.caching.cache import Bounds, Cache, Codec
 from backoffice.caching.metrics import CacheMetrics
 from backoffice.caching.shared import CALL_S_MAX, SharedTier
 from domain.topology import CACHE_CHANNEL, parse_cache_key
 from runtime.process import tasks
+from runtime.redis.channel import Channel
 from runtime.redis.client import redis_client
-
-log = structlog.get_logger(__name__)
 
 V = TypeVar("V")
 CONNECTIONS_MAX = 32
 PING_S = 1.0
-SILENT_PINGS_MAX = 2
+PINGS_UNANSWERED_MAX = 2
 RECONNECT_S_MAX = 0.5
 TEND_S = 0.5
 LOOK_AROUND_S = 10.0
@@ -44,13 +40,22 @@ class Caches:
         self._metrics = CacheMetrics(registry)
         self._shared = SharedTier(self._redis, self._metrics)
         self._caches: dict[str, Cache[Any]] = {}
-        self._follows = False
-        self._metrics.following.set_function(lambda: self._follows)
+        self._channel = Channel(
+            self._redis,
+            CACHE_CHANNEL,
+            opened=self._opened,
+            received=self._received,
+            lost=self._forget_all,
+            ping_s=PING_S,
+            pings_unanswered_max=PINGS_UNANSWERED_MAX,
+            reconnect_s_max=RECONNECT_S_MAX,
+        )
+        self._metrics.following.set_function(lambda: self.follows)
 
     @property
     def follows(self) -> bool:
         """Whether messages about changes reach this process."""
-        return self._follows
+        return self._channel.is_open
 
     def add(self, name: str, codec: Codec[V], bounds: Bounds) -> Cache[V]:
         """A cache whose rows are called by their keys under `name`."""
@@ -61,7 +66,7 @@ class Caches:
             bounds,
             shared=self._shared,
             metrics=self._metrics,
-            follows=lambda: self._follows,
+            follows=lambda: self.follows,
             now=self._now,
         )
         self._caches[name] = cache
@@ -70,7 +75,7 @@ class Caches:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Changes are followed. Reads work before and afterwards, too, as while Redis is away."""
-        background = (asyncio.create_task(self._follow()), asyncio.create_task(self._tend()))
+        background = (asyncio.create_task(self._channel.follow()), asyncio.create_task(self._tend()))
         try:
             yield
         finally:
@@ -79,38 +84,11 @@ class Caches:
                 await cache.close()
             await self._redis.aclose()
 
-    async def _follow(self) -> None:
-        while True:
-            try:
-                await self._follow_once()
-            except (RedisError, OSError, TimeoutError) as error:
-                log.warning("changes are not followed", error=type(error).__name__)
-            finally:
-                if self._follows:
-                    self._follows = False
-                    self._forget_all()
-            await asyncio.sleep(random.uniform(0.05, RECONNECT_S_MAX))  # noqa: S311 - jitter, no secret
+    async def _opened(self) -> None:
+        """Changes published while the channel was down are unknown."""
+        self._forget_all()
 
-    async def _follow_once(self) -> None:
-        async with self._redis.pubsub() as channel:
-            await channel.subscribe(CACHE_CHANNEL)
-            unanswered = 0
-            while unanswered <= SILENT_PINGS_MAX:  # a dead peer answers no PING, where a plain read would wait for ever
-                message = await channel.get_message(timeout=PING_S)
-                if message is None:
-                    unanswered += 1
-                    await channel.ping()
-                    continue
-                unanswered = 0
-                if message["type"] == "subscribe":
-                    # Also after redis-py has connected again by itself: what was said meanwhile is lost.
-                    self._forget_all()
-                    self._follows = True
-                elif message["type"] == "message":
-                    self._forget(message["data"])
-            raise TimeoutError("the channel is silent")
-
-    def _forget(self, payload: bytes) -> None:
+    async def _received(self, payload: bytes) -> None:
         place = parse_cache_key(payload.decode("utf-8", "replace"))
         if place is not None and place[0] in self._caches:
             self._caches[place[0]].forget((place[1],))

@@ -230,17 +230,5 @@ def _stock(lanes: list[list[bytes | None]]) -> tuple[Stock, ...] | None:
         stocks = [Stock.unpack(value) for value in values if value is not None]
         if len(stocks) < len(values):
             return None
-        sums.append(Stock(*(sum(counters) for counters in zip(*(_counters(stock) for stock in stocks), strict=True))))
+        sums.append(Stock.total(stocks))
     return tuple(sums)
-
-
-def _counters(stock: Stock) -> tuple[int, ...]:
-    return (
-        stock.available,
-        stock.reserved,
-        stock.paid,
-        stock.rejected,
-        stock.allotted,
-        stock.borrowed,
-        stock.lent,
-    )

@@ -19,7 +19,6 @@ from backoffice.sales.documents import (
     sale_changes,
     sale_view,
 )
-from backoffice.sales.lanes import LaneForgot
 from backoffice.sales.model import Sale, SaleStateConflict, WindowInvalid
 from backoffice.sales.service import SaleMissing, SaleService, SkuMissing
 from backoffice.sales.store import ItemsNotSellable, StockTooHigh
@@ -29,6 +28,7 @@ from backoffice.web.messages import STAFF, Answer, Call, Refused, invalid
 from backoffice.web.routing import Route
 from domain.problems import FieldError, Problem
 from domain.sales import STOCK_MAX
+from reservation.lane import LaneForgot
 
 _KIND = "sales"
 _REPLAYED = {"idempotency-replayed": "true"}

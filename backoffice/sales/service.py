@@ -24,12 +24,13 @@ from uuid import UUID
 import structlog
 
 from backoffice.sales import model
-from backoffice.sales.lanes import LaneForgot, SaleLanes
+from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.model import NewSale, Sale, SaleChanges, SaleReport, SaleStateConflict, Stage
 from backoffice.sales.store import Restock, Sales
 from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import Stock
+from reservation.lane import LaneForgot
 
 _ATTEMPTS_MAX = 5  # against concurrent changes of the same sale
 _CONTENDED = "Other requests are changing the sale. Repeat the request"

@@ -1,6 +1,6 @@
-"""Finishes what crashes interrupted: publishing, pushed changes, restocks; puts documents that Redis lost. Repeats for ever.
+"""Finishes publications, changes and restocks that a crash interrupted, and puts documents that Redis lost.
 
-Several processes may run it: every step is idempotent and compare-and-set. Does not rebuild a lane that lost a sale.
+Any number of processes may run it: every step is idempotent and compare-and-set. Does not rebuild a lane that lost a sale.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import psycopg
 import redis.exceptions
 import structlog
 
-from backoffice.sales.lanes import LaneForgot, SaleLanes
+from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.model import Stage
 from backoffice.sales.service import SaleService
 from backoffice.sales.store import LiveSale, Sales
 from backoffice.web.idempotency import KeyReused
+from reservation.lane import LaneForgot
 
 PERIOD_S = 2.0
 SETTLED = timedelta(seconds=10)  # no request works longer on a sale
-SALES_MAX = 1000  # live at once; far more than anybody runs
+SALES_MAX = 1000  # live sales looked at in one round
 RESTOCKS_MAX = 100  # in one round
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,7 @@ class Synchroniser:
     """One pass is `step`; `run` makes one every `PERIOD_S`."""
 
     def __init__(self, sales: Sales, lanes: SaleLanes, service: SaleService, repaired: Callable[[int], None]) -> None:
-        """Uses them, owns nothing; `repaired` is told how much a round put right."""
+        """Uses them, owns nothing; `repaired` gets the number of repairs of each round."""
         self._sales = sales
         self._lanes = lanes
         self._service = service
@@ -39,13 +40,13 @@ class Synchroniser:
         self._failing = False
 
     async def run(self) -> None:
-        """For ever; what is unavailable is tried again in the next round, and told once."""
+        """Repeat `step` until cancelled. An unavailable server is logged once and asked again in the next round."""
         while True:
             try:
                 self._repaired(await self.step())
             except (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError) as error:
                 if not self._failing:
-                    log.warning("synchroniser cannot work", error=type(error).__name__)
+                    log.warning("synchroniser cannot reach a server", error=type(error).__name__)
                 self._failing = True
             except Exception:
                 log.exception("synchroniser failed")
@@ -55,7 +56,7 @@ class Synchroniser:
             await asyncio.sleep(PERIOD_S)
 
     async def step(self, *, settled: timedelta = SETTLED) -> int:
-        """One round over what is older than `settled`; the number of things that had to be put right."""
+        """One round over sales and restocks unchanged for `settled`; the number of repairs."""
         repaired = 0
         live = await self._sales.live(settled=settled, kept=self._service.kept, limit=SALES_MAX)
         published = [sale for sale in live if sale.stage == Stage.PUBLISHED]
@@ -68,17 +69,17 @@ class Synchroniser:
                 await self._service.push(await self._service.get(sale.id))
                 repaired += 1
             except LaneForgot as error:
-                log.error("lane lost a sale, it must be rebuilt", sale_id=str(error.sale_id), lane=error.lane)
+                log.error("lane lost a sale: rebuild the sale", sale_id=str(error.sale_id), lane=error.lane)
         for restock in await self._sales.unapplied_restocks(settled=settled, limit=RESTOCKS_MAX):
             try:
                 await self._service.apply_restock(await self._service.get(restock.sale_id), restock)
                 repaired += 1
             except (LaneForgot, KeyReused) as error:
-                log.error("restock waits", sale_id=str(restock.sale_id), error=type(error).__name__)
+                log.error("restock not applied", sale_id=str(restock.sale_id), error=type(error).__name__)
         return repaired
 
     async def _behind(self, published: list[LiveSale]) -> list[LiveSale]:
-        """Sales whose document is missing or older, or which edges would not find."""
+        """Sales whose document is missing or older than the catalogue's, and sales that are not listed."""
         if not published:
             return []
         documents = await self._lanes.documents([sale.id for sale in published])
@@ -86,5 +87,5 @@ class Synchroniser:
         return [
             sale
             for sale, known in zip(published, documents, strict=True)
-            if known is None or known < (sale.epoch, sale.version) or str(sale.id) not in listed
+            if known is None or known < (sale.epoch, sale.version) or sale.id not in listed
         ]

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Closes a sale of the lane, or all of them, for recovery: no order, cancel, payment, expiry or restock until `reopen-3`.
--- Brings the lane's sequence up to what is known elsewhere and to the stream's, so that no number is given twice. A full
--- memory must not keep a sale open.
+-- Closes one sale of the lane, or all, for recovery: no order, cancel, payment, expiry or restock until `reopen-3`.
+-- Raises the lane's sequence to the newest one known elsewhere and to the stream's, so that no number is given twice.
+-- Runs with full memory, which must not keep a sale open.
 --
 -- KEYS
 --   1 state of the lane
@@ -9,11 +9,11 @@
 -- ARGV
 --   1 least value of the sequence afterwards
 --   2 short sale id; empty: every sale, if the sequence is below that value or behind the stream, else none
---   3 the sale's epoch: it is closed if the lane has an older one
---   4 mark of the rebuild that closes, empty for none
+--   3 epoch: the sale is closed if the lane has an older one
+--   4 mark of the rebuild that closes the sale, empty for none
 -- Returns an array: output, the sequence before, the sequence afterwards
 -- Outputs
---   0 and more: number of sales closed now
+--   0 or more: number of sales closed now
 
 --- @include names
 --- @include errors

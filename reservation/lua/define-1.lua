@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Replaces a sale's definition in a lane by a newer version: state and window. A full memory must not keep a sale open.
+-- Replaces a sale's definition in a lane by a newer version: state and window. Runs with full memory, which must not keep
+-- a sale open.
 --
 -- KEYS
 --   1 state of the lane
@@ -8,9 +9,9 @@
 --   2 packed definition
 -- Returns an integer
 -- Outputs
---   1 replaced
---   0 the lane has this version or a newer one
---   -1 the lane does not know the sale, has another epoch, or has closed the sale for recovery
+--   1 REPLACED
+--   0 KEPT the lane has this version or a newer one
+--   -1 UNKNOWN the lane does not know the sale, has another epoch, or has closed the sale for recovery
 
 --- @include names
 --- @include errors
@@ -29,7 +30,7 @@ end
 local state_known, epoch_known, version_known = decode('>BI4I4', known)
 local _, epoch, version = decode('>BI4I4', definition)
 if epoch ~= epoch_known or state_known == 3 then
-  return -1 -- what was closed for recovery is only ever rebuilt
+  return -1 -- a sale that is closed for recovery is only ever rebuilt
 end
 if version <= version_known then
   return 0

@@ -12,7 +12,7 @@
 -- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
 -- Outputs
 --   0 DONE
---   1 REPEATED it was expired before
+--   1 REPEATED the order was expired before
 --   2 CONFLICT another final state
 --   3 NOT_FOUND no such order, or one that a rebuild did not restore
 --   4 NOT_DUE the hold still lives

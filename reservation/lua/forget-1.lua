@@ -5,11 +5,12 @@
 --   1 state of the lane
 -- ARGV
 --   1 short sale id
--- Returns an integer: the number of fields removed, or
+-- Returns an integer
 -- Outputs
---   0 the lane does not know the sale
---   -1 the sale is not over
---   -2 units are still reserved: their holds must be collected first
+--   1 FORGOTTEN 1 or more: the number of fields removed
+--   0 UNKNOWN the lane does not know the sale
+--   -1 NOT_OVER the sale is not over
+--   -2 RESERVED units are still reserved: their holds must be collected first
 
 --- @include names
 --- @include errors

@@ -1,5 +1,5 @@
 #!lua
--- Gives a lane a sale: definition and stock. Never overwrites: a sale once loaded is only ever rebuilt.
+-- Gives a lane a sale: definition and stock. Never overwrites, because a sale once loaded is only ever rebuilt.
 --
 -- KEYS
 --   1 state of the lane
@@ -9,8 +9,8 @@
 --   3.. packed stock of each SKU, in index order
 -- Returns an integer
 -- Outputs
---   1 loaded
---   0 the lane knew the sale, nothing changed
+--   1 LOADED
+--   0 KNOWN the lane knew the sale, nothing changed
 
 --- @include names
 --- @include errors

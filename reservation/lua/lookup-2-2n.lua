@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- Decides a batch of order requests of one lane like `reserve-2-2n`, each as if it came alone, and writes nothing: for
--- the crowd at a sold-out SKU. Works with EVALSHA_RO.
+-- Decides a batch of order requests of one lane like `reserve-2-2n`, each as if it came alone, and writes nothing. For
+-- requests of a sold-out SKU. Works with EVALSHA_RO.
 --
 -- KEYS
 --   1 state of the lane
@@ -8,18 +8,18 @@
 --   3 + 2i user hash of request i, i from 0
 --   4 + 2i order of request i
 -- ARGV
---   as of `reserve-2-2n`
+--   like `reserve-2-2n`
 -- Returns an array: now_ms, then for each request an integer argument * 16 + output (REPLAYED: the record, a string)
 -- Outputs
 --   1 REPLAYED same key, same lines: the apply-once record
 --   2 KEY_REUSED same key, other lines
 --   3 STALE unknown sale, other epoch or version, or closed for recovery
---   4 NOT_OPEN argument: milliseconds until it opens, 0 when paused
+--   4 NOT_OPEN argument: milliseconds until the sale opens, 0 when paused
 --   5 ENDED
 --   6 RATE_LIMITED argument: milliseconds to wait
 --   7 PURCHASE_LIMIT
 --   8 SOLD_OUT
---   9 HAS_STOCK `reserve` would accept it: ask there
+--   9 HAS_STOCK `reserve` would accept the request: ask there
 --   10 STREAM_FULL
 
 --- @include names

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- PostgreSQL has no unit for a reserved order: it becomes `rejected`, also after its hold; its units are written off, since
--- they do not exist: they leave `reserved` and are never available again.
+-- PostgreSQL has no unit for a reserved order: the order becomes `rejected`, also after its hold. Its units do not exist,
+-- so they are written off: they leave `reserved` and are never available again.
 --
 -- KEYS
 --   1 state of the lane
@@ -13,7 +13,7 @@
 -- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
 -- Outputs
 --   0 DONE
---   1 REPEATED it was rejected before
+--   1 REPEATED the order was rejected before
 --   2 CONFLICT another final state
 --   3 NOT_FOUND no such order, or one that a rebuild did not restore
 

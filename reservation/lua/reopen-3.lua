@@ -13,8 +13,8 @@
 --   5.. packed stock of each SKU, in index order; then for each restock its idempotency key and `<index>:<quantity>`
 -- Returns an integer
 -- Outputs
---   1 reopened
---   -1 the sale is not under this rebuild (any more)
+--   1 DONE
+--   -1 SUPERSEDED the sale is not under this rebuild (any more)
 
 --- @include names
 --- @include errors

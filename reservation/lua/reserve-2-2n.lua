@@ -1,8 +1,8 @@
 #!lua
--- Decides a batch of order requests of one lane and writes the accepted ones: all of them or, after an error, none.
+-- Decides a batch of order requests of one lane and writes the accepted ones: all or, after an error, none.
 --
--- Two phases: decide everything (reads only), then write. The first write is an XADD that fails when the sequence went
--- back; none after it can fail.
+-- Two phases: decide everything (reads only), then write. The first write is an XADD, which fails when the sequence went
+-- back; no write after it can fail.
 --
 -- KEYS
 --   1 state of the lane
@@ -16,17 +16,17 @@
 --   4 burst in requests
 --   5 bound of the stream's length
 --   6 + 2j short id of sale j, j from 0
---   7 + 2j edition of sale j: epoch and version, 4 bytes each, as its definition has them
+--   7 + 2j edition of sale j: epoch and version, 4 bytes each, as in its definition
 --   6 + 2g + 3i field of request i: the packed idempotency key
---   7 + 2g + 3i lines: 1 byte place of the sale j, then per line 1 byte SKU index, 1 byte quantity
---   8 + 2g + 3i body of the entry: what follows the order id
+--   7 + 2g + 3i lines: 1 byte number j of the sale, then per line 1 byte SKU index, 1 byte quantity
+--   8 + 2g + 3i body of the entry: the part after the order id
 -- Returns an array: now_ms, then for each request an integer argument * 16 + output (REPLAYED: the record, a string)
 -- Outputs
 --   0 ACCEPTED effects were written
 --   1 REPLAYED same key, same lines: the apply-once record
 --   2 KEY_REUSED same key, other lines
 --   3 STALE unknown sale, other epoch or version, or closed for recovery
---   4 NOT_OPEN argument: milliseconds until it opens, 0 when paused
+--   4 NOT_OPEN argument: milliseconds until the sale opens, 0 when paused
 --   5 ENDED
 --   6 RATE_LIMITED argument: milliseconds to wait
 --   7 PURCHASE_LIMIT

@@ -11,10 +11,10 @@
 --   4 idempotency key
 -- Returns an integer
 -- Outputs
---   1 applied
---   0 applied before
---   -1 the lane does not know the sale or the SKU, or has closed the sale for recovery
---   -2 the key was used with other numbers
+--   1 APPLIED
+--   0 REPEATED applied before
+--   -1 UNKNOWN the lane does not know the sale or the SKU, or has closed the sale for recovery
+--   -2 KEY_REUSED the key was used with other numbers
 
 --- @include names
 --- @include errors

@@ -1,5 +1,5 @@
 #!lua
--- Gives one user of a sale under rebuild the orders that PostgreSQL has. May be repeated: everything is absolute.
+-- Restores the orders of one user of a sale under rebuild, as PostgreSQL has them. May be repeated: all values are absolute.
 --
 -- KEYS
 --   1 state of the lane
@@ -8,16 +8,16 @@
 -- ARGV
 --   1 short sale id
 --   2 mark of the rebuild
---   3 1: forget what the user's hash says, 0: add to it
+--   3 1: delete the user's hash first, 0: add to it
 --   4 the user's state: arrival time 0, then the purchase counters
 --   5 + 4i field of order i: the packed idempotency key
 --   6 + 4i apply-once record
 --   7 + 4i the order's entry
---   8 + 4i seconds until it may go, 0: none
+--   8 + 4i seconds to live, 0: no end
 -- Returns an integer
 -- Outputs
---   1 restored
---   -1 the sale is not under this rebuild (any more)
+--   1 DONE
+--   -1 SUPERSEDED the sale is not under this rebuild (any more)
 
 --- @include names
 --- @include errors

@@ -12,7 +12,7 @@
 -- Returns an array: output, the entry at its newest version (empty for NOT_FOUND)
 -- Outputs
 --   0 DONE
---   1 REPEATED it was paid before
+--   1 REPEATED the order was paid before
 --   2 CONFLICT another final state, or the hold is over
 --   3 NOT_FOUND no such order, or one that a rebuild did not restore
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Drops the prefix of the stream that is confirmed elsewhere, for the owner of the lane's lease only. This is the
--- relay's acknowledgement; a relay that lost its lease can repeat, never delete.
+-- Removes the confirmed beginning of the stream, for the owner of the lane's lease only. This is the relay's
+-- acknowledgement; a relay that lost its lease can repeat, never delete.
 --
 -- KEYS
 --   1 stream of the lane
@@ -10,7 +10,7 @@
 --   2 lane_seq up to which, inclusive, all is confirmed
 -- Returns an integer: the number of entries trimmed, or
 -- Outputs
---   -1 the lease is not ours
+--   -1 another process holds the lease, or none
 
 --- @include names
 --- @include errors

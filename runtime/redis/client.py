@@ -1,7 +1,6 @@
 """The Redis client: a bounded pool, bounded waits, no retries of its own.
 
-Does not decide when to retry: one layer does, the caller. redis-py's default of ten retries, also after a timeout,
-would run a script twice silently.
+Only the caller retries. The default of redis-py, ten retries also after a timeout, would silently run a script twice.
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 
 class _CancellableSend(AbstractConnection):
-    """redis-py (8.1) sends through `asyncio.wait_for`, which before Python 3.12 swallows a cancellation that arrives as
-    the bytes leave, and makes a task for each command. This sends with the same bound in the caller's own task."""
+    """Sends in the caller's own task, bounded by `socket_timeout`.
+
+    redis-py (8.1) sends through `asyncio.wait_for`, which makes a task for each command and, before Python 3.12, swallows
+    a cancellation that arrives while the bytes leave.
+    """
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        """Send within `socket_timeout`; the connection is closed when that fails in any way."""
+        """Send within `socket_timeout`; any failure closes the connection."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         if check_health:
@@ -40,15 +42,15 @@ class _CancellableSend(AbstractConnection):
             await self.disconnect(nowait=True)
             raise RedisConnectionError(f"Error while writing to socket: {error}") from error
         except BaseException:
-            # Cancelled with half a command sent: no other command may follow on this connection.
+            # Cancelled with half a command sent: no other command may use this connection.
             await self.disconnect(nowait=True)
             raise
 
     async def can_read(self) -> bool:
-        """Whether the connection cannot be used: the pool asks before it hands it out, and connects again then.
+        """Whether the connection is unusable: the pool asks before handing it out, and connects again if so.
 
-        redis-py notices an end of stream that the event loop has seen, but not a reset (the stream has an exception then,
-        no end). Without this, each pooled connection cost its next user an error after a restart of the server.
+        redis-py notices an end of stream that the event loop has seen, but not a reset, which leaves an exception in the
+        stream. Without this check each pooled connection cost its next user an error after a restart of the server.
         """
         stream = self._reader
         return stream is None or stream.exception() is not None or await super().can_read()
@@ -56,8 +58,8 @@ class _CancellableSend(AbstractConnection):
 
 class _PlainConnection(_CancellableSend, Connection):
     async def can_read(self) -> bool:
-        """Asks the kernel, too: it knows of an end that the event loop has not come to read yet."""
-        # Not for TLS, where what can be read may be a session ticket.
+        """Ask the kernel as well: it knows of an end of stream that the event loop has not read yet."""
+        # Not for TLS, where readable bytes may be a session ticket.
         return self._kernel_has_news() or await super().can_read()
 
     def _kernel_has_news(self) -> bool:
@@ -81,11 +83,11 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 def redis_client(url: str, *, connections_max: int = 16, timeout_s: float = 5.0) -> Redis:
-    """A client of `redis://` or `rediss://` whose answers are bytes.
+    """A client of `redis://` or `rediss://`; its answers are bytes.
 
-    Commands wait at most `timeout_s` for a free connection, and again for the answer.
-    Blocking commands must block for less than `timeout_s`. A command that failed was perhaps executed, and is never
-    repeated here: instead, a connection that died while nobody used it is found before anything is sent on it.
+    Commands wait at most `timeout_s` for a free connection, and as long again for the answer. Blocking commands must
+    block for less than `timeout_s`. A failed command may have been executed, so it is never repeated here; a connection
+    that died while idle is detected before anything is sent on it.
     """
     pool = BlockingConnectionPool.from_url(
         url,

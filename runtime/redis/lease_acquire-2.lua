@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Take a lease that nobody holds, with a token greater than every token before.
+-- Take a free lease, with a token greater than all earlier ones.
 -- KEYS: 1 lease, 2 counter of tokens
 -- ARGV: 1 life in milliseconds
--- Answer: the token; 0 when somebody holds the lease
+-- Answer: the token; 0 when the lease is held
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return 0
 end

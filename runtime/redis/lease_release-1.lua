@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
--- Give back a lease that is still ours, so that the next one need not wait for its end.
+-- Give back a lease that is still ours, so that the next holder need not wait for its end.
 -- KEYS: 1 lease
 -- ARGV: 1 token
--- Answer: 1 given back, 0 the lease ended or is another's
+-- Answer: 1 given back, 0 the lease ended or another process holds it
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

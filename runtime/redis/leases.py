@@ -1,7 +1,7 @@
-"""Leases in Redis with fencing tokens: one holder at a time, and a holder that was paused can do no harm later.
+"""Leases in Redis with fencing tokens: one holder at a time, and a holder that was paused does no harm later.
 
 The holder passes `token` to scripts that compare it with the lease's value (`trim-2`). A lease alone never protects
-data, because a process can stop between looking at the clock and writing; the token does.
+data, because a process can stop between reading its clock and writing; the token protects it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ _RELEASE = load_script("runtime.redis", "lease_release-1")
 RENEWALS_PER_LIFE = 3
 
 
+class LeaseLost(Exception):
+    """Redis says that another process holds the lease, whatever our own clock says."""
+
+
 class Lease:
     """One lease, taken and lost any number of times.
 
-    `lost` is set while the lease is not held. Every time `acquire` succeeds there is a new `token`, greater than all
-    before. The holder's own clock ends the lease a little before Redis's does.
+    `lost` is set while the lease is not held. Each successful `acquire` draws a new `token`, greater than all earlier
+    ones. The holder's own clock ends the lease slightly before Redis does.
     """
 
     def __init__(self, redis: Redis, *, key: str, fence_key: str, life_ms: int) -> None:
@@ -46,13 +50,13 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether the lease is ours by our own clock; true also right after a pause only if the lease still lives."""
+        """Whether the lease is ours by our own clock; after a pause of the process, true only if the lease still lives."""
         if not self.lost.is_set() and time.monotonic() >= self._ends_at:
             self.lost.set()
         return not self.lost.is_set()
 
     async def acquire(self) -> bool:
-        """Try once to take the lease; renewal then goes on by itself. Raises RedisError when Redis cannot be asked."""
+        """Try once to take the lease; a task then renews it. Raises RedisError when Redis does not answer."""
         assert not self.held, "a held lease is not acquired again"
         await self._stop_renewal()
         asked_at = time.monotonic()
@@ -66,7 +70,7 @@ class Lease:
         return True
 
     async def release(self) -> None:
-        """Give the lease back; nothing happens when it is not held. An unreachable Redis lets it run out instead."""
+        """Give the lease back if it is held. When Redis is unreachable, the lease runs out instead."""
         await self._stop_renewal()
         if self.held:
             self.lost.set()
@@ -81,14 +85,14 @@ class Lease:
             self._renewal = None
 
     async def _renew_until_lost(self) -> None:
-        """Renew a few times in a life; after an error more often, until the lease's end by our own clock."""
+        """Renew `RENEWALS_PER_LIFE` times in a life, more often after an error, until the lease ends by our own clock."""
         interval_s = self.life_ms / 1000 / RENEWALS_PER_LIFE
         pause_s = interval_s
         while self.held:
             await asyncio.sleep(min(pause_s, max(0.0, self._ends_at - time.monotonic())))
             asked_at = time.monotonic()
             try:
-                # An answer after the lease's end is worth nothing, so the wait ends there, too.
+                # A renewal confirmed after the lease's end is useless, so the wait ends there.
                 async with asyncio.timeout(max(0.001, self._ends_at - asked_at)):
                     renewed = await run(self._redis, _RENEW, (self.key,), (self.token, self.life_ms))
             except (RedisError, OSError, TimeoutError) as error:

@@ -1,4 +1,4 @@
-"""Work that one process at a time may do: take the lease, work while it is held, give it back."""
+"""Work for one process at a time: take the lease, work while it is held, give it back."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from redis.exceptions import RedisError
 
 from runtime.process.backoff import Backoff
 from runtime.process.service import Service
-from runtime.redis.leases import Lease
+from runtime.redis.leases import Lease, LeaseLost
 
 ASKED_PER_LIFE = 4
 
 log = structlog.get_logger()
 
 
-class LeaseLost(Exception):
-    """A server says that the lease is not ours, whatever our clock says."""
-
-
 async def own(lease: Lease, work: Callable[[], Awaitable[None]], *, service: Service, held: Gauge) -> None:
-    """Do `work` whenever the lease can be had, until the process is to stop; then give the lease back.
+    """Run `work` whenever the lease can be taken, until the process stops; then give the lease back.
 
-    `work` returns when the process is to stop or the lease is lost; it may raise LeaseLost, or RedisError and OSError,
-    after which it is begun anew. Anything else ends the process. `held` shows 1 while the lease is held; readiness
-    `redis` says whether the lease can be asked for.
+    `work` returns when the process stops or the lease is lost. After LeaseLost, RedisError or OSError from `work` it is
+    started again; any other exception ends the process. `held` is 1 while the lease is held; readiness `redis` tells
+    whether Redis answers requests for the lease.
     """
     backoff = Backoff(first_s=0.05, longest_s=1.0)
     held.set(0)
@@ -36,7 +32,7 @@ async def own(lease: Lease, work: Callable[[], Awaitable[None]], *, service: Ser
                 acquired = lease.held or await lease.acquire()
                 service.ready("redis", ok=True)
                 if not acquired:
-                    # Somebody else has it: ask a few times in a lease's life.
+                    # Another process holds the lease: ask `ASKED_PER_LIFE` times in its life.
                     await service.pause(lease.life_ms / ASKED_PER_LIFE / 1000)
                     continue
                 held.set(1)

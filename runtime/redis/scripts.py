@@ -4,9 +4,9 @@
     reserve-2-2n       two keys, then two for each request of a batch
     attempts_spend-n   any number of keys, at least one
 
-A line `--- @include NAME` is replaced by `shared/NAME.lua` of the same folder. Reads package data through
-`importlib.resources`, so source trees, installed packages and one-file executables work alike. Does not know the meaning
-of any script: its header and its caller do.
+A line `--- @include NAME` is replaced by `shared/NAME.lua` of the same folder. Package data is read through
+`importlib.resources`, so source trees, installed packages and one-file executables work alike. The meaning of a script
+is in its header and its caller, not here.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, Protocol
 
-from redis.exceptions import NoScriptError
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, ResponseError
 
 Argument = bytes | str | int
+Call = tuple[Sequence[bytes | str], Sequence[Argument]]  # KEYS and ARGV of one call
 
 _INCLUDE = re.compile(r"^--- @include ([a-z_]+)$", re.MULTILINE)
 _NAME = re.compile(r"[a-z_]+-(?:([0-9]+)(?:-([0-9]+)n)?|n)")
 
 
 class ScriptError(Exception):
-    """A script or fragment does not exist, or an include is wrong; the message names it."""
+    """A script or fragment does not exist, or an include is wrong; the message names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class RedisCommands(Protocol):
 async def run(redis: RedisCommands, script: Script, keys: Sequence[bytes | str], args: Sequence[Argument]) -> Any:
     """Run a script by its hash and return its answer; load the source first if the server does not know the script.
 
-    Raises `redis.exceptions.ResponseError` for an error reply of the script (`CORRUPT ...`, `MALFORMED ...`): the script
+    Raises `redis.exceptions.ResponseError` for an error reply of the script (`CORRUPT ...`, `MALFORMED ...`); the script
     wrote nothing then.
     """
     assert script.takes(len(keys)), script.name
@@ -77,11 +79,39 @@ async def run(redis: RedisCommands, script: Script, keys: Sequence[bytes | str],
     return await redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
+async def run_many(redis: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+    """Run a script for many calls in one round trip; an error reply (`ResponseError`) stands in its call's place.
+
+    Calls that the server answered with NOSCRIPT are sent again after the source was loaded. Raises RedisError when the
+    answers did not arrive: any of the calls may have been executed.
+    """
+    answers = await _send_many(redis, script, calls)
+    missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+    if missed:
+        await redis.script_load(script.source)
+        again = await _send_many(redis, script, [calls[place] for place in missed])
+        for place, answer in zip(missed, again, strict=True):
+            answers[place] = answer
+    for answer in answers:
+        if isinstance(answer, Exception) and not isinstance(answer, ResponseError):
+            raise answer
+    return answers
+
+
+async def _send_many(redis: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+    pipeline: Any = redis.pipeline(transaction=False)
+    for keys, args in calls:
+        assert script.takes(len(keys)), script.name
+        pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+    answers: list[Any] = await pipeline.execute(raise_on_error=False)
+    return answers
+
+
 @cache
 def load_script(package: str, name: str) -> Script:
     """Script `name` in the folder of `package`, such as `("runtime.redis", "lease_acquire-2")`; read once.
 
-    Raises ScriptError for a name of another form and for a file that does not exist.
+    Raises ScriptError for a malformed name and for a file that does not exist.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -97,10 +127,10 @@ def load_script(package: str, name: str) -> Script:
 
 
 def read_source(folder: Traversable, name: str) -> str:
-    """The text of `<name>.lua` in a folder, each include replaced by its fragment.
+    """Text of `<name>.lua` in a folder, each include replaced by its fragment.
 
-    Raises ScriptError for a missing file, for a fragment that includes itself and for a fragment included twice (its
-    locals would hide the first ones).
+    Raises ScriptError for a missing file, for a fragment that includes itself, and for a fragment included twice: its
+    locals would hide those of the first inclusion.
     """
     seen: set[str] = set()
 

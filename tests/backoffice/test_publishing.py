@@ -20,7 +20,7 @@ import redis
 
 from backoffice.catalogue.store import Products
 from backoffice.sales import model
-from backoffice.sales.lanes import LaneForgot, SaleLanes
+from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.model import Item, NewSale, Sale, SaleStateConflict, Stage
 from backoffice.sales.service import SaleService
 from backoffice.sales.store import Restock, Sales
@@ -30,6 +30,7 @@ from backoffice.web.idempotency import KeyReused
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
+from reservation.lane import LaneForgot
 from runtime.process.settings import load_settings
 from tests.fixtures.fix_databases import Databases
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.sales import LaneSaleState, SaleDefinition, SaleItem, SaleState, Stock, state_at
+from domain.sales import LaneDefinition, LaneSaleState, SaleDefinition, SaleItem, SaleState, Stock, state_at
 from tests.domain.strategies import definitions, u32
 
 DRAFT, SCHEDULED, OPEN, PAUSED, ENDED = SaleState
@@ -85,6 +85,27 @@ def test_definition_is_packed_as_documented() -> None:
 @given(definitions)
 def test_every_definition_packs_to_its_length(definition: SaleDefinition) -> None:
     assert len(definition.pack_for_lane()) == 30 + 2 * len(definition.items)
+
+
+@given(definitions)
+def test_a_lane_definition_is_decoded_as_packed(definition: SaleDefinition) -> None:
+    known = LaneDefinition.unpack(definition.pack_for_lane())
+    assert all(getattr(known, name) == getattr(definition, name) for name in LaneDefinition.__slots__)
+
+
+@pytest.mark.parametrize(
+    "packed", [b"", bytes(29), bytes(29) + b"\x01", bytes(29) + b"\x01" + bytes(3), b"\x04" + bytes(29)]
+)
+def test_a_lane_definition_of_another_layout_raises(packed: bytes) -> None:
+    with pytest.raises(ValueError, match=r"packed definition|LaneSaleState"):
+        LaneDefinition.unpack(packed)
+
+
+def test_stock_is_added_counter_by_counter() -> None:
+    assert Stock.total([Stock(1, 2, 3, 4, 5, 6, 7), Stock(10, 20, 30, 40, 50, 60, 70)]) == Stock(
+        11, 22, 33, 44, 55, 66, 77
+    )
+    assert Stock.total([]) == Stock.fresh(0)
 
 
 @given(st.builds(Stock, u32, u32, u32, u32, u32, u32, u32))

@@ -1,4 +1,4 @@
-"""The scripts' headers are true: keys, arguments and outputs, compared with the names and with `domain.outcomes`."""
+"""The scripts' headers are right: keys, arguments and outputs, compared with the names and with `domain.outcomes`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from domain.orders import OrderStatus
-from domain.outcomes import Outcome, Transition
+from domain.outcomes import (
+    DefineAnswer,
+    ForgetAnswer,
+    LoadAnswer,
+    Outcome,
+    RebuildAnswer,
+    RestockAnswer,
+    Transition,
+)
 from reservation import scripts
 from reservation.scripts import ALL
 
@@ -91,13 +99,24 @@ def test_change_outputs_are_the_transitions() -> None:
     assert_outputs_are(read_header("reject-4"), Transition, {Transition.NOT_DUE})
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("load-1", LoadAnswer), ("define-1", DefineAnswer), ("restock-2", RestockAnswer), ("forget-1", ForgetAnswer),
+        ("restore-2-1n", RebuildAnswer), ("reopen-3", RebuildAnswer),
+    ],
+)  # fmt: skip
+def test_outputs_of_other_scripts_are_their_answers(name: str, answer: type[IntEnum]) -> None:
+    assert_outputs_are(read_header(name), answer, set())
+
+
 def constants(fragment: str) -> dict[str, int]:
     text = (FOLDER / "shared" / f"{fragment}.lua").read_text()
     return {name: int(value) for name, value in re.findall(r"^local ([A-Z_]+) = ([0-9]+)$", text, re.MULTILINE)}
 
 
 def test_constants_are_those_of_the_domain() -> None:
-    # A replay is answered by its record: no script needs its number.
+    # The answer to a replay is its record: no script needs its number.
     assert constants("outcomes") == {o.name: int(o) for o in Outcome if o is not Outcome.REPLAYED}
     statuses = {s.name: int(s) for s in OrderStatus}
     assert constants("transitions") == {t.name: int(t) for t in Transition} | statuses

@@ -15,7 +15,6 @@ from devstack.servers import RedisServer
 from domain import topology
 from runtime.process import tasks
 from runtime.redis.client import redis_client as open_client
-from runtime.tokens import session_ends
 from runtime.tokens.session_ends import EVERYBODY, KEPT_S, SessionEnds, publish
 
 WAIT_S_MAX = 20.0
@@ -135,12 +134,9 @@ async def test_at_its_own_bound_a_follower_does_the_same() -> None:
     assert not ends.is_ended(uuid4().bytes, NOW + 99)
 
 
-async def test_messages_that_were_missed_are_read_again(
-    own_redis: RedisServer, follow: Follow, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_ends, "RECONNECT_S_MAX", 0.1)
+async def test_messages_that_were_missed_are_read_again(own_redis: RedisServer, follow: Follow) -> None:
     client = open_client(own_redis.url)
-    ends = SessionEnds(client)
+    ends = SessionEnds(client, reconnect_s_max=0.1)
     await follow(ends)
     before, meanwhile = uuid4(), uuid4()
     await publish(client, [(before, NOW)])

@@ -29,7 +29,7 @@ from tests.workers.selling import Market, open_market
 from tests.workers.writing import Bench, eventually, rows
 from workers.recovery.losses import LaneRecovery
 from workers.recovery.rebuild.__main__ import rebuild
-from workers.recovery.rebuild.procedure import Report
+from workers.recovery.rebuild.report import Report
 from workers.recovery.watch import Watch
 from workers.relay.lanes import own_lane
 

@@ -16,6 +16,7 @@ from domain import ids, topology
 from domain.orders import OrderStatus, encode_value
 from domain.outcomes import Transition
 from domain.sales import Stock
+from reservation.lane import Lanes
 from runtime.redis.leases import Lease
 from tests.reservation.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker
@@ -25,7 +26,7 @@ from tests.workers.writing import Bench, eventually, guard_of, statuses
 from workers.expiry import collector
 from workers.expiry.backstop import FINAL_TTL_S, Backstop
 from workers.expiry.collector import MARGIN_MS, Collector
-from workers.expiry.expire import DueOrder, Troubles, expire
+from workers.expiry.expire import DueOrder, Failures, expire
 from workers.expiry.janitor import LISTED_S, Janitor
 
 
@@ -130,15 +131,15 @@ async def test_living_paid_and_cancelled_orders_stay_as_they_are(
     await Collector(bench.pools[0], bench.redis).collect(lease)
     assert market.lane.snapshot() == before
     due = [DueOrder(order.order_id, order.user_id, order.sale_id) for order in (living, paid, cancelled)]
-    answers = await expire(bench.redis, due, Troubles("test"))
+    answers = await expire(Lanes(bench.redis), due, Failures("test"))
     assert answers == [Transition.NOT_DUE, Transition.CONFLICT, Transition.CONFLICT]
     unknown = replace(due[0], order_id=ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2))
     foreign = replace(due[0], sale_id=uuid4())
-    troubles = Troubles("test")
-    assert await expire(bench.redis, [unknown, foreign, due[1]], troubles) == [
+    failures = Failures("test")
+    assert await expire(Lanes(bench.redis), [unknown, foreign, due[1]], failures) == [
         Transition.NOT_FOUND, None, Transition.CONFLICT,
     ]  # fmt: skip
-    assert list(troubles.counts.values()) == [1, 1] and "not known to its lane" in troubles.counts
+    assert list(failures.counts.values()) == [1, 1] and "not known to its lane" in failures.counts
     await lease.release()
 
 

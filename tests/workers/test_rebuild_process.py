@@ -173,7 +173,7 @@ def test_wiped_under_load_it_is_refused_rebuilt_and_sells_out_exactly(
         "CATALOGUE_DSN": databases.catalogue_dsn, "SHARD_DSNS": ",".join(databases.shard_dsns),
     }  # fmt: skip
     with ExitStack() as stack:
-        for module in ("workers.relay", "workers.shard_writer", "workers.reconciler"):
+        for module in ("workers.relay", "workers.shard_writer", "workers.recovery"):
             stack.enter_context(worker_process(module, environ))
         edge = own_edge(redis_url=own_redis.url, shard_dsns=environ["SHARD_DSNS"])
         sale = publish(client)

@@ -79,10 +79,7 @@ async def lease(bench: Bench) -> Lease:
 
 
 def rejecting_at(bench: Bench, *, steady_s: float = 0.0) -> Rejecting:
-    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters)
-    return Rejecting(
-        redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, reading=reading, steady_s=steady_s
-    )
+    return Rejecting(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, steady_s=steady_s)
 
 
 def notes(bench: Bench) -> int:
@@ -238,7 +235,7 @@ async def test_a_crash_between_any_two_steps_is_begun_anew(bench: Bench, market:
     assert delivery.statuses() == {OrderStatus.RESERVED: UNITS, OrderStatus.REJECTED: SURPLUS}
     assert market.lane.stock(market.sale).rejected == SURPLUS
     looking = Looking(
-        Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters),
+        Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, queue=bench.queue),
         kept_s=3600, deep_every_s=0.0, deep_share_max=1e9,
     )  # fmt: skip
     await looking.look()

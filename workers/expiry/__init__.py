@@ -1,1 +1,1 @@
-"""Expiry: collects holds past their time, gives their units back, and clears Redis of sales that are long over."""
+"""Expiry: collects holds past their time, gives their units back, and clears Redis of sales that ended long ago."""

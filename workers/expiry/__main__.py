@@ -1,4 +1,4 @@
-"""The expiry worker's process: a collector per shard, the backstop and the janitor, each under a lease of its own."""
+"""`python -m workers.expiry`: a collector per shard, the backstop and the janitor, each under its own lease."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "expiry"
 
 
 async def main(service: Service) -> None:
-    """Open clients, work until told to stop, close clients."""
+    """Open clients, work until the service stops, close clients."""
     settings = service.settings
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
@@ -30,8 +30,8 @@ async def main(service: Service) -> None:
             (f"expiry-shard-{shard}", collector.EVERY_S, collector.Collector(pool, redis).collect)
             for shard, pool in enumerate(pools)
         ]
-        look = backstop.Backstop(pools, redis, cluster=settings.topology)
-        roles.append(("expiry-backstop", backstop.EVERY_S, look.step))
+        scan = backstop.Backstop(pools, redis, cluster=settings.topology)
+        roles.append(("expiry-backstop", backstop.EVERY_S, scan.step))
         roles.append(("expiry-janitor", janitor.EVERY_S, janitor.Janitor(redis, kept_s=settings.sale_kept_s).clear))
         async with asyncio.TaskGroup() as group:
             for role, every_s, work in roles:

@@ -1,8 +1,8 @@
-"""A slow look through the orders in Redis for what the shards' indexes cannot tell.
+"""A slow scan of the orders in Redis for cases that the shards' indexes do not show.
 
-Finds holds that are long over and not collected (not stored yet), final orders that missed their TTL, and orders that a
-rebuild did not restore: no lane knows those any more, so they are given a TTL, too. One step
-reads a bounded number of keys and then pauses; nothing is remembered but the cursor, so a new holder starts over.
+Finds holds long past their time that are not stored and so not collected, final orders that missed their TTL, and orders
+that a rebuild did not restore; no lane knows those, so they get a TTL. One step reads a bounded number of keys and then
+pauses. Only the cursor is remembered, so a new holder of the lease starts over.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import cast
 from uuid import UUID
 
 import structlog
-from psycopg import AsyncConnection
-from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
 from domain import topology
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_head, decode_value
 from domain.outcomes import Transition
 from domain.topology import Topology
+from reservation.lane import Lanes
+from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
+from runtime.redis.clock import now_ms
 from runtime.redis.leases import Lease
-from workers.expiry.expire import BATCH_MAX, DueOrder, Troubles, expire
+from workers.expiry.expire import BATCH_MAX, DueOrder, Failures, expire
 
 EVERY_S = 0.1
 KEYS_PER_STEP = 500
 REST_S = 10.0
-# Far beyond what the index collector and the way through the queue take.
+# Far more than the index collector and the way through the queue take.
 OVERDUE_MS = 60_000
 FINAL_SINCE_MS = 3_600_000
 FINAL_TTL_S = 24 * 3600
@@ -39,11 +39,11 @@ log = structlog.get_logger()
 
 
 class Backstop:
-    """The look through all lanes; `step` is one round."""
+    """The scan of all lanes; `step` is one round."""
 
     def __init__(
         self,
-        pools: Sequence[AsyncConnectionPool[AsyncConnection[TupleRow]]],
+        pools: Sequence[Pool],
         redis: Redis,
         *,
         cluster: Topology,
@@ -51,9 +51,10 @@ class Backstop:
         final_since_ms: int = FINAL_SINCE_MS,
         rest_s: float = REST_S,
     ) -> None:
-        """`pools` in shard order; `rest_s` is the pause after all keys were looked at."""
+        """`pools` in shard order; `rest_s` is the pause after a scan of all keys."""
         self._pools = pools
         self._redis = redis
+        self._lanes = Lanes(redis)
         self._cluster = cluster
         self._overdue_ms = overdue_ms
         self._final_since_ms = final_since_ms
@@ -62,11 +63,10 @@ class Backstop:
         self._cursor = 0
 
     async def step(self, _: Lease) -> bool:
-        """Look at about `KEYS_PER_STEP` keys; never more at once, however much there is to look at."""
+        """Scan about `KEYS_PER_STEP` keys; never asks for another round at once, so that Redis rests in between."""
         if time.monotonic() < self._rests_until:
             return False
-        seconds, microseconds = await self._redis.time()
-        now_ms = seconds * 1000 + microseconds // 1000
+        redis_ms = await now_ms(self._redis)
         self._cursor, found = await self._redis.scan(
             self._cursor, match=topology.ORDER_KEYS_PATTERN, count=KEYS_PER_STEP
         )
@@ -78,27 +78,28 @@ class Backstop:
         overdue: list[DueOrder] = []
         final: list[OrderEntry] = []
         for key, value in zip(keys, cast(list[bytes | None], await self._redis.mget(keys)), strict=True):
-            entry = self._interesting(key, value, now_ms)
+            entry = self._overdue_or_final(key, value, redis_ms)
             if entry is None:
                 continue
             if entry.status.is_final:
                 final.append(entry)
             else:
                 overdue.append(DueOrder(entry.order_id, entry.user_id, entry.sale_id))
-        troubles = Troubles("scan")
+        failures = Failures("scan")
         for start in range(0, len(overdue), BATCH_MAX):
             part = overdue[start : start + BATCH_MAX]
-            answers = await expire(self._redis, part, troubles)
-            await self._let_go(o for o, answer in zip(part, answers, strict=True) if answer is Transition.NOT_FOUND)
-        troubles.tell()
+            answers = await expire(self._lanes, part, failures)
+            unknown = [order for order, answer in zip(part, answers, strict=True) if answer is Transition.NOT_FOUND]
+            await self._limit_unknown(unknown)
+        failures.log()
         if final:
             await self._give_ttl(final)
         return False
 
-    def _interesting(self, key: bytes, value: bytes | None, now_ms: int) -> OrderEntry | None:
-        """The entry if it is overdue, or final for long; the head alone decides, since nearly all are neither."""
+    def _overdue_or_final(self, key: bytes, value: bytes | None, now_ms: int) -> OrderEntry | None:
+        """The entry if it is overdue or has long been final. Most are neither, so the head is decoded first."""
         if value is None:
-            return None  # gone meanwhile, or not an order's value
+            return None  # removed meanwhile, or not a string
         try:
             head = decode_head(value)
             if head.status == OrderStatus.RESERVED:
@@ -111,11 +112,11 @@ class Backstop:
             log.error("order value is malformed", error=str(error))
             return None
 
-    async def _let_go(self, unknown: Iterable[DueOrder]) -> None:
-        """Values of orders that were found and that their lanes do not know: of an epoch before the last rebuild."""
+    async def _limit_unknown(self, orders: Iterable[DueOrder]) -> None:
+        """Give a TTL to values of orders that their lanes do not know: they are of an epoch before the last rebuild."""
         pipeline = self._redis.pipeline(transaction=False)
-        for order in unknown:
-            # Once: a later look must not put off what this one decided.
+        for order in orders:
+            # NX: a later scan must not prolong the life that this one set.
             pipeline.expire(topology.order_key(order.order_id), FINAL_TTL_S, nx=True)
         await pipeline.execute()
 

@@ -1,32 +1,35 @@
-"""Clears Redis of sales that ended long ago: users' records, applied restocks, then definition and stock; at last the sale.
+"""Clears Redis of sales that ended long ago, in this order:
 
-A lane is cleared only when none of its units is reserved: a hold must be able to end as it would at any other time.
-The definition goes last, so a crash in the middle starts over. When all lanes are clear the document goes and edges are told;
-a round later, when no edge counts refusals of it any more, its counts and verdict, and its place in the list of sales, which is
-what the janitor finds it by. Does not touch orders: their values have a TTL.
+    each lane      users' hashes and applied restocks, then definition and stock; only when no unit is reserved
+    the document   when all lanes are clear and `LISTED_S` have passed; edges are told
+    the rest       a round later: counts, verdict and the place in the list of sales, by which the janitor finds a sale
+
+A hold must be able to end as at any other time, so a lane with reserved units waits. Each part goes last that the janitor
+needs to find the parts before it: a crash in the middle starts over. Does not touch orders, whose values have a TTL.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
 from uuid import UUID
 
-import orjson
 import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
 
-from domain import ids, topology
-from domain.sales import LaneSaleState, SaleDefinition, Stock, packed_end
-from reservation import scripts
+from domain import topology
+from domain.outcomes import ForgetAnswer
+from domain.sales import LaneSaleState, SaleDefinition
+from reservation.documents import MalformedDocument, SaleDocuments, decode_document
+from reservation.lane import Lanes
+from reservation.reading import read_sale
+from runtime.redis.clock import now_ms
 from runtime.redis.leases import Lease
-from runtime.redis.scripts import run as run_script
 
 EVERY_S = 60.0
 KEYS_PER_STEP = 500
 STEP_PAUSE_S = 0.02
-LISTED_S = 300  # the document stays so much longer than the lanes: nobody puts it back then (`backoffice.sales`)
+LISTED_S = 300  # the document outlives the lanes by this time, after which the backoffice does not put it again
 
 UNLINKED = Counter("flashsale_janitor_unlinked", "Users' records removed from Redis after a sale.")
 log = structlog.get_logger()
@@ -36,81 +39,88 @@ class Janitor:
     """`clear` is one round over all published sales."""
 
     def __init__(self, redis: Redis, *, kept_s: int) -> None:
-        """`kept_s`: how long after its end a sale stays."""
+        """`kept_s`: time after its end for which a sale stays."""
         self._redis = redis
+        self._lanes = Lanes(redis)
+        self._documents = SaleDocuments(redis)
         self._kept_ms = kept_s * 1000
         self._undocumented: set[UUID] = set()  # in the round before
 
     async def clear(self, lease: Lease) -> bool:
-        """Clear every lane of every sale whose time has come, then the sale."""
-        seconds, _ = await self._redis.time()
+        """Clear each lane of every sale whose time has come, then the sale; False: nothing to do at once."""
+        redis_ms = await now_ms(self._redis)
         undocumented: set[UUID] = set()
-        async for raw_id in self._redis.sscan_iter(topology.SALES_KEY, count=KEYS_PER_STEP):
-            sale_id = UUID(raw_id.decode("ascii"))
-            document = await self._redis.get(topology.sale_key(sale_id))
+        async for sale_id in self._documents.scan():
+            (document,) = await self._documents.read_raw([sale_id])
             if document is None:
-                # Of a sale that lives the backoffice puts it back long before the next round.
+                # The backoffice puts the document of a running sale again long before the next round.
                 if sale_id in self._undocumented:
                     await self._forget(sale_id)
                 undocumented.add(sale_id)
                 continue
             try:
-                sale = SaleDefinition.from_document(orjson.loads(document))
-            except (ValueError, KeyError, TypeError) as error:
-                log.error("sale document is malformed", sale_id=raw_id.decode("ascii"), error=repr(error))
+                sale = decode_document(document)
+            except MalformedDocument as error:
+                log.error("sale document is malformed", sale_id=str(sale_id), error=str(error))
                 continue
-            if seconds * 1000 < sale.ends_at_ms + self._kept_ms:
+            if redis_ms < sale.ends_at_ms + self._kept_ms:
                 continue
-            clear = True
+            is_clear = True
             for lane in sale.lanes:
                 if not lease.held:
                     return False
-                clear = await self._clear_lane(lease, sale, lane, now_ms=seconds * 1000) and clear
-            if clear and seconds * 1000 >= sale.ends_at_ms + self._kept_ms + LISTED_S * 1000:
-                await self._redis.unlink(topology.sale_key(sale_id))
-                await self._redis.publish(topology.SALES_CHANNEL, f"{topology.SALE_GONE}{sale_id}")
+                is_clear = await self._clear_lane(lease, sale, lane, redis_ms) and is_clear
+            if is_clear and redis_ms >= sale.ends_at_ms + self._kept_ms + LISTED_S * 1000:
+                await self._documents.remove(sale_id)
                 undocumented.add(sale_id)
         self._undocumented = undocumented
         return False
 
     async def _forget(self, sale_id: UUID) -> None:
-        """The list last: a crash before it brings us here again."""
+        """Remove counts, verdict and, last, the place in the list: after a crash the sale is found again."""
         await self._redis.unlink(topology.REFUSED_KEY_PREFIX + str(sale_id))
         await self._redis.hdel(topology.ACCEPTED_KEY, str(sale_id))
         await self._redis.hdel(topology.VERDICTS_KEY, str(sale_id))
-        await self._redis.srem(topology.SALES_KEY, str(sale_id))
+        await self._documents.unlist(sale_id)
         log.info("sale forgotten", sale_id=str(sale_id))
 
-    async def _clear_lane(self, lease: Lease, sale: SaleDefinition, lane: int, *, now_ms: int) -> bool:
-        """Whether the lane knows nothing of the sale any more."""
-        state = topology.lane_state_key(lane)
-        fields = [topology.stock_field(sale.sale_id, index) for index in range(len(sale.items))]
-        values = await self._redis.hmget(state, [topology.definition_field(sale.sale_id), *fields])
-        definition, *stocks = cast(list[bytes | None], values)
-        if definition is None:
+    async def _clear_lane(self, lease: Lease, sale: SaleDefinition, lane: int, redis_ms: int) -> bool:
+        """Clear one lane; whether the lane has nothing of the sale afterwards."""
+        there = await read_sale(self._redis, lane, sale)
+        if not there.is_known:
             return True  # cleared before
-        # The lane decides about orders, so the lane must know that the sale is over: documents go out last.
-        state_there, ends_at_ms = packed_end(definition)
-        if state_there is not LaneSaleState.ENDED and now_ms < ends_at_ms + self._kept_ms:
+        if there.definition is None:
+            log.error("sale is not cleared: its definition is malformed", sale_id=str(sale.sale_id), lane=lane)
+            return False
+        # The lane decides about orders, so the lane must know that the sale is over: documents change last.
+        if there.definition.state is not LaneSaleState.ENDED and redis_ms < there.definition.ends_at_ms + self._kept_ms:
             log.warning("sale is not cleared: the lane takes orders", sale_id=str(sale.sale_id), lane=lane)
             return False
-        reserved = sum(Stock.unpack(value).reserved for value in stocks if value is not None)
+        reserved = sum(stock.reserved for stock in there.stock if stock is not None)
         if reserved:
             log.warning(
                 "sale is not cleared: units are reserved", sale_id=str(sale.sale_id), lane=lane, reserved=reserved
             )
             return False
+        if not await self._clear_users(lease, sale, lane):
+            return False
+        await self._redis.unlink(topology.restock_key(lane, sale.sale_id))
+        forgotten = await self._lanes.forget(lane, sale.sale_id)
+        if forgotten.answer in (ForgetAnswer.NOT_OVER, ForgetAnswer.RESERVED):
+            log.warning("sale is not cleared", sale_id=str(sale.sale_id), lane=lane, answer=forgotten.answer.name)
+            return False
+        log.info("sale cleared from lane", sale_id=str(sale.sale_id), lane=lane, fields=forgotten.fields)
+        return True
+
+    async def _clear_users(self, lease: Lease, sale: SaleDefinition, lane: int) -> bool:
+        """Remove the users' hashes in small steps; False when the lease was lost meanwhile."""
         cursor, pattern = 0, topology.user_key_pattern(lane, sale.sale_id)
         while True:
             cursor, keys = await self._redis.scan(cursor, match=pattern, count=KEYS_PER_STEP)
             if keys:
                 UNLINKED.inc(await self._redis.unlink(*keys))
             if cursor == 0:
-                break
+                return True
             await asyncio.sleep(STEP_PAUSE_S)
             if not lease.held:
                 return False
-        await self._redis.unlink(topology.restock_key(lane, sale.sale_id))
-        removed = await run_script(self._redis, scripts.FORGET, [state], [ids.short(sale.sale_id)])
-        log.info("sale cleared from lane", sale_id=str(sale.sale_id), lane=lane, fields=removed)
-        return True

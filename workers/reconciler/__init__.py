@@ -1,1 +1,1 @@
-"""Reconciler: proves, every few seconds and for every sale, that nothing was oversold (A) and nothing lost (B)."""
+"""Reconciler: proves every few seconds, for every sale, that nothing was oversold (A) and nothing was lost (B)."""

@@ -1,10 +1,10 @@
 """The reconciler's process, and one judgement on demand.
 
-    python -m workers.reconciler                                      a service: a look every two seconds
+    python -m workers.reconciler                                      a service: a look every two seconds, by lease
     python -m workers.reconciler --once [--sale ID] [--wait-s 60] [--json]
 
-`--once` looks until every sale is judged, at most for the time given. Exit status 0 if A and B are proved for all of
-them, 1 if one is violated or still unproved, 2 for wrong arguments. JSON: the verdict of the sale asked for, or
+`--once` looks until every sale is judged, at most for the given time. Exit status: 0 A and B are proved for all sales,
+1 one is violated or not proved, 2 wrong arguments. JSON: the verdict of the sale asked for, or
 `{"A", "B", "sales": [verdicts]}`.
 """
 
@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
 
@@ -37,13 +36,8 @@ from runtime.redis.leases import Lease
 from workers.consuming import TRANSIENT
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import STORED_WITHIN_S
-from workers.reconciler.reading import Pool, Reading
+from workers.reconciler.reading import Reading
 from workers.reconciler.verdict import Verdict
-from workers.recovery.losses import LaneRecovery
-from workers.recovery.watch import Watch
-from workers.rejecter.rejecting import EVERY_S as REJECTING_EVERY_S
-from workers.rejecter.rejecting import ROLE as REJECTING_ROLE
-from workers.rejecter.rejecting import Rejecting
 from workers.rounds import run_rounds
 
 NAME = "reconciler"
@@ -67,26 +61,14 @@ def main() -> None:
 
 
 async def serve(service: Service) -> None:
-    """Look until told to stop; one process at a time does."""
+    """Look until the service stops; one process at a time looks."""
     settings = service.settings
-    async with _clients(settings) as clients:
-        if not await fingerprint.check_when_reachable(clients.redis, settings.topology, service.pause):
+    async with _clients(settings) as (redis, reading):
+        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
-        look = partial(_publish_look, clients.redis, Looking(clients.reading, kept_s=settings.sale_kept_s), set())
-        rejecting = Rejecting(
-            redis=clients.redis, catalogue=clients.catalogue, shards=clients.shards, reading=clients.reading
-        )
-        watch = Watch(
-            redis=clients.redis,
-            recovery=LaneRecovery(redis=clients.redis, catalogue=clients.catalogue, shards=clients.shards),
-            cluster=settings.topology,
-            kept_s=settings.sale_kept_s,
-        )
-        rounds = partial(run_rounds, service, clients.redis, life_ms=settings.lease_ms)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(watch.run(service))
-            group.create_task(rounds(role=NAME, every_s=EVERY_S, work=look))
-            group.create_task(rounds(role=REJECTING_ROLE, every_s=REJECTING_EVERY_S, work=rejecting.round))
+        looking = Looking(reading, kept_s=settings.sale_kept_s)
+        look = partial(_publish_look, redis, looking, set())
+        await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=look, life_ms=settings.lease_ms)
 
 
 async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lease) -> bool:
@@ -110,10 +92,10 @@ async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lea
 
 
 async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:
-    async with _clients(settings) as clients:
-        await fingerprint.check(clients.redis, settings.topology)
+    async with _clients(settings) as (redis, reading):
+        await fingerprint.check(redis, settings.topology)
         looking = Looking(
-            clients.reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
+            reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
         )
         settled_looks = 0
         deadline = time.monotonic() + wait_s
@@ -126,8 +108,8 @@ async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *
                 verdicts, problem = [], f"{type(error).__name__}: {error}"
             settled = bool(verdicts) and all(v.a is not None and v.b is not None for v in verdicts)
             settled_looks = settled_looks + 1 if settled else 0
-            # A settled verdict is looked at once more, deeply: the deep look before it may have come too early.
-            # The last look comes after the deadline, so that what had the whole time to be stored is judged.
+            # A settled verdict is checked by one more deep look: the deep look before it may have been too early.
+            # The last look is after the deadline, so that entries which had the whole time to be stored are judged.
             if settled_looks == 2 or (not settled and time.monotonic() > deadline):
                 break
             if settled:
@@ -160,24 +142,15 @@ def _all_of(values: Sequence[bool | None]) -> bool | None:
     return None if None in values else True
 
 
-@dataclass(frozen=True, slots=True)
-class _Clients:
-    redis: Redis
-    catalogue: Pool
-    shards: Sequence[Pool]
-    reading: Reading
-
-
 @asynccontextmanager
-async def _clients(settings: Settings) -> AsyncIterator[_Clients]:
+async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading]]:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=3))
+        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
         letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
-        reading = Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters)
-        yield _Clients(redis, catalogue, shards, reading)
+        yield redis, Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters)
 
 
 def _sale_id(text: str) -> UUID:
@@ -195,11 +168,13 @@ def _wait_s(text: str) -> float:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m workers.{NAME}", description="Judges invariants A and B.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m workers.{NAME}", description="Judge invariants A and B of published sales."
+    )
     parser.add_argument("--once", action="store_true", help="judge once and exit")
     parser.add_argument("--sale", type=_sale_id, help="judge this sale only")
     parser.add_argument(
-        "--wait-s", type=_wait_s, default=STORED_WITHIN_S, help="wait so long for entries to be stored (default: 60)"
+        "--wait-s", type=_wait_s, default=STORED_WITHIN_S, help="longest wait for entries to be stored (default: 60)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(arguments)

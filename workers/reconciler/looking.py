@@ -1,4 +1,4 @@
-"""One look at all sales: reads, compares, and gives each sale its verdict. Remembers the look before."""
+"""Looks at all sales: reads, compares, and gives each sale a verdict. Remembers the previous look."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from workers.reconciler.stock import (
 from workers.reconciler.verdict import Finding, Verdict, judge
 
 DEEP_EVERY_S = 15.0
-# A deep look reads every order: it may take this share of the time, whatever the tables' size.
+# A deep look reads every order. It may take this share of the time, so it becomes rarer as the tables grow.
 DEEP_SHARE_MAX = 0.05
 
 
 class Looking:
-    """Looks at sales again and again; `look` is one round."""
+    """`look` is one round."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Looking:
         deep_every_s: float = DEEP_EVERY_S,
         deep_share_max: float = DEEP_SHARE_MAX,
     ) -> None:
-        """`kept_s`: sales that ended so long ago have left Redis and are not looked at."""
+        """`kept_s`: sales that ended longer ago have left Redis and are skipped."""
         self._reading = reading
         self._kept_ms = kept_s * 1000
         self._stored_within_s = stored_within_s
@@ -54,15 +54,15 @@ class Looking:
         self.progress: dict[int, LaneProgress] = {}
 
     def demand_deep(self) -> None:
-        """Let the next look be a deep one."""
+        """Make the next look a deep one."""
         self._deep_at = 0.0
 
     async def look(self, *, only: UUID | None = None) -> list[Verdict]:
-        """A verdict for each published sale that is still in Redis, or for one. Raises what the servers' clients raise."""
+        """Verdicts of all published sales that are still in Redis, or of one. Raises the errors of the servers' clients."""
         at_ms = await self._reading.now_ms()
         sales = [s for s in await self._reading.sales(only=only) if at_ms < s.ends_at_ms + self._kept_ms]
         if only is None:
-            # What has left Redis is not remembered either.
+            # Forget sales that have left Redis.
             left = {sale.sale_id for sale in sales}
             self._deep_a = {sale_id: found for sale_id, found in self._deep_a.items() if sale_id in left}
             self._earlier = {sale_id: found for sale_id, found in self._earlier.items() if sale_id in left}
@@ -70,7 +70,7 @@ class Looking:
             return []
         await self._follow_lanes(sales)
         now_s = time.monotonic()
-        # Nothing can be said of A before the shards were read.
+        # A cannot be judged before the shards were read.
         is_new = any(sale.sale_id not in self._deep_a for sale in sales)
         if now_s >= self._deep_at or (is_new and now_s >= self._deep_affordable_at):
             await self._look_deep(sales)
@@ -80,7 +80,7 @@ class Looking:
         return [self._verdict(sale, at_ms, lanes, ledger[sale.sale_id]) for sale in sales]
 
     async def _follow_lanes(self, sales: list[SaleDefinition]) -> None:
-        """Move the watermarks up to the sequences of this moment."""
+        """Move the watermarks towards the lanes' present sequences."""
         lanes = await self._reading.lanes(sales)
         if not lanes.keys() <= self.progress.keys():
             watermarks = await self._reading.watermarks()
@@ -94,7 +94,7 @@ class Looking:
         before = await self._reading.lanes(sales)
         shards = await self._reading.units()
         strays = await self._reading.strays()
-        after = await self._reading.lanes(sales)  # after the shards, as the ledger is: grants grow there first
+        after = await self._reading.lanes(sales)  # after the shards, like the ledger, where grants grow first
         ledger = await self._reading.ledger([sale.sale_id for sale in sales])
         for lane in after:
             self._deep_b[lane] = [*_stray_findings(lane, strays), *await self.progress[lane].recount(self._reading)]
@@ -104,7 +104,7 @@ class Looking:
             is_closed = any(sale.sale_id in after[lane].closed for lane in sale.lanes)
             if not is_closed and await self._is_at_rest(sale, before, after):
                 findings += lanes_against_shards(sale, after, units)
-            # A doubt of this deep look is settled by the next one, not by a look that did not read the shards again.
+            # Only the next deep look settles a doubt of this one: other looks do not read the shards again.
             before_texts = {finding.text for finding in self._deep_a.get(sale.sale_id, ())}
             self._deep_a[sale.sale_id] = [Finding(f.text, f.certain or f.text in before_texts) for f in findings]
         took_s = time.monotonic() - began
@@ -115,7 +115,7 @@ class Looking:
     async def _is_at_rest(
         self, sale: SaleDefinition, before: Mapping[int, LaneLook], after: Mapping[int, LaneLook]
     ) -> bool:
-        """Nothing moved while the shards were read, everything is stored, and nothing is in the dead letters."""
+        """Whether no lane moved while the shards were read, every entry is stored, and none is in the dead letters."""
         still = all(before[lane].seq == after[lane].seq == self.progress[lane].verified for lane in sale.lanes)
         return still and not await self._reading.dead_lettered(sale.lanes)
 
@@ -141,15 +141,15 @@ class Looking:
         if b is True and waits:
             b, detail_b = None, waits
         if closed:
-            # What Redis has is old or gone: only what PostgreSQL shows can be judged, and it proves nothing alone.
+            # The data in Redis is old or gone. PostgreSQL alone can show a violation but proves nothing.
             a, b = (False if held is False else None for held in (a, b))
-            detail_a = [f"closed for recovery, `flashsale rebuild` opens it: {'; '.join(closed)}", *detail_a]
+            detail_a = [f"closed for recovery, run `flashsale rebuild`: {'; '.join(closed)}", *detail_a]
         self._earlier[sale.sale_id] = frozenset(finding.text for finding in shallow)
         return Verdict(sale.sale_id, at_ms, a, b, (*detail_a, *detail_b))
 
 
 def _lost_findings(sale: SaleDefinition, lost: Sequence[LostRange]) -> Iterator[Finding]:
-    """A lane's losses concern the sales that had begun when they were noted; nobody can say whose entries they were."""
+    """A loss counts for every sale of the lane that had begun when it was recorded: whose entries were lost is unknown."""
     for gap in lost:
         if gap.lane in sale.lanes and sale.starts_at_ms < gap.noted_ms:
             count = gap.last - gap.first + 1

@@ -1,7 +1,7 @@
 """Invariant B, lane by lane: how far every entry is stored or dead-lettered.
 
-A watermark says up to which sequence a lane was counted complete; only what is behind it is counted again and again, so
-a look costs what came since the last one. Samples of the newest sequence tell how long it had to be stored by now.
+A watermark is the sequence up to which a lane was counted complete. Only entries beyond it are counted at each look, so
+the cost follows the entries since the last look. Samples of the newest sequence show how long an entry has existed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ SAMPLES_MAX = 600
 
 
 class Places(Protocol):
-    """What progress is counted from (`Reading`)."""
+    """Source of the counts (`Reading`)."""
 
     async def places(self, lane: int, *, after: int, upto: int) -> int:
         """Places of a lane in (after, upto] that are stored or dead-lettered."""
         ...
 
     async def note_poison(self, lane: int) -> None:
-        """Account for entries that the relay buried."""
+        """Account for entries that the relay dead-lettered."""
         ...
 
     async def raise_watermark(self, lane: int, verified_seq: int) -> None:
-        """Remember how far a lane was proved."""
+        """Record how far a lane was proved."""
         ...
 
 
@@ -74,12 +74,12 @@ class LaneProgress:
             await places.raise_watermark(self.lane, self.verified)
 
     def is_proved(self, seq: int) -> bool:
-        """All entries that had their time are stored: all up to `seq`, or up to the sample of a minute ago."""
+        """Whether all due entries are stored: all up to `seq`, or up to the sample `stored_within_s` ago."""
         due = self._due(time.monotonic())
         return not self.findings and (self.verified == seq or (due is not None and self.verified >= due))
 
     async def recount(self, places: Places) -> list[Finding]:
-        """Count again all that was proved before: rows may have gone since."""
+        """Count again all that was proved before: rows may have disappeared since."""
         count = 0
         for after in range(0, self.verified, CHUNK):
             count += await places.places(self.lane, after=after, upto=min(after + CHUNK, self.verified))
@@ -88,7 +88,7 @@ class LaneProgress:
         return [Finding(f"lane {self.lane}: {count} entries are stored of {self.verified} that were proved")]
 
     def _due(self, now: float) -> int | None:
-        """The newest sequence that was there `stored_within_s` ago, None when nothing was seen so long ago."""
+        """Newest sequence that existed `stored_within_s` ago; None without a sample of that age."""
         due = None
         for at, seq in self.samples:
             if now - at < self.stored_within_s:
@@ -111,7 +111,7 @@ class LaneProgress:
     async def _advance_to_gap(self, places: Places, incomplete: int) -> None:
         """Bisect: afterwards `verified + 1` is the first entry that is not stored."""
         while incomplete - self.verified > 1:
-            # Mostly the very next one is missing or the newest few are: both ends are found in few steps.
+            # Usually the very next entry or the newest few are missing: bisection finds both in few steps.
             middle = (self.verified + incomplete) // 2
             if await self._count(places, middle) == middle - self.verified:
                 self.verified = middle

@@ -1,7 +1,7 @@
--- Read by the reconciler. Every block is one statement, so it sees one snapshot.
+-- Statements of the reconciler. Every block is one statement, so it sees one snapshot.
 
 -- name: count_range
--- How many places of a lane in (after, upto] this shard accounts for. Changes nothing.
+-- Number of places of a lane in (after, upto] that this shard accounts for. Changes nothing.
 -- Index: order_transitions_lane_seq, dead_lettered_pkey.
 SELECT count(*)
 FROM (
@@ -13,7 +13,7 @@ FROM (
 ) AS places;
 
 -- name: note_dead_lettered
--- Notes entries that the relay buried: they belong to no shard, so the first one accounts for them.
+-- Notes entries that the relay dead-lettered: they belong to no shard, so the first shard accounts for them.
 -- Repeating it changes nothing. Index: dead_lettered_pkey.
 INSERT INTO dead_lettered (lane, lane_seq, reason)
 SELECT %(lane)s, w.lane_seq, %(reason)s
@@ -21,7 +21,7 @@ FROM unnest(%(lane_seqs)s::bigint[]) AS w (lane_seq)
 ON CONFLICT (lane, lane_seq) DO NOTHING;
 
 -- name: count_dead_lettered
--- How many entries of these lanes are in the dead letters. Changes nothing. Index: dead_lettered_pkey.
+-- Number of entries of these lanes in the dead letters. Changes nothing. Index: dead_lettered_pkey.
 SELECT count(*) FROM dead_lettered WHERE lane = ANY(%(lanes)s::smallint[]);
 
 -- name: read_units
@@ -66,13 +66,13 @@ LEFT JOIN shard_grant g USING (sale_id, sku)
 WHERE l.sale_id = ANY(%(sale_ids)s);
 
 -- name: count_lost
--- How many places of a lane in (after, upto] a rebuild noted as lost. Changes nothing. Index: lost_entries_pkey.
+-- Number of places of a lane in (after, upto] that a rebuild recorded as lost. Changes nothing. Index: lost_entries_pkey.
 SELECT coalesce(sum(least(last_seq, %(upto)s) - greatest(first_seq, %(after)s + 1) + 1), 0)::bigint
 FROM lost_entries
 WHERE lane = %(lane)s AND first_seq <= %(upto)s AND last_seq > %(after)s;
 
 -- name: read_lost
--- Everything that was ever lost: a few ranges. Changes nothing. No index needed.
+-- All losses ever, a few ranges. Changes nothing. No index needed.
 SELECT lane, first_seq, last_seq, (extract(epoch FROM noted_at) * 1000)::bigint FROM lost_entries ORDER BY lane, first_seq;
 
 -- name: read_unknown_tails
@@ -85,7 +85,7 @@ ORDER BY lane, floor_seq;
 SELECT lane, verified_seq FROM lane_watermark;
 
 -- name: raise_watermark
--- Never lowers it. Repeating it changes nothing but the time. Index: lane_watermark_pkey.
+-- Raises a watermark, never lowers it. Repeating it changes nothing but the time. Index: lane_watermark_pkey.
 INSERT INTO lane_watermark AS w (lane, verified_seq)
 VALUES (%(lane)s, %(verified_seq)s)
 ON CONFLICT (lane) DO UPDATE SET verified_seq = excluded.verified_seq, verified_at = now()

@@ -1,4 +1,4 @@
-"""Judges invariant A from what was read: lanes, ledger, grants, quotas, stored units. Performs no I/O."""
+"""Judges invariant A from lanes, ledger, grants, quotas and stored units. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from workers.reconciler.verdict import Finding
 
 @dataclass(frozen=True, slots=True)
 class LaneLook:
-    """A lane's state hash at one moment. `stocks` by sale, by SKU index; a sale that the lane does not know has None.
+    """A lane's state hash at one moment. `stocks` by sale, by SKU index; None for a sale that the lane does not know.
 
-    `closed` says why sales cannot be sold there until they are rebuilt.
+    `closed`: for sales that cannot be sold in the lane until they are rebuilt, the reason.
     """
 
     seq: int
@@ -24,7 +24,7 @@ class LaneLook:
 
 @dataclass(frozen=True, slots=True)
 class LostRange:
-    """Entries of a lane that were accepted and are nowhere, inclusive; noted by a rebuild."""
+    """Entries of a lane that were accepted and no longer exist, inclusive; recorded by a rebuild."""
 
     lane: int
     first: int
@@ -34,7 +34,7 @@ class LostRange:
 
 @dataclass(frozen=True, slots=True)
 class UnknownTail:
-    """A lane went back while it may have been taking orders: after entry `after` nobody knows what it took."""
+    """A lane went back while it may have been taking orders: entries after `after` are unknown."""
 
     lane: int
     after: int
@@ -75,7 +75,7 @@ def lanes_against_ledger(
             if not stock.is_balanced:
                 yield Finding(f"{item.sku}: lane {lane} is not balanced: {stock}")
     for index, item in enumerate(sale.items):
-        total = _sum([stocks[index] for stocks in known])
+        total = Stock.total(stocks[index] for stocks in known)
         row = ledger.get(item.sku)
         if row is None:
             yield Finding(f"{item.sku}: not in the ledger")
@@ -83,12 +83,12 @@ def lanes_against_ledger(
         if total.borrowed > total.lent:
             yield Finding(f"{item.sku}: lanes borrowed {total.borrowed} units, lent {total.lent}", certain=False)
         if total.allotted != row.stock:
-            # A restock raises the ledger first: for a moment there is more there than in the lanes.
+            # A restock raises the ledger first: for a moment the ledger has more than the lanes.
             yield Finding(f"{item.sku}: ledger has {row.stock} units, lanes were given {total.allotted}", certain=False)
 
 
 def guard(ledger: Mapping[str, LedgerLook]) -> Iterator[Finding]:
-    """The catalogue's half: no more granted than there is, and the sum is the sum."""
+    """The catalogue's half: grants within the stock, and the ledger's sum of grants is right."""
     for sku, row in ledger.items():
         total = sum(total for total, _ in row.grants.values())
         if row.granted != total:
@@ -100,7 +100,7 @@ def guard(ledger: Mapping[str, LedgerLook]) -> Iterator[Finding]:
 def shards_against_grants(
     ledger: Mapping[str, LedgerLook], shards: Sequence[Mapping[str, UnitsLook]]
 ) -> Iterator[Finding]:
-    """The shards' half: each sells within its grant, and what it counts as sold is what is stored."""
+    """The shards' half: each shard sells within its grant, and counts as sold the units that it stores."""
     for shard, skus in enumerate(shards):
         for sku, units in skus.items():
             if units.held != units.sold:
@@ -111,7 +111,7 @@ def shards_against_grants(
                 yield Finding(f"{sku}: shard {shard} sold {units.sold} of {units.granted} granted units")
             total, seq = ledger[sku].grants.get(shard, (0, 0)) if sku in ledger else (0, 0)
             if units.granted > total:
-                # The shard was read before the catalogue: a release may have come in between.
+                # The shard was read before the catalogue: a release may have happened in between.
                 yield Finding(
                     f"{sku}: shard {shard} has {units.granted} units by grant {units.seq}, catalogue gave {total} by {seq}",
                     certain=False,
@@ -125,22 +125,10 @@ def shards_against_grants(
 def lanes_against_shards(
     sale: SaleDefinition, lanes: Mapping[int, LaneLook], shards: Sequence[Mapping[str, UnitsLook]]
 ) -> Iterator[Finding]:
-    """At rest, with everything stored, Redis and PostgreSQL count the same units. Call it only then."""
+    """Redis and PostgreSQL count the same units. Call it only at rest, with every entry stored."""
     for index, item in enumerate(sale.items):
         stocks = [known[index] for lane in sale.lanes if (known := lanes[lane].stocks.get(sale.sale_id)) is not None]
         here = sum(stock.reserved + stock.paid for stock in stocks)
         there = sum(skus[item.sku].held for skus in shards if item.sku in skus)
         if here != there:
             yield Finding(f"{item.sku}: {here} reserved or paid units in Redis, {there} stored", certain=False)
-
-
-def _sum(stocks: Sequence[Stock]) -> Stock:
-    return Stock(
-        available=sum(stock.available for stock in stocks),
-        reserved=sum(stock.reserved for stock in stocks),
-        paid=sum(stock.paid for stock in stocks),
-        rejected=sum(stock.rejected for stock in stocks),
-        allotted=sum(stock.allotted for stock in stocks),
-        borrowed=sum(stock.borrowed for stock in stocks),
-        lent=sum(stock.lent for stock in stocks),
-    )

@@ -1,4 +1,4 @@
-"""What the reconciler says about a sale, and how findings become a verdict. Performs no I/O."""
+"""Verdicts about a sale, and how findings become a verdict. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ DETAIL_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that should not be. `certain` is false for what a step in progress may look like for a moment:
-    it counts only when the next look finds exactly the same."""
+    """A contradiction. `certain` is false when a step in progress can cause it for a moment: then it counts only if the
+    next look finds exactly the same."""
 
     text: str
     certain: bool = True
@@ -46,7 +46,7 @@ class Verdict:
 
 
 def judge(findings: Iterable[Finding], earlier: frozenset[str]) -> tuple[bool | None, list[str]]:
-    """False when a finding is certain or was there in the look before (`earlier` texts), None for doubts, else True."""
+    """False if a finding is certain or was in the look before (`earlier` texts), None if all are doubts, True without any."""
     listed = list(findings)
     proved = [finding.text for finding in listed if finding.certain or finding.text in earlier]
     if proved:

@@ -1,1 +1,1 @@
-"""Closes lanes whose Redis lost data, records the losses, and rebuilds sales."""
+"""Recovery: closes lanes whose Redis lost data, records the losses, and rebuilds sales."""

@@ -1,4 +1,4 @@
--- What tells that a lane went back, read and noted by the reconciler's watch and by a rebuild.
+-- Records by which the watch and a rebuild detect that a lane went back.
 
 -- name: newest_stored
 -- The newest place of each lane that this shard accounts for. Changes nothing.
@@ -19,14 +19,14 @@ SELECT lane, greatest(verified_seq, seen_seq) FROM lane_watermark WHERE lane = A
 SELECT lane, verified_seq FROM lane_watermark WHERE lane = ANY(%(lanes)s::smallint[]);
 
 -- name: note_seen
--- Remembers what Redis showed; never lowers it. Repeating it changes nothing. Index: lane_watermark_pkey.
+-- Records sequences seen in Redis; never lowers one. Repeating it changes nothing. Index: lane_watermark_pkey.
 INSERT INTO lane_watermark AS w (lane, verified_seq, seen_seq)
 SELECT lane, 0, seq FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS s (lane, seq)
 ON CONFLICT (lane) DO UPDATE SET seen_seq = excluded.seen_seq WHERE excluded.seen_seq > w.seen_seq;
 
 -- name: note_loss
--- A lane was found below what it had shown. Repeating it changes nothing until it is settled; then it
--- is another loss of the same extent. Index: lane_losses_pkey.
+-- Records a lane found below what it had shown. Repeating it changes nothing until the loss is settled; afterwards it
+-- records another loss of the same extent. Index: lane_losses_pkey.
 INSERT INTO lane_losses AS l (lane, found_seq, floor_seq, was_quiet)
 VALUES (%(lane)s, %(found)s, %(floor)s, %(was_quiet)s)
 ON CONFLICT (lane, found_seq, floor_seq) DO UPDATE

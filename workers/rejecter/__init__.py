@@ -1,1 +1,1 @@
-"""Rejects orders that wait for a unit that PostgreSQL can no longer grant."""
+"""Rejecter: rejects orders that wait for a unit which PostgreSQL can no longer grant."""

@@ -1,18 +1,17 @@
 """Rejects orders whose units do not exist: accepted by a Redis that had lost data, refused by the guard in PostgreSQL.
 
-An order without a grant waits, because a release may be on its way. It waits in vain when, looked at twice with
-`STEADY_S` in between,
+An order without a grant waits, because a release may be under way. It waits in vain when, in two looks `STEADY_S` apart,
 
-    every entry that its lanes had numbered when it was first seen waiting is stored, dead-lettered or waiting itself
-    (what could make its unit free again came before it, so no release is on its way any more), and
-    for one of its lines, the ledger's stock less what all shards have sold is less than the line, and did not move.
+    every entry that its lanes had numbered when it was first seen waiting is stored, dead-lettered or itself waiting
+    (an entry that frees its unit was numbered before, so no release is under way any more), and
+    for one of its lines, the ledger's stock less the units sold in all shards is below the line, and did not change.
 
-PostgreSQL decides, under a lock that lets no grant and no restock in; Redis numbers the version that says so. It comes
-to the shard through the stream like every change and is stored uncharged, with its transition and its event. So there
-is one source of versions, nothing to undo, and after a crash between any two steps the round begins anew.
+PostgreSQL decides, under a lock that excludes grants and restocks; Redis numbers the rejected version. That version
+arrives at the shard through the stream like every change, and is stored uncharged with its transition and its event. So
+there is one source of versions and nothing to undo; after a crash between any two steps the round starts again.
 
-Does not reject paid orders, orders that Redis does not know, or orders of a sale that is closed for recovery: staff
-restock the first, a rebuild sees to the others.
+Does not reject paid orders, orders unknown to Redis, or orders of a sale that is closed for recovery: paid orders need a
+restock by staff, the others a rebuild.
 """
 
 from __future__ import annotations
@@ -29,28 +28,27 @@ from prometheus_client import Counter, Gauge
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from domain import ids, topology
 from domain.orders import OrderEntry, OrderStatus, decode_entry
 from domain.outcomes import Transition
-from reservation import scripts
+from reservation.documents import SaleDocuments
+from reservation.lane import Lanes
+from reservation.reading import read_sequences
+from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 from runtime.redis.leases import Lease
-from runtime.redis.scripts import run as run_script
-from workers.reconciler.reading import Pool, Reading
 
-ROLE = "rejecting"
 EVERY_S = 1.0
 STEADY_S = 5.0
 NOTES_MAX = 5_000  # per shard and round
-REJECTED_MAX = 200  # per sale and round: the ledger is locked meanwhile
+REJECTED_MAX = 200  # per sale and round, since the ledger is locked meanwhile
 _LOCK_BOUNDS = ("SET LOCAL lock_timeout = '2s'", "SET LOCAL idle_in_transaction_session_timeout = '30s'")
 
 REJECTED = Counter("flashsale_orders_rejected", "Accepted orders whose units did not exist: Redis had lost data.")
 REJECTED_UNITS = Counter("flashsale_units_written_off", "Units of rejected orders.")
-WAITING = Gauge("flashsale_orders_waiting", "Orders that wait for a grant for longer than a release takes.")
-WAITING_PAID = Gauge("flashsale_paid_orders_waiting", "Paid orders among them: only a restock helps.")
+WAITING = Gauge("flashsale_orders_waiting", "Orders that have waited for a grant longer than a release takes.")
+WAITING_PAID = Gauge("flashsale_paid_orders_waiting", "Paid orders among the waiting ones; they need a restock.")
 
-_SQL = load_sql(__package__, "rejecting.sql")
+_SQL = load_sql("workers.rejecter", "rejecting.sql")
 log = structlog.get_logger()
 
 Sku = tuple[UUID, str]
@@ -58,30 +56,30 @@ Sku = tuple[UUID, str]
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """The ledger's stock of one SKU and what each shard has sold of it, in shard order."""
+    """The ledger's stock of one SKU and the units sold in each shard, in shard order."""
 
     stock: int
     sold: tuple[int, ...]
 
     @property
     def free(self) -> int:
-        """Units that a grant could still be made from, now or after the sweep."""
+        """Units that a grant could still use, now or after the sweep."""
         return self.stock - sum(self.sold)
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """When an order was first seen waiting, and the newest sequence of each lane of its sale right afterwards."""
+    """Time at which an order was first seen waiting, and the newest sequence of each lane of its sale right afterwards."""
 
     at_s: float
     seqs: Mapping[int, int]
 
 
 class Patience:
-    """Remembers since when orders wait and since when supplies stand still. Pure: the caller brings the time."""
+    """Remembers since when orders wait and since when supplies are unchanged. Pure: the caller passes the time."""
 
     def __init__(self, *, steady_s: float) -> None:
-        """`steady_s`: what must not move for this long."""
+        """`steady_s`: time for which an order must have waited and its supply must not have changed."""
         self._steady_s = steady_s
         self._seen: dict[UUID, _Seen] = {}
         self._supplies: dict[Sku, tuple[Supply, float]] = {}
@@ -89,7 +87,7 @@ class Patience:
     def see_orders(
         self, orders: Mapping[UUID, OrderEntry], seqs: Mapping[UUID, Mapping[int, int]], now_s: float
     ) -> None:
-        """`orders` wait now, `seqs` by sale were read after them; whatever else was remembered is forgotten."""
+        """Take the orders that wait now, and `seqs` by sale, read after them. All other orders are forgotten."""
         self._seen = {
             order_id: self._seen.get(order_id) or _Seen(now_s, seqs[order.sale_id])
             for order_id, order in orders.items()
@@ -97,7 +95,7 @@ class Patience:
         }
 
     def places_to_know(self, now_s: float) -> dict[int, int]:
-        """Per lane the place up to which everything must be known before any order is given up."""
+        """By lane, the sequence up to which every entry must be known before an order is rejected."""
         upto: dict[int, int] = {}
         for seen in self._seen.values():
             if now_s - seen.at_s >= self._steady_s:
@@ -106,14 +104,14 @@ class Patience:
         return upto
 
     def see_supplies(self, supplies: Mapping[Sku, Supply], now_s: float) -> None:
-        """What there is now of the SKUs that orders wait for."""
+        """Take the supplies, now, of the SKUs that orders wait for."""
         self._supplies = {
             sku: before if (before := self._supplies.get(sku)) is not None and before[0] == supply else (supply, now_s)
             for sku, supply in supplies.items()
         }
 
     def in_vain(self, orders: Iterable[OrderEntry], known_lanes: frozenset[int], now_s: float) -> list[OrderEntry]:
-        """Those that wait for what is gone; `known_lanes` are known up to `places_to_know`."""
+        """Orders that wait for a unit that is gone; `known_lanes` are known up to `places_to_know`."""
         return [order for order in orders if self._waits_in_vain(order, known_lanes, now_s)]
 
     def _waits_in_vain(self, order: OrderEntry, known_lanes: frozenset[int], now_s: float) -> bool:
@@ -128,20 +126,19 @@ class Patience:
 
 
 class Rejecting:
-    """The round; one process at a time does it, though doubles are harmless."""
+    """The round; one process at a time runs it, although two would do no harm."""
 
-    def __init__(
-        self, *, redis: Redis, catalogue: Pool, shards: Sequence[Pool], reading: Reading, steady_s: float = STEADY_S
-    ) -> None:
+    def __init__(self, *, redis: Redis, catalogue: Pool, shards: Sequence[Pool], steady_s: float = STEADY_S) -> None:
         """`shards` in shard order; uses the clients, does not own them."""
         self._redis = redis
+        self._lanes = Lanes(redis)
+        self._documents = SaleDocuments(redis)
         self._catalogue = catalogue
         self._shards = shards
-        self._reading = reading
         self._patience = Patience(steady_s=steady_s)
 
     async def round(self, lease: Lease) -> bool:
-        """Look at the waiting orders, reject what waits in vain; False: nothing is left to do at once."""
+        """Look at the waiting orders and reject those that wait in vain; False: nothing to do at once."""
         waiting = await self._read_waiting()
         reserved = {i: order for i, order in waiting.items() if order.status is OrderStatus.RESERVED}
         WAITING.set(len(waiting))
@@ -149,7 +146,7 @@ class Rejecting:
         self._patience.see_orders(reserved, await self._lane_seqs(reserved), time.monotonic())
         if not reserved:
             return False
-        # In this order: places first, or a release could be stored between the two.
+        # Places before supplies: otherwise a release could be stored between the two reads.
         known_lanes = await self._known_lanes(self._patience.places_to_know(time.monotonic()))
         self._patience.see_supplies(await self._supplies(reserved.values()), time.monotonic())
         by_sale: dict[UUID, list[OrderEntry]] = {}
@@ -176,19 +173,17 @@ class Rejecting:
             return await (await connection.execute(_SQL["read_waiting"], {"limit": NOTES_MAX})).fetchall()
 
     async def _lane_seqs(self, orders: Mapping[UUID, OrderEntry]) -> dict[UUID, dict[int, int]]:
-        """Newest sequence of every lane of the orders' sales; nothing for a sale that Redis does not know."""
-        seqs = {}
-        for sale_id in {order.sale_id for order in orders.values()}:
-            for sale in await self._reading.sales(only=sale_id):
-                lanes = await self._reading.lanes([sale])
-                seqs[sale_id] = {lane: look.seq for lane, look in lanes.items()}
-        return seqs
+        """Newest sequence of every lane of the orders' sales; sales without a document are left out."""
+        sale_ids = list({order.sale_id for order in orders.values()})
+        sales = [sale for sale in await self._documents.read(sale_ids) if sale is not None]
+        seqs = await read_sequences(self._redis, {lane for sale in sales for lane in sale.lanes})
+        return {sale.sale_id: {lane: seqs[lane] for lane in sale.lanes} for sale in sales}
 
     async def _known_lanes(self, places: Mapping[int, int]) -> frozenset[int]:
-        """The lanes of which every place up to the one asked for is known."""
+        """Lanes of which every place up to the one asked for is known."""
         if not places:
             return frozenset()
-        watermarks = await self._reading.watermarks()
+        watermarks = dict(await _fetch(self._catalogue, "read_watermarks", {"lanes": list(places)}))
         known = set()
         for lane, upto in places.items():
             after = min(watermarks.get(lane, 0), upto)
@@ -200,52 +195,44 @@ class Rejecting:
 
     async def _supplies(self, orders: Iterable[OrderEntry]) -> dict[Sku, Supply]:
         wanted = {(order.sale_id, line.sku) for order in orders for line in order.lines}
-        sale_ids = list({sale_id for sale_id, _ in wanted})
-        ledger = await self._reading.ledger(sale_ids)
-        sold: list[dict[Sku, int]] = [
-            {(sale_id, sku): units for sale_id, sku, units in rows}
-            for rows in await asyncio.gather(
-                *(_fetch(pool, "read_sold", {"sale_ids": sale_ids}) for pool in self._shards)
-            )
+        values = {"sale_ids": list({sale_id for sale_id, _ in wanted})}
+        stock = _units_by_sku(await _fetch(self._catalogue, "read_stock", values))
+        sold = [
+            _units_by_sku(rows)
+            for rows in await asyncio.gather(*(_fetch(pool, "read_sold", values) for pool in self._shards))
         ]
-        return {
-            (sale_id, sku): Supply(
-                row.stock if (row := ledger[sale_id].get(sku)) is not None else 0,
-                tuple(shard.get((sale_id, sku), 0) for shard in sold),
-            )
-            for sale_id, sku in wanted
-        }
+        return {sku: Supply(stock.get(sku, 0), tuple(shard.get(sku, 0) for shard in sold)) for sku in wanted}
 
     async def _reject(self, sale_id: UUID, orders: Sequence[OrderEntry]) -> None:
-        """Decide under the ledger's lock, then tell Redis; what is rejected comes to the shard through the stream."""
+        """Decide under the ledger's lock, then change Redis; the rejected version reaches the shard through the stream."""
         async with self._catalogue.connection() as connection, connection.transaction():
             for bound in _LOCK_BOUNDS:
                 await connection.execute(bound)
             await connection.execute(_SQL["lock_stock"], {"sale_id": sale_id})
-            # No grant and no restock from here on; what came just before lets the orders wait for another round.
+            # No grant and no restock from here on. One that came just before lets the orders wait for another round.
             supplies = await self._supplies(orders)
             for order in orders:
                 if any(supplies[sale_id, line.sku].free < line.quantity for line in order.lines):
-                    await self._tell_redis(order)
+                    await self._reject_in_redis(order)
 
-    async def _tell_redis(self, order: OrderEntry) -> None:
-        keys = topology.order_change_keys(order.order_id, sale_id=order.sale_id, user_id=order.user_id)
+    async def _reject_in_redis(self, order: OrderEntry) -> None:
         about = {"order_id": str(order.order_id), "sale_id": str(order.sale_id)}
         try:
-            answer = await run_script(
-                self._redis, scripts.REJECT, keys, (ids.short(order.sale_id), order.order_id.bytes)
-            )
+            change = await self._lanes.reject(order)
         except ResponseError as error:
             log.error("order could not be rejected", error=str(error), **about)
             return
-        transition = Transition(int(answer[0]))
-        if transition is Transition.DONE:
+        if change.transition is Transition.DONE:
             units = sum(line.quantity for line in order.lines)
             REJECTED.inc()
             REJECTED_UNITS.inc(units)
-            log.error("order rejected, its units do not exist", units=units, **about)
-        elif transition is Transition.NOT_FOUND:
-            log.error("order without units is not in Redis: the sale is to be rebuilt", **about)
+            log.error("order rejected: its units do not exist", units=units, **about)
+        elif change.transition is Transition.NOT_FOUND:
+            log.error("order without units is not in Redis: rebuild the sale", **about)
+
+
+def _units_by_sku(rows: Iterable[tuple[UUID, str, int]]) -> dict[Sku, int]:
+    return {(sale_id, sku): units for sale_id, sku, units in rows}
 
 
 async def _fetch(pool: Pool, block: str, values: Mapping[str, Any]) -> list[Any]:

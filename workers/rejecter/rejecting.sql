@@ -1,8 +1,8 @@
--- Read and written by the reconciler's rejecting round.
+-- Statements of the rejecter.
 
 -- name: forget_stored
--- Removes notes of versions that are stored by now. Repeating it changes nothing. Reads all notes, of which there are
--- hardly ever any. Index: order_transitions_pkey.
+-- Removes notes of versions that are stored by now. Repeating it changes nothing. Reads all notes, usually none.
+-- Index: order_transitions_pkey.
 DELETE FROM waiting_entries w
 USING order_transitions t
 WHERE t.order_id = w.order_id AND t.version = w.version;
@@ -12,7 +12,7 @@ WHERE t.order_id = w.order_id AND t.version = w.version;
 SELECT entry FROM waiting_entries ORDER BY lane, lane_seq LIMIT %(limit)s;
 
 -- name: count_known
--- How many places of a lane in (after, upto] this shard knows: stored, dead-lettered or waiting. Changes nothing.
+-- Number of places of a lane in (after, upto] that this shard knows: stored, dead-lettered or waiting. Changes nothing.
 -- Index: order_transitions_lane_seq, dead_lettered_pkey, waiting_entries_pkey.
 SELECT count(*)
 FROM (
@@ -30,7 +30,15 @@ FROM (
 -- Units that count as sold in this shard, by sale and SKU. Changes nothing. Index: quota_pkey.
 SELECT sale_id, sku, sold FROM quota WHERE sale_id = ANY(%(sale_ids)s);
 
+-- name: read_watermarks
+-- How far each lane was proved to be stored. Changes nothing. Index: lane_watermark_pkey.
+SELECT lane, verified_seq FROM lane_watermark WHERE lane = ANY(%(lanes)s::smallint[]);
+
+-- name: read_stock
+-- Units in the ledger, by sale and SKU. Changes nothing. Index: stock_ledger_pkey.
+SELECT sale_id, sku, stock FROM stock_ledger WHERE sale_id = ANY(%(sale_ids)s);
+
 -- name: lock_stock
--- Locks the ledger rows of a sale against new grants and restocks, in one order for everybody. Changes nothing.
+-- Locks the ledger rows of a sale against new grants and restocks, always in the order of SKUs. Changes nothing.
 -- Index: stock_ledger_pkey.
 SELECT 1 FROM stock_ledger WHERE sale_id = %(sale_id)s ORDER BY sku FOR UPDATE;

@@ -15,15 +15,13 @@ import structlog
 from redis.asyncio import Redis
 
 from domain.messages import encode_orders
-from domain.topology import POISON_ENTRIES, Topology, lane_lease_key, lane_stream_key, order_queue
-from reservation import scripts
+from domain.topology import POISON_ENTRIES, Topology, lane_stream_key, order_queue
+from reservation.lane import Lanes
 from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavailable, NewLetter
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
 from runtime.queue import FailureKind, Queue, QueueFull, QueueUnavailable
 from runtime.redis.leases import Lease
-from runtime.redis.ownership import LeaseLost
-from runtime.redis.scripts import run as run_script
 from workers.relay import metrics
 from workers.relay.backlog import Backlog
 from workers.relay.entries import RawEntry, seq_of, shard_table, sort_page
@@ -67,6 +65,7 @@ class LaneSession:
         """`batch_max`: entries in one message."""
         self._lane = lane
         self._redis = redis
+        self._lanes = Lanes(redis)
         self._queue = queue
         self._letters = letters
         self._lease = lease
@@ -254,9 +253,6 @@ class LaneSession:
         confirmed = min(confirmed, seq_of(self._cursor))
         if confirmed <= self._trimmed_seq:
             return
-        keys = (self._stream, lane_lease_key(self._lane))
-        trimmed = await run_script(self._redis, scripts.TRIM, keys, (self._lease.token, confirmed))
-        if trimmed < 0:
-            raise LeaseLost(self._stream)
+        trimmed = await self._lanes.trim(self._lane, token=self._lease.token, upto=confirmed)
         self._trimmed_seq = confirmed
         metrics.TRIMMED.labels(self._lane).inc(trimmed)

@@ -1,5 +1,5 @@
--- What a batch says and what the lane knows of it, read once. In the dearest batch each order is of a sale of its own and
--- pays for all of this alone: hence plain arrays instead of a table a sale, and no string that another one tells.
+-- The requests of a batch and the lane's state for them, read once. In the most expensive batch each order is of another
+-- sale and bears this cost alone: hence plain arrays instead of a table per sale, and no redundant string.
 --
 -- A kind is one distinct text of lines: place of the sale, then the lines. A slot is one SKU of one sale.
 -- Makes: `requests`, `now_ms`, `now_us`, `length` (of the stream); by text `kind_of`; by kind `lines_of`, `place_of`,
@@ -27,8 +27,8 @@ local now_ms = floor(now_us / 1000)
 local ahead_us_max = interval_us * burst - interval_us
 local tat_of_fresh = pack('>I7', max(now_us + interval_us, now_us))
 
--- The lines themselves, without a sale: `tail` is their text, `suffixes` end the names of their stock, `fresh_state` is what
--- they make of a user without a state.
+-- The lines without their sale: `tail` is their text, `suffixes` end the field names of their stock, `fresh_state` is the
+-- new state of a user who had none.
 local function read_lines(tail)
   local count = #tail / 2
   local skus, units, suffixes, fresh_state = {}, {}, {}, tat_of_fresh
@@ -48,7 +48,7 @@ local function read_lines(tail)
   return { tail = tail, count = count, skus = skus, units = units, suffixes = suffixes, fresh_state = fresh_state }
 end
 
--- Requests of a crowd look alike: each distinct text of lines is read once, and once for all sales what is the same in them.
+-- Many requests of a crowd are alike: each distinct text of lines is parsed once, and the same lines once for all sales.
 local first = 6 + 2 * sale_count
 local kinds, bases, slots = 0, 0, 0
 local kind_of, lines_of, place_of, base_of = {}, {}, {}, {}
@@ -57,7 +57,7 @@ local fields, named = { 'seq' }, {}
 for place = 1, sale_count do
   local sale = ARGV[4 + 2 * place]
   if named[sale] then
-    malformed('a sale twice') -- each would have the stock for itself
+    malformed('a sale twice') -- each would use the whole stock
   end
   named[sale] = true
   fields[place + 1] = 'd:' .. sale
@@ -109,7 +109,7 @@ for place = 1, sale_count do
       corrupt('definition')
     end
     local edition = ARGV[5 + 2 * place]
-    -- State 3, closed for recovery, is stale whatever the edge believes: records may be missing.
+    -- State 3, closed for recovery, is always stale: records may be missing.
     if state ~= 3 and sub(packed, 2, 9) == edition then
       definition_of[place] = packed
       if edition ~= edition_of_head or hold_ms ~= hold_of_head then
@@ -141,7 +141,7 @@ for kind = 1, kinds do
       end
       local limit = high * 256 + low
       if limit == 0 then
-        limit = 65535 -- what a purchase counter holds
+        limit = 65535 -- maximum of a purchase counter
       end
       limit_at[base + line] = limit
       fits = fits and lines.units[line] <= limit

@@ -1,4 +1,4 @@
--- One order's change of state. KEYS and ARGV as of `cancel-4`; needs `transitions`. Makes: `now_ms`, `read_order`,
+-- One order's change of state. KEYS and ARGV like `cancel-4`; needs `transitions`. Makes `now_ms`, `read_order`,
 -- `change_order`.
 --- @include sequence
 --- @include value
@@ -12,7 +12,7 @@ if #sale ~= 22 or #order_id ~= 16 or sub(KEYS[3], -16) ~= order_id then
   malformed('ids')
 end
 
--- The order's entry, its status and the end of its hold; nothing when the lane does not know it.
+-- The order's entry, its status and the end of its hold; nil when the lane does not know the order.
 local function read_order()
   local value = call('GET', KEYS[3])
   if not value then
@@ -46,7 +46,7 @@ local function read_lines(entry)
   return skus, units
 end
 
--- The user's state with the units taken off its purchase counters; nil when the janitor has removed the user's hash.
+-- The user's state with the units subtracted from its purchase counters; nil when the janitor has removed the user's hash.
 local function return_purchases(skus, units)
   local state = call('HGET', KEYS[4], STATE)
   if not state then
@@ -79,9 +79,9 @@ end
 
 --- @include append
 
--- Writes the next version of a reserved order and moves its units; the answer. Every check is before the first write.
--- NOT_FOUND for an order of an older epoch than the sale's: the rebuild in between did not restore it, so that it counted
--- none of its units as reserved. Those that are belong to others.
+-- Writes the next version of a reserved order and moves its units; returns the answer. All checks precede the first write.
+-- NOT_FOUND for an order of an older epoch than the sale's: the rebuild in between did not restore the order and counted
+-- none of its units as reserved, so the reserved units belong to other orders.
 local function change_order(entry, status)
   local version = decode('>I2', entry, 3)
   if version >= 65535 then

@@ -1,6 +1,6 @@
--- The decision on one request, in the order that docs/redis-layout.md gives. Reads only.
--- `states` (user hash key -> its state as this batch leaves it), `accepted` (how many), `places` and `records` (of each
--- accepted one): effects of the requests before, which the caller keeps up to date.
+-- The decision on one request, in the order given in docs/redis-layout.md. Reads only.
+-- The caller keeps the effects of the earlier requests up to date: `states` (user hash key -> state after this batch),
+-- `accepted` (their number), `places` and `records` (of each accepted request).
 local states, places, records = {}, {}, {}
 local accepted = 0
 
@@ -19,7 +19,7 @@ local function same_lines(a, b)
   return a == b or (#a == #b and canonical(a) == canonical(b))
 end
 
--- The purchase counters with an order of this kind added, or nil where a limit forbids it.
+-- The purchase counters with an order of this kind added; nil when a limit forbids it.
 local function add_purchases(purchases, kind)
   local lines, base = lines_of[kind], base_of[kind]
   for line = 1, lines.count do

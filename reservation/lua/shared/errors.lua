@@ -1,8 +1,8 @@
--- Errors end the script before its first write. CORRUPT: state that must not be. MALFORMED: the caller broke the contract.
-local function corrupt(what)
-  error({ err = 'CORRUPT ' .. what })
+-- Errors end the script before its first write. CORRUPT: impossible state. MALFORMED: the caller broke the contract.
+local function corrupt(detail)
+  error({ err = 'CORRUPT ' .. detail })
 end
 
-local function malformed(what)
-  error({ err = 'MALFORMED ' .. what })
+local function malformed(detail)
+  error({ err = 'MALFORMED ' .. detail })
 end

@@ -1,4 +1,4 @@
--- Globals as locals: a look-up less for each use.
+-- Globals as locals: saves a look-up at each use.
 local call = redis.call
 local byte, char, sub = string.byte, string.char, string.sub
 local concat, sort = table.concat, table.sort

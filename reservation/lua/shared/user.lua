@@ -1,5 +1,5 @@
--- The user's hash. The field without a name is the user's state: arrival time, then the purchase counters of 3 bytes. Every
--- other field is a packed idempotency key, which has at least one byte.
+-- The user's hash. The field without a name is the user's state: arrival time, then purchase counters of 3 bytes each.
+-- Every other field is a packed idempotency key, which has at least one byte.
 local STATE = ''
 local ARRIVAL_LENGTH = 7
 

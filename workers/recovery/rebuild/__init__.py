@@ -1,1 +1,1 @@
-"""Rebuild: gives Redis a sale again that it lost, from what PostgreSQL has, under a new epoch."""
+"""Rebuild: restores a sale that Redis lost from PostgreSQL, under a new epoch."""

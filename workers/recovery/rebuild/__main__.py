@@ -1,7 +1,7 @@
 """`python -m workers.recovery.rebuild --sale ID [--force] [--wait-s 60] [--json]`: rebuild one sale, then exit.
 
-Needs running relays and shard writers. Progress goes to standard error, the report to standard output. Exit status 0 when
-the sale is open again, 1 when it is not (the reason is told, and running it again goes on), 2 for wrong arguments.
+Needs running relays and shard writers. Progress goes to standard error, the report to standard output. Exit status: 0
+the sale is open again; 1 it is not, the message says why, and another run continues; 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from workers.recovery.losses import LaneRecovery
 from workers.recovery.rebuild.catalogue import CatalogueSide
 from workers.recovery.rebuild.errors import RebuildError
 from workers.recovery.rebuild.lanes import LanesSide
-from workers.recovery.rebuild.procedure import Rebuild, Report
+from workers.recovery.rebuild.procedure import Rebuild
+from workers.recovery.rebuild.report import Report
 from workers.recovery.rebuild.shards import ShardsSide
 
 NAME = "rebuild"
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: float) -> Report:
-    """Open clients, rebuild, close clients. Raises RebuildError, and what the servers' clients raise."""
+    """Open clients, rebuild, close clients. Raises RebuildError and the errors of the servers' clients."""
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -66,7 +67,7 @@ async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: flo
         stack.push_async_callback(queue.close)
         pool = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=3)) for dsn in settings.shard_dsns]
-        # Of its own: the lock must live as long as the run, and go when the run dies.
+        # A connection of its own: the lock must live as long as the run and end when the run dies.
         guard = await psycopg.AsyncConnection.connect(
             settings.catalogue_dsn.get_secret_value(), autocommit=True, connect_timeout=POSTGRES_CONNECT_S
         )
@@ -121,11 +122,16 @@ def _wait_s(text: str) -> float:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m workers.{NAME}", description="Rebuilds a sale that Redis lost.")
-    parser.add_argument("--sale", type=_sale_id, required=True, help="the sale's id")
-    parser.add_argument("--force", action="store_true", help="also a healthy one: it is closed for a while")
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.recovery.rebuild", description="Rebuild a sale that Redis lost, from PostgreSQL."
+    )
+    parser.add_argument("--sale", type=_sale_id, required=True, help="id of the sale")
+    parser.add_argument("--force", action="store_true", help="rebuild a healthy sale, too; it is closed meanwhile")
     parser.add_argument(
-        "--wait-s", type=_wait_s, default=WAIT_S, help="wait so long for relays, writers, retries each (default: 60)"
+        "--wait-s",
+        type=_wait_s,
+        default=WAIT_S,
+        help="bound of each wait for relays, writers and retries (default: 60)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_args(arguments)

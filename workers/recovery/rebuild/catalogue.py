@@ -1,4 +1,4 @@
-"""The catalogue's side of a rebuild: the sale as it is sold, its epoch, the rebuild's stage, what lanes lost."""
+"""The catalogue side of a rebuild: the published sale, its epoch, the stage of the rebuild, the losses of lanes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem
+from reservation.lane import AppliedRestock
+from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
-from workers.recovery.losses import Pool
 from workers.recovery.rebuild.errors import Busy, NotPublished, Superseded
 from workers.recovery.rebuild.records import unix_ms
 
@@ -21,16 +22,16 @@ SQL = load_sql("workers.recovery.rebuild", "rebuild.sql")
 
 @dataclass(frozen=True, slots=True)
 class SaleLook:
-    """A published sale at one moment. `stock` is the ledger's, by SKU index; `restocks` are in it: (key, index, quantity)."""
+    """A published sale at one moment. `stock` is the ledger's, by SKU index; it includes `restocks`."""
 
     definition: SaleDefinition
     stock: tuple[int, ...]
-    restocks: tuple[tuple[str, int, int], ...]
+    restocks: tuple[AppliedRestock, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A lane found at `found` that had come to `floor`; up to `verified` everything was proved stored."""
+    """A lane found at `found` although it had reached `floor`; up to `verified` everything was proved stored."""
 
     lane: int
     found: int
@@ -47,14 +48,14 @@ class CatalogueSide:
         self._sale_id = sale_id
 
     async def lock(self, connection: AsyncConnection[TupleRow]) -> None:
-        """Keep other rebuilds of the sale out as long as the connection lives; Busy."""
+        """Exclude other rebuilds of the sale as long as the connection lives; Busy."""
         cursor = await connection.execute(SQL["try_lock"], {"sale_id": self._sale_id})
         row = await cursor.fetchone()
         if row is None or not row[0]:
-            raise Busy(f"another rebuild of sale {self._sale_id} is at work")
+            raise Busy(f"another rebuild of sale {self._sale_id} is running: wait for its end")
 
     async def sale(self) -> SaleLook:
-        """The sale as the catalogue has it now; NotPublished."""
+        """The sale in the catalogue now; NotPublished."""
         rows = await self._rows("read_sale", {"sale_id": self._sale_id})
         if not rows or rows[0][1] != "published":
             raise NotPublished(f"there is no published sale {self._sale_id}")
@@ -73,44 +74,44 @@ class CatalogueSide:
             lanes=tuple(lanes),
             items=tuple(SaleItem(sku, price_minor, limit) for sku, price_minor, limit, _ in items),
         )
-        return SaleLook(definition, tuple(item[3] for item in items), tuple((k, i, q) for k, i, q in restocks))
+        return SaleLook(definition, tuple(item[3] for item in items), tuple(AppliedRestock(*row) for row in restocks))
 
     async def stage(self, epoch: int) -> str | None:
-        """How far the rebuild of an epoch came; None when no rebuild raised it."""
+        """Stage that the rebuild of an epoch reached; None when no rebuild raised the epoch."""
         rows = await self._rows("read_stage", {"sale_id": self._sale_id, "epoch": epoch})
         return rows[0][0] if rows else None
 
     async def raise_epoch(self, epoch: int) -> int:
-        """From this epoch to the next, which is answered; Superseded when it is another one by now."""
+        """Raise the epoch by one; the new epoch. Superseded when the epoch is not `epoch` any more."""
         rows = await self._rows("raise_epoch", {"sale_id": self._sale_id, "epoch": epoch})
         if not rows:
-            raise Superseded("the sale's epoch was raised by somebody else")
+            raise Superseded("another process raised the sale's epoch")
         raised: int = rows[0][0]
         return raised
 
     async def set_stage(self, epoch: int, stage: str) -> None:
-        """Remember how far this rebuild came."""
+        """Record the stage that this rebuild reached."""
         async with self._pool.connection() as connection:
             await connection.execute(SQL["set_stage"], {"sale_id": self._sale_id, "epoch": epoch, "stage": stage})
 
     async def mark_restocked(self, keys: Sequence[str]) -> None:
-        """The lane has these restocks."""
+        """Mark restocks as applied to the lane."""
         async with self._pool.connection() as connection:
             await connection.execute(SQL["mark_restocked"], {"sale_id": self._sale_id, "keys": list(keys)})
 
     async def losses(self, lanes: Collection[int]) -> list[Loss]:
-        """Losses of lanes whose gaps were not noted yet."""
+        """Losses of lanes that are not settled."""
         return [Loss(*row) for row in await self._rows("read_losses", {"lanes": list(lanes)})]
 
     async def note_lost(self, loss: Loss, ranges: Sequence[tuple[int, int]]) -> None:
-        """Settle a loss: these inclusive ranges are gone."""
+        """Settle a loss: record these inclusive ranges as lost."""
         async with self._pool.connection() as connection:
             firsts, lasts = [first for first, _ in ranges], [last for _, last in ranges]
             await connection.execute(SQL["note_lost"], {"lane": loss.lane, "firsts": firsts, "lasts": lasts})
             await connection.execute(SQL["settle_loss"], {"lane": loss.lane, "found": loss.found, "floor": loss.floor})
 
     async def lost(self, lanes: Collection[int]) -> dict[int, list[tuple[int, int]]]:
-        """What lanes lost, ever: inclusive ranges."""
+        """All ranges that lanes ever lost, inclusive."""
         lost: dict[int, list[tuple[int, int]]] = {}
         for lane, first, last, _ in await self._rows("read_lost", {"lanes": list(lanes)}):
             lost.setdefault(lane, []).append((first, last))

@@ -1,4 +1,4 @@
-"""Why a rebuild does not go on. Each may be tried again; the sale stays closed meanwhile."""
+"""Reasons why a rebuild stops. Each run may be repeated; the sale stays closed until then."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ class RebuildError(Exception):
 
 
 class Healthy(RebuildError):
-    """There is nothing to rebuild, and rebuilding would close the sale for a while."""
+    """Every lane has the sale; a rebuild would only close it for a while."""
 
 
 class NotPublished(RebuildError):
-    """There is no such sale, it was never published, or it is over for so long that Redis need not know it."""
+    """There is no such sale, it was never published, or it ended so long ago that it has left Redis."""
 
 
 class Busy(RebuildError):
-    """Another rebuild of the sale is at work."""
+    """Another rebuild of the sale is running."""
 
 
 class Stuck(RebuildError):
-    """Something that must happen elsewhere does not: the message names it."""
+    """Another process does not do its part; the message names it."""
 
 
 class Superseded(RebuildError):

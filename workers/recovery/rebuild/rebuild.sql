@@ -1,8 +1,8 @@
--- A rebuild's reading and its marks in the catalogue and the shards.
+-- Reads of a rebuild, and its records in the catalogue and the shards.
 
 -- name: read_sale
--- The sale with its items and what was restocked, of one moment: a restock raises the ledger in one transaction with its
--- row. Changes nothing. Index: primary keys.
+-- The sale with its items and restocks at one moment: a restock raises the ledger in one transaction with its row.
+-- Changes nothing. Index: primary keys.
 SELECT s.name, s.stage, s.paused, s.ended, s.epoch, s.version, s.starts_at, s.ends_at, s.hold_seconds, s.currency, s.lanes,
     (
         SELECT json_agg(json_build_array(i.sku, i.price_minor, i.per_user_limit, l.stock) ORDER BY i.sku_index)
@@ -19,15 +19,15 @@ FROM sales s
 WHERE s.id = %(sale_id)s;
 
 -- name: try_lock
--- One rebuild of a sale at a time; the lock goes with the session.
+-- One rebuild of a sale at a time; the lock ends with the session.
 SELECT pg_try_advisory_lock(hashtextextended('rebuild ' || %(sale_id)s::uuid, 0));
 
 -- name: read_stage
--- How far the rebuild of an epoch has come. Changes nothing. Index: rebuilds_pkey.
+-- The stage that the rebuild of an epoch reached. Changes nothing. Index: rebuilds_pkey.
 SELECT stage FROM rebuilds WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s;
 
 -- name: raise_epoch
--- Compare-and-set on the epoch: of two, one gets a row. Index: sales_pkey.
+-- Compare-and-set on the epoch: of two rebuilds, one gets a row. Index: sales_pkey.
 WITH raised AS (
     UPDATE sales SET epoch = epoch + 1, loaded_epoch = epoch + 1, version = version + 1, changed_at = now()
     WHERE id = %(sale_id)s AND epoch = %(epoch)s AND stage = 'published'
@@ -41,12 +41,12 @@ RETURNING epoch;
 UPDATE rebuilds SET stage = %(stage)s, changed_at = now() WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s;
 
 -- name: mark_restocked
--- The lane has these restocks; the first time stays. Index: restocks_pkey.
+-- Marks restocks as applied; the first time stays. Repeating it changes nothing. Index: restocks_pkey.
 UPDATE restocks SET applied_at = coalesce(applied_at, now())
 WHERE sale_id = %(sale_id)s AND idempotency_key = ANY(%(keys)s);
 
 -- name: read_losses
--- Lanes found gone back whose gaps nobody has noted. Changes nothing. Index: lane_losses_pkey.
+-- Losses of lanes that are not settled. Changes nothing. Index: lane_losses_pkey.
 SELECT l.lane, l.found_seq, l.floor_seq, coalesce(w.verified_seq, 0)
 FROM lane_losses l
 LEFT JOIN lane_watermark w USING (lane)
@@ -65,11 +65,11 @@ UPDATE lane_losses SET settled_at = now()
 WHERE lane = %(lane)s AND found_seq = %(found)s AND floor_seq = %(floor)s AND settled_at IS NULL;
 
 -- name: read_lost
--- What lanes lost, ever. Changes nothing. Index: lost_entries_pkey.
+-- All ranges that lanes ever lost. Changes nothing. Index: lost_entries_pkey.
 SELECT lane, first_seq, last_seq, noted_at FROM lost_entries WHERE lane = ANY(%(lanes)s::smallint[]) ORDER BY lane, first_seq;
 
 -- name: holds
--- Reads only. Index orders_due, which has reserved orders only.
+-- Whether the sale has reserved orders. Changes nothing. Index: orders_due, which has reserved orders only.
 SELECT EXISTS (SELECT FROM orders WHERE status = 0 AND sale_id = %(sale_id)s);
 
 -- name: read_fence
@@ -77,13 +77,14 @@ SELECT EXISTS (SELECT FROM orders WHERE status = 0 AND sale_id = %(sale_id)s);
 SELECT fence FROM sale_epochs WHERE sale_id = %(sale_id)s;
 
 -- name: make_quotas
--- So that there is a row to lock for every SKU. Repeating it changes nothing. Index: quota_pkey.
+-- Makes a row to lock for every SKU. Repeating it changes nothing. Index: quota_pkey.
 INSERT INTO quota (sale_id, sku)
 SELECT %(sale_id)s, sku FROM unnest(%(skus)s::text[]) AS w (sku) ORDER BY sku
 ON CONFLICT (sale_id, sku) DO NOTHING;
 
 -- name: lock_quotas
--- In the writers' order: no transaction of theirs is under way for this sale while the gate closes. Index: quota_pkey.
+-- Locks in the writers' order, so that none of their transactions for this sale runs while the gate closes.
+-- Index: quota_pkey.
 SELECT 1 FROM quota WHERE sale_id = %(sale_id)s AND sku = ANY(%(skus)s::text[]) ORDER BY sale_id, sku FOR UPDATE;
 
 -- name: close_gate
@@ -92,14 +93,14 @@ INSERT INTO sale_epochs AS e (sale_id, epoch) VALUES (%(sale_id)s, %(epoch)s)
 ON CONFLICT (sale_id) DO UPDATE SET epoch = excluded.epoch WHERE excluded.epoch > e.epoch;
 
 -- name: read_orders
--- Every order of the sale in this shard, one user's together. Changes nothing. Index: orders_one_per_key, or a sort.
+-- Every order of the sale in this shard, sorted by user. Changes nothing. Index: orders_one_per_key, or a sort.
 SELECT id, user_id, idempotency_key, status, version, currency, lines, reserved_at, expires_at, changed_at
 FROM orders
 WHERE sale_id = %(sale_id)s
 ORDER BY user_id, id;
 
 -- name: read_orders_of_user
--- As read_orders, of one user. Changes nothing. Index: orders_one_per_key.
+-- Like read_orders, for one user. Changes nothing. Index: orders_one_per_key.
 SELECT id, user_id, idempotency_key, status, version, currency, lines, reserved_at, expires_at, changed_at
 FROM orders
 WHERE user_id = %(user_id)s AND sale_id = %(sale_id)s

@@ -1,6 +1,6 @@
-"""What Redis is given of a sale's orders: a user's hash, each order's value, the counters. Pure: performs no I/O.
+"""Values that a rebuild writes to Redis, made from stored orders: user states and counters. Performs no I/O.
 
-The layouts are those of `docs/redis-layout.md`; the scripts wrote them the first time.
+The layouts are those of `docs/redis-layout.md`, as the scripts write them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 from uuid import UUID
 
 from domain import ids
-from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_entry, encode_record, pack_key
+from domain.orders import OrderEntry, OrderLine, OrderStatus
 from domain.sales import SaleDefinition, Stock
 
-ORDERS_PER_CALL = 64
 FINAL_TTL_S = 24 * 3600
-_NO_ARRIVAL = bytes(7)  # the rate limit starts afresh
+_NO_ARRIVAL = bytes(7)  # the rate limit starts anew
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
-_HOLDING = (OrderStatus.RESERVED, OrderStatus.PAID)
+HOLDING = (OrderStatus.RESERVED, OrderStatus.PAID)
 
 
 class UnknownSku(Exception):
@@ -37,7 +36,7 @@ class Units:
 
 @dataclass(slots=True)
 class Tally:
-    """What was restored so far: orders by status, and units by (lane, SKU index)."""
+    """Restored so far: users, orders by status, and units by (lane, SKU index)."""
 
     users: int = 0
     orders: dict[str, int] = field(default_factory=dict)
@@ -46,7 +45,7 @@ class Tally:
     def add(self, order: OrderEntry) -> None:
         """Count an order."""
         self.orders[order.status.label] = self.orders.get(order.status.label, 0) + 1
-        if order.status not in _HOLDING:
+        if order.status not in HOLDING:
             return
         for line in order.lines:
             units = self.units.setdefault((ids.lane_of(order.order_id), line.sku_index), Units())
@@ -56,12 +55,12 @@ class Tally:
                 units.reserved += line.quantity
 
     def held(self, index: int) -> int:
-        """Units of one SKU that orders hold, over all lanes."""
+        """Units of one SKU held by orders, over all lanes."""
         return sum(units.reserved + units.paid for (_, sku), units in self.units.items() if sku == index)
 
 
 def entry_of(row: Sequence[Any], *, sale_id: UUID, epoch: int, indices: Mapping[str, int]) -> OrderEntry:
-    """The order of a row of `read_orders`, stamped with the new epoch: what changes it from now on is of that epoch."""
+    """The order of a row of `read_orders`, at the new epoch, so that scripts of that epoch change it."""
     order_id, user_id, key, status, version, currency, lines, reserved_at, expires_at, changed_at = row
     for line in lines:
         if line["sku"] not in indices:
@@ -90,45 +89,33 @@ def by_user(orders: Iterable[OrderEntry]) -> Iterator[list[OrderEntry]]:
         yield list(group)
 
 
-def purchases(orders: Iterable[OrderEntry]) -> bytes:
-    """The user's state: no arrival time, then 3 bytes per SKU that reserved and paid orders hold."""
+def user_state(orders: Iterable[OrderEntry]) -> bytes:
+    """The user's state: no arrival time, then 3 bytes per SKU that the user's reserved and paid orders hold."""
     bought: dict[int, int] = {}
     for order in orders:
-        if order.status in _HOLDING:
+        if order.status in HOLDING:
             for line in order.lines:
                 bought[line.sku_index] = bought.get(line.sku_index, 0) + line.quantity
-    # A counter holds 65,535, and no reservation passes it.
+    # A counter is at most 65,535: no reservation exceeds it.
     counters = (bytes([index]) + units.to_bytes(2, "big") for index, units in bought.items())
     return _NO_ARRIVAL + b"".join(counters)
 
 
-def restore_calls(orders: Sequence[OrderEntry]) -> Iterator[tuple[list[OrderEntry], list[bytes | str | int]]]:
-    """Arguments 3.. of `restore-2-1n` for all orders of one user, in calls of a bounded size, with the orders of each."""
-    state = purchases(orders)
-    for start in range(0, len(orders), ORDERS_PER_CALL):
-        part = list(orders[start : start + ORDERS_PER_CALL])
-        args: list[bytes | str | int] = [int(start == 0), state]
-        for order in part:
-            ttl_s = FINAL_TTL_S if order.status.is_final else 0
-            args += [pack_key(order.idempotency_key), encode_record(order), encode_entry(order), ttl_s]
-        yield part, args
-
-
 def fits(order: OrderEntry, stock: Sequence[int], tally: Tally) -> bool:
-    """Whether there are units left for an order that is not stored."""
+    """Whether units are left for an order that is not stored."""
     return all(tally.held(line.sku_index) + line.quantity <= stock[line.sku_index] for line in order.lines)
 
 
 def lane_stocks(sale: SaleDefinition, stock: Sequence[int], tally: Tally) -> dict[int, list[Stock]]:
-    """Counters by lane, by SKU index: what orders hold where they are, and what is left in the sale's first lane.
+    """Counters by lane and SKU index: held units in the lanes of their orders, the rest in the sale's first lane.
 
-    Together the lanes are allotted exactly the ledger's stock. Rejected orders hold nothing in PostgreSQL, so none of the
-    ledger's units is written off for them.
+    Together the lanes are allotted exactly the ledger's stock. Rejected orders hold nothing in PostgreSQL, so no unit of
+    the ledger is written off for them.
     """
     lanes: dict[int, list[Stock]] = {lane: [] for lane in sale.lanes}
     for index in range(len(sale.items)):
         left = stock[index] - tally.held(index)
-        assert left >= 0, "the guard lets no more be stored than there is"
+        assert left >= 0, "the guard never stores more units than the ledger has"
         for place, lane in enumerate(sale.lanes):
             units = tally.units.get((lane, index), Units())
             available = left if place == 0 else 0
@@ -138,7 +125,7 @@ def lane_stocks(sale: SaleDefinition, stock: Sequence[int], tally: Tally) -> dic
 
 
 def gaps(places: Iterable[int], *, after: int, upto: int) -> list[tuple[int, int]]:
-    """Inclusive ranges within (after, upto] that no place covers; `places` in any order."""
+    """Inclusive ranges within (after, upto] without a place; `places` in any order."""
     found: list[tuple[int, int]] = []
     expected = after + 1
     for place in sorted({place for place in places if after < place <= upto}):

@@ -1,4 +1,4 @@
-"""The shards' side of a rebuild: fences, the gate, the orders, the places of a lane. `pools` in shard order."""
+"""The shard side of a rebuild: fences, the gate, the orders, the places of a lane."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from uuid import UUID
 
 from domain.topology import Topology
-from workers.recovery.losses import Pool
+from runtime.postgres.databases import Pool
 from workers.recovery.rebuild.catalogue import SQL
 
 ORDERS_PER_FETCH = 2_000
 PLACES_PER_LOOK = 50_000
 WAITING_MAX = 5_000
-# The gate waits for writers' transactions of the sale; those have bounds of their own.
+# The gate waits for the writers' transactions of the sale, which are bounded themselves.
 _LOCK_BOUND = "SET LOCAL lock_timeout = '35s'"
 
 
 class ShardsSide:
-    """Statements on all shards."""
+    """Statements on all shards, `pools` in shard order."""
 
     def __init__(self, pools: Sequence[Pool], sale_id: UUID, *, cluster: Topology) -> None:
         """Uses the pools, does not own them."""
@@ -38,7 +38,7 @@ class ShardsSide:
         return row is not None and bool(row[0])
 
     async def fenced_by(self, fence: UUID) -> list[bool]:
-        """Which shards' writers have taken this fence off their queue."""
+        """For each shard, whether its writer has taken this fence off the queue."""
         return list(await asyncio.gather(*(self._is_fenced(pool, fence) for pool in self._pools)))
 
     async def _is_fenced(self, pool: Pool, fence: UUID) -> bool:
@@ -48,7 +48,7 @@ class ShardsSide:
         return row is not None and row[0] == fence
 
     async def close_gate(self, epoch: int, skus: Sequence[str]) -> None:
-        """From here on nothing of an older epoch is charged that is not stored now."""
+        """From here on, orders of older epochs that are not stored now are never charged."""
         await asyncio.gather(*(self._close_gate(pool, epoch, skus) for pool in self._pools))
 
     async def _close_gate(self, pool: Pool, epoch: int, skus: Sequence[str]) -> None:
@@ -59,28 +59,28 @@ class ShardsSide:
                 await connection.execute(SQL[block], values)
 
     async def orders(self, shard: int) -> AsyncIterator[list[tuple[Any, ...]]]:
-        """Rows of `read_orders` in pages, one user's together over all pages; nothing changes them behind the gate."""
+        """Rows of `read_orders` in pages, those of one user in sequence; behind the gate nothing changes them."""
         async with self._pools[shard].connection() as connection, connection.cursor("orders") as cursor:
             await cursor.execute(SQL["read_orders"], {"sale_id": self._sale_id})
             while page := await cursor.fetchmany(ORDERS_PER_FETCH):
                 yield page
 
     async def orders_of_user(self, user_id: UUID) -> tuple[int, list[tuple[Any, ...]]]:
-        """The user's shard, and their rows of `read_orders`."""
+        """The user's shard, and the user's rows of `read_orders`."""
         shard = self._cluster.shard_of_user(user_id)
         async with self._pools[shard].connection() as connection:
             values = {"sale_id": self._sale_id, "user_id": user_id}
             return shard, await (await connection.execute(SQL["read_orders_of_user"], values)).fetchall()
 
     async def waiting(self, shard: int, lanes: Sequence[int]) -> list[tuple[int, int, bytes]]:
-        """(lane, sequence, entry) of what waited for a grant and is not stored, the oldest first."""
+        """(lane, sequence, entry) of entries that waited for a grant and are not stored, the oldest first."""
         async with self._pools[shard].connection() as connection:
             values = {"lanes": list(lanes), "limit": WAITING_MAX}
             rows = await (await connection.execute(SQL["read_waiting"], values)).fetchall()
         return [(lane, seq, bytes(entry)) for lane, seq, entry in rows]
 
     async def places(self, lane: int, *, after: int, upto: int) -> AsyncIterator[tuple[int, int, set[int]]]:
-        """(after, upto, places that any shard accounts for) of consecutive parts of a lane."""
+        """(after, upto, places) of consecutive parts of a lane; any shard accounts for these places."""
         for start in range(after, upto, PLACES_PER_LOOK):
             values = {"lane": lane, "after": start, "upto": min(start + PLACES_PER_LOOK, upto)}
             answers = await asyncio.gather(*(self._places(pool, values) for pool in self._pools))

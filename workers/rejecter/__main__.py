@@ -1,0 +1,33 @@
+"""`python -m workers.rejecter`: rejects orders that wait in vain for a grant; one process at a time does, by lease."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from runtime.postgres.pool import postgres_pool
+from runtime.process import fingerprint
+from runtime.process.service import Service, run, settings_or_exit
+from runtime.redis.client import redis_client
+from workers.rejecter.rejecting import EVERY_S, Rejecting
+from workers.rounds import run_rounds
+
+NAME = "rejecter"
+
+
+async def main(service: Service) -> None:
+    """Open clients, work until the service stops, close clients."""
+    settings = service.settings
+    async with AsyncExitStack() as stack:
+        redis = redis_client(settings.redis_url)
+        stack.push_async_callback(redis.aclose)
+        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+            return
+        # Two for the catalogue: a rejection holds one while it reads the ledger through the other.
+        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
+        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=1)) for dsn in settings.shard_dsns]
+        rejecting = Rejecting(redis=redis, catalogue=catalogue, shards=shards)
+        await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=rejecting.round, life_ms=settings.lease_ms)
+
+
+if __name__ == "__main__":
+    run(NAME, settings_or_exit(NAME), main)
