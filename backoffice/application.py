@@ -1,4 +1,4 @@
-"""The backoffice put together: every subject's parts, their routes, and the work that runs beside requests."""
+"""Composition of the backoffice: the parts of all subjects, their routes, and the work beside requests."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ import psycopg
 import redis.exceptions
 import structlog
 
-from backoffice.auth import recovery_routes
-from backoffice.auth import routes as auth_routes
-from backoffice.auth.limits import Attempts
-from backoffice.auth.parts import TokenParts
-from backoffice.auth.passwords import Passwords
-from backoffice.auth.recovery import Recovery
-from backoffice.auth.refresh import RefreshTokens
+from backoffice.auth.parts import AuthParts, TokenParts
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
 from backoffice.catalogue import importing
 from backoffice.catalogue import routes as catalogue_routes
 from backoffice.catalogue.search import Search
 from backoffice.catalogue.store import PRODUCT_CODEC, Products
+from backoffice.limits.attempts import Attempts
 from backoffice.operations import health as operations
 from backoffice.operations import openapi
 from backoffice.operations.parts import OperationParts
@@ -32,8 +27,8 @@ from backoffice.orders.store import Orders
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
 from backoffice.stores import Stores
+from backoffice.users.model import USER_CODEC
 from backoffice.users.parts import UserParts
-from backoffice.users.store import USER_CODEC
 from backoffice.web.routing import Dispatcher, Route
 from runtime.process import fingerprint, tasks
 from runtime.process.backoff import Backoff
@@ -48,10 +43,9 @@ class Backoffice:
     """One process's application (`web.server.Application`)."""
 
     def __init__(self, settings: Settings, *, buyer_keys: KeyWatch[TokenKeys], staff_keys: KeyWatch[StaffKeys]) -> None:
-        """Connects to nothing yet; ValueError for settings that contradict one another."""
+        """Does not connect yet; ValueError for settings that contradict one another."""
         self._settings = settings
         self._stores = stores = Stores.from_settings(settings)
-        self._passwords = Passwords()
         self._metrics = operations.Metrics()
         self._tokens = tokens = TokenParts(
             settings, stores, buyer_keys=buyer_keys, staff_keys=staff_keys, registry=self._metrics.registry
@@ -60,28 +54,15 @@ class Backoffice:
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
         self._operations = OperationParts(stores, settings, tokens.verifier)
-        recovery, attempts = Recovery(stores, tokens.sessions), Attempts(stores.cache)
+        attempts = Attempts(stores.cache)
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
         accounts = UserParts(stores, users_cache, tokens.sessions, attempts, repaired=self._metrics.swept.inc)
         self._sweeper = accounts.sweeper
-        self._auth = auth_routes.Auth(
-            users=accounts.users,
-            refresh=RefreshTokens(stores),
-            recovery=recovery,
-            passwords=self._passwords,
-            attempts=attempts,
-            minter=tokens.minter,
-            verified_only=settings.login_verified_only,
-        )
-        own_account = recovery_routes.RecoveryRoutes(
-            recovery=recovery, passwords=self._passwords, attempts=attempts, minter=tokens.minter
-        )
+        self._auth = AuthParts(settings, stores, tokens, accounts.users, attempts)
         sales = SaleParts(stores, kept_s=settings.sale_kept_s, repaired=self._metrics.repaired.inc)
         self._synchroniser = sales.synchroniser
         subjects = (
-            *auth_routes.routes(self._auth),
-            *recovery_routes.routes(own_account),
-            *tokens.routes,
+            *self._auth.routes,
             *accounts.routes,
             *importing.routes(importing.Imports(stores, products_cache)),
             *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), Search(stores), products_cache)),
@@ -96,7 +77,7 @@ class Backoffice:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Pools open, start-up work and synchroniser in the background. FingerprintMismatch when Redis is of another cluster."""
+        """Pools are open, and background work runs. FingerprintMismatch when Redis belongs to another cluster."""
         async with self._stores.opened(), self._caches.running():
             await self._check_fingerprint()
             work = (self._prepare(), self._synchroniser.run(), self._sweeper.run(), *self._tokens.work())
@@ -104,18 +85,18 @@ class Backoffice:
             try:
                 yield
             finally:
-                # A port in use ends it all while these are in the middle of their first database calls.
+                # `cancel` repeats: when the port is in use, these tasks are in their first database calls.
                 await tasks.cancel(*background)
-                self._passwords.close()
+                self._auth.close()
                 await self._operations.close()
 
     def drain(self) -> None:
-        """Readiness fails from here on; streams end."""
+        """Readiness fails from now on, and streams end."""
         self._health.draining = True
         self._operations.live.drain()
 
     async def _check_fingerprint(self) -> None:
-        """Refuses to run against another cluster's Redis; one that is away is waited for."""
+        """FingerprintMismatch when Redis belongs to another cluster. Waits for a Redis that is away."""
         backoff = Backoff(first_s=0.1, longest_s=2.0)
         while True:
             try:
@@ -126,7 +107,7 @@ class Backoffice:
                 await asyncio.sleep(backoff.next_s())
 
     async def _prepare(self) -> None:
-        """The first administrator, as soon as the databases are there."""
+        """Make the first administrator as soon as the databases answer."""
         password = self._settings.admin_password
         backoff = Backoff(first_s=0.2, longest_s=5.0)
         while password is not None:
@@ -143,5 +124,5 @@ class Backoffice:
 def _version() -> str:
     try:
         return version("flashsale")
-    except PackageNotFoundError:  # run from a source tree that was not installed
+    except PackageNotFoundError:  # a source tree that is not installed
         return "0"

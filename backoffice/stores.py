@@ -1,6 +1,6 @@
-"""The databases behind the backoffice: catalogue, shards, reservation Redis, cache Redis. Opens and closes them; no queries.
+"""The servers behind the backoffice: catalogue, shards, reservation Redis, cache Redis. Opens and closes clients; no queries.
 
-Which server of a database a read goes to is decided in `runtime.postgres.databases`.
+`runtime.postgres.databases` decides whether a read goes to the primary or to a replica.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
+import psycopg
+import redis.exceptions
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
@@ -25,11 +27,13 @@ from runtime.redis.client import redis_client
 from runtime.redis.clock import now_ms
 
 _POSITION_CONNECTIONS_MAX = 8
+AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError)
+"""Errors of a server that is away. Background work repeats later; requests are answered by `web.routing`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """Clients of one process; `shards` in shard order."""
+    """The clients of one process; `shards` in the order of shard numbers."""
 
     catalogue: Database
     shards: tuple[Database, ...]
@@ -40,13 +44,13 @@ class Stores:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Stores:
-        """Unopened clients; ValueError when the number of shard dsns is not that of the shards."""
+        """Unopened clients; ValueError when a list of shard DSNs does not match the number of shards."""
         if len(settings.shard_dsns) != settings.shards:
             raise ValueError(f"FLASHSALE_SHARD_DSNS names {len(settings.shard_dsns)} of {settings.shards} shards")
         if len(settings.shard_replica_dsns) not in (0, settings.shards):
             count = len(settings.shard_replica_dsns)
             raise ValueError(f"FLASHSALE_SHARD_REPLICA_DSNS names {count} of {settings.shards} shards")
-        # A client of its own: its short waits are not for those who cannot do without Redis.
+        # A separate client: its short time limit would be wrong for callers that require Redis.
         known = redis_client(
             settings.cache_url, connections_max=_POSITION_CONNECTIONS_MAX, timeout_s=positions.CALL_S_MAX
         )
@@ -71,7 +75,7 @@ class Stores:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Pools connect in the background; a server that is away does not keep us from starting."""
+        """Hold the pools open. They connect in the background, so the start does not wait for a server."""
         databases = (self.catalogue, *self.shards)
         watches = []
         try:
@@ -86,13 +90,13 @@ class Stores:
                 await client.aclose()
 
     def shard_of_user(self, user_id: UUID) -> Database:
-        """The shard of a user's rows."""
+        """The shard that holds the rows of a user."""
         return self.shards[self.topology.shard_of_user(user_id)]
 
     def shard_of_address(self, email_folded: str) -> Database:
-        """The shard of an address's place in the login index."""
+        """The shard that holds the entry of an address in the login index."""
         return self.shards[self.topology.shard_of_address(email_folded)]
 
     async def now_ms(self) -> int:
-        """The reservation Redis's time, the only clock that sales know."""
+        """The time of the reservation Redis, the only clock for sales."""
         return await now_ms(self.redis)

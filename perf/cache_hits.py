@@ -40,7 +40,7 @@ from redis import Redis
 from backoffice.caching.cache import Bounds, Cache, Codec
 from backoffice.caching.caches import Caches
 from backoffice.catalogue.store import PRODUCT_CODEC, Product
-from backoffice.users.store import USER_CODEC, User
+from backoffice.users.model import USER_CODEC, User
 from devstack.servers import RedisServer
 from perf.results import Figure, Target, add_options, conclude, progress
 from runtime.process.settings import Settings

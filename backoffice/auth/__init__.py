@@ -1,1 +1,1 @@
-"""Who is calling: passwords, access tokens, refresh families, limits against guessing."""
+"""Authentication: passwords, access tokens, refresh tokens, mailed tokens, ended sessions. Uses the accounts of `users`."""

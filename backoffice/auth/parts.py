@@ -1,4 +1,4 @@
-"""Access tokens of this process, put together: keys that are followed, who mints, who verifies, who ends sessions."""
+"""Composition of this subject in two steps: tokens and sessions, and then the operations, which need accounts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
+from pydantic import SecretStr
 
-from backoffice.auth import session_routes
+from backoffice.auth import routes
+from backoffice.auth.passwords import Passwords
+from backoffice.auth.refresh import RefreshTokens
+from backoffice.auth.service import AuthService
 from backoffice.auth.sessions import Sessions
+from backoffice.auth.store import CredentialStore
 from backoffice.auth.tokens import Minter, TokenVerifier
+from backoffice.limits.attempts import Attempts
 from backoffice.stores import Stores
+from backoffice.users.store import Users
 from runtime.process.settings import Settings
 from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import StaffKeys, TokenKeys
@@ -21,7 +28,7 @@ _Ring = TypeVar("_Ring", TokenKeys, StaffKeys)
 
 
 class TokenParts:
-    """`work` goes beside requests."""
+    """Keys, the minter, the verifier and ended sessions of this process."""
 
     def __init__(
         self,
@@ -44,11 +51,10 @@ class TokenParts:
             ends=self.ends,
             outside=self._outside,
         )
-        self.routes = session_routes.routes(session_routes.SessionRoutes(self.sessions))
-        # A rotation waits until every process shows the new key here; names of keys, never keys.
+        # A rotation waits until every process shows the new key in this metric. Labels are key ids, never keys.
         self._known = Gauge(
             "flashsale_backoffice_token_key_info",
-            "Keys of access tokens that this process accepts; `active` is 1 for the one that it mints by.",
+            "Keys of access tokens that this process accepts; `active` is 1 for the key that signs new tokens.",
             ("kind", "kid", "active"),
             registry=registry,
         )
@@ -57,7 +63,10 @@ class TokenParts:
         self._show("staff", staff_keys)
 
     def work(self) -> list[Coroutine[Any, Any, None]]:
-        """What runs for ever. Each as a task of its own: a group cancels its members once, which a library may swallow."""
+        """Work that runs until cancelled.
+
+        Cancel each as a task with `tasks.cancel`, which repeats: a library may swallow the one cancellation of a task group.
+        """
         watches = [watch.run() for watch in self._watches]
         return [self.ends.run(), self.sessions.run(), self._outside.run(), *watches]
 
@@ -72,3 +81,31 @@ class TokenParts:
         shown: list[tuple[str, str, str]] = []
         show(watch.current)
         watch.on_change(show)
+
+
+class AuthParts:
+    """The operations of this subject."""
+
+    def __init__(
+        self, settings: Settings, stores: Stores, tokens: TokenParts, users: Users, attempts: Attempts
+    ) -> None:
+        """Owns the threads that hash passwords; uses everything else."""
+        self._passwords = Passwords()
+        self._service = AuthService(
+            users=users,
+            credentials=CredentialStore(stores, tokens.sessions),
+            refresh=RefreshTokens(stores),
+            sessions=tokens.sessions,
+            passwords=self._passwords,
+            attempts=attempts,
+            verified_only=settings.login_verified_only,
+        )
+        self.routes = routes.routes(routes.AuthRoutes(self._service, tokens.minter))
+
+    async def make_first_admin(self, email: str, password: SecretStr) -> None:
+        """Make the administrator of a new installation. Does nothing when an account has this address."""
+        await self._service.make_first_admin(email, password.get_secret_value())
+
+    def close(self) -> None:
+        """Stop the threads that hash passwords."""
+        self._passwords.close()

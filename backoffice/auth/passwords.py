@@ -1,4 +1,4 @@
-"""Argon2id off the event loop, with a bound on how many hashes run and wait. Stores nothing."""
+"""Hashes passwords with argon2id in threads, with a bound on running and waiting hashes. Stores nothing."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from domain.problems import Problem
 # OWASP password storage cheat sheet, argon2id: m=19456 (19 MiB), t=2, p=1.
 TIME_COST = 2
 MEMORY_KIB = 19_456
-THREADS = 2  # each hash holds 19 MiB and a core for about 25 ms
-WAITING_MAX = 32  # at 2 x 40 a second less than half a second of queue
+THREADS = 2  # each hash uses 19 MiB and one core for about 25 ms
+WAITING_MAX = 32  # at 2 x 40 hashes a second, a wait below half a second
 
 _T = TypeVar("_T")
 
 
 class Passwords:
-    """Hashes and verifies; beyond `THREADS` running and `WAITING_MAX` waiting it refuses with `overloaded`."""
+    """Hashes and verifies; Refused(`overloaded`) beyond `THREADS` running and `WAITING_MAX` waiting hashes."""
 
     def __init__(self) -> None:
         """Starts no thread until the first hash."""
         self._hasher = PasswordHasher(time_cost=TIME_COST, memory_cost=MEMORY_KIB, parallelism=1)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
         self._pending = 0
-        # Verified against when there is no such account: the same work, never a match.
+        # Verified when there is no account: the same work, and never a match.
         self._decoy = self._hasher.hash("no account has this hash")
 
     async def hash(self, password: str) -> str:
-        """The encoded hash with its parameters and salt."""
+        """The encoded hash, with its parameters and salt."""
         return await self._run(partial(self._hasher.hash, password))
 
     async def verify(self, password_hash: str | None, password: str) -> bool:
-        """Whether the password is right; False, after the same work, for no hash at all."""
+        """Whether the password matches; without a hash False, after the same work."""
         matches = await self._run(partial(self._verify, password_hash or self._decoy, password))
         return matches and password_hash is not None
 
     def is_outdated(self, password_hash: str) -> bool:
-        """Whether the hash was made with other parameters than those of today."""
+        """Whether the hash has other parameters than new hashes."""
         return self._hasher.check_needs_rehash(password_hash)
 
     def close(self) -> None:
-        """Give the threads back; what waits is dropped."""
+        """Stop the threads; waiting hashes are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _verify(self, password_hash: str, password: str) -> bool:
         try:
             return self._hasher.verify(password_hash, password)
-        except (VerificationError, InvalidHashError):  # the latter: it was damaged
+        except (VerificationError, InvalidHashError):  # InvalidHashError: the stored hash is damaged
             return False
 
     async def _run(self, work: partial[_T]) -> _T:

@@ -1,8 +1,8 @@
-"""Refresh tokens: rotating, in families of one login, with detection of a token that was used twice.
+"""Refresh tokens: they rotate in families, one family per login, and a token that is used again late ends its family.
 
-A token is 80 bytes in base64url: user id (tells the shard), token id, 32 random bytes of which only the hash is
-stored, and nothing else. One used again within `GRACE` gets another successor, because a reply may have been lost, as
-long as fewer than `UNUSED_MAX` wait for their use; later it is taken for stolen, and the whole family ends.
+A token is 80 bytes in base64url: user id (which determines the shard), token id, 32 random bytes. Only the hash of the
+random bytes is stored. A token used again within `GRACE` gets another successor, because the first reply may have been
+lost, as long as the family has fewer than `UNUSED_MAX` unused tokens. Later it counts as stolen.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from runtime.postgres.sql import load_sql
 SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)
 LIFE = timedelta(days=30)
-UNUSED_MAX = 20  # tokens of one family, made within GRACE: one that may be used again must not fill the table
-FAMILIES_MAX = 100  # logins of one account: beyond them the oldest end
-# Tokens kept of one family, so that an old one used again is known: more than a month has quarters of an hour.
+UNUSED_MAX = 20  # tokens of one family, made within GRACE: repeated use of one token must not fill the table
+FAMILIES_MAX = 100  # logins of one account; beyond this number the oldest end
+# Tokens kept of one family, to recognise an old token: more than one for every 15 minutes of LIFE.
 TOKENS_KEPT = 4096
-TRIM_EVERY = 256  # renewals, about: what is beyond waits for so many, and costs no count at each
+TRIM_EVERY = 256  # renewals on average between two trims, so that a renewal does not count rows
 _POLICY = RatePolicy("renewals", UNUSED_MAX, math.ceil(GRACE.total_seconds()))
 _SECRET_BYTES = 32
 _TOKEN_BYTES = 16 + 16 + _SECRET_BYTES
@@ -43,8 +43,11 @@ TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a login or a renewal leaves. `role` and `iat` (Unix seconds) were read together, under a lock that a change of the
-    role waits for: what such a change ends is everything said to be from before."""
+    """The result of a login or a refresh.
+
+    `role` and `iat` (Unix seconds) are read under a lock that a change of the role waits for. So the cutoff of such a change
+    ends every token with the old role.
+    """
 
     user_id: UUID
     role: Role
@@ -54,7 +57,7 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A token with its family, as `lock_token` answers."""
+    """A token with its family: a row of `lock_token`."""
 
     family_id: UUID
     user_id: UUID
@@ -65,42 +68,48 @@ class _Found:
 
 
 class RefreshTokens:
-    """Families in the shard of their user."""
+    """Families of tokens in the shard of their user."""
 
     def __init__(self, stores: Stores) -> None:
-        """Uses the stores' pools, owns nothing."""
+        """Uses the pools of the stores; owns nothing."""
         self._stores = stores
 
     async def start_family(self, user_id: UUID, *, password_hash: str) -> Login | None:
-        """A new login; None when the password that was verified is not the account's any more."""
+        """A new login; None when the hash is no longer `password_hash`."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             login = await begin_family(connection, user_id, password_hash=password_hash)
-            # Second: whoever changes the password locks the account first, too, and then the families.
+            # After the lock on the account: a change of the password takes its locks in the same order.
             await connection.execute(SQL["delete_old"], {"user_id": user_id, "kept": FAMILIES_MAX})
         return login
 
     async def renew(self, token: str) -> Login:
-        """Use a token; Refused with `token_invalid` or `token_expired` when it is not good any more, with `rate_limited`
-        when it was used before and `UNUSED_MAX` tokens of its family wait for their use. A first use is never limited."""
+        """Use a token. Refused(`token_invalid`) or Refused(`token_expired`) when it is not valid.
+
+        Refused(`rate_limited`) when it was used before and its family has `UNUSED_MAX` unused tokens. A first use is
+        never limited.
+        """
         user_id, token_id, secret = _decode(token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            # The account first, as whoever changes it does.
+            # Locks the account first, as every change of an account does.
             row = await (await connection.execute(SQL["lock_account"], {"user_id": user_id})).fetchone()
             cursor = connection.cursor(row_factory=class_row(_Found))
             found = await (await cursor.execute(SQL["lock_token"], {"id": token_id, "grace": GRACE})).fetchone()
             if row is None or found is None or found.user_id != user_id or not _matches(found.secret_hash, secret):
                 raise Refused(Problem.TOKEN_INVALID)
             if found.revoked:
-                raise Refused(Problem.TOKEN_INVALID, "The login was ended")
+                raise Refused(Problem.TOKEN_INVALID, "The login has ended; log in again")
             if found.expired:
                 raise Refused(Problem.TOKEN_EXPIRED)
             if not found.used_long_ago:
-                # Asked once the family is locked: what happened while this waited is counted, too.
+                # A statement after the lock: it counts tokens that were made during the wait.
                 again = {"id": token_id, "grace": GRACE}
                 (unused,) = await (await connection.execute(SQL["count_unused"], again)).fetchone() or (0,)
                 if unused >= UNUSED_MAX:
                     raise Refused(
-                        Problem.RATE_LIMITED, "Too many renewals", retry_after_s=_POLICY.window_s, policy=_POLICY
+                        Problem.RATE_LIMITED,
+                        "Too many refreshes of one token; wait and try again",
+                        retry_after_s=_POLICY.window_s,
+                        policy=_POLICY,
                     )
                 next_id, next_secret = ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
                 await connection.execute(SQL["mark_used"], {"id": token_id})
@@ -110,11 +119,11 @@ class RefreshTokens:
                 iat = await _iat(connection, user_id)
                 return Login(user_id, Role(row[0]), iat, _encode(user_id, next_id, next_secret))
             await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
-        # Outside of the transaction, which an exception would have undone.
-        raise Refused(Problem.TOKEN_INVALID, "The token was used before; the login was ended")
+        # After the transaction: an exception inside would roll back the end of the family.
+        raise Refused(Problem.TOKEN_INVALID, "The refresh token was used before, so the login has ended; log in again")
 
     async def end_family(self, token: str) -> None:
-        """Log out. A token that is not good any more changes nothing and tells nothing."""
+        """Log out. An invalid token changes nothing and is not an error."""
         try:
             user_id, token_id, secret = _decode(token)
         except Refused:
@@ -127,7 +136,7 @@ class RefreshTokens:
 
 
 async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, password_hash: str) -> Login | None:
-    """As `start_family`, within the caller's transaction on the user's shard."""
+    """As `start_family`, in the caller's transaction on the shard of the user."""
     family_id, token_id, secret = ids.new_uuid7(), ids.new_uuid7(), secrets.token_bytes(_SECRET_BYTES)
     family = {"family_id": family_id, "user_id": user_id, "life": LIFE, "password_hash": password_hash}
     row = await (await connection.execute(SQL["insert_family"], family)).fetchone()
@@ -139,13 +148,13 @@ async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, 
 
 
 async def _iat(connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-    """Now; but whoever logs in within the second in which all sessions ended must not be taken for who was there before."""
+    """The time now, but not before the cutoff: a login in the second of the cutoff must get valid tokens."""
     row = await (await connection.execute(SQL["not_before"], {"user_id": user_id})).fetchone()
     return max(int(time.time()), row[0] if row is not None else 0)
 
 
 async def end_families(connection: AsyncConnection[TupleRow], user_id: UUID) -> None:
-    """End every login of an account, within the caller's transaction on the user's shard."""
+    """End every login of an account, in the caller's transaction on the shard of the user."""
     await connection.execute(SQL["revoke_families"], {"user_id": user_id})
 
 

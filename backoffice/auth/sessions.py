@@ -1,13 +1,14 @@
-"""Ends a user's sessions at once: refresh tokens in the shard, access tokens by `not_before`, in the shard and at every edge.
+"""Ends the sessions of a user at once: refresh tokens in the shard, access tokens by a cutoff in the shard and in Redis.
 
-    await sessions.end(user_id)                  logins and access tokens
-    await sessions.end_access_tokens(user_id)    access tokens only: a login goes on, by a refresh
+    await sessions.end(user_id)                    logins and access tokens
+    await sessions.end_access_tokens(user_id)      access tokens only; refresh tokens stay valid
 
-    seconds = await sessions.note_within(connection, user_id)    the same together with what it is the consequence of,
-    await sessions.tell(user_id, seconds)                        and once that is committed
+    cutoff_s = await sessions.note_within(connection, user_id)    the same in the caller's transaction,
+    await sessions.publish(user_id, cutoff_s)                     and after its commit
 
-The shard is the truth, Redis the way to the edges: a crash between the two, or a Redis that lost it, is made good by `run`.
-Tokens minted after the end, even in the same second, are good: whoever mints asks the shard (`refresh.Login`).
+The shard is the source of truth; Redis carries cutoffs to the other processes. `run` publishes again after a crash between
+the two, or after Redis lost data. Tokens minted after the end, even in the same second, are valid: the minting process
+reads the cutoff from the shard (`refresh.Login`).
 """
 
 from __future__ import annotations
@@ -17,107 +18,96 @@ import time
 from typing import Final
 from uuid import UUID
 
-import psycopg
-import redis.exceptions
 import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from backoffice.auth.refresh import end_families
-from backoffice.stores import Stores
-from backoffice.web.messages import Role
+from backoffice.stores import AWAY, Stores
 from runtime.postgres.sql import load_sql
-from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds, publish
+from runtime.tokens import session_ends
+from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds
 
 SQL = load_sql(__package__, "sessions.sql")
 PERIOD_S: Final = 2.0
-RECENT_S: Final = 300  # what a round tells again; far longer than from a commit to its message
+RECENT_S: Final = 300  # a round publishes cutoffs of this age again; far longer than from a commit to its publication
 FORGET_EVERY_S: Final = 3600.0
-_AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError)
 
 log = structlog.get_logger(__name__)
 
 
 class Sessions:
-    """One instance a process. `ends` is the process's own copy, which is told first."""
+    """One instance a process. `ends` is the copy of this process, and is updated first."""
 
     def __init__(self, stores: Stores, ends: SessionEnds) -> None:
-        """Uses them, owns nothing."""
+        """Uses both, owns nothing."""
         self._stores = stores
         self._ends = ends
-        self._run_id = ""  # of the Redis that was told everything
+        self._run_id = ""  # of the Redis that received all cutoffs
         self._failing = False
         self._forgotten_at = 0.0
 
     async def end(self, user_id: UUID) -> None:
-        """Everything issued to the user until now counts no more. May be repeated, also for a user without account."""
+        """End all refresh and access tokens of the user. May be repeated, also for a user without an account."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             await end_families(connection, user_id)
-            seconds = await self.note_within(connection, user_id)
-        await self.tell(user_id, seconds)
+            cutoff_s = await self.note_within(connection, user_id)
+        await self.publish(user_id, cutoff_s)
 
     async def end_access_tokens(self, user_id: UUID) -> None:
-        """As `end`, but for logins: their refresh tokens give new access tokens."""
+        """As `end`, without the refresh tokens, which give new access tokens."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            seconds = await self.note_within(connection, user_id)
-        await self.tell(user_id, seconds)
+            cutoff_s = await self.note_within(connection, user_id)
+        await self.publish(user_id, cutoff_s)
 
     async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """As `end_access_tokens`, in the caller's transaction on the user's shard; what to `tell` after its commit."""
-        # The second that is passing counts as before: what was issued in it must end, too.
-        seconds = int(time.time()) + 1
-        await connection.execute(SQL["end_sessions"], {"user_id": user_id, "not_before": seconds})
-        return seconds
+        """End access tokens in the caller's transaction on the shard of the user; the cutoff to publish after its commit."""
+        # Tokens issued in the present second must end, too.
+        cutoff_s = int(time.time()) + 1
+        await connection.execute(SQL["end_sessions"], {"user_id": user_id, "not_before": cutoff_s})
+        return cutoff_s
 
-    async def tell(self, user_id: UUID, seconds: int) -> None:
-        """Have it known everywhere. Does not fail for Redis: edges learn of it when it is back."""
-        self._ends.take(user_id.bytes, seconds)
+    async def publish(self, user_id: UUID, cutoff_s: int) -> None:
+        """Publish a cutoff to all processes. Without Redis `run` publishes it later; this is not an error."""
+        self._ends.take(user_id.bytes, cutoff_s)
         try:
-            await publish(self._stores.redis, [(user_id, seconds)])
-        except _AWAY as error:
-            log.warning("edges learn later of ended sessions", error=type(error).__name__)
-
-    async def role_of(self, user_id: UUID) -> Role | None:
-        """The role of an account, straight from its shard; None without one."""
-        async with self._stores.shard_of_user(user_id).connection() as connection:
-            row = await (await connection.execute(SQL["get_role"], {"user_id": user_id})).fetchone()
-        return None if row is None else Role(row[0])
+            await session_ends.publish(self._stores.redis, [(user_id, cutoff_s)])
+        except AWAY as error:
+            log.warning("ended sessions will be published later", error=type(error).__name__)
 
     async def run(self) -> None:
-        """Tell again for ever what may not have been told. Cancel to stop."""
+        """Publish cutoffs again, in rounds of `PERIOD_S`, until cancelled."""
         while True:
             try:
                 await self.step()
                 self._failing = False
-            except _AWAY as error:
+            except AWAY as error:
                 if not self._failing:
-                    log.warning("ended sessions cannot be told", error=type(error).__name__)
+                    log.warning("ended sessions cannot be published", error=type(error).__name__)
                 self._failing = True
             except Exception:
-                log.exception("telling ended sessions failed")
+                log.exception("publishing ended sessions failed")
                 self._failing = True
             await asyncio.sleep(PERIOD_S)
 
     async def step(self) -> int:
-        """One round: the recent ends, or all of them when this Redis is not the one of the last round; how many."""
+        """One round: publish recent cutoffs, or all when Redis is not the server of the last round; their number."""
         info = await self._stores.redis.info("server")
         now = int(time.time())
-        whole = info["run_id"] != self._run_id
-        parameters = {
-            "since": now - (KEPT_S if whole else RECENT_S),
-            "limit": NOTES_MAX + 1,
-        }  # beyond it: one for everybody
+        is_other_server = info["run_id"] != self._run_id
+        # One cutoff more than Redis keeps, so that Redis merges the oldest.
+        parameters = {"since": now - (KEPT_S if is_other_server else RECENT_S), "limit": NOTES_MAX + 1}
         forget = time.monotonic() - self._forgotten_at > FORGET_EVERY_S or not self._forgotten_at
-        told = 0
+        published = 0
         for shard in self._stores.shards:
             async with shard.connection() as connection:
                 if forget:
                     await connection.execute(SQL["forget_ends"], {"before": now - KEPT_S})
                 rows = await (await connection.execute(SQL["ends_since"], parameters)).fetchall()
-            # The oldest first, as they were noted: at the bound it is them that become one for everybody.
-            await publish(self._stores.redis, [(row[0], row[1]) for row in reversed(rows)])
-            told += len(rows)
+            # Oldest first, in the order in which they were noted: at the bound, Redis merges the oldest.
+            await session_ends.publish(self._stores.redis, [(row[0], row[1]) for row in reversed(rows)])
+            published += len(rows)
         self._run_id = info["run_id"]
         if forget:
             self._forgotten_at = time.monotonic()
-        return told
+        return published

@@ -1,21 +1,21 @@
-"""Access tokens at the backoffice: which are accepted, what they say, and minting them through `runtime.tokens.keys`.
+"""Access tokens at the backoffice: verifies them, and mints them with `runtime.tokens.keys`.
 
-Two kinds of our own: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer. The algorithm is
-a matter of the key, never of the token: HS256 keys also lie on edges and must not make staff. What is by none of our keys is
-for `runtime.tokens.outside_tokens` to judge.
+Our own tokens are of two kinds: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer. The
+key determines the algorithm, never the token: edges also hold the HS256 keys, which must not make staff tokens.
+`runtime.tokens.outside_tokens` verifies tokens that are not signed with one of our keys.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from backoffice.auth.documents import Tokens
 from backoffice.auth.refresh import Login
-from backoffice.web.fields import Resource
 from backoffice.web.messages import Caller, Refused, Role
 from domain import ids
 from domain.problems import Problem
@@ -32,23 +32,14 @@ from runtime.tokens.outside_tokens import Fault, OutsideTokens
 from runtime.tokens.session_ends import SessionEnds
 
 TOKEN_LENGTH_MAX: Final = 4096
-LEEWAY_S: Final = 60  # of `iat` in the future, as at the edge
+LEEWAY_S: Final = 60  # `iat` may be this far in the future, as at the edge
 _ENDED: Final = "The session was ended; log in again"
 _REQUIRED = ["sub", "iss", "aud", "iat", "exp"]
 
 
-class Tokens(Resource):
-    """What a login gives. `expires_in` is the access token's life in seconds."""
-
-    access_token: str
-    refresh_token: str
-    token_type: Literal["Bearer"] = "Bearer"
-    expires_in: int
-
-
 @dataclass(frozen=True, slots=True)
 class Minter:
-    """Makes access tokens of either kind, by the keys of the moment."""
+    """Mints access tokens of both kinds with the current keys."""
 
     buyer_keys: KeyWatch[TokenKeys]
     staff_keys: KeyWatch[StaffKeys]
@@ -68,11 +59,11 @@ class Minter:
 
 
 class _NotOurs(Exception):
-    """The token names none of our keys, or one that is not for its algorithm."""
+    """The token names none of our keys, or a key of another algorithm."""
 
 
 class TokenVerifier:
-    """Turns an `Authorization` header into a caller."""
+    """Verifies an `Authorization` header; see `web.routing.Authenticate`."""
 
     def __init__(
         self,
@@ -83,7 +74,7 @@ class TokenVerifier:
         ends: SessionEnds,
         outside: OutsideTokens,
     ) -> None:
-        """Keys of the moment are asked at each token, and so is `ends`."""
+        """Reads the current keys and `ends` for each token."""
         self._outside = outside
         self._buyer_keys = buyer_keys
         self._staff_keys = staff_keys
@@ -92,14 +83,17 @@ class TokenVerifier:
         self._jwt = jwt.PyJWT({"require": _REQUIRED, "verify_iat": False, "enforce_minimum_key_length": True})
 
     def __call__(self, authorization: str | None) -> Caller:
-        """The caller; Refused with `token_missing`, `token_expired` or `token_invalid`."""
+        """The caller; Refused(`token_missing`, `token_expired` or `token_invalid`).
+
+        Refused(`dependency_unavailable`) while ended sessions, or the keys of an outside issuer, are not read yet.
+        """
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
             raise Refused(Problem.TOKEN_MISSING)
         if len(token) > TOKEN_LENGTH_MAX:
             raise Refused(Problem.TOKEN_INVALID)
-        if not self._ends.loaded:  # for a moment after the start
+        if not self._ends.loaded:  # shortly after the start
             raise Refused(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1)
         try:
             claims, audience, admitted = self._verify(token)

@@ -1,1 +1,1 @@
-"""Accounts, sharded by the user's virtual bucket, found by address through an index sharded by the address's hash."""
+"""Accounts, sharded by the virtual bucket of the user, and the login index, sharded by the hash of the address."""

@@ -1,10 +1,10 @@
-"""The login index: which user an address leads to, sharded by the address's hash. Knows no accounts beyond their addresses.
+"""The login index: address to user, sharded by the hash of the address. Reads of accounts only their addresses.
 
-A user's row says which address the user has; the index says that nobody else has it. They are in different databases, so
-a new address is claimed, then written into the user's row, then confirmed. A claim is a lease: the row is written only
-within its first `CLAIM_WORK`, and nobody else takes the claim over before `CLAIM_STALE`, by clocks of database servers that
-agree far better than that. So at any moment after a crash the user's row alone tells what the entry ought to be, and
-`settle` makes it so. Entries are found by their claim or by a note in `login_releases`.
+The row of a user holds the address; the index makes it unique. They are in different databases, so a new address is claimed,
+then written into the row of the user, then confirmed. A claim is a lease: the row is written only within `CLAIM_WORK` of the
+claim, and no other user takes the claim over before `CLAIM_STALE`. The clocks of the database servers differ far less than
+that. So after a crash the row of the user alone determines the entry, and `settle` corrects the entry. Entries to settle are
+found by their claim, or by a note in `login_releases`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from backoffice.stores import Stores
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "addresses.sql")
-CLAIM_WORK = timedelta(seconds=30)  # twice the time that a request may take
+CLAIM_WORK = timedelta(seconds=30)  # twice the time limit of a request
 CLAIM_STALE = timedelta(seconds=60)
-_TRIES = 3  # an entry that changes hands this often meanwhile is in use
+_ATTEMPTS_MAX = 3  # an entry that changes its user this often is in use
 
 
 class ClaimLapsed(TimeoutError):
-    """The claim was too old when the user's row was to be written: nothing was."""
+    """The claim was too old to write the row of the user; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A note that this address may be left over of this user."""
+    """A note that the entry of this address may be left over from this user."""
 
     user_id: UUID
     email_folded: str
@@ -49,33 +49,33 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Holder:
-    """What a user's shard says: the address, None without a row; and whether there was an account."""
+    """The address in the row of a user, None without a row, and whether the account was erased."""
 
     email_folded: str | None
     erased: bool
 
     def has_left(self, folded: str, entry: _Entry) -> bool:
-        """Whether the entry leads to nobody, and nobody is at work to change that."""
+        """Whether the user does not have the address, and no request is writing it."""
         if self.email_folded == folded:
             return False
         if self.erased:
-            return True  # no row of this user is ever written again
-        # An entry that is confirmed and whose user has another address now was left behind. Without a row it may be a
-        # registration at work, as long as its claim is young.
+            return True  # an erased user never gets a row again
+        # A confirmed entry of a user with another address is left over. Without a row, a registration may be in progress as
+        # long as the claim is young.
         return entry.stale if not entry.confirmed else self.email_folded is not None
 
 
 class Addresses:
-    """The index in its shards."""
+    """The login index in its shards."""
 
     def __init__(self, stores: Stores) -> None:
-        """Uses the stores' pools, owns nothing."""
+        """Uses the pools of the stores; owns nothing."""
         self._stores = stores
 
     async def claim(self, folded: str, user_id: UUID) -> datetime | None:
-        """When the address was claimed for the user, or None when it is in use. Heals what a crash has left of it."""
+        """The time of the claim, or None when the address is in use. Repairs an entry that a crash left behind."""
         shard = self._stores.shard_of_address(folded)
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS_MAX):
             async with shard.connection() as connection:
                 row = await (
                     await connection.execute(SQL["claim_address"], {"email_folded": folded, "user_id": user_id})
@@ -84,7 +84,7 @@ class Addresses:
                 return _time(row[0])
             entry = await self._entry(folded)
             if entry is None:
-                continue  # released meanwhile
+                continue  # released since the claim failed
             holder = await self._holder(entry.user_id)
             if not holder.has_left(folded, entry):
                 if holder.email_folded == folded and not entry.confirmed:
@@ -99,20 +99,20 @@ class Addresses:
         return None
 
     async def confirm(self, folded: str, user_id: UUID) -> bool:
-        """The user's row has the address: whether the entry is the user's."""
+        """Confirm the entry after the row of the user has the address; False when the entry is another user's."""
         async with self._stores.shard_of_address(folded).connection() as connection:
             cursor = await connection.execute(SQL["confirm"], {"email_folded": folded, "user_id": user_id})
             return await cursor.fetchone() is not None
 
     async def user_of(self, folded: str) -> UUID | None:
-        """To whom the entry leads. Whether the user has this address is for the user's row to say."""
+        """The user of the entry. Only the row of the user tells whether the user has the address."""
         entry = await self._entry(folded)
         return None if entry is None else entry.user_id
 
     async def settle(self, folded: str, user_id: UUID) -> bool:
-        """Make this user's entry agree with the user's row; False while somebody may be at work on it.
+        """Make the entry of this user agree with the row of the user; False while a request may be working on it.
 
-        The entry is read before the row and changed only if it is the same still: whoever is to write the address into the
+        The entry is read before the row, and changed only if it is unchanged: a request that will write the address into the
         row claims it first, which changes the entry.
         """
         entry = await self._entry(folded)
@@ -128,7 +128,7 @@ class Addresses:
             return await cursor.fetchone() is not None
 
     async def work_off(self, release: Release) -> bool:
-        """Settle a noted address and remove the note; False while somebody may be at work on it."""
+        """Settle a noted address and remove the note; False while a request may be working on it."""
         if not await self.settle(release.email_folded, release.user_id):
             return False
         note = {
@@ -141,19 +141,19 @@ class Addresses:
         return True
 
     async def releases_of(self, user_id: UUID) -> list[Release]:
-        """What is noted of one user."""
+        """The notes of one user."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Release))
             return await (await cursor.execute(SQL["releases_of_user"], {"user_id": user_id})).fetchall()
 
     async def releases(self, shard: int, *, settled: timedelta, limit: int) -> list[Release]:
-        """Notes in a shard that are older than `settled`, the oldest first."""
+        """Notes in a shard that are older than `settled`, oldest first."""
         async with self._stores.shards[shard].connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Release))
             return await (await cursor.execute(SQL["releases"], {"settled": settled, "limit": limit})).fetchall()
 
     async def stale_claims(self, shard: int, *, limit: int) -> list[tuple[str, UUID]]:
-        """`(address, user)` of claims in a shard whose work must be over, the oldest first."""
+        """`(address, user)` of stale claims in a shard, oldest first."""
         async with self._stores.shards[shard].connection() as connection:
             cursor = await connection.execute(SQL["stale_claims"], {"stale": CLAIM_STALE, "limit": limit})
             return [(str(row[0]), UUID(str(row[1]))) for row in await cursor.fetchall()]
@@ -168,7 +168,7 @@ class Addresses:
         async with self._stores.shard_of_user(user_id).connection() as connection:
             cursor = connection.cursor(row_factory=class_row(_Holder))
             holder = await (await cursor.execute(SQL["holder"], {"user_id": user_id})).fetchone()
-        assert holder is not None, "a row of two subqueries"
+        assert holder is not None, "a SELECT of two subqueries returns one row"
         return holder
 
 

@@ -1,4 +1,4 @@
-"""Keeps the last administrator: one change at a time, anywhere, may make them fewer. Decides nothing else."""
+"""Keeps at least one administrator: changes that remove one are serial over all processes."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _LOCK_ID = 0x666C6173_61646D6E  # "flasadmn"
 
 
 class LastAdministrator(Exception):
-    """There would be none left."""
+    """No other administrator would remain."""
 
 
 class Administrators:
-    """Administrators are spread over the shards; what orders changes of them is a lock in the catalogue."""
+    """Administrators are in all shards; a lock in the catalogue orders changes of them."""
 
     def __init__(self, stores: Stores, users: Users) -> None:
-        """Uses them, owns nothing."""
+        """Uses both, owns nothing."""
         self._catalogue = stores.catalogue
         self._users = users
-        # So that this process never waits with more than one of the pool's connections.
+        # Bounds the connections of this process that wait for the lock to one.
         self._here = asyncio.Lock()
 
     @asynccontextmanager
     async def without(self, user_id: UUID) -> AsyncIterator[None]:
-        """Inside of this, the user may stop being an administrator; LastAdministrator when there is no other.
+        """While this is open, the user may cease to be an administrator; LastAdministrator when there is no other.
 
-        A crash gives the lock back. `psycopg.errors.LockNotAvailable`, an OperationalError, when others hold it for long.
+        A crash releases the lock. `psycopg.errors.LockNotAvailable` (an OperationalError) when the wait takes too long.
         """
         async with self._here, self._catalogue.connection() as connection:
-            await connection.execute(SQL["wait_at_most"])
+            await connection.execute(SQL["limit_lock_wait"])
             await connection.execute(SQL["lock"], {"lock_id": _LOCK_ID})
             if await self._users.other_admins(user_id) == 0:
                 raise LastAdministrator
@@ -48,5 +48,5 @@ class Administrators:
 
 
 async def _require_held(connection: AsyncConnection[TupleRow]) -> None:
-    """OperationalError if the connection, and the lock with it, was lost while the administrators were counted."""
+    """OperationalError if the connection, and with it the lock, was lost during the count."""
     await connection.execute("SELECT 1")

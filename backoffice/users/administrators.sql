@@ -1,7 +1,7 @@
--- name: wait_at_most
--- For the transaction. Less than a request's time.
+-- name: limit_lock_wait
+-- For this transaction. Shorter than the time limit of a handler.
 SET LOCAL lock_timeout = '5s';
 
 -- name: lock
--- For the transaction; works through a pooler.
+-- For this transaction, so it works through a pooler.
 SELECT pg_advisory_xact_lock(%(lock_id)s);

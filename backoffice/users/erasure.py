@@ -1,9 +1,8 @@
-"""What erasing an account entails outside of the user's shard. Every step may be repeated; the last one says that it is done.
+"""Erases accounts, in the shard of the user and outside of it. Every step may be repeated; the last one records the end.
 
-With one commit the row is gone, all that references it, and with it whatever tables to come hold of a person (`erase_user`);
-access tokens are noted as ended. Then caches forget, and the address leaves the login index, which may be in another shard. A
-crash anywhere leaves an unfinished row of `erasures`, which the next request to erase the account finishes, and the sweeper
-otherwise.
+One commit deletes the row and every row that references it (`erase_user`), and ends access tokens. Then caches forget the
+account, and the address leaves the login index, which may be in another shard. A crash leaves an unfinished row of
+`erasures`; the next request to erase the account finishes it, or the sweeper.
 """
 
 from __future__ import annotations
@@ -11,32 +10,30 @@ from __future__ import annotations
 from datetime import timedelta
 from uuid import UUID
 
-import psycopg
-import redis.exceptions
 import structlog
 
-from backoffice.stores import Stores
+from backoffice.stores import AWAY, Stores
 from backoffice.users.addresses import Addresses
-from backoffice.users.store import User, Users
+from backoffice.users.model import User
+from backoffice.users.store import Users
 from runtime.postgres.sql import load_sql
 
-SQL = load_sql(__package__, "users.sql")
-AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError)
+SQL = load_sql(__package__, "erasure.sql")
 
 log = structlog.get_logger(__name__)
 
 
 class Erasures:
-    """Erases accounts, and finishes what was begun."""
+    """Erases accounts, and finishes interrupted erasures."""
 
     def __init__(self, stores: Stores, users: Users, addresses: Addresses) -> None:
-        """Uses them, owns nothing."""
+        """Uses its arguments, owns nothing."""
         self._stores = stores
         self._users = users
         self._addresses = addresses
 
     async def erase(self, user: User, *, by: UUID) -> bool:
-        """Remove the account and all of the person; False when it is not as `user` any more."""
+        """Erase the account and all personal data; False when the version of the account has changed."""
         if not await self._users.erase(user, by=by):
             return False
         log.info("account erased", user_id=str(user.id), by=str(by))
@@ -44,20 +41,20 @@ class Erasures:
         return True
 
     async def is_finished(self, user_id: UUID) -> bool | None:
-        """Whether nothing is left to do for an account that was erased; None when none was."""
+        """Whether the erasure is complete; None when the account was not erased."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["get_erasure"], {"id": user_id})).fetchone()
         return None if row is None else bool(row[0])
 
     async def finish_soon(self, user_id: UUID) -> None:
-        """Finish now, or leave it to the sweeper when something that is needed for it is away."""
+        """Finish now, or leave it to the sweeper when a required server is away."""
         try:
             await self.finish(user_id)
         except AWAY as error:
-            log.warning("an erasure is finished later", user_id=str(user_id), error=type(error).__name__)
+            log.warning("an erasure will be finished later", user_id=str(user_id), error=type(error).__name__)
 
     async def finish(self, user_id: UUID) -> None:
-        """Everything that follows; nothing is different when it was done before."""
+        """All steps after the commit. Idempotent."""
         await self._users.forget(user_id)
         for release in await self._addresses.releases_of(user_id):
             await self._addresses.work_off(release)
@@ -65,9 +62,8 @@ class Erasures:
             await connection.execute(SQL["finish_erasure"], {"id": user_id})
 
     async def unfinished(self, shard: int, *, settled: timedelta, limit: int) -> list[UUID]:
-        """Accounts of a shard that were erased longer than `settled` ago, the oldest first."""
+        """Accounts of a shard whose erasure began longer than `settled` ago and is unfinished, oldest first."""
         async with self._stores.shards[shard].connection() as connection:
             parameters = {"settled": settled, "limit": limit}
-            return [
-                row[0] for row in await (await connection.execute(SQL["unfinished_erasures"], parameters)).fetchall()
-            ]
+            rows = await (await connection.execute(SQL["unfinished_erasures"], parameters)).fetchall()
+        return [row[0] for row in rows]

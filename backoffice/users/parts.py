@@ -1,23 +1,24 @@
-"""Everything of this subject, put together."""
+"""Composition of this subject."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from backoffice.auth.limits import Attempts
 from backoffice.caching.cache import Cache
+from backoffice.limits.attempts import Attempts
 from backoffice.stores import Stores
 from backoffice.users import routes
 from backoffice.users.addresses import Addresses
 from backoffice.users.administrators import Administrators
 from backoffice.users.erasure import Erasures
+from backoffice.users.model import User
 from backoffice.users.service import UserService
-from backoffice.users.store import SessionEnder, User, Users
+from backoffice.users.store import SessionEnder, Users
 from backoffice.users.sweeper import Sweeper
 
 
 class UserParts:
-    """`users` is for the login, too; `sweeper` is to run beside requests."""
+    """`users` also serves the login; `sweeper` runs beside requests."""
 
     def __init__(
         self,
@@ -28,10 +29,10 @@ class UserParts:
         *,
         repaired: Callable[[int], None],
     ) -> None:
-        """Uses them, owns nothing; `repaired` is told how much the sweeper put right."""
+        """Uses its arguments, owns nothing. `repaired` receives the number of repairs of each sweep."""
         addresses = Addresses(stores)
         self.users = Users(stores, addresses, cache, sessions)
         erasures = Erasures(stores, self.users, addresses)
-        service = UserService(self.users, Administrators(stores, self.users), erasures)
+        service = UserService(self.users, Administrators(stores, self.users), erasures, attempts)
         self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
-        self.routes = routes.routes(routes.UserRoutes(self.users, service, attempts))
+        self.routes = routes.routes(routes.UserRoutes(service))

@@ -1,84 +1,30 @@
-"""Accounts over HTTP: the caller's own, and for staff everybody's."""
+"""Accounts over HTTP: the caller's own, and all accounts for staff."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import Field
-
-from backoffice.auth.limits import ADDRESS_ACCOUNT, MAIL_ADDRESS, MAIL_CLIENT, Attempts
-from backoffice.users import store
+from backoffice.users.documents import AccountChange, OwnChange, UserList, UserQuery, UserView, answer, view
+from backoffice.users.model import Change
 from backoffice.users.service import UserService
-from backoffice.users.store import User, Users, fold_email
-from backoffice.web.conditions import entity_tag, expected_versions, is_known
-from backoffice.web.fields import Change, Email, Name, Page, Resource, Time, decode_cursor, encode_cursor
-from backoffice.web.messages import EVERYONE, STAFF, Answer, Call, Refused, Role
+from backoffice.web.conditions import expected_versions, is_known
+from backoffice.web.fields import decode_cursor, encode_cursor
+from backoffice.web.messages import EVERYONE, STAFF, Answer, Call, Role
 from backoffice.web.routing import Route
 from domain.problems import Problem
 
 _KIND = "users"
-RoleName = Literal["buyer", "staff", "admin"]
-
-
-class UserView(Resource):
-    """An account as its owner and staff see it."""
-
-    id: UUID
-    email: str
-    name: str
-    role: Annotated[RoleName, Field(description="What the account may do")]
-    created_at: Time
-
-
-class UserList(Resource):
-    """A page of accounts, newest first."""
-
-    items: list[UserView]
-    next_cursor: str | None
-
-
-class OwnChange(Change):
-    """What people change about themselves."""
-
-    email: Email | None = None
-    name: Name | None = None
-
-
-class AccountChange(OwnChange):
-    """What staff change; the role is for administrators to give."""
-
-    role: RoleName | None = None
-
-
-class UserQuery(Page):
-    """Which accounts."""
-
-    email: str | None = Field(None, max_length=254, description="The whole address, in any case")
-    role: RoleName | None = None
-
-
-def view(user: User) -> UserView:
-    """What is shown of a row."""
-    return UserView.model_validate(user, from_attributes=True)
-
-
-def _answer(user: User) -> Answer:
-    # Nobody but its reader may keep it, and the reader must ask whether it is still the same.
-    return Answer(200, view(user), {"etag": entity_tag(user.version), "cache-control": "private, no-cache"})
 
 
 class UserRoutes:
     """The operations."""
 
-    def __init__(self, users: Users, service: UserService, attempts: Attempts) -> None:
-        """Uses them, owns nothing."""
-        self._users = users
-        self._attempts = attempts
+    def __init__(self, service: UserService) -> None:
+        """Uses the service, owns nothing."""
         self._service = service
 
     async def me(self, call: Call) -> Answer:
-        """The caller's own account; a synthetic buyer has none, nor has one that was erased while its token lives."""
+        """The caller's own account. 404 for a synthetic buyer, and for an account erased while its token is valid."""
         return await self._show(call, call.who.user_id)
 
     async def get(self, call: Call) -> Answer:
@@ -87,33 +33,26 @@ class UserRoutes:
 
     async def page(self, call: Call, query: UserQuery) -> Answer:
         """Accounts of all shards, newest first."""
-        before = decode_cursor(_KIND, query.cursor)
-        role = None if query.role is None else Role(query.role)
-        if query.email is not None:
-            found = [user for user in await self._of_address(query.email) if role in (None, user.role)]
-            found = [user for user in found if before is None or user.id < before]
-        else:
-            found = await self._users.page(role=role, before=before, limit=query.limit + 1, reader=call.who.user_id)
+        found = await self._service.page(
+            email=query.email,
+            role=_role(query.role),
+            before=decode_cursor(_KIND, query.cursor),
+            limit=query.limit + 1,
+            reader=call.who.user_id,
+        )
         shown = found[: query.limit]
         next_cursor = encode_cursor(_KIND, shown[-1].id) if len(found) > query.limit else None
         return Answer(body=UserList(items=[view(user) for user in shown], next_cursor=next_cursor))
 
     async def change_own(self, call: Call, body: OwnChange) -> Answer:
-        """Change the caller's own account. Another address is told whether it is in use and gets a mail: that is limited."""
-        if body.email is not None and await self._moves(call.who.user_id, body.email):
-            await self._attempts.spend(
-                (ADDRESS_ACCOUNT, str(call.who.user_id)),
-                (MAIL_ADDRESS, fold_email(body.email)),
-                (MAIL_CLIENT, call.client),
-            )
-        change = store.Change(email=body.email, name=body.name)
-        return _answer(await self._service.change(call.who, call.who.user_id, change, expected_versions(call)))
+        """Change the caller's own account."""
+        change = Change(email=body.email, name=body.name)
+        return answer(await self._service.change_own(call.who, call.client, change, expected_versions(call)))
 
     async def change(self, call: Call, body: AccountChange) -> Answer:
         """Change an account."""
-        role = None if body.role is None else Role(body.role)
-        change = store.Change(email=body.email, name=body.name, role=role)
-        return _answer(await self._service.change(call.who, _user_id(call), change, expected_versions(call)))
+        change = Change(email=body.email, name=body.name, role=_role(body.role))
+        return answer(await self._service.change(call.who, _user_id(call), change, expected_versions(call)))
 
     async def erase_own(self, call: Call) -> Answer:
         """Erase the caller's own account."""
@@ -126,28 +65,21 @@ class UserRoutes:
         return Answer(204)
 
     async def _show(self, call: Call, user_id: UUID) -> Answer:
-        user = await self._users.get(user_id)
-        if user is None:
-            raise Refused(Problem.USER_NOT_FOUND)
-        answer = _answer(user)
-        return Answer(304, None, answer.headers) if is_known(call, user.version) else answer
-
-    async def _moves(self, user_id: UUID, email: str) -> bool:
-        user = await self._users.get(user_id)
-        return user is not None and fold_email(user.email) != fold_email(email)
-
-    async def _of_address(self, email: str) -> list[User]:
-        # What cannot be an address is nobody's: not asked for, since PostgreSQL refuses NUL.
-        user = await self._users.find(email) if email.isascii() and email.isprintable() else None
-        return [] if user is None else [user]
+        user = await self._service.get(user_id)
+        shown = answer(user)
+        return Answer(304, None, shown.headers) if is_known(call, user.version) else shown
 
 
 def _user_id(call: Call) -> UUID:
     return call.path_id("user_id", Problem.USER_NOT_FOUND)
 
 
+def _role(name: str | None) -> Role | None:
+    return None if name is None else Role(name)
+
+
 def routes(users: UserRoutes) -> tuple[Route, ...]:
-    """Operations on accounts."""
+    """Operations of this subject."""
     me, one = "/v1/users/me", "/v1/users/{user_id}"
     missing = (Problem.USER_NOT_FOUND,)
     conditional = (*missing, Problem.PRECONDITION_FAILED)
@@ -179,7 +111,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             "DELETE",
             me,
             users.erase_own,
-            "Erase the caller's own account and all of the person; orders stay without a name",
+            "Erase the caller's own account and all personal data; orders stay without a name",
             "users",
             roles=EVERYONE,
             status=204,
@@ -202,7 +134,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             "PATCH",
             one,
             users.change,
-            "Change an account: name and address of a buyer; anything of anybody for administrators",
+            "Change an account: name and address of a buyer; any member of any account for administrators",
             "users",
             roles=STAFF,
             body=AccountChange,
@@ -214,7 +146,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             "DELETE",
             one,
             users.erase,
-            "Erase an account and all of the person: a buyer's; anybody's for administrators",
+            "Erase an account and all personal data: of a buyer; any account for administrators",
             "users",
             roles=STAFF,
             status=204,

@@ -1,4 +1,4 @@
-"""Changes of accounts: who may make them, on which version, and what follows. Speaks in callers and refusals."""
+"""Rules of accounts: permissions, versions, limits, and the last administrator."""
 
 from __future__ import annotations
 
@@ -6,29 +6,64 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+from backoffice.limits.attempts import ADDRESS_ACCOUNT, MAIL_ADDRESS, MAIL_CLIENT, Attempts
 from backoffice.users.administrators import Administrators, LastAdministrator
 from backoffice.users.erasure import Erasures
+from backoffice.users.model import Change, User, fold_email
 from backoffice.users.policy import needs_admin_to_change, needs_admin_to_erase, require_admin
-from backoffice.users.store import Change, EmailTaken, User, Users
+from backoffice.users.store import EmailTaken, Users
 from backoffice.web.messages import Caller, Refused, Role
 from domain.problems import Problem
 
-_TRIES = 5  # an account that somebody else changes this often meanwhile
+_ATTEMPTS_MAX = 5  # against concurrent changes of the same account
+_CONTENDED = "Concurrent requests change this account; try again"
 
 
 class UserService:
-    """The operations that change accounts."""
+    """Reads and changes of accounts. `versions` are the versions that `If-Match` allows, None for any."""
 
-    def __init__(self, users: Users, administrators: Administrators, erasures: Erasures) -> None:
-        """Uses them, owns nothing."""
+    def __init__(self, users: Users, administrators: Administrators, erasures: Erasures, attempts: Attempts) -> None:
+        """Uses its arguments, owns nothing."""
         self._users = users
         self._administrators = administrators
         self._erasures = erasures
+        self._attempts = attempts
+
+    async def get(self, user_id: UUID) -> User:
+        """The account; Refused(`user_not_found`)."""
+        return _found(await self._users.get(user_id))
+
+    async def page(
+        self, *, email: str | None, role: Role | None, before: UUID | None, limit: int, reader: UUID
+    ) -> list[User]:
+        """Accounts of all shards, newest first; with `email` at most one."""
+        if email is None:
+            return await self._users.page(role=role, before=before, limit=limit, reader=reader)
+        # Text that cannot be an address is not looked up: PostgreSQL rejects NUL.
+        user = await self._users.find(email) if email.isascii() and email.isprintable() else None
+        if user is None or role not in (None, user.role) or (before is not None and user.id >= before):
+            return []
+        return [user]
+
+    async def change_own(self, caller: Caller, client: str, change: Change, versions: list[int] | None) -> User:
+        """As `change`, for the caller's own account.
+
+        Changes of the address are limited: each reveals whether the new address is in use, and sends a mail.
+        """
+        if change.email is not None:
+            user = await self._users.get(caller.user_id)
+            if user is not None and fold_email(user.email) != fold_email(change.email):
+                await self._attempts.spend(
+                    (ADDRESS_ACCOUNT, str(caller.user_id)),
+                    (MAIL_ADDRESS, fold_email(change.email)),
+                    (MAIL_CLIENT, client),
+                )
+        return await self.change(caller, caller.user_id, change, versions)
 
     async def change(self, caller: Caller, user_id: UUID, change: Change, versions: list[int] | None) -> User:
-        """The changed account. `versions` are those that it may have, None for any. What would change nothing does nothing."""
-        for _ in range(_TRIES):
-            user = await self._get(user_id)
+        """The changed account. A change without a difference does not write."""
+        for _ in range(_ATTEMPTS_MAX):
+            user = _found(await self._users.newest(user_id))
             if needs_admin_to_change(caller, user, change):
                 await self._require_admin(caller)
             _require_version(user, versions)
@@ -40,11 +75,11 @@ class UserService:
                 raise Refused(Problem.EMAIL_TAKEN) from error
             if changed is not None:
                 return changed
-        raise Refused(Problem.OVERLOADED, "The account is being changed elsewhere", retry_after_s=1)
+        raise Refused(Problem.OVERLOADED, _CONTENDED, retry_after_s=1)
 
     async def erase(self, caller: Caller, user_id: UUID, versions: list[int] | None) -> None:
-        """The account is gone, now or before."""
-        for _ in range(_TRIES):
+        """Erase the account. Repeating finishes an interrupted erasure."""
+        for _ in range(_ATTEMPTS_MAX):
             user = await self._users.newest(user_id)
             if user is None:
                 finished = await self._erasures.is_finished(user_id)
@@ -59,7 +94,7 @@ class UserService:
             async with self._keeping_an_admin(user):
                 if await self._erasures.erase(user, by=caller.user_id):
                     return
-        raise Refused(Problem.OVERLOADED, "The account is being changed elsewhere", retry_after_s=1)
+        raise Refused(Problem.OVERLOADED, _CONTENDED, retry_after_s=1)
 
     async def _change(self, user: User, change: Change, *, by: UUID) -> User | None:
         if change.role is None or change.role == user.role:
@@ -70,12 +105,12 @@ class UserService:
     async def _require_admin(self, caller: Caller) -> None:
         account = await self._users.newest(caller.user_id)
         if account is None and await self._erasures.is_finished(caller.user_id) is not None:
-            raise Refused(Problem.FORBIDDEN, "The account is gone")
+            raise Refused(Problem.FORBIDDEN, "The caller's own account was erased")
         require_admin(caller, account)
 
     @asynccontextmanager
     async def _keeping_an_admin(self, user: User) -> AsyncIterator[None]:
-        """Inside of this, the account may stop being an administrator's, if it is one."""
+        """While this is open, the account may cease to be an administrator; Refused for the last one."""
         if user.role != Role.ADMIN:
             yield
             return
@@ -83,13 +118,14 @@ class UserService:
             async with self._administrators.without(user.id):
                 yield
         except LastAdministrator as error:
-            raise Refused(Problem.FORBIDDEN, "The last administrator stays one") from error
+            detail = "This is the last administrator; make another one first"
+            raise Refused(Problem.FORBIDDEN, detail) from error
 
-    async def _get(self, user_id: UUID) -> User:
-        user = await self._users.newest(user_id)
-        if user is None:
-            raise Refused(Problem.USER_NOT_FOUND)
-        return user
+
+def _found(user: User | None) -> User:
+    if user is None:
+        raise Refused(Problem.USER_NOT_FOUND)
+    return user
 
 
 def _require_version(user: User, versions: list[int] | None) -> None:

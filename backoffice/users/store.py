@@ -1,6 +1,6 @@
-"""Reads and writes accounts. Knows no passwords (only their hashes), no tokens, and not who may do what.
+"""Reads and writes accounts. Knows password hashes, but no passwords, tokens or permissions.
 
-What is shown comes from the cache, or from a replica that has what was written last; what decides comes from the primary.
+Accounts to be shown come from the cache, or from a replica that has replayed the newest write. Decisions read the primary.
 """
 
 from __future__ import annotations
@@ -8,21 +8,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-import orjson
 import psycopg
 import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 
-from backoffice.auth import outbox
-from backoffice.caching.cache import Cache, Codec
+from backoffice.caching.cache import Cache
+from backoffice.outbox.store import enqueue_notice
 from backoffice.stores import Stores
 from backoffice.users.addresses import CLAIM_WORK, Addresses, ClaimLapsed, Release
+from backoffice.users.model import Account, Change, User, fold_email
 from backoffice.web.messages import Role
 from domain import ids
 from domain.notices import NoticeKind, notice_to_address, notice_to_user
@@ -35,76 +34,20 @@ SQL = load_sql(__package__, "users.sql")
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """What an account is to everybody but the login. Neither name nor address gets into a log by accident."""
-
-    id: UUID
-    email: str = field(repr=False)
-    name: str = field(repr=False)
-    role: str
-    version: int
-    created_at: datetime
-
-
-def _encode(user: User) -> bytes:
-    assert type(user) is User, "a hash must not get into the cache"
-    return orjson.dumps(user)
-
-
-def _decode(content: bytes) -> User:
-    fields = orjson.loads(content)
-    created_at = datetime.fromisoformat(fields["created_at"])
-    return User(**{**fields, "id": UUID(fields["id"]), "created_at": created_at})
-
-
-USER_CODEC: Codec[User] = Codec(_encode, _decode, schema=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Account(User):
-    """An account as the login needs it. Never leaves the process, never gets into a cache."""
-
-    password_hash: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What is to be another; None leaves a member as it is."""
-
-    email: str | None = None
-    name: str | None = None
-    role: Role | None = None
-
-    def differs_from(self, user: User) -> bool:
-        """Whether it would change anything."""
-        wanted = (self.email, self.name, self.role)
-        return any(value is not None and value != old for value, old in zip(wanted, _members(user), strict=True))
-
-
-def _members(user: User) -> tuple[str, str, str]:
-    return user.email, user.name, user.role
-
-
 class SessionEnder(Protocol):
-    """Ends the access tokens that a user has (`auth.sessions`)."""
+    """Ends the access tokens of a user (`auth.sessions`)."""
 
     async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """In the caller's transaction; what to `tell` after its commit. What is noted and not told is told by another."""
+        """End them in the caller's transaction; the cutoff to publish after its commit."""
         ...
 
-    async def tell(self, user_id: UUID, seconds: int) -> None:
-        """Have it known everywhere."""
+    async def publish(self, user_id: UUID, cutoff_s: int) -> None:
+        """Publish the cutoff to all processes. A cutoff that a crash left unpublished is published by `Sessions.run`."""
         ...
 
 
 class EmailTaken(Exception):
-    """Another account has the address, or is about to."""
-
-
-def fold_email(email: str) -> str:
-    """The form in which addresses are compared. Addresses are ASCII, so there is nothing to normalise."""
-    return email.lower()
+    """Another account has the address, or has claimed it."""
 
 
 Together = Callable[[AsyncConnection[TupleRow], UUID], Awaitable[None]]
@@ -114,7 +57,7 @@ class Users:
     """Accounts in their shards."""
 
     def __init__(self, stores: Stores, addresses: Addresses, cache: Cache[User], sessions: SessionEnder) -> None:
-        """Uses them, owns nothing."""
+        """Uses its arguments, owns nothing."""
         self._stores = stores
         self._addresses = addresses
         self._sessions = sessions
@@ -123,11 +66,11 @@ class Users:
     async def create(
         self, *, email: str, name: str, password_hash: str, role: Role, together: Together | None = None
     ) -> User | None:
-        """A new account, or None when the address is in use. `together` writes what belongs to it in its transaction.
+        """A new account, or None when the address is in use. `together` writes related rows in the same transaction.
 
-        Two shards and no common transaction: claim the address, make the user, confirm. A crash before the user is made
-        leaves a claim, which the next registration of the address takes over after a minute; a crash after it leaves an
-        account that is whole, and a claim that the sweeper confirms.
+        There is no transaction over the two shards: claim the address, insert the user, confirm the claim. A crash before
+        the insert leaves a claim, which the next registration of the address takes over after a minute. A crash after the
+        insert leaves a complete account and a claim that the sweeper confirms.
         """
         user_id = ids.new_uuid7()
         folded = fold_email(email)
@@ -160,12 +103,12 @@ class Users:
         return None
 
     async def newest(self, user_id: UUID) -> User | None:
-        """The account with this id as the primary has it: for decisions."""
+        """The account with this id as the primary has it; for decisions."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             return await _get(connection, user_id)
 
     async def get(self, user_id: UUID) -> User | None:
-        """The account with this id, to be shown. Never older than the last change."""
+        """The account with this id, to be shown. Never older than the last change of it."""
 
         async def load() -> User | None:
             shard = self._stores.shard_of_user(user_id)
@@ -174,7 +117,7 @@ class Users:
         return await self._cache.get(str(user_id), load)
 
     async def find(self, email: str) -> Account | None:
-        """The account with this address. Asks two shards also for an unknown address: absence must not be faster."""
+        """The account with this address. An unknown address costs the same two reads, so timing does not reveal it."""
         folded = fold_email(email)
         user_id = await self._addresses.user_of(folded) or ids.new_uuid7()
         async with self._stores.shard_of_user(user_id).connection() as connection:
@@ -183,9 +126,9 @@ class Users:
             return await (await cursor.execute(SQL["get_account"], parameters)).fetchone()
 
     async def page(self, *, role: Role | None, before: UUID | None, limit: int, reader: UUID) -> list[User]:
-        """Newest first, over all shards: ids begin with their time, so each shard gives its first, the merge is cut.
+        """Accounts of all shards, newest first. Ids begin with their time, so merging the first rows of each shard is enough.
 
-        `reader` finds what it has changed; what others changed this moment may be missing.
+        Includes every change by `reader`; the newest changes by others may be missing.
         """
         parameters = {"role": role, "before": before, "limit": limit}
 
@@ -198,11 +141,11 @@ class Users:
         return sorted((user for page in pages for user in page), key=lambda user: user.id, reverse=True)[:limit]
 
     async def change(self, user: User, change: Change, *, by: UUID) -> User | None:
-        """The changed account, or None when it is not as `user` any more; EmailTaken, ClaimLapsed.
+        """The changed account, or None when its version has changed. Raises EmailTaken, ClaimLapsed.
 
-        Another address is claimed, written, confirmed, and the old one released. A crash before it is written leaves the
-        old address and a claim that goes by itself; a crash after it leaves what the sweeper works off. What cannot be
-        worked off now because a shard is away does not undo the change.
+        A new address is claimed, written, and confirmed; then the old one is released. A crash before the write leaves the
+        old address, and a claim that goes stale. A crash after the write leaves work for the sweeper. A shard that is away
+        delays this work and does not undo the change.
         """
         folded = None if change.email is None else fold_email(change.email)
         left = fold_email(user.email)
@@ -212,20 +155,20 @@ class Users:
             claimed_at = await self._addresses.claim(folded, user.id)
             if claimed_at is None:
                 raise EmailTaken
-        release = ended = None
+        release = cutoff_s = None
         async with self._changing(user.id, by=by) as connection:
             changed = await _update(connection, user, change, folded, claimed_at)
             if changed is not None and moves:
                 release = await _note_release(connection, user.id, left)
-                # That the old address was proved says nothing of the new one.
-                await outbox.leave(connection, notice_to_user(NoticeKind.VERIFY_EMAIL, user.id))
-                # Who reads the old mailbox learns of it, in case it was not the owner who changed it.
-                await outbox.leave(connection, notice_to_address(NoticeKind.EMAIL_CHANGED, left))
+                # The new address is not verified.
+                await enqueue_notice(connection, notice_to_user(NoticeKind.VERIFY_EMAIL, user.id))
+                # Warns the owner of the old mailbox, if somebody else made the change.
+                await enqueue_notice(connection, notice_to_address(NoticeKind.EMAIL_CHANGED, left))
             if changed is not None and changed.role != user.role:
-                # The tokens that the user has say the old role; a refresh gives such as say the new one.
-                ended = await self._sessions.note_within(connection, user.id)
-        if ended is not None:
-            await self._sessions.tell(user.id, ended)
+                # Present tokens carry the old role; a refresh gives tokens with the new one.
+                cutoff_s = await self._sessions.note_within(connection, user.id)
+        if cutoff_s is not None:
+            await self._sessions.publish(user.id, cutoff_s)
         if release is not None:
             assert folded is not None
             await self._confirm(folded, user.id)
@@ -233,36 +176,36 @@ class Users:
         return changed
 
     async def erase(self, user: User, *, by: UUID) -> bool:
-        """Remove the account and all of the person in its shard; False when it is not as `user` any more."""
+        """Delete the account and all personal data in its shard; False when its version has changed."""
         row = {"id": user.id, "version": user.version, "erased_by": by}
         async with self._changing(user.id, by=by) as connection:
             if await (await connection.execute(SQL["erase_user"], row)).fetchone() is None:
                 return False
-            ended = await self._sessions.note_within(connection, user.id)
-        await self._sessions.tell(user.id, ended)
+            cutoff_s = await self._sessions.note_within(connection, user.id)
+        await self._sessions.publish(user.id, cutoff_s)
         return True
 
     async def forget(self, user_id: UUID) -> None:
-        """Have every process look at the shard again."""
+        """Drop the account from the caches of all processes."""
         async with self._cache.changing(str(user_id)):
             pass
 
     async def other_admins(self, user_id: UUID) -> int:
-        """How many administrators there are besides this one."""
+        """The number of administrators besides this one."""
         counts = await asyncio.gather(*(self._count_admins(shard, user_id) for shard in self._stores.shards))
         return sum(counts)
 
     @asynccontextmanager
     async def _changing(self, user_id: UUID, *, by: UUID) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """A transaction on the user's shard, after which nobody reads the account as it was before."""
+        """A transaction on the shard of the user. After it, no process reads the old account from a cache or a replica."""
         shard = self._stores.shard_of_user(user_id)
         async with self._cache.changing(str(user_id)):
             try:
                 async with shard.connection() as connection:
                     yield connection
             finally:
-                # Before the cache is filled again: from a replica that has this. Also when it failed or was cut, for it may have
-                # been committed all the same; this does not fail, so whoever waits learns of that.
+                # Before a reader fills the cache again, so that a replica serves it only after it has replayed this write. Also
+                # after an error, because the commit may have succeeded. `wrote` never raises, so the error is not lost.
                 await shard.wrote(_subject(user_id), _work_of(by))
 
     async def _count_admins(self, shard: Database, besides: UUID) -> int:
@@ -271,18 +214,18 @@ class Users:
         return 0 if row is None else int(row[0])
 
     async def _confirm(self, folded: str, user_id: UUID) -> bool:
-        """Whether the address is the user's; taken for granted while its shard is away, since the claim was young."""
+        """Whether the user has the address. True while the shard of the address is away, because the claim is young."""
         try:
             return await self._addresses.confirm(folded, user_id)
         except psycopg.OperationalError as error:
-            log.warning("an address is confirmed later", user_id=str(user_id), error=type(error).__name__)
+            log.warning("an address will be confirmed later", user_id=str(user_id), error=type(error).__name__)
             return True
 
     async def _release(self, release: Release) -> None:
         try:
             await self._addresses.work_off(release)
         except psycopg.OperationalError as error:
-            log.warning("an address is released later", user_id=str(release.user_id), error=type(error).__name__)
+            log.warning("an address will be released later", user_id=str(release.user_id), error=type(error).__name__)
 
 
 def _subject(user_id: UUID) -> str:

@@ -1,4 +1,4 @@
-"""Finishes what crashes interrupted: claims and releases of addresses, erasures. Repeats for ever.
+"""Finishes work that crashes interrupted: claims and releases of addresses, erasures.
 
 Several processes may run it: every step is idempotent and compare-and-set.
 """
@@ -11,23 +11,24 @@ from datetime import timedelta
 
 import structlog
 
+from backoffice.stores import AWAY
 from backoffice.users.addresses import Addresses
-from backoffice.users.erasure import AWAY, Erasures
+from backoffice.users.erasure import Erasures
 
 PERIOD_S = 5.0
-SETTLED = timedelta(seconds=20)  # no request works longer on an account
-BATCH_MAX = 100  # of each kind, a shard and round
+SETTLED = timedelta(seconds=20)  # longer than a request works on an account
+BATCH_MAX = 100  # of each kind, per shard and round
 
 log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """One pass is `step`; `run` makes one every `PERIOD_S`."""
+    """`step` is one round over a shard; `run` makes a round over all shards every `PERIOD_S`."""
 
     def __init__(
         self, addresses: Addresses, erasures: Erasures, *, shards: int, repaired: Callable[[int], None]
     ) -> None:
-        """Uses them, owns nothing; `repaired` is told how much a round put right."""
+        """Uses its arguments, owns nothing. `repaired` receives the number of repairs of each step."""
         self._addresses = addresses
         self._erasures = erasures
         self._shards = shards
@@ -35,7 +36,7 @@ class Sweeper:
         self._failing: set[int] = set()
 
     async def run(self) -> None:
-        """For ever; a shard that is away is tried again in the next round, and told once."""
+        """Sweep until cancelled. A shard that is away is logged once and tried again in the next round."""
         while True:
             for shard in range(self._shards):
                 try:
@@ -51,7 +52,7 @@ class Sweeper:
             await asyncio.sleep(PERIOD_S)
 
     async def step(self, shard: int, *, settled: timedelta = SETTLED) -> int:
-        """One round over a shard; the number of things that had to be put right."""
+        """One round over a shard; the number of repairs."""
         repaired = 0
         for folded, user_id in await self._addresses.stale_claims(shard, limit=BATCH_MAX):
             repaired += await self._addresses.settle(folded, user_id)

@@ -14,8 +14,8 @@ import psycopg
 import pytest
 import redis
 
-from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT, Attempts, Limit
 from backoffice.auth.refresh import UNUSED_MAX
+from backoffice.limits.attempts import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT, Attempts, Limit
 from backoffice.web.messages import Refused
 from domain.problems import RatePolicy
 from domain.topology import Topology

@@ -11,7 +11,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backoffice.auth.limits import LOGIN_ACCOUNT_FROM_CLIENT
+from backoffice.limits.attempts import LOGIN_ACCOUNT_FROM_CLIENT
 from backoffice.web.clients import ENTRIES_MAX, UNKNOWN, client_of
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases

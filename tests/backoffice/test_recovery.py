@@ -16,8 +16,8 @@ import psycopg
 import pytest
 import redis
 
-from backoffice.auth.limits import CHANGE_ACCOUNT, LOGIN_ACCOUNT_FROM_CLIENT, MAIL_ADDRESS_FROM_CLIENT
 from backoffice.auth.passwords import MEMORY_KIB, TIME_COST
+from backoffice.limits.attempts import CHANGE_ACCOUNT, LOGIN_ACCOUNT_FROM_CLIENT, MAIL_ADDRESS_FROM_CLIENT
 from domain.mailed_tokens import SECRET_BYTES, encode_mailed_token, secret_hash
 from domain.notices import NoticeKind, parse_notice
 from domain.topology import DESTINATION_NOTICES, Topology, outbox_partition

@@ -11,7 +11,7 @@ import httpx
 import psycopg
 import pytest
 
-from backoffice.auth.limits import ADDRESS_ACCOUNT, MAIL_ADDRESS
+from backoffice.limits.attempts import ADDRESS_ACCOUNT, MAIL_ADDRESS
 from backoffice.users.sweeper import PERIOD_S
 from domain.topology import Topology
 from tests.fixtures.fix_backoffice import BackofficeProcess

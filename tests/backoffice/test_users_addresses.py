@@ -14,7 +14,8 @@ import pytest
 
 from backoffice.users import addresses as addresses_module
 from backoffice.users.addresses import ClaimLapsed
-from backoffice.users.store import EmailTaken, User
+from backoffice.users.model import User
+from backoffice.users.store import EmailTaken
 from backoffice.web.messages import Role
 from domain.topology import Topology
 from tests.fixtures.fix_users import HASH, Accounts

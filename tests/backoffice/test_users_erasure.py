@@ -141,7 +141,7 @@ STEPS = [
     ("addresses", "settle", True),
     ("addresses", "work_off", True),
     ("erasures", "finish_soon", False),
-    ("sessions", "tell", False),
+    ("sessions", "publish", False),
 ]
 
 

@@ -7,9 +7,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from backoffice.limits.attempts import Attempts
 from backoffice.users.administrators import Administrators
+from backoffice.users.model import Change
 from backoffice.users.service import UserService
-from backoffice.users.store import Change
 from backoffice.web.messages import Caller, Refused, Role
 from domain.problems import Problem
 from tests.fixtures.fix_users import Accounts
@@ -79,7 +80,10 @@ async def test_administrators_leave_one_after_the_other(accounts: Accounts) -> N
     """All at once, by change and by erasure, each through a process of its own: one is left, whoever that is."""
     crowd = [await accounts.make(f"a{place}@shop.example", role=Role.ADMIN) for place in range(4)]
     users, erasures = accounts.users, accounts.erasures
-    processes = [UserService(users, Administrators(accounts.stores, users), erasures) for _ in crowd]
+    processes = [
+        UserService(users, Administrators(accounts.stores, users), erasures, Attempts(accounts.stores.cache))
+        for _ in crowd
+    ]
     results = await asyncio.gather(
         *(
             process.change(caller(user.id), user.id, Change(role=Role.BUYER), None)

@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow, class_row
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
 from backoffice.stores import Stores
-from backoffice.users.store import USER_CODEC, Account, Change, User
+from backoffice.users.model import USER_CODEC, Account, Change, User
 from devstack.servers import RedisServer
 from domain import ids, topology
 from runtime.postgres.databases import Database

@@ -1,7 +1,7 @@
-"""Passwords that are changed or reset, addresses that are verified: the account's rows, in one transaction each.
+"""Passwords, verified addresses and mailed tokens of accounts, in their shards. One transaction per operation.
 
-Hashes no password and sends no mail: a request for a mail is a notice in the outbox, which is the same work whether the
-address exists or not, and whoever sends it makes the token. A token is one of a user and purpose; a newer one voids it.
+Hashes no password and sends no mail. A request for a mail is a notice in the outbox, the same work whether the address
+exists or not; the notifications worker makes the token. A user has one valid token per purpose; a newer one voids it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from backoffice.auth import outbox
 from backoffice.auth.refresh import Login, begin_family, end_families
 from backoffice.auth.sessions import Sessions
+from backoffice.outbox.store import enqueue_notice
 from backoffice.stores import Stores
 from backoffice.web.messages import Refused
 from domain.mailed_tokens import decode_mailed_token
@@ -22,50 +22,50 @@ from domain.notices import NoticeKind, notice_to_address, notice_to_user
 from domain.problems import Problem
 from runtime.postgres.sql import load_sql
 
-SQL = load_sql(__package__, "recovery.sql")
+SQL = load_sql(__package__, "store.sql")
 
 
-class Recovery:
-    """Accounts in their shards, as far as proving who owns them goes."""
+class CredentialStore:
+    """The proofs that a user owns an account."""
 
     def __init__(self, stores: Stores, sessions: Sessions) -> None:
-        """Uses them, owns nothing."""
+        """Uses both, owns nothing."""
         self._stores = stores
         self._sessions = sessions
 
-    async def ask_for_mail(self, kind: NoticeKind, email_folded: str) -> None:
-        """Have a mail with a token sent to the account of this address, if there is one. Durable when it returns."""
+    async def request_mail(self, kind: NoticeKind, email_folded: str) -> None:
+        """Enqueue a notice that mails a token to the account of this address, if there is one."""
         async with self._stores.shard_of_address(email_folded).connection() as connection:
-            await outbox.leave(connection, notice_to_address(kind, email_folded))
+            await enqueue_notice(connection, notice_to_address(kind, email_folded))
 
     async def password_hash(self, user_id: UUID) -> str | None:
-        """The account's hash; None when there is no such account."""
+        """The hash of the account; None without an account."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["get_password"], {"user_id": user_id})).fetchone()
         return row[0] if row is not None else None
 
     async def change_password(self, user_id: UUID, *, old_hash: str, new_hash: str) -> Login | None:
-        """Set the password, end every login, begin a new one; None when the password was changed meanwhile."""
+        """Set the password, end every login, begin a new one; None when the hash is no longer `old_hash`."""
         parameters = {"user_id": user_id, "old_hash": old_hash, "new_hash": new_hash}
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["change_password"], parameters)).fetchone()
             if row is None:
                 return None
             await connection.execute(SQL["void_resets"], {"user_id": user_id})
-            ended = await self._end_everything(connection, user_id)
+            cutoff_s = await self._end_everything(connection, user_id)
             login = await begin_family(connection, user_id, password_hash=new_hash)
             assert login is not None, "this transaction has just set the hash"
-        await self._sessions.tell(user_id, ended)
+        await self._sessions.publish(user_id, cutoff_s)
         return login
 
     async def renew_hash(self, user_id: UUID, *, old_hash: str, new_hash: str) -> bool:
-        """Keep the same password under another hash; False when the password was changed meanwhile."""
+        """Store another hash of the same password; False when the hash is no longer `old_hash`."""
         parameters = {"user_id": user_id, "old_hash": old_hash, "new_hash": new_hash}
         async with self._stores.shard_of_user(user_id).connection() as connection:
             return await (await connection.execute(SQL["renew_hash"], parameters)).fetchone() is not None
 
-    async def require_open(self, kind: NoticeKind, token: str) -> None:
-        """Refused with `token_invalid` or `token_expired` unless the token could be used now. Uses nothing up."""
+    async def require_valid(self, kind: NoticeKind, token: str) -> None:
+        """Refused(`token_invalid` or `token_expired`) unless the token is valid now. Does not use the token."""
         user_id, key = _token_key(kind, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["look_at_token"], key)).fetchone()
@@ -75,38 +75,35 @@ class Recovery:
             raise Refused(Problem.TOKEN_EXPIRED)
 
     async def reset_password(self, token: str, *, new_hash: str) -> str:
-        """Use the token up, set the password, end every login; the account's address. Refused with `token_invalid`."""
+        """Use the token, set the password, end every login; the address of the account. Refused(`token_invalid`)."""
         user_id, key = _token_key(NoticeKind.PASSWORD_RESET, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             email_folded = await _use(connection, "reset_password", key, new_hash=new_hash)
-            ended = await self._end_everything(connection, user_id)
-        await self._sessions.tell(user_id, ended)
+            cutoff_s = await self._end_everything(connection, user_id)
+        await self._sessions.publish(user_id, cutoff_s)
         return email_folded
 
     async def verify_address(self, token: str) -> None:
-        """Use the token up and take note that the account's owner has its address. Refused with `token_invalid`."""
+        """Use the token and mark the address as verified. Refused(`token_invalid`)."""
         user_id, key = _token_key(NoticeKind.VERIFY_EMAIL, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             await _use(connection, "verify_address", key)
 
     async def is_verified(self, user_id: UUID) -> bool:
-        """Whether the account's present address was proved; False for no account."""
+        """Whether the present address of the account is verified; False without an account."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["is_verified"], {"user_id": user_id})).fetchone()
         return row is not None and bool(row[0])
 
     async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """Whoever was logged in with the old password is not any more; the owner is told, in case it was not the owner.
-
-        What `Sessions.tell` is to be told after the commit.
-        """
+        """End every login and notify the owner, whose password may have been stolen. Return the cutoff to publish."""
         await end_families(connection, user_id)
-        await outbox.leave(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
+        await enqueue_notice(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
         return await self._sessions.note_within(connection, user_id)
 
 
 async def _use(connection: AsyncConnection[TupleRow], effect: str, key: dict[str, Any], **values: str) -> str:
-    """Write what a token proves and use it up, in the caller's transaction, which an exception undoes; its address."""
+    """Apply the effect of a token and mark it as used; its address. Refused rolls back the caller's transaction."""
     written = await (await connection.execute(SQL[effect], {**key, **values})).fetchone()
     if written is None or await (await connection.execute(SQL["use_token"], key)).fetchone() is None:
         raise Refused(Problem.TOKEN_INVALID)
@@ -115,7 +112,7 @@ async def _use(connection: AsyncConnection[TupleRow], effect: str, key: dict[str
 
 
 def _token_key(kind: NoticeKind, token: str) -> tuple[UUID, dict[str, Any]]:
-    """The user of a token and the parameters that find it; Refused for what cannot be a token."""
+    """The user of a token, and the parameters that select it; Refused(`token_invalid`) for a malformed token."""
     decoded = decode_mailed_token(token)
     if decoded is None:
         raise Refused(Problem.TOKEN_INVALID)

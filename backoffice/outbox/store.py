@@ -1,4 +1,4 @@
-"""Leaves notices in a shard's outbox, within the caller's transaction. Sends nothing: a dispatcher takes them from there."""
+"""Enqueues notices in the outbox of a shard, in the caller's transaction. Sends nothing; the dispatcher does."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from domain.notices import Notice, notice_event
 from domain.topology import DESTINATION_NOTICES, outbox_partition
 from runtime.postgres.sql import load_sql
 
-SQL = load_sql(__package__, "outbox.sql")
+SQL = load_sql(__package__, "store.sql")
 
 
-async def leave(connection: AsyncConnection[TupleRow], notice: Notice) -> None:
-    """Tell it if, and only if, the connection's transaction commits."""
+async def enqueue_notice(connection: AsyncConnection[TupleRow], notice: Notice) -> None:
+    """Enqueue the notice in the caller's transaction."""
     row = {
         "destination": DESTINATION_NOTICES,
         "partition": outbox_partition(notice.key),
         "events": orjson.dumps([notice_event(notice)]).decode(),
     }
-    await connection.execute(SQL["leave_notice"], row)
+    await connection.execute(SQL["enqueue_notice"], row)

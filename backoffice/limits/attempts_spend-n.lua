@@ -1,9 +1,9 @@
 #!lua
--- Count an attempt by several limits, unless one of them is used up: what is refused counts nowhere, or one client could use
--- up what others have left.
+-- Count an attempt by several limits, unless one of them is used up. A refused attempt counts nowhere: otherwise one client
+-- could use up the attempts of others.
 -- KEYS: n counters
--- ARGV: per counter its most attempts, its window in s
--- Answer: place of the counter that takes longest to be free again, seconds until then; 0 0 when the attempt was counted
+-- ARGV: per counter: maximum of attempts, window in s
+-- Answer: place of the counter with the longest wait, that wait in s; 0 0 when the attempt was counted
 local place, wait_s = 0, 0
 for i, key in ipairs(KEYS) do
   if tonumber(redis.call('GET', key) or 0) >= tonumber(ARGV[2 * i - 1]) then

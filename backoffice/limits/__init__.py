@@ -1,0 +1,1 @@
+"""Rate limits of attempts, counted in the cache Redis for all processes."""
