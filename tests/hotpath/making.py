@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from domain import topology
+from domain.orders import OrderEntry, decode_entry
 from hotpath.batcher import Batcher
 from hotpath.sales import LaneNames, SaleView
 from hotpath.tickets import Ticket
@@ -16,6 +17,7 @@ from tests.reference import resp
 
 RESERVE_SHA, LOOKUP_SHA = "a" * 40, "b" * 40
 NOW_MS = 1_700_000_000_123
+FAR_NS = 2**62  # after every deadline
 
 
 def make_sale(
@@ -48,6 +50,12 @@ def make_sale(
 
 def make_ticket(sale: SaleView, *, lines: Sequence[tuple[int, int]] = ((0, 1),), key: str = "key") -> Ticket:
     return Ticket(sale, os.urandom(16), key, lines)
+
+
+def entry_of(order: bytes) -> OrderEntry:
+    """The entry that the shard writer reads from a request's order."""
+    head = b"\x02\x00" + b"\x00\x01" + bytes(4 + 6 + 6 + 6)
+    return decode_entry(head + order)
 
 
 @dataclass
