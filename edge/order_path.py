@@ -1,7 +1,7 @@
 """`POST /v1/sales/{sale_id}/orders`: connects the compiled order path to settings, sales and problem answers.
 
-A usual request runs no Python code of this module after `exchange`. `_slow_path` finishes the rare ones: a sale that this
-worker has not read yet, a body without a length, a definition that the lane reports as stale.
+A usual request runs no Python code of this module after `exchange`. `_slow_path` finishes the rare ones: a sale that
+this worker has not read yet, a body without a length, a definition that the lane reports as stale.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One word per concept: no file uses a synonym that `docs/glossary.md` bans, or a reserved term for another concept.
 
-The glossary is a set of tables. The last column of a table with the heading `not` or `do not use` lists synonyms; those in
-backticks are banned everywhere: in names, comments, docstrings, messages, tests and documents.
+The glossary is a set of tables. The last column of a table with the heading `not` or `do not use` lists synonyms; those
+in backticks are banned everywhere: in names, comments, docstrings, messages, tests and documents.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Comments, docstrings and documents are plain English: few clauses with *what* and *who*, lines of a readable length."""
+"""Comments, docstrings and documents are plain English: few clauses with *what* and *who*, and short lines."""
 
 from __future__ import annotations
 

@@ -101,7 +101,8 @@ def test_a_sale_whose_counters_are_gone_is_unavailable(client: httpx.Client, pub
 
 @pytest.mark.parametrize(
     ("available", "allotted", "shown"),
-    [(0, 100, "sold_out"), (9, 100, "low"), (10, 100, "available"), (3, 10, "low"), (4, 10, "available"), (2, 2, "available")],
+    [(0, 100, "sold_out"), (9, 100, "low"), (10, 100, "available"), (3, 10, "low"), (4, 10, "available"),
+     (2, 2, "available")],
 )  # fmt: skip
 def test_availability(available: int, allotted: int, shown: str) -> None:
     whole = Stock(available, allotted - available, 0, 0, allotted, 0, 0)

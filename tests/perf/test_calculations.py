@@ -86,7 +86,8 @@ def test_drivers_are_merged_by_their_histograms() -> None:
         return {
             "sent": 10, "accepted": 10, "retries": 1, "transport_errors": 0, "cpu_s": 0.0001, "refused": 0,
             "accepted_latency": [[bucket_index(latency_us), 10]], "accepted_per_100ms": [4, 4, 2],
-            "open_loop": {"rate": 50.0, "orders": 10, "lateness": [[bucket_index(2000), 1], [3, 9]], "found_none_idle": 2},
+            "open_loop": {"rate": 50.0, "orders": 10, "lateness": [[bucket_index(2000), 1], [3, 9]],
+                          "found_none_idle": 2},
         }  # fmt: skip
 
     merged = merge([final(10), final(60)], seconds=0.2)
@@ -191,7 +192,8 @@ def test_the_gate_is_held_against_the_kept_one(
     ratios = {"B/A": 0.40, "C/A": 0.50}
     assert gate.against_baseline(ratios, GATE_ARGUMENTS) == []
     kept = {
-        "commit": "abc", "arguments": {**GATE_ARGUMENTS, "seconds": 15}, "result": {"rates": {"A": 100, "B": 50, "C": 63}},
+        "commit": "abc", "arguments": {**GATE_ARGUMENTS, "seconds": 15},
+        "result": {"rates": {"A": 100, "B": 50, "C": 63}},
     }  # fmt: skip
     (tmp_path / "gate.json").write_text(json.dumps(kept), encoding="utf-8")
     held = gate.against_baseline(ratios, GATE_ARGUMENTS)

@@ -27,7 +27,7 @@ from perf.open_loop import Schedule
 from perf.scene import Scene, empty_handler
 from perf.stage import Stage, edge_on_redis
 from perf.whole_stack import sale_on
-from perf.wrk import Crowd
+from perf.wrk import LoadGenerator
 from tests.fixtures.fix_stack import RunningStack
 
 
@@ -113,7 +113,7 @@ def test_gate(running_stack: RunningStack, capsys: pytest.CaptureFixture[str]) -
         sale_on(running_stack.stack, running_stack.folder, _silent, users=10_000) as whole,
         empty_handler(whole) as (empty, url),
     ):
-        stage = Scene(whole, empty, url, Crowd(whole.aim.tokens, users=10_000, connections=8), _silent)
+        stage = Scene(whole, empty, url, LoadGenerator(whole.aim.tokens, users=10_000, connections=8), _silent)
         with stage.halted():
             began = whole.depths()
             run = stage.run("B", "halted", 1)
