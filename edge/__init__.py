@@ -1,1 +1,1 @@
-"""The edge: takes orders in one round trip to Redis. Granian RSGI in front, compiled kernels inside."""
+"""The edge: takes orders in one round trip to Redis. Granian RSGI serves HTTP, compiled kernels process the orders."""

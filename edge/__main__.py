@@ -1,4 +1,4 @@
-"""`python -m edge`: the edge's main process. Reads settings, refuses what cannot work, serves until SIGTERM, exits 0."""
+"""`python -m edge`: the main process of the edge. Reads settings, checks them, serves until SIGTERM, exits with 0."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from runtime.tokens.keys import TokenKeysError, load_token_keys
 
 _log = structlog.get_logger("edge")
 
-OPEN_FILES_BESIDE = 256  # files and connections of a worker that are no buyer's
+OPEN_FILES_BESIDE = 256  # files and connections of a worker besides those of buyers
 
 
 def main() -> int:
-    """Exit status: 0 after a drain, 2 for settings or surroundings that cannot work."""
+    """Exit status: 0 after a drain, 2 when the settings or the environment do not allow a start."""
     try:
         settings = load_settings()
         _check(settings)
@@ -31,7 +31,7 @@ def main() -> int:
         return 2
     configure_logging("edge", settings.log_level)
     raise_open_files(settings.edge_connections_max)
-    # Inherited by workers: told to drain before they are able to, they must not die of it.
+    # Workers inherit this: without it, a drain signal would kill a worker that has no handler yet.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with snapshots() as folder:
         EdgeServer(settings, port=port, folder=folder).serve()
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def raise_open_files(connections_max: int) -> None:
-    """A soft limit of 1024 open files, as shells have it, would end accepting long before `edge_connections_max`."""
+    """Raise the soft limit of open files. The usual 1024 ends accepting long before `edge_connections_max`."""
     wanted = connections_max + OPEN_FILES_BESIDE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < wanted:
@@ -50,17 +50,17 @@ def raise_open_files(connections_max: int) -> None:
 
 
 def _check(settings: Settings) -> None:
-    """What a worker could only fail at, said once and clearly."""
+    """Report, in one message, settings with which every worker would fail."""
     problems = []
     if settings.durability is Durability.REPLICATED:
-        problems.append("FLASHSALE_DURABILITY: replicated is not available yet, it comes with the data tier")
+        problems.append("FLASHSALE_DURABILITY: replicated is not available yet; use fsync")
     if settings.token_keys_file is None:
-        problems.append("FLASHSALE_TOKEN_KEYS_FILE: the edge needs the keys of buyers' tokens")
+        problems.append("FLASHSALE_TOKEN_KEYS_FILE: not set; the edge needs the keys that verify buyers' tokens")
     else:
         load_token_keys(settings.token_keys_file)
     if settings.shard_dsns and len(settings.shard_dsns) != settings.shards:
         problems.append(
-            f"FLASHSALE_SHARD_DSNS: {len(settings.shard_dsns)} given, FLASHSALE_SHARDS is {settings.shards}"
+            f"FLASHSALE_SHARD_DSNS: has {len(settings.shard_dsns)} entries, FLASHSALE_SHARDS is {settings.shards}"
         )
     if problems:
         raise SettingsError("; ".join(problems))

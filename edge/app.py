@@ -1,6 +1,7 @@
-"""The RSGI application: the order route first, then a small router; every answer typed, every exception caught.
+"""The RSGI application: checks for the order route first, then asks a small router.
 
-Granian calls `__rsgi__` once per request and sets no limits on bodies; only the order path reads one.
+Every answer is typed and every exception is caught. Granian calls `__rsgi__` once per request and sets no limit on
+bodies; only the order path reads a body.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import structlog
-from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # its own documentation imports it so
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # Granian documents this import
 
 from domain.problems import Problem
 from edge.cors import Cors
@@ -28,12 +29,12 @@ ORDER_TEMPLATE: Final = "/v1/sales/{sale_id}/orders"
 _ORDER_PREFIX: Final = "/v1/sales/"
 _ORDER_SUFFIX: Final = "/orders"
 _ORDER_PATH_LENGTH: Final = len(_ORDER_PREFIX) + 36 + len(_ORDER_SUFFIX)
-QUIET_S: Final = 1.0  # a drain ends when no request came for so long
+QUIET_S: Final = 1.0  # a drain ends when no request came for this long
 _CLOSE: Final[list[Header]] = [("connection", "close")]
 
 
 class Scope(Protocol):
-    """What Granian tells of a request (RSGI 1.5). Each access to `headers` copies them."""
+    """A request as Granian presents it (RSGI 1.5). Each access to `headers` copies them."""
 
     method: str
     path: str
@@ -45,21 +46,21 @@ class Scope(Protocol):
 
 
 class HttpProtocol(Protocol):
-    """How Granian takes an answer, and gives the body when called."""
+    """Granian's side of a request: calling it reads the body, its methods send the answer."""
 
     def response_bytes(self, status: int, headers: list[Header], body: bytes) -> None:
-        """Answer at once."""
+        """Send an answer with a body."""
 
     def response_empty(self, status: int, headers: list[Header]) -> None:
-        """Answer without a body."""
+        """Send an answer without a body."""
 
 
 OrderExchange = Callable[[Scope, Any, str], Awaitable[None]]
-"""Takes scope, protocol and the sale id of the path; awaiting the result answers the request."""
+"""Takes scope, protocol and the sale id of the path. Awaiting the result answers the request."""
 
 
-class _Dressed:
-    """A protocol that adds headers to whatever is answered through it."""
+class _WithHeaders:
+    """A protocol that adds headers to every answer sent through it."""
 
     __slots__ = ("_extra", "_inner")
 
@@ -86,12 +87,12 @@ class _Dressed:
 
 
 async def order_path_only(request: Request) -> Answer:
-    """Stands for the order path in the route table, so that OPTIONS and 405 know of it."""
-    raise AssertionError(f"{request.path} is answered by the order path")
+    """Occupies the order route in the route table, so that OPTIONS and 405 list it. Never called."""
+    raise AssertionError(f"the order path answers {request.path}")
 
 
 class EdgeApplication:
-    """One worker's application. `refuses_orders` is asked before each order: true while a promise cannot be kept."""
+    """The application of one worker. Calls `refuses_orders` before each order: true while a promise cannot be kept."""
 
     def __init__(
         self,
@@ -115,31 +116,31 @@ class EdgeApplication:
         self._on_drain = on_drain
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
-        self.in_flight = 0  # requests that went through `_serve`
+        self.in_flight = 0  # requests inside `_serve`
         self._begun = 0
         self.answers: Counter[tuple[str, int]] = Counter()  # (route, status); routes are few
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Before the first request, the loop not running yet."""
+        """Called by Granian before the first request, while the loop does not run yet."""
         self._loop = loop
-        # Ctrl-C reaches the whole process group; the main process alone decides when its workers stop.
+        # Ctrl-C reaches the whole process group; only the main process decides when its workers stop.
         loop.add_signal_handler(signal.SIGINT, lambda: None)
         loop.add_signal_handler(signal.SIGUSR1, self.drain)
         self._on_start(loop)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """After the last answer, the loop not running any more."""
+        """Called by Granian after the last answer, when the loop has stopped."""
         loop.run_until_complete(self._on_stop())
 
     def __rsgi__(self, scope: Scope, protocol: HttpProtocol) -> Awaitable[None]:
-        """An awaitable that answers the request."""
+        """Return an awaitable that answers the request."""
         path = scope.path
         if (
             len(path) == _ORDER_PATH_LENGTH
             and path.startswith(_ORDER_PREFIX)
             and path.endswith(_ORDER_SUFFIX)
             and scope.method == "POST"
-            and (not self._cors.is_active or "origin" not in scope.headers)  # what no page sends needs no CORS headers
+            and (not self._cors.is_active or "origin" not in scope.headers)  # no `Origin`, no CORS headers
             and self._draining is None
             and not self._refuses_orders()
         ):
@@ -147,14 +148,14 @@ class EdgeApplication:
         return self._serve(scope, protocol)
 
     def snapshot(self) -> dict[str, Any]:
-        """Members of the worker's metrics."""
+        """The application's part of the worker's metrics."""
         return {
             "requests_in_flight": self.in_flight,
             "requests": [(route, status, count) for (route, status), count in self.answers.items()],
         }
 
     def drain(self) -> None:
-        """Begin to stop: not ready any more, each answer closes its connection, and when it is quiet the server stops."""
+        """Begin to stop: `/readyz` fails, each answer closes its connection, the server stops when requests cease."""
         if self._draining is None:
             self._on_drain()
             self._draining = self._loop.create_task(self._leave_when_quiet())
@@ -165,7 +166,7 @@ class EdgeApplication:
         while time.monotonic() < deadline and (begun != self._begun or self.in_flight):
             begun = self._begun
             await asyncio.sleep(min(QUIET_S, self._drain_s))
-        # Granian's own way to stop: closes the listener, finishes what is in flight.
+        # SIGTERM makes Granian close the listener and finish the requests in flight.
         os.kill(os.getpid(), signal.SIGTERM)
 
     async def _serve(self, scope: Scope, protocol: HttpProtocol) -> None:
@@ -181,8 +182,8 @@ class EdgeApplication:
             if match is not None:
                 route = match.template
             if match is not None and route == ORDER_TEMPLATE and scope.method == "POST":
-                await self._place(scope, _Dressed(protocol, extra) if extra else protocol, match.params["sale_id"])
-                return  # counted by the order path
+                await self._place(scope, _WithHeaders(protocol, extra) if extra else protocol, match.params["sale_id"])
+                return  # the order path counts it
             status, answer_headers, body = await self._answer(scope, headers, match)
             answer_headers = [*answer_headers, *extra] if extra else answer_headers
             if body:
@@ -191,7 +192,7 @@ class EdgeApplication:
                 protocol.response_empty(status, answer_headers)
             self.answers[route, status] += 1
         except ProtocolClosed:
-            self.answers[route, 499] += 1  # the client left
+            self.answers[route, 499] += 1  # the client closed the connection
         except Exception:
             request_id = secrets.token_hex(8)
             _log.exception("request_failed", request_id=request_id, route=route)
@@ -222,9 +223,9 @@ class EdgeApplication:
     @staticmethod
     def _answer_failed(protocol: HttpProtocol, request_id: str) -> None:
         status, headers, body = refuse(
-            Problem.INTERNAL_ERROR, f"Something went wrong here; it is logged as {request_id}"
+            Problem.INTERNAL_ERROR, f"The service failed; give the number {request_id} when you report this"
         )
         try:
             protocol.response_bytes(status, headers, body)
         except (ProtocolClosed, RuntimeError):
-            _log.info("failure_not_told", request_id=request_id)  # answered already, or the client left
+            _log.info("failure_not_answered", request_id=request_id)  # answered already, or client gone

@@ -1,4 +1,4 @@
-"""Who asks: the buyer behind a bearer token, for the routes beside the order path (which verifies in its own compiled step)."""
+"""The buyer of a request, from its bearer token. For all routes but orders, whose tokens compiled code verifies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hotpath import tokens
 from hotpath.counters import Verdict
 from runtime.tokens.outside_tokens import Fault, OutsideTokens, OutsideUser
 
-HEADER_REPEATED_DETAIL: Final = "Authorization, Idempotency-Key and Content-Type may be given once only"
+HEADER_REPEATED_DETAIL: Final = "Send Authorization, Idempotency-Key and Content-Type at most once each"
 TOKEN_ENDED_DETAIL: Final = "The session was ended; log in again"
 _REFUSALS: Final[dict[int, Answer]] = {
     tokens.TOKEN_MISSING: refuse(Problem.TOKEN_MISSING),
@@ -31,13 +31,13 @@ _VERDICTS: Final[dict[Fault, int]] = {
 
 
 class OutsideBuyers:
-    """Buyers of outside issuers, in the words of the compiled order path. An edge knows no other role."""
+    """Buyers with tokens of outside issuers, in the terms of the order path. The edge knows no other role."""
 
     def __init__(self, outside: OutsideTokens) -> None:
         self._outside = outside
 
     def verify(self, token: str, now_s: int) -> bytes | int:
-        """16 bytes of the user's id, or a verdict. Waits for nothing."""
+        """16 bytes of the user's id, or a verdict. Never waits."""
         found = self._outside.verify(token, now_s)
         if isinstance(found, OutsideUser):
             return found.user_id.bytes if found.is_buyer else tokens.TOKEN_INVALID
@@ -45,7 +45,7 @@ class OutsideBuyers:
 
 
 class Authentication:
-    """Verifies buyers' tokens against a key ring, by Redis' clock as the order path does. `outside` is None for no issuers."""
+    """Verifies buyers' tokens against a key ring and Redis time. `outside` None: no outside issuers."""
 
     def __init__(self, ring: tokens.KeyRing, clock: RedisClock, outside: OutsideBuyers | None) -> None:
         self._ring = ring
@@ -53,7 +53,7 @@ class Authentication:
         self._outside = outside
 
     def buyer(self, request: Request) -> UUID | Answer:
-        """The user id of the token's holder, or the problem to answer with."""
+        """The user id in the token, or the problem to answer."""
         values = request.headers.get_all("authorization")
         if len(values) > 1:
             return refuse(Problem.MALFORMED_REQUEST, HEADER_REPEATED_DETAIL)

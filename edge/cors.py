@@ -1,4 +1,4 @@
-"""Cross-origin requests (Fetch standard, section 3.2): which headers tell a browser that a page may read an answer. No I/O."""
+"""Cross-origin requests (Fetch standard, section 3.2): the headers that let a page read an answer. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _VARY: Final[list[Header]] = [("vary", "Origin")]
 
 
 class Cors:
-    """Origins that may read answers. Without origins nothing is ever added."""
+    """The origins that may read answers. Adds no header when there are none."""
 
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origins)
         self.is_active = bool(self._origins)
 
     def for_answer(self, origin: str | None) -> list[Header]:
-        """Headers of any answer, problems included."""
+        """Headers for any answer, problems included."""
         if not self.is_active:
             return []
         if origin is None or not self._allows(origin):
@@ -33,7 +33,7 @@ class Cors:
         ]
 
     def for_preflight(self, origin: str | None, methods: Sequence[str]) -> list[Header]:
-        """What an OPTIONS answer carries besides those of `for_answer`."""
+        """Further headers of the answer to OPTIONS, besides those of `for_answer`."""
         if origin is None or not self._allows(origin):
             return []
         return [

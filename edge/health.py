@@ -1,11 +1,11 @@
-"""/livez and /readyz: whether this worker runs, and whether it should be sent buyers."""
+"""/livez and /readyz: whether this worker is alive, and whether it should get requests."""
 
 from __future__ import annotations
 
 import orjson
 
 from domain.problems import Problem, ProblemDetails
-from edge.guard import Guard
+from edge.admission import Admission
 from edge.problems import Answer, render
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
@@ -16,12 +16,12 @@ _HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
 
 
 class Health:
-    """Not ready when something is missing, or when the process was told to stop (`drain`)."""
+    """Not ready when a check fails, or after `drain`."""
 
     def __init__(
-        self, guard: Guard, directory: SaleDirectory, session_ends: SessionEnds, durability: Durability
+        self, admission: Admission, directory: SaleDirectory, session_ends: SessionEnds, durability: Durability
     ) -> None:
-        self._guard = guard
+        self._admission = admission
         self._directory = directory
         self._session_ends = session_ends
         self._durability = durability
@@ -33,22 +33,22 @@ class Health:
 
     @property
     def missing(self) -> dict[str, str]:
-        """Name of what is missing -> a sentence on it; empty when ready."""
-        missing = dict(self._guard.watched.faults)
+        """Name of each failed check -> a sentence; empty when ready."""
+        missing = dict(self._admission.observed.faults)
         if not self._directory.synced:
-            missing["sales"] = "the sales are not read, or may be out of date"
+            missing["sales"] = "the definitions of sales are not loaded, or may be out of date"
         if not self._session_ends.synced:
-            missing["sessions"] = "whose sessions were ended is not read, or may be out of date"
+            missing["sessions"] = "the list of ended sessions is not loaded, or may be out of date"
         if self._draining:
-            missing["draining"] = "the process is about to stop"
+            missing["draining"] = "the process drains before it stops"
         return missing
 
     async def livez(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
-        """200 as long as the event loop turns."""
+        """200 while the event loop runs."""
         return 200, _HEADERS, b'{"status":"alive"}'
 
     async def readyz(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
-        """200, or 503 naming what is missing; the durability level in both."""
+        """200, or 503 with the names of failed checks. Both contain the durability level."""
         missing = self.missing
         if not missing:
             return 200, _HEADERS, orjson.dumps({"status": "ready", "durability": self._durability.value, "missing": []})

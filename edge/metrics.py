@@ -1,7 +1,8 @@
-"""Metrics of every worker of this edge, summed up by nobody: each sample carries its worker's number.
+"""Metrics of all workers of one edge. Each sample has the label `worker`; Prometheus sums them.
 
-Workers count in C memory and leave a snapshot in a shared folder each second; whichever worker answers /metrics reads them
-all. A restarted worker takes its predecessor's number, so its counters start again as Prometheus expects.
+Workers count in C memory and write a snapshot to a shared folder every second; the worker that answers /metrics reads
+the snapshots of the others. A restarted worker keeps the number of its predecessor, so its counters restart as
+Prometheus expects.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _FOLDER_PREFIX = "flashsale-edge-"
 
 @contextmanager
 def snapshots() -> Iterator[Path]:
-    """A folder for the snapshots of one edge, removed at the end. Folders that killed edges left are removed, too."""
+    """A folder for the snapshots of one edge, removed at the end. Also removes folders that killed edges left."""
     parent = Path(tempfile.gettempdir())
     for lock in parent.glob(f"{_FOLDER_PREFIX}*/lock"):
-        with contextlib.suppress(OSError), lock.open("ab") as file:  # another user's, in use, or just removed
+        with contextlib.suppress(OSError), lock.open("ab") as file:  # of another user, in use, or just removed
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX) as name:
@@ -47,20 +48,20 @@ def snapshots() -> Iterator[Path]:
 
 
 class SnapshotFolder:
-    """One file a worker, replaced whole, so that a reader never sees half of one."""
+    """One file per worker. A file is replaced as a whole, so a reader never sees half a snapshot."""
 
     def __init__(self, folder: Path, worker: int) -> None:
         self._folder = folder
         self._worker = worker
 
     def publish(self, snapshot: Snapshot) -> None:
-        """Replace this worker's snapshot; OSError when the folder is gone or full."""
+        """Replace this worker's snapshot. Raises OSError when the folder is gone or full."""
         staging = self._folder / f"worker-{self._worker}.new"
         staging.write_bytes(orjson.dumps(snapshot))
         os.replace(staging, self._folder / f"worker-{self._worker}.json")
 
     def read_others(self) -> dict[int, Snapshot]:
-        """Snapshots of the other workers by number; what cannot be read is left out."""
+        """Snapshots of the other workers by number. Skips unreadable ones."""
         others: dict[int, Snapshot] = {}
         for path in self._folder.glob("worker-*.json"):
             worker = int(path.stem.removeprefix("worker-"))
@@ -69,12 +70,12 @@ class SnapshotFolder:
             try:
                 others[worker] = orjson.loads(path.read_bytes())
             except (OSError, orjson.JSONDecodeError):
-                continue  # being removed with the process
+                continue  # its process is stopping
         return others
 
 
 def worker_is_started(folder: Path, worker: int, *, pid: int | None) -> bool:
-    """Whether the worker's process got as far as leaving its first snapshot."""
+    """Whether the worker's process has written its first snapshot."""
     try:
         snapshot = orjson.loads((folder / f"worker-{worker}.json").read_bytes())
     except (OSError, orjson.JSONDecodeError):
@@ -83,7 +84,7 @@ def worker_is_started(folder: Path, worker: int, *, pid: int | None) -> bool:
 
 
 class Metrics:
-    """Handler of /metrics. `snapshot` makes this worker's own, fresh for each request."""
+    """Handler of /metrics. `snapshot` takes a fresh snapshot of this worker for each request."""
 
     def __init__(self, folder: SnapshotFolder, worker: int, snapshot: Callable[[], Snapshot]) -> None:
         self._folder = folder
@@ -91,7 +92,7 @@ class Metrics:
         self._snapshot = snapshot
 
     def publish(self) -> None:
-        """Leave a snapshot for the other workers."""
+        """Write a snapshot for the other workers."""
         self._folder.publish(self._snapshot())
 
     async def get(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
@@ -102,25 +103,25 @@ class Metrics:
         return 200, [("content-type", CONTENT_TYPE_PLAIN_0_0_4)], generate_latest(registry)
 
 
-# Name, help, members of `batcher` in a snapshot that are added up.
+# Name, help text, members of `batcher` in a snapshot to sum.
 _BATCHER_COUNTERS = (
     ("batches", "Script calls sent to Redis", ("batches",)),
     (
         "batch_orders",
-        "Orders in script calls; divided by batches: the mean batch size",
+        "Orders in script calls; divided by the number of batches, this gives the mean batch size",
         ("orders_sent", "lookups_sent"),
     ),
     ("resubmitted_orders", "Orders sent again after a lost connection", ("resubmitted",)),
     ("redis_reconnects", "Connections of the order path to Redis after the first one", ("reconnects",)),
 )
 _GAUGES = (
-    ("queue_length", "Orders waiting for a batch", "queued"),
-    ("batches_in_flight", "Script calls on the wire", "in_flight"),
-    ("requests_in_flight", "Requests beside the order path being answered", "requests_in_flight"),
+    ("queue_length", "Orders that wait for a batch", "queued"),
+    ("batches_in_flight", "Script calls without a reply yet", "in_flight"),
+    ("requests_in_flight", "Requests in progress, orders excluded", "requests_in_flight"),
     ("ready", "1 when /readyz of the worker answers 200", "ready"),
     ("redis_memory_percent", "Memory use of the reservation Redis", "memory_percent"),
-    ("known_sales", "Sales in the worker's directory", "known_sales"),
-    ("ended_sessions", "Users whose sessions were ended within the life of a token", "ended_sessions"),
+    ("known_sales", "Sales that the worker has loaded", "known_sales"),
+    ("ended_sessions", "Users whose sessions ended within the lifetime of a token", "ended_sessions"),
 )
 
 
@@ -137,17 +138,17 @@ class _EdgeCollector(Collector):
                 gauge.add_metric([worker], float(snapshot[member]))
             yield gauge
         requests = CounterMetricFamily(
-            "flashsale_edge_requests", "Answers beside the order path", labels=["worker", "route", "status"]
+            "flashsale_edge_requests", "Answers to requests, orders excluded", labels=["worker", "route", "status"]
         )
         durability = GaugeMetricFamily(
-            "flashsale_edge_durability_info", "What a 202 promises", labels=["worker", "level"]
+            "flashsale_edge_durability_info", "Durability of accepted orders", labels=["worker", "level"]
         )
-        # A rotation waits until every worker shows the new key here; names of keys, never keys.
+        # A key rotation waits until every worker shows the new key here. Shows names of keys, never keys.
         keys = GaugeMetricFamily(
-            "flashsale_edge_token_key_info", "Keys of buyers' tokens it knows", labels=["worker", "kid", "active"]
+            "flashsale_edge_token_key_info", "Keys that verify buyers' tokens", labels=["worker", "kid", "active"]
         )
         outside = GaugeMetricFamily(
-            "flashsale_edge_outside_keys", "Keys of an outside issuer it knows", labels=["worker", "issuer"]
+            "flashsale_edge_outside_keys", "Known keys of an outside issuer", labels=["worker", "issuer"]
         )
         for worker, snapshot in self._snapshots.items():
             durability.add_metric([worker, snapshot["durability"]], 1)
@@ -163,11 +164,9 @@ class _EdgeCollector(Collector):
         yield outside
 
     def _orders(self) -> Iterable[Metric]:
-        orders = CounterMetricFamily(
-            "flashsale_edge_orders", "Order requests by how they ended", labels=["worker", "outcome"]
-        )
+        orders = CounterMetricFamily("flashsale_edge_orders", "Order requests by outcome", labels=["worker", "outcome"])
         latency = HistogramMetricFamily(
-            "flashsale_edge_order_duration_seconds", "From an order's headers to its answer", labels=["worker"]
+            "flashsale_edge_order_duration_seconds", "Time from the headers to the answer", labels=["worker"]
         )
         for worker, snapshot in self._snapshots.items():
             for outcome, count in snapshot["orders"]["verdicts"].items():

@@ -1,4 +1,4 @@
-"""The edge's OpenAPI 3.1 document. A test compares its paths with the router and its codes with what handlers answer."""
+"""The edge's OpenAPI 3.1 document. Tests compare its paths with the router and its codes with the handlers' answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge.routing import Request
 
 _P = Problem
 _BUYER: Final = (_P.TOKEN_MISSING, _P.TOKEN_INVALID, _P.TOKEN_EXPIRED)
-# Every operation: what it may refuse with, beside what any request may meet.
+# The problems of each operation, besides those that any request may get.
 CODES: Final[dict[tuple[str, str], tuple[Problem, ...]]] = {
     ("post", "/v1/sales/{sale_id}/orders"): (
         _P.MALFORMED_REQUEST,
@@ -57,7 +57,7 @@ _UUID: Final = {"type": "string", "format": "uuid"}
 _TIME: Final = {"type": "string", "format": "date-time"}
 _SKU: Final = {"type": "string", "pattern": f"^[A-Za-z0-9._-]{{1,{SKU_LENGTH_MAX}}}$"}
 _UNITS: Final = {"type": "integer", "minimum": 1, "maximum": QUANTITY_MAX}
-_MINOR: Final = {"type": "integer", "minimum": 0, "description": "In minor units of the currency."}
+_MINOR: Final = {"type": "integer", "minimum": 0, "description": "Amount in minor units of the currency."}
 
 
 def _object(properties: dict[str, Any], *, optional: tuple[str, ...] = (), closed: bool = False) -> dict[str, Any]:
@@ -91,7 +91,7 @@ _SCHEMAS: Final[dict[str, Any]] = {
                 "type": "array",
                 "minItems": 1,
                 "maxItems": LINES_MAX,
-                "description": "Distinct SKUs, all or nothing.",
+                "description": "Lines with distinct SKUs. All are reserved, or none.",
                 "items": _object({"sku": _SKU, "quantity": _UNITS}, closed=True),
             }
         },
@@ -168,7 +168,7 @@ def _path_id(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": _UUID}
 
 
-# Summary, success status with its description, content or schema, and what else an operation has.
+# Summary; status, description, content or schema of the success; further members of the operation.
 _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("post", "/v1/sales/{sale_id}/orders"): {
         "summary": "Place an order",
@@ -179,17 +179,17 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
                 "name": "Idempotency-Key",
                 "in": "header",
                 "required": True,
-                "description": f"1-{KEY_LENGTH_MAX} visible ASCII characters. The same key and lines: the same order.",
+                "description": f"1-{KEY_LENGTH_MAX} visible ASCII characters. Same key and lines: same order.",
                 "schema": {"type": "string", "pattern": f"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"},
             },
         ],
         "requestBody": {"required": True, "content": _json("OrderRequest")},
         "responses": {
             "202": {
-                "description": "Reserved, and durable as the edge's level says.",
+                "description": "The units are reserved. The order is durable at the level that /readyz reports.",
                 "headers": {
                     "Location": _header("/v1/orders/{order_id}"),
-                    "Idempotency-Replayed": _header("`true` when an earlier request of this key was accepted."),
+                    "Idempotency-Replayed": _header("`true` when an earlier request with this key was accepted."),
                 },
                 "content": _json("PlacedOrder"),
             }
@@ -215,10 +215,10 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "responses": {"200": {"description": "The order.", "content": _json("Order")}},
     },
     ("post", "/v1/orders/{order_id}/cancel"): {
-        "summary": "Give a hold back",
+        "summary": "Cancel a reserved order",
         "operationId": "cancelOrder",
         "parameters": [_path_id("order_id")],
-        "responses": {"200": {"description": "The cancelled order, also when repeated.", "content": _json("Order")}},
+        "responses": {"200": {"description": "The cancelled order, for repeats too.", "content": _json("Order")}},
     },
     ("get", "/v1/sales/{sale_id}"): {
         "summary": "A published sale",
@@ -229,11 +229,11 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
         ],
         "responses": {
             "200": {
-                "description": "The sale; its entity tag ignores `server_time`.",
+                "description": "The sale. The entity tag does not cover `server_time`.",
                 "headers": {"ETag": _header("Weak."), "Cache-Control": _header("public, max-age=1")},
                 "content": _json("Sale"),
             },
-            "304": {"description": "Not changed but for the server's time."},
+            "304": {"description": "Nothing changed except `server_time`."},
         },
     },
     ("get", "/openapi.json"): {
@@ -242,14 +242,14 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "responses": {"200": {"description": "OpenAPI 3.1.", "content": {"application/json": {}}}},
     },
     ("get", "/livez"): {
-        "summary": "Whether the worker runs",
+        "summary": "Whether the worker is alive",
         "operationId": "getLiveness",
         "responses": {"200": {"description": "It does.", "content": _json("Liveness")}},
     },
     ("get", "/readyz"): {
-        "summary": "Whether the worker should be sent buyers; what is missing is named",
+        "summary": "Whether the worker is ready for orders; a problem names the missing parts",
         "operationId": "getReadiness",
-        "responses": {"200": {"description": "It is ready.", "content": _json("Readiness")}},
+        "responses": {"200": {"description": "The worker is ready.", "content": _json("Readiness")}},
     },
     ("get", "/metrics"): {
         "summary": "Prometheus metrics of all workers",
@@ -260,7 +260,7 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
 
 
 def _problems(codes: tuple[Problem, ...]) -> dict[str, Any]:
-    """Response objects by status for codes."""
+    """The response objects of problem codes, by status."""
     by_status: dict[int, list[Problem]] = {}
     for code in codes:
         by_status.setdefault(code.status, []).append(code)
@@ -287,7 +287,7 @@ def build() -> dict[str, Any]:
         "info": {
             "title": "Flashsale edge",
             "version": "1",
-            "description": "Takes orders of flash sales. Every answer is 2xx, 304 or a problem with a code.",
+            "description": "Takes orders for flash sales. Every answer is 2xx, 304, or a problem with a code.",
         },
         "paths": paths,
         "components": {

@@ -1,7 +1,7 @@
-"""`POST /v1/sales/{sale_id}/orders`: wires the compiled order path to settings, sales and problem answers.
+"""`POST /v1/sales/{sale_id}/orders`: connects the compiled order path to settings, sales and problem answers.
 
-The usual request never runs Python code of this module after `exchange`. What is rare goes on in `_go_on`: a sale this
-worker has not read yet, a body without a length, a definition that the lane knows to be stale.
+A usual request runs no Python code of this module after `exchange`. `_slow_path` finishes the rare ones: a sale that
+this worker has not read yet, a body without a length, a definition that the lane reports as stale.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from runtime.process.settings import Settings
 _log = structlog.get_logger("edge.order_path")
 
 BODY_LENGTH_MAX: Final = 4096
-REFRESHES_MAX: Final = 3  # a definition that is stale after so many reads belongs to a lane that is being rebuilt
-LOCAL_LIMIT_FACTOR: Final = 10  # the local limiter only keeps a runaway client off Redis, which has the true one
-# A second batch leaves while one is on the wire when so many orders wait: Redis has work while replies are served.
-# Measured with 128 and 256 connections: 8 gives 20% more orders than a full batch, and no more processor time an order.
+REFRESHES_MAX: Final = 3  # a definition that is stale after this many reads belongs to a lane under rebuild
+LOCAL_LIMIT_FACTOR: Final = 10  # the local limiter only keeps a runaway client off Redis, which has the exact limit
+# A second batch leaves while one is on the wire when this many orders wait: Redis works while replies are processed.
+# Measured with 128 and 256 connections: 8 gives 20% more orders than a full batch, at the same CPU time per order.
 BATCH_SIZE_EARLY: Final = 8
-SILENCE_FACTOR: Final = 2.0  # Redis may owe replies for so many request deadlines
+SILENCE_FACTOR: Final = 2.0  # request deadlines for which Redis may owe replies
 
 _PROBLEMS: Final[dict[int, Problem]] = {
     **PROBLEM_OF_VERDICT,
@@ -56,25 +56,25 @@ _PROBLEMS: Final[dict[int, Problem]] = {
 
 
 class Directory(Protocol):
-    """Where the order path finds sales (`edge.sale_directory.SaleDirectory`)."""
+    """The sales as the order path needs them (`edge.sale_directory.SaleDirectory`)."""
 
     find: Callable[[str], SaleView | None]
 
     async def load(self, sale_id: str) -> SaleView | None:
-        """The view of a sale, read when it is not known; None if there is none."""
+        """The view of a sale, read on first use; None for an unknown sale."""
         ...
 
     async def refresh(self, sale_id: str) -> SaleView | None:
-        """The view of a sale read anew."""
+        """The view of a sale after a new read."""
         ...
 
     def is_forgotten(self, sale_id: str, now_ms: int) -> bool:
-        """Whether the sale ended so long ago that its lanes have been cleared."""
+        """Whether the sale ended so long ago that its lanes are cleared."""
         ...
 
 
 class OrderPath:
-    """The order path of one worker. `run` must be running while `exchange` is used."""
+    """The order path of one worker. `run` must run while `exchange` is used."""
 
     def __init__(
         self, settings: Settings, *, ring: KeyRing, directory: Directory, outside: OutsideBuyers | None
@@ -100,7 +100,7 @@ class OrderPath:
             fixed_answers=fixed_answers(),
             answer_with_argument=self._answer_with_argument,
             answer_invalid=_answer_invalid,
-            finish_elsewhere=self._go_on,
+            slow_path=self._slow_path,
             report=_report,
             verify_outside=None if outside is None else outside.verify,
             location_prefix="/v1/orders/",
@@ -111,19 +111,19 @@ class OrderPath:
         )
 
     def exchange(self, scope: Any, protocol: Any, sale_id: str) -> Awaitable[None]:
-        """An awaitable that answers the request; never raises."""
+        """Return an awaitable that answers the request and never raises."""
         return Exchange(self._core, scope, protocol, sale_id, self._directory.find(sale_id))
 
     async def run(self) -> None:
-        """Keep the connection to Redis and all deadlines. Cancel to stop."""
+        """Maintain the connection to Redis and enforce all deadlines. Cancel to stop."""
         await self._link.run()
 
     def refuse(self, refusing: bool) -> None:
-        """While true new orders are `overloaded`: Redis' memory is high."""
+        """While true, new orders are `overloaded`: Redis memory use is high."""
         self._batcher.refuse(refusing)
 
     def clock_measured(self, offset_ms: int) -> None:
-        """Redis' clock minus ours: tokens are judged by it from the first order on. Each batch measures it anew."""
+        """Set Redis' clock minus the local one, for tokens before the first order. Each batch measures it again."""
         self._batcher.clock_offset_ms = offset_ms
 
     def snapshot(self) -> dict[str, Any]:
@@ -158,15 +158,15 @@ class OrderPath:
 
     def _answer_with_argument(self, verdict: int, wait_ms: int) -> Answer:
         if verdict == Verdict.NOT_OPEN:
-            retry_after_s = math.ceil(wait_ms / 1000) if wait_ms else None  # paused: nobody knows how long
+            retry_after_s = math.ceil(wait_ms / 1000) if wait_ms else None  # the end of a pause is unknown
             return render(ProblemDetails(Problem.SALE_NOT_OPEN, retry_after_s=retry_after_s))
         return rate_limited(wait_ms, rate=self._settings.user_rate, burst=self._settings.user_burst)
 
-    # ---- what is rare ------------------------------------------------------------------------------------------
+    # ---- rare requests -----------------------------------------------------------------------------------------
 
-    async def _go_on(self, exchange: Exchange, reason: int) -> None:
+    async def _slow_path(self, exchange: Exchange, reason: int) -> None:
         if reason == DEFINITION_STALE:
-            await self._go_on_stale(exchange, exchange)
+            await self._resubmit_while_stale(exchange, exchange)
             return
         try:
             ticket = await self._first_ticket(exchange)
@@ -176,10 +176,10 @@ class OrderPath:
             return
         if ticket is not None:
             await self._ask(ticket)
-            await self._go_on_stale(exchange, ticket)
+            await self._resubmit_while_stale(exchange, ticket)
 
-    async def _go_on_stale(self, exchange: Exchange, ticket: Ticket) -> None:
-        """Answer; first, while the lane calls the definition stale, read it anew and ask again."""
+    async def _resubmit_while_stale(self, exchange: Exchange, ticket: Ticket) -> None:
+        """Answer. While the lane reports the definition as stale, first read the definition again and resubmit."""
         try:
             for _ in range(REFRESHES_MAX):
                 if ticket.verdict != Verdict.STALE:
@@ -187,7 +187,7 @@ class OrderPath:
                 async with asyncio.timeout(self._deadline_s):
                     sale = await self._directory.refresh(exchange.sale_id)
                 if sale is None:
-                    break  # published once: a directory without it is one that is not there
+                    break  # a published sale never leaves the directory: the directory is lost
                 ticket = ticket.again(sale)
                 await self._ask(ticket)
         except (DirectoryUnavailable, TimeoutError) as error:
@@ -199,7 +199,7 @@ class OrderPath:
         exchange.respond(ticket)
 
     async def _first_ticket(self, exchange: Exchange) -> Ticket | None:
-        """The order, not submitted yet; None when the request was answered."""
+        """The order, not submitted yet; None when the request has been answered."""
         sale = exchange.known_sale
         if sale is None:
             async with asyncio.timeout(self._deadline_s):
@@ -215,7 +215,7 @@ class OrderPath:
             await ticket
 
     async def _read_body(self, exchange: Exchange) -> bytes | None:
-        """The whole body; None when the request was answered instead."""
+        """The whole body; None when the request has been answered."""
         protocol = exchange.rsgi_protocol
         try:
             async with asyncio.timeout(self._body_deadline_s):
@@ -224,8 +224,8 @@ class OrderPath:
                     return whole
                 parts, length, ends = [], 0, 0
                 async for part in protocol:
-                    # Granian gives an empty part for the end, and one for an error before it: a body that broke off has
-                    # two. So has one with trailers, which an order has no use for.
+                    # Granian sends an empty part at the end, and one more after an error: a truncated body has two
+                    # empty parts. A body with trailers has two as well; orders have no trailers.
                     ends += not part
                     length += len(part)
                     if length > BODY_LENGTH_MAX:
@@ -241,14 +241,14 @@ class OrderPath:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            # Granian's own error for a body that breaks off.
+            # Granian raises its own error for a truncated body.
             _log.info("body_broke_off", error=str(error))
             exchange.refuse(Verdict.BODY_TRUNCATED)
         return None
 
 
 def fixed_answers() -> dict[int, Answer]:
-    """The answers without particulars, by verdict."""
+    """The answers that have no parameters, by verdict."""
     return {
         **{int(verdict): render(ProblemDetails(problem)) for verdict, problem in _PROBLEMS.items()},
         int(Verdict.KEY_MALFORMED): refuse(

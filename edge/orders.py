@@ -1,4 +1,4 @@
-"""A buyer's own orders: one, the list, and cancelling. Placing an order is `edge.order_path`."""
+"""A buyer's own orders: read one, list them, cancel one. `edge.order_path` places orders."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _UNAVAILABLE = (RedisError, OSError, asyncio.TimeoutError, ShardUnavailable)
 
 
 class Orders:
-    """Handlers of `/v1/orders`. `deadline_ms` bounds cancelling, resubmissions included."""
+    """Handlers of `/v1/orders`. `deadline_ms` bounds a cancellation with all its resubmissions."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Orders:
         self._deadline_s = deadline_ms / 1000
 
     async def get(self, request: Request) -> Answer:
-        """One order in any state; another buyer's is not found."""
+        """One order in any state. An order of another buyer is not found."""
         return await self._with_order(request, self._shown)
 
     async def list(self, request: Request) -> Answer:
-        """The buyer's orders, newest first, those not stored yet included."""
+        """The buyer's orders, newest first, including those that are not stored yet."""
         user_id = self._authentication.buyer(request)
         if not isinstance(user_id, UUID):
             return user_id
@@ -74,8 +74,8 @@ class Orders:
         if not isinstance(page, _Page):
             return page
         if not self._directory.synced:
-            return refuse(Problem.DEPENDENCY_UNAVAILABLE)  # an order in a sale that is not read yet would be missing
-        # One more than asked for tells whether there is a next page.
+            return refuse(Problem.DEPENDENCY_UNAVAILABLE)  # the list would lack orders of sales that are not read yet
+        # One order more than the limit tells whether there is a next page.
         wanted = page.limit + 1
         sales = [known.definition for known in self._directory]
         try:
@@ -101,11 +101,11 @@ class Orders:
         return 200, _HEADERS, orjson.dumps(document)
 
     async def cancel(self, request: Request) -> Answer:
-        """Give a hold back. Repeating it answers the same."""
+        """Cancel a reserved order. A repeated request gets the same answer."""
         return await self._with_order(request, self._cancelled)
 
     async def _with_order(self, request: Request, act: Callable[[OrderEntry, bool], Awaitable[Answer]]) -> Answer:
-        """Find the buyer's order and let `act` answer; it is told whether the order came from Redis."""
+        """Find the buyer's order and let `act` answer. Its second argument says whether the order came from Redis."""
         user_id = self._authentication.buyer(request)
         if not isinstance(user_id, UUID):
             return user_id
@@ -129,7 +129,7 @@ class Orders:
 
     async def _cancelled(self, entry: OrderEntry, in_redis: bool) -> Answer:
         if not in_redis:
-            # Final and stored a day ago, or lost by Redis: PostgreSQL knows the former, and a rebuild heals the latter.
+            # Final and stored a day ago, or lost by Redis. PostgreSQL has the former, a rebuild restores the latter.
             if entry.status is OrderStatus.CANCELLED:
                 return self._answer(entry)
             if entry.status_at(self._clock.now_ms()).is_final:
@@ -149,7 +149,7 @@ class Orders:
         return self._answer(change.entry)
 
     async def _run_cancel(self, entry: OrderEntry) -> Change:
-        """Run the script until it answers, at most until the deadline: repeating it is harmless (REPEATED)."""
+        """Run the script until it replies, at most until the deadline. Repetition is harmless (REPEATED)."""
         backoff = Backoff(first_s=0.02, longest_s=0.3)
         async with asyncio.timeout(self._deadline_s):
             while True:
@@ -163,7 +163,7 @@ class Orders:
 
 
 class _Page:
-    """A page of the list: ids below `before`, at most `limit`."""
+    """One page of the list: at most `limit` orders with ids below `before`."""
 
     __slots__ = ("before", "limit")
 
@@ -173,7 +173,7 @@ class _Page:
 
 
 def _page(query_string: str) -> _Page | Answer:
-    """Read `cursor` and `limit`; unknown parameters are ignored, repeated ones refused."""
+    """Read `cursor` and `limit`. Ignores unknown parameters, rejects repeated ones."""
     values: dict[str, str] = {}
     try:
         pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=16)
@@ -197,7 +197,7 @@ def _page(query_string: str) -> _Page | Answer:
 
 
 def _cursor(order_id: UUID) -> str:
-    """Opaque to clients: the last order's id, marked so that another list's cursor is told apart."""
+    """The last order's id, opaque to clients, with a mark that distinguishes it from cursors of other lists."""
     return base64.urlsafe_b64encode(b"o" + order_id.bytes).rstrip(b"=").decode("ascii")
 
 

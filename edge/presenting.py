@@ -1,4 +1,4 @@
-"""Documents that buyers see: orders, sales, times. Performs no I/O."""
+"""Documents for buyers: orders, sales, times. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from domain.orders import OrderEntry, OrderStatus
 from domain.sales import SaleDefinition, SaleState, Stock
 
-LOW_PERCENT = 10  # below this share of what was allotted an item is `low`
-LOW_UNITS = 3  # and at this many units, once some are gone
+LOW_PERCENT = 10  # an item below this share of its allotted units is `low`
+LOW_UNITS = 3  # so is an item with this many units or fewer, once some are gone
 
 
 def timestamp(unix_ms: int) -> str:
@@ -20,7 +20,7 @@ def timestamp(unix_ms: int) -> str:
 
 
 def order_document(entry: OrderEntry, *, now_ms: int) -> dict[str, Any]:
-    """An order for its buyer. A hold past its time reads as expired; `payment` follows the state until payments are rows."""
+    """An order for its buyer. A hold past its time reads as expired. `payment` follows the order's state."""
     status = entry.status_at(now_ms)
     return {
         "order_id": str(entry.order_id),
@@ -39,7 +39,7 @@ def order_document(entry: OrderEntry, *, now_ms: int) -> dict[str, Any]:
 
 
 def availability(stocks: Sequence[Stock]) -> str:
-    """`available`, `low` or `sold_out` of one SKU from its counters in every lane of the sale."""
+    """`available`, `low` or `sold_out` for one SKU, from its counters in every lane of the sale."""
     available = sum(stock.available for stock in stocks)
     allotted = sum(stock.allotted + stock.borrowed - stock.lent for stock in stocks)
     if available == 0:
@@ -50,7 +50,7 @@ def availability(stocks: Sequence[Stock]) -> str:
 
 
 def sale_document(definition: SaleDefinition, *, state: SaleState, availabilities: Sequence[str]) -> dict[str, Any]:
-    """A sale for buyers, without the server's time; `availabilities` in order of the SKU index."""
+    """A sale for buyers, without the server's time; `availabilities` in the order of the SKU index."""
     return {
         "id": str(definition.sale_id),
         "name": definition.name,

@@ -1,8 +1,8 @@
-"""The order path's connection to Redis: carries script batches, one write and one read each. Decides nothing about orders.
+"""The order path's connection to Redis: carries script batches, one write and one read each. Knows nothing of orders.
 
-Reconnects with jitter for as long as it runs; what was in flight is resubmitted by the batcher. A peer that is silent
-while it owes replies counts as lost, since a cut cable sends no end of stream. A Redis that comes back with less than it
-had gets no order until it was closed for recovery, which the reconciler's watch does within half a second.
+Reconnects with jitter until it is cancelled; the batcher resubmits the orders in flight. A peer that owes replies and
+stays silent counts as lost, because a cut cable sends no end of stream. A Redis that comes back with less data gets no
+order until its lanes are closed for recovery; the watch of `workers.recovery` does this within half a second.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _log = structlog.get_logger("edge.redis_link")
 SWEEP_S: Final = 0.025
 RECONNECT_S_MIN: Final = 0.02
 RECONNECT_S_MAX: Final = 0.5
-LOOK_EVERY_SWEEPS: Final = 4  # at the lanes' sequences, while orders are sent
-HELD_S_MAX: Final = 2.0  # for a Redis that went back; then nobody else knows of it, and orders go on
+LOOK_EVERY_SWEEPS: Final = 4  # between looks at the lanes' sequences, while orders are sent
+HELD_S_MAX: Final = 2.0  # longest wait after Redis lost data; then no watch is running, and orders continue
 HELD_LOOK_S: Final = 0.05
 _PORT: Final = 6379
 
 
 class LinkRefused(Exception):
-    """The server answered the handshake with an error (a wrong password, loading its data); carries the answer."""
+    """The server answered the handshake with an error (wrong password, loading data). Carries the error text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
-    """Where a `redis://`, `rediss://` or `unix://` URL points."""
+    """The address in a `redis://`, `rediss://` or `unix://` URL."""
 
     host: str = ""
     port: int = _PORT
@@ -51,12 +51,12 @@ class RedisAddress:
     tls: bool = False
 
     def __repr__(self) -> str:
-        """Without the password."""
+        """Leaves out the password."""
         return f"RedisAddress({self.path or f'{self.host}:{self.port}'}, database={self.database})"
 
     @classmethod
     def parse(cls, url: str) -> RedisAddress:
-        """ValueError for another scheme."""
+        """Raises ValueError for another scheme."""
         parts = urlsplit(url)
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError(f"not a Redis URL scheme: {parts.scheme!r}")
@@ -75,7 +75,7 @@ class RedisAddress:
 
     @property
     def greeting(self) -> list[list[bytes]]:
-        """The commands that begin a connection."""
+        """The commands that open a connection."""
         commands = []
         if self.password:
             user = [self.username.encode()] if self.username else []
@@ -86,7 +86,7 @@ class RedisAddress:
 
 
 class RedisLink(asyncio.Protocol):
-    """One connection at a time, owned by one event loop."""
+    """At most one connection at a time. One event loop owns it."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class RedisLink(asyncio.Protocol):
         on_sweep: Callable[[int], object],
         marks: LaneMarks,
     ) -> None:
-        """`make_batcher` gets the function that asks for a write; `on_sweep` is called with CLOCK_MONOTONIC ns."""
+        """`make_batcher` gets a function that requests a write; `on_sweep` gets the time (CLOCK_MONOTONIC, ns)."""
         self._address = address
         self._silence_s_max = silence_s_max
         self._on_sweep = on_sweep
@@ -105,7 +105,7 @@ class RedisLink(asyncio.Protocol):
         self._looks_open = 0
         self._sent_at_last_look = 0
         self._transport: asyncio.Transport | None = None
-        self._fd = -1  # of a plain socket
+        self._fd = -1  # of a connection without TLS
         self._lost: asyncio.Future[None] | None = None
         self._greeted: asyncio.Future[None] | None = None
         self._greeting_replies: list[object] = []
@@ -117,7 +117,7 @@ class RedisLink(asyncio.Protocol):
         self.batcher = make_batcher(self._wake)
 
     async def run(self) -> None:
-        """Keep the connection and the deadlines for ever. Cancel to stop; what is left then ends at once."""
+        """Maintain the connection and enforce deadlines. Cancel to stop: the remaining orders end at once."""
         self._loop = asyncio.get_running_loop()
         sweeper = asyncio.create_task(self._sweep(), name="order-path-sweep")
         pause_s = RECONNECT_S_MIN
@@ -135,10 +135,10 @@ class RedisLink(asyncio.Protocol):
         finally:
             sweeper.cancel()
             self._drop()
-            self.batcher.sweep(2**62)  # nobody will ask Redis any more
+            self.batcher.sweep(2**62)  # ends every order: no connection follows
 
     async def _connect(self) -> asyncio.Future[None]:
-        """A connection that is ready for batches; the future is done when it is lost."""
+        """Open a connection that is ready for batches. The future completes when the connection is lost."""
         loop = asyncio.get_running_loop()
         self._lost = lost = loop.create_future()
         self._decoder = ReplyDecoder()
@@ -164,7 +164,7 @@ class RedisLink(asyncio.Protocol):
         return lost
 
     async def _ask(self, commands: list[list[bytes]]) -> list[object]:
-        """The replies to commands of the greeting. LinkRefused when one is an error, TimeoutError when they do not come."""
+        """Replies to commands of the handshake. Raises LinkRefused for an error reply, TimeoutError without a reply."""
         if not commands:
             return []
         if self._transport is None:
@@ -178,9 +178,9 @@ class RedisLink(asyncio.Protocol):
         return self._greeting_replies
 
     async def _hold_back(self) -> None:
-        """Return when every lane is as far as it was, or was raised by who closes what went back, or after `HELD_S_MAX`.
+        """Return when each lane has its known sequence again, or its closing moved the sequence, or after `HELD_S_MAX`.
 
-        Meanwhile orders wait, and end as `dependency_unavailable` at their deadline.
+        Orders wait meanwhile, and end as `dependency_unavailable` at their deadline.
         """
         first: list[object] | None = None
         deadline = time.monotonic() + HELD_S_MAX
@@ -191,7 +191,7 @@ class RedisLink(asyncio.Protocol):
             if all(found[lane] != first[lane] for lane in behind):
                 break
             if time.monotonic() > deadline:
-                _log.error("redis_went_back_and_nobody_closed_it", lanes=behind)
+                _log.error("redis_went_back_not_closed", lanes=behind)
                 break
             await asyncio.sleep(HELD_LOOK_S)
         self._marks.start_from(found)
@@ -203,12 +203,12 @@ class RedisLink(asyncio.Protocol):
     # ---- asyncio.Protocol --------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport; the greeting follows."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like one
+        """Keep the transport; the handshake follows."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self._fd = -1 if self._address.tls else transport.get_extra_info("socket").fileno()
 
     def data_received(self, data: bytes) -> None:
-        """Replies: first what they make room for is written, then the waiters are woken, while Redis works."""
+        """Process replies. First write the batches that now fit, then wake the waiters while Redis works."""
         if self._greeted is not None:
             self._take_greeting(data)
             return
@@ -223,7 +223,7 @@ class RedisLink(asyncio.Protocol):
         self.batcher.settle()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """What was in flight goes back to its queue."""
+        """Put the orders in flight back into their queues."""
         self._transport = None
         self._fd = -1
         if self.batcher.is_connected:
@@ -259,7 +259,7 @@ class RedisLink(asyncio.Protocol):
     # ---- writing and deadlines ---------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        # Not at once: what the loop still has to do in this pass may add orders to the batch.
+        # Not at once: callbacks that are already scheduled may add orders to the batch.
         assert self._loop is not None
         self._loop.call_soon(self._flush)
 
@@ -269,8 +269,7 @@ class RedisLink(asyncio.Protocol):
         if not output or transport is None:
             return
         if self._fd >= 0 and transport.get_write_buffer_size() == 0:
-            # uvloop would write at the end of the loop's pass, when the waiters of the last batch have been served:
-            # by then Redis, which is to work meanwhile, has had nothing to do.
+            # uvloop would write only after the waiters of the last batch have run. Redis would be idle until then.
             try:
                 output = output[os.write(self._fd, output) :]
             except BlockingIOError:
@@ -283,7 +282,7 @@ class RedisLink(asyncio.Protocol):
             transport.write(output)
 
     def _look_at_lanes(self) -> None:
-        """Ask for the lanes' sequences, if orders were sent since the last time and its replies are there."""
+        """Read the lanes' sequences, if orders were sent since the last read and that read is complete."""
         sent = self.batcher.stats()["orders_sent"]
         if not self.batcher.is_connected or self._looks_open or sent == self._sent_at_last_look:
             return

@@ -1,6 +1,6 @@
-"""Counts of orders per sale, accepted and refused by code: gathered in memory, added up in Redis about once a second.
+"""Counts of orders per sale, accepted and refused by code: collected in memory, added in Redis about once a second.
 
-They are statistics for the sale's report and the staff page: an edge that is killed loses at most the last second of them.
+They are statistics for the sale's report and the staff page. A killed edge loses at most the last second.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ PROBLEM_OF_VERDICT: Final[dict[int, Problem]] = {
 
 
 class Refusals:
-    """Flushes the tallies of the directory's sales."""
+    """Writes the tallies of the directory's sales to Redis."""
 
     def __init__(self, redis: Redis, directory: SaleDirectory) -> None:
         self._redis = redis
         self._directory = directory
-        # (key, field) of what is not added up yet; bounded by the directory's sales times the codes.
+        # (key, field) -> count not written yet; bounded by the directory's sales times the codes.
         self._unflushed: Counter[tuple[str, str]] = Counter()
 
     async def run(self) -> None:
-        """Flush for ever. Cancel to stop, then `flush` once more."""
+        """Flush for ever. Cancel to stop, then call `flush` once more."""
         while True:
             await asyncio.sleep(PERIOD_S)
             await self.flush()
 
     async def flush(self) -> None:
-        """Add what was counted since the last time; kept for the next time when Redis does not answer."""
+        """Add the counts since the last flush. Keeps them for the next flush when Redis does not answer."""
         for sale in self._directory:
             sale_id = str(sale.definition.sale_id)
             for verdict, count in sale.view.tally.take().items():

@@ -1,6 +1,6 @@
-"""Routes of the edge: which handler answers which method and path. Performs no I/O; the order route has a faster check.
+"""The edge's router: from method and path to a handler. Performs no I/O; the order route has a faster check of its own.
 
-A path that exists under another method is told apart from one that does not, so that 405 carries its `Allow`.
+Distinguishes a path with other methods from an unknown path, so that 405 carries `Allow`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from edge.problems import Answer
 
 
 class Headers(Protocol):
-    """Request headers as Granian gives them: names in lower case."""
+    """Request headers from Granian, with names in lower case."""
 
     def __contains__(self, key: str) -> bool:
-        """Whether the header is there, with whatever value."""
+        """Whether the header is present."""
 
     def get(self, key: str, default: str | None = None) -> str | None:
-        """The value of a header (the first one of several), or the default."""
+        """The first value of a header, or the default."""
 
     def get_all(self, key: str) -> list[str]:
-        """All values of a header; those that are not ASCII are left out."""
+        """All values of a header, except those that are not ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that takes no body. `params` are the path's placeholders, percent-decoded."""
+    """A request without a body. `params` are the path's placeholders, percent-decoded."""
 
     method: str
     path: str
@@ -41,7 +41,7 @@ Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation: `template` is a path with `{placeholders}` that each match one non-empty segment."""
+    """One operation. `template` is a path; each of its `{placeholders}` matches one non-empty segment."""
 
     method: str
     template: str
@@ -50,7 +50,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A path that exists: its handlers by method (HEAD is served by GET), and the placeholders' values."""
+    """A known path: its handlers by method (GET also serves HEAD) and the values of its placeholders."""
 
     template: str
     handlers: Mapping[str, Handler]
@@ -58,25 +58,25 @@ class Match:
 
     @property
     def methods(self) -> list[str]:
-        """Methods for `Allow`."""
+        """The methods for `Allow`."""
         return [*self.handlers, "OPTIONS"]
 
 
 class Router:
-    """Paths by their number of segments; templates are few, so a scan is enough."""
+    """Templates by number of segments. They are few, so it scans them."""
 
     def __init__(self, routes: list[Route]) -> None:
         self.routes = tuple(routes)
         self._by_template: dict[tuple[str, ...], dict[str, Handler]] = {}
         for route in routes:
             handlers = self._by_template.setdefault(tuple(route.template.split("/")), {})
-            assert route.method not in handlers, f"{route.method} {route.template} twice"
+            assert route.method not in handlers, f"{route.method} {route.template} is declared twice"
             handlers[route.method] = route.handler
             if route.method == "GET":
                 handlers["HEAD"] = route.handler
 
     def match(self, path: str) -> Match | None:
-        """The path's handlers, or None for a path that does not exist."""
+        """The handlers of the path, or None for an unknown path."""
         segments = path.split("/")
         for template, handlers in self._by_template.items():
             if len(template) != len(segments):

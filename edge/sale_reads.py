@@ -1,4 +1,4 @@
-"""GET /v1/sales/{id}: a sale with the availability of its items. Reads Redis at most once a second a sale; writes nothing."""
+"""GET /v1/sales/{id}: a sale and the availability of its items. Reads Redis once a second per sale; never writes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from edge.sale_directory import DirectoryUnavailable, SaleDirectory
 _log = structlog.get_logger("edge.sales")
 
 FRESH_S = 1.0
-CACHED_MAX = 1000  # sales; as many as the directory knows
+CACHED_MAX = 1000  # sales; also the limit of the directory
 
 
 @dataclass(slots=True)
 class _Shown:
-    """What is shown of a sale: valid for one version of its definition, refreshed each second."""
+    """The rendered sale, valid for one version of its definition and for one second."""
 
     definition: SaleDefinition
     availabilities: list[str]
@@ -40,7 +40,7 @@ class _Shown:
 
 
 class SaleReads:
-    """Serves sales from memory, reading the lanes' counters once a second for as many requests as come."""
+    """Serves sales from memory. Reads the lanes' counters once a second per sale, for any number of requests."""
 
     def __init__(self, redis: Redis, directory: SaleDirectory, clock: RedisClock) -> None:
         self._redis = redis
@@ -50,7 +50,7 @@ class SaleReads:
         self._reading: dict[str, asyncio.Task[_Shown]] = {}
 
     async def get(self, request: Request) -> Answer:
-        """The sale, or 304 when the client has it already."""
+        """The sale, or 304 when the client has this version already."""
         try:
             sale = await self._directory.load_known(request.params["sale_id"])
         except DirectoryUnavailable:
@@ -80,7 +80,7 @@ class SaleReads:
         cached = shown.bodies.get(state)
         if cached is None:
             document = orjson.dumps(sale_document(shown.definition, state=state, availabilities=shown.availabilities))
-            # Weak, since the server's time differs under the same tag.
+            # Weak, because the server's time differs under the same tag.
             tag = f'W/"{hashlib.blake2b(document, digest_size=12).hexdigest()}"'
             cached = shown.bodies[state] = (document[:-1], tag)
         return cached
@@ -105,7 +105,7 @@ class SaleReads:
         if self._directory.is_forgotten(sale_id, self._clock.now_ms()):
             availabilities = ["sold_out"] * len(fields)
         elif any(packed is None for lane in lanes for packed in lane):
-            raise LaneStateMissing(f"sale {sale_id} is published, but a lane has no stock for it")
+            raise LaneStateMissing(f"sale {sale_id} is published, but a lane has no stock of it; rebuild the sale")
         else:
             availabilities = [
                 availability([Stock.unpack(packed) for packed in counters if packed is not None])
@@ -119,11 +119,11 @@ class SaleReads:
 
 
 class LaneStateMissing(Exception):
-    """Redis has a sale's definition but not its counters: it lost data, and the sale must be rebuilt."""
+    """Redis has the definition of a sale but not its counters: it lost data, and the sale must be rebuilt."""
 
 
 def _matches(header: str | None, tag: str) -> bool:
-    """If-None-Match by weak comparison (RFC 9110, section 13.1.2)."""
+    """Evaluate If-None-Match by weak comparison (RFC 9110, section 13.1.2)."""
     if not header:
         return False
     opaque = tag.removeprefix("W/")

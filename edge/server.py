@@ -1,8 +1,8 @@
 """The server process: Granian with the edge's limits, and a drain before Granian's own stop.
 
-Granian stops by closing its listener and finishing what is in flight, but it also closes idle keep-alive connections at
-once, and a client that is just sending there would see a failed request. So workers are told to drain first (SIGUSR1):
-`/readyz` fails, every answer closes its connection, and a worker stops when no request came for a while.
+Granian stops by closing its listener and finishing requests in flight. It also closes idle keep-alive connections at
+once, so a client that is just sending on one would see a failed request. Therefore workers drain first (SIGUSR1):
+`/readyz` fails, every answer closes its connection, and a worker stops after a while without requests.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from edge import worker
 from edge.metrics import worker_is_started
 from runtime.process.settings import Settings
 
-HEADER_READ_MS = 30_000  # also how long a connection may idle between requests
+HEADER_READ_MS = 30_000  # also the longest idle time of a connection between requests
 HEADERS_SIZE_MAX = 64 * 1024
 BACKLOG_MAX = 65_535
-PORT_WAIT_S = 2.0  # the workers of a killed predecessor hold the port for a moment
-KILL_AFTER_S = 5  # beyond the drain: a worker that does not stop is killed
-RESPAWN_S_FIRST = 0.1  # before the second respawn in a row of a worker; the first one comes at once
+PORT_WAIT_S = 2.0  # workers of a killed predecessor hold the port for a moment
+KILL_AFTER_S = 5  # after the drain: then a worker that still runs is killed
+RESPAWN_S_FIRST = 0.1  # before the second respawn in a row of a worker; the first is immediate
 RESPAWN_S_MAX = 5.0
-RESPAWN_STEADY_S = 5.5  # a worker that lived this long is respawned at once; Granian's own limit, too
+RESPAWN_STEADY_S = 5.5  # a worker that lived this long is respawned at once; the same limit as Granian's
 _PR_SET_PDEATHSIG = 1
 
 
 class PortUnavailable(Exception):
-    """The edge cannot listen where it should; the message says why."""
+    """The edge cannot listen on its address. The message gives the reason."""
 
 
 class EdgeServer(MPServer):
-    """Granian's multi-process server; `folder` is shared by the workers (metrics)."""
+    """Granian's multi-process server. The workers share `folder` (metrics)."""
 
     def __init__(self, settings: Settings, *, port: int, folder: Path) -> None:
-        # Spawned workers share nothing with this process's threads, as a respawn from a forked state would.
+        # Spawned workers share nothing with the threads of this process; forked ones would.
         multiprocessing.set_start_method("spawn", force=True)
         super().__init__(
             target="edge.worker",
@@ -81,8 +81,11 @@ class EdgeServer(MPServer):
         return super()._spawn_worker(idx, target, loader)
 
     def _respawn_workers(self, workers: list[int], spawn_target: Any, target_loader: Any, delay: float = 0) -> None:
-        """Granian ends the whole edge when a worker dies soon after its respawn, and the healthy workers with it. While
-        one is alive we go on, ever later for a worker that keeps dying."""
+        """Respawn dead workers, later each time for one that keeps dying.
+
+        Granian itself ends the whole edge, healthy workers included, when a worker dies soon after its respawn. This
+        continues while one worker is alive.
+        """
         now = time.monotonic()
         for idx in workers:
             soon = now - self._respawned_at.get(idx, -RESPAWN_STEADY_S) < RESPAWN_STEADY_S
@@ -99,13 +102,13 @@ class EdgeServer(MPServer):
             self.respawned_wrks.clear()
 
     def shutdown(self, exit_code: int = 0) -> None:
-        """Drain, then stop as Granian does."""
+        """Drain, then stop through Granian."""
         draining: list[Any] = []
         workers: list[Any] = self.wrks
         for process in workers:
-            # A worker that is only starting ignores the signal, and has nothing to drain.
+            # A worker that is still starting ignores the signal, and has no request to finish.
             if process.is_alive() and worker_is_started(self._folder, process.idx, pid=process.inner.pid):
-                process.interrupt_by_parent = True  # its end is expected from now on
+                process.interrupt_by_parent = True  # tells Granian that its end is expected
                 os.kill(process.inner.pid, signal.SIGUSR1)
                 draining.append(process)
         deadline = time.monotonic() + self._settings.drain_ms / 1000 + KILL_AFTER_S
@@ -115,8 +118,8 @@ class EdgeServer(MPServer):
 
 
 def _load(settings: Settings, idx: int, folder: Path, parent: int) -> Any:
-    """In a worker process: its application."""
-    # A worker whose main process was killed would hold the port against the next one.
+    """Build the application in a worker process."""
+    # A worker that outlives its killed main process would hold the port.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(1)
@@ -124,9 +127,10 @@ def _load(settings: Settings, idx: int, folder: Path, parent: int) -> Any:
 
 
 def claim_port(host: str, port: int) -> int:
-    """The port (a free one for 0) once it can be listened on; PortUnavailable when it cannot within `PORT_WAIT_S`.
+    """The port (a free one for 0) once it accepts a listener. Raises PortUnavailable after `PORT_WAIT_S`.
 
-    Workers listen with SO_REUSEPORT, so they would silently share the port with another edge of the same user.
+    Workers listen with SO_REUSEPORT. Without this check they would silently share the port with another edge of the
+    same user.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:

@@ -1,4 +1,4 @@
-"""Composition root of one edge worker: makes its parts, starts and stops what runs beside requests."""
+"""Composition root of one edge worker: builds its parts, starts and stops its background tasks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import structlog
 
+from edge.admission import Admission
 from edge.app import ORDER_TEMPLATE, EdgeApplication, order_path_only
 from edge.authentication import Authentication, OutsideBuyers
 from edge.clock import RedisClock
 from edge.cors import Cors
-from edge.guard import Guard
 from edge.health import Health
 from edge.metrics import Metrics, Snapshot, SnapshotFolder
 from edge.openapi import openapi
@@ -43,14 +43,14 @@ REDIS_CONNECTIONS_MAX = 16
 POSTGRES_CONNECTIONS_MAX = 4  # per shard
 SNAPSHOT_PERIOD_S = 1.0
 STOP_S_MAX = 3.0
-GC_THRESHOLD = 50_000  # objects made and not freed before the collector looks at them
+GC_THRESHOLD = 50_000  # allocations minus deallocations before the collector runs
 
 
 class Worker:
-    """The parts of one worker, wired together. `number` is its place among the workers of this edge, from 0."""
+    """The parts of one worker. `number` is its place among the workers of this edge, from 0."""
 
     def __init__(self, settings: Settings, *, number: int, folder: Path) -> None:
-        assert settings.token_keys_file is not None, "checked by the main process"
+        assert settings.token_keys_file is not None, "the main process checks it"
         self._number = number
         self._durability = settings.durability
         timeout_s = settings.request_deadline_ms / 1000
@@ -63,10 +63,10 @@ class Worker:
         clock = RedisClock()
         self._directory = SaleDirectory(self._redis, kept_s=settings.sale_kept_s)
         self._outside = OutsideTokens(settings.outside_issuers, self._session_ends)
-        # None: the order path then does not even ask.
+        # With None the order path skips the check.
         outside = OutsideBuyers(self._outside) if settings.outside_issuers else None
         self._order_path = OrderPath(settings, ring=ring, directory=self._directory, outside=outside)
-        self._guard = Guard(
+        self._admission = Admission(
             self._redis,
             cluster=settings.topology,
             clock=clock,
@@ -75,7 +75,7 @@ class Worker:
             on_memory=self._order_path.refuse,
             on_clock=self._order_path.clock_measured,
         )
-        self._health = Health(self._guard, self._directory, self._session_ends, settings.durability)
+        self._health = Health(self._admission, self._directory, self._session_ends, settings.durability)
         self._refusals = Refusals(self._redis, self._directory)
         self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
         orders = Orders(
@@ -102,7 +102,7 @@ class Worker:
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         for name, task in (
             ("order-path", self._order_path.run()),
-            ("guard", self._guard.run()),
+            ("admission", self._admission.run()),
             ("sales", self._directory.follow()),
             ("session-ends", self._session_ends.run()),
             ("token-keys", self._token_keys.run()),
@@ -113,11 +113,11 @@ class Worker:
         ):
             self._tasks.append(loop.create_task(task, name=name))
             self._tasks[-1].add_done_callback(_report)
-        self._metrics.publish()  # tells the main process that signals are handled from here on
+        self._metrics.publish()  # tells the main process that this worker handles signals
 
     async def _stop(self) -> None:
         await tasks.cancel(*self._tasks)
-        # What is left is statistics and courtesy: a server that does not answer must not keep the process.
+        # Only statistics and clean closing are left: an unresponsive server must not keep the process alive.
         try:
             async with asyncio.timeout(STOP_S_MAX):
                 await self._refusals.flush()
@@ -127,8 +127,8 @@ class Worker:
             _log.warning("stopped_late")
 
     def _refuses_orders(self) -> bool:
-        """Also until it is known whose sessions were ended: a token that counts no more must not buy."""
-        return self._guard.refuses_orders() or not self._session_ends.loaded
+        """True also until the ended sessions are loaded: a token of an ended session must not buy."""
+        return self._admission.refuses_orders() or not self._session_ends.loaded
 
     async def _open_pools(self) -> None:
         for pool in self._pools:
@@ -150,7 +150,7 @@ class Worker:
             "pid": os.getpid(),
             "durability": self._durability.value,
             "ready": not self._health.missing,
-            "memory_percent": self._guard.watched.memory_percent,
+            "memory_percent": self._admission.observed.memory_percent,
             "known_sales": len(self._directory),
             "ended_sessions": len(self._session_ends.table),
             "outside_keys": self._outside.keys,
@@ -159,7 +159,7 @@ class Worker:
 
 
 def _report(task: asyncio.Task[Any]) -> None:
-    """A background task ends only by being cancelled: anything else is a bug, and a new worker is better than half of one."""
+    """Stop the worker when a background task fails: only cancellation ends one, anything else is a bug."""
     if not task.cancelled() and task.exception() is not None:
         _log.error("task_died", task=task.get_name(), exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
@@ -181,11 +181,11 @@ def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics
 
 
 def build(settings: Settings, *, number: int, folder: Path) -> EdgeApplication:
-    """In a worker process: its logging and its application."""
+    """Set up logging and build the application, in a worker process."""
     configure_logging("edge", settings.log_level)
     application = Worker(settings, number=number, folder=folder).application
-    # What exists now lives as long as the worker, and requests leave no cycles: a collector that runs every 700 objects
-    # only adds pauses, the longest when it walks through every imported module.
+    # Objects that exist now live as long as the worker, and requests create no cycles. A collection every 700 objects
+    # only adds pauses, the longest when it visits every imported module.
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)

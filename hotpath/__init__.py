@@ -1,1 +1,1 @@
-"""The compiled order path: leaf code, bytes in and bytes out, no I/O; names and limits are passed in. Scripts in `lua/`."""
+"""The compiled order path: leaf code, bytes in and bytes out. Performs no I/O; callers pass in names and limits."""

@@ -1,4 +1,4 @@
-"""Lanes' queues, batches on the wire."""
+"""Queues of lanes, and batches on the wire."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -34,17 +34,17 @@ cdef class Batcher:
     cdef int batch_size_early
     cdef int batches_in_flight_max
     cdef int queue_length_max
-    cdef int queue_bound  # of now, at most queue_length_max
+    cdef int queue_bound  # current bound, at most queue_length_max
     cdef int64_t deadline_ns
     cdef object wake
     cdef OrderIds ids
     cdef Writer writer
     cdef dict lanes
     cdef list lane_list
-    cdef int last_busy[2]  # place of the lane that had the last turn of the busy ones; of reserve, of lookup
+    cdef int last_busy[2]  # place in lane_list of the busy lane with the latest turn; [0] reserve, [1] lookup
     cdef int last_rest[2]
-    cdef int busy_turns[2]  # since a lane with less had its turn
-    cdef object flight  # deque of Batch, in the order of the wire
+    cdef int busy_turns[2]  # since the latest turn of a lane with less
+    cdef object flight  # deque of Batch, in wire order
     cdef list done
     cdef bytes rest
     cdef int reserve_flight
@@ -56,11 +56,11 @@ cdef class Batcher:
     cdef bint refusing
     cdef int64_t hold_until_ns
     cdef public int64_t clock_offset_ms
-    cdef uint64_t served  # orders with an answer from Redis
+    cdef uint64_t served  # orders that Redis answered
     cdef uint64_t served_before
     cdef int64_t measured_ns
-    cdef double pace  # orders a nanosecond while somebody waits; 0: not known
-    cdef bint was_empty  # nobody waited at some moment since the last measurement
+    cdef double pace  # orders per nanosecond while orders wait; 0: not known
+    cdef bint was_empty  # the queue was empty at some moment since the last measurement
     cdef uint64_t sent_batches
     cdef uint64_t sent_orders
     cdef uint64_t sent_lookups

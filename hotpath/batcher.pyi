@@ -1,6 +1,6 @@
-"""The micro-batcher: orders in, script calls out, no timer and no I/O.
+"""The micro-batcher: orders in, script calls out. Sets no timer and performs no I/O.
 
-A batch leaves when the connection has room; what arrives meanwhile forms the next one.
+A batch leaves when the connection has room; orders that arrive meanwhile form the next one.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from hotpath.resp import Reply
 from hotpath.tickets import Ticket
 
 class Batcher:
-    """Queues and batches of one connection. All times are CLOCK_MONOTONIC nanoseconds unless named otherwise."""
+    """Queues and batches of one connection. Times are CLOCK_MONOTONIC nanoseconds unless their name says otherwise."""
 
     clock_offset_ms: int
-    """Redis' clock minus ours: set by whoever asks Redis, and anew by each batch."""
+    """Redis' clock minus the local one. The owner may set it; each batch measures it again."""
 
     def __init__(
         self,
@@ -29,37 +29,37 @@ class Batcher:
         wake: Callable[[], object],
         batch_size_early: int = 0,
     ) -> None:
-        """`reserve`, `lookup`: (SHA-1 in hex, source). `wake` is called once when there is something to write.
+        """`reserve`, `lookup`: (SHA-1 in hex, source). Calls `wake` once when there is something to write.
 
-        A lone batch leaves at any size; a further one when at least `batch_size_early` orders wait (0: a full batch).
+        A lone batch leaves at any size; another one when at least `batch_size_early` orders wait (0: a full batch).
         """
 
     def submit(self, ticket: Ticket) -> bool:
-        """Queue it; False when it was refused at once (its verdict tells)."""
+        """Queue the order. False when it was refused at once; its verdict gives the reason."""
 
     def connected(self) -> None:
-        """Batches may leave from now on."""
+        """Allow batches to leave from now on."""
 
     def lost(self) -> None:
-        """The connection is gone: what was in flight goes back to the front of its queue."""
+        """Put the orders in flight back to the front of their queues, after the connection is lost."""
 
     def output(self) -> bytes:
         """All batches that may leave now; empty when there are none."""
 
     def receive(self, chunk: bytes) -> None:
-        """Replies; ends tickets. ProtocolViolation when the connection must be dropped."""
+        """Process replies and end their tickets. Raises ProtocolViolation when the connection must be dropped."""
 
     def settle(self) -> None:
-        """Wake the waiters of all tickets that ended. Write `output` first: then Redis works meanwhile."""
+        """Wake the waiters of all ended tickets. Write `output` first, so that Redis works meanwhile."""
 
     def call(self, parts: Sequence[bytes], on_reply: Callable[[Reply], None]) -> None:
-        """Send a command of the link's own between batches; ReplyError when the connection is lost."""
+        """Send a command other than a batch. `on_reply` gets its reply, or a ReplyError when the connection is lost."""
 
     def sweep(self, now_ns: int) -> int:
-        """End what is past its deadline; the number ended."""
+        """End the orders past their deadline; returns their number."""
 
     def refuse(self, refusing: bool) -> None:
-        """While true, new orders are OVERLOADED (Redis' memory is high)."""
+        """While true, new orders are OVERLOADED (Redis memory use is high)."""
 
     @property
     def is_connected(self) -> bool:
@@ -67,14 +67,14 @@ class Batcher:
 
     @property
     def queued(self) -> int:
-        """Orders waiting for a batch."""
+        """Orders that wait for a batch."""
 
     @property
     def in_flight(self) -> int:
-        """Batches on the wire."""
+        """Batches without a reply yet."""
 
     def take_error(self) -> str | None:
-        """The last error reply to a batch since the last call, None without one: for the log."""
+        """The latest error reply to a batch since the last call, or None. For the log."""
 
     def stats(self) -> dict[str, int]:
-        """batches, orders_sent, lookups_sent, resubmitted, noscript, error_replies, expired: since the start."""
+        """Counts since the start: batches, orders_sent, lookups_sent, resubmitted, noscript, error_replies, expired."""

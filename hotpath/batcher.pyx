@@ -1,8 +1,9 @@
-"""The micro-batcher of one connection. Performs no I/O and sets no timer: bytes in, bytes out, told when to sweep.
+"""The micro-batcher of one connection: bytes in, bytes out. Performs no I/O and sets no timer; the owner calls
+`sweep`.
 
-A batch leaves when the connection has room; what arrives meanwhile forms the next one. Orders for SKUs last seen sold
-out go by the read-only lookup in batches of their own, with room of their own, so that an order that can be accepted
-never waits behind the crowd. Replies end tickets; `settle` then wakes their waiters straight from the caller's stack.
+A batch leaves when the connection has room; orders that arrive meanwhile form the next one. Orders for SKUs last seen
+sold out use the read-only lookup script, in batches and room of their own, so that an order that can be accepted never
+waits behind hopeless ones. Replies end tickets; `settle` then wakes their waiters directly from the caller's stack.
 
     submit -> queue of the lane -> output -> in flight -> receive -> settle
                  ^ lost connection, NOSCRIPT, LOADING, HAS_STOCK |
@@ -37,19 +38,19 @@ cdef enum Kind:
 cdef enum:
     OUTCOME_BITS = 4
     OUTCOME_MASK = 15
-    RECORD_HEAD = 21  # 16 order id, 5 milliseconds since RECORD_SINCE_MS
-    HOLD_MS = 50  # pause after LOADING and its like
-    BUSY_TURNS_MAX = 15  # of lanes with a full batch, or enough for one, before one with less
+    RECORD_HEAD = 21  # 16 bytes order id, 5 bytes milliseconds since RECORD_SINCE_MS
+    HOLD_MS = 50  # pause after LOADING and similar errors
+    BUSY_TURNS_MAX = 15  # turns of lanes with a full batch, or an early one, before a turn of a lane with less
     WAITING_MAX = 2147483647
-    MEASURE_MS = 100  # over which the pace of answers is measured
+    MEASURE_MS = 100  # interval of the pace measurement
     REPLY_BYTES_MAX = 1048576
 
-cdef int64_t RECORD_SINCE_MS = 1577836800000  # of `domain.orders`
-# Redis did not run the script and may do so soon.
+cdef int64_t RECORD_SINCE_MS = 1577836800000  # as in `domain.orders`
+# Errors after which the script did not run and may soon run.
 _RETRY = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
-# Of the newest batch of any batcher: a sale's view may serve several, and notes the batch that it was seen in.
+# Number of the newest batch of any batcher. Several batchers may share a sale's view, which notes its latest batch.
 cdef uint64_t serial = 0
 
 
@@ -66,7 +67,7 @@ cdef int64_t unix_ms() noexcept nogil:
 
 
 cdef class LaneQueue:
-    """What waits for one lane."""
+    """The orders that wait for one lane."""
 
     def __cinit__(self, LaneNames names not None):
         self.lane = names.lane
@@ -76,7 +77,7 @@ cdef class LaneQueue:
 
 
 cdef class Batch:
-    """One command on the wire."""
+    """One command on the wire, and its orders."""
 
 
 cdef class Batcher:
@@ -123,7 +124,7 @@ cdef class Batcher:
     # ---- in ----------------------------------------------------------------------------------------------------
 
     def submit(self, Ticket ticket not None):
-        """Queue it; False when it was refused at once."""
+        """Queue the order. False when it was refused at once."""
         return self.take(ticket)
 
     cdef bint take(self, Ticket ticket) except -1:
@@ -141,7 +142,7 @@ cdef class Batcher:
         return True
 
     cdef int enqueue(self, Ticket ticket, bint front) except -1:
-        """How many wait with it, for its lane and its script."""
+        """Queue the order. Returns how many wait for its lane and script."""
         cdef LaneNames names = ticket.sale.lane_for(ticket.user_hash)
         cdef LaneQueue lane = <LaneQueue>self.lanes.get(names.lane)
         cdef int i
@@ -163,7 +164,7 @@ cdef class Batcher:
         return len(source)
 
     cdef bint has_room(self, int in_flight, int waiting) noexcept:
-        """A lone batch leaves at any size; a further one only when its lane has enough for the round trip."""
+        """A lone batch leaves at any size; another one only when its lane has enough orders for the round trip."""
         return waiting > 0 and (
             in_flight == 0 or (in_flight < self.batches_in_flight_max and waiting >= self.batch_size_early)
         )
@@ -174,7 +175,7 @@ cdef class Batcher:
         return 0
 
     def call(self, parts, on_reply):
-        """Send a command of the link's own between batches; `on_reply` gets its reply, ReplyError when it is lost."""
+        """Send a command other than a batch; `on_reply` gets its reply, or a ReplyError when the connection is lost."""
         cdef Batch batch = Batch.__new__(Batch)
         assert self.is_up
         batch.kind = COMMAND
@@ -191,7 +192,7 @@ cdef class Batcher:
     # ---- out ---------------------------------------------------------------------------------------------------
 
     def connected(self):
-        """Batches may leave from now on. The server is asked to load the scripts: it may be another one."""
+        """Allow batches to leave, after loading the scripts: this server may not have them."""
         assert not self.is_up
         self.is_up = True
         self.scripts_missing = True
@@ -219,11 +220,11 @@ cdef class Batcher:
         return self.writer.take()
 
     cdef int put_batches(self, bint lookup) except -1:
-        """Batches of one kind while there is room.
+        """Write batches of one kind while there is room.
 
-        Lanes with a full batch go first, in turn; without one, beside a batch on the wire, those with enough for it.
-        When room is short, a turn for every lane would spend half of the round trips on lanes with hardly an order:
-        these wait for `BUSY_TURNS_MAX` turns, and the loss is bounded by it.
+        Lanes with a full batch go first, in turn. While a batch is on the wire and no lane has a full one, lanes with
+        an early batch go. Lanes with less wait for `BUSY_TURNS_MAX` turns of the others, because small batches would
+        otherwise take half of the round trips when room is short; the bound limits their delay.
         """
         cdef LaneQueue lane
         cdef int in_flight, busy, rest
@@ -250,7 +251,7 @@ cdef class Batcher:
             self.put_batch(lane, lane.lookup if lookup else lane.reserve, lookup)
 
     cdef int next_lane(self, bint lookup, int last, Py_ssize_t least, Py_ssize_t most) except -2:
-        """The place behind `last` of the next lane for which so many wait; or -1."""
+        """Index of the next lane after `last` with `least` to `most` waiting orders; -1 when there is none."""
         cdef int lanes = len(self.lane_list)
         cdef int step, place
         cdef Py_ssize_t waiting
@@ -264,7 +265,7 @@ cdef class Batcher:
         return -1
 
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1:
-        """One script call with what waits for the lane, at most a batch."""
+        """Write one script call with the first orders of the queue, at most a full batch. Returns their number."""
         cdef Batch batch = Batch.__new__(Batch)
         cdef list tickets = []
         cdef list sales = []
@@ -281,8 +282,8 @@ cdef class Batcher:
                 break
             sale = ticket.sale
             if sale.batch_serial != serial:
-                # Another view of a sale that is in the batch already: share its place when it is the same version,
-                # otherwise wait for the next batch, for the script must see a sale once.
+                # Another view of a sale that the batch has already. The same version shares its place; another version
+                # waits for the next batch, because a script call must contain a sale once.
                 place = 0
                 for other in sales:
                     if memcmp(other.id, sale.id, 16) == 0:
@@ -324,7 +325,7 @@ cdef class Batcher:
     # ---- back --------------------------------------------------------------------------------------------------
 
     def receive(self, bytes chunk not None):
-        """Replies. Waiters are woken by `settle`: write the next batches first, then Redis works meanwhile."""
+        """Process replies. `settle` wakes the waiters: first write the next batches, so that Redis works meanwhile."""
         cdef bytes data = self.rest + chunk if self.rest else chunk
         cdef const char* at = data
         cdef const char* end = at + len(data)
@@ -334,17 +335,17 @@ cdef class Batcher:
             if length == 0:
                 break
             if length < 0 or not self.flight:
-                raise ProtocolViolation(f"not a reply that is due: {at[: min(end - at, 32)]!r}")
-            # Digested first: what it raises loses the connection, and the batch must be in flight to be put back.
+                raise ProtocolViolation(f"unexpected reply: {at[: min(end - at, 32)]!r}")
+            # Digest before removing: an exception loses the connection, and `lost` must find the batch in flight.
             self.digest(<Batch>self.flight[0], at)
             self.flight.popleft()
             at += length
         self.rest = at[: end - at]
         if len(self.rest) > REPLY_BYTES_MAX:
-            raise ProtocolViolation("a reply is beyond the bounds")
+            raise ProtocolViolation("a reply exceeds its size limit")
 
     def settle(self):
-        """Wake the waiters of all tickets that ended."""
+        """Wake the waiters of all ended tickets."""
         cdef Ticket ticket
         cdef list done = self.done
         cdef int inside_task = -1
@@ -353,7 +354,7 @@ cdef class Batcher:
         self.done = []
         for ticket in done:
             if ticket.callback is None:
-                continue  # whoever awaits it later finds it ended
+                continue  # a later waiter finds it ended
             if inside_task < 0:
                 inside_task = asyncio.current_task() is not None
             ticket.settle(inside_task)
@@ -373,7 +374,7 @@ cdef class Batcher:
             self.refuse_batch(batch, (<object>build(at, &after)).text)
             return 0
         if at[0] != c"*" or read_number(at, &after) != 1 + len(batch.tickets) or after[0] != c":":
-            raise ProtocolViolation("a reply of another shape than the script's")
+            raise ProtocolViolation("a reply does not have the shape of the script's replies")
         now_ms = read_number(after, &after)
         at = after
         self.served += len(batch.tickets)
@@ -389,11 +390,11 @@ cdef class Batcher:
                 at = after + number + 2
                 self.replay(ticket, <const uint8_t*>after, number)
             else:
-                raise ProtocolViolation("a reply of another shape than the script's")
+                raise ProtocolViolation("a reply does not have the shape of the script's replies")
         return 0
 
     cdef int decide(self, Ticket ticket, int64_t value) except -1:
-        """An integer answer: argument * 16 + outcome."""
+        """Process an integer reply: argument * 16 + outcome."""
         cdef int outcome = <int>(value & OUTCOME_MASK)
         cdef int i
         ticket.in_flight = False
@@ -411,7 +412,7 @@ cdef class Batcher:
         return self.end_ticket(ticket, outcome)
 
     cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1:
-        """The apply-once record: 16 order id, 5 reserved_at_ms, 2 bytes per line in the order of the first request."""
+        """Process an apply-once record: 16 order id, 5 reserved_at_ms, 2 per line in the order of the first request."""
         cdef int count = <int>((length - RECORD_HEAD) // 2)
         cdef int i
         if length < RECORD_HEAD or (length - RECORD_HEAD) % 2 or count != ticket.line_count:
@@ -425,7 +426,7 @@ cdef class Batcher:
         for i in range(count):
             ticket.sku_index[i] = record[RECORD_HEAD + 2 * i]
             ticket.quantity[i] = record[RECORD_HEAD + 2 * i + 1]
-        # Our own order id: an attempt of ours ran and its reply was lost. To the client it is the first answer.
+        # Same id: our own attempt ran and its reply was lost. For the client, this is the first answer.
         ticket.replayed = memcmp(ticket.id, record, 16) != 0
         memcpy(ticket.id, record, 16)
         ticket.reserved_at_ms = 0
@@ -435,7 +436,7 @@ cdef class Batcher:
         return self.end_ticket(ticket, V_REPLAYED if ticket.replayed else V_ACCEPTED)
 
     cdef int refuse_batch(self, Batch batch, str text) except -1:
-        """An error instead of answers: the script did nothing (it checks first and writes after)."""
+        """Process an error reply. The script changed nothing: it checks first and writes afterwards."""
         cdef Ticket ticket
         cdef int verdict
         word = text.partition(" ")[0]
@@ -449,7 +450,7 @@ cdef class Batcher:
             self.hold_until_ns = monotonic_ns() + HOLD_MS * NS_PER_MS
             return self.put_back(batch, False)
         if word == "CORRUPT" and len(batch.tickets) > 1:
-            # One buyer's damaged record must not refuse 63 others: each is asked again, once, by itself.
+            # The damaged record of one buyer must not refuse 63 others: resubmit each order once, in its own batch.
             for ticket in batch.tickets:
                 ticket.alone = True
             return self.put_back(batch, False)
@@ -461,7 +462,7 @@ cdef class Batcher:
         return 0
 
     def lost(self):
-        """The connection is gone: what was in flight goes back to the front of its queue."""
+        """Put the orders in flight back to the front of their queues; the connection is lost."""
         cdef Batch batch
         self.is_up = False
         self.is_woken = False
@@ -471,7 +472,7 @@ cdef class Batcher:
         self.flight = deque()
         self.reserve_flight = 0
         self.lookup_flight = 0
-        self.was_empty = True  # the next connection has a pace of its own
+        self.was_empty = True  # the next connection has its own pace
         while flight:
             batch = <Batch>flight.pop()
             if batch.kind == COMMAND:
@@ -483,7 +484,7 @@ cdef class Batcher:
         cdef Ticket ticket
         for ticket in reversed(batch.tickets):
             if not ticket.in_flight:
-                continue  # answered before the reply broke the protocol
+                continue  # answered before the reply that broke the protocol
             ticket.in_flight = False
             if may_have_run:
                 ticket.may_have_run = True
@@ -498,10 +499,10 @@ cdef class Batcher:
         return 0
 
     cdef int bound_queue(self, int64_t now_ns) except -1:
-        """Let no more orders wait than are answered within half a deadline, at the pace of now.
+        """Bound the queue to the orders that are answered within half a deadline at the current pace.
 
-        A longer queue hands every order to Redis just before its deadline: all are executed, and answered too
-        late (measured: goodput fell to 40 % of the peak). The pace tells what can be done only while somebody waits.
+        A longer queue gives every order to Redis just before its deadline: all run, and all answers come too late
+        (measured: goodput fell to 40 % of the peak). The pace shows the capacity only while orders wait.
         """
         cdef int64_t elapsed_ns = now_ns - self.measured_ns
         cdef uint64_t served = self.served - self.served_before
@@ -518,20 +519,20 @@ cdef class Batcher:
             bound = max(self.pace * self.deadline_ns / 2, self.batch_size_max * (self.batches_in_flight_max + 1))
             self.queue_bound = <int>min(bound, <double>self.queue_length_max)
         elif elapsed_ns < self.deadline_ns:
-            return 0  # a round trip may take longer than this; and a silent Redis is no slow one
+            return 0  # a round trip may take longer; and silence does not mean a slow Redis
         self.measured_ns = now_ns
         self.served_before = self.served
         return 0
 
     def sweep(self, int64_t now_ns):
-        """End and settle what is past its deadline, bound the queue. Also wakes the link when a pause is over."""
+        """End and settle orders past their deadline, bound the queue, wake the owner when a pause is over."""
         cdef LaneQueue lane
         cdef Batch batch
         cdef Ticket ticket
         cdef int ended = 0
         for lane in self.lane_list:
             for source in (lane.reserve, lane.lookup):
-                # Attempts that came back stand in front of older orders: the whole queue is looked at.
+                # Resubmitted orders stand before older ones, so the whole queue must be searched.
                 late = [ticket for ticket in source if (<Ticket>ticket).deadline_ns <= now_ns]
                 if not late:
                     continue
@@ -560,7 +561,7 @@ cdef class Batcher:
 
     @property
     def in_flight(self):
-        """Script calls on the wire."""
+        """Script calls without a reply yet."""
         return self.reserve_flight + self.lookup_flight
 
     @property
@@ -569,7 +570,7 @@ cdef class Batcher:
         return bool(self.is_up)
 
     def take_error(self):
-        """The last error reply to a batch since the last call, None without one: for the log."""
+        """The latest error reply to a batch since the last call, or None. For the log."""
         taken, self.last_error = self.last_error, None
         return taken
 
@@ -587,7 +588,7 @@ cdef class Batcher:
 
 
 def _check_loaded(reply):
-    # A lost reply is not a fault of the server: the next connection loads again.
+    # A lost reply is no error of the server: the next connection loads the scripts again.
     if isinstance(reply, ReplyError) and not reply.text.startswith("LOST"):
         if reply.text.partition(" ")[0] not in _RETRY:
-            raise ProtocolViolation(f"a script could not be loaded: {reply.text}")
+            raise ProtocolViolation(f"Redis did not load a script: {reply.text}")

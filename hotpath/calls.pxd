@@ -12,6 +12,6 @@ cdef class CallEncoder:
     cdef bytes lookup_head
     cdef bytes limits  # RESP: interval, burst, bound of the stream
 
-    # The orders of one lane; each ticket's `place` is that of its sale in `sales`.
+    # The orders of one lane; `place` of a ticket is the index of its sale in `sales`.
     cdef int put(self, Writer writer, bint lookup, bytes keys, list tickets, list sales) except -1
     cdef int put_order(self, Writer writer, Ticket ticket) except -1

@@ -1,7 +1,7 @@
 """One call of `reserve` or `lookup` as RESP. Performs no I/O."""
 
 class CallEncoder:
-    """Writes calls for the batcher, from its settings. Its methods are for compiled callers."""
+    """Writes the batcher's script calls. Its methods are for compiled callers."""
 
     def __init__(
         self,
@@ -12,4 +12,4 @@ class CallEncoder:
         burst: int,
         stream_length_max: int,
     ) -> None:
-        """SHA-1s are of 40 hex digits; the limits are arguments of the scripts (`docs/redis-layout.md`)."""
+        """SHA-1s have 40 hex digits; the limits are arguments of the scripts (`docs/redis-layout.md`)."""

@@ -1,4 +1,4 @@
-"""One call of `reserve` or `lookup` as RESP. Performs no I/O; decides nothing.
+"""One call of `reserve` or `lookup` as RESP. Performs no I/O.
 
     *<10 + 2g + 5n> EVALSHA <sha> <2 + 2n> state stream (user order)*n
     n g interval burst bound (sale edition)*g (field lines body)*n
@@ -14,7 +14,7 @@ from hotpath.tickets cimport Ticket
 
 cdef enum:
     BODY_HEAD_MAX = 16 + 16 + 3 + 1 + 64 + 1
-    # One request: two keys (heads are counted apart), the field, the lines, the body, their RESP heads.
+    # One request: two ids in keys (their prefixes are counted apart), the field, the lines, the body, the RESP heads.
     ORDER_BYTES_MAX = 2 * (16 + 2) + 32 + 66 + 32 + 18 + 32 + BODY_HEAD_MAX + 8 * (2 + 5 + 1 + 64)
 
 
@@ -23,7 +23,7 @@ cdef bytes lane_keys(LaneNames names):
 
 
 cdef class CallEncoder:
-    """Writes calls, from the batcher's settings."""
+    """Writes script calls with the batcher's settings."""
 
     def __init__(
         self, *, str reserve_sha, str lookup_sha, int emission_interval_us, int burst, long stream_length_max
@@ -61,7 +61,7 @@ cdef class CallEncoder:
         return 0
 
     cdef int put_order(self, Writer writer, Ticket ticket) except -1:
-        """Field, lines and body of one request (`docs/redis-layout.md`, `domain.orders.encode_body`)."""
+        """Write field, lines and body of one request (`docs/redis-layout.md`, `domain.orders.encode_body`)."""
         cdef char* at = writer.reserve(ORDER_BYTES_MAX)
         cdef SaleView sale = ticket.sale
         cdef bytes part
@@ -102,7 +102,7 @@ cdef class CallEncoder:
 
 
 cdef inline char* bulk_number(char* at, uint64_t number) noexcept nogil:
-    """A number as a bulk string."""
+    """Write a number as a bulk string."""
     cdef char digits[20]
     cdef int count = put_decimal(digits, number)
     at = bulk_head(at, count)
@@ -112,7 +112,7 @@ cdef inline char* bulk_number(char* at, uint64_t number) noexcept nogil:
 
 
 cdef inline char* id_key(char* at, bytes head, const uint8_t* sixteen) noexcept:
-    """A key that ends in an id."""
+    """Write a key that ends in an id."""
     at = literal(at, head)
     memcpy(at, sixteen, ID_BYTES)
     memcpy(at + ID_BYTES, b"\r\n", 2)

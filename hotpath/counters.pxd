@@ -37,7 +37,7 @@ cdef enum VerdictCode:
     V_TOKEN_ENDED = 48
     VERDICTS_MAX = 56
 
-# 8 buckets to a power of two: at most 12.5% above the true value. 0..7 us are exact.
+# 8 buckets per power of two: a bound is at most 12.5% above the true value. 0..7 us are exact.
 cdef enum:
     BUCKETS_PER_OCTAVE = 8
     HISTOGRAM_BUCKETS = 192

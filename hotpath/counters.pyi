@@ -1,10 +1,10 @@
-"""Verdicts of the order path, counters by verdict, and a latency histogram; all of one worker, in C memory."""
+"""Verdicts of the order path, counters by verdict and a latency histogram; all of one worker, in C memory."""
 
 from enum import IntEnum
 from typing import TypedDict
 
 class Verdict(IntEnum):
-    """How one order request ended. 0..10 are the outcomes of the reservation scripts (`domain.outcomes.Outcome`)."""
+    """Outcome of one order request. 0..10 are the outcomes of the reservation scripts (`domain.outcomes.Outcome`)."""
 
     ACCEPTED = 0
     REPLAYED = 1
@@ -17,9 +17,9 @@ class Verdict(IntEnum):
     SOLD_OUT = 8
     HAS_STOCK = 9
     STREAM_FULL = 10
-    OVERLOADED = 16  # no byte was sent: queue full, memory high, or the deadline passed while waiting
-    UNAVAILABLE = 17  # no byte was sent, or Redis said that it did nothing and cannot
-    UNKNOWN = 18  # a byte was sent and no answer came in time
+    OVERLOADED = 16  # no byte was sent: queue full, memory use high, or the deadline passed in the queue
+    UNAVAILABLE = 17  # no byte was sent, or Redis reported that it did nothing and cannot
+    UNKNOWN = 18  # a byte was sent and no reply came in time
     PENDING = 19  # not ended yet
     TOKEN_MISSING = 32
     TOKEN_INVALID = 33
@@ -34,20 +34,20 @@ class Verdict(IntEnum):
     BODY_INVALID = 42
     SKU_NOT_FOUND = 43
     SALE_NOT_FOUND = 44
-    TOO_FAST = 45  # the loose local limiter
+    TOO_FAST = 45  # refused by the loose local limiter
     INTERNAL_ERROR = 46
     HEADER_REPEATED = 47
     TOKEN_ENDED = 48  # issued before the user's sessions were ended
 
 class Histogram(TypedDict):
-    """Cumulative counts: `buckets` are (upper bound in seconds, count of observations at or below it)."""
+    """`buckets`: (upper bound in seconds, number of observations up to it)."""
 
     buckets: list[tuple[float, int]]
     count: int
     sum_s: float
 
 class Snapshot(TypedDict):
-    """`verdicts`: name in lower case -> count, only those that occurred."""
+    """`verdicts`: name in lower case -> count, without zeros."""
 
     verdicts: dict[str, int]
     latency: Histogram
@@ -59,10 +59,10 @@ class Counters:
         """Add one."""
 
     def observe_us(self, latency_us: int) -> None:
-        """Record a latency in microseconds (log-linear buckets, 8 to a power of two, up to 67 s)."""
+        """Record a latency in microseconds (log-linear buckets, 8 per power of two, up to 67 s)."""
 
     def quantile_us(self, share: float) -> int:
-        """Upper bound of the bucket that holds the quantile, 0 when nothing was observed."""
+        """Upper bound of the bucket that holds the quantile; 0 without observations."""
 
     def snapshot(self) -> Snapshot:
         """All counts since the worker started, for Prometheus."""

@@ -1,4 +1,4 @@
-"""Counters by verdict and a log-linear latency histogram of one worker. Performs no I/O, knows no Prometheus."""
+"""Counters by verdict and a log-linear latency histogram of one worker. Performs no I/O."""
 
 from enum import IntEnum
 
@@ -6,7 +6,7 @@ from libc.string cimport memset
 
 
 class Verdict(IntEnum):
-    """How one order request ended."""
+    """Outcome of one order request."""
 
     ACCEPTED = V_ACCEPTED
     REPLAYED = V_REPLAYED
@@ -89,7 +89,7 @@ cdef class Counters:
         cumulative = []
         for index in range(HISTOGRAM_BUCKETS):
             seen += self.buckets[index]
-            # One bound per power of two keeps the exposition small; quantile_us uses all buckets.
+            # One bound per power of two keeps the metrics text small; quantile_us uses all buckets.
             if index % BUCKETS_PER_OCTAVE == BUCKETS_PER_OCTAVE - 1:
                 cumulative.append((upper_us(index) / 1e6, seen))
         return {
@@ -99,7 +99,7 @@ cdef class Counters:
 
 
 cdef inline int bucket_of(uint64_t value) noexcept:
-    """Log-linear index: the leading bit picks the octave, the three bits below it the bucket."""
+    """Log-linear index: the leading bit selects the octave, the three bits below it the bucket."""
     cdef int octave = 0
     if value < BUCKETS_PER_OCTAVE:
         return <int>value
@@ -111,7 +111,7 @@ cdef inline int bucket_of(uint64_t value) noexcept:
 
 
 cdef inline uint64_t upper_us(int index) noexcept:
-    """Largest value that falls into the bucket."""
+    """Largest value in the bucket."""
     cdef int octave
     if index < BUCKETS_PER_OCTAVE:
         return <uint64_t>index

@@ -23,7 +23,7 @@ cdef class OrderCore:
     cdef list fixed_answers  # verdict -> answer or None
     cdef object answer_with_argument
     cdef object answer_invalid
-    cdef object finish_elsewhere
+    cdef object slow_path
     cdef object report
     cdef object verify_outside  # None: no tokens but ours
     cdef str location_prefix
@@ -52,8 +52,8 @@ cdef class Exchange(Ticket):
     cdef int64_t body_deadline
 
     cdef object step(self)
-    cdef object go_elsewhere(self, int reason)
-    cdef object step_elsewhere(self)
+    cdef object enter_slow_path(self, int reason)
+    cdef object step_slow_path(self)
     cdef int give_up(self, error) except -1
     cdef int open(self) except -1
     cdef int check_outside(self, str authorization, int64_t now_s) except -1

@@ -1,4 +1,4 @@
-"""One POST of an order from headers to answer, as a hand-written awaitable; what is rare is handed to coroutines."""
+"""One POST of an order from headers to answer, as a hand-written awaitable. Coroutines handle the rare requests."""
 
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeAlias
@@ -14,10 +14,10 @@ Answer: TypeAlias = tuple[int, list[tuple[str, str]], bytes]
 SALE_UNKNOWN: int
 LENGTH_UNKNOWN: int
 DEFINITION_STALE: int
-"""Why an exchange goes on elsewhere."""
+"""Reasons for the slow path."""
 
 class OrderCore:
-    """What every exchange of a worker shares."""
+    """The shared state of all exchanges of a worker."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class OrderCore:
         fixed_answers: dict[int, Answer],
         answer_with_argument: Callable[[int, int], Answer],
         answer_invalid: Callable[[int, list[tuple[str, str]]], Answer],
-        finish_elsewhere: Callable[[Exchange, int], Coroutine[Any, Any, None]],
+        slow_path: Callable[[Exchange, int], Coroutine[Any, Any, None]],
         report: Callable[[BaseException], None],
         location_prefix: str,
         body_length_max: int,
@@ -37,24 +37,24 @@ class OrderCore:
         local_burst: int,
         verify_outside: Callable[[str, int], bytes | int] | None = None,
     ) -> None:
-        """`fixed_answers`: by verdict, for each that can happen and is not an order.
+        """`fixed_answers`: by verdict, for each verdict whose answer has no parameters.
 
         `answer_with_argument(verdict, wait_ms)`; `answer_invalid(verdict, [(pointer, detail)])`;
-        `finish_elsewhere(exchange, reason)` makes the coroutine that goes on; `report` gets faults of ours.
-        `verify_outside(token, now_s)` is asked about a token that is not by the ring's keys: 16 bytes of the user, or a verdict.
+        `slow_path(exchange, reason)` makes the coroutine that answers a rare request; `report` gets internal errors.
+        `verify_outside(token, now_s)` gets tokens that no key of the ring signed: 16 bytes of the user, or a verdict.
         """
 
     def sweep(self, now_ns: int) -> int:
-        """Ends the wait for bodies past their deadline; the number ended."""
+        """End the wait for bodies past their deadline; returns the number ended."""
 
     @property
     def waiting_for_body(self) -> int: ...
 
 class Exchange(Ticket):
-    """Awaiting it answers the request. A fault of ours becomes `internal_error` and is reported, never raised."""
+    """Awaiting it answers the request. An internal error becomes `internal_error` and is reported, never raised."""
 
     def __init__(self, core: OrderCore, scope: Any, protocol: Any, sale_id: str, sale: SaleView | None) -> None:
-        """`sale` None: not known to this worker; the exchange goes on elsewhere once the headers are good."""
+        """`sale` None: this worker does not know the sale, and valid headers lead to the slow path."""
 
     @property
     def rsgi_protocol(self) -> Any:
@@ -62,18 +62,18 @@ class Exchange(Ticket):
 
     @property
     def sale_id(self) -> str:
-        """As the client wrote it."""
+        """The sale id in the client's spelling."""
 
     @property
     def known_sale(self) -> SaleView | None:
-        """The view it was made with."""
+        """The view from the constructor."""
 
     @property
     def has_length(self) -> bool:
-        """Whether the client said how long the body is."""
+        """Whether the request has a Content-Length."""
 
     def ticket_for(self, sale: SaleView, body: bytes) -> Ticket | None:
-        """The order of the body, not submitted yet; None when the request was answered instead."""
+        """The order in the body, not submitted yet; None when the request has been answered."""
 
     def respond(self, ticket: Ticket) -> None:
         """Answer with the verdict of an ended ticket."""

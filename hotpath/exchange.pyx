@@ -1,9 +1,10 @@
-"""One POST of an order, from headers to answer: a hand-written awaitable, for a coroutine costs more than the work.
+"""One POST of an order, from headers to answer: a hand-written awaitable, because a coroutine costs more than the
+work.
 
-    headers -> token -> key -> body (Granian's future) -> lines -> ticket (this object is it) -> answer
+    headers -> token -> key -> body (Granian's future) -> lines -> ticket (this object) -> answer
 
-What is rare (an unknown sale, a body without a length, a stale definition) goes on in a coroutine of the edge. Knows
-Granian's RSGI scope and protocol by their methods only; performs no I/O of its own.
+Rare requests (an unknown sale, a body without a length, a stale definition) take the slow path, a coroutine of the
+edge. Knows only the methods of Granian's RSGI scope and protocol; performs no I/O of its own.
 """
 
 from libc.stdlib cimport calloc, free
@@ -45,10 +46,10 @@ cdef enum State:
     NEW
     READING
     WAITING
-    ELSEWHERE
+    ON_SLOW_PATH
     FINISHED
 
-# Why an exchange goes on elsewhere.
+# Reasons for the slow path.
 SALE_UNKNOWN = 1
 LENGTH_UNKNOWN = 2
 DEFINITION_STALE = 3
@@ -64,7 +65,7 @@ cdef tuple REPLAYED_HEADER = ("idempotency-replayed", "true")
 
 
 cdef class OrderCore:
-    """What every exchange of a worker shares."""
+    """The shared state of all exchanges of a worker."""
 
     def __cinit__(self):
         self.limiter = <LimiterSlot*>calloc(LIMITER_SLOTS, sizeof(LimiterSlot))
@@ -83,7 +84,7 @@ cdef class OrderCore:
         dict fixed_answers not None,
         answer_with_argument,
         answer_invalid,
-        finish_elsewhere,
+        slow_path,
         report,
         str location_prefix not None,
         Py_ssize_t body_length_max,
@@ -99,7 +100,7 @@ cdef class OrderCore:
         self.fixed_answers = [fixed_answers.get(verdict) for verdict in range(VERDICTS_MAX)]
         self.answer_with_argument = answer_with_argument
         self.answer_invalid = answer_invalid
-        self.finish_elsewhere = finish_elsewhere
+        self.slow_path = slow_path
         self.report = report
         self.verify_outside = verify_outside
         self.location_prefix = location_prefix
@@ -111,7 +112,7 @@ cdef class OrderCore:
         self.claims = Claims.__new__(Claims)
 
     cdef int64_t limited_us(self, uint64_t user_hash, int64_t now_us) noexcept:
-        """0 when the user may pass, else the wait. Loose: two users of one slot forget one another's past."""
+        """0 when the user may pass, else the wait. Loose: users that share a slot reset one another's history."""
         cdef LimiterSlot* slot = &self.limiter[user_hash & (LIMITER_SLOTS - 1)]
         cdef int64_t arrival
         if slot.user_hash != user_hash:
@@ -125,7 +126,7 @@ cdef class OrderCore:
         return 0
 
     def sweep(self, int64_t now_ns):
-        """Ends the wait for bodies past their deadline."""
+        """End the wait for bodies past their deadline."""
         cdef Exchange exchange
         late = []
         for exchange in self.bodies:
@@ -135,13 +136,13 @@ cdef class OrderCore:
         for exchange in late:
             del self.bodies[exchange]
             exchange.timed_out = True
-            # Wakes the exchange by a CancelledError, and drops the body, so that the connection closes.
+            # Raises CancelledError in the exchange, and drops the body, so that the connection closes.
             exchange.body_future.cancel()
         return len(late)
 
     @property
     def waiting_for_body(self):
-        """Exchanges whose body has not arrived."""
+        """Exchanges whose body has not arrived yet."""
         return len(self.bodies)
 
 
@@ -168,14 +169,14 @@ cdef class Exchange(Ticket):
         return waited
 
     cdef object step(self):
-        """As far as it goes without waiting; what to wait for unless FINISHED."""
+        """Advance without waiting. Returns the future to wait for, unless FINISHED."""
         cdef int reason
-        if self.state == ELSEWHERE:
-            return self.step_elsewhere()
+        if self.state == ON_SLOW_PATH:
+            return self.step_slow_path()
         if self.state == NEW:
             reason = self.open()
             if reason:
-                return self.go_elsewhere(reason)
+                return self.enter_slow_path(reason)
             if self.answered:
                 self.state = FINISHED
                 return None
@@ -200,17 +201,17 @@ cdef class Exchange(Ticket):
             self.blocking = True
             return self
         if self.outcome == V_STALE:
-            return self.go_elsewhere(DEFINITION_STALE)
+            return self.enter_slow_path(DEFINITION_STALE)
         self.answer_request(self)
         self.state = FINISHED
         return None
 
-    cdef object go_elsewhere(self, int reason):
-        self.state = ELSEWHERE
-        self.delegate = self.core.finish_elsewhere(self, reason)
-        return self.step_elsewhere()
+    cdef object enter_slow_path(self, int reason):
+        self.state = ON_SLOW_PATH
+        self.delegate = self.core.slow_path(self, reason)
+        return self.step_slow_path()
 
-    cdef object step_elsewhere(self):
+    cdef object step_slow_path(self):
         try:
             return self.delegate.send(None)
         except StopIteration:
@@ -218,7 +219,7 @@ cdef class Exchange(Ticket):
             self.delegate = None
 
     cdef int give_up(self, error) except -1:
-        """A fault of ours: the client gets its typed answer, the operator the trace."""
+        """Handle an internal error: a typed answer for the client, the traceback for the log."""
         self.state = FINISHED
         self.core.bodies.pop(self, None)
         if not self.answered:
@@ -227,13 +228,13 @@ cdef class Exchange(Ticket):
         return 0
 
     def send(self, value):
-        """What a driver without `__next__` calls."""
+        """For drivers that do not call `__next__`."""
         return self.__next__()
 
     def throw(self, kind, value=None, traceback=None):
-        """A fault of what was waited for: the body's future failed or was cancelled, or the task was."""
+        """Handle an error of the awaited future, or the cancellation of the task."""
         error = kind if isinstance(kind, BaseException) else (kind() if value is None else value)
-        if self.state == ELSEWHERE:
+        if self.state == ON_SLOW_PATH:
             try:
                 return self.delegate.throw(error)
             except Exception as fault:
@@ -244,7 +245,7 @@ cdef class Exchange(Ticket):
         if self.state == READING and (self.timed_out or isinstance(error, Exception)):
             self.core.bodies.pop(self, None)
             self.body_future = None
-            # A body that breaks off: its client is gone most likely, and nobody reads the answer.
+            # A truncated body: most likely the client is gone and will not read the answer.
             self.respond_fixed(V_BODY_TIMEOUT if self.timed_out else V_BODY_TRUNCATED)
             self.state = FINISHED
             raise StopIteration
@@ -252,12 +253,12 @@ cdef class Exchange(Ticket):
         raise error
 
     def close(self):
-        """The driver gives up."""
+        """Stop, because the driver gives up."""
         self.core.bodies.pop(self, None)
         if self.delegate is not None:
             self.delegate.close()
 
-    # ---- for the coroutine that goes on elsewhere ----------------------------------------------------------------
+    # ---- for the slow path ---------------------------------------------------------------------------------------
 
     @property
     def rsgi_protocol(self):
@@ -266,21 +267,21 @@ cdef class Exchange(Ticket):
 
     @property
     def sale_id(self):
-        """As the client wrote it."""
+        """The sale id in the client's spelling."""
         return self.asked_sale
 
     @property
     def known_sale(self):
-        """The view it was made with, None when the worker did not know the sale."""
+        """The view from the constructor; None when the worker does not know the sale."""
         return self.sale
 
     @property
     def has_length(self):
-        """Whether the client said how long the body is."""
+        """Whether the request has a Content-Length."""
         return self.content_length >= 0
 
     def ticket_for(self, SaleView sale not None, bytes body not None):
-        """The order of the body, not submitted yet; None when the request was answered instead."""
+        """The order in the body, not submitted yet; None when the request has been answered."""
         self.sale = sale
         return self.copy_for(sale) if self.read_order(body) else None
 
@@ -295,15 +296,15 @@ cdef class Exchange(Ticket):
     # ---- the steps ---------------------------------------------------------------------------------------------
 
     cdef int open(self) except -1:
-        """Headers. 0: read the body next, or why it goes on elsewhere; or it is answered."""
+        """Check the headers and answer on a fault. Returns 0, or the reason for the slow path."""
         cdef OrderCore core = self.core
         cdef const char* text
         cdef Py_ssize_t length = 0
         cdef int64_t now_s
         cdef int fault
-        headers = self.scope.headers  # a clone at each access: once
-        # What is there twice is refused, for another reader may believe the other one. A value that is not ASCII is
-        # never among them.
+        headers = self.scope.headers  # each access copies them
+        # Refuse duplicates, because another reader may use the other value. `get_all` leaves out values that are not
+        # ASCII.
         values = <list>headers.get_all(AUTHORIZATION)
         if len(values) != 1:
             return self.respond_fixed(V_HEADER_REPEATED if values else V_TOKEN_MISSING)
@@ -343,7 +344,7 @@ cdef class Exchange(Ticket):
         return LENGTH_UNKNOWN if self.content_length < 0 else 0
 
     cdef int check_outside(self, str authorization, int64_t now_s) except -1:
-        """The user of a token that is not by our keys; 0 or a verdict."""
+        """Read the user from a token of an outside issuer. Returns 0 or a verdict."""
         found = self.core.verify_outside(authorization[7:].strip(" "), now_s)
         if type(found) is not bytes:
             return found
@@ -359,7 +360,7 @@ cdef class Exchange(Ticket):
         if len(values) > 1:
             return V_HEADER_REPEATED
         if not values:
-            # A value that is not ASCII reads as absent.
+            # `get_all` leaves out a value that is not ASCII.
             return V_KEY_MALFORMED if IDEMPOTENCY_KEY in headers else V_KEY_MISSING
         text = PyUnicode_AsUTF8AndSize(values[0], &length)
         self.key_length = parse_key(text, length, self.key)
@@ -369,7 +370,7 @@ cdef class Exchange(Ticket):
         return V_KEY_MISSING if self.key_length == 0 else V_KEY_MALFORMED
 
     cdef bint read_order(self, bytes body) except -1:
-        """The order's lines from the body; False when it is answered instead."""
+        """Read the order's lines from the body. False when the request has been answered."""
         cdef OrderCore core = self.core
         cdef Lines lines
         cdef int64_t wait_us
@@ -385,7 +386,7 @@ cdef class Exchange(Ticket):
                 return self.respond_with(V_BODY_INVALID, core.answer_invalid(V_BODY_INVALID, parsed.errors))
             if type(parsed) is not list:
                 return self.respond_with(V_BODY_MALFORMED, core.answer_invalid(V_BODY_MALFORMED, [("", parsed.detail)]))
-            kept = [sku.encode("ascii") for sku, _ in parsed]  # the lines point into these
+            kept = [sku.encode("ascii") for sku, _ in parsed]  # owns the memory of the lines
             lines.count = len(kept)
             for i in range(lines.count):
                 lines.line[i].sku = <const char*>(<bytes>kept[i])
@@ -401,7 +402,7 @@ cdef class Exchange(Ticket):
         return True
 
     cdef int answer_request(self, Ticket ticket) except -1:
-        """The answer to an ended ticket."""
+        """Answer with the verdict of an ended ticket."""
         cdef int verdict = ticket.outcome
         cdef OrderCore core = self.core
         if verdict == V_ACCEPTED or verdict == V_REPLAYED:
@@ -420,7 +421,7 @@ cdef class Exchange(Ticket):
         if verdict == V_RATE_LIMITED or verdict == V_NOT_OPEN:
             return self.respond_with(verdict, core.answer_with_argument(verdict, ticket.argument))
         if verdict == V_STALE and ticket.may_have_run:
-            verdict = V_UNKNOWN  # staleness is decided before replays: an attempt that was lost may have run
+            verdict = V_UNKNOWN  # the script checks staleness before replays, so a lost attempt may have run
         return self.respond_fixed(verdict)
 
     cdef int respond_fixed(self, int verdict) except -1:
@@ -438,7 +439,7 @@ cdef class Exchange(Ticket):
 
 
 cdef inline bint is_bearer(const char* text, Py_ssize_t length) noexcept nogil:
-    """`Bearer ` in any case (RFC 9110, section 11.1)."""
+    """Whether it begins with `Bearer ` in any case (RFC 9110, section 11.1)."""
     return (
         length > 7
         and text[0] | 0x20 == c"b"
@@ -452,7 +453,7 @@ cdef inline bint is_bearer(const char* text, Py_ssize_t length) noexcept nogil:
 
 
 cdef bint is_json_type(media_type):
-    """`application/json`, alone or with `charset=utf-8`."""
+    """Whether it is `application/json`, alone or with `charset=utf-8`."""
     if media_type is None:
         return False
     kind, _, parameters = media_type.lower().partition(";")
@@ -462,7 +463,7 @@ cdef bint is_json_type(media_type):
 
 
 cdef Py_ssize_t parse_length(text) except -2:
-    """Content-Length, -1 without one; a number beyond all bounds for what is none."""
+    """Parse Content-Length: -1 without one, a number above every limit when it is malformed."""
     cdef const char* digits
     cdef Py_ssize_t length = 0, value = 0, i
     if text is None:

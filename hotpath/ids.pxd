@@ -1,4 +1,4 @@
-"""Ids and timestamps as C functions on caller's memory."""
+"""Ids and timestamps, written to the caller's memory."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
@@ -23,7 +23,7 @@ cdef class OrderIds:
     cdef int put(self, uint8_t* sixteen, int64_t unix_ms, int lane, int bucket) except -1
 
 cdef inline char* literal(char* at, bytes data) noexcept:
-    """Write `data`; where to go on."""
+    """Write `data`; returns the end."""
     cdef Py_ssize_t length = len(data)
     memcpy(at, <const char*>data, length)
     return at + length

@@ -1,4 +1,4 @@
-"""Order ids, short ids, user hash, timestamps: packed keys: the compiled twins of what `domain` has."""
+"""Order ids, short ids, user hash, timestamps, packed keys: compiled equivalents of functions in `domain`."""
 
 def user_hash(user_id: bytes) -> int:
     """64-bit FNV-1a of the 16 bytes, folded."""
@@ -10,7 +10,7 @@ def uuid_text(value: bytes) -> str:
     """Canonical text of 16 bytes."""
 
 def parse_uuid(text: str) -> bytes | None:
-    """16 bytes of a canonical id (36 characters, either case), None for anything else."""
+    """16 bytes of a canonical id (36 characters, either case); None for any other text."""
 
 def pack_key(key: bytes) -> bytes:
     """An idempotency key of 1 to 64 bytes as Redis keeps it (`domain.orders.pack_key`)."""
@@ -19,7 +19,7 @@ def rfc3339_ms(unix_ms: int) -> str:
     """`2026-01-01T00:00:00.123Z`."""
 
 class OrderIds:
-    """Makes UUIDv8 order ids; randomness is read from the system 512 ids at a time."""
+    """Makes UUIDv8 order ids. Reads randomness from the system for 512 ids at a time."""
 
     def make(self, *, unix_ms: int, lane: int, bucket: int) -> bytes:
-        """16 bytes of a fresh id."""
+        """The 16 bytes of a new id."""

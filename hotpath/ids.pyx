@@ -19,7 +19,7 @@ cdef uint64_t fnv1a_folded(const uint8_t* sixteen) noexcept nogil:
 
 
 cdef void put_short(char* target, const uint8_t* sixteen) noexcept nogil:
-    """22 characters; the last one holds the two bits that are left."""
+    """22 characters; the last one holds the remaining two bits."""
     cdef int i
     cdef unsigned int three
     for i in range(5):
@@ -33,7 +33,7 @@ cdef void put_short(char* target, const uint8_t* sixteen) noexcept nogil:
 
 
 cdef void put_uuid(char* target, const uint8_t* sixteen) noexcept nogil:
-    """36 characters: 8-4-4-4-12 lower-case digits."""
+    """36 characters: 8-4-4-4-12 digits in lower case."""
     cdef int i, at = 0
     for i in range(ID_BYTES):
         if i == 4 or i == 6 or i == 8 or i == 10:
@@ -74,14 +74,14 @@ cdef bint take_uuid(const char* text, Py_ssize_t length, uint8_t* sixteen) noexc
 
 
 cdef int pack_key_in_place(char* key, int length) noexcept nogil:
-    """`domain.orders.pack_key`: a UUID in its usual spelling shrinks to 16 bytes; the length afterwards."""
+    """`domain.orders.pack_key`: shortens a UUID in its canonical spelling to 16 bytes; returns the new length."""
     cdef uint8_t sixteen[ID_BYTES]
     cdef char text[UUID_CHARS]
     if length != UUID_CHARS or not take_uuid(key, length, sixteen) or sixteen[8] >> 6 != 0b10:
         return length
     put_uuid(text, sixteen)
     if memcmp(text, key, UUID_CHARS) != 0:
-        return length  # capital letters: another key
+        return length  # capital letters make another key
     memcpy(key, sixteen, ID_BYTES)
     return ID_BYTES
 
@@ -94,7 +94,7 @@ cdef inline void put_digits(char* target, int64_t value, int width) noexcept nog
 
 
 cdef int put_decimal(char* target, uint64_t value) noexcept nogil:
-    """Digits without leading zeros; how many."""
+    """Write digits without leading zeros; returns their number."""
     cdef char reverse[20]
     cdef int count = 0, i
     while True:
@@ -158,7 +158,7 @@ cdef class OrderIds:
         return 0
 
     def make(self, *, int64_t unix_ms, int lane, int bucket):
-        """16 bytes of a fresh id."""
+        """The 16 bytes of a new id."""
         cdef uint8_t sixteen[16]
         assert 0 <= lane < 4096 and 0 <= bucket < 1024
         self.put(sixteen, unix_ms, lane, bucket)
@@ -188,7 +188,7 @@ def uuid_text(bytes value not None):
 
 
 def parse_uuid(str text not None):
-    """16 bytes of a canonical id, None for anything else."""
+    """16 bytes of a canonical id; None for any other text."""
     cdef uint8_t sixteen[16]
     if not text.isascii():
         return None
@@ -199,7 +199,7 @@ def parse_uuid(str text not None):
 
 
 def pack_key(bytes key not None):
-    """A key of at most 64 bytes as Redis keeps it."""
+    """Pack a key of at most 64 bytes for Redis."""
     cdef char packed[64]
     cdef int length = <int>len(key)
     assert 0 < length <= 64

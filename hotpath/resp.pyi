@@ -9,7 +9,7 @@ class ReplyError:
     text: str
 
 class ProtocolViolation(Exception):
-    """The peer's bytes are not RESP2, or a reply is beyond the bounds."""
+    """The peer's bytes are not RESP2, or a reply exceeds the limits."""
 
 Reply: TypeAlias = int | bytes | ReplyError | list[Reply] | None
 
@@ -17,7 +17,7 @@ def encode_command(parts: Sequence[bytes]) -> bytes:
     """`*<n>\\r\\n` and each part as a bulk string."""
 
 class ReplyDecoder:
-    """Cuts arbitrary chunks into whole replies. Holds at most one incomplete reply of 1 MiB."""
+    """Cuts chunks of any size into complete replies. Holds at most one incomplete reply of 1 MiB."""
 
     def feed(self, chunk: bytes) -> list[Reply]:
-        """The replies that `chunk` completed. Simple strings come as bytes."""
+        """The replies that `chunk` completed. Simple strings are returned as bytes."""

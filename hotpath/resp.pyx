@@ -18,7 +18,7 @@ cdef enum:
 
 
 class ProtocolViolation(Exception):
-    """The peer's bytes are not RESP2, or a reply is beyond the bounds."""
+    """The peer's bytes are not RESP2, or a reply exceeds the limits."""
 
 
 cdef class ReplyError:
@@ -32,7 +32,7 @@ cdef class ReplyError:
 
 
 def encode_command(parts):
-    """`parts` as one command."""
+    """Encode `parts` as one command."""
     cdef Writer writer = Writer()
     writer.put_head(c"*", len(parts))
     for part in parts:
@@ -41,7 +41,7 @@ def encode_command(parts):
 
 
 cdef class Writer:
-    """A growing buffer; keeps its memory between commands."""
+    """A growing buffer that keeps its memory between commands."""
 
     def __cinit__(self):
         self.start = NULL
@@ -199,7 +199,7 @@ cdef object build(const char* at, const char** after):
 
 
 cdef class ReplyDecoder:
-    """Cuts arbitrary chunks into whole replies."""
+    """Cuts chunks of any size into complete replies."""
 
     def __cinit__(self):
         self.rest = b""
@@ -220,5 +220,5 @@ cdef class ReplyDecoder:
             replies.append(build(at, &at))
         self.rest = at[: end - at]
         if len(self.rest) > 2 * REPLY_LENGTH_MAX:
-            raise ProtocolViolation("a reply is beyond the bounds")
+            raise ProtocolViolation("a reply exceeds its size limit")
         return replies

@@ -1,4 +1,4 @@
-"""A sale with every constant byte of keys, script arguments, order bodies and answers prebuilt."""
+"""A sale with all constant bytes of keys, script arguments, order bodies and answers prebuilt."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -12,7 +12,7 @@ cdef class LaneNames:
     cdef readonly int lane
     cdef bytes state_key
     cdef bytes stream_key
-    cdef bytes user_key_head  # RESP: `$<length of the whole key>\r\n<prefix>`, then the id's 16 bytes follow
+    cdef bytes user_key_head  # RESP: `$<length of the whole key>\r\n<prefix>`; the 16 bytes of the id follow
     cdef bytes order_key_head
 
 cdef class Tally:
@@ -37,7 +37,7 @@ cdef class SaleView:
     cdef list json_item_tails  # bytes per SKU: `,"unit_price_minor":1999}`
     cdef bytes script_arguments  # RESP: short id, edition (epoch and version)
     cdef uint8_t sold_out[SKUS_MAX]
-    # Set while one batch is being built: which batch, and the sale's place in it.
+    # Valid while one batch is built: the number of the batch, and the index of the sale in it.
     cdef uint64_t batch_serial
     cdef int batch_place
 

@@ -1,22 +1,22 @@
-"""What the hot path knows of a sale, with every constant byte of keys and answers prebuilt."""
+"""A sale for the hot path, with all constant bytes of keys and answers prebuilt."""
 
 from collections.abc import Sequence
 
 class LaneNames:
-    """Names of one lane's keys for one sale; the prefixes are followed by an id's 16 bytes."""
+    """Names of one lane's keys for one sale. The 16 bytes of an id follow each prefix."""
 
     def __init__(
         self, *, lane: int, state_key: str, stream_key: str, user_key_prefix: bytes, order_key_prefix: bytes
     ) -> None: ...
 
 class Tally:
-    """Counts of refusals of one sale, shared by the views of its versions."""
+    """Counts of answers for one sale, shared by the views of its versions."""
 
     def take(self) -> dict[int, int]:
-        """Verdict -> count since the last call, then zero."""
+        """Verdict -> count since the last call. Resets the counts."""
 
 class SaleView:
-    """One version of a published sale, immutable but for what was last seen sold out."""
+    """One version of a published sale. Immutable, except for the marks of SKUs last seen sold out."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class SaleView:
         items: Sequence[tuple[str, int]],
         tally: Tally | None = None,
     ) -> None:
-        """`items`: (SKU, unit price in minor units) in index order; `tally`: that of the view this one replaces."""
+        """`items`: (SKU, unit price in minor units) in index order; `tally`: from the view that this one replaces."""
 
     @property
     def sale_id(self) -> bytes: ...
@@ -41,4 +41,4 @@ class SaleView:
     @property
     def tally(self) -> Tally: ...
     def is_sold_out(self, sku_index: int) -> bool:
-        """Whether the lane last said so. A hint for batching, never a reason to refuse."""
+        """Whether the lane last reported the SKU as sold out. A hint for batching, never a reason to refuse."""

@@ -1,4 +1,4 @@
-"""What the hot path knows of a sale. Performs no I/O; built from plain values by the edge, replaced when stale."""
+"""A sale for the hot path. Performs no I/O. The edge builds it from plain values and replaces it when it is stale."""
 
 from libc.string cimport memcmp, memcpy, memset
 
@@ -24,7 +24,7 @@ cdef bytes _key_head(bytes prefix):
 
 
 cdef class Tally:
-    """How the orders of one sale were answered."""
+    """Counts of answers for one sale."""
 
     def __cinit__(self):
         memset(self.counts, 0, sizeof(self.counts))
@@ -101,7 +101,7 @@ cdef class SaleView:
         return -1
 
     cdef LaneNames lane_for(self, uint64_t user_hash):
-        """The user's home lane (`domain.topology.home_lane`): the bits above the bucket's pick it."""
+        """The user's home lane (`domain.topology.home_lane`), selected by the bits above those of the bucket."""
         if self.lane_count == 1:
             return <LaneNames>self.lanes[0]
         return <LaneNames>self.lanes[(user_hash >> 10) % <unsigned int>self.lane_count]
@@ -112,6 +112,6 @@ cdef class SaleView:
         return (<char*>self.id)[:16]
 
     def is_sold_out(self, int sku_index):
-        """Whether the lane last said so."""
+        """Whether the lane last reported the SKU as sold out."""
         assert 0 <= sku_index < self.item_count
         return self.sold_out[sku_index] != 0

@@ -1,4 +1,4 @@
-"""One order: what is wanted, how far it is, who waits."""
+"""One order: its request, its progress, its waiter."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -6,7 +6,7 @@ from hotpath.sales cimport SaleView
 from hotpath.validation cimport KEY_LENGTH_MAX, LINES_MAX
 
 cdef class Ticket:
-    # what is wanted
+    # the request
     cdef SaleView sale
     cdef uint8_t user[16]
     cdef uint64_t user_hash
@@ -15,22 +15,22 @@ cdef class Ticket:
     cdef uint8_t sku_index[LINES_MAX]
     cdef uint8_t quantity[LINES_MAX]
     cdef int line_count
-    # on its way
+    # the progress
     cdef int64_t deadline_ns  # 0: set by the first submit
     cdef uint8_t id[16]
     cdef bint has_id  # an order keeps its id over all attempts
-    cdef bint by_lookup  # it waits for the read-only script
+    cdef bint by_lookup  # waits for the read-only script
     cdef bint in_flight
     cdef bint may_have_run  # an attempt was lost after it was sent
-    cdef bint alone  # it goes in a batch of its own
-    cdef int place  # of its sale in the batch being built
-    # how it ended
+    cdef bint alone  # needs a batch of its own
+    cdef int place  # index of its sale in the batch that is being built
+    # the end
     cdef bint ended
     cdef int outcome
     cdef readonly int64_t argument
     cdef int64_t reserved_at_ms
     cdef bint replayed
-    # who waits
+    # the waiter
     cdef bint blocking
     cdef object callback
     cdef object context

@@ -1,6 +1,6 @@
-"""One order on its way through Redis, and the text of its 202. Performs no I/O.
+"""One order on its way through Redis, and the body of its 202. Performs no I/O.
 
-A ticket is what asyncio wants of a future, for one waiter: an order costs no future and no callback object of its own.
+A ticket has the interface of an asyncio future, for one waiter: an order needs no separate future or callback object.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ cdef enum:
 
 @cython.freelist(256)
 cdef class Ticket:
-    """One order on its way. Implements what asyncio wants of a future, for one waiter."""
+    """One order on its way. Implements the interface of an asyncio future for one waiter."""
 
     def __init__(self, SaleView sale not None, bytes user_id not None, str key not None, lines):
         raw = key.encode("ascii")
@@ -48,7 +48,7 @@ cdef class Ticket:
         self.line_count = len(lines)
 
     def again(self, SaleView sale not None):
-        """The same order for another version of the sale, whose items are the same."""
+        """The same order for another version of the sale with the same items."""
         assert self.ended and sale.item_count == self.sale.item_count
         return self.copy_for(sale)
 
@@ -70,7 +70,7 @@ cdef class Ticket:
 
     @property
     def verdict(self):
-        """PENDING until it ended."""
+        """PENDING until the ticket ends."""
         return self.outcome if self.ended else V_PENDING
 
     @property
@@ -89,7 +89,7 @@ cdef class Ticket:
         return self.answer()
 
     cdef bytes answer(self):
-        """`{"order_id": ..., "expires_at": ...}`, as the edge's contract orders the members."""
+        """`{"order_id": ..., "expires_at": ...}`, members in the order of the contract."""
         cdef char text[ANSWER_BYTES_MAX]
         cdef char* at = text
         cdef SaleView sale = self.sale
@@ -127,7 +127,7 @@ cdef class Ticket:
         return 0
 
     cdef int settle(self, bint inside_task) except -1:
-        """Wake the waiter. Straight, unless a task is running: a task cannot be entered from within another."""
+        """Wake the waiter: directly, or by the loop when a task is running, because tasks cannot be nested."""
         callback, context = self.callback, self.context
         self.callback = None
         self.context = None
@@ -142,14 +142,14 @@ cdef class Ticket:
             raise
         except BaseException as error:
             asyncio.get_running_loop().call_exception_handler(
-                {"message": "waking the waiter of a ticket failed", "exception": error}
+                {"message": "a ticket failed to wake its waiter", "exception": error}
             )
         finally:
             if context is not None:
                 PyContext_Exit(context)
         return 0
 
-    # The future protocol (asyncio.isfuture looks for `_asyncio_future_blocking`).
+    # The protocol of futures (asyncio.isfuture looks for `_asyncio_future_blocking`).
 
     @property
     def _asyncio_future_blocking(self):
@@ -160,11 +160,11 @@ cdef class Ticket:
         self.blocking = value
 
     def get_loop(self):
-        """The loop of the waiter: tickets live in one loop."""
+        """The running loop: tickets belong to one loop."""
         return asyncio.get_running_loop()
 
     def add_done_callback(self, callback, *, context=None):
-        """Called once with the ticket when it ends; only one can be kept."""
+        """Call `callback` once with the ticket when it ends. Keeps only one callback."""
         if self.ended:
             asyncio.get_running_loop().call_soon(callback, self, context=context)
             return
@@ -174,22 +174,22 @@ cdef class Ticket:
         self.context = context
 
     def remove_done_callback(self, callback):
-        """How many were removed."""
+        """Remove the callback; returns how many were removed."""
         if self.callback is None or self.callback != callback:
             return 0
         self.callback = None
         return 1
 
     def cancel(self, msg=None):
-        """A ticket cannot be recalled from Redis: it ends by its deadline, and the waiter is cancelled then."""
+        """Refuse: Redis cannot return an order. The deadline ends the ticket, and then the waiter is cancelled."""
         return False
 
     def cancelled(self):
-        """Never."""
+        """Always false."""
         return False
 
     def done(self):
-        """Whether it ended."""
+        """Whether the ticket ended."""
         return bool(self.ended)
 
     def result(self):
@@ -199,7 +199,7 @@ cdef class Ticket:
         return self.outcome
 
     def exception(self):
-        """None: every end is a verdict."""
+        """Always None: every end is a verdict."""
         return None
 
     def __await__(self):

@@ -1,4 +1,4 @@
-"""Claims of a verified token, and the key ring that verifies."""
+"""Claims of a verified token, and the key ring that verifies it."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -10,7 +10,7 @@ cdef class Claims:
 
 cdef class KeyRing:
     cdef dict keys  # kid -> key
-    cdef dict not_before  # 16 bytes of a user id, or none of them for everybody -> seconds; shared with who fills it
+    cdef dict not_before  # 16 bytes of a user id, or b"" for all users -> seconds; shared with its owner
     cdef dict headers  # encoded header -> key, bounded
     cdef str issuer
     cdef str audience
@@ -20,7 +20,7 @@ cdef class KeyRing:
     cdef bytes role_ascii
     cdef int64_t leeway_s
 
-    # 0, V_TOKEN_INVALID, V_TOKEN_EXPIRED or V_TOKEN_ENDED; on 0 `claims` is filled.
+    # 0, V_TOKEN_INVALID, V_TOKEN_EXPIRED or V_TOKEN_ENDED; 0 fills `claims`.
     cdef int check(self, const char* token, Py_ssize_t length, int64_t now_s, Claims claims) except -1
     cdef bytes key_for(self, bytes header)
     cdef bint is_ended(self, Claims claims) except -1

@@ -1,4 +1,4 @@
-"""Buyers' access tokens: compact JWS, HS256 only, keys by `kid`. Every fault is an int, never an exception."""
+"""Buyers' access tokens: compact JWS, HS256 only, keys by `kid`. Faults are returned as ints, never raised."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ TOKEN_EXPIRED: int
 TOKEN_ENDED: int
 
 class Claims:
-    """What a valid token says of its holder."""
+    """The claims of a valid token."""
 
     @property
     def user_id(self) -> bytes:
@@ -23,7 +23,7 @@ class Claims:
         """`iat`, Unix seconds."""
 
 class KeyRing:
-    """HS256 keys by `kid`. The algorithm is pinned to the key: a header that names another is refused."""
+    """HS256 keys by `kid`. The algorithm belongs to the key: a header with another one is refused."""
 
     def __init__(
         self,
@@ -35,15 +35,16 @@ class KeyRing:
         leeway_s: int = 60,
         not_before: dict[bytes, int] | None = None,
     ) -> None:
-        """`not_before`: 16 bytes of a user id -> Unix seconds; tokens issued before are TOKEN_ENDED. `b""` stands for
-        everybody. The table is not copied: who owns it changes it on the loop's thread. It costs nothing while empty.
+        """`not_before`: 16 bytes of a user id -> Unix seconds; tokens issued earlier are TOKEN_ENDED. The key `b""`
+        stands for all users. The table is not copied: its owner changes it on the loop's thread. An empty table costs
+        nothing.
         """
 
     def replace(self, keys: Mapping[str, bytes]) -> None:
-        """Verify by these keys from now on."""
+        """Verify with these keys from now on."""
 
     def verify(self, token: bytes, now_s: int) -> Claims | int:
-        """Claims, or TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_ENDED. `leeway_s` is for `iat` and `nbf` ahead of us, not for `exp`."""
+        """Claims, or TOKEN_INVALID, TOKEN_EXPIRED, TOKEN_ENDED. `leeway_s` applies to `iat` and `nbf`, not to `exp`."""
 
     def authorize(self, authorization: str | None, now_s: int) -> Claims | int:
-        """The same from an `Authorization` header; TOKEN_MISSING when there is none or it is not `Bearer`."""
+        """Like `verify`, from an `Authorization` header; TOKEN_MISSING without a Bearer token."""

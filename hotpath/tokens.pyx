@@ -1,7 +1,7 @@
-"""Verifies buyers' access tokens: compact JWS (RFC 7515), HS256, keys by `kid`. Performs no I/O, mints nothing.
+"""Verifies buyers' access tokens: compact JWS (RFC 7515), HS256, keys by `kid`. Performs no I/O and mints nothing.
 
-The algorithm belongs to the key, not to the token: a header that names another one is refused. The hot path keeps
-no verified tokens: HMAC costs less than a cache that must be bounded, flushed and checked for expiry.
+The algorithm belongs to the key, not to the token: a header with another one is refused. The hot path does not cache
+verified tokens: HMAC costs less than a cache with a bound, invalidation and expiry checks.
 """
 
 import json
@@ -40,7 +40,7 @@ _fill_six_bits()
 
 
 cdef Py_ssize_t decode_base64url(const char* text, Py_ssize_t length, unsigned char* target) noexcept nogil:
-    """Bytes written, -1 for anything but canonical unpadded base64url (RFC 4648, section 5)."""
+    """Decode to `target`; returns the length, or -1 unless it is canonical unpadded base64url (RFC 4648, section 5)."""
     cdef Py_ssize_t at = 0, out = 0
     cdef int a, b, c, d
     while length - at >= 4:
@@ -74,7 +74,7 @@ cdef Py_ssize_t decode_base64url(const char* text, Py_ssize_t length, unsigned c
 
 
 cdef class Claims:
-    """What a valid token says of its holder."""
+    """The claims of a valid token."""
 
     @property
     def user_id(self):
@@ -109,10 +109,10 @@ cdef class KeyRing:
         self.leeway_s = leeway_s
 
     def replace(self, keys):
-        """Verify by these keys from now on."""
+        """Verify with these keys from now on."""
         assert all(len(key) >= 32 for key in keys.values()), "HS256 needs keys of at least 32 bytes (RFC 7518)"
         self.keys = dict(keys)
-        self.headers = {}  # remembers keys that may be gone
+        self.headers = {}  # it may hold keys that are removed
 
     def verify(self, bytes token not None, int64_t now_s):
         """Claims, TOKEN_INVALID, TOKEN_EXPIRED or TOKEN_ENDED."""
@@ -121,7 +121,7 @@ cdef class KeyRing:
         return claims if fault == 0 else fault
 
     def authorize(self, str authorization, int64_t now_s):
-        """The same from an `Authorization` header; TOKEN_MISSING without a Bearer token."""
+        """Like `verify`, from an `Authorization` header; TOKEN_MISSING without a Bearer token."""
         if authorization is None or authorization[:7].lower() != "bearer " or not authorization.isascii():
             return TOKEN_MISSING
         return self.verify(authorization[7:].strip(" ").encode("ascii"), now_s)
@@ -156,12 +156,12 @@ cdef class KeyRing:
             return V_TOKEN_INVALID
         digest = hmac_digest(key, token[: second - token], "sha256")
         wanted = <const unsigned char*><const char*>(<bytes>digest)
-        for i in range(SIGNATURE_BYTES):  # all of them, whatever differs: time tells nothing
+        for i in range(SIGNATURE_BYTES):  # always compares all bytes, in constant time
             difference |= wanted[i] ^ signature[i]
         if difference != 0:
             return V_TOKEN_INVALID
         if not known:
-            # Only headers that were signed get in, so nobody outside can fill the table.
+            # Only headers with a valid signature enter, so attackers cannot fill the table.
             if len(self.headers) >= HEADERS_MAX:
                 self.headers.clear()
             self.headers[header] = key
@@ -181,7 +181,7 @@ cdef class KeyRing:
         return 0
 
     cdef bint is_ended(self, Claims claims) except -1:
-        """Whether the user's sessions, or everybody's, were ended after the token was issued."""
+        """Whether the sessions of the user, or of all users, ended after the token was issued."""
         everybody = self.not_before.get(b"")
         if everybody is not None and claims.issued_at < <int64_t>everybody:
             return True
@@ -189,7 +189,7 @@ cdef class KeyRing:
         return own is not None and claims.issued_at < <int64_t>own
 
     cdef bytes key_for(self, bytes header):
-        """The key that the header names, None when it may not be used with it."""
+        """The key named in the header; None when there is none or the header does not fit it."""
         cdef unsigned char raw[TOKEN_LENGTH_MAX]
         cdef Py_ssize_t length = decode_base64url(header, len(header), raw)
         if length < 0:
@@ -204,7 +204,7 @@ cdef class KeyRing:
         return self.keys.get(kid) if type(kid) is str else None
 
     cdef int read_claims(self, bytes payload, Claims claims, int64_t* not_before) except -1:
-        """Any spelling of the claims; whether they are complete and for us."""
+        """Read claims in any spelling. Returns whether they are complete and meant for this service."""
         try:
             members = json.loads(payload)
         except (ValueError, RecursionError):
@@ -239,14 +239,14 @@ cdef bint _is_list_of_str(value):
     return type(value) is list and all(type(member) is str for member in value)
 
 
-# ---- the usual spelling of the claims: one pass, no Python object --------------------------------------------------
+# ---- the usual spelling of claims: one pass, no Python object ------------------------------------------------------
 
 cdef inline bint same(const char* text, Py_ssize_t length, bytes other) noexcept:
     return length == len(other) and memcmp(text, <const char*>other, length) == 0
 
 
 cdef const char* string_end(const char* at, const char* end) noexcept nogil:
-    """The closing quote of a string of plain ASCII, NULL for any other string."""
+    """The closing quote of a string of plain ASCII; NULL for any other string."""
     while at < end and 0x20 <= at[0] < 0x7F and at[0] != c'"' and at[0] != c"\\":
         at += 1
     return at if at < end and at[0] == c'"' else NULL
@@ -257,7 +257,7 @@ cdef bint read_plain_claims(
 ) noexcept:
     """`{"sub":"...","iss":"...","aud":"...","roles":["..."],"iat":n,"exp":n}` in any order, no spaces, no escapes.
 
-    False for anything else, also for what is simply wrong: then the general reader decides.
+    False for any other text, faulty claims included: the general reader decides on those.
     """
     cdef const char* end = at + length
     cdef const char* name

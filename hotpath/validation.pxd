@@ -1,4 +1,4 @@
-"""Order lines as C structures that point into the body they were parsed from."""
+"""Order lines as C structures. They point into the body."""
 
 cdef enum:
     LINES_MAX = 8
@@ -15,13 +15,13 @@ cdef struct Lines:
     Line line[LINES_MAX]
     int count
 
-# 1: an order. 0: anything else, or an order spelled in an unusual way; `examine` tells.
+# 1: an order. 0: no order, or an order in an unusual spelling; `examine` distinguishes them.
 cdef bint parse_plain(const char* body, Py_ssize_t length, Lines* lines) noexcept nogil
 
 # list of (SKU, quantity), Malformed or Invalid.
 cdef object examine(bytes body)
 
-# Length of the key written to `key` (at least KEY_LENGTH_MAX bytes), 0: none, -1: cannot be a key.
+# Length of the key written to `key` (at least KEY_LENGTH_MAX bytes). 0: no key. -1: malformed.
 cdef int parse_key(const char* header, Py_ssize_t length, char* key) noexcept nogil
 
 cdef class Malformed:

@@ -1,7 +1,7 @@
-"""Parses the order body and the Idempotency-Key. Performs no I/O; knows no sale, so an unknown SKU passes here.
+"""Parses the order body and the Idempotency-Key. Performs no I/O. Knows no sale, so it accepts unknown SKUs.
 
-Two parsers: `parse_plain` reads the usual spelling of a valid order in one pass without a Python object; whatever
-it does not know, valid or not, is left to `examine`, a complete strict JSON parser that names each fault.
+Two parsers: `parse_plain` reads the usual spelling of a valid order in one pass without a Python object; `examine`, a
+complete strict JSON parser, reads every other text and names each fault.
 """
 
 from libc.string cimport memcmp
@@ -11,7 +11,7 @@ cdef enum:
     ERRORS_MAX = 32
 
 cdef class Malformed:
-    """Not JSON, or no key."""
+    """Not JSON, or a malformed key."""
 
     def __init__(self, str detail not None):
         self.detail = detail
@@ -25,7 +25,7 @@ cdef class Invalid:
 
 
 class _NotJson(Exception):
-    """Where and why the text is not JSON."""
+    """The text is not JSON. Carries place and reason."""
 
 
 def parse_order(bytes body not None):
@@ -58,7 +58,7 @@ def parse_idempotency_key(str header):
 
 
 cdef int parse_key(const char* header, Py_ssize_t length, char* key) noexcept nogil:
-    """A bare key, or an sf-string (RFC 8941, section 3.3.3), whose quotes and escapes are not part of the key."""
+    """Read a bare key, or an sf-string (RFC 8941, section 3.3.3) without its quotes and escapes."""
     cdef Py_ssize_t at = 0
     cdef int count = 0
     cdef bint quoted
@@ -96,14 +96,14 @@ cdef inline bint is_sku_char(char c) noexcept nogil:
 
 
 cdef inline const char* skip(const char* at, const char* end) noexcept nogil:
-    """Past insignificant whitespace (RFC 8259, section 2)."""
+    """Skip insignificant whitespace (RFC 8259, section 2)."""
     while at < end and (at[0] == c" " or at[0] == c"\n" or at[0] == c"\r" or at[0] == c"\t"):
         at += 1
     return at
 
 
 cdef inline const char* expect(const char* at, const char* end, char c) noexcept nogil:
-    """Past whitespace and `c`, NULL when something else is there."""
+    """Skip whitespace and `c`; NULL for another character."""
     at = skip(at, end)
     return at + 1 if at < end and at[0] == c else NULL
 
@@ -203,10 +203,10 @@ cdef bint parse_plain(const char* body, Py_ssize_t length, Lines* lines) noexcep
     return at != NULL and skip(at, end) == end
 
 
-# ---- everything else ---------------------------------------------------------------------------------------------
+# ---- every other text --------------------------------------------------------------------------------------------
 
 cdef object examine(bytes body):
-    """Parse any JSON text and say what is wrong with it as an order."""
+    """Parse any JSON text, and list its faults as an order."""
     cdef _JsonText text
     try:
         body.decode("utf-8")
@@ -221,7 +221,7 @@ cdef object examine(bytes body):
 
 
 cdef class _Number:
-    """A number by its digits: what JSON calls a number may not be a quantity."""
+    """A number as text: not every JSON number is a quantity."""
 
     cdef bytes lexeme
 
@@ -230,7 +230,7 @@ cdef class _Number:
 
 
 cdef class _Members:
-    """An object as (name, value) pairs, so that a repeated name is seen."""
+    """An object as (name, value) pairs, which keep repeated names."""
 
     cdef list pairs
 
@@ -239,7 +239,7 @@ cdef class _Members:
 
 
 cdef class _JsonText:
-    """Recursive descent over RFC 8259. The text is known to be UTF-8."""
+    """Recursive descent over RFC 8259. The text is valid UTF-8."""
 
     cdef bytes body
     cdef const char* text
@@ -461,7 +461,7 @@ cdef object _check_line(item, str pointer, list lines, list errors):
         if not isinstance(sku, str) or not _is_sku(sku):
             errors.append((pointer + "/sku", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -"))
         elif any(sku == other for other, _ in lines):
-            errors.append((pointer + "/sku", "must not be in two lines"))
+            errors.append((pointer + "/sku", "must not appear in two lines"))
     if quantity is not _ABSENT and not _is_quantity(quantity):
         errors.append((pointer + "/quantity", "must be a whole number from 1 to 100, digits only"))
         quantity = _ABSENT
@@ -469,11 +469,11 @@ cdef object _check_line(item, str pointer, list lines, list errors):
 
 
 cdef dict _members(_Members members, str pointer, tuple wanted, list errors):
-    """The wanted members by name; unknown, repeated and absent ones become errors."""
+    """The wanted members by name. Appends an error for each unknown, repeated or absent one."""
     found = {}
     for name, value in members.pairs:
         if name not in wanted:
-            errors.append((f"{pointer}/{_escaped(name)}", "is not known"))
+            errors.append((f"{pointer}/{_escaped(name)}", "is unknown; remove it"))
         elif name in found:
             errors.append((f"{pointer}/{name}", "must not appear twice"))
         else:
@@ -485,7 +485,7 @@ cdef dict _members(_Members members, str pointer, tuple wanted, list errors):
 
 
 cdef str _escaped(str name):
-    """RFC 6901, section 3; a long name is cut, it came from outside."""
+    """Escape by RFC 6901, section 3. Cuts a long name, because clients choose it."""
     return name[:SKU_LENGTH_MAX].replace("~", "~0").replace("/", "~1")
 
 

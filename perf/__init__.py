@@ -1,1 +1,1 @@
-"""Benchmarks and gates. Figures are ratios of one run on one machine; `METHOD.md` says how they are taken."""
+"""Benchmarks and gates. Figures are ratios of one run on one machine; `METHOD.md` describes the measurements."""

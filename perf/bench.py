@@ -1,6 +1,6 @@
-"""`python -m perf.bench`: time of each compiled kernel a request, and how often its naive Python reference fits into it.
+"""`python -m perf.bench`: time per request of each compiled kernel, and its factor to a naive Python reference.
 
-Exit status 1 when a kernel is not ten times its reference in the same run, or slower than its bound.
+Exit status 1 when a kernel is not ten times as fast as its reference in the same run, or slower than its bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perf.results import Figure, Target, add_options, conclude
 
 ROOT = Path(__file__).parent.parent
 FACTOR_MIN = 10.0
-# Microseconds a request. Bounds of the order path's budget; the machine's noise is kept out by taking the minimum.
+# Microseconds per request, from the budget of the order path. Judged on the minimum, which has the least noise.
 BOUNDS_US = {"validation": 2.0, "token": 5.0, "encode and decode": 2.0}
 
 METHOD = (
@@ -34,10 +34,11 @@ def main() -> int:
         report = Path(folder) / "bench.json"
         command = [
             sys.executable, "-m", "pytest", "tests/benchmarks/bench_kernels.py", "-q", "-p", "no:randomly",
-            "--benchmark-only", "--benchmark-quiet", "--benchmark-max-time=0.5", f"--benchmark-json={report}", *passed_on,
+            "--benchmark-only", "--benchmark-quiet", "--benchmark-max-time=0.5", f"--benchmark-json={report}",
+            *passed_on,
         ]  # fmt: skip
         if subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL).returncode != 0:
-            print("the benchmarks themselves failed: run pytest tests/benchmarks/bench_kernels.py", file=sys.stderr)
+            print("the benchmarks failed; run pytest tests/benchmarks/bench_kernels.py", file=sys.stderr)
             return 1
         figure, text = judge(json.loads(report.read_text(encoding="utf-8"))["benchmarks"])
     return conclude(figure, options, text)

@@ -1,5 +1,8 @@
-"""Requests by the clock from keep-alive connections of one process: what a backoffice that falls behind makes others wait is
-in the latencies. For some hundred requests a second; orders have a driver of their own (`perf.driver`)."""
+"""Sends requests on a schedule over keep-alive connections of one process. For some hundred requests a second.
+
+Latency counts from when a request was due, so it includes the waiting behind a slow answer. Orders have their own
+driver (`perf.driver`).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ ANSWER_S_MAX = 30.0
 
 
 class RequestsFailed(Exception):
-    """A request was not answered as it must be: what was measured is no figure."""
+    """A request did not get its expected answer, so the measurement is no figure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent; the answer must have the status."""
+    """A request, and the status that its answer must have."""
 
     method: str
     path: str
@@ -31,7 +34,7 @@ class Request:
 
 @dataclass(slots=True)
 class Course:
-    """Latency of each request from when it was due, and how late it was sent; milliseconds, in the order of answers."""
+    """Per request, in the order of answers: latency from when it was due, and lateness of sending; milliseconds."""
 
     latency_ms: list[float] = field(default_factory=list)
     lateness_ms: list[float] = field(default_factory=list)
@@ -39,9 +42,9 @@ class Course:
 
 
 def run(url: str, requests: Sequence[Request], *, rate: float, seconds: float, clients: int) -> Course:
-    """One schedule to its end, over `clients` connections: request i, in turn, is due i / rate seconds after the start.
+    """Run one schedule to its end over `clients` connections: request i is due i / rate seconds after the start.
 
-    RequestsFailed unless every one was answered with its status.
+    Raises RequestsFailed unless every answer has its expected status.
     """
     course = Course()
     due = iter(range(round(rate * seconds)))
@@ -80,14 +83,14 @@ def run(url: str, requests: Sequence[Request], *, rate: float, seconds: float, c
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """By nearest rank: the least value that so many of them do not exceed."""
+    """By nearest rank: the smallest value that reaches the share."""
     ordered = sorted(values)
     shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
     return {name: ordered[math.ceil(share * len(ordered)) - 1] for name, share in shares.items()}
 
 
 def _exchange(connection: http.client.HTTPConnection, request: Request) -> str | None:
-    """One request; None for the wanted status, else what came instead."""
+    """Send one request. Returns None for the expected status, else a description of the answer."""
     try:
         connection.request(request.method, request.path, request.body, request.headers)
         answer = connection.getresponse()
@@ -95,5 +98,5 @@ def _exchange(connection: http.client.HTTPConnection, request: Request) -> str |
     except OSError as error:
         connection.close()
         return str(error)
-    # The body of a success is not for anybody's eyes: it may be tokens.
+    # The body of a success may hold tokens, so it is not shown.
     return None if answer.status == request.status else f"{answer.status} {text[:200].decode(errors='replace')}"

@@ -2,15 +2,15 @@
 
     python -m perf.cache_hits [--rows 100000] [--reads 2000000] [--rate 500] [--save] [--json] [--gate]
 
-"Room for 10%" can be read in three ways, and each is measured, with reads and writes drawn by the same law:
+"Room for 10%" has three readings, each measured with reads and writes drawn by the same law:
 
-    process       the process tier holds 10% of the rows, Redis as many as come within its time to live
-    both bounded  as before, and Redis has memory for about 40%, from which it evicts what is used least (allkeys-lfu)
-    alone         10% is all there is: the process tier without Redis
+        process       the process tier holds 10% of the rows, Redis all that arrive within its time to live
+        both bounded  as before, and Redis has memory for about 40%, from which it evicts the least used (allkeys-lfu)
+        alone         the process tier holds 10%, without Redis
 
-The third cannot reach 90%: of Zipf 1.0 over 100,000, the most popular 10,000 are asked for in 81% of all reads, so no choice of
-10,000 entries answers more. It is measured to show how near to that the admission policy comes, and has no target. It knows
-nothing of what a row is, so accounts are measured in the first two only.
+The third cannot reach 90%: in Zipf 1.0 over 100,000 rows, 81% of all reads are for the most popular 10,000, so no
+choice of 10,000 entries answers more. It shows how close the admission policy comes to this limit, and has no target.
+That policy does not depend on the kind of rows, so accounts are measured in the first two only.
 """
 
 from __future__ import annotations
@@ -50,21 +50,22 @@ ROOM_SHARE = 0.10
 REDIS_SHARE = 0.40
 WRITE_SHARE = 0.01
 HIT_RATE_MIN = 0.90
-TOGETHER = 16  # reads under way at once
+TOGETHER = 16  # concurrent reads
 SAMPLES = 20
 SEED = 1
 METHOD = (
-    "The cache of the backoffice on a Redis of its own, in one process, 16 reads at a time; rows come from memory in place of "
-    "PostgreSQL, which decides no hit. Reads and writes are drawn by Zipf 1.0 over 100,000 rows, one write in a hundred, "
-    "from empty tiers. The process tier's clock advances by 1 / rate seconds a read, so that entries age as at 500 reads a "
-    "second; Redis' times to live do not. Counted by flashsale_cache_hits_total and flashsale_cache_misses_total as /metrics "
-    "shows them: hits of either tier over all reads; who waited for another's load has missed."
+    "The cache of the backoffice on its own Redis, in one process, 16 reads at a time; rows come from memory instead "
+    "of PostgreSQL, which decides no hit. Reads and writes are drawn by Zipf 1.0 over 100,000 rows, one write in a "
+    "hundred, from empty tiers. The process tier's clock advances by 1 / rate seconds per read, so that entries age "
+    "as at 500 reads a second; Redis' times to live do not. Counted by flashsale_cache_hits_total and "
+    "flashsale_cache_misses_total of /metrics: hits of either tier over all reads; a read that waited for the load of "
+    "another one is a miss."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is cached. `make` makes the row of a rank, `entry_bytes` is what one takes in Redis, key and overhead included."""
+    """A kind of cached rows. `make` makes the row of a rank; `entry_bytes`: its size in Redis with key and overhead."""
 
     name: str
     codec: Codec[Any]
@@ -74,7 +75,7 @@ class Subject:
 
 @dataclass(slots=True)
 class Table:
-    """Rows by rank, most popular first, and how many were read and written."""
+    """Rows by rank, most popular first, and counts of reads and writes."""
 
     keys: list[str]
     rows: dict[str, Any]
@@ -83,12 +84,12 @@ class Table:
 
     @classmethod
     def of(cls, subject: Subject, count: int) -> Table:
-        """Rows about as large as a shop's."""
+        """Rows of about the size of a shop's."""
         rows = {str(UUID(int=n)): subject.make(n) for n in range(1, count + 1)}
         return cls(list(rows), rows)
 
     def load(self, key: str) -> Callable[[], Any]:
-        """What reads a row."""
+        """A function that reads a row."""
 
         async def read() -> Any:
             await asyncio.sleep(0)
@@ -99,7 +100,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What "room for 10%" is taken to mean. `redis_entries`: about as many fit into Redis, None: all; 0: there is none."""
+    """A reading of "room for 10%". `redis_entries`: about how many fit into Redis; None: all; 0: no Redis."""
 
     name: str
     redis_entries: int | None
@@ -114,7 +115,7 @@ def main() -> int:
     )
     todo = [(PRODUCTS, each) for each in readings] + [(USERS, each) for each in readings[:2]]
     result: dict[str, Any] = {}
-    # No clock of the machine is in a hit rate: as many at once as there are cores.
+    # A hit rate does not depend on time, so the processes may use all cores.
     with progress() as say, ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         started = [
             (f"{subject.name}, {reading.name}", pool.submit(_measure, subject.name, reading, options))
@@ -133,14 +134,14 @@ def main() -> int:
 
 
 def _measure(subject: str, reading: Reading, options: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    configure_logging("perf", "ERROR")  # that Redis is away is meant so
+    """Run `measure` in its own process."""
+    configure_logging("perf", "ERROR")  # one reading has no Redis on purpose
     by_name = {each.name: each for each in (PRODUCTS, USERS)}
     return uvloop.run(measure(by_name[subject], reading, rows=options.rows, reads=options.reads, rate=options.rate))
 
 
 async def measure(subject: Subject, reading: Reading, *, rows: int, reads: int, rate: float) -> dict[str, Any]:
-    """Hit rates from empty tiers, whole and over the last twentieth, and how they came about."""
+    """Hit rates from empty tiers, over all reads and over the last twentieth, and their composition."""
     table = Table.of(subject, rows)
     registry = CollectorRegistry()
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +152,7 @@ async def measure(subject: Subject, reading: Reading, *, rows: int, reads: int, 
             caches = Caches(redis.url, registry, now=lambda: table.reads / rate)
             bounds = replace(Bounds.from_settings(Settings.model_validate({})), entries_max=int(rows * ROOM_SHARE))
             if reading.redis_entries == 0:
-                # What is measured is room: entries live as long as they would in Redis.
+                # The measurement is about room: entries live as long as in Redis.
                 bounds = replace(bounds, unfollowed_ttl_s=bounds.redis_ttl_s)
             cache = caches.add(subject.name, subject.codec, bounds)
             async with caches.running():
@@ -178,7 +179,7 @@ async def measure(subject: Subject, reading: Reading, *, rows: int, reads: int, 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What /metrics shows at one moment."""
+    """The counters of /metrics at one moment."""
 
     process_hits: float
     process_misses: float
@@ -186,7 +187,7 @@ class Counts:
 
     @property
     def reads(self) -> float:
-        """All of them."""
+        """All reads."""
         return self.process_hits + self.process_misses
 
     @property
@@ -195,7 +196,7 @@ class Counts:
         return (self.process_hits + self.redis_hits) / self.reads
 
     def since(self, before: Counts) -> Counts:
-        """What was added."""
+        """The increase since `before`."""
         return Counts(
             self.process_hits - before.process_hits,
             self.process_misses - before.process_misses,
@@ -207,7 +208,7 @@ _NOTHING = Counts(0, 0, 0)
 
 
 def counters(registry: CollectorRegistry) -> dict[tuple[str, str, str], float]:
-    """Counters of the one cache out of the text that /metrics answers: by name, tier and reason."""
+    """Counters of the one cache in the text of /metrics: by name, tier and reason."""
     text = generate_latest(registry).decode()
     return {
         (sample.name, sample.labels.get("tier", ""), sample.labels.get("reason", "")): sample.value
@@ -242,7 +243,7 @@ async def _drive(cache: Cache[Any], table: Table, registry: CollectorRegistry, *
             table.reads += 1
             newest = table.rows[key].version
             row = await cache.get(key, table.load(key))
-            assert row is not None and row.version >= newest, "an old row was read"
+            assert row is not None and row.version >= newest, "the cache returned an old row"
 
     samples: list[Counts] = []
     for _ in range(SAMPLES):
@@ -253,13 +254,13 @@ async def _drive(cache: Cache[Any], table: Table, registry: CollectorRegistry, *
 
 
 def share_of_most_popular(rows: int, room_share: float) -> float:
-    """Of all reads, those of the most popular: what no cache of that many entries exceeds."""
+    """The share of reads for the most popular rows, which no cache of that many entries can exceed."""
     weights = [1 / rank for rank in range(1, rows + 1)]
     return sum(weights[: int(rows * room_share)]) / sum(weights)
 
 
 def as_text(result: dict[str, Any]) -> list[str]:
-    """A line a reading."""
+    """One line per reading."""
     lines = [
         f"{name}: hit rate {measured['hit_rate']:.3f}, at the end {measured['hit_rate_at_the_end']:.3f}; process tier "
         f"{measured['of_process_tier']:.3f}, Redis {measured['of_redis_tier']:.3f} of {measured['reads']:,} reads"
@@ -277,7 +278,7 @@ def _entries(url: str) -> int:
 def _eviction(subject: Subject, reading: Reading) -> tuple[str, ...]:
     if not reading.redis_entries:
         return ()
-    # What an empty server takes, and then so many entries.
+    # The memory of an empty server, plus the entries.
     room = 2 * 1024 * 1024 + reading.redis_entries * subject.entry_bytes
     return ("--maxmemory", str(room), "--maxmemory-policy", "allkeys-lfu")
 
@@ -318,9 +319,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--reads", type=int, default=2_000_000, help="reads and writes of each reading, from empty tiers"
     )
-    parser.add_argument(
-        "--rate", type=float, default=500.0, help="reads a second, as the process tier's clock sees them"
-    )
+    parser.add_argument("--rate", type=float, default=500.0, help="reads a second by the process tier's clock")
     add_options(parser)
     return parser.parse_args()
 

@@ -1,9 +1,10 @@
-"""Cached reads by the clock, products by id and own accounts by turns, on a stack with everything running.
+"""Cached reads on a schedule, alternately of products and own accounts, on a complete stack.
 
     python -m perf.cached_reads [--rate 500] [--seconds 20] [--products 10000] [--users 500] [--save] [--json] [--gate]
 
-Read i is due i / rate seconds after the start, whatever the answers do, and its latency counts from then. Products are drawn by
-Zipf's law, so that some are in the cache of the process, some in Redis, and some in neither. Every read must succeed.
+Read i is due i / rate seconds after the start, whether or not earlier answers came, and its latency counts from then.
+Products are drawn by Zipf's law, so some are in the cache of the process, some in Redis, some in neither. Every read
+must succeed.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from runtime.tokens.keys import load_token_keys, mint_buyer_token
 
 WARM_UP_S = 5.0
 P95_MS_MAX = 50.0
-LATENESS_P95_MS_MAX = 5.0  # of the sending: later, and the schedule was not kept
-CLIENTS = 32  # connections; more reads than that at once wait, and their waiting counts
-DRAWN = 20_000  # requests that come round again
+LATENESS_P95_MS_MAX = 5.0  # of the sending; above it the schedule was not kept
+CLIENTS = 32  # connections; more concurrent reads wait, and their waiting counts
+DRAWN = 20_000  # distinct requests, used in turn
 SEED = 1
 TOKEN_S = 900
 METHOD = (
-    "Open loop of 32 keep-alive connections against the backoffice of a whole embedded stack: read i is due i / rate seconds "
-    "after the start, latency from when it was due to its 200. By turns a product by its id, drawn by Zipf 1.0 from those there "
-    "are, and the own account of one of the users, each with a token that is verified. Warmed up at the same rate. Client and "
-    "servers share the machine."
+    "Open loop of 32 keep-alive connections against the backoffice of a complete embedded stack: read i is due i / "
+    "rate seconds after the start, latency from when it was due to its 200. Alternately a product by its id, drawn by "
+    "Zipf 1.0 from all products, and the own account of a user, each with a token that is verified. Warmed up at the "
+    "same rate. Client and servers share the machine."
 )
 _INSERT = """
 INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role)
@@ -71,7 +72,7 @@ def main() -> int:
     shown = ", ".join(f"{name} {value:.1f}" for name, value in result["latency_ms"].items())
     text = [
         f"{result['reads']} cached reads, latency ms from when due: {shown}",
-        f"backoffice: {result['backoffice_cpu_us_a_read']:.0f} us of processor time a read",
+        f"backoffice: {result['backoffice_cpu_us_a_read']:.0f} us of CPU time per read",
     ]
     return conclude(Figure("cached_reads", METHOD, targets, result), options, text)
 
@@ -81,14 +82,14 @@ def _cpu_us(stack: Stack) -> float:
 
 
 def products(stack: Stack, *, count: int, first: int = 1) -> list[UUID]:
-    """Fill the catalogue with products numbered from `first` on; the ids of what is in it."""
+    """Fill the catalogue with products numbered from `first` on. Returns the ids of all its products."""
     with psycopg.connect(stack.catalogue_dsn, autocommit=True) as connection:
         shop.fill(connection, count, first=first)
         return [row[0] for row in connection.execute("SELECT id FROM products ORDER BY id")]
 
 
 def accounts(stack: Stack, folder: StateFolder, *, count: int) -> list[str]:
-    """Accounts straight in their shards; an access token of each."""
+    """Insert accounts directly into their shards. Returns an access token for each."""
     topology, keys = Topology(), load_token_keys(folder.token_keys)
     rows: list[list[tuple[object, ...]]] = [[] for _ in stack.shard_dsns]
     tokens = []
@@ -104,7 +105,7 @@ def accounts(stack: Stack, folder: StateFolder, *, count: int) -> list[str]:
 
 
 def draw(products: Sequence[UUID], tokens: Sequence[str]) -> list[Request]:
-    """Reads of products and of accounts by turns, the same ones each time."""
+    """Reads of products and accounts, alternately; the same ones in every run."""
     dice = random.Random(SEED)
     by_rank = dice.sample(products, len(products))
     drawn = dice.choices(by_rank, [1 / rank for rank in range(1, len(by_rank) + 1)], k=DRAWN // 2)

@@ -1,4 +1,4 @@
-"""A of the gate: the least an RSGI application can do with an order: read the body, answer as many bytes."""
+"""A of the gate: the least work of an RSGI application with an order: read the body, answer with as many bytes."""
 
 ANSWER = b"{" + b" " * 298 + b"}"
 HEADERS = [("content-type", "application/json"), ("location", "/v1/orders/01a204f9-84f5-8000-abca-dbe2f1077623")]

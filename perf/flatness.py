@@ -1,11 +1,11 @@
-"""What an order costs with more open sales and with more users: processor time of edge and Redis an order, and orders/s.
+"""Cost of an order with more open sales and more users: CPU time of edge and Redis per order, and orders/s.
 
-    python -m perf.flatness [--seconds 3] [--rounds 4] [--sales 1,10,100,1000] [--users 1000,...] [--save] [--json] [--gate]
+    python -m perf.flatness [--seconds 3] [--rounds 4] [--sales 1,10,...] [--users 1000,...] [--save] [--json] [--gate]
 
-Each point has a Redis and an edge of its own, and so has the base beside it (1 sale, 100,000 users). On both, every user
-orders once before anything is measured; then they are measured by turns. What counts is the ratio to the base of the same
-turn: a slow minute of the machine hits both. Rate limits are raised, so that few users may order as often as many. Buyers
-come in turn, so with few users each has many orders: up to Redis's bound of a compact hash and beyond.
+Each point has its own Redis and edge, and so has the base beside it (1 sale, 100,000 users). On both, every user
+orders once before the measurement; then they are measured alternately. The result is the ratio to the base of the same
+round, so that a slow minute of the machine affects both. Rate limits are raised, so that few users may order as often
+as many. Buyers order in turn, so with few users each has many orders: up to Redis' limit of a compact hash and beyond.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from runtime.tokens.keys import create_token_keys, load_token_keys
 
 BASE_SALES, BASE_USERS = 1, 100_000
 SKU = "SKU-1"
-CONNECTIONS = 128  # as in the gate: with four lanes a smaller crowd leaves every batch half empty
-FILL_ORDERS_MIN = 20_000  # each of a thousand sales is read by then: what they cost is not that each is read once
+CONNECTIONS = 128  # as in the gate: with four lanes, fewer connections leave every batch half empty
+FILL_ORDERS_MIN = 20_000  # enough to read each of a thousand sales before the measurement
 FILL_ORDERS_AT_ONCE = 10_000
-FILL_S_MAX = 60.0  # for so many at once
+FILL_S_MAX = 60.0  # for all of them
 SETTLE_S_MAX = 30.0
-COST_RATIO_MAX = 1.25  # of the dearest point to its base: what is called flat
+COST_RATIO_MAX = 1.25  # highest ratio of a point to its base that counts as flat
 METHOD = (
-    "Closed loop of the bundled driver (128 connections, fresh keys) on an edge with one worker and a Redis that syncs its "
-    "append-only file before each answer, both fresh for each point and for the base beside it; every user has ordered before "
-    "the clock runs. Processor time from /proc. Cost: edge plus Redis, an accepted order; ratio: to the base of the same turn; "
-    "medians over the turns."
+    "Closed loop of the bundled driver (128 connections, fresh keys) on an edge with one worker and a Redis that "
+    "syncs its append-only file before each answer, both new for each point and for the base beside it; every user "
+    "has ordered before the measurement. CPU time from /proc. Cost: edge plus Redis, per accepted order; ratio: to "
+    "the base of the same round; medians over the rounds."
 )
 SETTINGS = {"FLASHSALE_USER_RATE": "1000", "FLASHSALE_USER_BURST": "10000"}
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """How many sales are open, and how many users order."""
+    """A number of open sales and of users that order."""
 
     sales: int
     users: int
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run at one point. Microseconds of processor time an accepted order."""
+    """One run at one point. Microseconds of CPU time per accepted order."""
 
     orders_per_s: float
     edge_us: float
@@ -67,20 +67,20 @@ class Sample:
 
     @property
     def cost_us(self) -> float:
-        """Of edge and Redis together."""
+        """CPU time of edge and Redis together."""
         return self.edge_us + self.redis_us
 
 
 @dataclass(frozen=True, slots=True)
 class Buyers:
-    """As many as the largest point has, and the key ring that their tokens are signed with."""
+    """Buyers for the largest point, and the key ring that signs their tokens."""
 
     keys: Path
     tokens: list[bytes]
 
     @classmethod
     def mint(cls, folder: Path, count: int) -> Self:
-        """In memory, three seconds a million: every point takes its buyers from the same list."""
+        """In memory, three seconds per million. All points take their buyers from this list."""
         path = folder / "keys.json"
         create_token_keys(path)
         pairs = mint_many(load_token_keys(path), count=count, issuer=load_settings().token_issuer, ttl_s=TOKEN_S)
@@ -89,14 +89,14 @@ class Buyers:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A point with its own servers and its own crowd."""
+    """A point with its own servers and load generator."""
 
     stage: Stage
     loop: Loop
 
     @classmethod
     def of(cls, stage: Stage, point: Point, buyers: Buyers, *, sink: int, say: Callable[[str], None]) -> Self:
-        """Publish the sales, let every user order. LoadFailed unless all are accepted. `sink` is a descriptor for orders."""
+        """Publish the sales and let every user order, recorded in descriptor `sink`. LoadFailed unless all succeed."""
         sales = stage.publish_many({SKU: UNITS}, point.sales)
         loop = Loop(
             host="127.0.0.1", port=stage.port, paths=[f"/v1/sales/{sale}/orders" for sale in sales],
@@ -106,12 +106,12 @@ class Site:
         site = cls(stage, loop)
         orders = max(point.users, FILL_ORDERS_MIN)
         while (left := orders - loop.next_order) > 0:
-            say(f"{point}: {loop.next_order:,} of {orders:,} orders before the clock runs")
+            say(f"{point}: {loop.next_order:,} of {orders:,} orders before the measurement")
             site._require_all(loop.run_orders(min(left, FILL_ORDERS_AT_ONCE), FILL_S_MAX))
         return site
 
     def sample(self, seconds: float) -> Sample:
-        """Orders for so long. LoadFailed unless all are accepted."""
+        """Order for this time. Raises LoadFailed unless all are accepted."""
         cpu, accepted, began = self.stage.cpu_us(), self.loop.accepted, time.monotonic()
         self.loop.run(seconds)
         self._require_all(self.loop.run_orders(0, SETTLE_S_MAX))
@@ -138,9 +138,7 @@ def main() -> int:
         buyers = Buyers.mint(Path(folder), count)
         for number, point in enumerate(points, 1):
             if time.monotonic() > deadline:
-                note(
-                    f"{options.minutes_max:g} minutes are over: not measured {', '.join(map(str, points[number - 1 :]))}"
-                )
+                note(f"{options.minutes_max:g} min are over; not measured: {', '.join(map(str, points[number - 1 :]))}")
                 break
 
             def say_where(what: str, where: str = f"point {number} of {len(points)}: ") -> None:
@@ -167,7 +165,7 @@ def main() -> int:
 def measure(
     point: Point, base: Point, buyers: Buyers, *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> list[tuple[Sample, Sample]]:
-    """Pairs of base and point, by turns, who is first changing. LoadFailed unless every order was accepted."""
+    """Pairs of base and point, measured alternately. Raises LoadFailed unless every order was accepted."""
     sink = os.open(os.devnull, os.O_WRONLY)
     try:
         with edge_on_redis(SETTINGS, keys=buyers.keys) as own, edge_on_redis(SETTINGS, keys=buyers.keys) as beside:
@@ -175,7 +173,7 @@ def measure(
             point_site = Site.of(own, point, buyers, sink=sink, say=say)
             pairs = []
             for number in range(rounds):
-                say(f"{point}, turn {number + 1} of {rounds}")
+                say(f"{point}, round {number + 1} of {rounds}")
                 if number % 2 == 0:
                     first = base_site.sample(seconds)
                     pairs.append((first, point_site.sample(seconds)))
@@ -202,7 +200,7 @@ HEADING = f"{'sales':>6}{'users':>11}{'orders/s':>11}{'edge us':>9}{'Redis us':>
 
 
 def as_line(row: dict[str, float]) -> str:
-    """A row of the table."""
+    """One row of the table."""
     return (
         f"{row['sales']:>6,}{row['users']:>11,}{row['orders_per_s']:>11,.0f}{row['edge_us']:>9.1f}{row['redis_us']:>10.1f}"
         f"{row['cost_ratio']:>11.2f}{row['rate_ratio']:>11.2f}"
@@ -220,7 +218,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="runs of each point, and of the base beside it")
     parser.add_argument("--sales", default="1,10,100,1000", help="numbers of open sales")
     parser.add_argument("--users", default="1000,10000,100000,1000000", help="numbers of users")
-    parser.add_argument("--minutes-max", type=float, default=12.0, help="no point is begun later than that")
+    parser.add_argument("--minutes-max", type=float, default=12.0, help="no point begins later than this")
     add_options(parser)
     return parser.parse_args()
 

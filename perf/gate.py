@@ -1,9 +1,11 @@
 """`python -m perf.gate`: throughput of the order path as ratios to an empty handler, measured with wrk in one run.
 
-A is an empty Granian handler, B accepted orders with fresh keys and everything on, C orders for a SKU that is sold out.
-They alternate, so that a slow minute of the machine hits all three. The whole embedded stack is up, but during the rounds
-everything in it except edge, Redis and an idle PostgreSQL is halted. Afterwards relay and shard writer go on until all is
-stored, and only a 202 whose order is found in a shard counts. A second table, which is no gate, has everything running.
+A is an empty Granian handler, B accepted orders with fresh keys and all features on, C orders for a SKU that is sold
+out. They alternate, so that a slow minute of the machine affects all three. The whole embedded stack is up, but during
+the rounds everything except edge, Redis and an idle PostgreSQL is halted. Afterwards relay and shard writer continue
+until all orders are stored, and a 202 counts only if its order is found in a shard. A second table, which is no gate,
+has everything running.
+
 Exit status: 0 all gates met, 1 one missed, 2 wrk is not installed.
 """
 
@@ -23,26 +25,27 @@ from perf.results import Figure, Target, add_options, conclude, note, progress
 from perf.scene import NAMES, Run, Scene, scene
 
 USERS = 100_000
-WARM_UP_S = 2  # caches, the append-only file, the scripts, what wrk maps
+WARM_UP_S = 2  # fills caches, grows the append-only file, loads the scripts, maps wrk's memory
 
 GATES = {"B/A": 0.33, "C/A": 0.50}
 GOALS = {"B/A": 0.50, "C/A": 0.70}
 P99_FACTOR_MAX = 5.0
-BASELINE_SHARE_MIN = 0.8  # of the kept ratios; equal runs on a shared machine were up to 15 % apart
-OTHERS_SHARE_MAX = 0.02  # of one core, by what should not run during the rounds
+BASELINE_SHARE_MIN = 0.8  # of the saved ratios; equal runs on a shared machine differed by up to 15 %
+OTHERS_SHARE_MAX = 0.02  # of one core, by processes that should not run during the rounds
 METHOD = (
-    "wrk, one thread, 128 keep-alive connections without pipelining, a fresh key a request, 100,000 users. A: empty RSGI "
-    "handler with the same server settings; B: accepted orders, appendfsync always; C: sold out. A B C alternate in one run "
-    "after a round of warm-up; medians. Everything in the stack but edge and Redis is halted (SIGSTOP) or idle (PostgreSQL) "
-    "meanwhile; relay and writer then drain, and B counts orders found in the shards. Load generator, edge and Redis share the "
-    "machine. The second table (`whole_pipeline`), on a stack of its own, has everything running."
+    "wrk, one thread, 128 keep-alive connections without pipelining, a fresh key per request, 100,000 users. A: empty "
+    "RSGI handler with the same server settings; B: accepted orders, appendfsync always; C: sold out. A B C alternate "
+    "in one run after a round of warm-up; medians. All processes of the stack but edge and Redis are halted (SIGSTOP) "
+    "or idle (PostgreSQL) meanwhile; relay and writer then drain, and B counts orders found in the shards. Load "
+    "generator, edge and Redis share the machine. The second table (`whole_pipeline`), on its own stack, has "
+    "everything running."
 )
 
 
 def main() -> int:
     arguments = _arguments()
     if shutil.which("wrk") is None:
-        print("wrk is not installed: it is in the Debian package `wrk` (apt-get install wrk)", file=sys.stderr)
+        print("wrk is not installed; install the Debian package `wrk` (apt-get install wrk)", file=sys.stderr)
         return 2
     with progress() as say:
         with scene(arguments, say) as stage:
@@ -56,7 +59,7 @@ def main() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Runs, and how long it took afterwards until everything was stored. `warm_up` has no rate that counts, but its 202s do."""
+    """Runs, and the time until everything was stored. `warm_up` counts with its 202s, but not with its rate."""
 
     runs: list[Run]
     drain_s: float
@@ -71,12 +74,12 @@ class Measured:
         return {name: statistics.median(run.answers.p99_us for run in self.runs if run.name == name) for name in NAMES}
 
     def total(self, number: str) -> int:
-        """Sum of one of a run's counts, warm-up included."""
+        """Sum of one count over all runs, warm-up included."""
         return int(sum(getattr(run, number) for run in (*self.warm_up, *self.runs)))
 
 
 def measure(stage: Scene, *, rounds: int, seconds: int) -> Measured:
-    """A B C in turn while nothing else runs; then everything goes on until all is stored, and each run is recounted."""
+    """Run A B C alternately while nothing else runs; then let all orders be stored, and recount each run."""
     runs: list[Run] = []
     with stage.halted():
         for number in range(rounds + 1):
@@ -90,7 +93,7 @@ def measure(stage: Scene, *, rounds: int, seconds: int) -> Measured:
 
 
 def measure_whole_pipeline(stage: Scene, *, seconds: int) -> Measured:
-    """A B C once, everything running: what B left is drained before C, which itself leaves nothing."""
+    """Run A B C once with everything running. The orders of B are stored before C begins, which leaves none."""
     note("everything running:")
     warm_up = [stage.run("B", "W", min(WARM_UP_S, seconds))]
     stage.drain()
@@ -117,7 +120,7 @@ def _report(gated: Measured, whole: Measured | None, arguments: argparse.Namespa
 
 
 def targets(gated: Measured, arguments: argparse.Namespace) -> list[Target]:
-    """The gates; those against the kept baseline only if there is one."""
+    """The gates. Those against the saved baseline only if there is one."""
     ratios = ratios_of(gated.rates())
     p99_us = gated.p99_us()
     length_us = sum(run.answers.duration_us for run in (*gated.warm_up, *gated.runs))
@@ -136,8 +139,10 @@ def targets(gated: Measured, arguments: argparse.Namespace) -> list[Target]:
 
 
 def against_baseline(ratios: dict[str, float], arguments: dict[str, Any]) -> list[Target]:
-    """Targets for the ratios of the kept gate (`perf/results/gate.json`); none if none is kept, or if it was measured with
-    other connections, users, workers or settings."""
+    """Targets for the ratios of the saved gate (`perf/results/gate.json`).
+
+    None without a saved gate, or when it was measured with other connections, users, workers or settings.
+    """
     path = results.FOLDER / "gate.json"
     if not path.exists():
         return []
@@ -156,21 +161,22 @@ def against_baseline(ratios: dict[str, float], arguments: dict[str, Any]) -> lis
 
 
 def ratios_of(rates: dict[str, float]) -> dict[str, float]:
-    """B and C to A."""
+    """Ratios of B and C to A."""
     return {f"{name}/A": rates[name] / rates["A"] for name in "BC"}
 
 
 def as_result(measured: Measured) -> dict[str, Any]:
-    """What is saved."""
+    """The saved form."""
     runs = [{**asdict(run), "missing": run.missing, "rate": run.rate} for run in measured.runs]
     rates = measured.rates()
     return {
-        "rates": rates, "ratios": ratios_of(rates), "p99_us": measured.p99_us(), "drain_s": measured.drain_s, "runs": runs,
+        "rates": rates, "ratios": ratios_of(rates), "p99_us": measured.p99_us(), "drain_s": measured.drain_s,
+        "runs": runs,
     }  # fmt: skip
 
 
 def as_table(measured: Measured, title: str) -> list[str]:
-    """Medians; sums of 202s, of the orders found for them and of orders stored while the run was on."""
+    """Medians; sums of 202s, of their orders that were found, and of orders stored during the run."""
     rates, p99_us = measured.rates(), measured.p99_us()
     lines = [f"{'':4}{'per second':>12}{'to A':>7}{'p99 ms':>10}{'202s':>12}{'found':>12}{'stored/s':>10}   ({title})"]
     for name, meaning in NAMES.items():

@@ -1,11 +1,11 @@
-"""Whether an edge worker's memory grows: resident and anonymous pages over two million requests of every kind.
+"""Memory growth of an edge worker: resident and anonymous pages over two million requests of every kind.
 
     python -m perf.growth [--requests 2000000] [--every 20000] [--save] [--json] [--gate]
 
-A mix by number, out of a hundred: 40 orders that are accepted, 20 of the same ones repeated, 25 for what is sold out, 8 bad
-bodies, 7 bad tokens; so 85 go through token, validation, batch and Redis. The first quarter is warm-up; over the rest a
-line is laid through the samples (least squares). The worker is said not to grow when the slope of the line, less two
-standard errors, is below the bound, which is about a byte a request.
+Of a hundred requests, 40 are accepted orders, 20 repeats of them, 25 orders for a sold-out SKU, 8 bad bodies, 7 bad
+tokens; so 85 pass through token, validation, batch and Redis. The first quarter is warm-up; a line is fitted to the
+samples of the rest (least squares). The memory counts as constant when the slope of the line, less two standard
+errors, is below the bound, which is about a byte per request.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from perf.stage import UNITS, Stage, edge_on_redis
 
 USERS = 100_000
 SKU, SOLD_OUT_SKU = "SKU-1", "SKU-GONE"
-# Of a hundred requests. Repeats are fewer than accepted ones and come after them: each has an order to repeat.
+# Of a hundred requests. Repeats are fewer than accepted orders and follow them: each has an order to repeat.
 SHARES = {"accepted": 40, "replays": 20, "sold out": 25, "bad bodies": 8, "bad tokens": 7}
 WHOLE_WAY_SHARE_MIN = 0.6
 CONNECTIONS = 64  # of each kind
-MINUTES_MAX = 20.0  # on a quiet machine it takes two or three
+MINUTES_MAX = 20.0  # a quiet machine takes two or three
 WARM_UP_SHARE = 0.25
-SLOPE_MIB_MAX = 1.0  # MiB per million requests: about a byte a request
+SLOPE_MIB_MAX = 1.0  # MiB per million requests: about a byte per request
 MIB = 1 << 20
 METHOD = (
-    "Closed loops of the bundled driver, one a kind, in turn, of each 100 requests 40 accepted, 20 repeated, 25 sold out, 8 bad "
-    "bodies, 7 bad tokens, on an edge with one worker and a Redis that syncs before each answer. Memory of the worker process "
-    "from /proc/<pid>/smaps_rollup. Slope by least squares after the first quarter."
+    "Closed loops of the bundled driver, one per kind, in turn: of 100 requests 40 accepted, 20 repeated, 25 sold "
+    "out, 8 bad bodies, 7 bad tokens, on an edge with one worker and a Redis that syncs before each answer. Memory of "
+    "the worker process from /proc/<pid>/smaps_rollup. Slope by least squares after the first quarter."
 )
 
 
@@ -68,7 +68,7 @@ def fit(points: Sequence[tuple[float, float]]) -> Line:
 
 def main() -> int:
     options = _options()
-    # So many users at full speed would meet the rate limit, which is another kind of answer.
+    # At full speed, so many users would meet the rate limit, which is another kind of answer.
     with progress() as say, edge_on_redis({"FLASHSALE_USER_RATE": "1000", "FLASHSALE_USER_BURST": "10000"}) as stage:
         result = measure(stage, requests=options.requests, every=options.every, say=say)
     targets = [
@@ -81,8 +81,11 @@ def main() -> int:
 
 
 def measure(stage: Stage, *, requests: int, every: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Send all kinds in turn until so many requests were answered, and count: samples `every` so many (a multiple of 100),
-    slopes, and what was answered. LoadFailed for other answers than were asked for, and when it takes too long."""
+    """Send all kinds in turn until this many requests are answered. Returns samples, slopes and counts of answers.
+
+    Samples every `every` requests (a multiple of 100). Raises LoadFailed for unexpected answers, and when it takes too
+    long.
+    """
     assert every % 100 == 0
     loops = make_loops(stage, stage.publish({SKU: UNITS, SOLD_OUT_SKU: 0}))
     pid = stage.worker_pid
@@ -98,7 +101,7 @@ def measure(stage: Stage, *, requests: int, every: int, say: Callable[[str], Non
     answered = sum(loop.accepted + loop.refused for loop in loops.values())
     accepted, replays, sold_out = (loops[kind] for kind in ("accepted", "replays", "sold out"))
     if accepted.refused or replays.refused or replays.replayed != replays.accepted or sold_out.accepted:
-        raise LoadFailed(f"other answers than were asked for: {_answers(loops)}")
+        raise LoadFailed(f"unexpected answers: {_answers(loops)}")
     kept = [sample for sample in samples if sample["requests"] >= answered * WARM_UP_SHARE]
     lines = {kind: fit([(s["requests"] / 1e6, s[kind]) for s in kept]) for kind in ("resident", "anonymous")}
     return {
@@ -121,7 +124,7 @@ def _answers(loops: dict[str, Loop]) -> dict[str, dict[str, int]]:
 
 
 def make_loops(stage: Stage, sale_id: UUID) -> dict[str, Loop]:
-    """A closed loop a kind of request. Repeats have the keys, users and bodies of the accepted ones, from the first on."""
+    """One closed loop per kind. Repeats have the keys, users and bodies of the accepted orders, from the first on."""
     tokens_file = stage.folder / "tokens"
     write_tokens(tokens_file, stage.keys_file, users=USERS)
     tokens = [line.rpartition("\t")[2].encode() for line in tokens_file.read_text(encoding="ascii").splitlines()]
@@ -145,7 +148,7 @@ def make_loops(stage: Stage, sale_id: UUID) -> dict[str, Loop]:
 
 
 def as_text(result: dict[str, Any]) -> list[str]:
-    """What was asked and what was seen."""
+    """Expected and seen answers."""
     first, last = result["samples"][0], result["samples"][-1]
     lines = [f"{kind}: {answers}" for kind, answers in result["answers"].items()]
     lines += [

@@ -1,4 +1,4 @@
-"""The load driver as a process of its own, with what it has counted so far. Decides nothing about what is measured."""
+"""The load driver as its own process, with its counts so far."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ END_S_MAX = 60.0
 
 
 class LoadFailed(Exception):
-    """The load driver ended without its last line, or not all orders were answered as they should be."""
+    """The load driver ended without its last line, or not all orders got the expected answer."""
 
 
 def write_tokens(path: Path, keys_file: Path, *, users: int) -> None:
-    """A file of `users` lines `user_id<TAB>token` for the driver."""
+    """Write a file of `users` lines `user_id<TAB>token` for the driver."""
     path.touch(mode=0o600)
     keys, issuer = load_token_keys(keys_file), load_settings().token_issuer
     with path.open("w", encoding="ascii") as file:
@@ -39,7 +39,7 @@ def write_tokens(path: Path, keys_file: Path, *, users: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Where orders go: an edge, the sales and SKUs they are drawn from, and the file of buyers' tokens."""
+    """The target of orders: an edge, sales and SKUs to draw from, and the file of buyers' tokens."""
 
     url: str
     sales: Sequence[UUID]
@@ -49,9 +49,9 @@ class Aim:
 
 @dataclass(slots=True)
 class Load:
-    """A run of `python -m perf.driver`. A context manager: leaving it ends the driver, whatever happened.
+    """A run of `python -m perf.driver`. As a context manager it ends the driver when it is left, in any case.
 
-    With a `rate` (orders a second) an open loop of `seconds`, otherwise a closed one until `finish` or `seconds` are over.
+    With a `rate` (orders a second) an open loop of `seconds`; otherwise a closed loop until `finish`, or for `seconds`.
     """
 
     aim: Aim
@@ -66,7 +66,8 @@ class Load:
 
     def __enter__(self) -> Self:
         argv = [
-            sys.executable, "-m", "perf.driver", "--url", self.aim.url, "--tokens", str(self.aim.tokens), "--orders", os.devnull,
+            sys.executable, "-m", "perf.driver", "--url", self.aim.url, "--tokens", str(self.aim.tokens),
+            "--orders", os.devnull,
             "--connections", str(self.connections), "--key-prefix", self.key_prefix, "--seconds-max", str(self.seconds),
             "--rate", str(self.rate),
         ]  # fmt: skip
@@ -93,7 +94,7 @@ class Load:
         self.process.stdin.close()
 
     def finish(self, *, stop: bool = True) -> dict[str, Any]:
-        """The driver's last line. With `stop` it sends no more orders, without it comes to its own end first."""
+        """The driver's last line. With `stop` it sends no more orders; without, it finishes its schedule first."""
         assert self.process is not None and self.process.stdin is not None and self._reader is not None
         if stop:
             self.process.stdin.write("stop\n")
@@ -112,6 +113,6 @@ class Load:
 
 
 def require_all_accepted(final: dict[str, Any]) -> None:
-    """LoadFailed unless every order was accepted, once, in the end."""
+    """Raise LoadFailed unless every order was accepted in the end, once."""
     if final["refused"] or final["unanswered"] or final["given_up"] or not final["accepted"]:
         raise LoadFailed(f"not all orders were accepted: {final['answers']}, {final['unanswered']} unanswered")

@@ -1,9 +1,9 @@
-"""Logins by the clock, password hash included, on a stack with everything running.
+"""Logins on a schedule, password hash included, on a complete stack.
 
     python -m perf.login [--rate 10] [--seconds 20] [--users 20] [--save] [--json] [--gate]
 
-Login i is due i / rate seconds after the start, whatever the answers do, and its latency counts from then: what a backoffice
-that falls behind makes others wait is in it. Every login must succeed.
+Login i is due i / rate seconds after the start, whether or not earlier answers came, and its latency counts from then:
+it includes the waiting that a slow backoffice causes. Every login must succeed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from perf.results import Figure, Target, add_options, conclude, progress
 
 WARM_UP_S = 3.0
 P95_MS_MAX = 100.0
-LATENESS_P95_MS_MAX = 5.0  # of the sending: later, and the schedule was not kept
-CLIENTS = 16  # connections; more logins than that at once wait, and their waiting counts
+LATENESS_P95_MS_MAX = 5.0  # of the sending; above it the schedule was not kept
+CLIENTS = 16  # connections; more concurrent logins wait, and their waiting counts
 METHOD = (
-    "Open loop of 16 keep-alive connections against the backoffice of a whole embedded stack, accounts in turn: login i is due "
-    "i / rate seconds after the start, latency from when it was due to its 200. A login verifies an argon2id hash (19 MiB, two "
-    "passes), counts attempts in Redis and begins a refresh family in its shard. Client and servers share the machine."
+    "Open loop of 16 keep-alive connections against the backoffice of a complete embedded stack, accounts in turn: "
+    "login i is due i / rate seconds after the start, latency from when it was due to its 200. A login verifies an "
+    "argon2id hash (19 MiB, two passes), counts attempts in Redis and begins a refresh family in its shard. Client "
+    "and servers share the machine."
 )
 
 
@@ -54,7 +55,7 @@ def main() -> int:
 
 
 def register(url: str, *, users: int) -> list[Request]:
-    """Accounts of their own; a login for each."""
+    """Register accounts. Returns a login for each."""
     logins = []
     for _ in range(users):
         login = {"email": f"{secrets.token_hex(8)}@perf.example", "password": secrets.token_urlsafe(16)}

@@ -1,10 +1,10 @@
-"""Latency under orders that come by the clock: so many a second, whatever the answers do.
+"""Latency of orders on a schedule: a fixed number a second, independent of the answers.
 
     python -m perf.open_loop [--rate 8000] [--seconds 60] [--processes 1] [--whole-stack] [--save] [--json] [--gate]
 
-An order's latency counts from when it was due, repetitions and waiting for a connection included: what coordinated
-omission would hide is in it. The generator proves that it kept its schedule: all orders were sent, and how late.
-By default the edge and its Redis run alone, as in the gate; with `--whole-stack` everything runs on the same cores and
+An order's latency counts from when it was due, repetitions and waiting for a connection included, so coordinated
+omission hides nothing. The generator proves that it kept its schedule: that it sent all orders, and how late. By
+default only the edge and its Redis run, as in the gate; with `--whole-stack` everything runs on the same cores and
 stores the orders meanwhile, which is a figure of its own.
 """
 
@@ -27,11 +27,11 @@ USERS = 100_000
 SKU = "SKU-1"
 WARM_UP_S = 3.0
 P99_MS_MAX = 50.0
-LATENESS_P99_MS_MAX = 10.0  # of the sending: later, and the schedule was not kept
+LATENESS_P99_MS_MAX = 10.0  # of the sending; above it the schedule was not kept
 METHOD = (
-    "Open loop of the bundled driver, HTTP/1.1 keep-alive without pipelining, fresh keys of 100,000 users: order i is due "
-    "i / rate seconds after the start. Latency from when an order was due to its 202, repetitions included (coordinated "
-    "omission excluded), in buckets of 1.6 %. Load generator and servers share the machine."
+    "Open loop of the bundled driver, HTTP/1.1 keep-alive without pipelining, fresh keys of 100,000 users: order i is "
+    "due i / rate seconds after the start. Latency from when an order was due to its 202, repetitions included "
+    "(coordinated omission excluded), in buckets of 1.6 %. Load generator and servers share the machine."
 )
 
 
@@ -57,7 +57,7 @@ def main() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`rate` orders due a second and `connections`, both of all `processes` together."""
+    """`rate` orders due a second and `connections`, both summed over all `processes`."""
 
     rate: float
     connections: int
@@ -65,7 +65,7 @@ class Schedule:
 
 
 def run(aim: Aim, schedule: Schedule, *, key_prefix: str, seconds: float) -> dict[str, Any]:
-    """One open loop of all processes together. LoadFailed unless every order was accepted in the end."""
+    """Run one open loop, distributed over all processes. Raises LoadFailed unless every order was accepted."""
     count = schedule.processes
     with ExitStack() as stack:
         loads = [
@@ -81,7 +81,7 @@ def run(aim: Aim, schedule: Schedule, *, key_prefix: str, seconds: float) -> dic
 
 
 def merge(finals: list[dict[str, Any]], *, seconds: float) -> dict[str, Any]:
-    """One result of the last lines of several drivers."""
+    """Merge the last lines of several drivers into one result."""
     latency = summed(final["accepted_latency"] for final in finals)
     lateness = summed(final["open_loop"]["lateness"] for final in finals)
     sums = {name: sum(final[name] for final in finals) for name in ("sent", "accepted", "retries", "transport_errors")}
@@ -110,13 +110,13 @@ def as_text(result: dict[str, Any]) -> list[str]:
         f"latency ms, from when due: {shown(result['latency_ms'])}",
         f"sent late by ms: {shown(result['lateness_ms'])}; {result['sent_a_millisecond_late']:,} by 1 ms or more, "
         f"{result['found_none_idle']:,} found no idle connection",
-        f"generator: {result['generator_cpu_us_an_order']:.1f} us of processor time an order",
+        f"generator: {result['generator_cpu_us_an_order']:.1f} us of CPU time per order",
     ]
 
 
 @contextmanager
 def _surroundings(say: Callable[[str], None], *, everything: bool, users: int) -> Iterator[Aim]:
-    """An edge with a sale, and buyers."""
+    """An edge with a sale, and buyers' tokens."""
     if everything:
         with whole_stack(say, users=users) as stack:
             yield stack.aim
@@ -131,10 +131,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m perf.open_loop", description=__doc__.partition("\n")[0])
     parser.add_argument("--rate", type=float, default=8000.0, help="orders due a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the schedule")
-    parser.add_argument("--connections", type=int, default=512, help="of all processes together")
+    parser.add_argument("--connections", type=int, default=512, help="sum over all processes")
     parser.add_argument("--processes", type=int, default=1, help="load drivers that share the rate")
     parser.add_argument("--users", type=int, default=USERS)
-    parser.add_argument("--whole-stack", action="store_true", help="relay, writers and all others run, too")
+    parser.add_argument("--whole-stack", action="store_true", help="run relay, writers and all other processes, too")
     add_options(parser)
     return parser.parse_args()
 

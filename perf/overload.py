@@ -1,11 +1,12 @@
-"""Goodput when five times as many orders are offered as can be taken, and the processor is what limits.
+"""Goodput when five times as many orders are offered as the edge can take, with the processor as the limit.
 
     python -m perf.overload [--seconds 3] [--rounds 3] [--save] [--json] [--gate]
 
-The edge and its Redis have one processor to themselves, the load generator the others, with less priority: on a machine
-that both share it would take from the servers what it is to measure. Peak (a closed loop that just fills the batches) and
-overload (an open loop of five times the peak's rate) alternate. What is judged is accepted orders per second of processor
-time of edge and Redis: it counts everything that the overload costs them, and nothing that others do on the machine.
+The edge and its Redis have one processor to themselves, the load generator has the others, at lower priority: on
+shared processors it would take time from the servers that it measures. Peak (a closed loop that just fills the
+batches) and overload (an open loop of five times the peak's rate) alternate. The judged value is accepted orders per
+second of CPU time of edge and Redis: it includes all costs of the overload, and nothing that other programs do on the
+machine.
 """
 
 from __future__ import annotations
@@ -30,17 +31,18 @@ USERS = 4000
 FACTOR = 5
 PEAK_CONNECTIONS = 256
 OVERLOAD_CONNECTIONS = 900
-REFUSING_QUEUE = 64  # orders that may wait when the price of a refusal is measured
-SETTLE_S = 1.0  # of each run, left out: connections come, batches fill
+REFUSING_QUEUE = 64  # orders that may wait while the cost of a refusal is measured
+SETTLE_S = 1.0  # of each run, not counted: connections open, batches fill
 NICENESS = 10
 SHARE_MIN = 0.9
 SETTINGS = {"FLASHSALE_USER_RATE": "1000", "FLASHSALE_USER_BURST": "10000"}
 METHOD = (
-    "Edge (default settings, one worker) and Redis (appendfsync always) on one processor, the bundled driver on the others at "
-    "lower priority. Peak: closed loop, 256 connections. Overload: open loop due at five times the peak's rate, 900 "
-    "connections; what finds none idle waits in the generator. Alternating rounds, medians. Accepted orders per second of "
-    "processor time (user and system) of edge and Redis. The price of a refusal: the same crowd at an edge in which 64 orders "
-    "may wait; processor time beyond what the accepted ones cost at the peak, by refused requests."
+    "Edge (default settings, one worker) and Redis (appendfsync always) on one processor, the bundled driver on the "
+    "others at lower priority. Peak: closed loop, 256 connections. Overload: open loop due at five times the peak's "
+    "rate, 900 connections; orders without an idle connection wait in the generator. Alternating rounds, medians. "
+    "Accepted orders per second of CPU time (user and system) of edge and Redis. Cost of a refusal: the same load on "
+    "an edge in which 64 orders may wait; CPU time beyond the cost of the accepted orders at the peak, by refused "
+    "requests."
 )
 
 
@@ -61,7 +63,7 @@ def main() -> int:
 
 
 def measure(seconds: float, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Runs, and what follows from them. TooFewProcessors where they would have to share one."""
+    """All runs, and the results computed from them. Raises TooFewProcessors when they would share a processor."""
     processors = sorted(os.sched_getaffinity(0))
     if len(processors) < 2:
         raise TooFewProcessors("two processors are needed: one for the servers, one for the load generator")
@@ -76,7 +78,7 @@ def measure(seconds: float, rounds: int, say: Callable[[str], None]) -> dict[str
             say(f"round {number + 1} of {rounds}: overload")
             rate = FACTOR * peaks[-1]["accepted_per_s"]
             overs.append(_run(stage, Load(aim, f"over{number}", seconds, OVERLOAD_CONNECTIONS, rate)))
-    say("the price of a refusal")
+    say("the cost of a refusal")
     with edge_on_redis({**SETTINGS, "FLASHSALE_EDGE_QUEUE_LENGTH_MAX": str(REFUSING_QUEUE)}) as stage:
         refusing = _run(stage, Load(_aim(stage, processors[0]), "refusing", seconds, OVERLOAD_CONNECTIONS))
     peak_us, over_us = (median(run["us_an_accepted"] for run in runs) for runs in (peaks, overs))
@@ -93,7 +95,7 @@ def measure(seconds: float, rounds: int, say: Callable[[str], None]) -> dict[str
 
 
 def _aim(stage: Stage, processor: int) -> Aim:
-    """A sale on the stage; the stage's servers stay on their processor from now on."""
+    """Publish a sale on the stage, and bind the stage's servers to their processor for good."""
     assert stage.server.process is not None
     _pin([*tree(stage.edge.pid), stage.server.process.pid], processor)
     tokens = stage.folder / "tokens"
@@ -102,7 +104,7 @@ def _aim(stage: Stage, processor: int) -> Aim:
 
 
 def _run(stage: Stage, load: Load) -> dict[str, Any]:
-    """One run: rates between the end of its first second and its end, and the servers' processor time in between."""
+    """One run: rates from the end of its first second to its end, and the CPU time of the servers in between."""
     with load:
         assert load.process is not None
         os.setpriority(os.PRIO_PROCESS, load.process.pid, NICENESS)
@@ -110,7 +112,7 @@ def _run(stage: Stage, load: Load) -> dict[str, Any]:
         before, cpu_before, began = dict(load.counted), stage.cpu_us(), time.monotonic()
         time.sleep(load.seconds - SETTLE_S)
         after, cpu_after, took_s = dict(load.counted), stage.cpu_us(), time.monotonic() - began
-        # Leaving ends the generator at once: what is left of an open loop's schedule is nobody's concern.
+        # Leaving ends the generator at once; the rest of an open loop's schedule is not needed.
     accepted = after["accepted"] - before["accepted"]
     cpu_us = {name: cpu_after[name] - cpu_before[name] for name in cpu_after}
     refused = after["refused"] + after["retries"] - before["refused"] - before["retries"]
@@ -124,7 +126,7 @@ def _run(stage: Stage, load: Load) -> dict[str, Any]:
 
 
 def _pin(pids: Iterable[int], processor: int) -> None:
-    """All threads that the processes have now; those they start later inherit it."""
+    """Bind all threads that the processes have now; later threads inherit it."""
     for pid in pids:
         for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(ProcessLookupError):  # a thread that has just ended
@@ -132,7 +134,7 @@ def _pin(pids: Iterable[int], processor: int) -> None:
 
 
 def as_text(result: dict[str, Any]) -> list[str]:
-    """What happened, and what it cost."""
+    """Goodput and its costs."""
     cost, refused = result["us_an_accepted"], result["us_a_refused"]
 
     def shown(runs: list[dict[str, Any]]) -> str:
@@ -140,7 +142,7 @@ def as_text(result: dict[str, Any]) -> list[str]:
 
     lines = [
         f"accepted a second at the peak: {shown(result['peak'])}; overloaded: {shown(result['overload'])}",
-        f"processor time of edge and Redis an accepted order: {cost['peak']:.1f} us, overloaded {cost['overload']:.1f} us",
+        f"CPU time of edge and Redis per accepted order: {cost['peak']:.1f} us, overloaded {cost['overload']:.1f} us",
     ]
     if refused is not None:
         lines.append(f"a refused request costs {refused:.1f} us, {refused / cost['peak']:.0%} of an accepted order")

@@ -1,10 +1,10 @@
-"""The whole embedded stack under load: how many orders a second are accepted and, at the same time, stored in the shards.
+"""The whole embedded stack under load: orders a second that are accepted and, at the same time, stored in the shards.
 
     python -m perf.pipeline [--seconds 30] [--rate 0] [--connections 64] [--save] [--json] [--gate]
 
-A closed loop asks for as much as the edge accepts (with `--rate` an open loop for that much); once a second it is read what
-was accepted, what is stored, and what waits where. Then the load ends and the rest drains. Every accepted order must be
-stored in the end. The figure is the stored rate while the edge was accepting, the first seconds apart.
+A closed loop offers as much as the edge accepts (with `--rate`, an open loop offers that rate). A sample once a second
+counts the accepted, stored and waiting orders. Then the load ends and the rest drains. Every accepted order must be
+stored in the end. The figure is the stored rate while the edge was accepting, without the first seconds.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from perf.whole_stack import WholeStack, whole_stack
 
 USERS = 100_000
 SAMPLE_S = 1.0
-WARM_UP_S = 3.0  # relay, queue and writer start to work with the first orders
+WARM_UP_S = 3.0  # relay, queue and writer start with the first orders
 DRAIN_S_MAX = 300.0
 STORED_LEAST, STORED_GOAL = 5_000.0, 10_000.0
 METHOD = (
-    "Embedded stack with every process on this machine, load driver included. Accepted: 202s counted by the driver. Stored: "
-    "units charged in the shards' quotas, of orders of one unit. Sampled once a second; rates are from the first sample "
-    "after the warm-up to the last one under load. Processor time an accepted order from /proc."
+    "Embedded stack with every process on this machine, load driver included. Accepted: 202s counted by the driver. "
+    "Stored: units charged in the shards' quotas, of orders of one unit. Sampled once a second; rates are from the "
+    "first sample after the warm-up to the last one under load. CPU time per accepted order from /proc."
 )
 
 
@@ -47,7 +47,7 @@ def main() -> int:
 def measure(
     stack: WholeStack, *, seconds: float, rate: float, connections: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Load, samples, drain. LoadFailed when orders were refused or are not all stored in the end."""
+    """Load, samples, drain. Raises LoadFailed when orders were refused or are not all stored in the end."""
     samples: list[dict[str, float]] = []
     cpu_before = stack.cpu_us()
     with Load(
@@ -72,7 +72,7 @@ stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
         **rates([each for each in samples if each["at_s"] >= min(WARM_UP_S, seconds / 3)]),
         "accepted": accepted,
         "stored": stored,
-        "batches": batch_sizes(stack),  # of the drain, too: at the load's end nothing may be stored yet
+        "batches": batch_sizes(stack),  # including the drain: at the end of the load, no order may be stored yet
         "drain_s": time.monotonic() - ended,
         "accepted_ms": final["accepted_ms"],
         "cpu_us_an_order": {name: round(value / accepted, 1) for name, value in sorted(cpu_load.items())},
@@ -81,7 +81,7 @@ stack.aim, "pipeline", seconds, connections, rate) as load:  # fmt: skip
 
 
 def batch_sizes(stack: WholeStack) -> dict[str, float]:
-    """Mean number of orders that went together so far: small batches are what makes a pipeline dear."""
+    """Mean number of orders per batch so far: small batches make a pipeline expensive."""
     edge, relay, writer = (stack.counts(name) for name in ("edge", "relay-0", "shard-writer-0"))
     pairs = {
         "script call": (edge, "flashsale_edge_batch_orders_total", "flashsale_edge_batches_total"),
@@ -97,7 +97,7 @@ def batch_sizes(stack: WholeStack) -> dict[str, float]:
 
 
 def sample(stack: WholeStack, load: Load, began: float) -> dict[str, float]:
-    """Where orders are now. `unrelayed` is the relay's lag, `unstored` what writers have not stored, both in orders."""
+    """The places of orders now. `unrelayed`: the relay's lag; `unstored`: not stored by the writers; both in orders."""
     depths = stack.depths()
     accepted = load.counted["accepted"]  # at most 0.2 s old
     return {
@@ -111,7 +111,7 @@ def sample(stack: WholeStack, load: Load, began: float) -> dict[str, float]:
 
 
 def rates(samples: list[dict[str, float]]) -> dict[str, float]:
-    """Orders accepted and stored a second from the first sample to the last, and the largest lags."""
+    """Orders accepted and stored per second from the first sample to the last, and the largest lags."""
     first, last = samples[0], samples[-1]
     length_s = last["at_s"] - first["at_s"]
     return {
@@ -137,7 +137,7 @@ def as_text(result: dict[str, Any]) -> list[str]:
         f"accepted {result['accepted_per_s']:,.0f}/s, p99 {result['accepted_ms']['p99']:.1f} ms; "
         f"all {result['stored']:,} stored {result['drain_s']:.1f} s after the load's end",
         "orders a " + ", a ".join(f"{name} {size}" for name, size in result["batches"].items()),
-        f"processor time under load, us an accepted order: {cpu}",
+        f"CPU time under load, us per accepted order: {cpu}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Processes: their time and memory, read from /proc; halting and ending them. Linux only; measures nothing by itself."""
+"""Processes: their CPU time and memory from /proc; halting and ending them. Linux only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 END_S_MAX = 20.0
-HALT_S_MAX = 5.0  # a signal is delivered when the process runs next, or comes back from the disk
+HALT_S_MAX = 5.0  # a signal takes effect when the process runs next, or returns from the disk
 
 
 def state(pid: int) -> str:
-    """Its state as in proc(5): R, S or D while it lives, T when it is stopped; X when it is gone."""
+    """The state by proc(5): R, S or D while it lives, T when it is stopped; X when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -23,21 +23,21 @@ def state(pid: int) -> str:
 
 
 def tree(pid: int) -> list[int]:
-    """The process and all below it."""
+    """The process and all its descendants."""
     pids = [pid]
     for found in pids:
         try:
             for task in Path(f"/proc/{found}/task").iterdir():
                 pids += [int(child) for child in (task / "children").read_text().split()]
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has just ended, or one of its threads has
+            continue  # the process, or one of its threads, has just ended
     return pids
 
 
 def cpu_us(pids: Iterable[int]) -> float:
-    """Processor time spent so far, user and system, in microseconds, by processes and by children they have buried.
+    """CPU time so far, user and system, in microseconds, of the processes and of their children that ended.
 
-    The kernel counts in ticks of 10 ms. A process that ends meanwhile is left out: its parent answers for it.
+    The kernel counts in ticks of 10 ms. Skips processes that end meanwhile: their parents include their time.
     """
     ticks = 0
     for pid in pids:
@@ -50,7 +50,7 @@ def cpu_us(pids: Iterable[int]) -> float:
 
 
 def memory_bytes(pid: int) -> dict[str, int]:
-    """`resident`: all pages in memory. `anonymous`: those of them that belong to no file, the heap and the arenas."""
+    """`resident`: all pages in memory. `anonymous`: those without a file, which are the heap and the arenas."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     kilobytes = {
         name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in rollup.splitlines()[1:])
@@ -60,7 +60,7 @@ def memory_bytes(pid: int) -> dict[str, int]:
 
 @contextlib.contextmanager
 def halted(pids: Iterable[int]) -> Iterator[None]:
-    """The processes, with all below them, get no processor time while the block runs (SIGSTOP, afterwards SIGCONT)."""
+    """Stop the processes and all their descendants while the block runs (SIGSTOP, then SIGCONT)."""
     stopped: list[int] = []
     try:
         for pid in [each for parent in pids for each in tree(parent)]:
@@ -72,12 +72,12 @@ def halted(pids: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         for pid in stopped:
-            with contextlib.suppress(ProcessLookupError):  # whoever ended meanwhile
+            with contextlib.suppress(ProcessLookupError):  # a process that ended meanwhile
                 os.kill(pid, signal.SIGCONT)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to what `devstack.children.spawn` started; SIGKILL to what is left of its session after `END_S_MAX`."""
+    """Send SIGTERM to a process of `devstack.children.spawn`; SIGKILL to the rest of its session after `END_S_MAX`."""
     process.terminate()
     try:
         process.wait(END_S_MAX)

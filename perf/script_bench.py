@@ -1,7 +1,8 @@
-"""Drives the reservation script directly: orders/s with and without fsync, bytes an order in Redis, against a naive script.
+"""Runs the reservation script directly: orders/s with and without fsync, bytes per order, against a naive script.
 
-Measures Redis and the script only: no HTTP, no tokens. The client builds every command beforehand and keeps two batches
-on the wire. Server and client share the machine, so the ratio to the naive script of the same run says most.
+Measures only Redis and the script: no HTTP, no tokens. The client builds every command beforehand and keeps two
+batches on the wire. Server and client share the machine, so the most reliable result is the ratio to the naive script
+in the same run.
 
     python -m perf.script_bench [--orders N] [--batch N] [--rounds N] [--save] [--json] [--gate]
 """
@@ -33,11 +34,11 @@ from runtime.redis.scripts import Script
 LANE = 0
 IN_FLIGHT = 2
 METHOD = (
-    "Prebuilt EVALSHA of 64 orders, two on the wire, one connection, one lane, full semantics, fresh users with 1 or 3 orders "
-    "each, idempotency keys of 16 characters or UUIDs of 36; beside it a naive script of ten calls an order in the same run. "
-    "Memory: used_memory with the stream untrimmed, and after all of it is trimmed as the relay does."
+    "Prebuilt EVALSHA of 64 orders, two on the wire, one connection, one lane, full semantics, fresh users with 1 or "
+    "3 orders each, idempotency keys of 16 characters or UUIDs of 36; beside it a naive script of ten calls per order "
+    "in the same run. Memory: used_memory with the stream untrimmed, and after the stream is trimmed as by the relay."
 )
-# What a first design would do: ten calls an order, sequence, definition and stock read and written for each one.
+# A naive design: ten calls per order; reads and writes sequence, definition and stock for each order.
 NAIVE = """#!lua
 local reply = {}
 local time = redis.call('TIME')
@@ -69,7 +70,7 @@ return reply
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One measured run: orders a second, and bytes an order in Redis with the stream and without what is trimmed."""
+    """One run: orders a second, and bytes per order in Redis, with the stream and without its trimmed part."""
 
     orders_per_s: float
     bytes_an_order: float
@@ -78,7 +79,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is measured; idempotency keys are hexadecimal digits or, of 36 characters, UUIDs, which is what clients make."""
+    """The load. Idempotency keys are hexadecimal digits or, with 36 characters, UUIDs as clients make them."""
 
     orders: int
     batch: int
@@ -87,7 +88,7 @@ class Load:
 
     @property
     def name(self) -> str:
-        """As in the report."""
+        """The name in the report."""
         return f"{self.orders_per_user} an user, {self.key_length}-character keys"
 
 
@@ -100,7 +101,7 @@ def pack_command(parts: Sequence[bytes]) -> bytes:
 
 
 def make_sale() -> SaleDefinition:
-    """A sale that is open for an hour, one SKU, no purchase limit."""
+    """A sale that is open for an hour, with one SKU and no purchase limit."""
     now_ms = int(time.time() * 1000)
     return SaleDefinition(
         ids.new_uuid7(), "bench", 1, 1, LaneSaleState.RUNNING, now_ms - 1000, now_ms + 3_600_000, 600_000, "EUR",
@@ -116,7 +117,7 @@ def load_sale(client: redis.Redis, sale: SaleDefinition) -> None:
 
 
 def make_orders(sale: SaleDefinition, users: Sequence[UUID], key_length: int) -> list[tuple[UUID, UUID, str, bytes]]:
-    """Per user an order: user, order id, idempotency key, body."""
+    """One order per user: user, order id, idempotency key, body."""
     orders = []
     for user in users:
         key = str(uuid4()) if key_length == 36 else secrets.token_hex(key_length // 2)
@@ -168,8 +169,8 @@ def naive_commands(
 
 
 def drive(port: int, commands: Sequence[bytes]) -> float:
-    """Send all commands, at most IN_FLIGHT unanswered; seconds it took. Raises on an error reply."""
-    # hiredis comes with redis[hiredis].
+    """Send all commands, at most IN_FLIGHT of them unanswered. Returns the seconds. Raises on an error reply."""
+    # redis[hiredis] installs hiredis.
     from hiredis import Reader
 
     reader = Reader()
@@ -192,7 +193,7 @@ def drive(port: int, commands: Sequence[bytes]) -> float:
 
 
 def measure(server: RedisServer, load: Load, *, naive: bool) -> Sample:
-    """One run on an emptied server, all users fresh. `used_memory` counts tables and everything else of the server."""
+    """One run on an emptied server with fresh users. `used_memory` includes tables and all else of the server."""
     with redis.Redis(port=server.port) as client:
         client.flushall()
         sale, stream = make_sale(), topology.lane_stream_key(LANE)
@@ -225,7 +226,7 @@ def measure(server: RedisServer, load: Load, *, naive: bool) -> Sample:
 
 
 def summary(pairs: Sequence[tuple[Sample, Sample]]) -> dict[str, float]:
-    """Medians over the rounds, each a sample of ours and one of the naive script."""
+    """Medians over the rounds, each a sample of our script and one of the naive one."""
     ours, naive = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return {
         "orders_per_s": round(statistics.median(s.orders_per_s for s in ours)),
@@ -247,11 +248,11 @@ def main() -> int:
     options = parser.parse_args()
     report: dict[str, dict[str, float]] = {}
     for durable in (False, True):
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # a disk, not a memory file system
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # on a disk, not in a memory file system
             server = RedisServer(Path(folder), durable=durable)
             server.start()
             try:
-                # Speed hardly feels the keys' length, memory does not feel the fsync: 36 characters are measured without.
+                # The keys' length hardly affects speed, and fsync not the memory: measure 36 characters without it.
                 for key_length in (16,) if durable else (16, 36):
                     for orders_per_user in (1, 3):
                         load = Load(options.orders, options.batch, orders_per_user, key_length)

@@ -1,9 +1,10 @@
-"""Searches by the clock over 100,000 products, on a stack with everything running.
+"""Searches on a schedule over 100,000 products, on a complete stack.
 
     python -m perf.search [--rate 50] [--seconds 20] [--products 100000] [--save] [--json] [--gate]
 
-Search i is due i / rate seconds after the start, whatever the answers do, and its latency counts from then. The texts are what
-people type: one word, two, three, words that are not finished or misspelt, brands and SKUs. Every search must succeed.
+Search i is due i / rate seconds after the start, whether or not earlier answers came, and its latency counts from
+then. The texts are typical inputs: one word, two, three, unfinished or misspelt words, brands and SKUs. Every search
+must succeed.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from perf.results import Figure, Target, add_options, conclude, progress
 
 WARM_UP_S = 5.0
 P95_MS_MAX = 50.0
-LATENESS_P95_MS_MAX = 5.0  # of the sending: later, and the schedule was not kept
-CLIENTS = 16  # connections; more searches than that at once wait, and their waiting counts
-DRAWN = 2000  # texts that come round again
+LATENESS_P95_MS_MAX = 5.0  # of the sending; above it the schedule was not kept
+CLIENTS = 16  # connections; more concurrent searches wait, and their waiting counts
+DRAWN = 2000  # distinct texts, used in turn
 SEED = 1
 # Of a hundred texts.
 KINDS = {
@@ -39,10 +40,10 @@ KINDS = {
     "of descriptions": 5,
 }
 METHOD = (
-    "Open loop of 16 keep-alive connections against the backoffice of a whole embedded stack with 100,000 products: search i is "
-    "due i / rate seconds after the start, latency from when it was due to its 200 with the first 50 products. Of a hundred "
-    "texts 20 are one word, 25 two, 15 three, 15 not finished, 10 misspelt, 5 a brand, 5 a SKU, 5 words of descriptions. Client "
-    "and servers share the machine."
+    "Open loop of 16 keep-alive connections against the backoffice of a complete embedded stack with 100,000 "
+    "products: search i is due i / rate seconds after the start, latency from when it was due to its 200 with the "
+    "first 50 products. Of a hundred texts 20 are one word, 25 two, 15 three, 15 unfinished, 10 misspelt, 5 a brand, "
+    "5 a SKU, 5 words of descriptions. Client and servers share the machine."
 )
 
 
@@ -72,7 +73,7 @@ def main() -> int:
 
 
 def texts(count: int, *, products: int) -> list[tuple[str, str]]:
-    """Kind and text of so many searches, the same ones each time."""
+    """Kind and text of `count` searches; the same ones in every run."""
     rng = random.Random(SEED)
     kinds = rng.choices(list(KINDS), weights=list(KINDS.values()), k=count)
     return [(kind, _text(kind, rng, products)) for kind in kinds]

@@ -1,6 +1,6 @@
-"""An edge on a Redis of its own, and nothing else: what the order path costs when nobody takes its orders away.
+"""An edge on its own Redis and nothing else: shows the cost of the order path while no relay runs.
 
-The append-only file is synced before each answer, on a disk: a memory file system would flatter it.
+The append-only file is synced before each answer, on a disk: a memory file system would give better results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ UNITS = 1_000_000_000
 
 
 class StageError(Exception):
-    """The edge did not start; the message is the end of its log."""
+    """The edge did not start. The message is the end of its log."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Stage:
 
     @property
     def url(self) -> str:
-        """Where buyers order."""
+        """The address for orders."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -64,16 +64,16 @@ class Stage:
 
     @property
     def worker_pid(self) -> int:
-        """The edge's worker process that serves, of one worker: below the main process beside Python's resource tracker."""
+        """The serving worker of an edge with one worker: a child of the main process, like the resource tracker."""
         pids = [pid for pid in tree(self.edge.pid) if pid != self.edge.pid]
         return max(pids, key=lambda pid: cpu_us([pid]))
 
     def publish(self, stock: Mapping[str, int]) -> UUID:
-        """A sale that is open for a day, on one lane, without a purchase limit; `stock` maps a SKU to its units."""
+        """Publish a sale that is open for a day, on one lane, without a purchase limit; `stock` maps SKU to units."""
         return self.publish_many(stock, 1)[0]
 
     def publish_many(self, stock: Mapping[str, int], count: int) -> list[UUID]:
-        """So many sales alike, many in a round trip: each waits for the disk."""
+        """Publish `count` equal sales, many per round trip, because each waits for the disk."""
         sales = [self._definition(stock) for _ in range(count)]
         packed = [Stock.fresh(units).pack() for units in stock.values()]
         source = LOAD.source
@@ -97,16 +97,17 @@ class Stage:
         )  # fmt: skip
 
     def cpu_us(self) -> dict[str, float]:
-        """Processor time so far of the edge with its workers, and of Redis."""
+        """CPU time so far of the edge with its workers, and of Redis."""
         assert self.server.process is not None
         return {"edge": cpu_us(tree(self.edge.pid)), "redis": cpu_us([self.server.process.pid])}
 
 
 @contextmanager
 def edge_on_redis(settings: Mapping[str, str] | None = None, *, keys: Path | None = None) -> Iterator[Stage]:
-    """A stage; `settings` are FLASHSALE_* of the edge beside the addresses. Everything is gone afterwards.
+    """A stage; `settings` are further FLASHSALE_* of the edge. Everything is removed afterwards.
 
-    `keys` is a key ring that several stages share, so that their buyers have the same tokens; otherwise it gets its own.
+    `keys` is a key ring that several stages share, so that their buyers have the same tokens; by default it has its
+    own.
     """
     with sigterm_as_interrupt(), tempfile.TemporaryDirectory(prefix="flashsale-perf-", dir=DISK) as name:
         folder = Path(name)

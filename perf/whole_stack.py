@@ -1,4 +1,4 @@
-"""The embedded stack with everything running, an open sale in it, and how far its orders have come. Measures nothing."""
+"""The complete embedded stack with an open sale, and the progress of its orders."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from perf.processes import cpu_us, tree
 from runtime.queue.redis_streams import stream_key
 
 ANSWER_S_MAX = 10.0
-HOLD_S = 3600  # none of the orders expires while it is counted
-PURCHASE_LIMIT = 10_000  # there is one, and nobody reaches it
+HOLD_S = 3600  # longer than any measurement, so that no order expires
+PURCHASE_LIMIT = 10_000  # a limit is in force, but no buyer reaches it
 _STORED = "SELECT coalesce(sum(sold), 0) FROM quota WHERE sale_id = %s"
 _BY_PREFIX = "SELECT split_part(idempotency_key, '-', 1), count(*) FROM orders WHERE sale_id = %s GROUP BY 1"
 
 
 @dataclass(frozen=True, slots=True)
 class Depths:
-    """Where orders are, cumulative or right now. `unrelayed` in lane streams, `queued` messages not taken or not done."""
+    """The places of orders, cumulative or current. `unrelayed`: in lane streams; `queued`: unacknowledged messages."""
 
     stored: int
     unrelayed: int
@@ -42,7 +42,7 @@ class Depths:
 
 @dataclass(slots=True)
 class WholeStack:
-    """A stack of our own. Every order is of one unit and held for long, so that units sold are orders stored."""
+    """A running stack. Every order has one unit and a long hold, so units sold equal orders stored."""
 
     stack: Stack
     aim: Aim
@@ -52,7 +52,7 @@ class WholeStack:
     _shards: list[psycopg.Connection[Any]] = field(default_factory=list)
 
     def depths(self) -> Depths:
-        """Read now; costs a few statements."""
+        """Read the counts now; takes a few statements."""
         topology = Topology()
         pipeline = self.redis.pipeline(transaction=False)
         for lane in range(topology.lanes):
@@ -64,21 +64,21 @@ class WholeStack:
         return Depths(stored, sum(lengths[: topology.lanes]), sum(lengths[topology.lanes :]))
 
     def orders_by_key_prefix(self) -> dict[str, int]:
-        """Orders of the sale that the shards have, by the part of their Idempotency-Key before the first hyphen."""
+        """Orders of the sale in the shards, by the part of their Idempotency-Key before the first hyphen."""
         found: Counter[str] = Counter()
         for shard in self._shards:
             found.update(dict(shard.execute(_BY_PREFIX, (self.sale_id,)).fetchall()))
         return dict(found)
 
     def counts(self, process: str) -> dict[str, float]:
-        """What a process of the stack has counted so far (its /metrics), each name summed over its labels."""
+        """Counters of a process of the stack (its /metrics), each name summed over its labels."""
         sums: defaultdict[str, float] = defaultdict(float)
         for series, value in self._series(process):
             sums[series.partition("{")[0]] += value
         return dict(sums)
 
     def edge_outcomes(self) -> dict[str, int]:
-        """How many orders the edge has answered so far, by outcome."""
+        """Orders that the edge has answered so far, by outcome."""
         counts: Counter[str] = Counter()
         for series, value in self._series("edge"):
             if series.startswith("flashsale_edge_orders_total{"):
@@ -94,7 +94,7 @@ class WholeStack:
                 yield series, float(value)
 
     def cpu_us(self) -> dict[str, float]:
-        """Processor time so far by process of the stack, its children included."""
+        """CPU time so far per process of the stack, children included."""
         return {name: cpu_us(tree(pid)) for name, pid in self.stack.processes.items()}
 
 
@@ -102,7 +102,7 @@ class WholeStack:
 def whole_stack(
     say: Callable[[str], None], *, users: int, settings: Mapping[str, str] | None = None
 ) -> Iterator[WholeStack]:
-    """Start everything, publish a sale, mint tokens; everything is stopped and gone afterwards. `settings` are FLASHSALE_*."""
+    """Start everything, publish a sale, mint tokens. Removes everything afterwards. `settings` are FLASHSALE_*."""
     with (
         own_stack(say, name="perf", settings=settings) as (stack, folder),
         sale_on(stack, folder, say, users=users) as whole,
@@ -112,7 +112,7 @@ def whole_stack(
 
 @contextmanager
 def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, users: int) -> Iterator[WholeStack]:
-    """A sale of its own, and tokens, on a stack that is up."""
+    """Publish a new sale on a running stack, and mint tokens."""
     say("publishing a sale")
     shop = Shop.log_in(stack.backoffice_url, **stack.admin)
     sku = f"PERF-{secrets.token_hex(4).upper()}"

@@ -2,8 +2,8 @@
 
     python -m perf.writer_bench [--orders 60000] [--message 250] [--redelivered]
 
-Starts a Redis and a PostgreSQL (fsync on) of its own, puts messages as a relay would into the queue, then starts
-`python -m workers.shard_writer` and waits until every order is stored. The clock runs from the first stored order.
+Starts its own Redis and PostgreSQL (fsync on), puts messages into the queue as a relay does, then starts
+`python -m workers.shard_writer` and waits until every order is stored. Time counts from the first stored order.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tests.workers.making import Maker, stock
 LOOK_S = 0.05
 STILL_S_MAX = 60.0
 METHOD = (
-    "Messages as of a relay lie ready in the queue (Redis Streams); one `python -m workers.shard_writer` stores them in four "
-    "databases of one PostgreSQL (fsync on). The clock runs from the first stored order to the last. All on this machine."
+    "Messages as from a relay wait in the queue (Redis Streams); one `python -m workers.shard_writer` stores them in "
+    "four databases of one PostgreSQL (fsync on). Time from the first stored order to the last. All on this machine."
 )
 
 
@@ -65,7 +65,7 @@ def stored(shards: Sequence[psycopg.Connection[TupleRow]]) -> int:
 
 
 def wait_stored(shards: Sequence[psycopg.Connection[TupleRow]], writer: subprocess.Popen[bytes], least: int) -> int:
-    """How much is stored once it is so much; RuntimeError when the writer ended, or stored nothing for `STILL_S_MAX`."""
+    """Wait until `least` units are stored. RuntimeError when the writer ended, or stored none for `STILL_S_MAX`."""
     before, moved = -1, time.monotonic()
     while (count := stored(shards)) < least:
         if count != before:
@@ -79,10 +79,10 @@ def wait_stored(shards: Sequence[psycopg.Connection[TupleRow]], writer: subproce
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--orders", type=int, default=240_000, help="a run of a few seconds is mostly beginning and end"
+        "--orders", type=int, default=240_000, help="a run of a few seconds measures mostly start and end"
     )
     parser.add_argument("--message", type=int, default=250, help="orders in a message")
-    parser.add_argument("--redelivered", action="store_true", help="every message comes twice")
+    parser.add_argument("--redelivered", action="store_true", help="deliver every message twice")
     add_options(parser)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def main() -> int:
             asyncio.run(fill(redis.url, maker, orders=options.orders, message_orders=options.message, times=times))
             environ = databases.environ | {"FLASHSALE_REDIS_URL": redis.url, "FLASHSALE_QUEUE_URL": redis.url}
             writer = subprocess.Popen([sys.executable, "-m", "workers.shard_writer"], env=os.environ | environ)
-            # Kept open: connections made for each look took half a core from what is measured.
+            # Kept open: new connections for each look took half a core from the measured processes.
             shards = [looks.enter_context(psycopg.connect(dsn, autocommit=True)) for dsn in databases.shard_dsns]
             first = wait_stored(shards, writer, 1)
             assert postgres.process is not None
@@ -122,7 +122,8 @@ def main() -> int:
         "orders stored a second, stream to four shards", orders / took, "a second", least=20_000, goal=40_000
     )
     text = [
-        f"{orders} orders in {took:.2f} s; processor time an order: writer {writer_us:.1f} us, PostgreSQL {postgres_us:.1f} us"
+        f"{orders} orders in {took:.2f} s; "
+        f"CPU time per order: writer {writer_us:.1f} us, PostgreSQL {postgres_us:.1f} us"
     ]
     return conclude(Figure("writer", METHOD, [target], result), options, text)
 

@@ -1,4 +1,4 @@
-"""One run of wrk that places orders: what is started, and what it said. Judges nothing."""
+"""One run of wrk that places orders, and its counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END_S_MAX = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What wrk counted. `broken`: connections lost and answers that did not come in time."""
+    """wrk's counts. `broken`: lost connections, and answers that did not come in time."""
 
     requests: int
     duration_us: int
@@ -28,18 +28,18 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
-    """Who orders: `users` lines of a file of tokens, over so many keep-alive connections."""
+class LoadGenerator:
+    """wrk with the first `users` lines of a file of tokens, over keep-alive connections."""
 
     tokens: Path
     users: int
     connections: int
 
     def order(self, url: str, path: str, *, sku: str, tag: str, seconds: int) -> tuple[Answers, float]:
-        """Order one unit after the other for so long, with the keys `<tag>-<n>`; the answers, and wrk's processor time in us."""
+        """Order one unit at a time with the keys `<tag>-<n>`. Returns the answers, and wrk's CPU time in us."""
         command = [
-            "wrk", "-t1", f"-c{self.connections}", f"-d{seconds}s", "--timeout", "10s", "--latency", "-s", str(SCRIPT), url,
-            "--", str(self.tokens), path, sku, tag, "0", str(self.users),
+            "wrk", "-t1", f"-c{self.connections}", f"-d{seconds}s", "--timeout", "10s", "--latency", "-s", str(SCRIPT),
+            url, "--", str(self.tokens), path, sku, tag, "0", str(self.users),
         ]  # fmt: skip
         before = os.times()
         output = subprocess.run(

@@ -1,5 +1,5 @@
--- Orders for wrk: each request another user's token and a fresh key. All but the key is built before the run.
--- Arguments after `--`: token file (user id TAB token a line), path, SKU, tag of the run, first line, number of lines.
+-- Orders for wrk: each request has another user's token and a fresh key. All but the key is built before the run.
+-- Arguments after `--`: token file (lines `user id TAB token`), path, SKU, tag of the run, first line, number of lines.
 
 local heads, count, serial = {}, 0, 0
 local tail, tag

@@ -1,8 +1,8 @@
-"""Drives orders at an edge and counts what comes back: `python -m perf.driver --help`.
+"""Sends orders to an edge and counts the answers: `python -m perf.driver --help`.
 
-Prints a line of JSON about every 0.2 s (what was counted so far), and a last one with `"final": true` and everything.
-A line `stop` on standard input, or its end, ends it: open orders still get their answers. With `--rate` it is an open
-loop of `--seconds-max`: orders are due by the clock and not by the answers.
+Prints a line of JSON with the counts so far about every 0.2 s, and a last one with `"final": true` and all results. A
+line `stop` on standard input, or its end, ends the run; open orders still get their answers. With `--rate` it runs an
+open loop of `--seconds-max`: orders are due by the clock, independent of the answers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FINISH_S_MAX = 30.0
 
 
 def main() -> int:
-    """Exit status 1 if an order has no answer in the end."""
+    """Exit status 1 if an order has no answer at the end."""
     options = _arguments()
     tokens = [line.rpartition("\t")[2].encode() for line in options.tokens.read_text(encoding="ascii").splitlines()]
     url = urllib.parse.urlsplit(options.url)
@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sale", required=True, action="append", help="id of a sale; may be given several times")
     parser.add_argument("--sku", required=True, action="append", help="SKU to order; may be given several times")
     parser.add_argument("--tokens", required=True, type=Path, help="file of lines `user_id<TAB>token`")
-    parser.add_argument("--orders", required=True, type=Path, help="file that gets a line per 202")
+    parser.add_argument("--orders", required=True, type=Path, help="file to which each 202 adds a line")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--key-prefix", default="load", help="first part of every Idempotency-Key")
     parser.add_argument("--seconds-max", type=float, default=600.0)

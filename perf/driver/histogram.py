@@ -1,4 +1,4 @@
-"""Histograms of the driver's loop: percentiles, sums, and the sparse form in which a line of JSON carries them."""
+"""Histograms of the driver's loop: percentiles, sums, and the sparse form of the JSON lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from perf.driver.loop import bucket_index, bucket_start_us
 
-Sparse = list[list[int]]  # [bucket, count] where the count is not 0, buckets ascending
+Sparse = list[list[int]]  # [bucket, count] for counts above 0, buckets ascending
 _SHARES = {"p50": 0.50, "p95": 0.95, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
 
@@ -17,7 +17,7 @@ def sparse(counts: Sequence[int]) -> Sparse:
 
 
 def summed(histograms: Iterable[Sparse]) -> Sparse:
-    """One histogram of all."""
+    """The sum of histograms."""
     total: Counter[int] = Counter()
     for histogram in histograms:
         for bucket, count in histogram:
@@ -26,7 +26,7 @@ def summed(histograms: Iterable[Sparse]) -> Sparse:
 
 
 def percentiles_ms(histogram: Sparse) -> dict[str, float]:
-    """p50, p95, p99, p99.9 and max in milliseconds, as starts of buckets; empty without values."""
+    """p50, p95, p99, p99.9 and max in milliseconds, as lower bounds of buckets; empty without values."""
     total = sum(count for _, count in histogram)
     answer: dict[str, float] = {}
     for name, share in _SHARES.items():
@@ -40,5 +40,5 @@ def percentiles_ms(histogram: Sparse) -> dict[str, float]:
 
 
 def count_from(histogram: Sparse, latency_us: int) -> int:
-    """How many values are in the bucket of `latency_us` or above."""
+    """The number of values in the bucket of `latency_us` and above."""
     return sum(count for bucket, count in histogram if bucket >= bucket_index(latency_us))

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""The loop of the load driver: non-blocking sockets under epoll. Parses no more of an answer than it counts.
+"""The loop of the load driver: non-blocking sockets under epoll. Parses only the counted parts of an answer.
 
-Order i belongs to user i modulo users, has the key `<prefix>-<i>`, a path and a body drawn from i.
+Order i belongs to user i modulo the number of users, has the key `<prefix>-<i>`, and a path and a body drawn from i.
     POST <path> HTTP/1.1\\r\\n Host, Content-Type, Authorization, Idempotency-Key, Content-Length \\r\\n\\r\\n
     {"items": [{"sku": "SKU-1", "quantity": 1}]}
 """
@@ -31,8 +31,8 @@ cdef enum:
     RECORD_BYTES = 1 << 16
     RECORD_BYTES_ONE_MAX = 96
     BIN_MS = 100
-    BINS = 18000  # half an hour; what comes later is counted in the last one
-    SUB_BITS = 6  # 64 steps per power of two: a percentile is right within 1.6 %
+    BINS = 18000  # half an hour; the last bin also counts later answers
+    SUB_BITS = 6  # 64 steps per power of two: a percentile is exact within 1.6 %
     BUCKETS = 40 << 6
     ATTEMPTS_MAX = 200
 
@@ -52,7 +52,7 @@ cdef struct Connection:
     State state
     int64_t order
     int attempts
-    int64_t first_ns  # when the order was due or first sent: latency includes all repetitions
+    int64_t first_ns  # when the order was due or first sent; latency includes all repetitions
     int64_t asked_ns
     int64_t wake_ns
     int got
@@ -84,18 +84,18 @@ cdef int bucket_of(int64_t microseconds) noexcept nogil:
 
 
 def bucket_start_us(int bucket):
-    """The least number of microseconds that falls into a bucket."""
+    """The smallest number of microseconds in a bucket."""
     cdef int shift = max(0, (bucket >> SUB_BITS) - 1)
     return <object>((<int64_t>(bucket - (shift << SUB_BITS))) << shift)
 
 
 def bucket_index(microseconds):
-    """The bucket of a latency; for tests of `bucket_start_us`."""
+    """The bucket of a latency, for tests of `bucket_start_us`."""
     return bucket_of(microseconds)
 
 
 cdef class Loop:
-    """Connections that place orders until told otherwise. One thread; `run` holds the GIL, since nothing else runs."""
+    """Connections that place orders until they are stopped. One thread; `run` holds the GIL."""
 
     cdef Connection *connections
     cdef int connection_count, epoll, record_fd, record_length
@@ -110,12 +110,12 @@ cdef class Loop:
     cdef int64_t accepted_bins[BINS]
     cdef int64_t refused_bins[BINS]
     cdef int64_t last_scan_ns
-    cdef double period_ns  # of an open loop, 0: closed
+    cdef double period_ns  # of an open loop; 0: closed loop
     cdef int64_t orders_max
-    cdef int64_t begin_max  # a closed loop begins no order from here on, until it is told to
-    cdef int *idle  # ring of the places of idle connections; of an open loop only
+    cdef int64_t begin_max  # a closed loop begins orders only below this number
+    cdef int *idle  # ring of the indexes of idle connections; open loop only
     cdef int idle_first, idle_count
-    cdef int64_t looked_up_to  # orders below it have been counted in `found_none_idle` if they belong there
+    cdef int64_t looked_up_to  # orders below it are already counted in `found_none_idle`, if at all
     cdef int64_t lateness[BUCKETS]
     cdef readonly int64_t started_ns, next_order, accepted, refused, replayed, retries, transport_errors, given_up
     cdef readonly int64_t found_none_idle
@@ -127,12 +127,12 @@ cdef class Loop:
     def __init__(
         self, *, str host, int port, list paths, list tokens, list bodies, int connections, str prefix, int record_fd,
     ):
-        """Connects when it runs. `host` is an IPv4 address, `paths` one per sale, `bodies` one request body per SKU,
-        `record_fd` gets a line `order id<TAB>place of the user<TAB>place of the SKU` for each 202."""
+        """Connects on the first run. `host` is an IPv4 address; `paths` has one per sale, `bodies` one body per SKU.
+        `record_fd` gets a line `order id<TAB>index of the user<TAB>index of the SKU` for each 202."""
         assert 1 <= connections <= CONNECTIONS_MAX and paths and tokens and bodies
         longest = max(map(len, tokens)) + max(map(len, bodies)) + max(map(len, paths)) + len(prefix) + len(host)
         if longest + 300 > REQUEST_BYTES_MAX:
-            raise ValueError(f"a request would have more than {REQUEST_BYTES_MAX} bytes")
+            raise ValueError(f"a request would exceed {REQUEST_BYTES_MAX} bytes")
         self.address.sin_family = AF_INET
         self.address.sin_port = htons(port)
         if inet_pton(AF_INET, host.encode(), &self.address.sin_addr) != 1:
@@ -177,8 +177,9 @@ cdef class Loop:
             close(self.epoll)
 
     def keep_schedule(self, double rate, int64_t orders):
-        """Become an open loop: connect, and from now on order i is due after i / rate seconds, whatever the answers do.
-        Latencies count from when an order was due. An order that finds no idle connection is sent when there is one."""
+        """Become an open loop: connect; from now on order i is due i / rate seconds after the start, whether or not
+        earlier answers came. Latencies count from then. An order without an idle connection is sent as soon as there
+        is one."""
         cdef int i
         assert rate > 0 and orders > 0 and self.next_order == 0 and not self.period_ns
         self.period_ns = 1e9 / rate
@@ -190,18 +191,18 @@ cdef class Loop:
         self.started_ns = monotonic_ns()
 
     def lateness_seen(self):
-        """Counts per bucket of how long after they were due the orders of an open loop were first sent."""
+        """Histogram of the lateness of an open loop: from when an order was due until it was first sent."""
         return [self.lateness[i] for i in range(BUCKETS)]
 
     def run(self, double seconds):
-        """Drive for that long. Orders may be open afterwards: `run_orders(0, ...)` waits for their answers."""
+        """Run for this time. Orders may stay open: `run_orders(0, ...)` waits for their answers."""
         self.begin_max = INT64_MAX
         self._run_until(monotonic_ns() + <int64_t>(seconds * 1e9))
         self._flush()
 
     def run_orders(self, int64_t orders, double seconds):
-        """Of a closed loop: begin so many orders more and wait until every open one has its answer, or time is up. The
-        number still open or not begun."""
+        """Closed loop: begin this many more orders, and wait until all are answered or time is up. Returns the number
+        that is still open or not begun."""
         assert orders >= 0 and not self.period_ns
         self.begin_max = self.next_order + orders
         self._run_until(monotonic_ns() + <int64_t>(seconds * 1e9))
@@ -209,8 +210,8 @@ cdef class Loop:
         return self._open() + self.begin_max - self.next_order
 
     def finish(self, double seconds):
-        """Send no new orders, only those of an open loop that are left; until every open one has its answer, or time is
-        up. The number still open."""
+        """Send only the remaining orders of an open loop, and wait until all are answered or time is up. Returns the
+        number that is still open."""
         cdef int64_t end_ns = monotonic_ns() + <int64_t>(seconds * 1e9)
         self.ending = True
         while self._open() and monotonic_ns() < end_ns:
@@ -219,14 +220,14 @@ cdef class Loop:
         return self._open()
 
     def codes_seen(self):
-        """How many answers there were by (status, problem code); the code of a 202 is empty."""
+        """Number of answers by (status, problem code); a 202 has an empty code."""
         return {
             (self.codes[i].status, self.codes[i].name.decode("ascii", "replace")): self.codes[i].count
             for i in range(self.code_count)
         }
 
     def latencies(self):
-        """Two lists of counts per bucket: accepted, refused."""
+        """Two histograms: accepted, refused."""
         return [self.accepted_latency[i] for i in range(BUCKETS)], [self.refused_latency[i] for i in range(BUCKETS)]
 
     def timeline(self):
@@ -251,7 +252,7 @@ cdef class Loop:
         while now_ns < end_ns:
             if now_ns - self.last_scan_ns >= SCAN_NS:
                 self.last_scan_ns = now_ns
-                PyErr_CheckSignals()  # Ctrl-C ends a run of any length
+                PyErr_CheckSignals()  # Ctrl-C stops a run of any length
                 self._scan(now_ns)
             if self.period_ns:
                 self._send_due(now_ns)
@@ -268,7 +269,7 @@ cdef class Loop:
         return self.started_ns + <int64_t>(order * self.period_ns)
 
     cdef int _send_due(self, int64_t now_ns) except -1:
-        """Every order whose time has come, as far as there are idle connections; the longest idle first."""
+        """Send all due orders while connections are idle, those idle longest first."""
         cdef Connection *c
         cdef int64_t due
         while self.next_order < self.orders_max and self._due_ns(self.next_order) <= now_ns:
@@ -285,7 +286,7 @@ cdef class Loop:
         return 0
 
     cdef int _wait_until_due(self, int64_t end_ns) noexcept:
-        """Until an answer is there, the next order is due, or 5 ms have passed; finer than the ms of epoll_wait."""
+        """Wait for an answer, the next due order, or 5 ms; more precise than the milliseconds of epoll_wait."""
         cdef pollfd waited_for
         cdef timespec patience
         cdef int64_t now_ns = monotonic_ns()
@@ -299,7 +300,7 @@ cdef class Loop:
         return ppoll(&waited_for, 1, &patience, NULL) if wait_ns > 0 else 0
 
     cdef int _rest(self, Connection *c) noexcept:
-        """The connection has no order; in an open loop it waits for one that is due."""
+        """Leave the connection without an order; in an open loop it waits for a due one."""
         c.state = IDLE
         if self.period_ns:
             self.idle[(self.idle_first + self.idle_count) % self.connection_count] = <int>(c - self.connections)
@@ -307,7 +308,7 @@ cdef class Loop:
         return 0
 
     cdef int _scan(self, int64_t now_ns) except -1:
-        """Start who is idle, repeat what is due, give up waiting for answers that do not come."""
+        """Start idle connections, repeat due orders, and give up on answers that do not come."""
         cdef int i
         cdef Connection *c
         for i in range(self.connection_count):
@@ -321,7 +322,7 @@ cdef class Loop:
         return 0
 
     cdef int _next(self, Connection *c) except -1:
-        """A new order, or none when it is time to end, when enough have begun or, in an open loop, when none is due."""
+        """Begin a new order, unless it is time to end, enough have begun or, in an open loop, none is due."""
         if self.ending or self.period_ns or self.next_order >= self.begin_max:
             return self._rest(c)
         return self._begin(c, monotonic_ns())
@@ -340,7 +341,7 @@ cdef class Loop:
         return <int>((<uint64_t>order * 0xD6E8FEB86659FD93ULL >> 33) % <uint64_t>len(self.heads))
 
     cdef int _ask(self, Connection *c) except -1:
-        """Send the connection's order; the same bytes each time."""
+        """Send the connection's order; always the same bytes."""
         cdef char request[REQUEST_BYTES_MAX]
         cdef bytes head = self.heads[self._sale(c.order)]
         cdef bytes token = self.tokens[c.order % len(self.tokens)]
@@ -359,7 +360,7 @@ cdef class Loop:
         c.attempts += 1
         c.state = ASKED
         c.asked_ns = monotonic_ns()
-        # One request always fits the empty buffer of an idle connection: anything less is a broken one.
+        # A request fits the empty buffer of an idle connection: a partial write means a broken one.
         if send(c.fd, request, length, MSG_NOSIGNAL | MSG_DONTWAIT) != length:
             self._broken(c)
         return 0
@@ -373,7 +374,7 @@ cdef class Loop:
         c.fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)
         if c.fd < 0:
             raise OSError(errno, "socket")
-        setsockopt(c.fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience))  # bounds connect, too
+        setsockopt(c.fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience))  # also bounds connect
         setsockopt(c.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
         if connect(c.fd, <sockaddr *>&self.address, sizeof(self.address)) != 0:
             return False
@@ -384,7 +385,7 @@ cdef class Loop:
         return True
 
     cdef int _broken(self, Connection *c) except -1:
-        """No answer will come on this connection: whether the order was taken is unknown, so it is repeated."""
+        """Repeat the order: this connection will bring no answer, so its outcome is unknown."""
         self.transport_errors += 1
         if c.fd >= 0:
             close(c.fd)
@@ -414,7 +415,7 @@ cdef class Loop:
         if got <= 0 or c.state != ASKED:
             if c.state == ASKED:
                 return self._broken(c)
-            close(c.fd)  # the server ended an idle connection
+            close(c.fd)  # the server closed an idle connection
             c.fd = -1
             return 0
         c.got += <int>got
@@ -450,7 +451,7 @@ cdef class Loop:
         return self._next(c)
 
     cdef int _keep(self, Connection *c, const char *body) except -1:
-        """Note the id of an accepted order."""
+        """Record the id of an accepted order."""
         cdef const char *found = <const char *>memmem(body, strlen(body), '"order_id"', 10)
         cdef int i = 10
         if found == NULL:
@@ -499,7 +500,7 @@ cdef class Loop:
 
 
 cdef int64_t content_length(const char *head, const char *end) noexcept nogil:
-    """The header's value, -1 if there is none: the driver knows no other framing."""
+    """The value of the header; -1 without it. The driver supports no other framing."""
     cdef const char *line = head
     while line != NULL and line < end:
         line = <const char *>memmem(line, end - line, "\r\n", 2)

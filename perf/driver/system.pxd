@@ -1,5 +1,5 @@
 # cython: language_level=3
-# What the load driver calls of the C library: sockets, epoll, the clock, text.
+# The functions of the C library that the load driver calls: sockets, epoll, clock, text.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 

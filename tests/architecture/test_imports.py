@@ -1,4 +1,4 @@
-"""Who may import whom, checked over every source, compiled ones included (import-linter sees only `.py`)."""
+"""Packages import only what the table allows, compiled sources included (import-linter sees only `.py`)."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ MAY_IMPORT = {
 OURS = {*MAY_IMPORT, "tests", "perf"}
 _CIMPORT = re.compile(r"^\s*(?:from\s+(?P<source>[\w.]+)\s+cimport\b|cimport\s+(?P<modules>[\w., ]+))")
 _CYTHON_IMPORT = re.compile(r"^\s*(?:from\s+(?P<source>[\w.]+)\s+import\b|import\s+(?P<modules>[\w., ]+))")
-# What `domain` may use of the standard library: nothing that does I/O.
+# The standard library without I/O, for `domain`.
 PURE_MODULES = {
-    "__future__", "base64", "binascii", "collections", "dataclasses", "enum", "functools", "hashlib", "hmac", "itertools",
-    "json", "math", "re", "secrets", "string", "struct", "time", "typing", "uuid", "datetime", "decimal", "zlib",
+    "__future__", "base64", "binascii", "collections", "dataclasses", "enum", "functools", "hashlib", "hmac",
+    "itertools", "json", "math", "re", "secrets", "string", "struct", "time", "typing", "uuid", "datetime",
+    "decimal", "zlib",
 }  # fmt: skip
 
 
 def _python_imports(path: Path) -> Iterator[str]:
-    """Absolute names of what a module imports, wherever the statement stands: in functions and under TYPE_CHECKING, too."""
+    """Absolute names of the imports of a module, including those in functions and under TYPE_CHECKING."""
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,7 +45,7 @@ def _python_imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join((*above, *([node.module] if node.module else [])))
-            # `from reservation import scripts` names a module, `from domain.ids import short` does not: keep both readings.
+            # The last name may be a module, as in `from reservation import scripts`, or a function.
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
@@ -106,7 +107,7 @@ def test_compiled_modules_have_their_surface_and_their_extension() -> None:
 
 
 def test_no_package_for_odds_and_ends() -> None:
-    """What has no name of its own has no place of its own."""
+    """Such a name describes nothing, so unrelated code gathers under it."""
     for package in (".", *MAY_IMPORT):
         for name in ("common", "utils", "util", "helpers", "misc", "shared"):
             assert not (ROOT / package / name / "__init__.py").exists(), f"{package}/{name}"

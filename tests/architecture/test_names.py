@@ -1,4 +1,4 @@
-"""Names that stand in several places agree: settings, problem codes, documents."""
+"""Names that occur in several places agree: settings, problem codes, documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.process.settings import PREFIX, Settings, file_variable
 
 ROOT = Path(__file__).resolve().parents[2]
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z0-9_]*[A-Z0-9]\b")
-# Stand-ins of prose, and names that a test gives on purpose to see them refused.
+# Placeholders in prose, and names that a test expects to be refused.
 _STAND_INS = {"FLASHSALE_X", "FLASHSALE_X_FILE", "FLASHSALE_NO_SUCH"}
 _TEXT = {".py", ".md", ".yml", ".yaml", ".toml", ".sh", ".pyx", ".sql", ".lua", ""}
 
@@ -80,16 +80,16 @@ def test_coverage_names_tests_that_exist() -> None:
 def test_glossary_explains_the_words_of_the_code() -> None:
     text = (ROOT / "docs/glossary.md").read_text(encoding="utf-8").lower()
     for term in (
-        "sale", "sku", "stock", "hold", "order", "idempotency key", "lane", "virtual bucket", "shard", "relay", "outbox",
-        "dead-letter queue", "attempt", "drain", "accepted", "stored", "refused", "rejected", "lease", "fencing token", "epoch",
-        "grant", "quota",
+        "sale", "sku", "stock", "hold", "order", "idempotency key", "lane", "virtual bucket", "shard", "relay",
+        "outbox", "dead-letter queue", "attempt", "drain", "accepted", "stored", "refused", "rejected", "lease",
+        "fencing token", "epoch", "grant", "quota",
     ):  # fmt: skip
         assert f"**{term}**" in text, term
 
 
 def test_problem_codes_are_spelled_by_the_enum_alone() -> None:
     """A code spelled as a string in a service would drift from the table."""
-    words_of_their_own = {Problem.SOLD_OUT, Problem.NOT_FOUND}  # an availability, a reply
+    words_of_their_own = {Problem.SOLD_OUT, Problem.NOT_FOUND}  # an availability, a reply of a script
     codes = {f'"{problem.value}"' for problem in Problem if "_" in problem.value and problem not in words_of_their_own}
     wrong = [
         f"{path.relative_to(ROOT)}: {code}"

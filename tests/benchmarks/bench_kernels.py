@@ -1,6 +1,6 @@
-"""The compiled kernels and their naive references, by turns on the same input. Run by `python -m perf.bench`.
+"""The compiled kernels and their naive references, in turn on the same input. Run by `python -m perf.bench`.
 
-A group holds one kernel and its reference; `extra_info["requests"]` is how many requests one call handles.
+A group holds one kernel and its reference; `extra_info["requests"]` is the number of requests that one call handles.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def test_call_compiled(benchmark: Benchmark) -> None:
 
 @pytest.mark.benchmark(group="encode and decode")
 def test_call_reference(benchmark: Benchmark) -> None:
-    """The same call and answer by the naive codec."""
+    """The same call and reply by the naive codec."""
     sale_id = UUID(int=1)
     lines = (OrderLine(0, "SKU-1", 1, 1999), OrderLine(1, "SKU-2", 2, 5))
     answer = resp.encode_reply([NOW_MS, *[0] * BATCH])
@@ -129,7 +129,7 @@ def test_answer_compiled(benchmark: Benchmark) -> None:
 
 @pytest.mark.benchmark(group="answer")
 def test_answer_reference(benchmark: Benchmark) -> None:
-    """The same document by `json`, as `edge.presenting` would."""
+    """The same document by `json`, as in `edge.presenting`."""
     document = json.loads(_accepted().answer_body())
     order_id, sale_id = UUID(document["order_id"]), UUID(document["sale_id"])
 

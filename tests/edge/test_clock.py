@@ -1,4 +1,4 @@
-"""Tokens are judged by Redis' clock, however wrong the worker's own is (the whole way: fault edge-clock-skewed)."""
+"""A worker judges tokens by Redis' clock, even when its own is wrong (end to end: fault edge-clock-skewed)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KEYS = TokenKeys("k1", {"k1": bytes(range(32))})
 
 
 class _Headers(dict[str, str]):
-    """As Granian's: a value may be there several times."""
+    """Like Granian's headers: a name may have several values."""
 
     def get_all(self, key: str) -> list[str]:
         return [self[key]] if key in self else []
@@ -28,7 +28,7 @@ class _Headers(dict[str, str]):
     ("ahead_s", "life_s", "valid"), [(0, 120, True), (300, 120, True), (-300, -120, False), (0, -1, False)]
 )
 def test_a_worker_with_a_wrong_clock_judges_tokens_rightly(ahead_s: int, life_s: int, valid: bool) -> None:
-    """`ahead_s`: what this worker's clock shows too much; Redis' and the issuer's show the true time."""
+    """`ahead_s`: how far this worker's clock is ahead; the clocks of Redis and the issuer are right."""
     issuer = load_settings({}).token_issuer
     now = time.time()
     true_now_s = int(now) - ahead_s

@@ -1,4 +1,4 @@
-"""Tokens of users whose sessions were ended, at a real edge: refused at once, before anything else is answered."""
+"""Tokens of ended sessions at a real edge: refused at once, before any other check answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT_S_MAX = 20.0
 
 
 def end(server: RedisServer, user_id: UUID | None, seconds: int) -> None:
-    """As `runtime.tokens.session_ends.publish` does."""
+    """Publish like `runtime.tokens.session_ends.publish`."""
     member = b"" if user_id is None else user_id.bytes
     with redis.Redis(port=server.port) as client:
         client.zadd(topology.SESSION_ENDS_KEY, {member: seconds}, gt=True)
@@ -57,11 +57,11 @@ def test_an_ended_session_is_refused_before_its_replays(
     assert_ended(client.get(first.headers["location"], headers=headers))
     assert_ended(client.post(first.headers["location"] + "/cancel", headers=headers))
     assert (publisher.stock(sale).available, publisher.stock(sale).reserved) == (9, 1)
-    # Issued in the second of the end or later: good, and the replay is there.
+    # Issued in the second of the end or later: valid, and the replay is found.
     headers["Authorization"] = f"Bearer {buyers.token(user, now_s=now)}"
     again = client.post(path, headers=headers, json=ONE)
     assert again.status_code == 202 and again.headers["idempotency-replayed"] == "true"
-    # Nobody else is concerned.
+    # Other users are not affected.
     headers["Authorization"] = f"Bearer {buyers.token(other, now_s=now - 5)}"
     assert client.post(path, headers=headers, json=ONE).status_code == 202
 
@@ -93,12 +93,12 @@ def test_ends_that_came_while_the_channel_was_lost(
     own_redis.kill()
     not_ready = process.wait_ready(status=503).json()
     assert "sessions" in not_ready["missing"] or "redis" in not_ready["missing"]
-    assert is_ended(before), "what is known is not forgotten"
+    assert is_ended(before), "known ends are kept"
     assert not is_ended(meanwhile)
     own_redis.start()
     with redis.Redis(port=own_redis.port) as client:
         client.zadd(topology.SESSION_ENDS_KEY, {meanwhile.bytes: now})
-    # Ready only when the whole set was read again.
+    # Ready again only after reading the whole set.
     until(lambda: "sessions" in httpx.get(f"{process.url}/readyz").json()["missing"] or is_ended(meanwhile))
     process.wait_ready()
     until(lambda: is_ended(meanwhile))

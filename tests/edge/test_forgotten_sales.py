@@ -1,4 +1,4 @@
-"""A sale that its lanes have forgotten a day after its end is over, not unavailable."""
+"""A sale that its lanes dropped a day after its end answers `sale_ended`, not `dependency_unavailable`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_sale_whose_document_the_janitor_removed_is_unknown(
     publisher.redis.publish(topology.SALES_CHANNEL, f"{topology.SALE_GONE}{sale.sale_id}")
     deadline = time.monotonic() + 20
     while client.get(f"/v1/sales/{sale.sale_id}").status_code != 404:
-        assert time.monotonic() < deadline, "the edge was told, and still shows the sale"
+        assert time.monotonic() < deadline, "the edge got the announcement and still shows the sale"
         time.sleep(0.02)
     answer = client.post(order, headers=buyers.headers(), json=one)
     assert (answer.status_code, answer.json()["code"]) == (404, "sale_not_found")

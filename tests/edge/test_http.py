@@ -1,4 +1,4 @@
-"""What is the same on every route: unknown paths, methods, HEAD, OPTIONS, CORS, the OpenAPI document, internal errors."""
+"""Behaviour of every route: unknown paths, methods, HEAD, OPTIONS, CORS, the OpenAPI document, internal errors."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_head_is_get_without_its_body(edge: EdgeProcess, publisher: Publisher, b
         with wire.Connection(edge.port) as connection:
             connection.send(wire.request("GET", path, own) + wire.request("HEAD", path, own))
             get, head = connection.receive(), connection.receive(head_only=True)
-            # Nothing of a body follows: the connection goes on with the next answer.
+            # The answer has no body: the connection continues with the next answer.
             connection.send(wire.request("GET", "/livez"))
             assert connection.receive().status == 200
         assert head.status == get.status
@@ -134,7 +134,7 @@ def test_cors(cors_edge: EdgeProcess, publisher: Publisher, buyers: Buyers) -> N
         body = {"items": [{"sku": "SKU-1", "quantity": 1}]}
         answers = [
             client.post(orders, headers={**buyers.headers(), "Origin": SHOP}, json=body),
-            client.post(orders, headers={"Origin": SHOP}, json=body),  # a problem, and readable by the page, too
+            client.post(orders, headers={"Origin": SHOP}, json=body),  # a problem, also readable by the page
             client.get(f"/v1/sales/{sale.sale_id}", headers={"Origin": SHOP}),
             client.get("/none", headers={"Origin": SHOP}),
             client.put("/livez", headers={"Origin": SHOP}),
@@ -144,7 +144,7 @@ def test_cors(cors_edge: EdgeProcess, publisher: Publisher, buyers: Buyers) -> N
             assert answer.headers["access-control-allow-origin"] == SHOP and answer.headers["vary"] == "Origin"
             exposed = {name.strip() for name in answer.headers["access-control-expose-headers"].split(",")}
             assert exposed == {"Location", "Retry-After", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy"}
-        # No page's request: answered by the shortest way, and without a header for pages.
+        # Not from a page: answered by the fast path, without CORS headers.
         answer = client.post(orders, headers=buyers.headers(), json=body)
         assert answer.status_code == 202 and "vary" not in answer.headers
         for origin in ({"Origin": "https://evil.example"}, {}):
@@ -159,7 +159,7 @@ def test_the_openapi_document_names_what_the_router_serves(client: httpx.Client)
     described = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
 
     class Parts:
-        """Stands for the services whose methods are handlers."""
+        """Replaces the services whose methods are handlers."""
 
         def __getattr__(self, name: str) -> Any:
             return name
@@ -183,7 +183,7 @@ def test_the_openapi_document_is_whole(client: httpx.Client) -> None:
 
 
 def test_every_code_of_the_edge_is_described() -> None:
-    """Codes of the backoffice and of payments are the only ones that no operation here names."""
+    """Only codes of the backoffice and of payments are missing from the operations."""
     described = {code for codes in openapi.CODES.values() for code in codes} | set(openapi.ANYWHERE)
     elsewhere = {
         *(Problem.CREDENTIALS_INVALID, Problem.FORBIDDEN, Problem.PRODUCT_NOT_FOUND, Problem.USER_NOT_FOUND),
@@ -219,7 +219,7 @@ class _Recorder:
 
 
 async def test_a_failing_handler_is_an_internal_error() -> None:
-    """The one problem that no request can provoke: a handler with a bug stands in for it."""
+    """No request can provoke this problem, so the test adds a handler with a bug."""
 
     async def fails(request: Request) -> Any:
         raise RuntimeError(f"a secret of {request.path}")

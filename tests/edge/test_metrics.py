@@ -1,4 +1,4 @@
-"""/metrics of an edge with two workers: every worker is in it, and the numbers add up."""
+"""/metrics of an edge with two workers: contains every worker, and the numbers add up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.samples import Sample
 
 from devstack.servers import RedisServer
 from domain import topology
-from tests.edge.crowd import ask_all, orders_of_many
+from tests.edge.concurrent import ask_all, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
 
@@ -39,7 +39,7 @@ async def test_two_workers(
     assert sorted(answer.status for answer in answers) == [202] * 30 + [409] * 50
     await asyncio.to_thread(httpx.get, f"{edge.url}/none")
     deadline = time.monotonic() + 10
-    # The other worker's numbers are at most a second old.
+    # The numbers of the other worker are at most a second old.
     while total(found := samples(edge), "flashsale_edge_orders_total") < 80:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
@@ -50,7 +50,7 @@ async def test_two_workers(
     assert total(found, "flashsale_edge_order_duration_seconds_bucket", le="+Inf") == 80
     assert total(found, "flashsale_edge_order_duration_seconds_sum") > 0
     assert total(found, "flashsale_edge_batches_total") >= 2
-    # Also those that went by the read-only lookup, once their worker had seen the sale sold out.
+    # Includes orders by the read-only lookup, after their worker saw the sale sold out.
     assert total(found, "flashsale_edge_batch_orders_total") >= 80
     assert total(found, "flashsale_edge_redis_reconnects_total") == 0
     assert total(found, "flashsale_edge_durability_info", level="fsync") == 2
@@ -61,7 +61,7 @@ async def test_two_workers(
     while total(samples(edge), "flashsale_edge_requests_total", route="other", status="404") != 1:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-    # Buckets of each worker are cumulative.
+    # The buckets of each worker are cumulative.
     for worker in ("0", "1"):
         counts = [
             sample.value
@@ -94,6 +94,6 @@ async def test_orders_of_a_batch_are_counted_by_either_script(
     names = ("flashsale_edge_batch_orders_total", "flashsale_edge_batches_total")
     before = [total(samples(edge), name) for name in names]
     sale = publisher.publish(stock=1)
-    for order in orders_of_many(sale, buyers, 4):  # accepted, sold out, and then by the read-only lookup
+    for order in orders_of_many(sale, buyers, 4):  # accepted, sold out, then by the read-only lookup
         await ask_all(edge.port, [order])
     assert [total(samples(edge), name) - count for name, count in zip(names, before, strict=True)] == [4, 4]

@@ -1,4 +1,4 @@
-"""Every refusal of POST /v1/sales/{id}/orders over a real socket: its status, its code, and what goes with it."""
+"""Every refusal of POST /v1/sales/{id}/orders over a real socket: its status, code and headers."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def test_oversized_bodies(edge: EdgeProcess, client: httpx.Client, buyers: Buyer
     exactly = json.dumps(ONE).encode().ljust(4096)
     assert client.post(path(sale), headers=buyers.headers(), content=exactly).status_code == 202
     assert_problem(client.post(path(sale), headers=buyers.headers(), content=exactly + b" "), 413, "body_too_large")
-    # A length that is only announced is refused at once, and the connection closes since the body was not read.
+    # A long body is refused by its announced length, and the connection closes because the body was not read.
     head = wire.request("POST", path(sale), {**buyers.headers(), "Content-Length": "1000000000"})
     with wire.Connection(edge.port) as connection:
         connection.send(head)
         assert connection.receive().code == "body_too_large"
         assert connection.is_closed()
-    # Chunked: no length at all.
+    # Chunked: without a length.
     head = wire.request("POST", path(sale), {**buyers.headers(), "Transfer-Encoding": "chunked"})
     chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
     with wire.Connection(edge.port) as connection:
@@ -140,7 +140,7 @@ def test_chunked_bodies_are_accepted(edge: EdgeProcess, buyers: Buyers, sale: Sa
 def test_truncated_bodies(edge: EdgeProcess, buyers: Buyers, publisher: Publisher) -> None:
     sale = publisher.publish()
     body = json.dumps(ONE).encode()
-    # Whole JSON, but fewer bytes than announced.
+    # Complete JSON, but fewer bytes than announced.
     head = wire.request("POST", path(sale), {**buyers.headers(), "Content-Length": str(len(body) + 1)})
     assert wire.ask(edge.port, head + body, end=True).code == "malformed_request"
     assert publisher.stock(sale).reserved == 0
@@ -151,7 +151,7 @@ def test_truncated_bodies(edge: EdgeProcess, buyers: Buyers, publisher: Publishe
     [b"", b"0", b"0\r\n", b"5\r\nab", b"\r\n", b"zz\r\n", b"-1\r\n\r\n"],
 )
 def test_chunked_bodies_that_break_off(edge: EdgeProcess, buyers: Buyers, publisher: Publisher, ending: bytes) -> None:
-    """The JSON is whole each time, the body is not."""
+    """Each body holds complete JSON, but ends without its last chunk."""
     sale = publisher.publish()
     body = json.dumps(ONE).encode()
     head = wire.request("POST", path(sale), {**buyers.headers(), "Transfer-Encoding": "chunked"})
@@ -178,7 +178,7 @@ def test_a_chunked_body_of_a_client_that_is_gone(edge: EdgeProcess, buyers: Buye
     for _ in range(20):
         with wire.Connection(edge.port) as connection:
             connection.send(head + b"%x\r\n%b\r\n" % (len(body), body))
-    # The edge has read them all when it answers one that came behind them and ended well.
+    # The edge has processed them all when it answers a later, complete one.
     assert wire.ask(edge.port, head.replace(b"Idempotency-Key: ", b"Idempotency-Key: z") + _chunked(body)).status == 202
     time.sleep(0.2)
     assert publisher.stock(sale).reserved == 1
@@ -281,12 +281,12 @@ def test_token_missing(client: httpx.Client, buyers: Buyers, sale: SaleDefinitio
 
 
 def _unsigned(token: str) -> str:
-    """The same claims under `alg: none`."""
+    """The same claims with `alg: none`."""
     header = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').rstrip(b"=").decode()
     return f"{header}.{token.split('.')[1]}."
 
 
-@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # HS384 with our key: refused, too
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")  # HS384 with our key is refused as well
 def test_tokens_that_are_not_valid(client: httpx.Client, buyers: Buyers, sale: SaleDefinition) -> None:
     now = int(time.time())
     key = buyers.keys.keys[buyers.keys.active]
@@ -323,7 +323,7 @@ def test_tokens_that_are_not_valid(client: httpx.Client, buyers: Buyers, sale: S
             answer.headers["www-authenticate"]
             == 'Bearer realm="flashsale", error="invalid_token", error_description="The access token is not valid"'
         )
-        # The other routes verify alike.
+        # The other routes verify in the same way.
         assert client.get("/v1/orders", headers={"Authorization": f"Bearer {token}"}).json()["code"] == "token_invalid"
 
 
@@ -393,7 +393,7 @@ def test_sold_out_and_purchase_limits(client: httpx.Client, buyers: Buyers, publ
     buyer = uuid4()
     assert client.post(path(sale), headers=buyers.headers(buyer), json=two).status_code == 202
     assert_problem(client.post(path(sale), headers=buyers.headers(buyer), json=ONE), 409, "purchase_limit_exceeded")
-    # All or nothing: the second line has stock, the first has one unit only.
+    # All or nothing: the second line has stock, the first has only one unit.
     both = {"items": [{"sku": "SKU-2", "quantity": 1}, {"sku": "SKU-1", "quantity": 2}]}
     assert_problem(client.post(path(sale), headers=buyers.headers(), json=both), 409, "sold_out")
     assert publisher.stock(sale, 1).available == 100

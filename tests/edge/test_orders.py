@@ -1,4 +1,4 @@
-"""A buyer's own orders: one, the list, cancelling; from Redis, from the shards, and from both."""
+"""A buyer's own orders: one, the list, cancelling. From Redis, from the shards, and from both."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def held(publisher: Publisher, order_id: str) -> OrderEntry:
 
 
 def made_up(buyer: UUID, *, status: OrderStatus = OrderStatus.PAID, age_s: int = 3600, version: int = 2) -> OrderEntry:
-    """An order as it would be stored, of a sale that nobody knows here."""
+    """An order as the shard stores it, of a sale that is not published here."""
     at_ms = int(time.time() * 1000) - age_s * 1000
     bucket = topology.bucket_of_user(buyer)
     return OrderEntry(
@@ -67,7 +67,7 @@ def made_up(buyer: UUID, *, status: OrderStatus = OrderStatus.PAID, age_s: int =
 
 
 def store(databases: Databases, entry: OrderEntry) -> None:
-    """The row that the shard writer makes of an entry."""
+    """Insert the row that the shard writer makes of an entry."""
 
     def at(ms: int) -> datetime:
         return datetime.fromtimestamp(ms / 1000, UTC)
@@ -162,7 +162,7 @@ def test_cancelling(
         assert answer.json() == {**placed, "status": "cancelled", "payment": "none"}
     stock = publisher.stock(sale)
     assert (stock.available, stock.reserved) == (3, 0) and stock.is_balanced
-    # The units count against the purchase limit no more.
+    # The units no longer count against the purchase limit.
     place(client, buyers, sale, buyer, 2)
     assert client.get(f"/v1/orders/{placed['order_id']}", headers=headers).json()["status"] == "cancelled"
 
@@ -193,14 +193,14 @@ def test_cancelling_what_only_the_shard_knows(
         OrderStatus.CANCELLED: (200, None),
         OrderStatus.PAID: (409, "order_state_conflict"),
         OrderStatus.EXPIRED: (409, "order_state_conflict"),
-        OrderStatus.RESERVED: (409, "order_state_conflict"),  # its time is over
+        OrderStatus.RESERVED: (409, "order_state_conflict"),  # its hold is over
     }
     for status, (http, code) in expected.items():
         entry = made_up(buyer, status=status)
         store(databases, entry)
         answer = client.post(f"/v1/orders/{entry.order_id}/cancel", headers=headers)
         assert (answer.status_code, answer.json().get("code")) == (http, code), status
-    # A living hold that Redis does not know is a hold that Redis lost.
+    # Redis lost this hold: it has not ended, and Redis does not have it.
     entry = made_up(buyer, status=OrderStatus.RESERVED, age_s=1)
     store(databases, entry)
     answer = client.post(f"/v1/orders/{entry.order_id}/cancel", headers=headers)
@@ -222,12 +222,12 @@ def test_the_list_unites_redis_and_the_shard(
     sales = [publisher.publish() for _ in range(3)]
     placed = [place(client, buyers, sale, buyer) for sale in sales for _ in range(2)]
     place(client, buyers, sales[0], uuid4())
-    # One is stored already, but in an older version than Redis has.
+    # One order is stored already, but Redis has a newer version.
     both = held(publisher, placed[0]["order_id"])
     store(databases, both)
     newer = replace(both, status=OrderStatus.CANCELLED, version=2)
     publisher.redis.set(topology.order_key(both.order_id), encode_value(newer))
-    # Another is stored, final, and so old that Redis forgot all but its apply-once record.
+    # Another is stored and final, and so old that Redis has only its apply-once record.
     gone = held(publisher, placed[1]["order_id"])
     store(databases, gone.becoming(OrderStatus.EXPIRED, at_ms=gone.expires_at_ms))
     publisher.redis.delete(topology.order_key(gone.order_id))
@@ -256,7 +256,7 @@ def test_the_list_unites_redis_and_the_shard(
 def test_more_records_than_one_scan_returns(
     client: httpx.Client, buyers: Buyers, publisher: Publisher, buyer: UUID, headers: dict[str, str]
 ) -> None:
-    """A user's hash beyond a compact one is read in several scans; records without an order are passed over."""
+    """A large user hash needs several scans; records without an order are skipped."""
     sale = publisher.publish()
     placed = place(client, buyers, sale, buyer)
     key = topology.user_key(sale.lanes[0], sale.sale_id, buyer)
@@ -282,7 +282,7 @@ def test_bad_pages(client: httpx.Client, headers: dict[str, str], query: str) ->
 def test_postgres_down(
     own_edge: Any, edge_redis: RedisServer, buyers: Buyers, publisher: Publisher, buyer: UUID, headers: dict[str, str]
 ) -> None:
-    """Orders are taken and read from Redis; only what Redis does not know is unavailable."""
+    """Redis takes and reads orders. Only orders that are not in Redis are unavailable."""
     nowhere = ",".join(["postgresql://flashsale@127.0.0.1:1/shard"] * 4)
     edge: EdgeProcess = own_edge(redis_url=edge_redis.url, shard_dsns=nowhere)
     with httpx.Client(base_url=edge.url, timeout=20) as client:

@@ -1,4 +1,4 @@
-"""Buyers of an outside issuer at a real edge: they order like any other, and only while their tokens are good."""
+"""Buyers of an outside issuer at a real edge: they order like all buyers, but only with valid tokens."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Shop:
 
     @property
     def keys(self) -> str:
-        """The line of the metrics that counts the issuer's keys."""
+        """The metrics line with the number of the issuer's keys."""
         lines = httpx.get(f"{self.edge.url}/metrics").text.splitlines()
         return next(line for line in lines if line.startswith("flashsale_edge_outside_keys{"))
 
@@ -62,12 +62,12 @@ def shop(own_edge: StartEdge, edge_redis: RedisServer, publisher: Publisher, iss
 def test_orders_of_outside_buyers(shop: Shop, issuer: Issuer, buyers: Buyers) -> None:
     answers = [shop.order(issuer.token(kid)) for kid in ("ed", "ec", "rsa")]
     assert [answer.status_code for answer in answers] == [202] * 3
-    # One user, whichever key and token: the first order and its replays.
+    # One user, for any key and token: the first order and its replays.
     assert len({answer.json()["order_id"] for answer in answers}) == 1
     assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true", "true"]
     path = answers[0].headers["location"]
     assert shop.get(path, issuer.token("ec", jti="another")).json() == answers[0].json() | {"payment": "none"}
-    # Another subject is another user, and our own buyers are served as ever.
+    # Another subject is another user. Tokens of our own issuer still work.
     assert shop.get(path, issuer.token(sub="user|43")).json()["code"] == "order_not_found"
     assert shop.order(buyers.token()).status_code == 202
     assert shop.publisher.stock(shop.sale).reserved == 2
@@ -106,7 +106,7 @@ def test_their_sessions_end_too(shop: Shop, issuer: Issuer) -> None:
 def test_an_issuer_that_is_away(
     own_edge: StartEdge, edge_redis: RedisServer, publisher: Publisher, issuer: Issuer, buyers: Buyers
 ) -> None:
-    """The edge is ready without it; its buyers wait, ours do not; and once keys are known they stay in use."""
+    """The edge is ready without the issuer. Its buyers wait, ours do not. Keys stay in use once they are known."""
     issuer.status = 503
     shop = Shop(own_edge(redis_url=edge_redis.url, outside_issuers=issuer.setting()), publisher)
     for answer in (shop.order(issuer.token()), shop.orders(issuer.token())):

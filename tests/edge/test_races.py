@@ -1,4 +1,4 @@
-"""Buyers against one another: the last unit, the same key, and a reply that was lost."""
+"""Buyers that compete: for the last unit, with the same key, and after a lost reply."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 from domain import topology
 from domain.sales import LaneSaleState
-from tests.edge.crowd import ask, ask_all, order, orders_of_many
+from tests.edge.concurrent import ask, ask_all, order, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
 
@@ -30,7 +30,7 @@ async def test_the_same_key_a_hundred_times_in_parallel(
     request = order(sale, buyers.headers(uuid4(), key="one"), quantity=3)
     answers = await ask_all(edge.port, [request] * 100)
     accepted = [answer for answer in answers if answer.status == 202]
-    # The local limiter may refuse some of a client that sends so much at once; never with another answer.
+    # The local limiter may refuse some of the requests that one client sends at once; no other refusal is allowed.
     assert {answer.status for answer in answers} <= {202, 429} and len(accepted) >= 20
     assert len({answer.body for answer in accepted}) == 1
     assert sum("idempotency-replayed" not in answer.headers for answer in accepted) == 1
@@ -53,7 +53,7 @@ async def test_one_key_with_different_lines_in_parallel(
 
 
 async def test_a_lost_reply_for_the_last_unit(edge: EdgeProcess, buyers: Buyers, publisher: Publisher) -> None:
-    """The buyer's connection breaks after the order was sent. Asked again, whatever became of the sale, it is theirs."""
+    """The connection breaks after the order was sent. The same request again gets the order, even when all is sold."""
     sale = publisher.publish(stock=1)
     request = order(sale, buyers.headers(uuid4(), key="mine"))
     with socket.create_connection(("127.0.0.1", edge.port)) as lost:

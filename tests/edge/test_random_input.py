@@ -1,6 +1,6 @@
-"""Ten thousand random bodies and header sets: each gets a typed answer that is no 5xx, and nothing hangs.
+"""Ten thousand random bodies and header sets: each gets a typed answer other than 5xx, and no request hangs.
 
-A Hypothesis example is a seed of many requests on keep-alive connections; the failing request itself is in the message.
+A Hypothesis example is the seed of many requests on keep-alive connections. A failure message contains the request.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
 EXAMPLES = 20
 REQUESTS = 500
-BODY_MAX = 6000  # some beyond the cap
-_SERVER = frozenset({400, 414, 431})  # what the HTTP parser below the application answers, without a body
+BODY_MAX = 6000  # some exceed the cap
+_SERVER = frozenset({400, 414, 431})  # answers of the HTTP parser below the application, without a body
 _TEXT = string.ascii_letters + string.digits + " \t!#$%&'()*+,-./:;<=>?@[]^_`{|}~\"\\"
 
 
 class Generator:
-    """Random requests; about one in four is a valid order, the others are near misses and noise."""
+    """Random requests. About one in four is a valid order; the others are nearly valid, or noise."""
 
     def __init__(self, seed: int, *, order_path: str, tokens: list[str]) -> None:
         self._random = random.Random(seed)
@@ -79,7 +79,7 @@ class Generator:
                 ]
             )
             if name == "Expect" and "100" in value:
-                continue  # the server would wait for us to go on
+                continue  # the server would wait for the rest
             headers[name] = value
         for name in [name for name in headers if self._random.random() < 0.05]:
             del headers[name]
@@ -214,7 +214,7 @@ def test_random_requests(edge: EdgeProcess, buyers: Buyers, publisher: Publisher
                 connection.send(request)
                 reply = connection.receive(head_only=head_only)
             except (wire.NoReply, BrokenPipeError, ConnectionResetError):
-                # The connection was closed behind an earlier answer: say it again on a new one.
+                # The connection was closed after an earlier answer: send the request again on a new one.
                 connection = wire.Connection(edge.port)
                 connection.send(request)
                 try:

@@ -1,4 +1,4 @@
-"""The link to a real Redis: greeting, loss at any moment, forgotten scripts, silence, and peers that are no Redis."""
+"""The link to a real Redis: handshake, loss at any moment, forgotten scripts, silence, and peers that are not Redis."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def test_password_database_and_unix_socket(tmp_path: Path) -> None:
             async with running(make_link(url)) as link:
                 assert (await place(link, sale)).verdict == Verdict.ACCEPTED, link.batcher.take_error()
         assert stored(client) == 2
-        # Refused again and again; the deadline is longer than any pause between two attempts.
+        # Refused many times; the deadline is longer than any pause between two attempts.
         async with running(make_link(server.url, deadline_ms=2000)) as link:
             assert (await place(link, sale)).verdict == Verdict.UNAVAILABLE
             assert link.connections == 0
@@ -175,7 +175,7 @@ async def test_kill_and_restart_under_load(own_redis: RedisServer) -> None:
         await asyncio.gather(*buyers)
     assert len(placed) == 800
     assert {Verdict(t.verdict) for t in placed} == {Verdict.ACCEPTED}
-    assert not any(t.is_replayed for t in placed)  # to the client each is the first answer
+    assert not any(t.is_replayed for t in placed)  # each is a first answer for its client
     assert stored(redis.Redis(port=own_redis.port)) == len({t.order_id for t in placed}) == 800
     assert link.connections == 3
 
@@ -214,7 +214,7 @@ async def test_peers_that_are_no_redis(greeting: bytes) -> None:
         )
         assert (await place(link, sale)).verdict == Verdict.UNAVAILABLE
         assert link.connections == 0
-        assert 1 <= visits < 20  # it tries again, with growing pauses
+        assert 1 <= visits < 20  # it retries with growing pauses
 
 
 async def test_what_waits_at_the_end_is_answered(redis_server: RedisServer) -> None:

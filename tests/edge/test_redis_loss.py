@@ -1,4 +1,4 @@
-"""Redis is killed under requests and comes back: each request is answered in time, and the answers are true."""
+"""Redis is killed during requests and restarted: each request is answered in time, and the answers are true."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from devstack.servers import RedisServer
 from domain import topology
 from domain.sales import LaneSaleState
 from reservation.scripts import CLOSE
-from tests.edge.crowd import Answer, ask, ask_all, order, orders_of_many
+from tests.edge.concurrent import Answer, ask, ask_all, order, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
 DEADLINE_MS = 1500
@@ -30,7 +30,7 @@ TYPED = {202, 503, 504}
 async def test_a_restart_under_orders(
     own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers
 ) -> None:
-    """Nothing that was answered 202 is lost, and what was unknown is known when asked again with its key."""
+    """No order that was answered 202 is lost. An unknown outcome is known after a repeat with the same key."""
     publisher = Publisher(redis.Redis(port=own_redis.port))
     sale = publisher.publish(stock=100_000)
     edge = own_edge(redis_url=own_redis.url, request_deadline_ms=str(DEADLINE_MS))
@@ -94,7 +94,7 @@ async def test_every_route_is_typed_and_in_time_while_redis_is_away(
             assert code in ("dependency_unavailable", "overloaded", "outcome_unknown"), answer.request.url
         assert (await client.get("/livez")).status_code == 200
         own_redis.start()
-        # Everything heals without a hand, subscriptions included.
+        # Everything recovers without intervention, subscriptions included.
         await asyncio.to_thread(edge.wait_ready)
         assert (await client.get(order_path, headers=own)).json()["order_id"] == placed.json["order_id"]
         cancelled = await client.post(f"{order_path}/cancel", headers=own)
@@ -107,7 +107,7 @@ async def test_every_route_is_typed_and_in_time_while_redis_is_away(
 
 
 async def test_a_redis_that_hangs(own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers) -> None:
-    """What was sent has an unknown outcome, what waits or finds the queue full was surely not done."""
+    """Sent orders have an unknown outcome. Orders that waited, or found the queue full, were not executed."""
     publisher = Publisher(redis.Redis(port=own_redis.port))
     sale = publisher.publish(stock=1000)
     edge = own_edge(
@@ -129,7 +129,7 @@ async def test_a_redis_that_hangs(own_edge: Callable[..., EdgeProcess], own_redi
     assert set(codes) == {"outcome_unknown", "overloaded"}, codes
     assert codes["outcome_unknown"] >= 1 and codes["overloaded"] >= 19
     assert {answer.status for answer in answers.values()} == {503, 504}
-    # Each buyer repeats with the same key and learns the outcome: one order each.
+    # Each buyer repeats the request with the same key and learns the outcome: one order each.
     for request in answers:
         again = await ask(edge.port, request)
         assert again.status == 202, again
@@ -138,7 +138,7 @@ async def test_a_redis_that_hangs(own_edge: Callable[..., EdgeProcess], own_redi
 
 @contextmanager
 def gone_back(server: RedisServer, kept: Path) -> Iterator[None]:
-    """Redis is killed at the end, and comes back with the append-only file that it had at the beginning."""
+    """Kill Redis at the end, and restart it with the append-only file that it had at the beginning."""
     files = server.folder / "appendonlydir"
     shutil.copytree(files, kept)
     yield
@@ -152,14 +152,14 @@ def gone_back(server: RedisServer, kept: Path) -> Iterator[None]:
 async def test_a_redis_that_went_back_gets_no_order_before_it_was_closed(
     own_edge: Callable[..., EdgeProcess], own_redis: RedisServer, buyers: Buyers, tmp_path: Path, is_closed: bool
 ) -> None:
-    """The edge knows how far the lane had come. It waits for who closes it, and in vain not for ever."""
+    """The edge knows how far the lane had come. It waits for the lane to be closed, but only for a limited time."""
     publisher = Publisher(redis.Redis(port=own_redis.port))
     sale = publisher.publish(stock=1000)
     edge = own_edge(redis_url=own_redis.url, request_deadline_ms="500")
     requests = orders_of_many(sale, buyers, 100)
     assert {answer.status for answer in await ask_all(edge.port, requests[:20])} == {202}
     with gone_back(own_redis, tmp_path / "kept"):
-        for request in requests[20:60]:  # long enough for the edge to look at the lanes meanwhile
+        for request in requests[20:60]:  # enough requests for the edge to look at the lanes meanwhile
             assert (await ask(edge.port, request)).status == 202
             await asyncio.sleep(0.02)
     lane = sale.lanes[0]

@@ -1,4 +1,4 @@
-"""Every route of the edge by every kind of caller. An edge knows buyers and nobody else."""
+"""Every route of the edge with every kind of token. The edge knows no role but the buyer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def open_to_outsiders(
     outsiders: Issuer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[EdgeProcess]:
-    """An edge that accepts tokens of every kind there is."""
+    """An edge that accepts tokens of every issuer."""
     settings = {
         "redis_url": edge_redis.url,
         "shard_dsns": ",".join(migrated.shard_dsns),

@@ -1,4 +1,4 @@
-"""The sale directory on a real Redis: one read for many, its bounds, and messages that were missed."""
+"""The sale directory on a real Redis: one read for many requests, its bounds, and missed messages."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ async def test_an_older_document_never_replaces_a_newer_one(directory: SaleDirec
     shop.redis.set(topology.sale_key(sale.sale_id), json.dumps(replace(sale, version=2).as_document()))
     view = await directory.refresh(str(sale.sale_id))
     assert view is not None and view.version == 3
-    # Broken JSON is logged, and what is known stays.
+    # Broken JSON is logged, and known sales stay.
     shop.redis.set(topology.sale_key(sale.sale_id), "{")
     assert await directory.refresh(str(sale.sale_id)) is view
     shop.redis.delete(topology.sale_key(sale.sale_id))
     assert await directory.refresh(str(sale.sale_id)) is None
-    assert directory.find(str(sale.sale_id)) is not None, "a sale that Redis lost is not one that never was"
+    assert directory.find(str(sale.sale_id)) is not None, "a sale that Redis lost is still known"
 
 
 async def test_an_id_in_capitals_is_no_second_sale(directory: SaleDirectory, shop: Publisher) -> None:
@@ -142,8 +142,8 @@ async def test_changes_missed_while_the_channel_was_down(directory: SaleDirector
     known, unread = shop.publish(), shop.publish()
     following = asyncio.create_task(directory.follow())
     await becomes(lambda: directory.synced)
-    assert directory.find(str(unread.sale_id)) is not None, "published sales are read before anybody asks"
-    # The connection is cut, a change is made that nobody hears of.
+    assert directory.find(str(unread.sale_id)) is not None, "published sales are read before the first request"
+    # The connection is cut, and a change follows whose message is lost.
     assert shop.redis.client_kill_filter(_type="pubsub") >= 1
     newer = replace(known, version=2)
     shop.redis.set(topology.sale_key(known.sale_id), json.dumps(newer.as_document()))
@@ -154,7 +154,7 @@ async def test_changes_missed_while_the_channel_was_down(directory: SaleDirector
         return view.version
 
     await becomes(lambda: version() == 2)
-    # And the channel works again.
+    # The channel works again.
     shop.redis.set(topology.sale_key(known.sale_id), json.dumps(replace(known, version=3).as_document()))
     await becomes(lambda: directory.synced)
     shop.redis.publish(topology.SALES_CHANNEL, str(known.sale_id))

@@ -1,4 +1,4 @@
-"""GET /v1/sales/{id}: what buyers see of a sale, and how it is cached."""
+"""GET /v1/sales/{id}: the document for buyers, and its caching."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_unknown_sales(client: httpx.Client, publisher: Publisher) -> None:
     for path in (f"/v1/sales/{sale_id}", "/v1/sales/nonsense", f"/v1/sales/{sale_id}x"):
         answer = client.get(path)
         assert (answer.status_code, answer.json()["code"]) == (404, "sale_not_found")
-    # Remembered as absent for a second, but published is published.
+    # Cached as absent for a second, but the publication overrides this.
     sale = publisher.publish()
     assert get(client, sale).status_code == 200
 
@@ -101,12 +101,13 @@ def test_a_sale_whose_counters_are_gone_is_unavailable(client: httpx.Client, pub
 
 @pytest.mark.parametrize(
     ("available", "allotted", "shown"),
-    [(0, 100, "sold_out"), (9, 100, "low"), (10, 100, "available"), (3, 10, "low"), (4, 10, "available"), (2, 2, "available")],
+    [(0, 100, "sold_out"), (9, 100, "low"), (10, 100, "available"), (3, 10, "low"), (4, 10, "available"),
+     (2, 2, "available")],
 )  # fmt: skip
 def test_availability(available: int, allotted: int, shown: str) -> None:
     whole = Stock(available, allotted - available, 0, 0, allotted, 0, 0)
     assert availability([whole]) == shown
-    # The same units over two lanes, some of them lent by one to the other.
+    # The same units in two lanes, some of them lent by one lane to the other.
     lender = Stock(0, allotted - available, 0, 0, allotted, 0, available)
     borrower = Stock(available, 0, 0, 0, 0, available, 0)
     assert lender.is_balanced and borrower.is_balanced

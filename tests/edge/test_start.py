@@ -1,4 +1,4 @@
-"""Starting, readiness and the promises that are checked: a wrong surrounding is named, never papered over."""
+"""Start, readiness and the checked promises: each wrong setting or server is reported by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE = {"items": [{"sku": "SKU-1", "quantity": 1}]}
 
 
 def refused_start(edge: EdgeProcess) -> str:
-    """Standard error of an edge that does not start: one line, no traceback."""
+    """Standard error of an edge that does not start: one line without a traceback."""
     assert edge.process is not None
     assert edge.process.wait(30) == 2
     edge.process = None
@@ -38,7 +38,7 @@ def test_bad_settings_are_named(own_edge: StartEdge, tmp_path: Path) -> None:
     assert all(f"FLASHSALE_{name}" in text for name in ("EDGE_WORKERS", "DURABILITY", "NO_SUCH"))
     text = refused_start(own_edge(wait=False, durability="replicated", shard_dsns="postgresql://secret@x/y"))
     assert "FLASHSALE_DURABILITY: replicated is not available yet" in text
-    assert "FLASHSALE_SHARD_DSNS: 1 given" in text and "secret" not in text
+    assert "FLASHSALE_SHARD_DSNS: has 1 entries" in text and "secret" not in text
     text = refused_start(own_edge(wait=False, token_keys_file=str(tmp_path / "none.json")))
     assert "none.json" in text
     broken = tmp_path / "broken.json"
@@ -48,7 +48,7 @@ def test_bad_settings_are_named(own_edge: StartEdge, tmp_path: Path) -> None:
 
 
 def test_a_busy_port_is_named(own_edge: StartEdge, edge_redis: RedisServer, tmp_path: Path) -> None:
-    """Also when the other one is an edge, whose workers listen with SO_REUSEPORT: the kernel would let us share it."""
+    """Also when an edge has the port, whose workers listen with SO_REUSEPORT: the kernel would share the port."""
     first = own_edge(redis_url=edge_redis.url)
     second = EdgeProcess(first.settings, tmp_path / "second.log", port=first.port)
     second.spawn()
@@ -83,11 +83,11 @@ def test_a_redis_that_does_not_sync_breaks_the_promise(
         edge = own_edge(wait=False, redis_url=own_redis.url)
         document = wait_for_missing(edge, ["durability"])
         assert "appendfsync everysec" in document["detail"]
-        # A 202 would be a lie.
+        # A 202 would promise too much.
         answer = httpx.post(f"{edge.url}/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json=ONE)
         assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
         assert edge.stop() == 0
-        # The level that promises nothing is content.
+        # The level `memory` promises nothing, so this server suffices.
         memory = own_edge(redis_url=own_redis.url, durability="memory")
         assert memory.wait_ready().json()["durability"] == "memory"
         answer = httpx.post(f"{memory.url}/v1/sales/{sale.sale_id}/orders", headers=buyers.headers(), json=ONE)
@@ -153,7 +153,7 @@ def test_a_killed_worker_is_replaced(own_edge: StartEdge, edge_redis: RedisServe
 
 
 def test_a_worker_that_keeps_dying_does_not_take_the_others_along(own_edge: StartEdge, edge_redis: RedisServer) -> None:
-    """The same one of two is killed again as soon as it is back, more often than Granian alone would bear."""
+    """One of two workers is killed each time it is back, more often than Granian alone allows."""
     edge = own_edge(redis_url=edge_redis.url, edge_workers="2")
     assert edge.process is not None
     healthy, victim = children(edge.process.pid)
@@ -174,7 +174,7 @@ def test_workers_end_with_a_killed_main_process(own_edge: StartEdge, edge_redis:
     (worker,) = children(edge.process.pid)
     edge.process.kill()
     edge.process.wait()
-    # The next edge takes the port over at once.
+    # The next edge gets the port at once.
     edge.start()
     assert not Path(f"/proc/{worker}").exists() or children(edge.process.pid) != [worker]
 
@@ -182,7 +182,7 @@ def test_workers_end_with_a_killed_main_process(own_edge: StartEdge, edge_redis:
 def test_nothing_is_left_behind(
     own_edge: StartEdge, edge_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folder of a killed edge is removed by the next one, its own by itself."""
+    """An edge removes the folders of killed edges, and its own when it stops."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     def folders() -> set[Path]:
@@ -202,7 +202,7 @@ def test_nothing_is_left_behind(
 
 
 def wait_for_missing(edge: EdgeProcess, missing: list[str]) -> dict[str, str]:
-    """The first /readyz document that misses exactly this."""
+    """Wait for a /readyz document with exactly these missing parts."""
     deadline = time.monotonic() + 15
     while True:
         document: dict[str, str] = edge.wait_ready(status=503).json()
@@ -213,7 +213,7 @@ def wait_for_missing(edge: EdgeProcess, missing: list[str]) -> dict[str, str]:
 
 
 def children(pid: int) -> list[int]:
-    """Worker processes of an edge (its resource tracker is no worker)."""
+    """Worker processes of an edge (without its resource tracker)."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -229,7 +229,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_the_limit_of_open_files_is_raised() -> None:
-    """A shell's soft limit of 1024 would end accepting long before `edge_connections_max`."""
+    """The usual soft limit of 1024 would end accepting long before `edge_connections_max`."""
     program = (
         "import resource as r; from edge.__main__ import raise_open_files as f;"
         "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]; r.setrlimit(r.RLIMIT_NOFILE, (256, min(hard, 4000)));"

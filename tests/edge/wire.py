@@ -1,4 +1,4 @@
-"""A bare HTTP/1.1 client: sends exactly the bytes it is given, so that requests may be as broken as a test needs them."""
+"""A bare HTTP/1.1 client. Sends exactly the given bytes, so that tests can send malformed requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WAIT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One answer. `headers` in lower case; `closed` tells whether the server closed the connection behind it."""
+    """One answer. `headers` in lower case; `closed`: the server closed the connection after it."""
 
     status: int
     headers: Mapping[str, str]
@@ -27,7 +27,7 @@ class Reply:
 
     @property
     def code(self) -> str:
-        """The problem code; asserts that the answer is a whole problem document."""
+        """The problem code. Asserts that the answer is a complete problem document."""
         assert self.headers["content-type"] == "application/problem+json", self
         document = self.json
         assert document["status"] == self.status and document["type"] == f"/problems/{document['code']}", document
@@ -56,11 +56,11 @@ class Connection:
         self._socket.sendall(data)
 
     def end(self) -> None:
-        """No more bytes from us; answers can still be read."""
+        """Close the sending side; answers can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
 
     def receive(self, *, head_only: bool = False) -> Reply:
-        """The next answer; NoReply when the server leaves instead, TimeoutError when it hangs."""
+        """The next answer. Raises NoReply when the server closes the connection, TimeoutError when it hangs."""
         while b"\r\n\r\n" not in self._buffer:
             self._fill()
         head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
@@ -76,7 +76,7 @@ class Connection:
         return Reply(status, headers, body, closed=headers.get("connection") == "close")
 
     def is_closed(self) -> bool:
-        """Whether the server closes now (waits for it)."""
+        """Whether the server closes the connection; waits for it."""
         with contextlib.suppress(ConnectionError):
             return self._socket.recv(1) == b""
         return True
@@ -101,7 +101,7 @@ def request(method: str, path: str, headers: Mapping[str, str] | None = None, bo
 
 
 def ask(port: int, data: bytes, *, end: bool = False) -> Reply:
-    """One answer on a connection of its own."""
+    """Send one request on its own connection and return the answer."""
     with Connection(port) as connection:
         connection.send(data)
         if end:

@@ -1,4 +1,4 @@
-"""Sales, tickets and batchers for tests of the batcher, and a peer that answers as Redis would."""
+"""Sales, tickets and batchers for tests of the batcher, and a peer that answers as Redis does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from domain import topology
+from domain.orders import OrderEntry, decode_entry
 from hotpath.batcher import Batcher
 from hotpath.sales import LaneNames, SaleView
 from hotpath.tickets import Ticket
@@ -16,6 +17,7 @@ from tests.reference import resp
 
 RESERVE_SHA, LOOKUP_SHA = "a" * 40, "b" * 40
 NOW_MS = 1_700_000_000_123
+FAR_NS = 2**62  # after every deadline
 
 
 def make_sale(
@@ -50,6 +52,12 @@ def make_ticket(sale: SaleView, *, lines: Sequence[tuple[int, int]] = ((0, 1),),
     return Ticket(sale, os.urandom(16), key, lines)
 
 
+def entry_of(order: bytes) -> OrderEntry:
+    """The entry that the shard writer reads from a request's order."""
+    head = b"\x02\x00" + b"\x00\x01" + bytes(4 + 6 + 6 + 6)
+    return decode_entry(head + order)
+
+
 @dataclass
 class Call:
     """One EVALSHA that the batcher sent."""
@@ -77,7 +85,7 @@ class Call:
         return [order_id + body for order_id, body in zip(ids, self.arguments[first + 2 :: 3], strict=True)]
 
     def accepted(self) -> bytes:
-        """The answer when all are accepted."""
+        """The reply that accepts all orders."""
         return self.answer(*[0] * self.size)
 
     def answer(self, *members: int | bytes, now_ms: int = NOW_MS) -> bytes:
@@ -87,7 +95,7 @@ class Call:
 
 @dataclass
 class Peer:
-    """A batcher with the far side of its connection in the test's hands."""
+    """A batcher whose far side of the connection the test plays."""
 
     batch_size_max: int = 4
     batches_in_flight_max: int = 2
@@ -117,12 +125,12 @@ class Peer:
         self.wakes += 1
 
     def connect(self) -> list[Call]:
-        """The connection is there; what was sent behind the loading of the scripts."""
+        """Connect, answer the loading of scripts, and return the calls that follow."""
         self.batcher.connected()
         return self.calls()
 
     def calls(self) -> list[Call]:
-        """What the batcher sends now. SCRIPT LOADs are answered at once."""
+        """The calls that the batcher sends now. Answers SCRIPT LOAD at once."""
         calls = []
         commands, rest = resp.decode(self.batcher.output())
         assert rest == b""

@@ -1,4 +1,4 @@
-"""Counters and histogram: exact counts, and quantiles within a bucket."""
+"""Counters and histogram: exact counts, and quantiles within one bucket."""
 
 from __future__ import annotations
 

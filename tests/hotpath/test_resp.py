@@ -1,4 +1,4 @@
-"""RESP2 against the naive reference, replies cut at any place."""
+"""RESP2 against the naive reference, with replies cut at any place."""
 
 from __future__ import annotations
 

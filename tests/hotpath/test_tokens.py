@@ -36,13 +36,13 @@ def encode(header: Any, claims: Any, key: bytes) -> bytes:
 
 
 def mint(key_id: str = "a", *, key: bytes | None = None, header: dict[str, Any] | None = None, **claims: Any) -> bytes:
-    """A good token but for what is given; a claim of Ellipsis is left out."""
+    """A valid token except for the given claims; a claim of Ellipsis is left out."""
     merged = {name: value for name, value in (GOOD | claims).items() if value is not ...}
     return encode({"alg": "HS256", "typ": "JWT", "kid": key_id} | (header or {}), merged, key or KEYS[key_id])
 
 
 def check(token: bytes) -> Any:
-    """Both verdicts, which must agree."""
+    """The verdict of both implementations, which must agree."""
     found = RING.verify(token, NOW_S)
     plain = (
         (found.user_id, found.expires_at_s)
@@ -169,11 +169,11 @@ def test_tokens_issued_before_an_end_count_no_more() -> None:
         for not_before, ended in ((iat - 1, False), (iat, False), (iat + 1, True), (1 << 62, True)):
             table[user] = not_before
             assert (ring.verify(token, NOW_S) == TOKEN_ENDED) == ended, (user, not_before)
-        table[bytes(16)] = 1 << 62  # somebody else
+        table[bytes(16)] = 1 << 62  # of another user
         del table[user]
         assert isinstance(ring.verify(token, NOW_S), Claims)
     table[USER.bytes] = NOW_S
-    # Forged and expired are told first, so that nobody learns of an end without a good token.
+    # Forged and expired are reported first, so that only holders of a valid token learn of an end.
     assert ring.verify(mint(key=b"x" * 32), NOW_S) == TOKEN_INVALID
     assert ring.verify(mint(exp=NOW_S - 1), NOW_S) == TOKEN_EXPIRED
 
@@ -185,7 +185,7 @@ def test_keys_are_replaced_while_the_ring_is_used() -> None:
     ring.replace(KEYS)
     assert isinstance(ring.verify(mint("a"), NOW_S), Claims) and isinstance(ring.verify(mint("b"), NOW_S), Claims)
     ring.replace({"b": KEYS["b"]})
-    # Also the header that was known.
+    # Also for the header that is cached.
     assert ring.verify(mint("a"), NOW_S) == TOKEN_INVALID
     ring.replace({"a": KEYS["b"]})
     assert ring.verify(mint("a"), NOW_S) == TOKEN_INVALID

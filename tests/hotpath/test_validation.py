@@ -1,4 +1,4 @@
-"""The compiled parsers against the naive reference, on bodies that are right, nearly right, and anything."""
+"""The compiled parsers against the naive reference, on valid, nearly valid and arbitrary bodies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def spelled(draw: st.DrawFn, documents: st.SearchStrategy[Any]) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A spelled order with a few bytes changed, dropped or repeated."""
+    """A document with a few bytes changed, dropped or repeated."""
     body = bytearray(draw(spelled(ORDERS)))
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(body)))

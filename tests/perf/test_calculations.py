@@ -1,4 +1,4 @@
-"""What the figures are calculated with, on numbers whose answer is known."""
+"""The calculations behind the figures, on numbers with known results."""
 
 from __future__ import annotations
 
@@ -86,12 +86,13 @@ def test_drivers_are_merged_by_their_histograms() -> None:
         return {
             "sent": 10, "accepted": 10, "retries": 1, "transport_errors": 0, "cpu_s": 0.0001, "refused": 0,
             "accepted_latency": [[bucket_index(latency_us), 10]], "accepted_per_100ms": [4, 4, 2],
-            "open_loop": {"rate": 50.0, "orders": 10, "lateness": [[bucket_index(2000), 1], [3, 9]], "found_none_idle": 2},
+            "open_loop": {"rate": 50.0, "orders": 10, "lateness": [[bucket_index(2000), 1], [3, 9]],
+                          "found_none_idle": 2},
         }  # fmt: skip
 
     merged = merge([final(10), final(60)], seconds=0.2)
     assert merged["due"] == merged["sent"] == merged["accepted"] == 20
-    assert merged["accepted_per_s"] == pytest.approx(80.0)  # what came after the schedule's end is not of its time
+    assert merged["accepted_per_s"] == pytest.approx(80.0)  # answers after the end of the schedule do not count
     assert merged["latency_ms"]["p50"] == 0.01 and merged["latency_ms"]["p99"] == 0.06
     assert merged["sent_a_millisecond_late"] == 2 and merged["found_none_idle"] == 4
     assert merged["generator_cpu_us_an_order"] == pytest.approx(10.0)
@@ -112,7 +113,7 @@ def test_rates_are_from_the_first_sample_to_the_last() -> None:
 def test_a_point_is_held_against_the_base_beside_it() -> None:
     slow, fast = Sample(1000, 60, 20), Sample(2000, 30, 10)
     row = summarise(Point(10, 100), [(slow, slow), (fast, fast), (fast, Sample(1000, 60, 20))])
-    assert row["cost_ratio"] == 1 and row["rate_ratio"] == 1  # medians: one odd pair does not decide
+    assert row["cost_ratio"] == 1 and row["rate_ratio"] == 1  # medians: one outlier does not decide
     assert (row["sales"], row["users"], row["edge_us"]) == (10, 100, 60)
 
 
@@ -155,7 +156,7 @@ def test_a_202_that_is_not_in_a_shard_does_not_count_and_fails_the_gate(
 ) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     a, c = _run("A", 100, p99_us=1000), _run("C", 50)
-    # wrk no longer waited for two answers: their orders are there, and are nobody's loss.
+    # wrk did not wait for two answers any more: their orders exist and are not lost.
     whole = _gate(a, _run("B", 40, promised=42, found=42, p99_us=5000), c)
     assert all(target.met for target in whole.values())
     assert whole["B/A"].value == 0.4 and whole["C/A"].value == 0.5 and whole["p99(B)/p99(A)"].value == 5.0
@@ -191,7 +192,8 @@ def test_the_gate_is_held_against_the_kept_one(
     ratios = {"B/A": 0.40, "C/A": 0.50}
     assert gate.against_baseline(ratios, GATE_ARGUMENTS) == []
     kept = {
-        "commit": "abc", "arguments": {**GATE_ARGUMENTS, "seconds": 15}, "result": {"rates": {"A": 100, "B": 50, "C": 63}},
+        "commit": "abc", "arguments": {**GATE_ARGUMENTS, "seconds": 15},
+        "result": {"rates": {"A": 100, "B": 50, "C": 63}},
     }  # fmt: skip
     (tmp_path / "gate.json").write_text(json.dumps(kept), encoding="utf-8")
     held = gate.against_baseline(ratios, GATE_ARGUMENTS)

@@ -1,4 +1,4 @@
-"""The programs that measure the catalogue, as small as they can be: they run, their parts add up, nothing is judged."""
+"""The programs that measure the catalogue, at minimal size: they run and their parts add up; results are not judged."""
 
 from __future__ import annotations
 

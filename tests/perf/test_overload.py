@@ -1,4 +1,4 @@
-"""The overload program as small as it can be, in a process of its own: it keeps to one processor for good."""
+"""The overload program at minimal size, in its own process because it binds itself to one processor."""
 
 from __future__ import annotations
 

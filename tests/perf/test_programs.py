@@ -1,4 +1,4 @@
-"""Each program that makes a figure, as small as it can be: it runs, its parts add up, nothing is judged."""
+"""Each program that makes a figure, at minimal size: it runs and its parts add up; results are not judged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from perf.open_loop import Schedule
 from perf.scene import Scene, empty_handler
 from perf.stage import Stage, edge_on_redis
 from perf.whole_stack import sale_on
-from perf.wrk import Crowd
+from perf.wrk import LoadGenerator
 from tests.fixtures.fix_stack import RunningStack
 
 
@@ -36,7 +36,7 @@ def _silent(_: str) -> None: ...
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    """An edge on a Redis of its own, for the programs that take one."""
+    """An edge on its own Redis, for the programs that need one."""
     with edge_on_redis({"FLASHSALE_USER_RATE": "1000"}) as stage:
         yield stage
 
@@ -104,7 +104,7 @@ def test_orders_by_number_end_answered(stage: Stage, aim: Aim) -> None:
             assert loop.accepted == loop.next_order == total
         loop.run(0.05)
         assert loop.run_orders(0, 10.0) == 0 and loop.accepted == loop.next_order > 10
-        assert loop.run_orders(5, 0.0) == 5  # no time: none is begun
+        assert loop.run_orders(5, 0.0) == 5  # no time left: none is sent
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -113,12 +113,12 @@ def test_gate(running_stack: RunningStack, capsys: pytest.CaptureFixture[str]) -
         sale_on(running_stack.stack, running_stack.folder, _silent, users=10_000) as whole,
         empty_handler(whole) as (empty, url),
     ):
-        stage = Scene(whole, empty, url, Crowd(whole.aim.tokens, users=10_000, connections=8), _silent)
+        stage = Scene(whole, empty, url, LoadGenerator(whole.aim.tokens, users=10_000, connections=8), _silent)
         with stage.halted():
             began = whole.depths()
             run = stage.run("B", "halted", 1)
             stage.recount([run])
-            # Nobody took them away: all are in the stream, none in a shard.
+            # No relay runs: all orders are in the stream, none in a shard.
             assert run.stored_meanwhile == run.found == 0 and run.missing == run.promised > 0
             assert whole.depths().unrelayed == began.unrelayed + run.promised
         stage.drain()
@@ -153,7 +153,7 @@ def test_pipeline(running_stack: RunningStack) -> None:
 
 
 class SlowEdge:
-    """Answers 202 after a while; counts requests by path."""
+    """Answers 202 after a delay, and counts requests by path."""
 
     def __init__(self, answer_s: float) -> None:
         self.answer_s = answer_s
@@ -189,7 +189,7 @@ def test_a_writer_that_stands_still_makes_no_figure(
 
 
 async def test_waiting_behind_a_slow_answer_counts(tmp_path: Path) -> None:
-    """One connection, an order due each 10 ms, an answer after at least 20: order i has waited 10 ms times i by then."""
+    """One connection, an order due every 10 ms, an answer after 20 ms: order i waits at least 10 ms times i."""
     edge = SlowEdge(0.02)
     server = await asyncio.start_server(edge.serve, "127.0.0.1", 0)
     (tmp_path / "tokens").write_text("user\ttoken\n", encoding="ascii")
@@ -226,7 +226,7 @@ def test_cached_reads(running_stack: RunningStack) -> None:
     assert len(products) == len(before) + 20
     reads = cached_reads.draw(products, cached_reads.accounts(stack, running_stack.folder, count=3))
     assert len(reads) == cached_reads.DRAWN
-    # The first of the rank is read most often, in proportion to all ranks.
+    # The first rank is read most often, in proportion to all ranks.
     drawn = Counter(read.path for read in reads if read.path.startswith("/v1/products/"))
     share = drawn.most_common(1)[0][1] / drawn.total()
     assert share == pytest.approx(1 / sum(1 / rank for rank in range(1, len(products) + 1)), rel=0.1)

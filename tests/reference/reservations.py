@@ -1,6 +1,6 @@
 """A lane of the reservation Redis in plain Python: the oracle of the scripts. Dicts and loops, one order after another.
 
-Knows nothing of packing, batching or two phases: a batch is its requests one by one. Times come from the caller.
+Does not model packing, batches or two phases: it runs the requests of a batch one by one. Times come from the caller.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PURCHASES_MAX = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One order request: `order` holds what the client made of it; its state, version, epoch and times are not read."""
+    """One order request. `order` holds the client's input; its state, version, epoch and times are ignored."""
 
     order: OrderEntry
     epoch: int
@@ -27,7 +27,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An apply-once record: the order that a key got."""
+    """An apply-once record: the order of an idempotency key."""
 
     order_id: UUID
     reserved_at_ms: int
@@ -62,7 +62,7 @@ class Rate:
 
 @dataclass(slots=True)
 class Lane:
-    """All that a lane holds."""
+    """The whole state of a lane."""
 
     seq: int = 0
     definitions: dict[UUID, SaleDefinition] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Lane:
     lease: str | None = None
 
     def reserve(self, requests: Sequence[Request], *, now_us: int, rate: Rate, stream_length_max: int) -> list[Answer]:
-        """Decide and take effect, one after another."""
+        """Decide and apply, one request after another."""
         answers = []
         for request in requests:
             answer = self._decide(request, now_us, rate, stream_length_max)
@@ -84,7 +84,7 @@ class Lane:
         return answers
 
     def lookup(self, requests: Sequence[Request], *, now_us: int, rate: Rate, stream_length_max: int) -> list[Answer]:
-        """Decide each alone, without effect."""
+        """Decide on each request alone, without effect."""
         answers = [self._decide(request, now_us, rate, stream_length_max) for request in requests]
         return [Answer(Outcome.HAS_STOCK) if a.outcome is Outcome.ACCEPTED else a for a in answers]
 
@@ -163,7 +163,7 @@ class Lane:
         self.orders[entry.order_id] = entry
 
     def cancel(self, order_id: UUID, user_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
-        """A buyer's cancel."""
+        """Cancel for the buyer."""
         order = self.orders.get(order_id)
         if order is None or order.user_id != user_id:
             return Transition.NOT_FOUND, None
@@ -177,14 +177,14 @@ class Lane:
         return self._change(order, OrderStatus.PAID, now_ms)
 
     def expire(self, order_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
-        """A collected hold."""
+        """Collect a hold."""
         order = self.orders.get(order_id)
         if order is None:
             return Transition.NOT_FOUND, None
         return self._change(order, OrderStatus.EXPIRED, now_ms)
 
     def reject(self, order_id: UUID, *, now_ms: int) -> tuple[Transition, OrderEntry | None]:
-        """PostgreSQL has no unit for it."""
+        """Reject an order for which PostgreSQL has no unit."""
         order = self.orders.get(order_id)
         if order is None:
             return Transition.NOT_FOUND, None
@@ -216,7 +216,7 @@ class Lane:
         return Transition.DONE, changed
 
     def load(self, sale: SaleDefinition, stock: Sequence[Stock]) -> int:
-        """Give the lane a sale once."""
+        """Load a sale, once."""
         if sale.sale_id in self.definitions:
             return 0
         self.definitions[sale.sale_id] = sale
@@ -225,7 +225,7 @@ class Lane:
         return 1
 
     def define(self, sale: SaleDefinition) -> int:
-        """Replace a definition by a newer one of the same epoch; what is closed for recovery stays closed."""
+        """Replace a definition by a newer one of the same epoch. A sale closed for recovery stays closed."""
         known = self.definitions.get(sale.sale_id)
         if known is None or known.epoch != sale.epoch or known.state is LaneSaleState.CLOSED:
             return -1
@@ -235,12 +235,12 @@ class Lane:
         return 1
 
     def is_closed(self, sale_id: UUID) -> bool:
-        """Whether the lane knows the sale as closed for recovery."""
+        """Whether the sale is closed for recovery in this lane."""
         sale = self.definitions.get(sale_id)
         return sale is not None and sale.state is LaneSaleState.CLOSED
 
     def close(self, floor: int, sale_id: UUID | None) -> tuple[int, int, int]:
-        """Close a sale, or all when the sequence is below the floor; how many, the sequence before and after."""
+        """Close a sale, or all sales when the sequence is below the floor. Returns their number and both sequences."""
         before = self.seq
         self.seq = max(self.seq, floor)
         closed = 0
@@ -251,7 +251,7 @@ class Lane:
         return closed, before, self.seq
 
     def reopen(self, sale: SaleDefinition, floor: int, stock: Sequence[Stock]) -> None:
-        """Give a closed sale its counters and definition anew; no restock is remembered."""
+        """Give a closed sale new counters and a new definition. Forgets its restocks."""
         self.definitions[sale.sale_id] = sale
         for index, counters in enumerate(stock):
             self.stock[sale.sale_id, index] = counters
@@ -259,11 +259,11 @@ class Lane:
         self.seq = max(self.seq, floor)
 
     def restore(self, order: OrderEntry) -> None:
-        """Make an order one of the epoch that a rebuild opens."""
+        """Move an order to the epoch that a rebuild opens."""
         self.orders[order.order_id] = order
 
     def restock(self, sale_id: UUID, index: int, quantity: int, key: str) -> int:
-        """Add units once per key."""
+        """Add units, once per key."""
         stock = self.stock.get((sale_id, index))
         if stock is None or self.is_closed(sale_id):
             return -1
@@ -277,7 +277,7 @@ class Lane:
         return 1
 
     def forget(self, sale_id: UUID, *, now_ms: int) -> int:
-        """Remove a sale that is over and holds nothing."""
+        """Remove a sale that is over and holds no unit."""
         sale = self.definitions.get(sale_id)
         if sale is None:
             return 0
@@ -292,7 +292,7 @@ class Lane:
         return 1 + len(places)
 
     def trim(self, token: str, confirmed_seq: int) -> int:
-        """Drop the confirmed prefix, for the lease's owner."""
+        """Drop the confirmed prefix, for the owner of the lease."""
         if token != self.lease:
             return -1
         confirmed = [seq for seq in self.stream if seq <= confirmed_seq]

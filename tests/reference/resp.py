@@ -1,4 +1,4 @@
-"""RESP2 and the batched script call in plain Python: oracle of `hotpath.resp` and of the batcher's output."""
+"""RESP2 and the batched script call in plain Python: the oracle of `hotpath.resp` and of the batcher's output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def encode_reply(reply: object) -> bytes:
 
 
 def decode(data: bytes) -> tuple[list[object], bytes]:
-    """Whole replies, and what is left."""
+    """Complete replies, and the rest."""
     replies = []
     while True:
         one = _decode_one(data)
@@ -77,7 +77,7 @@ def _decode_one(data: bytes) -> tuple[object, bytes] | None:
 
 @dataclass(frozen=True)
 class Sale:
-    """One sale of a call, as its lane's script wants it."""
+    """One sale of a call, as the lane's script expects it."""
 
     sale_id: UUID
     epoch: int
@@ -94,7 +94,7 @@ def script_call(
     sales: Sequence[Sale],
     orders: Sequence[tuple[int, OrderEntry]],
 ) -> list[bytes]:
-    """Words of `EVALSHA` for one batch; `orders` are (place of the sale, entry)."""
+    """Words of `EVALSHA` for one batch; `orders` are (index of the sale, entry)."""
     keys = [topology.lane_state_key(lane).encode(), topology.lane_stream_key(lane).encode()]
     arguments: list[bytes] = [b"%d" % n for n in (len(orders), len(sales), interval_us, burst, stream_length_max)]
     for sale in sales:

@@ -1,4 +1,4 @@
-"""What a buyer's token is, with PyJWT: oracle of `hotpath.tokens`."""
+"""Verification of buyers' tokens by PyJWT: the oracle of `hotpath.tokens`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _claims(
             audience=audience,
             options={
                 "require": ["sub", "iss", "aud", "roles", "iat", "exp"],
-                # Times are compared with the time that is passed in.
+                # Compared with `now_s` below, not with the clock.
                 "verify_exp": False,
                 "verify_iat": False,
                 "verify_nbf": False,
@@ -67,5 +67,5 @@ def _are_good(claims: dict[str, Any], role: str, now_s: int) -> bool:
 
 
 def _is_canonical(part: str) -> bool:
-    """Whether the text is the one spelling of its bytes: PyJWT takes several."""
+    """Whether the text is the canonical spelling of its bytes; PyJWT accepts several."""
     return base64url_encode(base64url_decode(part)).decode() == part

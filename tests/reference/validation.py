@@ -1,4 +1,4 @@
-"""What an order body and an Idempotency-Key are, in plain Python on the standard `json`: oracle of `hotpath.validation`."""
+"""Order bodies and Idempotency-Keys in plain Python on the standard `json`: the oracle of `hotpath.validation`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class NotJson(Exception):
 
 
 class Number(str):
-    """A number as it is spelled."""
+    """A number as text."""
 
 
 class Members(list[tuple[str, Any]]):
-    """An object with every member, repeated ones, too."""
+    """An object with all members, repeated ones included."""
 
 
 def parse_order(body: bytes) -> tuple[str, Any]:
@@ -48,7 +48,7 @@ def parse_order(body: bytes) -> tuple[str, Any]:
 
 
 def parse_json(body: bytes) -> Any:
-    """Any JSON text; NotJson for the rest and for what `json` is too kind to."""
+    """Parse any JSON text. NotJson for other texts, also for those that only `json` accepts."""
 
     def refuse(word: str) -> Any:
         raise ValueError(word)  # NaN, Infinity
@@ -93,7 +93,7 @@ def members(found: Members, pointer: str, wanted: tuple[str, ...], errors: list[
     by_name: dict[str, Any] = {}
     for name, value in found:
         if name not in wanted:
-            errors.append((f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}", "is not known"))
+            errors.append((f"{pointer}/{name[:64].replace('~', '~0').replace('/', '~1')}", "is unknown; remove it"))
         elif name in by_name:
             errors.append((f"{pointer}/{name}", "must not appear twice"))
         else:
@@ -112,7 +112,7 @@ def check_line(item: Any, pointer: str, lines: list[tuple[Any, int]], errors: li
         if type(sku) is not str or not SKU.match(sku):
             errors.append((f"{pointer}/sku", SKU_FAULT))
         elif any(sku == other for other, _ in lines):
-            errors.append((f"{pointer}/sku", "must not be in two lines"))
+            errors.append((f"{pointer}/sku", "must not appear in two lines"))
     quantity = found.get("quantity")
     fits = isinstance(quantity, Number) and QUANTITY.match(quantity) is not None
     if "quantity" in found and not fits:

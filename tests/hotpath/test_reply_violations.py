@@ -1,4 +1,4 @@
-"""A reply that breaks the protocol costs the connection, never an order: its ticket is sent again or ends by its deadline."""
+"""A reply that breaks the protocol costs the connection, never an order: its ticket is resubmitted or expires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many buyers at once: concurrent order requests over connections of their own."""
+"""Concurrent order requests of many buyers, each over its own connection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer; status 0 when the connection broke without one."""
+    """An answer. Status 0: the connection broke without one."""
 
     status: int
     headers: dict[str, str]
@@ -29,7 +29,7 @@ class Answer:
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer on a connection; IncompleteReadError when the server left."""
+    """The next answer on a connection. Raises IncompleteReadError when the server closed it."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
     body = await reader.readexactly(int(headers.get("content-length", "0")))
@@ -37,7 +37,7 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 async def ask(port: int, request: bytes) -> Answer:
-    """One request on a connection of its own; TimeoutError when nothing comes."""
+    """Send one request on its own connection. Raises TimeoutError without an answer."""
     async with asyncio.timeout(WAIT_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -50,12 +50,12 @@ async def ask(port: int, request: bytes) -> Answer:
 
 
 async def ask_all(port: int, requests: Sequence[bytes]) -> list[Answer]:
-    """All at once."""
+    """Send all requests at once."""
     return list(await asyncio.gather(*(ask(port, request) for request in requests)))
 
 
 def order(sale: SaleDefinition, headers: dict[str, str], *, quantity: int = 1, sku: str = "SKU-1") -> bytes:
-    """Bytes of an order request."""
+    """The bytes of an order request."""
     body = json.dumps({"items": [{"sku": sku, "quantity": quantity}]}).encode()
     return wire.request("POST", f"/v1/sales/{sale.sale_id}/orders", headers, body)
 

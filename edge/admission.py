@@ -1,7 +1,7 @@
-"""Watches what orders depend on: that Redis is there, keeps what it promised, and has memory left.
+"""Decides whether the edge may admit orders: Redis must be reachable, durable as promised, and have free memory.
 
-Once a second it asks Redis for time, memory and identity; when the server is another one than before (restarted, replaced)
-its configuration and the cluster's fingerprint are checked again. Decides only; the application refuses.
+Asks Redis once a second for its time, memory and identity. When the server changed (restarted, replaced), checks its
+configuration and the cluster's fingerprint again. Only decides; the application refuses.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from edge.clock import RedisClock
 from runtime.process import fingerprint
 from runtime.process.settings import Durability
 
-_log = structlog.get_logger("edge.guard")
+_log = structlog.get_logger("edge.admission")
 
 PERIOD_S = 1.0
-FAULTY_PERIOD_S = 0.1  # a server that came back is checked, and the edge ready again, without delay
+FAULTY_PERIOD_S = 0.1  # short, so that the edge is ready soon after the server is back
 ANSWER_S_MAX = 2.0
-RECHECK_S = 30.0  # somebody may change the server's configuration while it runs
+RECHECK_S = 30.0  # the configuration of a running server may change
 
 
 @dataclass(slots=True)
-class Watched:
-    """What the guard last saw. `faults` maps the name of what is missing to a sentence; empty means all is well."""
+class Observed:
+    """The last observation. `faults` maps the name of a failed check to a sentence; empty when all checks passed."""
 
     faults: dict[str, str] = field(default_factory=lambda: {"redis": "not reached yet"})
     memory_percent: float = 0.0
@@ -40,9 +40,9 @@ class Watched:
     restarts_seen: int = 0
 
 
-class Guard:
-    """Owns `watched`. `on_memory` is told when memory use crosses the limit, in either direction, `on_clock`
-    how many milliseconds Redis' clock is ahead of ours, at each look."""
+class Admission:
+    """Owns `observed`. Calls `on_memory` when memory use crosses the limit in either direction, and `on_clock` at each
+    look with the milliseconds by which Redis' clock is ahead of the local one."""
 
     def __init__(
         self,
@@ -63,44 +63,44 @@ class Guard:
         self._on_memory = on_memory
         self._on_clock = on_clock
         self._checked_at = 0.0
-        self.watched = Watched()
-        self._closed = True  # until the promises were checked for the first time
+        self.observed = Observed()
+        self._closed = True  # until the first check of the promises
 
     def refuses_orders(self) -> bool:
-        """Whether a promise cannot be kept. Redis being away is no reason: what was sent is resubmitted."""
+        """Whether a promise cannot be kept. An unreachable Redis is no reason: orders in flight are resubmitted."""
         return self._closed
 
     async def run(self) -> None:
-        """Watch for ever. Cancel to stop."""
+        """Look for ever. Cancel to stop."""
         while True:
             await self.look()
-            await asyncio.sleep(FAULTY_PERIOD_S if self.watched.faults else PERIOD_S)
+            await asyncio.sleep(FAULTY_PERIOD_S if self.observed.faults else PERIOD_S)
 
     async def look(self) -> None:
-        """One look. Never raises for a Redis that is away or misconfigured."""
-        faults = dict(self.watched.faults)
+        """Look once. Never raises for an unreachable or misconfigured Redis."""
+        faults = dict(self.observed.faults)
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
                 info = await self._ask()
                 faults.pop("redis", None)
-                if info["run_id"] != self.watched.run_id or time.monotonic() - self._checked_at > RECHECK_S:
+                if info["run_id"] != self.observed.run_id or time.monotonic() - self._checked_at > RECHECK_S:
                     faults.update(dict.fromkeys(("durability", "eviction", "cluster_settings"), ""))
                     faults.update(await self._check_promises())
                     self._checked_at = time.monotonic()
-                    if self.watched.run_id not in ("", info["run_id"]):
-                        self.watched.restarts_seen += 1
-                    self.watched.run_id = info["run_id"]
+                    if self.observed.run_id not in ("", info["run_id"]):
+                        self.observed.restarts_seen += 1
+                    self.observed.run_id = info["run_id"]
         except (RedisError, OSError, TimeoutError) as error:
             faults["redis"] = f"does not answer ({type(error).__name__})"
         self._take({name: detail for name, detail in faults.items() if detail})
 
     def _take(self, faults: dict[str, str]) -> None:
-        for name in faults.keys() - self.watched.faults.keys():
-            _log.error("fault", what=name, detail=faults[name])
-        for name in self.watched.faults.keys() - faults.keys():
-            _log.info("fault_over", what=name)
-        self.watched.faults = faults
-        self._closed = not self.watched.run_id or bool(faults.keys() - {"redis"})
+        for name in faults.keys() - self.observed.faults.keys():
+            _log.error("fault", check=name, detail=faults[name])
+        for name in self.observed.faults.keys() - faults.keys():
+            _log.info("fault_over", check=name)
+        self.observed.faults = faults
+        self._closed = not self.observed.run_id or bool(faults.keys() - {"redis"})
 
     async def _ask(self) -> dict[str, Any]:
         asked_at = time.time()
@@ -111,19 +111,19 @@ class Guard:
             (redis_s, redis_us), memory, server = await pipeline.execute()
         self._clock.measured(redis_s=redis_s, redis_us=redis_us, asked_at=asked_at, answered_at=time.time())
         self._on_clock(self._clock.offset_ms)
-        # Without a limit of its own Redis may take all of the machine.
+        # A Redis without a limit may use all memory of the machine.
         limit = memory["maxmemory"] or memory.get("total_system_memory", 0)
-        self.watched.memory_percent = 100 * memory["used_memory"] / limit if limit else 0.0
-        high = self.watched.memory_percent >= self._memory_percent_max
-        if high != self.watched.memory_high:
-            self.watched.memory_high = high
-            _log.warning("memory_high" if high else "memory_normal", percent=round(self.watched.memory_percent, 1))
+        self.observed.memory_percent = 100 * memory["used_memory"] / limit if limit else 0.0
+        high = self.observed.memory_percent >= self._memory_percent_max
+        if high != self.observed.memory_high:
+            self.observed.memory_high = high
+            _log.warning("memory_high" if high else "memory_normal", percent=round(self.observed.memory_percent, 1))
             self._on_memory(high)
         answer: dict[str, Any] = server
         return answer
 
     async def _check_promises(self) -> dict[str, str]:
-        """What Redis is configured to do, against what a 202 promises; name -> sentence for each fault."""
+        """Compare the configuration of Redis with the promise of a 202. Returns name -> sentence for each fault."""
         faults: dict[str, str] = {}
         try:
             await fingerprint.check(self._redis, self._cluster)
@@ -132,7 +132,7 @@ class Guard:
         try:
             config: dict[Any, Any] = await self._redis.config_get("appendonly", "appendfsync", "maxmemory-policy")
         except ResponseError as error:
-            faults["durability"] = f"cannot be verified: {error}"
+            faults["durability"] = f"cannot be checked: {error}"
             return faults
         seen = {_text(name): _text(value) for name, value in config.items()}
         synced = seen.get("appendonly") == "yes" and seen.get("appendfsync") == "always"
