@@ -12,16 +12,11 @@ from domain.orders import OrderEntry
 ORDER_SCHEMA = 1
 
 
-def order_event_id(entry: OrderEntry) -> str:
-    """Stable over redelivery: the order and its version."""
-    return f"{entry.order_id}:{entry.version}"
-
-
 def order_event(entry: OrderEntry) -> dict[str, Any]:
     """`order.<status>`: the whole order at one version. `time_ms` is when the version came to be (Redis time)."""
     order_id = str(entry.order_id)
     return {
-        "id": f"{order_id}:{entry.version}",
+        "id": f"{order_id}:{entry.version}",  # stable over redelivery
         "type": f"order.{entry.status.label}",
         "schema": ORDER_SCHEMA,
         "key": order_id,

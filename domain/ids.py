@@ -1,7 +1,7 @@
-"""Ids: UUIDv7 for what staff make, UUIDv8 for orders, and a short form for sales in Redis. Performs no I/O.
+"""Ids: UUIDv7 for users, products and sales, UUIDv8 for orders, and a short form for sales in Redis. Performs no I/O.
 
-An order id tells its lane and its virtual bucket, so anyone who holds it finds the Redis lane and the shard
-without a look-up (RFC 9562, section 5.8):
+An order id contains its lane and its virtual bucket, so the Redis lane and the shard of an order are known without a
+look-up (RFC 9562, section 5.8). The milliseconds are for sorting; they are not the time of the reservation:
 
     48 bits unix ms | 4 bits version 8 | 12 bits lane | 2 bits variant | 10 bits bucket | 52 bits random
 """
@@ -22,7 +22,7 @@ _VARIANT = 0b10
 
 
 def new_uuid7() -> UUID:
-    """A time-ordered random id for users, products and sales (RFC 9562, section 5.7)."""
+    """A random id, ordered by time (RFC 9562, section 5.7)."""
     unix_ms = time.time_ns() // 1_000_000
     value = (unix_ms << 80) | (7 << 76) | (secrets.randbits(12) << 64) | (_VARIANT << 62) | secrets.randbits(62)
     return UUID(int=value)
@@ -38,12 +38,12 @@ def order_id(*, unix_ms: int, lane: int, bucket: int, random: int) -> UUID:
 
 
 def first_order_id(unix_ms: int) -> UUID:
-    """No order id of this or a later millisecond is less, none of an earlier one is greater."""
+    """A bound: at most every order id of this and later milliseconds, above every id of earlier ones."""
     return UUID(int=min(max(unix_ms, 0), (1 << 48) - 1) << 80)
 
 
 def is_order_id(value: UUID) -> bool:
-    """Whether the id has the shape of an order id (another kind of id cannot be an order)."""
+    """Whether the id has the version of order ids."""
     return value.version == _VERSION_8
 
 
@@ -57,13 +57,8 @@ def bucket_of(order: UUID) -> int:
     return (order.int >> _RANDOM_BITS) & ((1 << BUCKET_BITS) - 1)
 
 
-def unix_ms_of(order: UUID) -> int:
-    """Milliseconds in the order id: for sorting, not the time of reservation."""
-    return order.int >> 80
-
-
 def parse_uuid(text: str) -> UUID | None:
-    """The id in canonical form (36 characters), or None for anything that cannot be an id."""
+    """The id in canonical form (36 characters, either case), or None for any other text."""
     if len(text) != 36:
         return None
     try:
@@ -74,5 +69,5 @@ def parse_uuid(text: str) -> UUID | None:
 
 
 def short(value: UUID) -> str:
-    """22 characters of unpadded base64url: a sale's id inside fields and keys of Redis that people read."""
+    """22 characters of unpadded base64url: a sale's id in readable fields and keys of Redis."""
     return base64.urlsafe_b64encode(value.bytes).rstrip(b"=").decode("ascii")

@@ -1,6 +1,6 @@
-"""Tokens in mailed links: their form and their lives. Performs no I/O.
+"""Tokens in mailed links: their format and lifetimes. Performs no I/O.
 
-base64url without padding of: 16 bytes user id (tells the shard) | 32 random bytes, of which only the SHA-256 is stored
+base64url without padding of: 16 bytes user id (determines the shard) | 32 random bytes; only their SHA-256 is stored
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PASSWORD_RESET_LIFE = timedelta(minutes=30)
 
 
 def encode_mailed_token(user_id: UUID, secret: bytes) -> str:
-    """The token as it stands in a link."""
+    """The token for a link."""
     assert len(secret) == SECRET_BYTES
     return base64.urlsafe_b64encode(user_id.bytes + secret).decode("ascii")
 
 
 def decode_mailed_token(token: str) -> tuple[UUID, bytes] | None:
-    """`(user id, hash of the secret)` of a token, None for what cannot be one."""
+    """`(user id, hash of the secret)` of a token, None for malformed text."""
     if len(token) != TOKEN_LENGTH:
         return None
     try:
@@ -35,5 +35,5 @@ def decode_mailed_token(token: str) -> tuple[UUID, bytes] | None:
 
 
 def secret_hash(secret: bytes) -> bytes:
-    """What is stored of a secret. It has 256 random bits: a slow hash would add nothing."""
+    """The stored form of a secret. It has 256 random bits, so a slow hash would add nothing."""
     return hashlib.sha256(secret).digest()

@@ -37,10 +37,9 @@ cdef enum VerdictCode:
     V_TOKEN_ENDED = 48
     VERDICTS_MAX = 56
 
-# 8 buckets per power of two: a bound is at most 12.5% above the true value. 0..7 us are exact.
+# 0..7 us, then one bucket per power of two, up to 67 s.
 cdef enum:
-    BUCKETS_PER_OCTAVE = 8
-    HISTOGRAM_BUCKETS = 192
+    HISTOGRAM_BUCKETS = 24
 
 cdef class Counters:
     cdef uint64_t verdicts[VERDICTS_MAX]

@@ -59,10 +59,7 @@ class Counters:
         """Add one."""
 
     def observe_us(self, latency_us: int) -> None:
-        """Record a latency in microseconds (log-linear buckets, 8 per power of two, up to 67 s)."""
-
-    def quantile_us(self, share: float) -> int:
-        """Upper bound of the bucket that holds the quantile; 0 without observations."""
+        """Record a latency in microseconds (one bucket per power of two, from 8 us to 67 s)."""
 
     def snapshot(self) -> Snapshot:
         """All counts since the worker started, for Prometheus."""

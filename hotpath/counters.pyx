@@ -1,4 +1,4 @@
-"""Counters by verdict and a log-linear latency histogram of one worker. Performs no I/O."""
+"""Counters by verdict and a latency histogram of one worker. Performs no I/O."""
 
 from enum import IntEnum
 
@@ -69,19 +69,6 @@ cdef class Counters:
         """Record a latency."""
         self.record_us(latency_us)
 
-    def quantile_us(self, double share):
-        """Upper bound of the bucket that holds the quantile."""
-        cdef uint64_t wanted = <uint64_t>(share * <double>self.observed + 0.999999)
-        cdef uint64_t seen = 0
-        cdef int index
-        if self.observed == 0:
-            return 0
-        for index in range(HISTOGRAM_BUCKETS):
-            seen += self.buckets[index]
-            if seen >= wanted:
-                return upper_us(index)
-        return upper_us(HISTOGRAM_BUCKETS - 1)
-
     def snapshot(self):
         """All counts since the worker started."""
         cdef uint64_t seen = 0
@@ -89,9 +76,7 @@ cdef class Counters:
         cumulative = []
         for index in range(HISTOGRAM_BUCKETS):
             seen += self.buckets[index]
-            # One bound per power of two keeps the metrics text small; quantile_us uses all buckets.
-            if index % BUCKETS_PER_OCTAVE == BUCKETS_PER_OCTAVE - 1:
-                cumulative.append((upper_us(index) / 1e6, seen))
+            cumulative.append(((8 * 2**index - 1) / 1e6, seen))
         return {
             "verdicts": {v.name.lower(): self.verdicts[<int>v] for v in Verdict if self.verdicts[<int>v]},
             "latency": {"buckets": cumulative, "count": self.observed, "sum_s": self.sum_us / 1e6},
@@ -99,21 +84,9 @@ cdef class Counters:
 
 
 cdef inline int bucket_of(uint64_t value) noexcept:
-    """Log-linear index: the leading bit selects the octave, the three bits below it the bucket."""
-    cdef int octave = 0
-    if value < BUCKETS_PER_OCTAVE:
-        return <int>value
-    while value >= 2 * BUCKETS_PER_OCTAVE:
+    """0 for 0..7, then one more per power of two. The last bucket has no upper bound."""
+    cdef int index = 0
+    while value >= 8 and index < HISTOGRAM_BUCKETS - 1:
         value >>= 1
-        octave += 1
-    octave = BUCKETS_PER_OCTAVE * (octave + 1) + <int>(value - BUCKETS_PER_OCTAVE)
-    return octave if octave < HISTOGRAM_BUCKETS else HISTOGRAM_BUCKETS - 1
-
-
-cdef inline uint64_t upper_us(int index) noexcept:
-    """Largest value in the bucket."""
-    cdef int octave
-    if index < BUCKETS_PER_OCTAVE:
-        return <uint64_t>index
-    octave = index // BUCKETS_PER_OCTAVE - 1
-    return (<uint64_t>(index % BUCKETS_PER_OCTAVE + BUCKETS_PER_OCTAVE + 1) << octave) - 1
+        index += 1
+    return index

@@ -143,11 +143,6 @@ def load_staff_keys(path: Path) -> StaffKeys:
     return StaffKeys(document.active, keys, min(document.until.values(), default=None))
 
 
-def load_staff_key(path: Path) -> StaffKey:
-    """The key that signs, as `load_staff_keys`."""
-    return load_staff_keys(path).signing
-
-
 def _parse_staff_key(pem: str, path: Path) -> StaffKey:
     try:
         private = serialization.load_pem_private_key(pem.encode(), password=None)

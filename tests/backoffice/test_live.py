@@ -23,7 +23,7 @@ from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, encode_entry
 from domain.sales import Stock
 from runtime.redis.client import redis_client as redis_client_of
-from runtime.tokens.keys import load_staff_key, mint_staff_token
+from runtime.tokens.keys import load_staff_keys, mint_staff_token
 from runtime.tokens.session_ends import publish
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
@@ -147,7 +147,7 @@ def test_head_begins_no_stream(staff: Staff) -> None:
 
 
 def test_a_stream_ends_with_its_token(backoffice: BackofficeProcess) -> None:
-    key = load_staff_key(backoffice.staff_key_file)
+    key = load_staff_keys(backoffice.staff_key_file).signing
     token = mint_staff_token(key, user_id=uuid4(), role="staff", issuer="flashsale", ttl_s=3)
     with httpx.stream("GET", backoffice.url + PATH, headers={"Authorization": f"Bearer {token}"}, timeout=20) as answer:
         told = list(events(answer.iter_lines()))
@@ -158,7 +158,7 @@ def test_a_stream_ends_with_its_token(backoffice: BackofficeProcess) -> None:
 def test_a_stream_ends_soon_after_the_sessions_of_its_caller(
     backoffice: BackofficeProcess, redis_client: redis.Redis
 ) -> None:
-    key = load_staff_key(backoffice.staff_key_file)
+    key = load_staff_keys(backoffice.staff_key_file).signing
     user_id = uuid4()
     token = mint_staff_token(
         key, user_id=user_id, role="staff", issuer="flashsale", ttl_s=900, now_s=int(time.time()) - 10
@@ -190,7 +190,7 @@ def own(
 
 
 def token_of(process: BackofficeProcess) -> str:
-    key = load_staff_key(process.staff_key_file)
+    key = load_staff_keys(process.staff_key_file).signing
     return mint_staff_token(key, user_id=uuid4(), role="staff", issuer="flashsale", ttl_s=900)
 
 

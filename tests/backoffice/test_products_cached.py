@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from devstack.servers import RedisServer
-from runtime.tokens.keys import load_staff_key, mint_staff_token
+from runtime.tokens.keys import load_staff_keys, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually
@@ -46,7 +46,7 @@ def two_processes(
 @pytest.fixture
 def two(two_processes: tuple[BackofficeProcess, BackofficeProcess]) -> Iterator[tuple[Staff, Staff]]:
     """A client of each, over no products."""
-    key = load_staff_key(two_processes[0].staff_key_file)
+    key = load_staff_keys(two_processes[0].staff_key_file).signing
     token = mint_staff_token(key, user_id=UUID(int=1), role="admin", issuer="flashsale", ttl_s=900)
     clients = tuple(Staff(process.url, token) for process in two_processes)
     with psycopg.connect(two_processes[0].databases.catalogue_dsn, autocommit=True) as connection:

@@ -26,7 +26,6 @@ from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import (
     create_staff_key,
     create_token_keys,
-    load_staff_key,
     load_staff_keys,
     load_token_keys,
     mint_buyer_token,
@@ -98,7 +97,7 @@ class Minting:
 
     def __init__(self, process: BackofficeProcess) -> None:
         self.ring = load_token_keys(process.token_keys_file)
-        self.staff = load_staff_key(process.staff_key_file)
+        self.staff = load_staff_keys(process.staff_key_file).signing
         self.buyer_key = self.ring.keys[self.ring.active]
 
     def buyer(self, **members: Any) -> str:

@@ -24,7 +24,7 @@ import httpx
 import pytest
 import tomli_w
 
-from runtime.tokens.keys import load_staff_key, mint_staff_token
+from runtime.tokens.keys import load_staff_keys, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
@@ -132,7 +132,7 @@ def _config(known: Mapping[str, str], *, without: Iterable[str]) -> dict[str, An
 
 def staff_token(backoffice: BackofficeProcess, *, ttl_s: int = 900) -> str:
     """Of an administrator without an account, whom nobody else knows."""
-    key = load_staff_key(backoffice.staff_key_file)
+    key = load_staff_keys(backoffice.staff_key_file).signing
     return mint_staff_token(key, user_id=uuid4(), role="admin", issuer="flashsale", ttl_s=ttl_s)
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from devstack.servers import RedisServer
 from edge.worker import Worker
 from runtime.process.settings import load_settings
-from runtime.tokens.keys import create_staff_key, load_staff_key, mint_staff_token
+from runtime.tokens.keys import create_staff_key, load_staff_keys, mint_staff_token
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import ISSUER, Buyers, EdgeProcess, Publisher
 from tests.fixtures.fix_issuer import Issuer
@@ -99,7 +99,7 @@ def test_route_by_role_and_kind_of_token(
     sale = publisher.publish()
     path = re.sub(r"\{[a-z]+_id\}", ID, path.replace("{sale_id}", str(sale.sale_id)))
     create_staff_key(tmp_path / "staff.pem")
-    staff_key = load_staff_key(tmp_path / "staff.pem")
+    staff_key = load_staff_keys(tmp_path / "staff.pem").signing
     now = int(time.time())
 
     def staff(role: str) -> str:

@@ -18,7 +18,6 @@ from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import (
     create_staff_key,
     create_token_keys,
-    load_staff_key,
     load_staff_keys,
     load_token_keys,
     make_staff_key,
@@ -80,7 +79,7 @@ def test_a_file_is_replaced_whole_and_stays_private(tmp_path: Path) -> None:
 def test_a_pem_becomes_a_ring_of_staff_keys(tmp_path: Path) -> None:
     path = tmp_path / "staff.pem"
     create_staff_key(path)
-    first = load_staff_key(path)
+    first = load_staff_keys(path).signing
     document = read_staff_document(path).with_pending(*make_staff_key())
     replace_key_file(path, document.dump())
     keys = load_staff_keys(path)

@@ -16,7 +16,7 @@ from runtime.tokens.keys import (
     TokenKeysError,
     create_staff_key,
     create_token_keys,
-    load_staff_key,
+    load_staff_keys,
     load_token_keys,
     mint_buyer_token,
     mint_staff_token,
@@ -69,7 +69,7 @@ def test_buyer_token(tmp_path: Path) -> None:
 
 def test_staff_token_verifies_with_the_published_key(tmp_path: Path) -> None:
     create_staff_key(tmp_path / "staff.pem")
-    key = load_staff_key(tmp_path / "staff.pem")
+    key = load_staff_keys(tmp_path / "staff.pem").signing
     token = mint_staff_token(key, user_id=USER, role="admin", issuer="flashsale", ttl_s=900)
     (published,) = jwt.PyJWKSet.from_dict(staff_jwks(key)).keys
     assert published.key_id == jwt.get_unverified_header(token)["kid"] == key.kid
@@ -117,10 +117,10 @@ def test_bad_rings(tmp_path: Path, text: str) -> None:
 def test_bad_staff_keys(tmp_path: Path) -> None:
     path = tmp_path / "staff.pem"
     with pytest.raises(TokenKeysError, match="No such file"):
-        load_staff_key(path)
+        load_staff_keys(path)
     path.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
     with pytest.raises(TokenKeysError, match="not a PEM private key"):
-        load_staff_key(path)
+        load_staff_keys(path)
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
@@ -130,6 +130,6 @@ def test_bad_staff_keys(tmp_path: Path) -> None:
         )
     )
     with pytest.raises(TokenKeysError, match="not an Ed25519 key"):
-        load_staff_key(path)
+        load_staff_keys(path)
     with pytest.raises(TokenKeysError, match="No such file"):
         load_token_keys(tmp_path / "absent.json")
