@@ -1,6 +1,7 @@
 """Answers of the reservation scripts, spelled once. A test compares them with the scripts' headers.
 
-In a batch's reply a member is an integer `argument * 16 + outcome`; for REPLAYED it is the apply-once record (bulk string).
+In a batch's reply a member is an integer `argument * 16 + outcome`; for REPLAYED it is the apply-once record (bulk
+string).
 """
 
 from __future__ import annotations

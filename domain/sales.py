@@ -29,7 +29,7 @@ class SaleState(StrEnum):
     def may_become(self, later: SaleState) -> bool:
         """Legal transitions: draft -> scheduled -> open <-> paused; scheduled, open, paused -> ended.
 
-        Publishing a draft whose start has passed opens it.
+        A draft opens when it is published after its start.
         """
         return later in _SALE_TRANSITIONS[self]
 

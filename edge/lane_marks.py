@@ -1,7 +1,7 @@
 """The newest sequence of each lane that this worker has seen, to detect a Redis that lost data. Performs no I/O.
 
-The order path reads the sequences a few times a second while it sends orders, and on each new connection before the first
-batch leaves (`edge.redis_link`). It never reads them for a single order.
+The order path reads the sequences a few times a second while it sends orders, and on each new connection before the
+first batch leaves (`edge.redis_link`). It never reads them for a single order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class LaneMarks:
         self._seen = [0] * lanes
 
     def behind(self, replies: Sequence[object]) -> list[int]:
-        """Lanes whose sequence is below the newest seen; `replies` are those to `commands`."""
+        """Lanes with a sequence below the newest seen; `replies` are those to `commands`."""
         return [lane for lane, reply in enumerate(replies) if _sequence(reply) < self._seen[lane]]
 
     def start_from(self, replies: Sequence[object]) -> None:

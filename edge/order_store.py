@@ -23,7 +23,7 @@ from domain.topology import Topology
 from runtime.postgres.sql import load_sql
 
 READ_S_MAX = 2.0  # for a connection and the rows together
-SALES_ASKED_MAX = 256  # newest sales whose user hashes are read for a list
+SALES_ASKED_MAX = 256  # newest sales: their user hashes are read for a list
 RECORDS_PER_SCAN = 1000
 SCANS_MAX = 10  # per user hash: a list shows at most ten thousand unstored orders of one sale
 
@@ -70,7 +70,7 @@ class OrderStore:
     async def held_page(
         self, user_id: UUID, sales: Iterable[SaleDefinition], *, before: UUID, limit: int
     ) -> list[OrderEntry]:
-        """At most `limit` orders of a user in Redis with ids below `before`, newest first, from the given sales' hashes."""
+        """At most `limit` orders of a user in Redis with ids below `before`, newest first, from these sales' hashes."""
         newest = sorted(sales, key=lambda sale: sale.starts_at_ms, reverse=True)[:SALES_ASKED_MAX]
         keys = [topology.user_key(topology.home_lane(user_id, s.lanes), s.sale_id, user_id) for s in newest]
         order_ids = [i for i in await self._order_ids(keys) if i.int < before.int]

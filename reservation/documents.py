@@ -1,4 +1,4 @@
-"""Documents of published sales: what edges and workers read of a sale, and the channel that announces changes.
+"""Documents of published sales, which edges and workers read, and the channel that announces changes.
 
 A document is the JSON of `SaleDefinition` at `topology.sale_key`; the set `topology.SALES_KEY` lists the sales. A newer
 document (by epoch, then version) is never replaced by an older one.

@@ -160,7 +160,7 @@ class Lanes:
     # Recovery
 
     async def close_if_behind(self, lane: int, *, floor: int) -> Closed:
-        """Close every sale of a lane whose sequence is below `floor` or behind its stream, and raise the sequence."""
+        """Close every sale of a lane with a sequence below `floor` or behind its stream, and raise the sequence."""
         return await self._close(lane, floor, "", 0, "")
 
     async def close_sale(self, lane: int, sale_id: UUID, *, epoch: int, floor: int = 0, mark: str = "") -> Closed:
@@ -200,7 +200,7 @@ class Lanes:
         mark: str,
         restocks: Iterable[AppliedRestock] = (),
     ) -> None:
-        """End a rebuild in the lane: stock by SKU index, restocks, sequence and definition at once; RebuildSuperseded."""
+        """End a rebuild in the lane: set stock by SKU, restocks, sequence, definition at once; RebuildSuperseded."""
         sale_id = definition.sale_id
         keys = (topology.lane_state_key(lane), topology.lane_stream_key(lane), topology.restock_key(lane, sale_id))
         args: list[Argument] = [ids.short(sale_id), mark, floor, definition.pack_for_lane()]
@@ -214,12 +214,12 @@ class Lanes:
     # Changes of one order
 
     async def cancel(self, order: OrderIds) -> Change:
-        """The buyer's cancel: a reserved order whose hold lives becomes `cancelled`."""
+        """The buyer's cancel: a reserved order with a living hold becomes `cancelled`."""
         keys, args = _order_call(order)
         return _change(await run(self._redis, scripts.CANCEL, keys, (*args, order.user_id.bytes)))
 
     async def settle(self, order: OrderIds) -> Change:
-        """A payment: a reserved order whose hold lives becomes `paid`."""
+        """A payment: a reserved order with a living hold becomes `paid`."""
         return _change(await run(self._redis, scripts.SETTLE, *_order_call(order)))
 
     async def reject(self, order: OrderIds) -> Change:

@@ -20,7 +20,7 @@ SEQUENCE_FIELD = "seq"
 class LaneSale:
     """One sale as one lane has it. `definition` is None when the lane does not know the sale or cannot decode it.
 
-    `stock` is by SKU index; None for a SKU whose counters are missing.
+    `stock` is by SKU index; None for a SKU without counters.
     """
 
     lane: int
@@ -64,7 +64,7 @@ class LaneState:
 async def read_lane(redis: Redis, lane: int, sku_counts: Mapping[UUID, int]) -> LaneState:
     """A lane's sequence and some sales by one command, so that all is of one moment.
 
-    `sku_counts`: number of SKUs of each sale whose stock is wanted, 0 for the definition alone.
+    `sku_counts`: for each sale the number of its SKUs, to read their stock; 0 reads the definition alone.
     """
     fields = [SEQUENCE_FIELD]
     for sale_id, count in sku_counts.items():

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- A buyer's cancel: a reserved order whose hold lives becomes `cancelled`; its units are available again.
+-- A buyer's cancel: a reserved order with a living hold becomes `cancelled`; its units are available again.
 --
 -- KEYS
 --   1 state of the lane

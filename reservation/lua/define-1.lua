@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Replaces a sale's definition in a lane by a newer version: state and window. Runs with full memory, which must not keep
--- a sale open.
+-- Replaces a sale's definition in a lane by a newer version: state and window. Runs with full memory, which must not
+-- keep a sale open.
 --
 -- KEYS
 --   1 state of the lane

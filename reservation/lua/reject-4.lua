@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- PostgreSQL has no unit for a reserved order: the order becomes `rejected`, also after its hold. Its units do not exist,
--- so they are written off: they leave `reserved` and are never available again.
+-- PostgreSQL has no unit for a reserved order: the order becomes `rejected`, also after its hold. Its units do not
+-- exist, so they are written off: they leave `reserved` and are never available again.
 --
 -- KEYS
 --   1 state of the lane

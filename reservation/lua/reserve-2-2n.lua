@@ -1,8 +1,8 @@
 #!lua
 -- Decides a batch of order requests of one lane and writes the accepted ones: all or, after an error, none.
 --
--- Two phases: decide everything (reads only), then write. The first write is an XADD, which fails when the sequence went
--- back; no write after it can fail.
+-- Two phases: decide everything (reads only), then write. The first write is an XADD, which fails when the sequence
+-- went back; no write after it can fail.
 --
 -- KEYS
 --   1 state of the lane

@@ -1,5 +1,5 @@
 #!lua
--- Restores the orders of one user of a sale under rebuild, as PostgreSQL has them. May be repeated: all values are absolute.
+-- Restores the orders of one user of a sale under rebuild from PostgreSQL. May be repeated: all values are absolute.
 --
 -- KEYS
 --   1 state of the lane

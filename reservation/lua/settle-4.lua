@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- A payment: a reserved order whose hold lives becomes `paid`; its units move from reserved to paid.
+-- A payment: a reserved order with a living hold becomes `paid`; its units move from reserved to paid.
 --
 -- KEYS
 --   1 state of the lane

@@ -1,7 +1,7 @@
 """The loop of a pub/sub subscription: reconnects with jitter, detects a silent peer, reports each new connection.
 
 Messages published while the connection is down are lost. Therefore `opened` is called after every (re)connection: the
-caller reads there what it may have missed. Messages that arrive meanwhile are delivered afterwards.
+caller reads there the changes that it may have missed. Messages that arrive meanwhile are delivered afterwards.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class Channel:
                 log.warning("channel lost", channel=self._name, error=str(error) or type(error).__name__)
             finally:
                 self._close()
-            await asyncio.sleep(random.uniform(RECONNECT_S_MIN, self._reconnect_s_max))  # noqa: S311 - jitter, no secret
+            pause_s = random.uniform(RECONNECT_S_MIN, self._reconnect_s_max)  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(pause_s)
 
     async def _follow_once(self) -> None:
         async with self._redis.pubsub() as subscription:

@@ -20,8 +20,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 class _CancellableSend(AbstractConnection):
     """Sends in the caller's own task, bounded by `socket_timeout`.
 
-    redis-py (8.1) sends through `asyncio.wait_for`, which makes a task for each command and, before Python 3.12, swallows
-    a cancellation that arrives while the bytes leave.
+    redis-py (8.1) sends through `asyncio.wait_for`, which makes a task for each command and, before Python 3.12,
+    swallows a cancellation that arrives while the bytes leave.
     """
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
@@ -49,8 +49,9 @@ class _CancellableSend(AbstractConnection):
     async def can_read(self) -> bool:
         """Whether the connection is unusable: the pool asks before handing it out, and connects again if so.
 
-        redis-py notices an end of stream that the event loop has seen, but not a reset, which leaves an exception in the
-        stream. Without this check each pooled connection cost its next user an error after a restart of the server.
+        redis-py notices an end of stream that the event loop has seen, but not a reset, which leaves an exception in
+        the stream. Without this check each pooled connection cost its next user an error after a restart of the
+        server.
         """
         stream = self._reader
         return stream is None or stream.exception() is not None or await super().can_read()

@@ -50,7 +50,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether the lease is ours by our own clock; after a pause of the process, true only if the lease still lives."""
+        """Whether the lease is ours by our own clock; after a pause of the process, only if the lease still lives."""
         if not self.lost.is_set() and time.monotonic() >= self._ends_at:
             self.lost.set()
         return not self.lost.is_set()
@@ -85,7 +85,7 @@ class Lease:
             self._renewal = None
 
     async def _renew_until_lost(self) -> None:
-        """Renew `RENEWALS_PER_LIFE` times in a life, more often after an error, until the lease ends by our own clock."""
+        """Renew `RENEWALS_PER_LIFE` times in a life, more often after an error, until it ends by our own clock."""
         interval_s = self.life_ms / 1000 / RENEWALS_PER_LIFE
         pause_s = interval_s
         while self.held:

@@ -67,8 +67,8 @@ class RedisCommands(Protocol):
 async def run(redis: RedisCommands, script: Script, keys: Sequence[bytes | str], args: Sequence[Argument]) -> Any:
     """Run a script by its hash and return its answer; load the source first if the server does not know the script.
 
-    Raises `redis.exceptions.ResponseError` for an error reply of the script (`CORRUPT ...`, `MALFORMED ...`); the script
-    wrote nothing then.
+    Raises `redis.exceptions.ResponseError` for an error reply of the script (`CORRUPT ...`, `MALFORMED ...`); the
+    script wrote nothing then.
     """
     assert script.takes(len(keys)), script.name
     try:

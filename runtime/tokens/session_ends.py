@@ -43,7 +43,7 @@ async def publish(redis: Redis, notes: Sequence[tuple[UUID, int]], *, notes_max:
 
 
 class SessionEnds:
-    """The copy of one process. `table` is changed in place on the event loop's thread; the compiled key ring reads it."""
+    """The copy of one process. `table` changes in place on the event loop's thread; the compiled key ring reads it."""
 
     def __init__(
         self, redis: Redis, *, notes_max: int = 2 * NOTES_MAX, reconnect_s_max: float = RECONNECT_S_MAX

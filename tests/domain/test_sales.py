@@ -1,4 +1,4 @@
-"""Sales: states, what is presented at a time, and the packed values that scripts read."""
+"""Sales: states, their presentation at a time, and the packed values that scripts read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client of one lane for tests: builds KEYS and ARGV, reads answers and the lane's whole content. One script a call."""
+"""A client of one lane for tests: builds KEYS and ARGV, reads answers and the lane's content. One script a call."""
 
 from __future__ import annotations
 

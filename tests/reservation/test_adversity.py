@@ -101,7 +101,7 @@ def test_a_full_memory_refuses_orders_and_lets_the_rest_drain(own_redis: RedisSe
 
 
 def test_a_batch_survives_a_crash_whole(own_redis: RedisServer) -> None:
-    """What was answered under `appendfsync always` is there after kill -9, every key of it."""
+    """An order answered under `appendfsync always` is there after kill -9, with every key."""
     with redis.Redis(port=own_redis.port) as client:
         lane, sale = LaneClient(client), make_sale()
         lane.load(sale, [Stock.fresh(100)])
@@ -115,7 +115,7 @@ def test_a_batch_survives_a_crash_whole(own_redis: RedisServer) -> None:
         assert set(lane.snapshot()) == set(before)
         assert lane.stock(sale) == Stock(36, 64, 0, 0, 100, 0, 0)
         assert [entry.order_id for entry in lane.stream().values()] == [r.order.order_id for r in requests]
-        # The restarted server knows no script: the client gives it the source again.
+        # The restarted server has no script: the client sends the source again.
         assert {answer.outcome for answer in lane.reserve(requests)[1]} == {Outcome.REPLAYED}
 
 

@@ -1,4 +1,4 @@
-"""Keys that hold ids as bytes: whatever the bytes are, a real Redis finds each by its pattern, and nothing else."""
+"""Keys with ids as bytes: for any bytes, a real Redis finds exactly the keys of a pattern."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from domain.outcomes import Outcome
 from domain.sales import Stock
 from tests.reservation.lane import LANE, LaneClient, make_request, make_sale
 
-# Every glob character, braces, a line's end, and what is no UTF-8; one that differs in a byte; one that the first one,
-# read as a pattern, would find.
+# Every glob character, braces, line ends and invalid UTF-8; an id that differs in one byte; an id that the first one,
+# read as a pattern, would match.
 WILD = UUID(bytes=b"*?[a-z]\\^}{\r\n\0\xffa")
 TAME = UUID(bytes=b"*?[a-z]\\^}{\r\n\0\xfea")
 PREY = UUID(bytes=b"1234567b^}{\r\n\0\xffa")

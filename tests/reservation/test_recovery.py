@@ -1,4 +1,4 @@
-"""The scripts of recovery: what closing stops, what restoring gives back, and whom a rebuild's mark keeps out."""
+"""The scripts of recovery: closing stops a sale, restoring returns its orders, a mark excludes other rebuilds."""
 
 from __future__ import annotations
 

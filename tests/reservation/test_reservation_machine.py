@@ -1,4 +1,4 @@
-"""The scripts on a real Redis against the plain-Python lane: whatever is asked, in whatever order, both agree on all of it."""
+"""The scripts on a real Redis against the plain-Python lane: both agree on any requests in any order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.reservation.lane import (
 )
 
 SKUS = 3
-# So slow that no test waits long enough to earn a request.
+# So slow that no test lasts until another request is allowed.
 SLOW_RATE = Rate(interval_us=1_000_000_000, burst=3)
 WINDOWS = {
     "open": (LONG_AGO_MS, FAR_AWAY_MS),
@@ -46,13 +46,13 @@ states = st.sampled_from(
 line_lists = st.lists(
     st.tuples(st.integers(0, SKUS - 1), st.integers(1, 3)), min_size=1, max_size=SKUS, unique_by=lambda line: line[0]
 )
-beliefs = st.sampled_from([(0, 0)] * 6 + [(1, 0), (0, 1), (0, -1)])  # what is added to epoch and version
+beliefs = st.sampled_from([(0, 0)] * 6 + [(1, 0), (0, 1), (0, -1)])  # added to epoch and version
 limits = st.tuples(*[st.sampled_from([0, 0, 1, 3, 65_535])] * SKUS)
 asked = st.lists(st.tuples(numbers, numbers, numbers, line_lists), min_size=1, max_size=10)
 
 
 class ReservationMachine(RuleBasedStateMachine):
-    """Rules are what edges, staff and workers ask; the model answers beside Redis."""
+    """Rules are the requests of edges, staff and workers; the model answers beside Redis."""
 
     client: redis.Redis
 
@@ -217,7 +217,7 @@ class ReservationMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, floor_more=st.integers(-2, 3), restored=st.integers(0, 3))
     def rebuild(self, number: int, floor_more: int, restored: int) -> None:
-        """To what the lane has: what it takes from there on must be as if nothing had been, but for orders left behind."""
+        """Rebuild to the lane's own state: it then behaves as before, except for orders that were not restored."""
         sale = self.model.definitions.get(self.sales[number].sale_id)
         if sale is None:
             return
@@ -275,7 +275,7 @@ class ReservationMachine(RuleBasedStateMachine):
 
 
 def time_of(answer: tuple[Transition, OrderEntry | None]) -> int:
-    """When the script ran: told by a changed entry, otherwise the clock will do (windows are far away)."""
+    """When the script ran: from a changed entry, otherwise by our clock (all windows are far away)."""
     transition, entry = answer
     if transition is Transition.DONE:
         assert entry is not None

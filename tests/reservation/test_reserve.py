@@ -1,4 +1,4 @@
-"""`reserve` and `lookup`: what a batch must do, case by case."""
+"""`reserve` and `lookup`, case by case."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_lookup_writes_nothing_and_works_read_only(lane: LaneClient, sale: SaleD
 
 def test_a_reply_that_was_lost_is_given_after_the_sell_out(lane: LaneClient, sale: SaleDefinition, user: UUID) -> None:
     last = make_request(sale, user, "key", [(2, 1)])
-    assert lane.outcome(last) is Outcome.ACCEPTED  # nobody reads this answer
+    assert lane.outcome(last) is Outcome.ACCEPTED  # this answer is lost
     assert lane.outcome(make_request(sale, ids.new_uuid7(), "key", [(2, 1)])) is Outcome.SOLD_OUT
     for ask in (lane.reserve, lane.lookup):
         _, [again] = ask([make_request(sale, user, "key", [(2, 1)])])
@@ -224,7 +224,7 @@ def test_a_sequence_that_went_back_leaves_nothing_half_done(lane: LaneClient, sa
 
 
 def corrupt_cases() -> list[tuple[str, str | None, str, bytes]]:
-    """What, key (the user's hash if None), field, value."""
+    """Case, key (the user's hash if None), field, value."""
     return [
         ("seq", STATE, "seq", b"-1"),
         ("seq text", STATE, "seq", b"many"),
@@ -238,11 +238,11 @@ def corrupt_cases() -> list[tuple[str, str | None, str, bytes]]:
     ]
 
 
-@pytest.mark.parametrize(("what", "key", "field", "value"), corrupt_cases())
+@pytest.mark.parametrize(("case", "key", "field", "value"), corrupt_cases())
 def test_impossible_state_is_an_error_and_stays_as_it_is(
-    lane: LaneClient, sale: SaleDefinition, user: UUID, what: str, key: str | None, field: str, value: bytes
+    lane: LaneClient, sale: SaleDefinition, user: UUID, case: str, key: str | None, field: str, value: bytes
 ) -> None:
-    del what
+    del case
     lane.redis.hset(
         key or topology.user_key(LANE, sale.sale_id, user), field.replace("{sale}", ids.short(sale.sale_id)), value
     )

@@ -126,63 +126,63 @@ def test_a_hold_outlives_the_users_hash(lane: LaneClient, overdue: OrderEntry) -
     assert lane.user(overdue.sale_id, overdue.user_id) is None
 
 
-def spoil(lane: LaneClient, order: OrderEntry, what: str) -> None:
+def spoil(lane: LaneClient, order: OrderEntry, damage: str) -> None:
     redis, sale_id = lane.redis, order.sale_id
     user_key, order_key = topology.user_key(LANE, sale_id, order.user_id), topology.order_key(order.order_id)
     value, state = encode_value(order), redis.hget(user_key, USER_STATE_FIELD)
-    if what == "sale unknown":
+    if damage == "sale unknown":
         redis.hdel(STATE, topology.definition_field(sale_id))
-    elif what == "definition cut":
+    elif damage == "definition cut":
         redis.hset(
             STATE, topology.definition_field(sale_id), redis.hget(STATE, topology.definition_field(sale_id))[:29]
         )
-    elif what == "SKU unknown":
+    elif damage == "SKU unknown":
         redis.hdel(STATE, topology.stock_field(sale_id, 1))
-    elif what == "reserved too low":
+    elif damage == "reserved too low":
         redis.hset(STATE, topology.stock_field(sale_id, 1), Stock(9, 1, 0, 0, 10, 0, 0).pack())
-    elif what == "available too high":
+    elif damage == "available too high":
         redis.hset(STATE, topology.stock_field(sale_id, 1), Stock(2**32 - 1, 2, 0, 0, 10, 0, 0).pack())
-    elif what == "purchases too low":
+    elif damage == "purchases too low":
         redis.hset(user_key, USER_STATE_FIELD, state[:7] + struct.pack(">BHBH", 0, 2, 1, 2))
-    elif what == "purchases missing":
+    elif damage == "purchases missing":
         redis.hset(user_key, USER_STATE_FIELD, state[:10])
-    elif what == "user's state cut":
+    elif damage == "user's state cut":
         redis.hset(user_key, USER_STATE_FIELD, b"short")
-    elif what == "version at its end":
+    elif damage == "version at its end":
         redis.set(order_key, value[:2] + b"\xff\xff" + value[4:])
-    elif what == "another format":
+    elif damage == "another format":
         redis.set(order_key, b"\1" + value[1:])
-    elif what == "another user's order":
+    elif damage == "another user's order":
         redis.set(order_key, encode_value(replace(order, user_id=ids.new_uuid7())))
-    elif what == "another sale's order":
+    elif damage == "another sale's order":
         redis.set(order_key, encode_value(replace(order, sale_id=ids.new_uuid7())))
-    elif what == "an entry":
+    elif damage == "an entry":
         redis.set(order_key, encode_entry(order))
-    elif what == "value cut":
+    elif damage == "value cut":
         redis.set(order_key, value[:-1])
-    elif what == "value too long":
+    elif damage == "value too long":
         redis.set(order_key, value + b"\0")
-    elif what == "no lines":
+    elif damage == "no lines":
         redis.set(order_key, value[:62] + b"key"[: value[61]] + b"\0")
-    elif what == "a line twice":
+    elif damage == "a line twice":
         half = (len(value) - 62 - value[61] - 1) // 2
         redis.set(order_key, value[:-half] + value[-2 * half : -half])
-    elif what == "sequence went back":
+    elif damage == "sequence went back":
         redis.hset(STATE, "seq", "0")
     else:
-        raise AssertionError(what)
+        raise AssertionError(damage)
 
 
 @pytest.mark.parametrize(
-    "what",
+    "damage",
     [
         "sale unknown", "definition cut", "SKU unknown", "reserved too low", "available too high", "purchases too low",
         "purchases missing", "user's state cut", "version at its end", "another format", "another user's order",
         "another sale's order", "an entry", "value cut", "value too long", "no lines", "a line twice", "sequence went back",
     ],
 )  # fmt: skip
-def test_impossible_state_is_an_error_and_stays_as_it_is(lane: LaneClient, order: OrderEntry, what: str) -> None:
-    spoil(lane, order, what)
+def test_impossible_state_is_an_error_and_stays_as_it_is(lane: LaneClient, order: OrderEntry, damage: str) -> None:
+    spoil(lane, order, damage)
     before = lane.snapshot()
     with pytest.raises(ResponseError, match=r"^CORRUPT "):
         lane.cancel(order)
@@ -269,7 +269,7 @@ def test_forget_waits_for_the_end_and_for_the_last_hold(
 def test_trim_is_for_the_lease_owner(lane: LaneClient, sale: SaleDefinition) -> None:
     for _ in range(5):
         place_order(lane, sale, [(0, 1)])
-    assert lane.trim("7", 3) == -1, "nobody owns the lane"
+    assert lane.trim("7", 3) == -1, "the lane has no owner"
     lane.redis.set(topology.lane_lease_key(LANE), "7")
     assert lane.trim("6", 3) == -1
     assert list(lane.stream()) == [1, 2, 3, 4, 5]

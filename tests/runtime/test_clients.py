@@ -49,7 +49,7 @@ async def test_a_redis_command_that_times_out_is_not_repeated(
 
 
 @pytest.mark.parametrize("way", ["closed, and the event loop was busy", "reset"])
-async def test_connections_that_died_in_the_pool_cost_nobody_an_error(own_redis: RedisServer, way: str) -> None:
+async def test_connections_that_died_in_the_pool_cause_no_error(own_redis: RedisServer, way: str) -> None:
     """After a restart of Redis the first command on each pooled connection succeeds, and ran once."""
     client = new_client(own_redis.url, connections_max=8)
     await asyncio.gather(*(client.blpop(f"none-{i}", timeout=0.05) for i in range(8)))

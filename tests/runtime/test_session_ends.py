@@ -1,4 +1,4 @@
-"""Ended sessions on a real Redis: what is noted reaches every follower, is bounded, and is never forgotten early."""
+"""Ended sessions on a real Redis: notes reach every follower, are bounded, and are never forgotten early."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def follow() -> AsyncIterator[Callable[[SessionEnds], Awaitable[None]]]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S_MAX):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another task
+        while not condition():  # noqa: ASYNC110 - another task makes the condition true
             await asyncio.sleep(0.01)
 
 
@@ -119,7 +119,7 @@ async def test_at_the_bound_of_redis_the_oldest_become_one_for_everybody(client:
     kept = await client.zrange(topology.SESSION_ENDS_KEY, 0, -1)
     assert kept == [EVERYBODY, *(user.bytes for user in users[2:])]
     assert ends.is_ended(uuid4().bytes, NOW) and not ends.is_ended(uuid4().bytes, NOW + 1)
-    # Everybody whose own note went is covered.
+    # All users without a note of their own are covered.
     for place, user in enumerate(users):
         assert ends.is_ended(user.bytes, NOW + place - 1)
 
@@ -146,7 +146,7 @@ async def test_messages_that_were_missed_are_read_again(own_redis: RedisServer, 
     assert ends.loaded and ends.is_ended(before.bytes, NOW - 1)
     own_redis.start()
     with redis.Redis(port=own_redis.port) as other:
-        # Lost by Redis, and noted while nobody listened.
+        # Lost by Redis, and noted while no process listened.
         other.zrem(topology.SESSION_ENDS_KEY, before.bytes)
         other.zadd(topology.SESSION_ENDS_KEY, {meanwhile.bytes: NOW})
     await until(lambda: ends.synced and meanwhile.bytes in ends.table)

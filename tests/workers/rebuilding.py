@@ -1,4 +1,4 @@
-"""A sale in catalogue, Redis and shards, with relays and writers at work inside the test, to be lost and rebuilt."""
+"""A sale in catalogue, Redis and shards, with relays and writers inside the test, to be lost and rebuilt."""
 
 from __future__ import annotations
 
@@ -122,14 +122,14 @@ async def rebuilt(market: Market, settings: Settings, *, force: bool = False) ->
 
 
 def believe(market: Market) -> None:
-    """What edges learn from the document."""
+    """Read the document, as edges do."""
     document = market.redis.get(topology.sale_key(market.sale.sale_id))
     assert document is not None
     market.sale = SaleDefinition.from_document(orjson.loads(document))
 
 
 def replay(market: Market, order: OrderEntry) -> UUID | None:
-    """The order that a buyer gets who repeats an old request; None for any other answer than a replay."""
+    """The order that a repeated request returns; None for any answer but a replay."""
     lines = [(line.sku_index, line.quantity) for line in order.lines]
     request = make_request(market.sale, order.user_id, order.idempotency_key, lines)
     ((answer,),) = (market.lane.reserve([request])[1],)
@@ -137,7 +137,7 @@ def replay(market: Market, order: OrderEntry) -> UUID | None:
 
 
 def snapshot(client: redis.Redis) -> dict[bytes, bytes]:
-    """Every key with its value: what an append-only file would bring back."""
+    """Every key with its value, as an append-only file would restore them."""
     return {key: client.dump(key) or b"" for key in client.scan_iter(count=1000)}
 
 
@@ -155,7 +155,7 @@ def held(bench: Bench, sale_id: UUID) -> int:
 
 
 def content(market: Market, users: Sequence[UUID]) -> dict[str, Any]:
-    """What the lane knows of the sale, without what differs from epoch to epoch."""
+    """The sale in the lane, without the parts that differ from epoch to epoch."""
     orders = {order.order_id: market.lane.order(order.order_id) for order in market.orders}
     records = {user_id: market.lane.user(market.sale.sale_id, user_id) for user_id in users}
     return {

@@ -37,7 +37,7 @@ class Market:
         return client
 
     def publish(self, units: int) -> None:
-        """Ledger, lane, document: what publishing does."""
+        """Ledger, lane and document, as publishing makes them."""
         stock(self.bench.databases, self.sale.sale_id, {item.sku: units for item in self.sale.items})
         self.lane.load(self.sale, [Stock.fresh(units) for _ in self.sale.items])
         self.redis.set(topology.sale_key(self.sale.sale_id), orjson.dumps(self.sale.as_document()))

@@ -1,4 +1,4 @@
-"""Expiry on real Redis and PostgreSQL: due holds are collected once, sales long over are cleared, nothing else is touched."""
+"""Expiry on real Redis and PostgreSQL: due holds are collected once, sales long over are cleared, the rest stays."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ async def test_the_backstop_gives_stored_final_orders_the_ttl_they_missed(
     lease = await _lease(bench)
     backstop = Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, final_since_ms=0)
     redis_client.set(topology.order_key(ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2)), b"mangled")
-    # A user's hash whose ids look like an order's key.
+    # A user's hash with ids that look like an order's key.
     redis_client.hset(topology.user_key(LANE, UUID(bytes=b"sale-ends-with}o"), uuid4()), b"", b"x")
     await backstop.step(lease)
     assert 0 < await bench.redis.ttl(topology.order_key(stored.order_id)) <= FINAL_TTL_S

@@ -1,4 +1,4 @@
-"""Rebuilding a sale on real servers: what was stored comes back whole, what was lost is named, nothing is sold twice."""
+"""Rebuilding a sale on real servers: stored orders come back whole, lost ones are named, no unit is sold twice."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ async def test_a_healthy_sale_is_rebuilt_only_by_force(bench: Bench, market: Mar
 async def test_a_sale_that_is_over_for_long_is_rebuilt_while_anything_of_it_is_reserved(
     bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
 ) -> None:
-    """Wiped near its end, and nobody came in time: its holds could not end without their lane."""
+    """Wiped near its end and not rebuilt in time: its holds cannot end without their lane."""
     redis_client.flushall()
     with psycopg.connect(bench.databases.catalogue_dsn, autocommit=True) as connection:
         connection.execute(
@@ -201,7 +201,7 @@ async def test_a_lane_that_went_back_closes_its_sales_and_each_is_rebuilt(
 async def test_a_loss_whose_extent_nobody_knows_leaves_b_unproved(
     bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
 ) -> None:
-    redis_client.flushall()  # nobody watched
+    redis_client.flushall()  # no watch was running
     async with pipeline(bench, settings):
         await rebuilt(market, settings)
     verdict = await verdict_of(bench, market)
@@ -273,7 +273,7 @@ async def test_what_the_queue_held_is_lost_with_it_and_b_says_so(
 async def test_what_a_rebuild_could_not_restore_gives_nothing_back(
     bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
 ) -> None:
-    """The queue is lost, Redis is not: values of orders that nobody else knows stay, and their units are sold again."""
+    """The queue is lost, Redis is not: values of orders unknown elsewhere stay, and their units are sold again."""
     async with relaying(bench, settings):
         lost = market.buy(6)
         await eventually(lambda: _is_trimmed(market))
@@ -359,7 +359,7 @@ async def test_dead_letters_hold_their_units(bench: Bench, market: Market, setti
         assert (report.dead_letters, report.dead_letters_left_out) == (1, 0)
         assert market.lane.stock(market.sale) == Stock(22, 13, 5, 0, 40, 0, 0)
         assert replay(market, dead) == dead.order_id
-        await bench.publish([entry], shard=1)  # what replaying a dead letter does
+        await bench.publish([entry], shard=1)  # as a replayed dead letter
         await bench.drained(1)
     status = "SELECT status, charged FROM orders WHERE id = %s"
     assert rows(bench.databases.shard_dsns[1], status, dead.order_id) == [(OrderStatus.RESERVED, True)]

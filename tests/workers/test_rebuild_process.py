@@ -1,4 +1,4 @@
-"""A rebuild as a process: killed anywhere and run again, and under a crowd that goes on buying."""
+"""A rebuild as a process: killed anywhere and run again, and while buyers keep ordering."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_killed_anywhere_and_run_again_it_ends_the_same(
 
 @dataclass
 class Crowd:
-    """Buyers who order one unit each and repeat the same request until the answer is final."""
+    """Buyers of one unit each; they repeat the same request until the answer is final."""
 
     edge: EdgeProcess
     buyers: Buyers
@@ -120,7 +120,7 @@ class Crowd:
     codes: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Buy until the sale is sold out or as many have an order as want one."""
+        """Buy until the sale is sold out or every buyer has an order."""
         with httpx.Client(base_url=self.edge.url, timeout=10) as client:
             for _ in range(self.units_wanted):
                 user_id, key = uuid4(), uuid4().hex
@@ -199,7 +199,7 @@ def test_wiped_under_load_it_is_refused_rebuilt_and_sells_out_exactly(
 
         eventually(lambda: len(stored()) == UNITS)
         missing = {user for user, (_, order_id) in accepted.items() if order_id not in stored()}
-        # Only what was on its way when Redis was wiped is lost; what had been refused and tried again is not.
+        # Only orders under way when Redis was wiped are lost; requests that were refused and repeated are not.
         assert missing <= at_wipe.keys()
         assert len(missing) >= sum(lane["entries"] for lane in report["lost"])
         with httpx.Client(base_url=edge.url, timeout=10) as browser:
@@ -211,7 +211,7 @@ def test_wiped_under_load_it_is_refused_rebuilt_and_sells_out_exactly(
                     assert (answer.status_code, answer.json()["order_id"]) == (202, order_id)
         judged = judge(environ, sale.sale_id)
         assert judged["A"] is True, judged
-        # The lane was taking orders: what came after the last look at it is not known, so B is never proved again.
+        # The lane was taking orders: entries after the last look are unknown, so B is never proved again.
         assert judged["B"] is (False if report["lost"] else None), judged
     client.close()
 

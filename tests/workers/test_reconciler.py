@@ -1,4 +1,4 @@
-"""The reconciler on real servers: it proves what is right, and each planted damage turns it red."""
+"""The reconciler on real servers: it proves a correct sale, and each planted damage turns it red."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Orders whose units do not exist, on real servers: exactly the surplus is rejected, and nothing that could still be sold."""
+"""Orders without units, on real servers: exactly the surplus is rejected, and no order that can still get a unit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UNITS, SURPLUS = 10, 3
 
 
 def oversell(market: Market, surplus: int = SURPLUS) -> None:
-    """What a lane looks like that lost orders: it has units that PostgreSQL has sold."""
+    """Make the lane as if it had lost orders: it has units that PostgreSQL has sold."""
     stock = market.lane.stock(market.sale)
     more = replace(stock, available=stock.available + surplus, allotted=stock.allotted + surplus)
     market.redis.hset(topology.lane_state_key(LANE), topology.stock_field(market.sale.sale_id, 0), more.pack())
@@ -46,7 +46,7 @@ class Delivery:
     pending: list[SequencedEntry] = field(default_factory=list)
 
     async def round(self) -> None:
-        """Store what can be stored; what waits is noted and comes again in the next round."""
+        """Store entries that can be stored; waiting ones are noted and come again in the next round."""
         stream = self.market.lane.stream()
         self.pending += [SequencedEntry(LANE, seq, encode_entry(e)) for seq, e in stream.items() if seq > self.seen]
         self.seen = max(stream, default=0)
@@ -178,7 +178,7 @@ async def test_a_part_of_the_stock_goes_to_whom_it_suffices(bench: Bench, market
 
 
 async def test_what_changed_meanwhile_keeps_its_state(bench: Bench, market: Market, lease: Lease) -> None:
-    """Cancelled, paid, or held by a sale that is closed for recovery: Redis decides, or nobody does yet."""
+    """Cancelled or paid meanwhile: Redis has decided."""
     oversell(market, 2)
     market.buy(UNITS, shard=0)
     delivery, rejecting = Delivery(market), rejecting_at(bench)
@@ -219,12 +219,12 @@ async def test_a_sale_closed_for_recovery_is_left_alone(bench: Bench, market: Ma
 
 
 async def test_a_crash_between_any_two_steps_is_begun_anew(bench: Bench, market: Market, lease: Lease) -> None:
-    """What one told Redis stays told, and the next ones, who remember nothing, do the rest."""
+    """Orders rejected in Redis stay rejected, and later instances without memory reject the rest."""
     oversell(market)
     market.buy(UNITS + SURPLUS)
     delivery = Delivery(market)
     await delivery.round()
-    # One died with its decision made and part of Redis told.
+    # One instance died after it had decided and changed a part of Redis.
     doomed = [order for order in market.lane.stream().values() if order.order_id not in statuses(bench.databases)]
     assert market.lane.change("reject-4", doomed[0])[0] is Transition.DONE
     for _ in range(3):

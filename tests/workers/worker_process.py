@@ -41,7 +41,7 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def get(url: str) -> tuple[int, str]:
-    """Status and text of an answer; status 0 where nobody answers."""
+    """Status and text of an answer; status 0 without an answer."""
     try:
         with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - our own process
             return response.status, response.read().decode()

@@ -1,8 +1,8 @@
 """A slow scan of the orders in Redis for cases that the shards' indexes do not show.
 
-Finds holds long past their time that are not stored and so not collected, final orders that missed their TTL, and orders
-that a rebuild did not restore; no lane knows those, so they get a TTL. One step reads a bounded number of keys and then
-pauses. Only the cursor is remembered, so a new holder of the lease starts over.
+Finds holds long past their time that are not stored and so not collected, final orders that missed their TTL, and
+orders that a rebuild did not restore; no lane knows those, so they get a TTL. One step reads a bounded number of keys
+and then pauses. Only the cursor is remembered, so a new holder of the lease starts over.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Collects the due holds of one shard: reads its index of reserved orders, asks Redis to expire them.
 
-Writes nothing to PostgreSQL: the expired version arrives through the stream like every other, and until it is stored the
-same rows are due again. Orders handled lately are left out for a while, and a round continues where the last one ended.
-So rows that stay due (their sale is closed for recovery, Redis lost them, the writer stands still) never hold up the rows
-behind them.
+Writes nothing to PostgreSQL: the expired version arrives through the stream like every other, and until it is stored
+the same rows are due again. Orders handled lately are left out for a while, and a round continues where the last one
+ended. So rows that stay due (their sale is closed for recovery, Redis lost them, the writer stands still) never hold
+up the rows behind them.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class DueOrder:
-    """Ids of an order whose hold is over."""
+    """Ids of an order with an ended hold."""
 
     order_id: UUID
     user_id: UUID
@@ -55,8 +55,8 @@ class Failures:
 async def expire(lanes: Lanes, orders: Sequence[DueOrder], failures: Failures) -> list[Transition | None]:
     """Expire at most `BATCH_MAX` orders in one round trip; None where the script answered with an error.
 
-    Error replies and orders unknown to Redis are noted in `failures`. Raises RedisError when the answers did not arrive;
-    the caller repeats the call then.
+    Error replies and orders unknown to Redis are noted in `failures`. Raises RedisError when the answers did not
+    arrive; the caller repeats the call then.
     """
     assert len(orders) <= BATCH_MAX
     answers = await lanes.expire(orders)

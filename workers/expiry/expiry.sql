@@ -1,5 +1,5 @@
 -- name: due
--- Orders whose hold is over, the oldest first, after a position. Changes nothing. Index: orders_due.
+-- Orders with an ended hold, the oldest first, after a position. Changes nothing. Index: orders_due.
 SELECT id, user_id, sale_id, expires_at
 FROM orders
 WHERE status = 0

@@ -4,8 +4,9 @@
     the document   when all lanes are clear and `LISTED_S` have passed; edges are told
     the rest       a round later: counts, verdict and the place in the list of sales, by which the janitor finds a sale
 
-A hold must be able to end as at any other time, so a lane with reserved units waits. Each part goes last that the janitor
-needs to find the parts before it: a crash in the middle starts over. Does not touch orders, whose values have a TTL.
+A hold must be able to end as at any other time, so a lane with reserved units waits. Each part goes last that the
+janitor needs to find the parts before it: a crash in the middle starts over. Does not touch orders: their values have
+a TTL.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Janitor:
         self._undocumented: set[UUID] = set()  # in the round before
 
     async def clear(self, lease: Lease) -> bool:
-        """Clear each lane of every sale whose time has come, then the sale; False: nothing to do at once."""
+        """Clear each lane of every sale that is due, then the sale; False: nothing to do at once."""
         redis_ms = await now_ms(self._redis)
         undocumented: set[UUID] = set()
         async for sale_id in self._documents.scan():

@@ -58,7 +58,7 @@ class Looking:
         self._deep_at = 0.0
 
     async def look(self, *, only: UUID | None = None) -> list[Verdict]:
-        """Verdicts of all published sales that are still in Redis, or of one. Raises the errors of the servers' clients."""
+        """Verdicts of all published sales still in Redis, or of one. Raises the errors of the servers' clients."""
         at_ms = await self._reading.now_ms()
         sales = [s for s in await self._reading.sales(only=only) if at_ms < s.ends_at_ms + self._kept_ms]
         if only is None:
@@ -149,7 +149,7 @@ class Looking:
 
 
 def _lost_findings(sale: SaleDefinition, lost: Sequence[LostRange]) -> Iterator[Finding]:
-    """A loss counts for every sale of the lane that had begun when it was recorded: whose entries were lost is unknown."""
+    """A loss counts for every sale of the lane that had begun when it was recorded: its entries' sales are unknown."""
     for gap in lost:
         if gap.lane in sale.lanes and sale.starts_at_ms < gap.noted_ms:
             count = gap.last - gap.first + 1

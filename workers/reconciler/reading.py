@@ -97,7 +97,7 @@ class Reading:
         return sum(int(rows[0][0]) for rows in counts)
 
     async def places(self, lane: int, *, after: int, upto: int) -> int:
-        """Number of places of a lane in (after, upto] that are stored, dead-lettered or recorded as lost, over all shards."""
+        """Number of places of a lane in (after, upto] stored, dead-lettered or recorded as lost, over all shards."""
         values = {"lane": lane, "after": after, "upto": upto}
         counts = await self._of_all_shards("count_range", values)
         lost = await _rows(self._catalogue, "count_lost", values)

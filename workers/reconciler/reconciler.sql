@@ -44,7 +44,7 @@ FROM held h
 FULL JOIN quota q ON q.sale_id = h.sale_id AND q.sku = h.sku;
 
 -- name: count_strays
--- Per lane: versions whose order row is missing or older, and order rows whose own version was never noted. The two
+-- Per lane: versions with a missing or older order row, and order rows without a noted version. The two
 -- tables are written in one transaction, so there are none. Changes nothing. Reads both tables.
 SELECT t.lane, count(*), 0::bigint
 FROM order_transitions t
@@ -66,7 +66,7 @@ LEFT JOIN shard_grant g USING (sale_id, sku)
 WHERE l.sale_id = ANY(%(sale_ids)s);
 
 -- name: count_lost
--- Number of places of a lane in (after, upto] that a rebuild recorded as lost. Changes nothing. Index: lost_entries_pkey.
+-- Number of places of a lane in (after, upto] recorded as lost by a rebuild. Changes nothing. Index: lost_entries_pkey.
 SELECT coalesce(sum(least(last_seq, %(upto)s) - greatest(first_seq, %(after)s + 1) + 1), 0)::bigint
 FROM lost_entries
 WHERE lane = %(lane)s AND first_seq <= %(upto)s AND last_seq > %(after)s;

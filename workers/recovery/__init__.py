@@ -1,1 +1,1 @@
-"""Recovery: closes lanes whose Redis lost data, records the losses, and rebuilds sales."""
+"""Recovery: closes lanes that lost data in Redis, records the losses, and rebuilds sales."""

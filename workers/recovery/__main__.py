@@ -1,4 +1,4 @@
-"""`python -m workers.recovery`: the watch that closes lanes whose Redis lost data.
+"""`python -m workers.recovery`: the watch that closes lanes which lost data in Redis.
 
 Any number of these processes may run, without a lease (see `workers.recovery.watch`). Rebuilding a closed sale is a
 command of its own: `python -m workers.recovery.rebuild --sale ID`.

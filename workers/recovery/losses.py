@@ -74,15 +74,14 @@ class LaneRecovery:
     async def close_lanes_gone_back(
         self, lanes: Collection[int], *, quiet: Mapping[int, int] | None = None, missing: Collection[int] = ()
     ) -> dict[int, Closed]:
-        """Close every sale of each lane whose sequence is below its floor, and raise the sequence.
+        """Close every sale of each lane with a sequence below its floor, and raise the sequence.
 
         `quiet`: lanes that stood still when they were last read, with their sequence then. If no shard has more, the
-        loss includes no unknown entries.
-        `missing`: lanes that do not know a sale which they were given. Such a lane without a sequence has lost its data,
-        even if no entry of it was ever recorded.
+        loss includes no unknown entries. `missing`: lanes that do not know a sale which they were given. Such a lane
+        without a sequence has lost its data, even if no entry of it was ever recorded.
 
-        Returns the lanes that had gone back. The floors are read first: Redis had shown them by then, so a lane that only
-        moves on meanwhile is not mistaken for one that went back.
+        Returns the lanes that had gone back. The floors are read first: Redis had shown them by then, so a lane that
+        only moves on meanwhile is not mistaken for one that went back.
         """
         floors = await self.floors(lanes)
         sequences = await self.sequences(lanes)

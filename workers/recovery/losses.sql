@@ -25,8 +25,8 @@ SELECT lane, 0, seq FROM unnest(%(lanes)s::smallint[], %(seqs)s::bigint[]) AS s 
 ON CONFLICT (lane) DO UPDATE SET seen_seq = excluded.seen_seq WHERE excluded.seen_seq > w.seen_seq;
 
 -- name: note_loss
--- Records a lane found below what it had shown. Repeating it changes nothing until the loss is settled; afterwards it
--- records another loss of the same extent. Index: lane_losses_pkey.
+-- Records a lane found below its recorded sequence. Repeating it changes nothing until the loss is settled; afterwards
+-- it records another loss of the same extent. Index: lane_losses_pkey.
 INSERT INTO lane_losses AS l (lane, found_seq, floor_seq, was_quiet)
 VALUES (%(lane)s, %(found)s, %(floor)s, %(was_quiet)s)
 ON CONFLICT (lane, found_seq, floor_seq) DO UPDATE

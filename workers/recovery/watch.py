@@ -1,6 +1,6 @@
-"""Watches for a Redis that came back with less than it had, several times a second, and closes what must not sell.
+"""Detects a Redis that came back with less data, several times a second, and closes the sales concerned.
 
-A lane whose sequence is below the newest recorded by the shards, the reconciler or this watch has gone back: all its
+A lane with a sequence below the newest recorded by the shards, the reconciler or this watch has gone back: all its
 sales are closed and its sequence is raised, so that no number is given twice. A sale that a lane has at an older epoch
 than the catalogue is closed as well. A sale that a lane does not know needs no closing, since the scripts answer STALE
 for it. Rebuilds nothing.
@@ -31,7 +31,7 @@ NOTED_EVERY_ROUNDS = 2
 KEPT_MARGIN_S = 60  # a sale that is just leaving Redis, by another clock than PostgreSQL's, is not missing
 
 SALE_CLOSED = Gauge("flashsale_sale_closed", "1: closed for recovery until `flashsale rebuild`.", ["sale"])
-LANES_GONE_BACK = Counter("flashsale_lanes_gone_back", "Times a lane was found below what it had shown.", ["lane"])
+LANES_GONE_BACK = Counter("flashsale_lanes_gone_back", "Times a lane was found below its recorded sequence.", ["lane"])
 log = structlog.get_logger()
 
 

@@ -1,6 +1,7 @@
-"""Rejects orders whose units do not exist: accepted by a Redis that had lost data, refused by the guard in PostgreSQL.
+"""Rejects orders without existing units: accepted by a Redis that had lost data, refused by the guard in PostgreSQL.
 
-An order without a grant waits, because a release may be under way. It waits in vain when, in two looks `STEADY_S` apart,
+An order without a grant waits, because a release may be under way. It waits in vain when, in two looks `STEADY_S`
+apart,
 
     every entry that its lanes had numbered when it was first seen waiting is stored, dead-lettered or itself waiting
     (an entry that frees its unit was numbered before, so no release is under way any more), and
@@ -10,8 +11,8 @@ PostgreSQL decides, under a lock that excludes grants and restocks; Redis number
 arrives at the shard through the stream like every change, and is stored uncharged with its transition and its event. So
 there is one source of versions and nothing to undo; after a crash between any two steps the round starts again.
 
-Does not reject paid orders, orders unknown to Redis, or orders of a sale that is closed for recovery: paid orders need a
-restock by staff, the others a rebuild.
+Does not reject paid orders, orders unknown to Redis, or orders of a sale that is closed for recovery: paid orders need
+a restock by staff, the others a rebuild.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Supply:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """Time at which an order was first seen waiting, and the newest sequence of each lane of its sale right afterwards."""
+    """Time at which an order was first seen waiting, and right afterwards the newest sequence of its sale's lanes."""
 
     at_s: float
     seqs: Mapping[int, int]
@@ -204,7 +205,7 @@ class Rejecting:
         return {sku: Supply(stock.get(sku, 0), tuple(shard.get(sku, 0) for shard in sold)) for sku in wanted}
 
     async def _reject(self, sale_id: UUID, orders: Sequence[OrderEntry]) -> None:
-        """Decide under the ledger's lock, then change Redis; the rejected version reaches the shard through the stream."""
+        """Decide under the ledger's lock, then change Redis; the stream brings the rejected version to the shard."""
         async with self._catalogue.connection() as connection, connection.transaction():
             for bound in _LOCK_BOUNDS:
                 await connection.execute(bound)

@@ -1,5 +1,6 @@
--- Appends to the lane's stream; `seq`, declared by the including script, is the newest number. Redis writes a Lua number
--- without an exponent up to 2^53 and reads an entry id of one number as `<number>-0`; `tostring` would lose digits.
+-- Appends to the lane's stream; `seq`, declared by the including script, is the newest number. Redis writes a Lua
+-- number without an exponent up to 2^53 and reads an entry id of one number as `<number>-0`; `tostring` would lose
+-- digits.
 local appended = false
 local function append(stream, entry)
   seq = seq + 1

@@ -1,11 +1,11 @@
--- The requests of a batch and the lane's state for them, read once. In the most expensive batch each order is of another
--- sale and bears this cost alone: hence plain arrays instead of a table per sale, and no redundant string.
+-- The requests of a batch and the lane's state for them, read once. In the most expensive batch each order is of
+-- another sale and bears this cost alone: hence plain arrays instead of a table per sale, and no redundant string.
 --
--- A kind is one distinct text of lines: place of the sale, then the lines. A slot is one SKU of one sale.
--- Makes: `requests`, `now_ms`, `now_us`, `length` (of the stream); by text `kind_of`; by kind `lines_of`, `place_of`,
--- `base_of`, `fits_fresh`; by base + line `slot_at`, `limit_at`; by slot `available`, `reserved`, and behind the sales in
--- `fields` and `lane` its name and text; by place of the sale from 1 `definition_of` (none: stale), `gate_of` (the answer to
--- every request that is not a replay), `head_of` (of a new entry).
+-- A kind is one distinct text of lines: place of the sale, then the lines. A slot is one SKU of one sale. Makes:
+-- `requests`, `now_ms`, `now_us`, `length` (of the stream); by text `kind_of`; by kind `lines_of`, `place_of`,
+-- `base_of`, `fits_fresh`; by base + line `slot_at`, `limit_at`; by slot `available`, `reserved`, and behind the sales
+-- in `fields` and `lane` its name and text; by place of the sale from 1 `definition_of` (none: stale), `gate_of` (the
+-- answer to every request that is not a replay), `head_of` (of a new entry).
 local seq
 local requests, sale_count = tonumber(ARGV[1]), tonumber(ARGV[2])
 local interval_us, burst, length_max = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -27,8 +27,8 @@ local now_ms = floor(now_us / 1000)
 local ahead_us_max = interval_us * burst - interval_us
 local tat_of_fresh = pack('>I7', max(now_us + interval_us, now_us))
 
--- The lines without their sale: `tail` is their text, `suffixes` end the field names of their stock, `fresh_state` is the
--- new state of a user who had none.
+-- The lines without their sale: `tail` is their text, `suffixes` end the field names of their stock, `fresh_state` is
+-- the new state of a user without one.
 local function read_lines(tail)
   local count = #tail / 2
   local skus, units, suffixes, fresh_state = {}, {}, {}, tat_of_fresh
@@ -48,7 +48,8 @@ local function read_lines(tail)
   return { tail = tail, count = count, skus = skus, units = units, suffixes = suffixes, fresh_state = fresh_state }
 end
 
--- Many requests of a crowd are alike: each distinct text of lines is parsed once, and the same lines once for all sales.
+-- Many requests of a crowd are alike: each distinct text of lines is parsed once, and the same lines once for all
+-- sales.
 local first = 6 + 2 * sale_count
 local kinds, bases, slots = 0, 0, 0
 local kind_of, lines_of, place_of, base_of = {}, {}, {}, {}

@@ -46,7 +46,8 @@ local function read_lines(entry)
   return skus, units
 end
 
--- The user's state with the units subtracted from its purchase counters; nil when the janitor has removed the user's hash.
+-- The user's state with the units subtracted from its purchase counters; nil when the janitor has removed the user's
+-- hash.
 local function return_purchases(skus, units)
   local state = call('HGET', KEYS[4], STATE)
   if not state then
@@ -79,9 +80,9 @@ end
 
 --- @include append
 
--- Writes the next version of a reserved order and moves its units; returns the answer. All checks precede the first write.
--- NOT_FOUND for an order of an older epoch than the sale's: the rebuild in between did not restore the order and counted
--- none of its units as reserved, so the reserved units belong to other orders.
+-- Writes the next version of a reserved order and moves its units; returns the answer. All checks precede the first
+-- write. NOT_FOUND for an order of an older epoch than the sale's: the rebuild in between did not restore the order
+-- and counted none of its units as reserved, so the reserved units belong to other orders.
 local function change_order(entry, status)
   local version = decode('>I2', entry, 3)
   if version >= 65535 then

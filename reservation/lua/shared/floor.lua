@@ -1,4 +1,5 @@
--- The lane's sequence, and its least value afterwards: not below `wanted`, not behind the stream. Needs `read_sequence`.
+-- The lane's sequence, and its least value afterwards: not below `wanted`, not behind the stream. Needs
+-- `read_sequence`.
 local function read_floor(wanted)
   local least = tonumber(wanted)
   if not least or least < 0 or least > 9007199254740000 or least % 1 ~= 0 then

@@ -1,4 +1,4 @@
-"""Draining of a closed sale: waits until relays, queues and shard writers have stored what the lanes had accepted.
+"""Draining of a closed sale: waits until relays, queues and shard writers have stored the accepted orders.
 
 Counting is right without it, because of the gate. Draining keeps accepted orders from arriving behind the gate, where
 they would be stored as rejected.
@@ -89,7 +89,7 @@ class Draining:
                 log.warning("queue is full: the fence is sent again", shard=shard)
 
     async def wait_for_quiet(self, newest: Mapping[int, int]) -> bool:
-        """Wait until nothing of the lanes is under way: no message and no retry, or every place stored. False: not yet."""
+        """Wait until nothing is under way: no message and no retry, or every place is stored. False: not in time."""
         deadline = time.monotonic() + min(self._wait_s, QUIET_S_MAX)
         queues = [order_queue(shard) for shard in range(self._shards.count)]
         while True:

@@ -68,7 +68,7 @@ class Rebuild:
         self._report = Report(sale_id)
 
     async def run(self, *, force: bool) -> Report:
-        """Rebuild, or finish what an earlier run began. Raises RebuildError and the errors of the servers' clients."""
+        """Rebuild, or finish an earlier run. Raises RebuildError and the errors of the servers' clients."""
         began = time.monotonic()
         look = await self._catalogue.sale()
         await self._close_lost_lanes(look)
@@ -99,7 +99,7 @@ class Rebuild:
         await self._recovery.close_lanes_gone_back(sale.lanes, missing=missing)
 
     async def _is_reopened(self, look: SaleLook, *, force: bool) -> bool:
-        """Whether all lanes sell in the catalogue's epoch, so that only the end of an earlier run is missing; Healthy."""
+        """Whether all lanes sell in the catalogue's epoch: only the end of an earlier run is missing then. Healthy."""
         sale = look.definition
         lanes = await self._lanes.look(sale)
         if not all(there.sells(sale.epoch) for there in lanes.values()):
@@ -201,7 +201,7 @@ class Rebuild:
         self._step("reopened", version=sale.version)
 
     async def _announce(self, epoch: int) -> None:
-        """Step 8: lanes and document at the catalogue's version, even if staff changed the sale meanwhile; Superseded."""
+        """Step 8: lanes and document at the catalogue's version, also if staff changed the sale. Superseded."""
         for _ in range(PUSHES_MAX):
             sale = self._at_epoch((await self._catalogue.sale()).definition, epoch)
             await self._lanes.define(sale)

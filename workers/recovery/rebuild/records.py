@@ -109,8 +109,8 @@ def fits(order: OrderEntry, stock: Sequence[int], tally: Tally) -> bool:
 def lane_stocks(sale: SaleDefinition, stock: Sequence[int], tally: Tally) -> dict[int, list[Stock]]:
     """Counters by lane and SKU index: held units in the lanes of their orders, the rest in the sale's first lane.
 
-    Together the lanes are allotted exactly the ledger's stock. Rejected orders hold nothing in PostgreSQL, so no unit of
-    the ledger is written off for them.
+    Together the lanes are allotted exactly the ledger's stock. Rejected orders hold nothing in PostgreSQL, so no unit
+    of the ledger is written off for them.
     """
     lanes: dict[int, list[Stock]] = {lane: [] for lane in sale.lanes}
     for index in range(len(sale.items)):

@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 
 class Restoring:
-    """One restoration; counts what it restores in the report."""
+    """One restoration; counts restored orders in the report."""
 
     def __init__(
         self, look: SaleLook, *, shards: ShardsSide, lanes: LanesSide, letters: DeadLetters, report: Report
