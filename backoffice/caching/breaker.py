@@ -1,4 +1,4 @@
-"""A circuit breaker: after consecutive failures it rejects calls for a while, then admits one probe at a time. No I/O."""
+"""A circuit breaker: after consecutive failures it rejects calls, then admits one probe at a time. Performs no I/O."""
 
 from __future__ import annotations
 

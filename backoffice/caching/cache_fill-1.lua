@@ -1,6 +1,6 @@
 #!lua
--- Put a loaded value into a place that still holds the lease of its reader. A change since then has removed the lease, because
--- the value may be old. Without a value, give the lease back.
+-- Put a loaded value into a place that still holds the lease of its reader. A change since then has removed the lease,
+-- because the value may be old. Without a value, give the lease back.
 -- KEYS: 1 place
 -- ARGV: 1 lease, 2 content or empty, 3 time to live in ms
 -- Answer: 1 done, 0 the lease is gone and nothing changed

@@ -1,4 +1,4 @@
-"""Estimates how often keys were read lately, in little memory. Performs no I/O.
+"""Estimates the recent reads of each key, in little memory. Performs no I/O.
 
 A count-min sketch whose counters are halved periodically: TinyLFU (Einziger, Friedman, Manes, 2017,
 https://arxiv.org/abs/1512.00727).

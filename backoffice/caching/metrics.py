@@ -12,9 +12,9 @@ PROCESS, REDIS = "process", "redis"
 class CacheMetrics:
     """Metrics of all caches of a process; `cache` is a cache's name, `tier` is `process` or `redis`.
 
-    Each read is a hit or a miss of the process tier, and each miss of it is a hit or a miss of the Redis tier. So the hit
-    rate is the hits of both tiers over the hits and misses of the process tier. A read that waits for the load of another
-    one is a miss.
+    Each read is a hit or a miss of the process tier, and each miss of it is a hit or a miss of the Redis tier. So the
+    hit rate is the hits of both tiers over the hits and misses of the process tier. A read that waits for the load of
+    another one is a miss.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:

@@ -1,8 +1,8 @@
 """The process tier: a bounded number of decoded values in memory, each for a bounded time. Performs no I/O.
 
-A new value enters a small window (1%), which evicts its least recently used entry. An entry evicted from the window replaces
-the least recently used entry of the main part only if it was read more often (W-TinyLFU, see `frequency`). So a scan over
-all rows, or requests for invented ids, cannot evict popular entries.
+A new value enters a small window (1%), which evicts its least recently used entry. An entry evicted from the window
+replaces the least recently used entry of the main part only if it was read more often (W-TinyLFU, see `frequency`). So
+a scan over all rows, or requests for invented ids, cannot evict popular entries.
 """
 
 from __future__ import annotations

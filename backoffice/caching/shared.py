@@ -1,6 +1,7 @@
-"""The Redis tier: places that hold a value, the lease of a reader or the mark of a writer. Bounded in time, never an error.
+"""The Redis tier: places that hold a value, the lease of a reader or the mark of a writer.
 
-The first byte of a place tells its content:
+Every call is bounded in time, and a failure of Redis is never an error for the caller. The first byte of a place tells
+its content:
 
     V <schema byte> <payload>   a value
     N                           the row is absent
@@ -65,7 +66,10 @@ _AWAY = Found(away=True)
 
 
 class SharedTier:
-    """The cache Redis as one process sees it. Owns neither the client nor the tasks that call `pay` and `look_around`."""
+    """The cache Redis as one process sees it.
+
+    Owns neither the client nor the tasks that call `pay` and `look_around`.
+    """
 
     def __init__(self, redis: Redis, metrics: CacheMetrics) -> None:
         """Calls nothing yet."""
@@ -115,10 +119,14 @@ class SharedTier:
         return None if content is None else bytes(content)
 
     async def fill(self, place: str, lease: bytes, content: bytes | None, *, ttl_s: float) -> bool:
-        """Fill a place that still holds our lease; without content, give the lease back. Whether the content is stored."""
+        """Fill a place that still holds our lease, or give the lease back without content.
+
+        Whether content is stored.
+        """
         if not self._has_room:
             content = None
-        life_ms = int(ttl_s * 1000 * random.uniform(0.8, 1.0))  # noqa: S311 - entries filled together must not expire together
+        # Random, so that entries filled together do not expire together.
+        life_ms = int(ttl_s * 1000 * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
         try:
             arguments = (lease, content or b"", max(1, life_ms))
             done = await self._ask(lambda: run(self._redis, _FILL, (place,), arguments))
@@ -134,7 +142,10 @@ class SharedTier:
             self._owe(place)
 
     async def unblock(self, place: str, mark: bytes) -> None:
-        """End a change, successful or not. Without Redis the place is owed: `pay` ends it later; reads skip Redis until then."""
+        """End a change, successful or not.
+
+        Without Redis the place is owed: `pay` ends it later; reads skip Redis until then.
+        """
         self._owe(place)  # before the call, which may be cancelled
         try:
             await self._ask(lambda: run(self._redis, _UNBLOCK, (place,), (mark, CACHE_CHANNEL)))

@@ -1,7 +1,7 @@
 """The keys of one outside issuer: its JWK set (RFC 7517), fetched beside requests and kept while the issuer is away.
 
-Fetched every `REFRESH_S`, and earlier when a token names an unknown key, but at most every `COOLDOWN_S`. Bounded in time,
-bytes and keys. Redirects are not followed. A failed fetch keeps the known keys.
+Fetched every `REFRESH_S`, and earlier when a token names an unknown key, but at most every `COOLDOWN_S`. Bounded in
+time, bytes and keys. Redirects are not followed. A failed fetch keeps the known keys.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Jwks:
         self._begun_at = -COOLDOWN_S
 
     def ask(self) -> bool:
-        """Request a fetch for an unknown key; whether a fetch may bring it soon. False when the set was just read without it."""
+        """Request a fetch for an unknown key.
+
+        False when the set was just read without it, so that no fetch will help.
+        """
         cool = time.monotonic() - self._begun_at >= COOLDOWN_S
         if cool:
             self._asked.set()

@@ -1,9 +1,9 @@
-"""Key files: a ring of named keys, one of which signs. Read and replaced as a whole, mode 0600. Independent of key types.
+"""Key files: a ring of named keys, one of which signs. Read and replaced as a whole, mode 0600.
 
     {"active": kid, "keys": {kid: text}, "pending": kid, "until": {kid: Unix seconds}}
 
-New tokens carry the active `kid`. A pending key verifies, and will sign when every process knows it. A key with an `until`
-verifies the tokens that it signed, and is ignored from that second on. The last two members are optional.
+New tokens carry the active `kid`. A pending key verifies, and will sign when every process knows it. A key with an
+`until` verifies the tokens that it signed, and is ignored from that second on. The last two members are optional.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KeyRingDocument:
         return self._with(kid for kid in self.keys if self.until.get(kid, now_s + 1) > now_s)
 
     def with_pending(self, kid: str, key: str) -> KeyRingDocument:
-        """With a pending key; TokenKeysError when the ring is full. An existing pending key stays, and `key` is ignored."""
+        """With a pending key, unless there is one. TokenKeysError when the ring is full."""
         if self.pending is not None:
             return self
         if len(self.keys) >= KEYS_MAX:
@@ -116,7 +116,10 @@ def read_key_file(path: Path) -> str:
 
 
 def create_key_file(path: Path, content: bytes) -> None:
-    """Create the file atomically: of two processes that start together, one creates it. Does nothing when the file exists."""
+    """Create the file atomically: of two processes that start together, one creates it.
+
+    Does nothing when the file exists.
+    """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +133,10 @@ def create_key_file(path: Path, content: bytes) -> None:
 
 
 def replace_key_file(path: Path, content: bytes) -> None:
-    """Replace the file atomically: a reader sees the old or the new content, also after a crash. Keeps mode and owner."""
+    """Replace the file atomically: a reader sees the old or the new content, also after a crash.
+
+    Keeps mode and owner.
+    """
     before = path.stat()
     staging = _stage(path, content)
     try:

@@ -1,8 +1,8 @@
-"""Follows a key file while the process runs, so that a rotation needs no restart. Reads only; `ops.key_rotation` rotates.
+"""Follows a key file while the process runs, so that a rotation (`ops.key_rotation`) needs no restart.
 
-Compares the identity of the file once a second: it changes when the file is replaced, or when a link to it moves, as in a
-mounted Secret of Kubernetes. An unusable file is logged once, and the last usable content stays in use: a failed rotation
-must not end all sessions.
+Compares the identity of the file once a second: it changes when the file is replaced, or when a link to it moves, as in
+a mounted Secret of Kubernetes. An unusable file is logged once, and the last usable content stays in use: a failed
+rotation must not end all sessions.
 """
 
 from __future__ import annotations

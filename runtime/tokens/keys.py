@@ -1,8 +1,8 @@
 """Keys of access tokens: the HS256 ring of buyers' tokens and the Ed25519 ring of staff tokens, as files of mode 0600.
 
-Makes and loads keys, and mints tokens. The services that accept tokens verify them: the edge in Cython, the backoffice in
-`backoffice.auth`. Both files are rings (`runtime.tokens.key_files`) of base64url or PEM texts. A PEM file with a single staff
-key is also accepted.
+Makes and loads keys, and mints tokens. The services that accept tokens verify them: the edge in Cython, the backoffice
+in `backoffice.auth`. Both files are rings (`runtime.tokens.key_files`) of base64url or PEM texts. A PEM file with a
+single staff key is also accepted.
 """
 
 from __future__ import annotations

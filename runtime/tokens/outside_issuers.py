@@ -16,7 +16,10 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class OutsideIssuer(BaseModel):
-    """One issuer whose tokens are accepted. Only `staff_roles` and `admin_roles` make staff; both are empty by default."""
+    """One issuer whose tokens are accepted.
+
+    Only `staff_roles` and `admin_roles` make staff; both are empty by default.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,8 +1,9 @@
-"""Verifies access tokens of outside issuers with their published keys. Only `run` performs I/O, so a request never waits.
+"""Verifies access tokens of outside issuers with their published keys.
 
-A signature is checked once per token: a bounded cache holds verified tokens by the hash of the whole token. Conditions that
-change are checked each time: `exp`, ended sessions, and whether the key is still published. Only valid tokens enter the
-cache, so invalid tokens cannot evict them.
+Only `run` performs I/O, so a request never waits.
+A signature is checked once per token: a bounded cache holds verified tokens by the hash of the whole token. Conditions
+that change are checked each time: `exp`, ended sessions, and whether the key is still published. Only valid tokens
+enter the cache, so invalid tokens cannot evict them.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from domain import topology
+from runtime.process import tasks
 from runtime.redis.channel import RECONNECT_S_MAX, Channel
 from runtime.redis.scripts import load_script, run
 
@@ -43,7 +44,10 @@ async def publish(redis: Redis, notes: Sequence[tuple[UUID, int]], *, notes_max:
 
 
 class SessionEnds:
-    """The copy of one process. `table` is changed in place on the event loop's thread; the compiled key ring reads it."""
+    """The copy of one process.
+
+    `table` is changed in place on the event loop's thread; the compiled key ring reads it.
+    """
 
     def __init__(
         self, redis: Redis, *, notes_max: int = 2 * NOTES_MAX, reconnect_s_max: float = RECONNECT_S_MAX
@@ -89,9 +93,11 @@ class SessionEnds:
 
     async def run(self) -> None:
         """Follow the channel until cancelled, and tidy the table."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._channel.follow(), name="session-ends-channel")
-            group.create_task(self._tidy_for_ever(), name="session-ends-tidy")
+        tidying = asyncio.create_task(self._tidy_for_ever(), name="session-ends-tidy")
+        try:
+            await self._channel.follow()
+        finally:
+            await tasks.cancel(tidying)
 
     async def _tidy_for_ever(self) -> None:
         while True:

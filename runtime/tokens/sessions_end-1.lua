@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- End sessions: note since when a user's tokens count, publish the note, and remove notes that no living token needs.
--- Beyond the bound the oldest notes become one for all users (the empty member): more tokens may end than requested, never fewer.
+-- Beyond the bound the oldest notes become one for all users (the empty member): more tokens may end than requested,
+-- never fewer.
 -- KEYS: 1 sorted set: 16 bytes of a user id, or none -> Unix seconds
 -- ARGV: 1 channel, 2 seconds before which a note is useless, 3 number of notes kept, then per note: seconds, member
 -- Answer: notes kept
