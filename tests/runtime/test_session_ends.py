@@ -1,4 +1,4 @@
-"""Ended sessions on a real Redis: what is noted reaches every follower, is bounded, and is never forgotten early."""
+"""Ended sessions on a real Redis: notes reach every follower, are bounded, and are never forgotten early."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def client(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncI
 
 @pytest.fixture
 async def follow() -> AsyncIterator[Callable[[SessionEnds], Awaitable[None]]]:
-    """Runs followers until the test ends; returns when one has read the set."""
+    """Runs followers until the test ends; returns when a follower has read the set."""
     running: list[asyncio.Task[None]] = []
 
     async def start(ends: SessionEnds) -> None:
@@ -43,7 +43,7 @@ async def follow() -> AsyncIterator[Callable[[SessionEnds], Awaitable[None]]]:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S_MAX):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another task
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
 
 
@@ -76,7 +76,7 @@ async def test_an_older_note_changes_nothing(client: Redis, follow: Follow) -> N
 
 
 async def test_user_ids_are_any_bytes(client: Redis, follow: Follow) -> None:
-    """Spaces, line ends, zeros: a member is cut out of a message, and must come out whole."""
+    """Ids with spaces, line ends and zeros must survive the format of a message."""
     users = [UUID(bytes=bytes([byte]) * 16) for byte in (0, 10, 13, 32, 255)]
     ends = SessionEnds(client)
     await follow(ends)
@@ -85,7 +85,7 @@ async def test_user_ids_are_any_bytes(client: Redis, follow: Follow) -> None:
     assert set(ends.table) == {user.bytes for user in users}
 
 
-async def test_what_is_no_note_is_passed_over(client: Redis, follow: Follow) -> None:
+async def test_malformed_messages_are_ignored(client: Redis, follow: Follow) -> None:
     await client.zadd(topology.SESSION_ENDS_KEY, {b"short": NOW, bytes(16): float("inf"), bytes(15) + b"a": -5.0})
     ends = SessionEnds(client)
     await follow(ends)
@@ -97,7 +97,7 @@ async def test_what_is_no_note_is_passed_over(client: Redis, follow: Follow) -> 
     assert set(ends.table) == {user.bytes} and ends.synced
 
 
-async def test_what_outlived_every_token_goes(client: Redis) -> None:
+async def test_old_notes_are_forgotten(client: Redis) -> None:
     old, kept = uuid4(), uuid4()
     await client.zadd(topology.SESSION_ENDS_KEY, {old.bytes: NOW - KEPT_S - 5})
     await publish(client, [(kept, NOW)])
@@ -109,7 +109,7 @@ async def test_what_outlived_every_token_goes(client: Redis) -> None:
     assert ends.table == {kept.bytes: NOW}
 
 
-async def test_at_the_bound_of_redis_the_oldest_become_one_for_everybody(client: Redis, follow: Follow) -> None:
+async def test_at_the_bound_of_redis_the_oldest_become_one_for_all(client: Redis, follow: Follow) -> None:
     users = [uuid4() for _ in range(6)]
     ends = SessionEnds(client)
     await follow(ends)
@@ -119,7 +119,7 @@ async def test_at_the_bound_of_redis_the_oldest_become_one_for_everybody(client:
     kept = await client.zrange(topology.SESSION_ENDS_KEY, 0, -1)
     assert kept == [EVERYBODY, *(user.bytes for user in users[2:])]
     assert ends.is_ended(uuid4().bytes, NOW) and not ends.is_ended(uuid4().bytes, NOW + 1)
-    # Everybody whose own note went is covered.
+    # The note for all users covers the users of merged notes.
     for place, user in enumerate(users):
         assert ends.is_ended(user.bytes, NOW + place - 1)
 
@@ -146,7 +146,7 @@ async def test_messages_that_were_missed_are_read_again(own_redis: RedisServer, 
     assert ends.loaded and ends.is_ended(before.bytes, NOW - 1)
     own_redis.start()
     with redis.Redis(port=own_redis.port) as other:
-        # Lost by Redis, and noted while nobody listened.
+        # One note lost by Redis, and one made while no follower listened.
         other.zrem(topology.SESSION_ENDS_KEY, before.bytes)
         other.zadd(topology.SESSION_ENDS_KEY, {meanwhile.bytes: NOW})
     await until(lambda: ends.synced and meanwhile.bytes in ends.table)
