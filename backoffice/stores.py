@@ -1,5 +1,6 @@
-"""The servers behind the backoffice: catalogue, shards, reservation Redis, cache Redis. Opens and closes clients; no queries.
+"""The servers behind the backoffice: catalogue, shards, reservation Redis, cache Redis.
 
+Opens and closes clients; makes no queries.
 `runtime.postgres.databases` decides whether a read goes to the primary or to a replica.
 """
 

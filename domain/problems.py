@@ -210,7 +210,7 @@ def _challenge(problem: Problem) -> str:
 
 
 def _rate_headers(wait_s: int, policy: RatePolicy | None) -> list[Header]:
-    """`Retry-After`; with a policy also the fields of draft-ietf-httpapi-ratelimit-headers: nothing left for `wait_s`."""
+    """`Retry-After`; with a policy also the fields of draft-ietf-httpapi-ratelimit-headers, with nothing left."""
     headers = [("retry-after", str(wait_s))]
     if policy is not None:
         headers.append(("ratelimit", f'"{policy.name}";r=0;t={wait_s}'))

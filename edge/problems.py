@@ -1,4 +1,4 @@
-"""Problem answers of the edge, rendered by `domain.problems`; those that never differ are built once. Performs no I/O."""
+"""Problem answers of the edge, rendered by `domain.problems`. Plain answers are built once. Performs no I/O."""
 
 from __future__ import annotations
 

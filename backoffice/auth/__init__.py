@@ -1,1 +1,4 @@
-"""Authentication: passwords, access tokens, refresh tokens, mailed tokens, ended sessions. Uses the accounts of `users`."""
+"""Authentication: passwords, access tokens, refresh tokens, mailed tokens, ended sessions.
+
+Uses the accounts of `users`.
+"""

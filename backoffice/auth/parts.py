@@ -65,7 +65,7 @@ class TokenParts:
     def work(self) -> list[Coroutine[Any, Any, None]]:
         """Work that runs until cancelled.
 
-        Cancel each as a task with `tasks.cancel`, which repeats: a library may swallow the one cancellation of a task group.
+        Cancel each as a task with `tasks.cancel`, which repeats: a library may swallow a single cancellation.
         """
         watches = [watch.run() for watch in self._watches]
         return [self.ends.run(), self.sessions.run(), self._outside.run(), *watches]

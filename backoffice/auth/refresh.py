@@ -45,8 +45,8 @@ TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
 class Login:
     """The result of a login or a refresh.
 
-    `role` and `iat` (Unix seconds) are read under a lock that a change of the role waits for. So the cutoff of such a change
-    ends every token with the old role.
+    `role` and `iat` (Unix seconds) are read under a lock that a change of the role waits for. So the cutoff of such a
+    change ends every token with the old role.
     """
 
     user_id: UUID

@@ -1,6 +1,6 @@
 -- name: insert_family
--- Not idempotent: each login has a new id. Primary key of users. No row when the hash changed after it was verified. The lock
--- waits for a concurrent change, so no login with the old password or the old role survives that change.
+-- Not idempotent: each login has a new id. Primary key of users. No row when the hash changed after it was verified.
+-- The lock waits for a concurrent change, so no login with the old password or the old role survives that change.
 WITH account AS (
     SELECT id, role FROM users WHERE id = %(user_id)s AND password_hash = %(password_hash)s FOR SHARE
 ), made AS (
@@ -13,7 +13,8 @@ SELECT role FROM account;
 SELECT role FROM users WHERE id = %(user_id)s FOR SHARE;
 
 -- name: not_before
--- Primary key of session_ends. A separate statement, so that it sees commits made while the previous one waited for its lock.
+-- Primary key of session_ends. A separate statement, so that it sees commits made while the previous one waited for its
+-- lock.
 SELECT not_before FROM session_ends WHERE user_id = %(user_id)s;
 
 -- name: insert_token
@@ -32,9 +33,9 @@ WHERE token.id = %(id)s
 FOR UPDATE OF family;
 
 -- name: count_unused
--- For a token that was used before: the unused tokens of its family that were made within the grace. 0 at a first use. Reads
--- only. Primary key, and for a token used again index refresh_tokens_family: a family that is refreshed every 15 minutes has
--- some thousand rows at its end.
+-- For a token that was used before: the unused tokens of its family that were made within the grace. 0 at a first use.
+-- Reads only. Primary key, and for a token used again index refresh_tokens_family: a family that is refreshed every 15
+-- minutes has some thousand rows at its end.
 SELECT count(*) FROM refresh_tokens AS token
 JOIN refresh_tokens AS sibling ON sibling.family_id = token.family_id
 WHERE token.id = %(id)s AND token.used_at IS NOT NULL

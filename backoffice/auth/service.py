@@ -1,6 +1,7 @@
-"""Rules of registration, login, passwords, mailed tokens and sessions. Counts attempts first, since hashing is expensive.
+"""Rules of registration, login, passwords, mailed tokens and sessions.
 
-Answers about an address do not reveal whether an account exists, except at a registration, which limits attempts instead.
+Attempts are counted before the expensive hash. Answers about an address do not reveal whether an account exists, except
+at a registration, which limits attempts instead.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ class AuthService:
         await self._sessions.end(user_id)
 
     async def end_sessions(self, caller: Caller, user_id: UUID) -> None:
-        """End every token of a user, who may be without an account. Only administrators may do this to staff."""
+        """End every token of a user, with or without an account. Only administrators may do this to staff."""
         if caller.role is not Role.ADMIN:
             user = await self._users.newest(user_id)
             if user is not None and user.role in STAFF:

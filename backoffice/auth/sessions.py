@@ -1,4 +1,4 @@
-"""Ends the sessions of a user at once: refresh tokens in the shard, access tokens by a cutoff in the shard and in Redis.
+"""Ends the sessions of a user at once: refresh tokens in the shard, access tokens by a cutoff in shard and Redis.
 
     await sessions.end(user_id)                    logins and access tokens
     await sessions.end_access_tokens(user_id)      access tokens only; refresh tokens stay valid
@@ -6,9 +6,9 @@
     cutoff_s = await sessions.note_within(connection, user_id)    the same in the caller's transaction,
     await sessions.publish(user_id, cutoff_s)                     and after its commit
 
-The shard is the source of truth; Redis carries cutoffs to the other processes. `run` publishes again after a crash between
-the two, or after Redis lost data. Tokens minted after the end, even in the same second, are valid: the minting process
-reads the cutoff from the shard (`refresh.Login`).
+The shard is the source of truth; Redis carries cutoffs to the other processes. `run` publishes again after a crash
+between the two, or after Redis lost data. Tokens minted after the end, even in the same second, are valid: the minting
+process reads the cutoff from the shard (`refresh.Login`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Sessions:
         await self.publish(user_id, cutoff_s)
 
     async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """End access tokens in the caller's transaction on the shard of the user; the cutoff to publish after its commit."""
+        """End access tokens in the caller's transaction on the user's shard; the cutoff to publish after its commit."""
         # Tokens issued in the present second must end, too.
         cutoff_s = int(time.time()) + 1
         await connection.execute(SQL["end_sessions"], {"user_id": user_id, "not_before": cutoff_s})

@@ -96,7 +96,7 @@ class CredentialStore:
         return row is not None and bool(row[0])
 
     async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """End every login and notify the owner, whose password may have been stolen. Return the cutoff to publish."""
+        """End every login and notify the owner, since the password may be stolen. Return the cutoff to publish."""
         await end_families(connection, user_id)
         await enqueue_notice(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
         return await self._sessions.note_within(connection, user_id)

@@ -21,8 +21,9 @@ JOIN users ON users.id = token.user_id AND users.email_folded = token.email_fold
 WHERE token.user_id = %(user_id)s AND token.purpose = %(purpose)s AND token.secret_hash = %(secret_hash)s;
 
 -- name: reset_password
--- Primary keys. Locks the account first and the token second, as every transaction that locks both. The token also proves the
--- address that it was mailed to. Concurrent resets wait for one another here, and `use_token` lets only one of them commit.
+-- Primary keys. Locks the account first and the token second, as every transaction that locks both. The token also
+-- proves the address that it was mailed to. Concurrent resets wait for one another here, and `use_token` lets only one
+-- of them commit.
 UPDATE users SET password_hash = %(new_hash)s, verified_email_folded = users.email_folded, changed_at = now()
 FROM mailed_tokens AS token
 WHERE users.id = %(user_id)s AND token.user_id = users.id AND token.email_folded = users.email_folded

@@ -1,8 +1,8 @@
 """Access tokens at the backoffice: verifies them, and mints them with `runtime.tokens.keys`.
 
-Our own tokens are of two kinds: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role buyer. The
-key determines the algorithm, never the token: edges also hold the HS256 keys, which must not make staff tokens.
-`runtime.tokens.outside_tokens` verifies tokens that are not signed with one of our keys.
+Our own tokens are of two kinds: EdDSA for `aud=backoffice` with role staff or admin, HS256 for `aud=edge` with role
+buyer. The key determines the algorithm, never the token: edges also hold the HS256 keys, which must not make staff
+tokens. `runtime.tokens.outside_tokens` verifies tokens that are not signed with one of our keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A circuit breaker: after failures in a row nobody asks for a while, then one at a time tries. Performs no I/O."""
+"""A circuit breaker: after consecutive failures it rejects calls, then admits one probe at a time. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_S = 2.0
 
 
 class Breaker:
-    """Closed: everybody asks. Open: nobody does, for 0.1 s to 2 s, longer each time; then one call is the probe."""
+    """Closed: admits every call. Open: rejects calls for 0.1 s to 2 s, longer each time; then one call is the probe."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         """Closed."""
@@ -25,11 +25,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Whether callers are turned away, or one of them is trying."""
+        """Whether calls are rejected, except for a probe."""
         return self._failures >= FAILURES_MAX
 
     def admits(self) -> bool:
-        """Whether to ask now. Who is admitted tells the outcome: `succeeded`, `failed` or `abandoned`."""
+        """Whether to call now. An admitted caller must report the outcome: `succeeded`, `failed` or `abandoned`."""
         if not self.is_open:
             return True
         if self._probing or self._now() < self._open_until:
@@ -44,14 +44,14 @@ class Breaker:
         self._backoff.reset()
 
     def failed(self) -> None:
-        """It did not, or too late."""
+        """The server did not answer in time."""
         if self.is_open and not self._probing:
-            return  # asked before it opened: however many waited then, the pause is no longer for that
+            return  # this call began before the breaker opened; such calls must not lengthen the pause
         self._failures += 1
         self._probing = False
         if self.is_open:
             self._open_until = self._now() + self._backoff.next_s()
 
     def abandoned(self) -> None:
-        """The call was cancelled: nothing was learnt."""
+        """The call was cancelled, or its failure says nothing about the server."""
         self._probing = False

@@ -1,4 +1,4 @@
-"""One cache: what its values are, and how a read goes through both tiers. Opens nothing; `caches` does."""
+"""One cache: its codec and bounds, and reads and changes through both tiers. Opens no connection; `caches` does."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from runtime.process.settings import Settings
 log = structlog.get_logger(__name__)
 
 V = TypeVar("V")
-CHANGED_AT_ONCE = 32  # places that one change marks side by side
+CHANGED_AT_ONCE = 32  # places that one change marks concurrently
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much a cache keeps and for how long. What is absent is kept for less, and never for longer than a value."""
+    """Size and times to live of a cache. An absent row is kept shorter, and never longer than a value."""
 
     entries_max: int = 10_000  # in the process tier
     process_ttl_s: float = 10.0
-    redis_ttl_s: float = 300.0  # and up to a fifth less
+    redis_ttl_s: float = 300.0  # reduced by a random part of up to a fifth
     absent_ttl_s: float = 10.0
-    unfollowed_ttl_s: float = 1.0  # in the process tier while messages about changes do not reach us
-    value_bytes_max: int = 32 * 1024  # what is bigger is loaded each time
+    unfollowed_ttl_s: float = 1.0  # in the process tier while this process receives no messages about changes
+    value_bytes_max: int = 32 * 1024  # a larger value is loaded each time
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Bounds:
-        """The bounds that the settings give every cache."""
+        """The bounds of every cache, from the settings."""
         return cls(
             entries_max=settings.cache_entries_max,
             process_ttl_s=settings.cache_process_ttl_ms / 1000,
@@ -47,10 +47,10 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Codec(Generic[V]):
-    """Bytes of a value and back. `decode` raises ValueError, TypeError or KeyError for bytes that are no value.
+    """Encodes values. `decode` raises ValueError, TypeError or KeyError for invalid bytes.
 
-    `schema` (0..255) grows with every change of the bytes' meaning. It is in the value and not in its name: so an old and a
-    new process, side by side during a deployment, tell each other of changes.
+    `schema` (0..255) grows with every change of the format. It is part of the value and not of the key: so old and new
+    processes invalidate the same keys during a deployment.
     """
 
     encode: Callable[[V], bytes]
@@ -60,15 +60,15 @@ class Codec(Generic[V]):
 
 @dataclass(eq=False, slots=True)
 class _Flight(Generic[V]):
-    """One read of a row that was not in the process tier, shared by all who want it now."""
+    """One read of a row that is not in the process tier, shared by all its concurrent readers."""
 
     task: asyncio.Task[V | None] | None = None
     in_redis: bool = False
-    outdated: bool = False  # the row has changed since
+    outdated: bool = False  # the row has changed since the read began
 
 
 class Cache(Generic[V]):
-    """Values by key; immutable ones, for readers share them. Made by `Caches.add`."""
+    """Values by key. Readers share values, so values must be immutable. Made by `Caches.add`."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Cache(Generic[V]):
         follows: Callable[[], bool],
         now: Callable[[], float],
     ) -> None:
-        """Empty. `follows` tells whether messages about changes reach this process; `now` is the process tier's clock."""
+        """Empty. `follows` tells whether messages about changes arrive; `now` is the clock of the process tier."""
         self.name = name
         self._codec = codec
         self._bounds = bounds
@@ -94,10 +94,10 @@ class Cache(Generic[V]):
         self._process: ProcessTier[V] = ProcessTier(bounds.entries_max, evicted=self._metrics.evicted, now=now)
 
     async def get(self, key: str, load: Callable[[], Awaitable[V | None]]) -> V | None:
-        """The value, None for what is absent. Raises what `load` raises.
+        """The value, or None for an absent row. Raises the exceptions of `load`.
 
-        `load` reads the database and is called at most once at a time in this process, whoever waits; a caller that is
-        cancelled does not end it for the others.
+        `load` reads the database. Concurrent callers of this process share one call of it; a cancelled caller does not
+        cancel it for the others.
         """
         entry = self._process.get(key)
         if entry is not None:
@@ -115,21 +115,22 @@ class Cache(Generic[V]):
 
     @asynccontextmanager
     async def changing(self, *keys: str) -> AsyncIterator[None]:
-        """Around a write of rows with these keys, committed when the block ends, also of rows that do not exist yet.
+        """Wrap a write of rows with these keys, which may be new. The write must be committed when the block ends.
 
-        Readers go to the database meanwhile. A body that fails may have committed all the same: the rows are forgotten.
+        Readers go to the database meanwhile. The rows are also dropped after an exception, because the commit may have
+        succeeded.
         """
         marks = {cache_key(self.name, key): BLOCK + secrets.token_bytes(12) for key in keys}
         self.forget(keys)
         try:
-            await self._told(self._shared.block, marks)
+            await self._apply(self._shared.block, marks)
             yield
         finally:
             self.forget(keys)
-            await self._told(self._shared.unblock, marks)
+            await self._apply(self._shared.unblock, marks)
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Drop rows from the process tier, and keep reads under way from putting them there."""
+        """Drop rows from the process tier. Reads in progress will not put them there."""
         for key in keys:
             if self._process.drop(key):
                 self._metrics.evicted("changed")
@@ -138,21 +139,21 @@ class Cache(Generic[V]):
                 flight.outdated = True
 
     def forget_all(self) -> None:
-        """As `forget`, of everything: messages about changes may have been lost."""
+        """As `forget`, for all rows: messages about changes may have been lost."""
         self._process.clear()
         for flight in self._flights.values():
             flight.outdated = True
         self._flights.clear()
 
     async def close(self) -> None:
-        """End the reads under way."""
+        """Cancel the reads in progress."""
         await tasks.cancel(*self._tasks)
 
     @staticmethod
-    async def _told(tell: Callable[[str, bytes], Awaitable[None]], marks: dict[str, bytes]) -> None:
+    async def _apply(update: Callable[[str, bytes], Awaitable[None]], marks: dict[str, bytes]) -> None:
         places = list(marks)
         for start in range(0, len(places), CHANGED_AT_ONCE):
-            await asyncio.gather(*(tell(place, marks[place]) for place in places[start : start + CHANGED_AT_ONCE]))
+            await asyncio.gather(*(update(place, marks[place]) for place in places[start : start + CHANGED_AT_ONCE]))
 
     def _start(self, key: str, load: Callable[[], Awaitable[V | None]]) -> _Flight[V]:
         flight: _Flight[V] = _Flight()
@@ -165,7 +166,7 @@ class Cache(Generic[V]):
             if self._flights.get(key) is flight:
                 del self._flights[key]
             if not task.cancelled():
-                task.exception()  # perhaps nobody waits any more who would take it
+                task.exception()  # marks it as retrieved, if all readers were cancelled
 
         flight.task.add_done_callback(landed)
         return flight
@@ -173,7 +174,7 @@ class Cache(Generic[V]):
     async def _fly(self, key: str, flight: _Flight[V], load: Callable[[], Awaitable[V | None]]) -> V | None:
         place = cache_key(self.name, key)
         found = await self._shared.look(place)
-        # A value of another schema is left to the processes that can read it, and ends by its time.
+        # A value of another schema stays for the processes that can read it, until it expires.
         if found.content is not None and (found.content == ABSENT or found.content.startswith(self._header)):
             try:
                 value = None if found.content == ABSENT else self._codec.decode(found.content[len(self._header) :])
@@ -189,7 +190,9 @@ class Cache(Generic[V]):
             value = await load()
         except Exception:
             if found.lease is not None:
-                await self._shared.fill(place, found.lease, None, ttl_s=0)  # others need not wait for us
+                await self._shared.fill(
+                    place, found.lease, None, ttl_s=0
+                )  # give the lease back, so that others need not wait
             raise
         content: bytes | None = ABSENT if value is None else self._header + self._codec.encode(value)
         if content is not None and len(content) > self._bounds.value_bytes_max:
@@ -203,7 +206,7 @@ class Cache(Generic[V]):
         return value
 
     def _keep(self, key: str, flight: _Flight[V], value: V | None, *, shared: bool) -> None:
-        """Into the process tier, unless the row changed meanwhile; `shared`: Redis has it, too."""
+        """Put the value into the process tier, unless the row has changed; `shared`: Redis has it, too."""
         if flight.outdated:
             return
         bounds = self._bounds

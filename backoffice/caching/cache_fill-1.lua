@@ -1,9 +1,9 @@
 #!lua
--- Put a loaded value where its reader's lease still stands: a change since then has taken the lease away, and the value may
--- be old. Without a value, give the lease back.
+-- Put a loaded value into a place that still holds the lease of its reader. A change since then has removed the lease,
+-- because the value may be old. Without a value, give the lease back.
 -- KEYS: 1 place
--- ARGV: 1 the lease, 2 content or empty, 3 its life in ms
--- Answer: 1 done, 0 the lease was gone and nothing changed
+-- ARGV: 1 lease, 2 content or empty, 3 time to live in ms
+-- Answer: 1 done, 0 the lease is gone and nothing changed
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

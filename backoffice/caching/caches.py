@@ -1,4 +1,4 @@
-"""All caches of a process: their Redis client, and the tasks that follow changes and put right what was missed."""
+"""All caches of a process: their Redis client, and the tasks that receive changes and send owed ones."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ LOOK_AROUND_S = 10.0
 
 
 class Caches:
-    """Made once in a process; caches are added before it runs."""
+    """One instance a process. Add all caches before `running`."""
 
     def __init__(
         self, cache_url: str, registry: CollectorRegistry, *, now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Connects to nothing yet. `now` is the process tiers' clock, in seconds."""
+        """Does not connect yet. `now` is the clock of the process tiers, in seconds."""
         self._now = now
-        # A client of its own: its short waits are not for those who cannot do without Redis.
+        # A separate client: its short time limit would be wrong for callers that require Redis.
         self._redis = redis_client(cache_url, connections_max=CONNECTIONS_MAX, timeout_s=2 * CALL_S_MAX)
         self._metrics = CacheMetrics(registry)
         self._shared = SharedTier(self._redis, self._metrics)
@@ -54,11 +54,11 @@ class Caches:
 
     @property
     def follows(self) -> bool:
-        """Whether messages about changes reach this process."""
+        """Whether this process receives messages about changes."""
         return self._channel.is_open
 
     def add(self, name: str, codec: Codec[V], bounds: Bounds) -> Cache[V]:
-        """A cache whose rows are called by their keys under `name`."""
+        """Add a cache. `name` is the prefix of its keys in Redis."""
         assert name not in self._caches and ":" not in name
         cache = Cache(
             name,
@@ -74,7 +74,7 @@ class Caches:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Changes are followed. Reads work before and afterwards, too, as while Redis is away."""
+        """Receive messages about changes. Reads also work before and after, as they do without Redis."""
         background = (asyncio.create_task(self._channel.follow()), asyncio.create_task(self._tend()))
         try:
             yield

@@ -1,6 +1,6 @@
-"""How often keys were asked for lately, roughly and in little memory. Performs no I/O.
+"""Estimates the recent reads of each key, in little memory. Performs no I/O.
 
-A count-min sketch whose counters are halved from time to time: TinyLFU (Einziger, Friedman, Manes, 2017,
+A count-min sketch whose counters are halved periodically: TinyLFU (Einziger, Friedman, Manes, 2017,
 https://arxiv.org/abs/1512.00727).
 """
 
@@ -14,10 +14,10 @@ _HALVED = bytes(count >> 1 for count in range(256))
 
 
 class Frequency:
-    """Counts for a cache of `entries_max` entries: 16 bytes an entry, whatever keys there are."""
+    """Counts for a cache of `entries_max` entries, in 16 bytes per entry. Independent of the number of keys."""
 
     def __init__(self, entries_max: int) -> None:
-        """Nothing was asked for yet."""
+        """All counts are zero."""
         width = 1 << max(6, (entries_max * _COUNTERS_PER_ENTRY - 1).bit_length())
         self._mask = width - 1
         self._rows = [bytearray(width) for _ in range(ROWS)]
@@ -25,7 +25,7 @@ class Frequency:
         self._samples = 0
 
     def record(self, key: str) -> None:
-        """The key was asked for."""
+        """Count one read of the key."""
         place, step, mask = self._places(key)
         for row in self._rows:
             count = row[place]
@@ -34,12 +34,12 @@ class Frequency:
             place = (place + step) & mask
         self._samples += 1
         if self._samples >= self._samples_max:
-            # What was popular once gives way: without this, counters fill up and tell nothing.
+            # Halving lets popularity fade; without it the counters would saturate.
             self._rows = [row.translate(_HALVED) for row in self._rows]
             self._samples //= 2
 
     def estimate(self, key: str) -> int:
-        """How often it was asked for, 0..15: never too low, seldom too high."""
+        """The estimated count, 0..15: never below the true count, seldom above."""
         place, step, mask = self._places(key)
         lowest = COUNT_MAX
         for row in self._rows:
@@ -48,7 +48,7 @@ class Frequency:
         return lowest
 
     def _places(self, key: str) -> tuple[int, int, int]:
-        # Double hashing (Kirsch, Mitzenmacher): two halves of one hash are as good as independent hashes.
-        # Python's hash is keyed anew in each process, so nobody outside can aim at a counter.
+        # Double hashing (Kirsch, Mitzenmacher): two halves of one hash work as well as independent hashes.
+        # Python keys its hash per process, so a client cannot choose keys that share a counter.
         hashed = hash(key)
         return hashed & self._mask, (hashed >> 32) | 1, self._mask

@@ -1,8 +1,8 @@
 """The process tier: a bounded number of decoded values in memory, each for a bounded time. Performs no I/O.
 
-A new value enters a small window (1%, least recently used goes first). What the window pushes out takes the place of the
-main part's least recently used entry only if it was asked for more often (W-TinyLFU, see `frequency`): a scan over
-everything, or ids that somebody invents, cannot push out what is popular.
+A new value enters a small window (1%), which evicts its least recently used entry. An entry evicted from the window
+replaces the least recently used entry of the main part only if it was read more often (W-TinyLFU, see `frequency`). So
+a scan over all rows, or requests for invented ids, cannot evict popular entries.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _WINDOW_PERCENT = 1
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[V]):
-    """A value that is known, None for what is known to be absent. `ends_at` by the tier's clock, in seconds."""
+    """A value, or None for an absent row. `ends_at` is in seconds of the clock of the tier."""
 
     value: V | None
     ends_at: float
 
 
 class ProcessTier(Generic[V]):
-    """At most `entries_max` entries. `evicted` is told why one went: `size`, `expired`."""
+    """At most `entries_max` entries. `evicted` receives the reason of each eviction: `size`, `expired`."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class ProcessTier(Generic[V]):
         self._now = now
 
     def __len__(self) -> int:
-        """Entries, those included whose time is over and that nobody asked for since."""
+        """The number of entries, including expired ones that were not read since."""
         return len(self._window) + len(self._main)
 
     def get(self, key: str) -> Entry[V] | None:
-        """The entry, None when there is none whose time is not over."""
+        """The entry; None when it is missing or expired."""
         self._frequency.record(key)
         part = self._main if key in self._main else self._window
         entry = part.get(key)
@@ -66,7 +66,7 @@ class ProcessTier(Generic[V]):
         return entry
 
     def put(self, key: str, value: V | None, *, ttl_s: float) -> None:
-        """Keep a value for a time, unless what is there is more popular; at the bound one entry goes."""
+        """Keep a value for `ttl_s`. At the bound, one entry is evicted, perhaps this one."""
         entry = Entry(value, self._now() + ttl_s)
         if key in self._main:
             self._main[key] = entry
@@ -78,12 +78,12 @@ class ProcessTier(Generic[V]):
             self._leave_window()
 
     def drop(self, key: str) -> bool:
-        """Forget a key; whether it was there."""
+        """Drop a key; whether it was present."""
         part = self._main if key in self._main else self._window
         return part.pop(key, None) is not None
 
     def clear(self) -> None:
-        """Forget everything but how popular it was."""
+        """Drop all entries; keep the counts of their reads."""
         self._window.clear()
         self._main.clear()
 

@@ -1,13 +1,14 @@
-"""The Redis tier: places that hold a value, a reader's lease or a writer's mark. Bounded in time, never an error.
+"""The Redis tier: places that hold a value, the lease of a reader or the mark of a writer.
 
-What a place holds, by its first byte:
+Every call is bounded in time, and a failure of Redis is never an error for the caller. The first byte of a place tells
+its content:
 
     V <schema byte> <payload>   a value
-    N                           known to be absent
-    L <12 random bytes>         a reader was given the lease to fill it
-    B <12 random bytes>         a change is under way: nobody fills it
+    N                           the row is absent
+    L <12 random bytes>         a reader has the lease to fill the place
+    B <12 random bytes>         a change is in progress; the place cannot be filled
 
-Does not know what values mean, and does not load them.
+Does not decode or load values.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ _BLOCK = load_script("backoffice.caching", "cache_block-1")
 _UNBLOCK = load_script("backoffice.caching", "cache_unblock-1")
 
 CALL_S_MAX = 0.5
-LATE_S_MAX = 0.05  # of our own loop: later, and a time-out tells of us and not of Redis
-LEASE_MS = 5_000  # longer than a load takes; a reader that died is waited for no longer
+LATE_S_MAX = 0.05  # when our event loop is later than this, a timeout says nothing about Redis
+LEASE_MS = 5_000  # longer than a load takes; bounds the wait for a reader that crashed
 BLOCK_MS = 20_000  # longer than a handler may take (`web.routing.HANDLER_S_MAX`)
-WAIT_S_MAX = 0.5  # for another's load; then this reader loads, too
+WAIT_S_MAX = 0.5  # for the load of another reader; then this reader loads, too
 _POLL_S_FIRST, _POLL_S_MAX = 0.005, 0.05
 OWED_MAX = 10_000
 PAY_BATCH = 100
-# A server that evicts nothing may be shared with orders, which need its memory more than we do.
+# A server with `noeviction` may also hold orders, which need the memory more than a cache.
 MEMORY_PERCENT_MAX = 60
 
 
 class Away(Exception):
-    """Redis did not answer in time, or is not asked at present."""
+    """Redis did not answer in time, or the breaker rejected the call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a reader finds: a value's content, a lease to fill the place, or neither (load, and fill nothing)."""
+    """The result of a read: content, a lease to fill the place, or neither (load, and do not fill)."""
 
     content: bytes | None = None
     lease: bytes | None = None
@@ -65,10 +66,13 @@ _AWAY = Found(away=True)
 
 
 class SharedTier:
-    """The cache Redis as one process sees it. Owns neither the client nor the tasks that call `pay` and `look_around`."""
+    """The cache Redis as one process sees it.
+
+    Owns neither the client nor the tasks that call `pay` and `look_around`.
+    """
 
     def __init__(self, redis: Redis, metrics: CacheMetrics) -> None:
-        """Nothing is asked yet."""
+        """Calls nothing yet."""
         self._redis = redis
         self._metrics = metrics
         self._breaker = Breaker()
@@ -78,8 +82,8 @@ class SharedTier:
         metrics.redis_away.set_function(lambda: self._breaker.is_open)
 
     async def look(self, place: str) -> Found:
-        """What is there. While another reader holds the lease, waits for its value, for a bounded time."""
-        if place in self._owed:  # what Redis has may be older than a change of ours
+        """Read a place. While another reader holds the lease, wait at most `WAIT_S_MAX` for its value."""
+        if place in self._owed:  # the content may be older than a change of this process
             return _NOTHING
         try:
             return await self._look(place)
@@ -110,15 +114,19 @@ class SharedTier:
         return None if content is None else bytes(content)
 
     async def _take(self, place: str, lease: bytes) -> bytes | None:
-        """Put a lease into an empty place; what was there, None when the lease is."""
+        """Put a lease into an empty place; the content of a place that is not empty, else None."""
         content: Any = await self._ask(lambda: self._redis.set(place, lease, nx=True, get=True, px=LEASE_MS))
         return None if content is None else bytes(content)
 
     async def fill(self, place: str, lease: bytes, content: bytes | None, *, ttl_s: float) -> bool:
-        """Put content where our lease still stands, None: give the lease back. Whether the content is there now."""
+        """Fill a place that still holds our lease, or give the lease back without content.
+
+        Whether content is stored.
+        """
         if not self._has_room:
             content = None
-        life_ms = int(ttl_s * 1000 * random.uniform(0.8, 1.0))  # noqa: S311 - what was filled together does not end together
+        # Random, so that entries filled together do not expire together.
+        life_ms = int(ttl_s * 1000 * random.uniform(0.8, 1.0))  # noqa: S311 - no secret
         try:
             arguments = (lease, content or b"", max(1, life_ms))
             done = await self._ask(lambda: run(self._redis, _FILL, (place,), arguments))
@@ -127,31 +135,34 @@ class SharedTier:
         return bool(done) and content is not None
 
     async def block(self, place: str, mark: bytes) -> None:
-        """A change begins."""
+        """Begin a change: mark the place."""
         try:
             await self._ask(lambda: run(self._redis, _BLOCK, (place,), (mark, BLOCK_MS, CACHE_CHANNEL)))
         except Away:
             self._owe(place)
 
     async def unblock(self, place: str, mark: bytes) -> None:
-        """A change ended, well or not. When Redis cannot be told it is told later, and not asked for the place before."""
-        self._owe(place)  # first: this may be cancelled
+        """End a change, successful or not.
+
+        Without Redis the place is owed: `pay` ends it later; reads skip Redis until then.
+        """
+        self._owe(place)  # before the call, which may be cancelled
         try:
             await self._ask(lambda: run(self._redis, _UNBLOCK, (place,), (mark, CACHE_CHANNEL)))
         except Away:
-            self._owe(place)  # again: another change of it may have been told meanwhile
+            self._owe(place)  # again: another change of the place may have been paid meanwhile
         else:
             self._owed.pop(place, None)
 
     async def pay(self) -> None:
-        """Tell Redis of the changes that it missed."""
+        """Send owed changes to Redis, at most `PAY_BATCH`; stop at the first failure."""
         for place in tuple(self._owed)[:PAY_BATCH]:
             await self.unblock(place, b"")
             if place in self._owed:
                 return
 
     async def look_around(self) -> None:
-        """See how much memory the server has left and what it evicted."""
+        """Read memory use and evictions of the server."""
         try:
             info: dict[str, Any] = await self._ask(self._redis.info)
         except Away:
@@ -161,7 +172,7 @@ class SharedTier:
         keeps_all = info.get("maxmemory_policy") == "noeviction"
         full = keeps_all and most > 0 and int(info["used_memory"]) * 100 > most * MEMORY_PERCENT_MAX
         if full and self._has_room:
-            log.warning("the cache fills Redis no more", used_percent_max=MEMORY_PERCENT_MAX)
+            log.warning("the cache stops filling Redis", used_percent_max=MEMORY_PERCENT_MAX)
         self._has_room = not full
 
     def _owe(self, place: str) -> None:
@@ -178,12 +189,12 @@ class SharedTier:
         try:
             async with asyncio.timeout(CALL_S_MAX):
                 answer = await call()
-        except OutOfMemoryError as error:  # it answers, it only cannot take more
+        except OutOfMemoryError as error:  # the server answers, so the breaker stays closed
             self._breaker.succeeded()
             raise Away from error
         except (RedisError, OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and loop.time() - due_at > LATE_S_MAX:
-                # Without this, a machine that is short of processor time would turn to the database for everything.
+                # Without this, a machine without spare processor time would send all reads to the database.
                 self._breaker.abandoned()
             else:
                 self._breaker.failed()

@@ -1,6 +1,7 @@
-"""Limits against guessing passwords and addresses: attempts per account and per client address, counted in the cache Redis.
+"""Limits against guessing passwords and addresses: attempts per account and per client address.
 
-All processes share the counters. Without the cache Redis every limited operation fails, so nobody can log in.
+The counters are in the cache Redis, so all processes share them. Without the cache Redis every limited operation fails,
+including the login.
 """
 
 from __future__ import annotations

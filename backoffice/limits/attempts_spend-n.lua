@@ -1,6 +1,6 @@
 #!lua
--- Count an attempt by several limits, unless one of them is used up. A refused attempt counts nowhere: otherwise one client
--- could use up the attempts of others.
+-- Count an attempt by several limits, unless one of them is used up. A refused attempt counts nowhere: otherwise one
+-- client could use up the attempts of others.
 -- KEYS: n counters
 -- ARGV: per counter: maximum of attempts, window in s
 -- Answer: place of the counter with the longest wait, that wait in s; 0 0 when the attempt was counted

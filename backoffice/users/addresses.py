@@ -1,10 +1,10 @@
 """The login index: address to user, sharded by the hash of the address. Reads of accounts only their addresses.
 
-The row of a user holds the address; the index makes it unique. They are in different databases, so a new address is claimed,
-then written into the row of the user, then confirmed. A claim is a lease: the row is written only within `CLAIM_WORK` of the
-claim, and no other user takes the claim over before `CLAIM_STALE`. The clocks of the database servers differ far less than
-that. So after a crash the row of the user alone determines the entry, and `settle` corrects the entry. Entries to settle are
-found by their claim, or by a note in `login_releases`.
+The row of a user holds the address; the index makes it unique. They are in different databases, so a new address is
+claimed, then written into the row of the user, then confirmed. A claim is a lease: the row is written only within
+`CLAIM_WORK` of the claim, and no other user takes the claim over before `CLAIM_STALE`. The clocks of the database
+servers differ far less than that. So after a crash the row of the user alone determines the entry, and `settle`
+corrects the entry. Entries to settle are found by their claim, or by a note in `login_releases`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class _Holder:
             return False
         if self.erased:
             return True  # an erased user never gets a row again
-        # A confirmed entry of a user with another address is left over. Without a row, a registration may be in progress as
-        # long as the claim is young.
+        # A confirmed entry of a user with another address is left over. Without a row, a registration may be in
+        # progress as long as the claim is young.
         return entry.stale if not entry.confirmed else self.email_folded is not None
 
 
@@ -112,8 +112,8 @@ class Addresses:
     async def settle(self, folded: str, user_id: UUID) -> bool:
         """Make the entry of this user agree with the row of the user; False while a request may be working on it.
 
-        The entry is read before the row, and changed only if it is unchanged: a request that will write the address into the
-        row claims it first, which changes the entry.
+        The entry is read before the row, and changed only if it is unchanged: a request that will write the address
+        into the row claims it first, which changes the entry.
         """
         entry = await self._entry(folded)
         if entry is None or entry.user_id != user_id:

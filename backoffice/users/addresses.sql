@@ -36,7 +36,8 @@ WHERE NOT confirmed AND claimed_at < now() - %(stale)s::interval
 ORDER BY claimed_at LIMIT %(limit)s;
 
 -- name: holder
--- Primary keys of users and erasures. Reads only. Always one row: the address, null without an account, and whether it was erased.
+-- Primary keys of users and erasures. Reads only. Always one row: the address, null without an account, and whether it
+-- was erased.
 SELECT (SELECT email_folded FROM users WHERE id = %(user_id)s) AS email_folded,
        EXISTS (SELECT 1 FROM erasures WHERE erasures.user_id = %(user_id)s) AS erased;
 

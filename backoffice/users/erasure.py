@@ -1,7 +1,7 @@
-"""Erases accounts, in the shard of the user and outside of it. Every step may be repeated; the last one records the end.
+"""Erases accounts, in the shard of the user and outside of it. Every step may be repeated.
 
-One commit deletes the row and every row that references it (`erase_user`), and ends access tokens. Then caches forget the
-account, and the address leaves the login index, which may be in another shard. A crash leaves an unfinished row of
+One commit deletes the row and every row that references it (`erase_user`), and ends access tokens. Then caches forget
+the account, and the address leaves the login index, which may be in another shard. A crash leaves an unfinished row of
 `erasures`; the next request to erase the account finishes it, or the sweeper.
 """
 

@@ -3,7 +3,8 @@
 SELECT finished_at IS NOT NULL AS finished FROM erasures WHERE user_id = %(id)s;
 
 -- name: finish_erasure
--- Primary key. Repeating keeps the time of the first end. Not while a release is noted: another process may have noted one.
+-- Primary key. Repeating keeps the time of the first end. Not while a release is noted: another process may have noted
+-- one.
 UPDATE erasures SET finished_at = coalesce(finished_at, now())
 WHERE user_id = %(id)s AND NOT EXISTS (SELECT 1 FROM login_releases WHERE login_releases.user_id = %(id)s);
 

@@ -1,6 +1,7 @@
 """Reads and writes accounts. Knows password hashes, but no passwords, tokens or permissions.
 
-Accounts to be shown come from the cache, or from a replica that has replayed the newest write. Decisions read the primary.
+Accounts to be shown come from the cache, or from a replica that has replayed the newest write. Decisions read the
+primary.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class SessionEnder(Protocol):
         ...
 
     async def publish(self, user_id: UUID, cutoff_s: int) -> None:
-        """Publish the cutoff to all processes. A cutoff that a crash left unpublished is published by `Sessions.run`."""
+        """Publish the cutoff to all processes.
+
+        A cutoff that a crash left unpublished is published by `Sessions.run`.
+        """
         ...
 
 
@@ -68,9 +72,9 @@ class Users:
     ) -> User | None:
         """A new account, or None when the address is in use. `together` writes related rows in the same transaction.
 
-        There is no transaction over the two shards: claim the address, insert the user, confirm the claim. A crash before
-        the insert leaves a claim, which the next registration of the address takes over after a minute. A crash after the
-        insert leaves a complete account and a claim that the sweeper confirms.
+        There is no transaction over the two shards: claim the address, insert the user, confirm the claim. A crash
+        before the insert leaves a claim, which the next registration of the address takes over after a minute. A crash
+        after the insert leaves a complete account and a claim that the sweeper confirms.
         """
         user_id = ids.new_uuid7()
         folded = fold_email(email)
@@ -126,7 +130,8 @@ class Users:
             return await (await cursor.execute(SQL["get_account"], parameters)).fetchone()
 
     async def page(self, *, role: Role | None, before: UUID | None, limit: int, reader: UUID) -> list[User]:
-        """Accounts of all shards, newest first. Ids begin with their time, so merging the first rows of each shard is enough.
+        """Accounts of all shards, newest first. Ids begin with their time, so merging the first rows of each shard is
+        enough.
 
         Includes every change by `reader`; the newest changes by others may be missing.
         """
@@ -143,9 +148,9 @@ class Users:
     async def change(self, user: User, change: Change, *, by: UUID) -> User | None:
         """The changed account, or None when its version has changed. Raises EmailTaken, ClaimLapsed.
 
-        A new address is claimed, written, and confirmed; then the old one is released. A crash before the write leaves the
-        old address, and a claim that goes stale. A crash after the write leaves work for the sweeper. A shard that is away
-        delays this work and does not undo the change.
+        A new address is claimed, written, and confirmed; then the old one is released. A crash before the write leaves
+        the old address, and a claim that goes stale. A crash after the write leaves work for the sweeper. A shard that
+        is away delays this work and does not undo the change.
         """
         folded = None if change.email is None else fold_email(change.email)
         left = fold_email(user.email)
@@ -162,7 +167,7 @@ class Users:
                 release = await _note_release(connection, user.id, left)
                 # The new address is not verified.
                 await enqueue_notice(connection, notice_to_user(NoticeKind.VERIFY_EMAIL, user.id))
-                # Warns the owner of the old mailbox, if somebody else made the change.
+                # Warns the owner of the old mailbox, in case of a change by another person.
                 await enqueue_notice(connection, notice_to_address(NoticeKind.EMAIL_CHANGED, left))
             if changed is not None and changed.role != user.role:
                 # Present tokens carry the old role; a refresh gives tokens with the new one.
@@ -197,15 +202,19 @@ class Users:
 
     @asynccontextmanager
     async def _changing(self, user_id: UUID, *, by: UUID) -> AsyncIterator[AsyncConnection[TupleRow]]:
-        """A transaction on the shard of the user. After it, no process reads the old account from a cache or a replica."""
+        """A transaction on the shard of the user.
+
+        After it, no process reads the old account from a cache or a replica.
+        """
         shard = self._stores.shard_of_user(user_id)
         async with self._cache.changing(str(user_id)):
             try:
                 async with shard.connection() as connection:
                     yield connection
             finally:
-                # Before a reader fills the cache again, so that a replica serves it only after it has replayed this write. Also
-                # after an error, because the commit may have succeeded. `wrote` never raises, so the error is not lost.
+                # Before a reader fills the cache again, so that a replica serves it only after it has replayed this
+                # write. Also after an error, because the commit may have succeeded. `wrote` never raises, so the error
+                # is not lost.
                 await shard.wrote(_subject(user_id), _work_of(by))
 
     async def _count_admins(self, shard: Database, besides: UUID) -> int:

@@ -26,8 +26,8 @@ WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: change_user
--- Primary key, compare-and-set on the version, so repeating changes nothing. A new address is written only while its claim is
--- young: before `work` has passed, no other process takes the claim over.
+-- Primary key, compare-and-set on the version, so repeating changes nothing. A new address is written only while its
+-- claim is young: before `work` has passed, no other process takes the claim over.
 UPDATE users SET
     email = coalesce(%(email)s, email),
     email_folded = coalesce(%(email_folded)s, email_folded),
@@ -51,8 +51,8 @@ SELECT count(*) FROM users WHERE role = 'admin' AND id <> %(besides)s;
 
 -- name: erase_user
 -- Primary key, compare-and-set on the version; repeating finds no row. Tables with personal data reference `users` with
--- ON DELETE CASCADE (a test checks all tables), so their rows are deleted, too. Orders hold no personal data except the user
--- id; they stay.
+-- ON DELETE CASCADE (a test checks all tables), so their rows are deleted, too. Orders hold no personal data except the
+-- user id; they stay.
 WITH gone AS (
     DELETE FROM users WHERE id = %(id)s AND version = %(version)s RETURNING id, email_folded
 ), noted AS (

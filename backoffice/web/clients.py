@@ -1,7 +1,7 @@
 """The client that limits count: its address, also behind proxies. Performs no I/O.
 
-A proxy appends the address of its peer to `X-Forwarded-For`. So the list is read from its end, as long as a trusted proxy
-wrote the entry. Entries at the beginning come from the client, which can write any address, and are ignored.
+A proxy appends the address of its peer to `X-Forwarded-For`. So the list is read from its end, as long as a trusted
+proxy wrote the entry. Entries at the beginning come from the client, which can write any address, and are ignored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header): bare, or as the quoted string of the draft."""
+"""The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header): bare, or as a quoted string."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from domain.problems import Problem
 
 
 class KeyReused(Refused):
-    """The idempotency key was used before, for other content. Stores raise it; the answer is `idempotency_key_reused`."""
+    """The idempotency key was used before, for other content.
+
+    Stores raise it; the answer is `idempotency_key_reused`.
+    """
 
     def __init__(self) -> None:
         """The title of the problem says everything."""

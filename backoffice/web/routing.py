@@ -1,6 +1,6 @@
 """Routes, and the work around a handler: role, body, query, time limit, problems. Knows no subject.
 
-Every outcome of a handler becomes an answer here. An exception must not reach Robyn: its own error answers have no body.
+Every outcome of a handler becomes an answer here. An exception must not reach Robyn: its error answers have no body.
 """
 
 from __future__ import annotations

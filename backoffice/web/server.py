@@ -1,7 +1,7 @@
 """Runs Robyn behind admission: one process, one event loop, an orderly start and stop.
 
-Robyn runs the event loop itself and never returns from it, installs signal handlers that drop connections, asks on stdin
-when a port is in use, and reads `robyn.env`. This module works around each of these.
+Robyn runs the event loop itself and never returns from it, installs signal handlers that drop connections, asks on
+stdin when a port is in use, and reads `robyn.env`. This module works around each of these.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Streams: a handler hands its stream to admission, which writes the pieces to the client without Robyn.
 
-Robyn 0.88 gives each stream a thread that waits for the next piece (measured: 211 threads for 200 viewers, and the threads
-stay when the viewers leave). It notices that a client left only at the next piece. Admission runs on the event loop of the
-handlers: a stream costs one task, a slow reader slows it down, and it ends with its connection.
+Robyn 0.88 gives each stream a thread that waits for the next piece (measured: 211 threads for 200 viewers, and the
+threads stay when the viewers leave). It notices that a client left only at the next piece. Admission runs on the event
+loop of the handlers: a stream costs one task, a slow reader slows it down, and it ends with its connection.
 
-    handler -> Answer(body=stream) -> `keep` -> empty answer with STREAM_HEADER -> Robyn -> admission -> `take` -> pieces
+    handler -> Answer(body=stream) -> keep -> empty answer with STREAM_HEADER -> Robyn -> admission -> take -> pieces
 """
 
 from __future__ import annotations

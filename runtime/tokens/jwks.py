@@ -1,7 +1,7 @@
-"""Keys of one outside issuer: its JWK set (RFC 7517), fetched beside requests and kept while the issuer is away.
+"""The keys of one outside issuer: its JWK set (RFC 7517), fetched beside requests and kept while the issuer is away.
 
-Fetched every `REFRESH_S`, and sooner, though not more often than every `COOLDOWN_S`, when a token names a key that is not
-known. Bounded in time, bytes and keys; redirects are not followed. A fetch that fails changes nothing.
+Fetched every `REFRESH_S`, and earlier when a token names an unknown key, but at most every `COOLDOWN_S`. Bounded in
+time, bytes and keys. Redirects are not followed. A failed fetch keeps the known keys.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _log = structlog.get_logger(__name__)
 
 
 class JwksUnusable(Exception):
-    """The issuer's answer is no JWK set; the message says why."""
+    """The answer of the issuer is not a usable JWK set; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class IssuerKey:
-    """A public key and the one algorithm that it verifies. `source` is its JWK."""
+    """A public key and its algorithm. `source` is its JWK."""
 
     algorithm: str
     public: Any
@@ -47,26 +47,29 @@ class IssuerKey:
 
 
 class Jwks:
-    """`keys` by kid; `run` must be running for them to come and go."""
+    """`keys` by kid; `run` keeps them up to date."""
 
     def __init__(self, issuer: OutsideIssuer) -> None:
-        """Nothing is known before the first fetch."""
+        """Has no keys before the first fetch."""
         self._issuer = issuer
         self.keys: Mapping[str, IssuerKey] = {}
-        self.failing = True  # not fetched yet, or not the last time
+        self.failing = True  # no fetch yet, or the last one failed
         self._asked = asyncio.Event()
         self._fetching = False
         self._begun_at = -COOLDOWN_S
 
     def ask(self) -> bool:
-        """A key is not known: whether it may be so in a moment. False when the set was read just now without it."""
+        """Request a fetch for an unknown key.
+
+        False when the set was just read without it, so that no fetch will help.
+        """
         cool = time.monotonic() - self._begun_at >= COOLDOWN_S
         if cool:
             self._asked.set()
         return cool or self._fetching or self.failing
 
     async def run(self) -> None:
-        """Fetch for ever. Cancel to stop."""
+        """Fetch until cancelled."""
         while True:
             self._asked.clear()
             await self.refresh()
@@ -78,19 +81,19 @@ class Jwks:
                 pass
 
     async def refresh(self) -> None:
-        """Fetch once; what is known stays when that fails."""
+        """Fetch once; the known keys stay after a failure."""
         self._begun_at = time.monotonic()
         self._fetching = True
         try:
             content = await asyncio.to_thread(_fetch, self._issuer.jwks_url)
             keys = parse(content, self._issuer)
         except (OSError, http.client.HTTPException, ValueError, JwksUnusable) as error:
-            # Once, not at each try.
+            # Log only the first of consecutive failures.
             if not self.failing or not self.keys:
                 _log.warning("jwks_not_fetched", issuer=self._issuer.iss, error=str(error) or type(error).__name__)
             self.failing = True
         else:
-            # The same key is the same object: verified tokens are remembered with theirs.
+            # Keep the object of an unchanged key: the cache of verified tokens compares keys by identity.
             known = self.keys
             self.keys = {kid: known[kid] if known.get(kid) == key else key for kid, key in keys.items()}
             if self.failing or keys.keys() != known.keys():
@@ -101,7 +104,7 @@ class Jwks:
 
 
 def parse(content: bytes, issuer: OutsideIssuer) -> dict[str, IssuerKey]:
-    """The usable keys of a JWK set; others are left out. JwksUnusable when it is none."""
+    """The usable keys of a JWK set, without the others. JwksUnusable for content that is not a JWK set."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -123,7 +126,7 @@ def parse(content: bytes, issuer: OutsideIssuer) -> dict[str, IssuerKey]:
 
 
 def _parse_key(member: dict[str, Any], issuer: OutsideIssuer) -> IssuerKey | None:
-    """The algorithm follows from the key's type; a key that says another, or another use, is none of ours."""
+    """The key, or None for other types, algorithms and uses. The type of the key determines the algorithm."""
     match member.get("kty"), member.get("crv"):
         case "OKP", "Ed25519":
             algorithm = "EdDSA"
@@ -149,10 +152,10 @@ def _parse_key(member: dict[str, Any], issuer: OutsideIssuer) -> IssuerKey | Non
 
 
 def _fetch(url: str) -> bytes:
-    """One GET, in a thread of its own; ends within the bound however the peer behaves."""
+    """One GET, for a worker thread. Ends within the bounds, whatever the server sends."""
     deadline = time.monotonic() + FETCH_S_MAX
     parts = urlsplit(url)
-    assert parts.hostname is not None, "checked with the settings"
+    assert parts.hostname is not None, "the settings were validated"
     connection: http.client.HTTPConnection
     if parts.scheme == "https":
         context = ssl.create_default_context()
@@ -164,15 +167,15 @@ def _fetch(url: str) -> bytes:
         connection.request("GET", target, headers={"Accept": "application/jwk-set+json, application/json"})
         answer = connection.getresponse()
         if answer.status != 200:
-            raise JwksUnusable(f"answered {answer.status}")
+            raise JwksUnusable(f"status {answer.status} instead of 200")
         content = b""
         while len(content) <= DOCUMENT_BYTES_MAX:
             if time.monotonic() > deadline:
-                raise TimeoutError("too slow")
+                raise TimeoutError(f"no complete answer within {FETCH_S_MAX:g} s")
             part = answer.read1(DOCUMENT_BYTES_MAX)
             if not part:
                 if answer.length:
-                    raise JwksUnusable("broke off")
+                    raise JwksUnusable("the body is incomplete")
                 return content
             content += part
         raise JwksUnusable(f"more than {DOCUMENT_BYTES_MAX} bytes")

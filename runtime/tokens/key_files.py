@@ -1,9 +1,9 @@
-"""Files of keys: a ring of named keys of which one signs, read and replaced whole, mode 0600. Knows no kind of key.
+"""Key files: a ring of named keys, one of which signs. Read and replaced as a whole, mode 0600.
 
     {"active": kid, "keys": {kid: text}, "pending": kid, "until": {kid: Unix seconds}}
 
-New tokens carry the active `kid`. A pending key verifies already and will sign when every process knows it. A key with an
-`until` verifies tokens that it signed before, and is as good as gone from that second on. The last two members are optional.
+New tokens carry the active `kid`. A pending key verifies, and will sign when every process knows it. A key with an
+`until` verifies the tokens that it signed, and is ignored from that second on. The last two members are optional.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _KID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class TokenKeysError(OperatorError):
-    """A key file cannot be used; the message names the file and what is wrong, never a key."""
+    """A key file cannot be used; the message contains the file and the reason, never a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRingDocument:
-    """The content of a file. Changes give another document; what is no change gives an equal one."""
+    """The content of a key file. Methods that change it return a new document."""
 
     active: str
     keys: Mapping[str, str] = field(repr=False)
@@ -39,31 +39,31 @@ class KeyRingDocument:
 
     @classmethod
     def parse(cls, text: str, *, path: Path) -> KeyRingDocument:
-        """TokenKeysError when it is malformed; the keys themselves are not looked at."""
+        """TokenKeysError when the text is malformed. Does not check the keys themselves."""
         try:
             document = json.loads(text)
         except ValueError as error:
-            raise TokenKeysError(f"{path}: not JSON") from error
+            raise TokenKeysError(f"{path}: is not valid JSON") from error
         if not isinstance(document, dict) or not isinstance(document.get("keys"), dict):
-            raise TokenKeysError(f'{path}: not of the shape {{"active": kid, "keys": {{kid: text}}}}')
+            raise TokenKeysError(f'{path}: must have the form {{"active": kid, "keys": {{kid: text}}}}')
         keys, until, pending = document["keys"], document.get("until", {}), document.get("pending")
         if not 1 <= len(keys) <= KEYS_MAX:
-            raise TokenKeysError(f"{path}: 1 to {KEYS_MAX} keys")
+            raise TokenKeysError(f"{path}: must contain 1 to {KEYS_MAX} keys")
         if not all(_KID.fullmatch(kid) for kid in keys):
-            raise TokenKeysError(f"{path}: a kid is 1-64 of A-Z a-z 0-9 _ -")
+            raise TokenKeysError(f"{path}: a kid must have 1-64 of the characters A-Z a-z 0-9 _ -")
         if not all(isinstance(key, str) for key in keys.values()):
-            raise TokenKeysError(f"{path}: a key is a text")
+            raise TokenKeysError(f"{path}: a key must be a string")
         if document.get("active") not in list(keys):
             raise TokenKeysError(f"{path}: the active kid is not among the keys")
         if pending is not None and (pending not in list(keys) or pending == document["active"]):
             raise TokenKeysError(f"{path}: the pending kid is not among the other keys")
         if not isinstance(until, dict) or not all(type(seconds) is int for seconds in until.values()):
-            raise TokenKeysError(f"{path}: `until` is not of the shape {{kid: Unix seconds}}")
+            raise TokenKeysError(f"{path}: `until` must have the form {{kid: Unix seconds}}")
         ends = {kid: seconds for kid, seconds in until.items() if kid in keys and kid != document["active"]}
         return cls(document["active"], keys, pending, ends)
 
     def dump(self) -> bytes:
-        """The file's content."""
+        """The content of the file."""
         document: dict[str, Any] = {"active": self.active, "keys": dict(self.keys)}
         if self.pending is not None:
             document["pending"] = self.pending
@@ -72,25 +72,27 @@ class KeyRingDocument:
         return json.dumps(document).encode()
 
     def swept(self, now_s: int) -> KeyRingDocument:
-        """Without keys whose time is over."""
+        """Without keys that have ended."""
         return self._with(kid for kid in self.keys if self.until.get(kid, now_s + 1) > now_s)
 
     def with_pending(self, kid: str, key: str) -> KeyRingDocument:
-        """With a key that is to sign; TokenKeysError when there is no room. An earlier pending key stays the one."""
+        """With a pending key, unless there is one. TokenKeysError when the ring is full."""
         if self.pending is not None:
             return self
         if len(self.keys) >= KEYS_MAX:
-            raise TokenKeysError(f"there are {KEYS_MAX} keys already: wait until one has ended, or --retire them")
+            raise TokenKeysError(
+                f"the ring already has {KEYS_MAX} keys; wait until one ends, or remove old keys with --retire"
+            )
         return KeyRingDocument(self.active, {**self.keys, kid: key}, kid, self.until)
 
     def activated(self, *, until: int) -> KeyRingDocument:
-        """The pending key signs, and the one that did so far ends at `until` (Unix seconds)."""
+        """With the pending key active; the former active key ends at `until` (Unix seconds)."""
         if self.pending is None:
             return self
         return KeyRingDocument(self.pending, self.keys, None, {**self.until, self.active: until})
 
     def retired(self) -> KeyRingDocument:
-        """Without all keys but the active and the pending one."""
+        """With only the active and the pending key."""
         return self._with(kid for kid in self.keys if kid in (self.active, self.pending))
 
     def _with(self, kids: Any) -> KeyRingDocument:
@@ -104,23 +106,26 @@ class KeyRingDocument:
 
 
 def read_key_file(path: Path) -> str:
-    """The file's text; TokenKeysError when it cannot be read."""
+    """The text of the file; TokenKeysError when it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise TokenKeysError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise TokenKeysError(f"{path}: not text") from error
+        raise TokenKeysError(f"{path}: is not UTF-8 text") from error
 
 
 def create_key_file(path: Path, content: bytes) -> None:
-    """Create the file whole or not at all: two processes that start together agree on one. Nothing happens when it is there."""
+    """Create the file atomically: of two processes that start together, one creates it.
+
+    Does nothing when the file exists.
+    """
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = _stage(path, content)
     try:
-        os.link(staging, path)  # fails when another process was faster, unlike rename
+        os.link(staging, path)  # unlike rename, fails when another process has created the file
     except FileExistsError:
         return
     finally:
@@ -128,7 +133,10 @@ def create_key_file(path: Path, content: bytes) -> None:
 
 
 def replace_key_file(path: Path, content: bytes) -> None:
-    """Replace the file in one step: a reader sees the old content or the new one, also after a crash. Mode and owner stay."""
+    """Replace the file atomically: a reader sees the old or the new content, also after a crash.
+
+    Keeps mode and owner.
+    """
     before = path.stat()
     staging = _stage(path, content)
     try:
@@ -156,5 +164,5 @@ def _stage(path: Path, content: bytes) -> Path:
 
 
 def unix_now() -> int:
-    """Seconds now, by which `until` is judged."""
+    """The time now in Unix seconds, to compare with `until`."""
     return int(time.time())

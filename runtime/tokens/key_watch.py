@@ -1,8 +1,8 @@
-"""Follows a key file while the process runs: a rotation needs no restart. Reads only; `devstack` rotates.
+"""Follows a key file while the process runs, so that a rotation (`ops.key_rotation`) needs no restart.
 
-Looks once a second at the file's identity (replaced whole, or behind a link that was moved, as Kubernetes does with a
-mounted Secret). A file that cannot be used is told once, and what was read before stays in use: a rotation that went wrong
-must not log everybody out.
+Compares the identity of the file once a second: it changes when the file is replaced, or when a link to it moves, as in
+a mounted Secret of Kubernetes. An unusable file is logged once, and the last usable content stays in use: a failed
+rotation must not end all sessions.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _log = structlog.get_logger(__name__)
 
 
 class Ring(Protocol):
-    """What a file is read into."""
+    """The content of a key file."""
 
     @property
     def active(self) -> str:
-        """The kid that signs."""
+        """The kid of the key that signs."""
         ...
 
     @property
     def ends_s(self) -> int | None:
-        """Unix seconds at which the next of its keys ends."""
+        """The time when the next key ends, in Unix seconds; None without one."""
         ...
 
 
@@ -39,10 +39,10 @@ T = TypeVar("T", bound=Ring)
 
 
 class KeyWatch(Generic[T]):
-    """The newest usable content of a file; `current` is an ordinary attribute, read as often as one likes."""
+    """`current` is the newest usable content of a file; reading it costs nothing."""
 
     def __init__(self, path: Path, load: Callable[[Path], T]) -> None:
-        """Reads the file; TokenKeysError when it cannot be used now."""
+        """Reads the file; TokenKeysError when it is unusable."""
         self._path = path
         self._load = load
         self._tell: list[Callable[[T], None]] = []
@@ -51,17 +51,17 @@ class KeyWatch(Generic[T]):
         self.current = load(path)
 
     def on_change(self, tell: Callable[[T], None]) -> None:
-        """Have every later content told."""
+        """Call `tell` with every new content."""
         self._tell.append(tell)
 
     async def run(self) -> None:
-        """Follow the file for ever. Cancel to stop."""
+        """Follow the file until cancelled."""
         while True:
             await asyncio.sleep(PERIOD_S)
             self.step()
 
     def step(self) -> None:
-        """One look; reads the file if it is another one, or if one of its keys has ended."""
+        """One check. Reads the file if its identity has changed, or if one of the keys has ended."""
         identity = self._look()
         ends_s = self.current.ends_s
         if identity == self._identity and (ends_s is None or unix_now() < ends_s):

@@ -1,9 +1,8 @@
-"""Keys of access tokens: the HS256 ring of buyers' tokens and the Ed25519 keys of staff tokens, as files of mode 0600.
+"""Keys of access tokens: the HS256 ring of buyers' tokens and the Ed25519 ring of staff tokens, as files of mode 0600.
 
-Makes, loads and uses keys; verifying belongs to who accepts the token (the edge in Cython, the backoffice in `backoffice.auth`).
-
-Both files are rings (`runtime.tokens.key_files`): of base64url texts, and of PEM texts.
-A PEM file with one staff key is a ring, too.
+Makes and loads keys, and mints tokens. The services that accept tokens verify them: the edge in Cython, the backoffice
+in `backoffice.auth`. Both files are rings (`runtime.tokens.key_files`) of base64url or PEM texts. A PEM file with a
+single staff key is also accepted.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from runtime.tokens.key_files import KeyRingDocument, create_key_file, read_key_file, unix_now
-from runtime.tokens.key_files import TokenKeysError as TokenKeysError  # who loads keys catches it
+from runtime.tokens.key_files import TokenKeysError as TokenKeysError  # for callers that load keys
 
 KEY_BYTES_MIN = 32  # RFC 7518, section 3.2: at least the size of the hash
 BUYER_AUDIENCE = "edge"
@@ -36,7 +35,7 @@ _PEM = "-----BEGIN"
 
 @dataclass(frozen=True, slots=True)
 class TokenKeys:
-    """The ring: `keys` maps a kid to at least 32 bytes, `active` is the kid that signs; at `ends_s` one of them ends."""
+    """The ring: `keys` maps a kid to at least 32 bytes, `active` is the kid that signs, and a key ends at `ends_s`."""
 
     active: str
     keys: Mapping[str, bytes] = field(repr=False)
@@ -45,20 +44,20 @@ class TokenKeys:
 
 @dataclass(frozen=True, slots=True)
 class StaffKey:
-    """The private key of staff tokens with its kid (RFC 7638 thumbprint, so that equal keys have equal names)."""
+    """A private key of staff tokens. Its kid is the RFC 7638 thumbprint, so equal keys have equal kids."""
 
     kid: str
     private: Ed25519PrivateKey = field(repr=False)
 
     @property
     def public(self) -> Ed25519PublicKey:
-        """What verifies the tokens."""
+        """The key that verifies the tokens."""
         return self.private.public_key()
 
 
 @dataclass(frozen=True, slots=True)
 class StaffKeys:
-    """The ring of staff keys, as `TokenKeys`. `keys` are all whose tokens are accepted."""
+    """The ring of staff keys, with members as in `TokenKeys`."""
 
     active: str
     keys: Mapping[str, StaffKey] = field(repr=False)
@@ -66,19 +65,19 @@ class StaffKeys:
 
     @property
     def signing(self) -> StaffKey:
-        """The key of new tokens."""
+        """The key that signs new tokens."""
         return self.keys[self.active]
 
 
 def load_token_keys(path: Path) -> TokenKeys:
-    """The ring in a file; TokenKeysError when it is unreadable, malformed, or has a key that is too short."""
+    """The ring in a file; TokenKeysError when it is unreadable or malformed, or a key is too short."""
     document = KeyRingDocument.parse(read_key_file(path), path=path).swept(unix_now())
     keys: dict[str, bytes] = {}
     for kid, text in document.keys.items():
         try:
             raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError) as error:
-            raise TokenKeysError(f"{path}: key {kid} is not base64url") from error
+            raise TokenKeysError(f"{path}: key {kid} is not valid base64url") from error
         if len(raw) < KEY_BYTES_MIN:
             raise TokenKeysError(f"{path}: key {kid} is shorter than {KEY_BYTES_MIN} bytes")
         keys[kid] = raw
@@ -86,19 +85,19 @@ def load_token_keys(path: Path) -> TokenKeys:
 
 
 def create_token_keys(path: Path) -> None:
-    """Write a ring with one fresh key, mode 0600. Nothing happens when the file is there."""
+    """Create a ring with one new key, mode 0600. Does nothing when the file exists."""
     kid, key = make_token_key()
     create_key_file(path, KeyRingDocument(kid, {kid: key}).dump())
 
 
 def make_token_key() -> tuple[str, str]:
-    """A fresh key with its kid, as a ring's text."""
+    """The kid and the text of a new key."""
     key = base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES_MIN)).rstrip(b"=").decode("ascii")
     return secrets.token_hex(4), key
 
 
 def mint_buyer_token(keys: TokenKeys, *, user_id: UUID, issuer: str, ttl_s: int, now_s: int | None = None) -> str:
-    """A buyer's access token: HS256 by the active key, for the edge and for the buyer's own things in the backoffice."""
+    """A buyer's access token, HS256 with the active key, for the edge and the buyer's own data in the backoffice."""
     now = int(time.time()) if now_s is None else now_s
     claims = {
         "sub": str(user_id),
@@ -112,12 +111,12 @@ def mint_buyer_token(keys: TokenKeys, *, user_id: UUID, issuer: str, ttl_s: int,
 
 
 def create_staff_key(path: Path) -> None:
-    """Write a fresh Ed25519 private key as PEM (PKCS 8), mode 0600. Nothing happens when the file is there."""
+    """Create a file with a new Ed25519 private key as PEM (PKCS 8), mode 0600. Does nothing when the file exists."""
     create_key_file(path, make_staff_key()[1].encode())
 
 
 def make_staff_key() -> tuple[str, str]:
-    """A fresh key with its kid, as a ring's text."""
+    """The kid and the text of a new key."""
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -126,7 +125,7 @@ def make_staff_key() -> tuple[str, str]:
 
 
 def read_staff_document(path: Path) -> KeyRingDocument:
-    """The staff file as a ring; a single PEM is one with one key. TokenKeysError as `load_staff_keys`."""
+    """The staff file as a ring; a single PEM gives a ring of one key. TokenKeysError as in `load_staff_keys`."""
     text = read_key_file(path)
     if not text.lstrip().startswith(_PEM):
         return KeyRingDocument.parse(text, path=path)
@@ -135,7 +134,7 @@ def read_staff_document(path: Path) -> KeyRingDocument:
 
 
 def load_staff_keys(path: Path) -> StaffKeys:
-    """The keys in a file; TokenKeysError when it is unreadable, malformed, or has what is no Ed25519 private key."""
+    """The ring in a file; TokenKeysError when it is unreadable or malformed, or a key is not an Ed25519 private key."""
     document = read_staff_document(path).swept(unix_now())
     keys = {kid: _parse_staff_key(text, path) for kid, text in document.keys.items()}
     if any(kid != key.kid for kid, key in keys.items()):
@@ -147,16 +146,16 @@ def _parse_staff_key(pem: str, path: Path) -> StaffKey:
     try:
         private = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise TokenKeysError(f"{path}: not a PEM private key without password") from error
+        raise TokenKeysError(f"{path}: is not a PEM private key without password") from error
     if not isinstance(private, Ed25519PrivateKey):
-        raise TokenKeysError(f"{path}: not an Ed25519 key")
+        raise TokenKeysError(f"{path}: is not an Ed25519 key")
     return StaffKey(_thumbprint(private.public_key()), private)
 
 
 def mint_staff_token(
     key: StaffKey, *, user_id: UUID, role: str, issuer: str, ttl_s: int, now_s: int | None = None
 ) -> str:
-    """An access token of staff or an admin: EdDSA, accepted by the backoffice only."""
+    """An access token of staff or an administrator: EdDSA, accepted by the backoffice only."""
     now = int(time.time()) if now_s is None else now_s
     claims = {
         "sub": str(user_id),
@@ -170,7 +169,7 @@ def mint_staff_token(
 
 
 def staff_jwks(*keys: StaffKey) -> dict[str, Any]:
-    """The JWK set (RFC 7517) of the public halves."""
+    """The JWK set (RFC 7517) of the public keys."""
     return {"keys": [{**_jwk(key.public), "kid": key.kid, "alg": "EdDSA", "use": "sig"} for key in keys]}
 
 

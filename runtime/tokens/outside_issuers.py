@@ -1,4 +1,4 @@
-"""Issuers of access tokens other than this platform, as configured. Performs no I/O."""
+"""Configuration of outside issuers of access tokens. Performs no I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class OutsideIssuer(BaseModel):
-    """One issuer whose tokens are accepted. Nobody is staff unless `staff_roles` or `admin_roles` say so."""
+    """One issuer whose tokens are accepted.
+
+    Only `staff_roles` and `admin_roles` make staff; both are empty by default.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,30 +27,29 @@ class OutsideIssuer(BaseModel):
     aud: _Text
     jwks_url: str
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("EdDSA", "ES256", "RS256")
-    roles_claim: _Text = "roles"  # a member, or a path of members with dots between
-    buyer_roles: tuple[_Text, ...] = ()  # none: everybody with a good token buys
+    roles_claim: _Text = "roles"  # a claim, or a path of members separated by dots
+    buyer_roles: tuple[_Text, ...] = ()  # empty: every valid token may buy
     staff_roles: tuple[_Text, ...] = ()
     admin_roles: tuple[_Text, ...] = ()
-    subjects: Literal["derived", "uuid"] = (
-        "derived"  # user id: UUIDv5 of (iss, sub), or `sub` itself, which is then a UUID
-    )
-    token_s_max: Annotated[int, Field(ge=60, le=TOKEN_S_MAX)] = 3600  # tokens that live longer are refused
+    # The user id: UUIDv5 of (iss, sub), or `sub` itself, which must be a UUID.
+    subjects: Literal["derived", "uuid"] = "derived"
+    token_s_max: Annotated[int, Field(ge=60, le=TOKEN_S_MAX)] = 3600  # tokens with a longer lifetime are rejected
 
     @field_validator("jwks_url")
     @classmethod
     def _protected(cls, url: str) -> str:
         parts = urlsplit(url)
         if not parts.hostname or parts.username is not None or parts.fragment:
-            raise ValueError("not the URL of a JWK set")
+            raise ValueError("must be the URL of a JWK set, without user and fragment")
         if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in _LOOPBACK):
-            raise ValueError("keys are fetched by https, or by http from this machine")
+            raise ValueError("must use https; http is allowed only for this machine")
         return url
 
 
 def check_issuers(issuers: tuple[OutsideIssuer, ...]) -> tuple[OutsideIssuer, ...]:
-    """ValueError when there are too many, or one twice."""
+    """ValueError when there are too many issuers, or duplicates."""
     if len(issuers) > ISSUERS_MAX:
-        raise ValueError(f"at most {ISSUERS_MAX} issuers")
+        raise ValueError(f"must be at most {ISSUERS_MAX} issuers")
     if len({issuer.iss for issuer in issuers}) != len(issuers):
-        raise ValueError("an issuer is there twice")
+        raise ValueError("must not contain the same issuer twice")
     return issuers

@@ -1,8 +1,9 @@
-"""Verifies access tokens of outside issuers by their published keys. No I/O but in `run`, so a request waits for nothing.
+"""Verifies access tokens of outside issuers with their published keys.
 
-A signature is checked once per token: verified ones are remembered by the hash of the whole token, up to a bound. Everything that
-may change is judged each time: `exp`, ended sessions, and whether the key is still published. Only good tokens get in, so
-nobody outside can push others out.
+Only `run` performs I/O, so a request never waits.
+A signature is checked once per token: a bounded cache holds verified tokens by the hash of the whole token. Conditions
+that change are checked each time: `exp`, ended sessions, and whether the key is still published. Only valid tokens
+enter the cache, so invalid tokens cannot evict them.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from runtime.tokens.session_ends import SessionEnds
 
 TOKEN_LENGTH_MAX: Final = 4096
 REMEMBERED_MAX: Final = 16_384  # about 600 bytes each
-LEEWAY_S: Final = 60  # of `iat` and `nbf` in the future, as with our own tokens
+LEEWAY_S: Final = 60  # `iat` and `nbf` may be this far in the future, as in our own tokens
 _REQUIRED = ["sub", "iss", "aud", "iat", "exp"]
 
 
 class Fault(Enum):
-    """Why a token is not accepted."""
+    """The reason to reject a token."""
 
     INVALID = auto()
     EXPIRED = auto()
-    ENDED = auto()  # issued before the user's sessions were ended
-    UNAVAILABLE = auto()  # its key is not known, and may be in a moment
+    ENDED = auto()  # issued before the sessions of the user ended
+    UNAVAILABLE = auto()  # its key is unknown, and a fetch may bring it soon
 
 
 @dataclass(frozen=True, slots=True)
 class OutsideUser:
-    """Whose token it is, and what the issuer's roles make of its holder."""
+    """The user of a token, with the roles that the issuer's roles are mapped to."""
 
     user_id: UUID
     expires_at_s: int
@@ -63,7 +64,7 @@ class _Verified:
 
 
 class OutsideTokens:
-    """The issuers of one process. `run` goes beside requests."""
+    """All outside issuers of one process. `run` must run beside requests."""
 
     def __init__(
         self, issuers: Sequence[OutsideIssuer], ends: SessionEnds, *, remembered_max: int = REMEMBERED_MAX
@@ -74,28 +75,28 @@ class OutsideTokens:
         self._remembered_max = remembered_max
         self._remembered: dict[bytes, _Verified] = {}  # in order of insertion
         self._jwt = jwt.PyJWT({"require": _REQUIRED, "verify_exp": False, "verify_iat": False, "verify_nbf": False})
-        self.verified = 0  # signatures that were checked and good
+        self.verified = 0  # valid signatures checked
 
     @property
     def keys(self) -> dict[str, int]:
-        """Issuer -> number of its keys that are known."""
+        """Number of known keys by issuer."""
         return {iss: len(jwks.keys) for iss, (_, jwks) in self._issuers.items()}
 
     async def run(self) -> None:
-        """Keep all key sets for ever, also when there is none. Cancel to stop."""
+        """Keep all key sets up to date until cancelled, also without issuers."""
         async with asyncio.TaskGroup() as group:
             for _, jwks in self._issuers.values():
                 group.create_task(jwks.run())
             await asyncio.Event().wait()
 
     def verify(self, token: str, now_s: int) -> OutsideUser | Fault:
-        """Judge a token (compact JWS). Performs no I/O; may ask for a key set to be fetched."""
+        """Verify a token (compact JWS). Performs no I/O; may request a fetch of a key set."""
         if len(token) > TOKEN_LENGTH_MAX or not token.isascii():
             return Fault.INVALID
         digest = hashlib.sha256(token.encode("ascii")).digest()
         found = self._remembered.get(digest)
         if found is not None and found.jwks.keys.get(found.kid) is not found.key:
-            del self._remembered[digest]  # the key was withdrawn, or is another one under the same name
+            del self._remembered[digest]  # the key was withdrawn, or replaced under the same kid
             found = None
         if found is None:
             try:
@@ -119,7 +120,7 @@ class OutsideTokens:
         return found.user
 
     def _read(self, token: str) -> _Verified | Fault:
-        """Check signature and lasting claims; raises for what is malformed or forged."""
+        """Check the signature and the claims that do not change; raises for malformed or forged tokens."""
         parts = token.split(".")
         if len(parts) != 3:
             return Fault.INVALID
@@ -135,7 +136,7 @@ class OutsideTokens:
             return Fault.UNAVAILABLE if jwks.ask() else Fault.INVALID
         if key.algorithm != algorithm:
             return Fault.INVALID
-        # The algorithm is the key's: what the token says was only compared with it.
+        # The key determines the algorithm; the header of the token was only compared with it.
         claims = self._jwt.decode(token, key.public, algorithms=[key.algorithm], audience=issuer.aud, issuer=issuer.iss)
         self.verified += 1
         issued_at_s, expires_at_s = _seconds(claims["iat"]), _seconds(claims["exp"])
@@ -147,7 +148,7 @@ class OutsideTokens:
 
 
 def derived_user_id(iss: str, sub: str) -> UUID:
-    """The user id of an issuer's subject: UUIDv5 of `sub` in the name space that is UUIDv5 of `iss` (RFC 9562, section 5.5)."""
+    """The user id for a subject: UUIDv5 of `sub` in the namespace UUIDv5 of `iss` (RFC 9562, section 5.5)."""
     return uuid5(uuid5(NAMESPACE_URL, iss), sub)
 
 
@@ -162,7 +163,7 @@ def _members(part: str) -> dict[str, Any]:
 
 
 def _seconds(value: Any) -> int:
-    """A NumericDate (RFC 7519, section 2), fractions cut off; ValueError for anything else."""
+    """A NumericDate (RFC 7519, section 2), rounded down; ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 53:
         raise ValueError("not a NumericDate")
     return int(value)
@@ -181,7 +182,7 @@ def _roles(claims: dict[str, Any], claim: str) -> frozenset[str]:
         for member in claim.split("."):
             value = value.get(member) if isinstance(value, dict) else None
     if isinstance(value, str):
-        return frozenset(value.split())  # as `scope` is written
+        return frozenset(value.split())  # the format of `scope`
     return frozenset(role for role in value if isinstance(role, str)) if isinstance(value, list) else frozenset()
 
 

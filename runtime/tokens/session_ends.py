@@ -19,6 +19,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from domain import topology
+from runtime.process import tasks
 from runtime.redis.channel import RECONNECT_S_MAX, Channel
 from runtime.redis.scripts import load_script, run
 
@@ -89,9 +90,11 @@ class SessionEnds:
 
     async def run(self) -> None:
         """Follow the channel until cancelled, and tidy the table."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._channel.follow(), name="session-ends-channel")
-            group.create_task(self._tidy_for_ever(), name="session-ends-tidy")
+        tidying = asyncio.create_task(self._tidy_for_ever(), name="session-ends-tidy")
+        try:
+            await self._channel.follow()
+        finally:
+            await tasks.cancel(tidying)
 
     async def _tidy_for_ever(self) -> None:
         while True:

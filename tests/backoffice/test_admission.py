@@ -1,4 +1,4 @@
-"""Admission closes the gaps of Robyn: unbounded and truncated bodies, slow clients, unknown paths and methods, bad framing."""
+"""Admission closes gaps of Robyn: unbounded and truncated bodies, slow clients, unknown paths, bad framing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Register, log in, refresh, log out; limits; what must not be told."""
+"""Register, log in, refresh, log out; limits; answers that must not reveal accounts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_register_and_log_in(http: httpx.Client, backoffice: BackofficeProcess, 
     assert (claims["aud"], claims["roles"], claims["sub"]) == ("edge", ["buyer"], user["id"])
     me = http.get("/v1/users/me", headers={"Authorization": f"Bearer {tokens['access_token']}"})
     assert me.json() == user
-    # In the shard of its bucket, the password as argon2id only, and nowhere in the log.
+    # The account is in the shard of its bucket, with an argon2id hash. The password is not in the log.
     dsn = databases.shard_dsns[Topology().shard_of_user(UUID(user["id"]))]
     with psycopg.connect(dsn) as connection:
         row = connection.execute("SELECT password_hash FROM users WHERE id = %s", (user["id"],)).fetchone()
@@ -62,7 +62,7 @@ def test_register_and_log_in(http: httpx.Client, backoffice: BackofficeProcess, 
     assert tokens["refresh_token"] not in backoffice.log
 
 
-def test_an_address_is_used_once_whatever_its_case(http: httpx.Client, databases: Databases) -> None:
+def test_an_address_is_used_once_in_any_case(http: httpx.Client, databases: Databases) -> None:
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: register(http, f"Race{'R' * (n % 2)}@shop.example".upper()), range(8)))
     codes = sorted(answer.status_code for answer in answers)
@@ -156,7 +156,7 @@ def test_guessing_is_limited(http: httpx.Client) -> None:
     register(http, "other@shop.example")
     for _ in range(LOGIN_ACCOUNT_FROM_CLIENT.attempts_max):
         assert login(http, password="guess").status_code == 401
-    # The right password, too: else the limit would tell which it is. An unknown address alike.
+    # The right password is refused, too: otherwise the limit would reveal it. The case of the address does not matter.
     for email in ("buyer@shop.example", "BUYER@shop.example"):
         limited = login(http, email)
         assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
@@ -196,8 +196,8 @@ def test_registering_is_limited(http: httpx.Client, redis_client: redis.Redis) -
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
 
 
-async def test_what_is_refused_counts_nowhere(redis_client: redis.Redis) -> None:
-    """One client, however often it asks, leaves others their tries for the same account; and the longest wait is told."""
+async def test_a_refused_attempt_counts_nowhere(redis_client: redis.Redis) -> None:
+    """Attempts refused to one client leave the attempts of other clients; the answer names the longest wait."""
     pair, account, client = Limit("pair", 3, 60), Limit("account", 5, 900), Limit("client", 8, 30)
     url = f"redis://127.0.0.1:{redis_client.get_connection_kwargs()['port']}/1"
 
@@ -209,12 +209,12 @@ async def test_what_is_refused_counts_nowhere(redis_client: redis.Redis) -> None
         for tries in range(20):
             with nullcontext() if tries < 3 else pytest.raises(Refused):
                 await attempts.spend(*subjects("one"))
-        for tries in range(6):  # the account's own limit
+        for tries in range(6):  # the limit of the account
             with nullcontext() if tries < 2 else pytest.raises(Refused) as refused:
                 await attempts.spend(*subjects("other"))
         assert refused.value.details.policy == RatePolicy("account", 5, 900)
         assert 890 <= (refused.value.details.retry_after_s or 0) <= 900
-        for email in "bcdef":  # and the client's: of its eight it has used three
+        for email in "bcdef":  # the limit of the client: it has used three of eight
             await attempts.spend(*subjects("one", email))
         with pytest.raises(Refused) as refused:
             await attempts.spend(*subjects("one", "g"))
@@ -228,7 +228,7 @@ async def test_a_limit_holds_to_the_end_of_its_window(redis_client: redis.Redis)
         attempts = Attempts(cache)
         await attempts.spend((limit, "x"))
         (key,) = [key async for key in cache.scan_iter(match="*:test:*")]
-        await cache.pexpire(key, 450)  # Redis rounds it to no second at all
+        await cache.pexpire(key, 450)  # Redis would round this to 0 s
         with pytest.raises(Refused) as refused:
             await attempts.spend((limit, "x"))
     assert refused.value.details.retry_after_s == 1
@@ -259,13 +259,13 @@ def test_refresh_tokens_rotate(http: httpx.Client, databases: Databases) -> None
     second = refresh(http, first)
     assert second.status_code == 200
     assert set(second.json()) == {"access_token", "refresh_token", "token_type", "expires_in"}
-    # A reply that was lost: the same token again within ten seconds.
+    # After a lost reply: the same token again within ten seconds.
     again = refresh(http, first)
     assert again.status_code == 200
     tokens = {first, second.json()["refresh_token"], again.json()["refresh_token"]}
     assert len(tokens) == 3
     assert refresh(http, again.json()["refresh_token"]).status_code == 200
-    # Later it is a stolen one: nobody of the family goes on.
+    # Later the token counts as stolen, and the whole family ends.
     _age_use(databases)
     stolen = refresh(http, first)
     assert (stolen.status_code, stolen.json()["code"]) == (401, "token_invalid")
@@ -292,7 +292,7 @@ def test_a_token_that_may_be_used_again_does_not_fill_the_table(http: httpx.Clie
     assert (len(renewed), len(refused)) == (UNUSED_MAX, 8)
     assert {(answer.json()["code"], answer.headers["retry-after"]) for answer in refused} == {("rate_limited", "10")}
     assert _count(databases, "refresh_tokens") == UNUSED_MAX + 1
-    # Nothing of the login is lost by it: each of them is good, at once.
+    # The login goes on: each of the new tokens is valid at once.
     assert refresh(http, renewed[0].json()["refresh_token"]).status_code == 200
 
 
@@ -303,7 +303,7 @@ def test_a_login_renewed_one_after_another_is_not_limited(http: httpx.Client) ->
         token = answer.json()["refresh_token"]
         answer = refresh(http, token)
         assert answer.status_code == 200
-    # A lost reply is as good as ever.
+    # The last token may still be used again, as after a lost reply.
     assert refresh(http, token).status_code == 200
 
 
@@ -326,7 +326,7 @@ def test_a_family_ends_by_time(http: httpx.Client, databases: Databases) -> None
     answer = refresh(http, token)
     assert (answer.status_code, answer.json()["code"]) == (401, "token_expired")
     login(http)
-    assert _count(databases, "refresh_families") == 1  # the login swept what was over
+    assert _count(databases, "refresh_families") == 1  # the login deleted the expired family
 
 
 def test_refresh_tokens_that_are_none(http: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""Whose request it is: only trusted proxies are believed, and nobody becomes another by what he sends."""
+"""The client that limits count: only trusted proxies set it, and a client cannot pretend to be another one."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
     ("peer", "forwarded", "client"),
     [
         ("203.0.113.9", [], "203.0.113.9"),
-        ("203.0.113.9", ["198.51.100.1"], "203.0.113.9"),  # not from a proxy: not believed
+        ("203.0.113.9", ["198.51.100.1"], "203.0.113.9"),  # not from a trusted proxy: ignored
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
-        ("10.0.0.1", ["6.6.6.6, 198.51.100.1"], "198.51.100.1"),  # what the client itself had put there
+        ("10.0.0.1", ["6.6.6.6, 198.51.100.1"], "198.51.100.1"),  # the entry that the client sent
         ("10.0.0.1", ["6.6.6.6", "198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["6.6.6.6, 198.51.100.1, 10.9.9.9"], "198.51.100.1"),  # two proxies in a row
         ("10.0.0.1", ["10.2.2.2, 198.51.100.1"], "198.51.100.1"),  # a client that claims to be a proxy
@@ -46,7 +46,7 @@ PROXIES = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
         ("unknown", ["198.51.100.1"], UNKNOWN),
     ],
 )
-def test_who_is_counted(peer: str, forwarded: list[str], client: str) -> None:
+def test_the_counted_client(peer: str, forwarded: list[str], client: str) -> None:
     assert client_of(peer, forwarded, PROXIES) == client
 
 
@@ -56,7 +56,7 @@ def test_without_trusted_proxies_nothing_is_believed(forwarded: list[str]) -> No
 
 
 @given(st.lists(st.text(st.characters(max_codepoint=255), max_size=30), max_size=3))
-def test_what_stands_before_the_last_trusted_entry_changes_nothing(forwarded: list[str]) -> None:
+def test_entries_before_the_last_trusted_one_change_nothing(forwarded: list[str]) -> None:
     assert client_of("10.0.0.1", [*forwarded, "198.51.100.1"], PROXIES) == "198.51.100.1"
 
 
@@ -97,7 +97,7 @@ def test_behind_a_trusted_proxy_each_client_is_counted(
         with httpx.Client(base_url=process.url, timeout=20) as http:
             _exhaust(http, "198.51.100.1")
             assert _login(http, "198.51.100.1") == 429
-            assert _login(http, "6.6.6.6, 198.51.100.1") == 429  # it cannot become another
+            assert _login(http, "6.6.6.6, 198.51.100.1") == 429  # it cannot pretend to be another client
             assert _login(http, "198.51.100.2") == 401
             # A client must not set the private header of admission.
             raw = {"email": "nobody@shop.example", "password": "guess"}

@@ -1,4 +1,4 @@
-"""What `/openapi.json` says is what is answered; and whatever is sent, the answer is typed."""
+"""Answers match `/openapi.json`, and every request gets a typed answer."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _DATABASE_TEXT = ("postgres", "psycopg", "redis", "traceback", "select ", "127.0
 
 
 def check(answer: httpx.Response) -> None:
-    """2xx, or a problem whose code and status belong together and which tells nothing of our insides."""
+    """2xx, or a problem with matching code and status that reveals no internals."""
     if answer.status_code < 400:
         return
     assert answer.headers["content-type"] == "application/problem+json"
@@ -110,7 +110,7 @@ def described(staff: Staff) -> dict[str, Any]:
 
 
 def matches(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Enough of JSON Schema for the shapes that the document uses; unknown words fail."""
+    """The part of JSON Schema that the document uses; unknown keywords fail."""
     if "$ref" in schema:
         return matches(root["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], value, root)
     if "anyOf" in schema:
@@ -203,7 +203,7 @@ def test_every_operation_tells_of_the_answer_that_does_not_come(staff: Staff) ->
             assert told == "outcome_unknown", f"{method} {path}"
 
 
-@pytest.mark.parametrize("path", ["/redoc", "/swagger"])  # /docs is our own page: tests/pages
+@pytest.mark.parametrize("path", ["/redoc", "/swagger"])  # tests/pages covers /docs
 def test_nothing_is_loaded_from_elsewhere(backoffice: BackofficeProcess, path: str) -> None:
     assert httpx.get(backoffice.url + path).status_code == 404
 

@@ -1,4 +1,4 @@
-"""Logins and their refresh tokens in the shard: beside changes of password and role, and how many of them are kept."""
+"""Logins and refresh tokens in the shard: concurrent changes of password and role, and bounds on their number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOPOLOGY = Topology()
 
 @pytest.fixture
 def buyer(backoffice: BackofficeProcess) -> UUID:
-    """An account's id."""
+    """The id of an account."""
     with httpx.Client(base_url=backoffice.url, timeout=20) as http:
         return UUID(register(http).json()["id"])
 
@@ -61,7 +61,7 @@ async def refresh_tokens(databases: Databases, redis_client: redis.Redis) -> Asy
 async def test_a_login_that_a_change_overtakes_gets_no_family(
     buyer: UUID, databases: Databases, refresh_tokens: RefreshTokens
 ) -> None:
-    """It has verified the old password, and then the password changes: what it verified is worth nothing."""
+    """The password changes after its verification: the login must fail."""
     seen = password_hash(databases, buyer)
     assert await refresh_tokens.start_family(buyer, password_hash=seen) is not None
     with psycopg.connect(shard_of(databases, buyer), autocommit=True) as connection:
@@ -72,11 +72,11 @@ async def test_a_login_that_a_change_overtakes_gets_no_family(
 async def test_a_login_under_way_is_of_the_role_as_it_is_then(
     buyer: UUID, databases: Databases, refresh_tokens: RefreshTokens
 ) -> None:
-    """A change of the role that is not committed yet: login and renewal wait, and are from after it, never from before."""
+    """Login and refresh wait for an uncommitted change of the role, and then carry the new role."""
     seen = password_hash(databases, buyer)
     before = await refresh_tokens.start_family(buyer, password_hash=seen)
     assert before is not None and before.role is Role.BUYER
-    later_s = int(time.time()) + 2  # as the second that passes, and the next one, are ended
+    later_s = int(time.time()) + 2  # the cutoff ends the present second and the next one
     async with await psycopg.AsyncConnection.connect(shard_of(databases, buyer)) as change:
         await change.execute("UPDATE users SET role = 'staff' WHERE id = %s", (buyer,))
         await change.execute("INSERT INTO session_ends VALUES (%s, %s)", (buyer, later_s))
@@ -92,7 +92,7 @@ async def test_a_login_under_way_is_of_the_role_as_it_is_then(
 async def test_a_change_of_the_role_waits_until_a_login_has_said_from_when_it_is(
     buyer: UUID, databases: Databases, refresh_tokens: RefreshTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other order: whatever a change ends afterwards is later than what this login says."""
+    """The other order: the cutoff of a later change is after the `iat` of this login."""
     seen, read, over = password_hash(databases, buyer), asyncio.Event(), asyncio.Event()
     iat_of = refresh._iat
 
@@ -109,7 +109,7 @@ async def test_a_change_of_the_role_waits_until_a_login_has_said_from_when_it_is
     async with await psycopg.AsyncConnection.connect(shard_of(databases, buyer)) as change:
         await change.execute("UPDATE users SET role = 'staff' WHERE id = %s", (buyer,))
         ends_s = int(time.time()) + 1
-        assert over.is_set()  # the change has waited
+        assert over.is_set()  # the change has waited for the login
     made = await login
     assert made is not None and made.role is Role.BUYER and made.iat < ends_s
 
@@ -141,10 +141,10 @@ async def test_a_login_renewed_for_ever_keeps_so_many_tokens(
         assert connection.execute("SELECT count(*) FROM refresh_tokens").fetchone() == (5,)
         connection.execute("UPDATE refresh_tokens SET used_at = used_at - interval '1 hour'")
     assert login is not None
-    with pytest.raises(Refused):  # forgotten: refused, and the login goes on
+    with pytest.raises(Refused):  # deleted: refused, and the login goes on
         await refresh_tokens.renew(tokens[0])
     login = await refresh_tokens.renew(login.refresh_token)
-    with pytest.raises(Refused, match="token_invalid"):  # known: stolen, and the login ends
+    with pytest.raises(Refused, match="token_invalid"):  # known: counts as stolen, and the login ends
         await refresh_tokens.renew(tokens[-1])
     with pytest.raises(Refused):
         await refresh_tokens.renew(login.refresh_token)

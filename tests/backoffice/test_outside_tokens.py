@@ -1,4 +1,4 @@
-"""Callers of an outside issuer at the backoffice: staff only where it is configured, and only while their tokens are good."""
+"""Callers of an outside issuer at the backoffice: staff only if configured, and only with valid tokens."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_outside_callers(own: BackofficeProcess, issuer: Issuer) -> None:
     for role in ("ops", "root"):
         assert ask("/v1/sales", roles=[role]) == (200, "")
     assert ask("/v1/sales", roles=["customer"]) == (403, "forbidden")
-    # Roles by our names mean nothing to an issuer that has its own.
+    # Our own role names have no effect in tokens of this issuer.
     assert ask("/v1/sales", roles=["admin", "staff"]) == (401, "token_invalid")
     assert ask("/v1/sales") == (401, "token_invalid")
     assert ask("/v1/users/me", roles=["customer"]) == (404, "user_not_found")
     now = int(time.time())
     assert ask("/v1/sales", roles=["ops"], aud="another") == (401, "token_invalid")
     assert ask("/v1/sales", roles=["ops"], iat=now - 100, exp=now - 1) == (401, "token_expired")
-    # Theirs end like ours.
+    # Their sessions end like ours.
     token = issuer.token(roles=["ops"], iat=now - 5)
     assert ask("/v1/auth/logout-everywhere", method="POST", token=token) == (204, "")
     assert ask("/v1/sales", token=token) == (401, "token_invalid")

@@ -1,4 +1,4 @@
-"""Argon2id off the event loop: its parameters, what happens at the bound, and that no account costs what an account does."""
+"""Argon2id off the event loop: parameters, bounds, and equal cost with and without an account."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_more_hashes_than_may_wait_are_refused_at_once(hashing: Passwords)
     assert {end.details.problem for end in refused} == {Problem.OVERLOADED}
     assert all(end.details.retry_after_s for end in refused)
     assert [end for end in ends if not isinstance(end, Refused)] == [False] * (THREADS + WAITING_MAX)
-    assert not await hashing.verify(None, "x")  # there is room again
+    assert not await hashing.verify(None, "x")  # the queue has room again
 
 
 async def test_the_event_loop_goes_on_meanwhile(hashing: Passwords) -> None:
@@ -45,12 +45,12 @@ async def test_the_event_loop_goes_on_meanwhile(hashing: Passwords) -> None:
     while not work.done():
         turns += 1
         await asyncio.sleep(0)
-    assert turns > 8  # a loop that hashes by itself has no turns between
+    assert turns > 8  # a loop that hashes itself could not count
     assert len(await work) == 8
 
 
-async def test_no_account_costs_a_whole_verification(hashing: Passwords) -> None:
-    """The decoy is a hash of the same parameters, which is verified to the end, on the same threads."""
+async def test_a_missing_account_costs_a_complete_verification(hashing: Passwords) -> None:
+    """The decoy is a hash with the same parameters, verified completely on the same threads."""
     used: list[str] = []
 
     class Watched(argon2.PasswordHasher):

@@ -1,4 +1,4 @@
-"""Start and end of the process: SIGTERM loses no request, a busy port is an error, missing servers are waited for."""
+"""Start and stop of the process: SIGTERM loses no request, a port in use is an error, absent servers are awaited."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.fixtures.fix_databases import Databases
 def own(
     tmp_path: Path, redis_server: RedisServer, redis_client: redis.Redis, databases: Databases
 ) -> Iterator[BackofficeProcess]:
-    """A process of the test's own, not started yet."""
+    """A process for one test, not started yet."""
     assert redis_client
     process = BackofficeProcess(tmp_path, redis_server.url, databases)
     yield process
@@ -46,7 +46,7 @@ def test_first_administrator_is_made_once(own: BackofficeProcess) -> None:
     assert own.stop() == 0
     own.environ["FLASHSALE_ADMIN_PASSWORD"] = "another password"
     own.start()
-    login(own.url)  # the account is as it was
+    login(own.url)  # the account is unchanged
     assert own.stop() == 0
     assert ADMIN_PASSWORD not in own.log
     assert "another password" not in own.log
@@ -103,7 +103,7 @@ def test_clean_end_right_after_start(own: BackofficeProcess, number: signal.Sign
         assert own.process.wait(15) == 0
 
 
-def test_busy_port_is_an_error_and_asks_nobody(own: BackofficeProcess) -> None:
+def test_a_port_in_use_is_an_error_without_a_prompt(own: BackofficeProcess) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", own.port))
         taken.listen()
@@ -119,7 +119,7 @@ def test_robyns_own_environment_changes_nothing(own: BackofficeProcess) -> None:
     assert own.stop() == 0
 
 
-def test_the_private_port_admits_nobody_else(own: BackofficeProcess) -> None:
+def test_the_private_port_admits_no_other_client(own: BackofficeProcess) -> None:
     own.start()
     (private,) = _listening_ports(own) - {own.port}
     for headers in ({}, {"X-Flashsale-Client": ":127.0.0.1"}, {"X-Flashsale-Client": "guess:127.0.0.1"}):
@@ -159,7 +159,7 @@ def test_redis_that_is_away_is_waited_for(own: BackofficeProcess, tmp_path: Path
     own.start(wait=False)
     assert own.process is not None
     _until(lambda: "waiting for Redis" in own.log)
-    assert own.stop() == 0  # also while it waits
+    assert own.stop() == 0  # also while the start waits for servers
     own.start(wait=False)
     try:
         server.start()
@@ -167,7 +167,7 @@ def test_redis_that_is_away_is_waited_for(own: BackofficeProcess, tmp_path: Path
         server.kill()
         answer = httpx.get(own.url + "/readyz", timeout=10)
         assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
-        # Whose sessions ended is followed there, too, which is noticed a moment later.
+        # Ended sessions are read from this Redis, too; the process detects the loss a moment later.
         assert [name for name in answer.json()["missing"] if name != "sessions"] == ["redis", "cache"]
         headers = {"Content-Type": "application/json"}
         body = f'{{"email": "{ADMIN_EMAIL}", "password": "{ADMIN_PASSWORD}"}}'
@@ -176,16 +176,14 @@ def test_redis_that_is_away_is_waited_for(own: BackofficeProcess, tmp_path: Path
         assert "retry-after" in answer.headers
         assert httpx.get(own.url + "/livez").status_code == 200
         server.start()
-        own.wait_ready()  # heals without a hand
+        own.wait_ready()  # recovers without intervention
         login(own.url)
     finally:
         own.kill()
         server.stop()
 
 
-def test_without_the_cache_redis_what_needs_it_is_refused_and_the_rest_goes_on(
-    own: BackofficeProcess, tmp_path: Path
-) -> None:
+def test_without_the_cache_redis_only_limited_operations_are_refused(own: BackofficeProcess, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "cache", port=free_port())
     own.environ["FLASHSALE_CACHE_URL"] = server.url
     server.start()
@@ -194,14 +192,14 @@ def test_without_the_cache_redis_what_needs_it_is_refused_and_the_rest_goes_on(
         headers = login(own.url)
         assert httpx.get(own.url + "/readyz", timeout=10).json() == {"status": "ready", "missing": []}
         server.kill()
-        # All processes share it: none of them must be taken out of service for it.
+        # All processes share the cache Redis, so its loss must not take any of them out of service.
         answer = httpx.get(own.url + "/readyz", timeout=10)
         assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "missing": ["cache"]})
         product = {"sku": "SKU-1", "name": "x", "price_minor": 1, "currency": "EUR"}
         assert httpx.post(own.url + "/v1/products", json=product, headers=headers, timeout=15).status_code == 201
         assert len(httpx.get(own.url + "/v1/products", timeout=15).json()["items"]) == 1
         assert httpx.get(own.url + "/v1/users/me", headers=headers, timeout=15).json()["email"] == ADMIN_EMAIL
-        # Guessing could not be counted.
+        # Attempts could not be counted, so the login is refused.
         body = {"email": ADMIN_EMAIL, "password": ADMIN_PASSWORD}
         answer = httpx.post(own.url + "/v1/auth/login", json=body, timeout=15)
         assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
@@ -249,7 +247,7 @@ def _listening_ports(process: BackofficeProcess) -> set[int]:
     folder = Path(f"/proc/{process.process.pid}")
     inodes = set()
     for link in (folder / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+        with contextlib.suppress(FileNotFoundError):  # closed since the list was made
             inodes.add(os.readlink(link)[8:-1])
     rows = [line.split() for line in (folder / "net" / "tcp").read_text().splitlines()[1:]]
     return {int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and row[9] in inodes}

@@ -1,4 +1,4 @@
-"""Change a password, reset a forgotten one, verify an address: who may, once, what ends by it, and what must not be told."""
+"""Change and reset a password, verify an address: permissions, single use, ended logins, non-revealing answers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def http(backoffice: BackofficeProcess) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def buyer(http: httpx.Client) -> UUID:
-    """An account's id."""
+    """The id of an account."""
     made = register(http)
     assert made.status_code == 201, made.text
     return UUID(made.json()["id"])
@@ -71,7 +71,7 @@ def verify(http: httpx.Client, token: str) -> httpx.Response:
 
 
 def mailed(databases: Databases, user_id: UUID, kind: NoticeKind, *, life: str = "30 minutes") -> str:
-    """A token as the letter of a notice has it."""
+    """A token as in the letter for a notice."""
     secret = secrets.token_bytes(SECRET_BYTES)
     with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
         connection.execute(
@@ -96,7 +96,7 @@ def is_verified(databases: Databases, user_id: UUID) -> bool:
 
 
 def notices(databases: Databases) -> list[tuple[int, str, str]]:
-    """Shard, kind and key of every notice that waits in an outbox."""
+    """Shard, kind and key of every notice in an outbox."""
     found = []
     for shard, dsn in enumerate(databases.shard_dsns):
         with psycopg.connect(dsn) as connection:
@@ -136,12 +136,12 @@ def test_a_changed_password_ends_every_other_login(http: httpx.Client, buyer: UU
         assert code(refresh(http, tokens["refresh_token"])) == (401, "token_invalid")
     assert refresh(http, changed.json()["refresh_token"]).status_code == 200
     assert me(http, changed.json()["access_token"]).json()["id"] == str(buyer)
-    # Access tokens, too, also those of the second that is just passing.
+    # Access tokens end, too, including those of the present second.
     for tokens in (one, other):
         assert code(me(http, tokens["access_token"])) == (401, "token_invalid")
     assert login(http).status_code == 401
     assert login(http, password=NEW).status_code == 200
-    # The owner is told; a reset that somebody had asked for is void.
+    # The owner gets a notice, and a reset that was requested before is void.
     assert notices(databases) == [(TOPOLOGY.shard_of_user(buyer), "password_changed", str(buyer))]
     assert code(reset(http, reset_token)) == (401, "token_invalid")
 
@@ -175,7 +175,7 @@ def test_of_several_changes_at_once_one_wins(http: httpx.Client, buyer: UUID) ->
     assert works == won
 
 
-def test_who_has_no_account_has_no_password(http: httpx.Client, backoffice: BackofficeProcess) -> None:
+def test_a_caller_without_an_account_has_no_password(http: httpx.Client, backoffice: BackofficeProcess) -> None:
     keys = load_token_keys(backoffice.token_keys_file)
     token = mint_buyer_token(keys, user_id=uuid4(), issuer="flashsale", ttl_s=900)
     assert code(change(http, token)) == (404, "user_not_found")
@@ -183,7 +183,7 @@ def test_who_has_no_account_has_no_password(http: httpx.Client, backoffice: Back
 
 @pytest.mark.parametrize("what", ["password-reset", "verify-email"])
 def test_asking_for_a_mail_tells_nothing(what: str, http: httpx.Client, buyer: UUID, databases: Databases) -> None:
-    """The same answer, by the same work: a row that names the address, whether anybody has it."""
+    """The same answer and the same work for every address: one row that names the address."""
     forget_notices(databases)
     known, unknown = ask(http, what, EMAIL.upper()), ask(http, what, "nobody@shop.example")
     assert known.status_code == unknown.status_code == 204 and buyer
@@ -202,7 +202,7 @@ def test_mails_to_one_address_are_limited_whether_it_exists(email: str, http: ht
     limited = ask(http, "password-reset", email.upper())
     assert code(limited) == (429, "rate_limited") and buyer
     assert 1 <= int(limited.headers["retry-after"]) <= MAIL_ADDRESS_FROM_CLIENT.window_s
-    assert ask(http, "verify-email", email).status_code == 204  # another purpose is another matter
+    assert ask(http, "verify-email", email).status_code == 204  # the other purpose has its own limit
 
 
 def test_a_mailed_token_resets_the_password_once(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
@@ -217,7 +217,7 @@ def test_a_mailed_token_resets_the_password_once(http: httpx.Client, buyer: UUID
     assert code(me(http, tokens["access_token"])) == (401, "token_invalid")
     assert me(http, login(http, password=NEW).json()["access_token"]).status_code == 200
     assert notices(databases) == [(TOPOLOGY.shard_of_user(buyer), "password_changed", str(buyer))]
-    assert is_verified(databases, buyer)  # it was mailed there
+    assert is_verified(databases, buyer)  # the token was mailed to this address
     assert code(reset(http, token, "a third password")) == (401, "token_invalid")
     assert login(http, password=NEW).status_code == 200
 
@@ -233,7 +233,7 @@ def test_of_several_resets_at_once_one_wins(http: httpx.Client, buyer: UUID, dat
 
 
 def test_reset_and_change_at_once_leave_one_password(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
-    """Both lock the account, its token and its logins: in the same order, or one of them would end as a deadlock."""
+    """Both lock the account, its token and its logins in the same order; otherwise they would deadlock."""
     for _ in range(4):
         access = login(http).json()["access_token"]
         token = mailed(databases, buyer, NoticeKind.PASSWORD_RESET)
@@ -247,7 +247,7 @@ def test_reset_and_change_at_once_leave_one_password(http: httpx.Client, buyer: 
         assert reset(http, mailed(databases, buyer, NoticeKind.PASSWORD_RESET), PASSWORD).status_code == 204
 
 
-def test_a_reset_lets_who_guessed_too_often_in_again(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
+def test_a_reset_resets_the_limit_of_guesses(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
     for _ in range(LOGIN_ACCOUNT_FROM_CLIENT.attempts_max + 1):
         login(http, password="guess")
     assert login(http).status_code == 429
@@ -374,7 +374,7 @@ def test_where_it_is_asked_for_only_the_verified_log_in(
             assert code(login(http, password="wrong")) == (401, "credentials_invalid")
             assert verify(http, mailed(databases, buyer, NoticeKind.VERIFY_EMAIL)).status_code == 204
             assert login(http).status_code == 200
-            # Whoever set the system up must get in.
+            # The first administrator needs no verification.
             assert login(http, "admin@flashsale.example", "an administrator's password").status_code == 200
         assert process.stop() == 0
     finally:

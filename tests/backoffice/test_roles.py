@@ -1,4 +1,4 @@
-"""Every route by every kind of caller, and every token that must not be believed."""
+"""Every route with every kind of caller, and every kind of token that must be rejected."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ ROUTES = {
 
 
 class Minting:
-    """The keys of a running backoffice, to make tokens good and bad."""
+    """The keys of a running backoffice, to make valid and invalid tokens."""
 
     def __init__(self, process: BackofficeProcess) -> None:
         self.ring = load_token_keys(process.token_keys_file)
@@ -109,7 +109,7 @@ class Minting:
         )
 
     def forged_staff(self) -> str:
-        """A token that whoever has an edge's keys can make."""
+        """A token that the keys of an edge can make."""
         return jwt.encode(self.claims(), self.buyer_key, "HS256", {"kid": self.ring.active})
 
     def claims(self, **members: Any) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def minting(backoffice: BackofficeProcess) -> Minting:
 
 @pytest.fixture(scope="module")
 def outsiders() -> Iterator[Issuer]:
-    """An issuer whose customers, ops and roots are our buyers, staff and administrators."""
+    """An issuer with the roles customers, ops and roots for buyers, staff and administrators."""
     issuer = Issuer({"ed": Ed25519PrivateKey.generate()})
     issuer.start()
     yield issuer
@@ -143,7 +143,7 @@ def outsiders() -> Iterator[Issuer]:
 def open_to_outsiders(
     redis_server: RedisServer, migrated: Databases, outsiders: Issuer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BackofficeProcess]:
-    """A backoffice that accepts tokens of every kind there is."""
+    """A backoffice that accepts tokens of every kind."""
     process = BackofficeProcess(tmp_path_factory.mktemp("roles"), redis_server.url, migrated)
     roles = {"buyer_roles": ["customer"], "staff_roles": ["ops"], "admin_roles": ["root"]}
     process.environ = {"FLASHSALE_OUTSIDE_ISSUERS": outsiders.setting(**roles)}
@@ -163,7 +163,7 @@ def _ask(process: BackofficeProcess, method: str, path: str, token: str | None) 
     """Status and problem code."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     with httpx.stream(method, process.url + path, headers=headers) as answer:
-        if answer.status_code < 400:  # one of the others has no end
+        if answer.status_code < 400:  # one of the others never ends
             return answer.status_code, ""
         document = json.loads(answer.read())
     assert ("error=" in answer.headers.get("www-authenticate", "")) == document["code"].startswith(
@@ -173,17 +173,17 @@ def _ask(process: BackofficeProcess, method: str, path: str, token: str | None) 
 
 
 def _routes() -> tuple[Route, ...]:
-    """The route table itself, so that a route which is not described cannot hide."""
+    """The route table itself, so that undescribed routes are tested, too."""
     with tempfile.TemporaryDirectory() as folder:
         ring, staff = Path(folder) / "ring.json", Path(folder) / "staff.pem"
         create_token_keys(ring)
         create_staff_key(staff)
         settings = load_settings({"FLASHSALE_SHARD_DSNS": ",".join(["postgresql://nowhere.invalid/shard"] * 4)})
         keys = {"buyer_keys": KeyWatch(ring, load_token_keys), "staff_keys": KeyWatch(staff, load_staff_keys)}
-        return Backoffice(settings, **keys).routes  # type: ignore[arg-type]  # each is of its own kind
+        return Backoffice(settings, **keys).routes  # type: ignore[arg-type]  # the values have different types
 
 
-def test_the_table_is_whole(backoffice: BackofficeProcess) -> None:
+def test_the_table_is_complete(backoffice: BackofficeProcess) -> None:
     needs = {None: ANYONE, EVERYONE: NEEDS_TOKEN, STAFF: NEEDS_STAFF}
     table = {f"{route.method} {route.path}": OPTIONAL if route.anonymous else needs[route.roles] for route in _routes()}
     files = [operation for operation in table if operation.startswith("GET /static/")]
@@ -293,7 +293,7 @@ def test_tokens_that_are_not_believed(backoffice: BackofficeProcess, minting: Mi
     for name, token in forged.items():
         header = f"Bearer {token}".encode("latin-1")
         answer = httpx.get(backoffice.url + "/v1/sales", headers={"Authorization": header})
-        # Robyn drops a header that is not ASCII: the token is missing then.
+        # Robyn drops headers that are not ASCII, so the token is missing.
         expected = "token_missing" if name == "not ASCII" else "token_invalid"
         assert (answer.status_code, answer.json()["code"]) == (401, expected), name
     expired = jwt.encode(claims(exp=int(time.time()) - 1), private, "EdDSA", {"kid": kid})

@@ -1,4 +1,4 @@
-"""Sessions that end at once: at this backoffice and at a real edge, by whatever ends them."""
+"""Sessions end at once at this backoffice and at a real edge, for every cause."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A registered buyer, and where tokens are tried."""
+    """A registered buyer, and the services that its tokens are tried at."""
 
     backoffice: str
     edge: str
@@ -53,7 +53,7 @@ class Account:
         return tokens
 
     def statuses(self, token: str) -> tuple[int, int]:
-        """What backoffice and edge answer to the token."""
+        """The answers of backoffice and edge to the token."""
         headers = {"Authorization": f"Bearer {token}"}
         return (
             httpx.get(f"{self.backoffice}/v1/users/me", headers=headers).status_code,
@@ -68,7 +68,7 @@ class Account:
 def edge(
     backoffice_process: BackofficeProcess, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EdgeProcess]:
-    """An edge with the backoffice's keys and Redis."""
+    """An edge with the keys and the Redis of the backoffice."""
     folder: Path = tmp_path_factory.mktemp("edge")
     settings = {"redis_url": redis_server.url, "token_keys_file": str(backoffice_process.token_keys_file)}
     process = EdgeProcess({**settings, "drain_ms": "50"}, folder / "edge.log")
@@ -90,12 +90,12 @@ def test_logging_out_everywhere(account: Account) -> None:
     one, two = account.log_in(), account.log_in()
     assert account.statuses(one["access_token"]) == account.statuses(two["access_token"]) == (200, 404)
     assert account.post("/v1/auth/logout-everywhere", token=one["access_token"]).status_code == 204
-    # This process knows at once, the edge when the message is there.
+    # This process rejects them at once, the edge when the message has arrived.
     assert account.statuses(two["access_token"])[0] == 401
     until(lambda: account.statuses(two["access_token"]) == (401, 401))
     assert account.statuses(one["access_token"]) == (401, 401)
     assert (account.refresh(one), account.refresh(two)) == (401, 401)
-    # A login in the same second is good, everywhere and at once.
+    # Tokens of a login in the same second are valid at both services at once.
     assert account.statuses(account.log_in()["access_token"]) == (200, 404)
 
 
@@ -123,7 +123,7 @@ def test_staff_end_sessions(account: Account, staff: Staff) -> None:
     until(lambda: account.statuses(tokens["access_token"]) == (401, 401))
     assert account.refresh(tokens) == 401
     assert staff.http.post("/v1/users/nonsense/logout").json()["code"] == "user_not_found"
-    # A buyer without account: synthetic, or of another issuer.
+    # A buyer without an account: synthetic, or of an outside issuer.
     assert staff.http.post(f"/v1/users/{uuid4()}/logout").status_code == 204
 
 
@@ -133,10 +133,10 @@ def test_buyers_keep_others_logged_in(account: Account) -> None:
     assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 
 
-def test_what_redis_did_not_hear_of_is_told_again(
+def test_unpublished_ends_are_published_again(
     account: Account, databases: Databases, redis_client: redis.Redis
 ) -> None:
-    """As a crash between the shard's commit and the message leaves it; and what no token needs any more goes."""
+    """After a crash between commit and message, the cutoff is published again. Old cutoffs are deleted."""
     token = account.log_in()["access_token"]
     now = int(time.time())
     dsn = databases.shard_dsns[Topology().shard_of_user(account.id)]
@@ -149,7 +149,7 @@ def test_what_redis_did_not_hear_of_is_told_again(
 def test_a_backoffice_that_starts_tells_all_and_forgets_the_old(
     backoffice_process: BackofficeProcess, databases: Databases, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    """On another Redis, as after its loss."""
+    """An empty Redis, as after a loss."""
     users = [uuid4() for _ in range(8)]
     old, now = uuid4(), int(time.time())
     for user, seconds in [*((user, now - 3600) for user in users), (old, now - KEPT_S - 10)]:

@@ -1,4 +1,4 @@
-"""Streams from a handler to a reader: written piece by piece, slowed by a slow reader, closed when it leaves, cut in a drain."""
+"""Streams from a handler to a reader: pieces, slow readers, readers that leave, and the drain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accounts over HTTP: own and of others, versions, who may do what, and what is refused."""
+"""Accounts over HTTP: own and other accounts, versions, permissions, refusals."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_own_account(people: People) -> None:
     assert renamed.headers["etag"] == '"2"'
     moved = ada.http.patch("/v1/users/me", json={"email": "ada@other.example", "name": "A"})
     assert moved.json() == {**user, "name": "A", "email": "ada@other.example"} == ada.me()
-    # What changes nothing is no new version.
+    # A change without a difference makes no new version.
     for body in ({}, {"name": "A"}, {"email": "ada@other.example"}):
         same = ada.http.patch("/v1/users/me", json=body)
         assert (same.status_code, same.headers["etag"]) == (200, '"3"')
@@ -64,7 +64,7 @@ def test_if_match_is_honoured_when_given(people: People) -> None:
         changed = http.patch(path, json={"name": f"Ada {version}"}, headers={"If-Match": f'"7", "{version}"'})
         assert (changed.status_code, changed.headers["etag"]) == (200, f'"{version + 1}"')
         assert http.patch(path, json={"name": f"Ada {version}"}, headers={"If-Match": "*"}).status_code == 200
-    # An address whose change is refused stays free.
+    # The address of a refused change stays free.
     assert code(ada.http.patch("/v1/users/me", json={"email": "b@c.example"}, headers={"If-Match": '"1"'}))[0] == 412
     assert people.make(email="b@c.example").me()["email"] == "b@c.example"
 
@@ -89,7 +89,7 @@ def test_an_address_goes_to_one(people: People) -> None:
 
 
 def test_trying_addresses_is_limited(people: People) -> None:
-    """Whether an address is in use is told to who changes to it, and each change sends a mail to a stranger."""
+    """A change of address reveals whether the new address is in use, and sends a mail to it."""
     taken = people.make(email="taken@shop.example")
     ada = people.make()
     answers = [
@@ -101,20 +101,20 @@ def test_trying_addresses_is_limited(people: People) -> None:
         limited = ada.http.patch("/v1/users/me", json={"email": email, "name": "X"})
         assert code(limited) == (429, "rate_limited")
         assert 1 <= int(limited.headers["retry-after"]) <= ADDRESS_ACCOUNT.window_s
-    # What sends no mail is not limited.
+    # A change without a mail is not limited.
     for body in ({"name": "Still Ada"}, {"email": ada.me()["email"].upper()}):
         assert ada.http.patch("/v1/users/me", json=body).status_code == 200
-    # One mailbox, many who write to it.
+    # Many accounts, one mailbox.
     crowd, target = [people.make() for _ in range(MAIL_ADDRESS.attempts_max + 1)], people.make().email
     codes = [p.http.patch("/v1/users/me", json={"email": target}).status_code for p in crowd]
     assert codes == [409] * MAIL_ADDRESS.attempts_max + [429]
 
 
-def test_staff_see_everybody(people: People) -> None:
+def test_staff_see_all_accounts(people: People) -> None:
     staff = people.make("staff")
     crowd = [people.make() for _ in range(9)]
     first = staff.http.get("/v1/users", params={"limit": 4}).json()
-    late = people.make()  # a page that is open does not shift when somebody registers
+    late = people.make()  # a registration does not shift the next page
     seen, cursor = first["items"], first["next_cursor"]
     while cursor is not None:
         page = staff.http.get("/v1/users", params={"limit": 4, "cursor": cursor}).json()
@@ -157,10 +157,10 @@ def test_cursors_of_other_lists_are_refused(people: People) -> None:
         assert code(staff.http.get("/v1/users", params={"cursor": cursor})) == (422, "validation_failed"), cursor
 
 
-def test_what_staff_may_change(people: People) -> None:
+def test_changes_allowed_to_staff(people: People) -> None:
     staff, admin, other, buyer = (people.make(role) for role in ("staff", "admin", "staff", "buyer"))
     path = "/v1/users/{}".format
-    # Buyers by both, staff by administrators, oneself always; roles by administrators only.
+    # Staff and administrators erase buyers, only administrators erase staff, every caller its own account.
     assert staff.http.patch(path(buyer.id), json={"name": "B"}).json()["name"] == "B"
     assert staff.http.patch(path(staff.id), json={"name": "S"}).json()["name"] == "S"
     for target in (other, admin):
@@ -176,7 +176,7 @@ def test_what_staff_may_change(people: People) -> None:
     assert staff.http.get("/v1/users", params={"role": "staff"}).json()["items"][0]["id"] == str(buyer.id)
 
 
-def test_nobody_raises_themselves(people: People) -> None:
+def test_callers_cannot_raise_their_own_role(people: People) -> None:
     admin, fallen = people.make("admin"), people.make("admin")
     for person in (people.make(), people.make("staff"), admin):
         for body in ({"role": "admin"}, {"name": "X", "role": "admin"}, {"id": str(uuid4())}, {"version": 9}):
@@ -184,7 +184,7 @@ def test_nobody_raises_themselves(people: People) -> None:
             assert code(answer) == (422, "validation_failed")
         assert person.me()["name"] == "Ada"
     assert admin.http.patch(f"/v1/users/{fallen.id}", json={"role": "buyer"}).status_code == 200
-    # The token may say admin for some minutes more, the account does not.
+    # The token carries the admin role for some more minutes; the account does not have it.
     for target in (fallen, admin):
         for body in ({"role": "admin"}, {"role": "buyer"}, {"role": "admin", "name": "X"}):
             answer = fallen.http.patch(f"/v1/users/{target.id}", json=body)
@@ -197,7 +197,7 @@ def test_nobody_raises_themselves(people: People) -> None:
 
 def test_the_last_administrator_stays(people: People) -> None:
     first, second = people.make("admin"), people.make("admin")
-    outsider = people.client("admin", uuid4())  # of a foreign issuer: no account, no administrator of ours
+    outsider = people.client("admin", uuid4())  # of an outside issuer: no account here
     lowered = first.http.patch(f"/v1/users/{first.id}", json={"role": "staff"})
     assert (lowered.status_code, lowered.json()["role"]) == (200, "staff")
     path = f"/v1/users/{second.id}"
@@ -294,13 +294,13 @@ def test_bodies_that_are_none(people: People) -> None:
         "{id}",
         "%00",
         "..",
-        "01890000-0000-8000-8000-000000000001",  # shaped like an order's
+        "01890000-0000-8000-8000-000000000001",  # in the format of an order id
         "' OR 1=1 --",
         "\u0661",
         "00000000-0000-0000-0000-000000000000",
     ],
 )
-def test_ids_that_are_nobodys(people: People, user_id: str) -> None:
+def test_ids_without_an_account(people: People, user_id: str) -> None:
     admin = people.make("admin")
     path = f"/v1/users/{user_id}"
     answers = (
@@ -324,7 +324,7 @@ def test_tokens_without_an_account(people: People) -> None:
 
 
 def test_the_process_sweeps(people: People, databases: Databases) -> None:
-    """What crashes left is found without anybody asking for it."""
+    """The sweeper finishes interrupted work without a request."""
     ada = people.make()
     dsn = databases.shard_dsns[Topology().shard_of_address("left@shop.example")]
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -348,6 +348,6 @@ def test_a_person_is_not_in_the_log(people: People, backoffice: BackofficeProces
     admin.http.get("/v1/users", params={"email": "countess@lovelace.example"})
     assert admin.http.delete(f"/v1/users/{ada.id}").status_code == 204
     log = backoffice.log
-    assert str(ada.id) in log  # that it was erased
+    assert str(ada.id) in log  # the record of the erasure
     for word in ("augusta", "byron", "countess", "lovelace", "King-Noel", HASH):
         assert word not in log

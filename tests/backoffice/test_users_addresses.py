@@ -24,12 +24,12 @@ OLD, NEW = "ada@shop.example", "lovelace@shop.example"
 
 
 class Crash(Exception):
-    """The process died here."""
+    """A crash of the process."""
 
 
 @contextmanager
 def dying_at(owner: Any, step: str, *, after: bool = False, error: type[Exception] = Crash) -> Iterator[None]:
-    """Whoever comes to this step dies before it is done, or right after."""
+    """Crash at this step, before its effect or right after."""
     original: Callable[..., Any] = getattr(type(owner), step)
 
     async def die(self: Any, *arguments: Any, **named: Any) -> None:
@@ -58,7 +58,7 @@ async def test_another_address(accounts: Accounts) -> None:
     assert await login(accounts, "LOVELACE@shop.example") == user.id
     assert await login(accounts, OLD) is None
     assert (await accounts.make(OLD)).id != user.id  # free again
-    # The new address is to be verified like the first one, and whoever reads the old mailbox is told.
+    # The new address must be verified, and the old mailbox gets a notice.
     told = [event for events in accounts.rows("SELECT events FROM outbox ORDER BY id") for event in events]
     assert [(event["type"], event["data"]) for event in told] == [
         ("notice.verify_email", {"user_id": str(user.id)}),
@@ -90,7 +90,7 @@ async def test_of_two_changes_of_one_version_one_is_made(accounts: Accounts) -> 
     assert made.version == 2
     found = {email: await login(accounts, email) for email in (OLD, *emails)}
     assert found == {email: user.id if email == made.email else None for email in (OLD, *emails)}
-    # The claims of the others go by themselves.
+    # The claims of the losers go stale.
     accounts.age(61)
     await accounts.sweep()
     assert accounts.index() == {made.email: (user.id, True)}
@@ -109,7 +109,7 @@ async def test_registrations_race_with_changes(accounts: Accounts) -> None:
 
 
 async def test_two_swap_addresses_in_turns(accounts: Accounts) -> None:
-    """There and back again, so that an address is left and taken by the same user at about the same time."""
+    """Changes to another address and back, so that one user leaves and takes an address at the same time."""
     user = await accounts.make(OLD)
     for place in range(6):
         changed = await accounts.change(user, email=(NEW, OLD)[place % 2])
@@ -130,7 +130,7 @@ async def test_a_crash_within_a_change(accounts: Accounts, step: str, after: boo
         await accounts.change(user, email=NEW)
     now = await accounts.users.newest(user.id)
     assert now is not None and (now.email, now.version) == ((OLD, 1) if step == "claim" else (NEW, 2))
-    # Whatever the index says, the account's own address leads to it, and the other one to nobody.
+    # In every state of the index, the present address leads to the account, and the other address to none.
     assert await login(accounts, now.email) == user.id
     other = NEW if now.email == OLD else OLD
     assert await login(accounts, other) is None
@@ -151,7 +151,7 @@ async def test_a_crash_within_a_change(accounts: Accounts, step: str, after: boo
     assert await accounts.sweep() == 0
 
 
-async def test_what_is_left_of_a_change_is_free_at_once(accounts: Accounts) -> None:
+async def test_the_left_address_is_free_at_once_after_a_crash(accounts: Accounts) -> None:
     user = await accounts.make(OLD)
     with dying_at(accounts.addresses, "work_off"), pytest.raises(Crash):
         await accounts.change(user, email=NEW)
@@ -164,7 +164,7 @@ async def test_what_is_left_of_a_change_is_free_at_once(accounts: Accounts) -> N
 
 
 async def test_a_release_that_comes_late_leaves_a_claim_alone(accounts: Accounts) -> None:
-    """Between the moment that the sweeper looked and the moment that it removes, the user takes the address again."""
+    """The user takes the address again between the sweeper's read and its delete."""
     user = await accounts.make(OLD)
     with dying_at(accounts.addresses, "work_off"), pytest.raises(Crash):
         await accounts.change(user, email=NEW)
@@ -188,12 +188,12 @@ async def test_a_release_that_comes_late_leaves_a_claim_alone(accounts: Accounts
 
 
 async def test_a_crashed_registration_is_taken_over(accounts: Accounts) -> None:
-    # The claim of a registration that died before it made the user.
+    # The claim of a registration that crashed before it inserted the user.
     claimed = uuid4()
     assert await accounts.addresses.claim(OLD, claimed) is not None
     fields: dict[str, Any] = {"email": OLD, "name": "A", "password_hash": HASH, "role": Role.BUYER}
     accounts.age(59)
-    assert await accounts.users.create(**fields) is None  # it may still be at work
+    assert await accounts.users.create(**fields) is None  # the registration may still be in progress
     assert await login(accounts, OLD) is None
     accounts.age(2)
     made = await accounts.users.create(**fields)
@@ -202,7 +202,7 @@ async def test_a_crashed_registration_is_taken_over(accounts: Accounts) -> None:
     assert await accounts.users.create(**fields) is None
 
 
-async def test_a_registration_that_crashed_late_is_whole(accounts: Accounts) -> None:
+async def test_a_registration_that_crashed_late_is_complete(accounts: Accounts) -> None:
     with dying_at(accounts.addresses, "confirm"), pytest.raises(Crash):
         await accounts.make(OLD)
     (user_id,) = accounts.rows("SELECT id FROM users")
@@ -223,7 +223,7 @@ async def test_forsaken_claims_are_removed(accounts: Accounts) -> None:
 
 
 async def test_nothing_is_written_under_an_old_claim(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that slept between its claim and its account must find out that others may have taken the address."""
+    """A process that pauses between claim and insert must not write after its claim went stale."""
     user = await accounts.make(OLD)
     monkeypatch.setattr("backoffice.users.store.CLAIM_WORK", timedelta(0))
     with pytest.raises(ClaimLapsed):
@@ -234,7 +234,7 @@ async def test_nothing_is_written_under_an_old_claim(accounts: Accounts, monkeyp
 
 
 async def test_a_slow_registration_that_lost_its_claim_leaves_nothing(accounts: Accounts) -> None:
-    """Between claim and confirmation somebody else takes over, however that may be: a trigger plays the other one."""
+    """Another user takes the entry over between claim and confirmation; a trigger simulates that user."""
     for dsn in accounts.databases.shard_dsns:
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute(

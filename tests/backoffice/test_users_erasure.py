@@ -1,4 +1,4 @@
-"""An erased person is nowhere any more; what was bought stays countable; a crash anywhere heals."""
+"""An erasure removes all personal data, keeps orders countable, and completes after a crash at any step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.fixtures.fix_users import Accounts
 
 EMAIL, NAME, PASSWORD = "Augusta@Byron.example", "Augusta Ada King", "correct horse battery"
 OF_THE_PERSON = ("augusta", "byron", "king")
-# What keeps a user's id: orders, that the account was erased, and since when its tokens count no more.
+# Tables that keep the user id: orders, the record of the erasure, and the cutoff of its tokens.
 KEPT = {"orders", "erasures", "session_ends"}
 
 
@@ -44,7 +44,7 @@ def tables(databases: Databases) -> Iterator[tuple[psycopg.Connection[Any], str]
 
 
 def rows_with(databases: Databases, *words: str) -> set[str]:
-    """Tables in which any of the words stands anywhere."""
+    """Tables that contain any of the words."""
     found = set()
     for connection, table in tables(databases):
         query = sql.SQL("SELECT count(*) FROM {table} AS t WHERE t::text ILIKE ANY (%s)")
@@ -57,7 +57,7 @@ def rows_with(databases: Databases, *words: str) -> set[str]:
 
 
 def books(databases: Databases) -> list[Any]:
-    """All that orders are counted and judged by, and the view for the outside."""
+    """All columns that orders are counted by, and the public view."""
     found = []
     for dsn in databases.shard_dsns:
         with psycopg.connect(dsn) as connection:
@@ -88,7 +88,7 @@ def test_an_erased_person_is_nowhere(
 
         assert http.delete("/v1/users/me").status_code == 204
 
-        # Notices are on their way to who sends mail, and find no account there; dispatchers remove their rows.
+        # Dispatchers delete rows of the outbox; the notifications worker finds no account for these notices.
         assert rows_with(databases, *OF_THE_PERSON) <= {"outbox"}
         assert rows_with(databases, str(user_id)) - {"outbox"} == KEPT
         client_of_cache = redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=1)
@@ -97,19 +97,19 @@ def test_an_erased_person_is_nowhere(
         assert not any(word.encode() in dump for word in OF_THE_PERSON)
         assert not any(word in backoffice.log[logged_before:].lower() for word in OF_THE_PERSON)
 
-        # The books are as they were, and staff still see the order.
+        # The counts are unchanged, and staff still see the order.
         assert books(databases) == before
         assert admin.http.get("/v1/orders", params={"user_id": str(user_id)}).json()["items"][0]["order_id"] == str(
             order["order_id"]
         )
-        # Nobody gets in any more, neither with the tokens nor with the password, and nothing tells why.
+        # Neither the tokens nor the password are accepted, and the answers do not reveal the erasure.
         assert http.get("/v1/users/me").status_code == 401
         refreshed = http.post("/v1/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
         assert (refreshed.status_code, refreshed.json()["code"]) == (401, "token_invalid")
         gone = http.post("/v1/auth/login", json={"email": EMAIL, "password": PASSWORD})
         unknown = http.post("/v1/auth/login", json={"email": "nobody@x.example", "password": PASSWORD})
         assert (gone.status_code, gone.json()) == (401, unknown.json())
-        # Again is the same, and the address is free for another account.
+        # Repeating gives the same answer, and the address is free for another account.
         assert admin.http.delete(f"/v1/users/{user_id}").status_code == 204
         assert admin.http.delete(f"/v1/users/{user_id}", headers={"If-Match": '"1"'}).status_code == 204
         for answer in (
@@ -155,7 +155,7 @@ async def test_a_crash_within_an_erasure(
     assert await accounts.users.get(user.id) == user
     with dying_at(getattr(accounts, owner), step, after=after), pytest.raises(Crash):
         await accounts.service.erase(caller, user.id, None)
-    # Gone from the first step on, and nobody logs in by what is left.
+    # The account is gone after the first step, and the rest of it does not allow a login.
     assert await accounts.users.newest(user.id) is None
     assert await accounts.users.get(user.id) is None
     assert await login(accounts, "ada@shop.example") is None
@@ -163,7 +163,7 @@ async def test_a_crash_within_an_erasure(
     if healed_by == "request":
         await accounts.service.erase(caller, user.id, None)
     else:
-        assert await accounts.sweep() == 0  # it may be at work still
+        assert await accounts.sweep() == 0  # the erasure may still be in progress
         accounts.age(21)
         await accounts.sweep()
     assert await accounts.erasures.is_finished(user.id) is True
@@ -184,7 +184,7 @@ async def test_the_address_of_an_unfinished_erasure_is_free_at_once(accounts: Ac
     assert await accounts.users.newest(newcomer.id) == newcomer
 
 
-async def test_what_is_away_is_done_later(accounts: Accounts) -> None:
+async def test_steps_on_absent_servers_are_done_later(accounts: Accounts) -> None:
     user = await accounts.make()
     with dying_at(accounts.addresses, "work_off", error=psycopg.OperationalError):
         await accounts.service.erase(caller_of(user.id), user.id, None)
@@ -196,7 +196,7 @@ async def test_what_is_away_is_done_later(accounts: Accounts) -> None:
 
 
 async def test_erasure_races_with_changes(accounts: Accounts) -> None:
-    """Whatever comes first, in the end there is nothing: no account, no address, no claim."""
+    """In every order of events, no account, address or claim remains."""
     for place in range(10):
         user = await accounts.make(f"u{place}@shop.example")
         caller = caller_of(user.id)
@@ -218,7 +218,7 @@ async def test_erasure_races_with_changes(accounts: Accounts) -> None:
     assert accounts.rows("SELECT user_id FROM erasures WHERE finished_at IS NULL") == []
 
 
-async def test_nobody_is_erased_twice_or_by_mistake(accounts: Accounts) -> None:
+async def test_an_account_is_erased_once_and_not_by_mistake(accounts: Accounts) -> None:
     user = await accounts.make()
     assert await accounts.change(user, name="Newer") is not None
     assert await accounts.erasures.erase(user, by=user.id) is False  # another version
@@ -233,7 +233,7 @@ async def test_nobody_is_erased_twice_or_by_mistake(accounts: Accounts) -> None:
 
 
 def test_every_table_of_a_person_goes_with_the_account(databases: Databases) -> None:
-    """A table to come that has a `user_id` must go with the account, or be named here with its reason."""
+    """Every table with a `user_id` must be deleted with the account, or be listed here with the reason."""
     with psycopg.connect(databases.shard_dsns[0]) as connection:
         with_user = {
             row[0]
@@ -249,5 +249,8 @@ def test_every_table_of_a_person_goes_with_the_account(databases: Databases) -> 
                 "WHERE confrelid = 'users'::regclass AND contype = 'f' AND confdeltype = 'c'"
             )
         }
-    by_hand = {"login_index", "login_releases"}  # an address each; by `Addresses`, which may be in another shard
+    by_hand = {
+        "login_index",
+        "login_releases",
+    }  # holds an address; `Addresses` deletes its rows, because the entry may be in another shard
     assert with_user - cascading == KEPT | by_hand

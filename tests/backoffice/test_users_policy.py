@@ -1,4 +1,4 @@
-"""Who may do what, where tokens say more than accounts do: the minutes between a demotion and a token's end."""
+"""Permissions between a demotion and the end of the token, when the token has more rights than the account."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ async def test_a_token_does_not_undo_a_demotion(accounts: Accounts) -> None:
     assert await accounts.users.newest(fallen.id) == lowered
 
 
-async def test_who_has_no_account_here_is_judged_by_the_token(accounts: Accounts) -> None:
-    """Tokens of a foreign issuer."""
+async def test_a_caller_without_an_account_is_judged_by_the_token(accounts: Accounts) -> None:
+    """Tokens of an outside issuer."""
     user = await accounts.make()
     assert (await accounts.service.change(caller(uuid4()), user.id, Change(role=Role.STAFF), None)).role == "staff"
     of_staff = caller(uuid4(), Role.STAFF)
@@ -61,7 +61,7 @@ async def test_a_role_that_stays_ends_no_token(accounts: Accounts) -> None:
     assert accounts.ended == [user.id]
 
 
-async def test_what_is_refused_ends_no_token(accounts: Accounts) -> None:
+async def test_a_refused_change_ends_no_token(accounts: Accounts) -> None:
     admin = await accounts.make("admin@shop.example", role=Role.ADMIN)
     work = (
         accounts.service.change(caller(admin.id), admin.id, Change(role=Role.BUYER), None),
@@ -77,7 +77,7 @@ async def test_what_is_refused_ends_no_token(accounts: Accounts) -> None:
 
 
 async def test_administrators_leave_one_after_the_other(accounts: Accounts) -> None:
-    """All at once, by change and by erasure, each through a process of its own: one is left, whoever that is."""
+    """Concurrent demotions and erasures of all administrators, each in its own process: one administrator remains."""
     crowd = [await accounts.make(f"a{place}@shop.example", role=Role.ADMIN) for place in range(4)]
     users, erasures = accounts.users, accounts.erasures
     processes = [

@@ -1,4 +1,4 @@
-"""Accounts that are read: from the cache, from replicas, and rightly whatever of it is away."""
+"""Reads of accounts from the cache and from replicas, also while one of them is away."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WAIT_S_MAX = 20.0
 
 @asynccontextmanager
 async def process(databases: Databases, cache: RedisServer, **environ: str) -> AsyncIterator[Accounts]:
-    """Another process of the backoffice, as far as accounts go."""
+    """The accounts of another process of the backoffice."""
     settings = load_settings(
         {**databases.environ, "FLASHSALE_REDIS_URL": cache.url, "FLASHSALE_CACHE_URL": cache.url, **environ}
     )
@@ -61,7 +61,7 @@ async def pair(databases: Databases, own_redis: RedisServer) -> AsyncIterator[tu
 
 
 def behind_the_back(accounts: Accounts, user: User, name: str) -> None:
-    """A change that no cache hears of: whoever sees it has asked the database."""
+    """A change without a message to caches: a reader that sees it has read the database."""
     accounts.rows("UPDATE users SET name = %s WHERE id = %s RETURNING 1", name, user.id)
 
 
@@ -79,7 +79,7 @@ async def test_reads_are_cached_and_changes_are_heard(pair: tuple[Accounts, Acco
     changed = await one.change(user, email="new@shop.example")
     assert changed is not None and changed.name == "unheard"
     assert await one.users.get(user.id) == changed
-    # The other process hears of it.
+    # The other process receives the message.
     deadline = time.monotonic() + WAIT_S_MAX
     while await other.users.get(user.id) != changed:
         assert time.monotonic() < deadline
@@ -100,7 +100,7 @@ async def test_no_hash_gets_into_a_cache(accounts: Accounts) -> None:
     assert HASH not in repr(found) and "ada" not in repr(found)
 
 
-async def test_who_is_not_there_is_cached_too(pair: tuple[Accounts, Accounts], own_redis: RedisServer) -> None:
+async def test_absent_accounts_are_cached_too(pair: tuple[Accounts, Accounts], own_redis: RedisServer) -> None:
     one, _ = pair
     nobody = ids.new_uuid7()
     assert await one.users.get(nobody) is None
@@ -186,7 +186,7 @@ async def test_answers_are_right_without_the_cache_redis(
 async def process_with_replicas(
     databases: Databases, replication: Replication, own_redis: RedisServer
 ) -> AsyncIterator[Accounts]:
-    """A process that would read replicas: its cache Redis has remembered writes for long enough."""
+    """A process that may read replicas: its cache Redis has recorded positions for long enough."""
     replicas = ",".join(replication.dsn_of_replica(dsn) for dsn in databases.shard_dsns)
     replication.catch_up()
     with redis.Redis(port=own_redis.port) as client:
@@ -218,7 +218,7 @@ async def test_with_replicas_the_last_change_is_read(
             assert await accounts.users.get(user.id) == user  # cached, perhaps from the replica
             changed = await accounts.users.change(user, Change(name="Changed"), by=other.id)
             assert changed is not None
-            # By its id for everybody, also when nothing is cached; in lists for who has changed it.
+            # By id for every reader, also without a cached value; in lists for the caller that made the change.
             assert await accounts.users.get(user.id) == changed
             await accounts.users.forget(user.id)
             assert await accounts.users.get(user.id) == changed
@@ -237,7 +237,7 @@ async def test_with_replicas_the_last_change_is_read(
             await asyncio.sleep(0.05)
 
 
-async def test_with_replicas_a_change_whose_commit_was_not_confirmed_is_read(
+async def test_with_replicas_a_change_with_unconfirmed_commit_is_read(
     databases: Databases, replication: Replication, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with process_with_replicas(databases, replication, own_redis) as accounts:

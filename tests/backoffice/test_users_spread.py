@@ -16,11 +16,11 @@ from tests.fixtures.fix_users import HASH, Accounts
 
 USERS = 100_000
 UNEVEN_MAX = 0.05
-STAFF_EACH = 2_000  # one in as many is of staff
+STAFF_EACH = 2_000  # one of this many accounts belongs to staff
 
 
 def fill(databases: Databases) -> list[UUID]:
-    """Accounts with ids as registration makes them, put where the topology says; the ids, oldest first."""
+    """Insert accounts with ids as a registration makes them, in the shards of the topology; the ids, oldest first."""
     topology = Topology()
     shards = range(len(databases.shard_dsns))
     users: list[list[tuple[object, ...]]] = [[] for _ in shards]
@@ -62,7 +62,7 @@ async def test_a_hundred_thousand_accounts(accounts: Accounts) -> None:
         assert sum(counts) == USERS
         even = USERS / len(counts)
         assert all(abs(count - even) <= UNEVEN_MAX * even for count in counts), counts
-    # Buckets, too, so that moving some of them to another shard moves as many accounts.
+    # Buckets are even, too, so that moving buckets between shards moves a proportional number of accounts.
     buckets = Counter(accounts.rows("SELECT bucket FROM users"))
     assert len(buckets) == 1024 and max(buckets.values()) < 2 * USERS / 1024
 

@@ -1,4 +1,4 @@
-"""The problem table is the contract with clients; this file repeats it as clients read it. Rendering of both services."""
+"""The problem table is the contract with clients, repeated here as clients read it; and rendering for both services."""
 
 from __future__ import annotations
 

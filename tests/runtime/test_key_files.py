@@ -1,4 +1,4 @@
-"""Files of keys: their steps, their faults, and processes that follow them."""
+"""Key files: steps of a rotation, faults, and processes that follow a file."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_malformed_documents(changes: dict[str, Any]) -> None:
     assert "SECRET" not in str(caught.value)
 
 
-def test_a_file_is_replaced_whole_and_stays_private(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_and_stays_private(tmp_path: Path) -> None:
     path = tmp_path / "ring.json"
     create_token_keys(path)
     inode = path.stat().st_ino
@@ -94,7 +94,7 @@ def test_a_pem_becomes_a_ring_of_staff_keys(tmp_path: Path) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another task
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
 
 
@@ -113,7 +113,7 @@ async def test_a_watch_follows_its_file(tmp_path: Path, monkeypatch: pytest.Monk
         replace_key_file(path, added.dump())
         await until(lambda: kid in watch.current.keys)
         assert watch.current.active == old.active and old.active in watch.current.keys
-        # What cannot be used changes nothing, nor does a file that is gone.
+        # An unusable or missing file changes nothing.
         known = watch.current
         replace_key_file(path, b"{")
         await asyncio.sleep(0.1)

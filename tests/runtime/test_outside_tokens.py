@@ -1,4 +1,4 @@
-"""Tokens of an outside issuer against a real JWKS server: what is believed, what is not, and what happens while it is away."""
+"""Tokens of an outside issuer with a real JWKS server: accepted, rejected, and while the server is away."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def fetch(tokens: OutsideTokens) -> None:
 
 
 def verify(tokens: OutsideTokens, token: str) -> OutsideUser | Fault:
-    """The second time from memory."""
+    """The second verification comes from the cache."""
     now = int(time.time())
     first, second = tokens.verify(token, now), tokens.verify(token, now)
     assert first == second
@@ -126,7 +126,7 @@ async def test_only_configured_algorithms(issuer: Issuer) -> None:
     assert verify(tokens, issuer.token("rsa")) is Fault.INVALID and verify(tokens, issuer.token("ed")) is Fault.INVALID
 
 
-async def test_what_may_change_is_judged_each_time(issuer: Issuer) -> None:
+async def test_changing_conditions_are_checked_each_time(issuer: Issuer) -> None:
     ends = SessionEnds(Redis())
     tokens = OutsideTokens([configured(issuer)], ends)
     await fetch(tokens)
@@ -138,7 +138,7 @@ async def test_what_may_change_is_judged_each_time(issuer: Issuer) -> None:
     assert isinstance(tokens.verify(issuer.token(iat=now), now), OutsideUser)
     ends.table.clear()
     assert tokens.verify(token, now + 60) is Fault.EXPIRED
-    # A key that is published no more.
+    # A key that is no longer published.
     token = issuer.token("ec")
     assert isinstance(tokens.verify(token, now), OutsideUser)
     verified = tokens.verified
@@ -147,7 +147,7 @@ async def test_what_may_change_is_judged_each_time(issuer: Issuer) -> None:
     del issuer.keys["ec"]
     await fetch(tokens)
     assert not isinstance(tokens.verify(token, now), OutsideUser)
-    # Another key under the same name.
+    # Another key under the same kid.
     issuer.keys["ec"] = ec.generate_private_key(ec.SECP256R1())
     await fetch(tokens)
     assert tokens.verify(token, now) is Fault.INVALID
@@ -159,7 +159,7 @@ async def test_memory_is_bounded(issuer: Issuer) -> None:
     for token in many:
         assert isinstance(tokens.verify(token, int(time.time())), OutsideUser)
         assert len(tokens._remembered) <= 8
-    # What was pushed out is only checked anew; what is forged pushes nothing out.
+    # An evicted token is verified again; a forged token evicts none.
     assert tokens.verified == 20
     for place in range(50):
         tokens.verify(issuer.token(key=ed25519.Ed25519PrivateKey.generate(), jti=str(place)), int(time.time()))
@@ -184,7 +184,7 @@ async def test_users_and_roles(issuer: Issuer) -> None:
     assert seen(tokens, realm_access=["customer"]) == (False, False, False)
     tokens = await loaded(issuer, roles_claim="https://example.com/roles", buyer_roles=["customer"])
     assert seen(tokens, **{"https://example.com/roles": ["customer"]}) == (True, False, False)
-    # An id of one of ours is no one of ours.
+    # A `sub` with the id of one of our users gives another id.
     own = uuid4()
     found = verify(await loaded(issuer), issuer.token(sub=str(own)))
     assert isinstance(found, OutsideUser) and found.user_id == derived_user_id(ISS, str(own)) != own
@@ -192,13 +192,13 @@ async def test_users_and_roles(issuer: Issuer) -> None:
     found = verify(tokens, issuer.token(sub=str(own)))
     assert isinstance(found, OutsideUser) and found.user_id == own
     assert verify(tokens, issuer.token(sub="user|42")) is Fault.INVALID
-    # The same everywhere and always: accounts hang on it.
+    # Must never change: accounts depend on it.
     assert derived_user_id(ISS, "user|42") == UUID("2ff34b67-678c-57b3-9a39-d01702c67285")
     assert derived_user_id("https://other.example.com/", "user|42") != USER
 
 
 async def test_only_usable_keys_are_taken(issuer: Issuer, rsa_key: rsa.RSAPrivateKey) -> None:
-    short = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - it is to be refused
+    short = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - the key must be rejected
     ed = issuer.keys["ed"]
     issuer.extra = [
         public_jwk("short", short), public_jwk("enc", rsa_key, use="enc"), public_jwk("other", rsa_key, alg="RS512"),
@@ -216,13 +216,13 @@ async def test_only_usable_keys_are_taken(issuer: Issuer, rsa_key: rsa.RSAPrivat
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"{}", b'{"keys": {}}', b"[" * 50_000, json.dumps({"keys": [{}] * (KEYS_MAX + 1)})]
 )
-def test_what_is_no_key_set(issuer: Issuer, content: bytes) -> None:
+def test_answers_that_are_not_a_key_set(issuer: Issuer, content: bytes) -> None:
     with pytest.raises(JwksUnusable):
         jwks.parse(content, configured(issuer))
 
 
 async def test_an_issuer_that_is_away_or_answers_badly(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known stays in use; what was never known is unavailable, not invalid."""
+    """Known keys stay in use; a token with an unknown key is unavailable, not invalid."""
     monkeypatch.setattr(jwks, "FETCH_S_MAX", 0.5)
     tokens = OutsideTokens([configured(issuer)], SessionEnds(Redis()))
     token, now = issuer.token(), int(time.time())
@@ -261,7 +261,7 @@ async def test_an_issuer_that_is_away_or_answers_badly(issuer: Issuer, monkeypat
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in another task
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
 
 
@@ -283,7 +283,7 @@ async def test_a_new_key_is_fetched_and_a_flood_of_unknown_ones_is_not(
         while time.monotonic() < began + 1.6:
             seen.add(tokens.verify(issuer.token(str(uuid4()), key=issuer.keys["ed"]), int(time.time())))
             await asyncio.sleep(0.001)
-        # However many ask, no more than one in the time that is left between two.
+        # At most one fetch per cooldown, for any number of requests.
         assert issuer.requests <= 2 + (time.monotonic() - began) / 0.5 + 1
         assert seen == {Fault.INVALID, Fault.UNAVAILABLE}
         assert isinstance(tokens.verify(token, int(time.time())), OutsideUser)

@@ -30,7 +30,7 @@ async def client(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncI
 
 @pytest.fixture
 async def follow() -> AsyncIterator[Callable[[SessionEnds], Awaitable[None]]]:
-    """Runs followers until the test ends; returns when one has read the set."""
+    """Runs followers until the test ends; returns when a follower has read the set."""
     running: list[asyncio.Task[None]] = []
 
     async def start(ends: SessionEnds) -> None:
@@ -76,7 +76,7 @@ async def test_an_older_note_changes_nothing(client: Redis, follow: Follow) -> N
 
 
 async def test_user_ids_are_any_bytes(client: Redis, follow: Follow) -> None:
-    """Spaces, line ends, zeros: a member is cut out of a message, and must come out whole."""
+    """Ids with spaces, line ends and zeros must survive the format of a message."""
     users = [UUID(bytes=bytes([byte]) * 16) for byte in (0, 10, 13, 32, 255)]
     ends = SessionEnds(client)
     await follow(ends)
@@ -85,7 +85,7 @@ async def test_user_ids_are_any_bytes(client: Redis, follow: Follow) -> None:
     assert set(ends.table) == {user.bytes for user in users}
 
 
-async def test_what_is_no_note_is_passed_over(client: Redis, follow: Follow) -> None:
+async def test_malformed_messages_are_ignored(client: Redis, follow: Follow) -> None:
     await client.zadd(topology.SESSION_ENDS_KEY, {b"short": NOW, bytes(16): float("inf"), bytes(15) + b"a": -5.0})
     ends = SessionEnds(client)
     await follow(ends)
@@ -97,7 +97,7 @@ async def test_what_is_no_note_is_passed_over(client: Redis, follow: Follow) -> 
     assert set(ends.table) == {user.bytes} and ends.synced
 
 
-async def test_what_outlived_every_token_goes(client: Redis) -> None:
+async def test_old_notes_are_forgotten(client: Redis) -> None:
     old, kept = uuid4(), uuid4()
     await client.zadd(topology.SESSION_ENDS_KEY, {old.bytes: NOW - KEPT_S - 5})
     await publish(client, [(kept, NOW)])
@@ -109,7 +109,7 @@ async def test_what_outlived_every_token_goes(client: Redis) -> None:
     assert ends.table == {kept.bytes: NOW}
 
 
-async def test_at_the_bound_of_redis_the_oldest_become_one_for_everybody(client: Redis, follow: Follow) -> None:
+async def test_at_the_bound_of_redis_the_oldest_become_one_for_all(client: Redis, follow: Follow) -> None:
     users = [uuid4() for _ in range(6)]
     ends = SessionEnds(client)
     await follow(ends)

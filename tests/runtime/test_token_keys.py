@@ -1,4 +1,4 @@
-"""Key files: made once, private, refused when they cannot be trusted; tokens that verify with them and only with them."""
+"""Key files: created once, private, rejected when malformed; their tokens verify only with their keys."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_staff_token_verifies_with_the_published_key(tmp_path: Path) -> None:
     assert published.key_id == jwt.get_unverified_header(token)["kid"] == key.kid
     claims = jwt.decode(token, published.key, algorithms=["EdDSA"], audience="backoffice")
     assert claims["roles"] == ["admin"]
-    assert set(staff_jwks(key)["keys"][0]) == {"kty", "crv", "x", "kid", "alg", "use"}  # no `d`: that is the secret
+    assert set(staff_jwks(key)["keys"][0]) == {"kty", "crv", "x", "kid", "alg", "use"}  # no `d`, the private part
 
 
 def test_keys_are_not_shown(tmp_path: Path) -> None:
     create_token_keys(tmp_path / "ring.json")
     keys = load_token_keys(tmp_path / "ring.json")
     for secret in keys.keys.values():
-        # Not by the quotes of bytes: a key's name may end in b.
+        # Looks for the bytes themselves; a search for `b'` would also match a kid that ends in b.
         assert repr(secret) not in repr(keys) and secret.hex() not in repr(keys)
         assert base64.urlsafe_b64encode(secret).decode().rstrip("=") not in repr(keys)
 

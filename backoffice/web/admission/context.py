@@ -32,8 +32,8 @@ class Bounds:
 class Context:
     """Shared by the connections.
 
-    `methods(path)` returns the methods of a path. `take_stream(name)` returns the stream that replaces an answer of Robyn.
-    `secret` proves to handlers that admission forwarded the request. `X-Forwarded-For` is trusted only from
+    `methods(path)` returns the methods of a path. `take_stream(name)` returns the stream that replaces an answer of
+    Robyn. `secret` proves to handlers that admission forwarded the request. `X-Forwarded-For` is trusted only from
     `trusted_proxies`.
     """
 

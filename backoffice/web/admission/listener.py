@@ -53,8 +53,8 @@ class Admission:
     async def drain(self, wait_s_max: float) -> None:
         """Stop accepting; let requests in progress and requests on their way finish; cut the rest after the wait.
 
-        An idle connection ends after `linger_s_max`. The application has closed its streams before: the rest of a stream
-        waits for a reader that does not read, and is cut after `stream_drain_s_max`.
+        An idle connection ends after `linger_s_max`. The application has closed its streams before: the rest of a
+        stream waits for a reader that does not read, and is cut after `stream_drain_s_max`.
         """
         self._context.draining = True
         if self._server is not None:

@@ -1,4 +1,7 @@
-"""HTTP/1.1 on the connection of one client: reads requests within the bounds, writes answers. Framing is done by h11."""
+"""HTTP/1.1 on the connection of one client: reads requests within the bounds, writes answers.
+
+Framing is done by h11.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,10 @@ class ClientWire:
         self._http.start_next_cycle()
 
     def hurry(self) -> None:
-        """Shorten the wait for a request to `linger_s_max`. Cancelling would lose a request that arrived but was not read."""
+        """Shorten the wait for a request to `linger_s_max`.
+
+        Cancelling would lose a request that arrived but was not read.
+        """
         if self._idle and self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._bounds.linger_s_max)
 
@@ -148,7 +154,7 @@ class ClientWire:
                 raise Closed
 
     async def read_until_left(self) -> None:
-        """Return when the client has left, or sent `stream_input_bytes_max` although the answer closes the connection."""
+        """Return when the client leaves, or has sent `stream_input_bytes_max` that no request may use."""
         size = 0
         with contextlib.suppress(OSError):
             while size < self._bounds.stream_input_bytes_max:
