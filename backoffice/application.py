@@ -14,10 +14,8 @@ import structlog
 from backoffice.auth.parts import AuthParts, TokenParts
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
-from backoffice.catalogue import importing
-from backoffice.catalogue import routes as catalogue_routes
-from backoffice.catalogue.search import Search
-from backoffice.catalogue.store import PRODUCT_CODEC, Products
+from backoffice.catalogue.parts import CatalogueParts
+from backoffice.catalogue.store import PRODUCT_CODEC
 from backoffice.limits.attempts import Attempts
 from backoffice.operations import health as operations
 from backoffice.operations import openapi
@@ -64,8 +62,7 @@ class Backoffice:
         subjects = (
             *self._auth.routes,
             *accounts.routes,
-            *importing.routes(importing.Imports(stores, products_cache)),
-            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), Search(stores), products_cache)),
+            *CatalogueParts(stores, products_cache).routes,
             *sales.routes,
             *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
             *operations.routes(self._health, self._metrics),
