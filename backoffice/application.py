@@ -20,8 +20,7 @@ from backoffice.limits.attempts import Attempts
 from backoffice.operations import health as operations
 from backoffice.operations import openapi
 from backoffice.operations.parts import OperationParts
-from backoffice.orders import routes as order_routes
-from backoffice.orders.store import Orders
+from backoffice.orders.parts import OrderParts
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
 from backoffice.stores import Stores
@@ -64,7 +63,7 @@ class Backoffice:
             *accounts.routes,
             *CatalogueParts(stores, products_cache).routes,
             *sales.routes,
-            *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
+            *OrderParts(stores).routes,
             *operations.routes(self._health, self._metrics),
             *self._operations.routes,
             *page_routes.routes(edge_url=settings.edge_public_url),
