@@ -14,21 +14,19 @@ import structlog
 from backoffice.auth.parts import AuthParts, TokenParts
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
-from backoffice.catalogue import importing
-from backoffice.catalogue import routes as catalogue_routes
-from backoffice.catalogue.search import Search
-from backoffice.catalogue.store import PRODUCT_CODEC, Products
+from backoffice.catalogue.parts import CatalogueParts
+from backoffice.catalogue.store import PRODUCT_CODEC
+from backoffice.figures.parts import FigureParts
 from backoffice.limits.attempts import Attempts
-from backoffice.operations import health as operations
-from backoffice.operations import openapi
 from backoffice.operations.parts import OperationParts
-from backoffice.orders import routes as order_routes
-from backoffice.orders.store import Orders
+from backoffice.orders.parts import OrderParts
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
 from backoffice.stores import Stores
 from backoffice.users.model import USER_CODEC
 from backoffice.users.parts import UserParts
+from backoffice.web import health, openapi
+from backoffice.web.metrics import Metrics
 from backoffice.web.routing import Dispatcher, Route
 from runtime.process import fingerprint, tasks
 from runtime.process.backoff import Backoff
@@ -46,14 +44,21 @@ class Backoffice:
         """Does not connect yet; ValueError for settings that contradict one another."""
         self._settings = settings
         self._stores = stores = Stores.from_settings(settings)
-        self._metrics = operations.Metrics()
+        self._metrics = Metrics()
         self._tokens = tokens = TokenParts(
             settings, stores, buyer_keys=buyer_keys, staff_keys=staff_keys, registry=self._metrics.registry
         )
-        self._health = operations.Health(stores, tokens.ends)
+        self._health = health.Health(stores, tokens.ends)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
-        self._operations = OperationParts(stores, settings, tokens.verifier)
+        self._operations = OperationParts(settings)
+        self._figures = FigureParts(
+            stores,
+            self._operations.queue,
+            self._operations.letters,
+            tokens.verifier,
+            viewers_max=settings.live_viewers_max,
+        )
         attempts = Attempts(stores.cache)
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
         accounts = UserParts(stores, users_cache, tokens.sessions, attempts, repaired=self._metrics.swept.inc)
@@ -64,11 +69,11 @@ class Backoffice:
         subjects = (
             *self._auth.routes,
             *accounts.routes,
-            *importing.routes(importing.Imports(stores, products_cache)),
-            *catalogue_routes.routes(catalogue_routes.Catalogue(Products(stores), Search(stores), products_cache)),
+            *CatalogueParts(stores, products_cache).routes,
             *sales.routes,
-            *order_routes.routes(order_routes.OrderRoutes(stores, Orders(stores))),
-            *operations.routes(self._health, self._metrics),
+            *OrderParts(stores).routes,
+            *health.routes(self._health, self._metrics),
+            *self._figures.routes,
             *self._operations.routes,
             *page_routes.routes(edge_url=settings.edge_public_url),
         )
@@ -93,7 +98,7 @@ class Backoffice:
     def drain(self) -> None:
         """Readiness fails from now on, and streams end."""
         self._health.draining = True
-        self._operations.live.drain()
+        self._figures.live.drain()
 
     async def _check_fingerprint(self) -> None:
         """FingerprintMismatch when Redis belongs to another cluster. Waits for a Redis that is away."""

@@ -1,1 +1,1 @@
-"""Products: what can be put on sale."""
+"""Products: reading, searching, changing and importing them."""

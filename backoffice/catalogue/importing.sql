@@ -1,5 +1,5 @@
 -- name: compare
--- Reads only. Which of the given products are there, and which of them would differ. Unique index of the SKUs.
+-- Reads only. Existing products among the given ones, and whether they would change. Unique index on the SKU.
 WITH given AS (
     SELECT * FROM jsonb_to_recordset(%(items)s) AS given (
         sku text, name text, description text, price_minor bigint, currency text, attributes jsonb, active boolean
@@ -17,12 +17,12 @@ SELECT sku, id,
 FROM given JOIN products AS old USING (sku);
 
 -- name: lock
--- In the order of SKUs: two imports wait for each other in no circle. Unique index of the SKUs.
+-- Locks in SKU order, so that two imports cannot deadlock. Unique index on the SKU.
 SELECT id FROM products WHERE sku = ANY (%(skus)s) ORDER BY sku FOR UPDATE;
 
 -- name: upsert
--- Repeating it finds nothing that differs and changes nothing, no version either. Members that are NULL stay as they are.
--- Only products whose id is among %(told)s change: those of which caches were told. Unique index of the SKUs.
+-- Repeating changes nothing, not even a version: no product differs any more. Members that are NULL stay unchanged.
+-- Only products in %(changing)s change: caches know of these changes. Unique index on the SKU.
 WITH given AS (
     SELECT * FROM jsonb_to_recordset(%(items)s) AS given (
         id uuid, sku text, name text, description text, price_minor bigint, currency text, attributes jsonb, active boolean
@@ -49,7 +49,7 @@ WITH given AS (
         version = products.version + 1,
         changed_at = now()
     FROM compared
-    WHERE products.id = compared.old_id AND compared.differs AND products.id = ANY (%(told)s)
+    WHERE products.id = compared.old_id AND compared.differs AND products.id = ANY (%(changing)s)
     RETURNING products.sku
 ), created AS (
     INSERT INTO products (id, sku, name, description, price_minor, currency, attributes, active)

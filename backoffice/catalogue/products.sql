@@ -1,5 +1,5 @@
 -- name: insert
--- The SKU's unique index decides between two at once; no row: it is taken.
+-- Unique index on the SKU. No row: the SKU is taken.
 INSERT INTO products (id, sku, name, description, price_minor, currency, attributes, active)
 VALUES (%(id)s, %(sku)s, %(name)s, %(description)s, %(price_minor)s, %(currency)s, %(attributes)s, %(active)s)
 ON CONFLICT (sku) DO NOTHING
@@ -18,7 +18,7 @@ WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: update
--- Primary key, compare-and-set on the version: repeating finds another version and changes nothing. NULL: any version.
+-- Primary key, compare-and-set on the version: a repeat finds another version and changes nothing. NULL: any version.
 UPDATE products SET
     sku = coalesce(%(sku)s, sku),
     name = coalesce(%(name)s, name),

@@ -1,8 +1,9 @@
-"""Full-text search over products: what a text asks for, and its products by rank, a page at a time.
+"""Full-text search over products, best match first, one page at a time.
 
-A text is understood first (`interpret` in `search.sql`): accents, case and punctuation do not count, the last word may be
-unfinished, stop words do not matter beside others, and a word that no product has becomes the most similar one. All words
-must match. Names come before descriptions, these before SKU and attributes; a SKU as it is written comes first of all.
+`interpret` in `search.sql` turns the text into a query: accents, case and punctuation do not count, the last word may be
+incomplete, stop words are ignored beside other words, and an unknown word is replaced by the most similar known one. All
+words must match. Matches in the name rank first, then in the description, then in SKU and attributes; an exact SKU ranks
+above all.
 """
 
 from __future__ import annotations
@@ -22,40 +23,40 @@ from backoffice.web.messages import invalid
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "search.sql")
-WORDS_MAX = 16  # of a text; what is behind them is not asked for
-SIMILAR_MAX = 4  # words that an unknown one may stand for
-RANKED_MAX = 1000  # of more matches in names, and of more elsewhere, the newest are ranked, and the others not found
-_NAMED_RANK = 4.0  # the least rank of what matches by its name
+WORDS_MAX = 16  # further words of a text are ignored
+SIMILAR_MAX = 4  # known words that replace an unknown one
+RANKED_MAX = 1000  # matches in names, and as many elsewhere; of more matches only the newest are found
+_NAMED_RANK = 4.0  # the least rank of a match in the name
 _PLACE = struct.Struct(">4sf16s")
 
 
 @dataclass(frozen=True, slots=True)
 class Found(Product):
-    """A product and how well it matches; at least 4 by its name."""
+    """A product and its rank: at least 4 for a match in the name."""
 
     rank: float
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a page ends: everything of a lower rank, or of the same and older, follows."""
+    """The end of a page. The next page has products of a lower rank, or older ones of the same rank."""
 
     rank: float
     product_id: UUID
 
     @classmethod
     def of(cls, found: Found) -> Place:
-        """Behind a product."""
+        """The place after a product."""
         return cls(found.rank, found.id)
 
     def encode(self, text: str) -> str:
-        """An opaque cursor that goes with this text only."""
+        """An opaque cursor that is valid for this text only."""
         packed = _PLACE.pack(_digest(text), self.rank, self.product_id.bytes)
         return base64.urlsafe_b64encode(packed).rstrip(b"=").decode("ascii")
 
     @classmethod
     def decode(cls, text: str, cursor: str | None) -> Place | None:
-        """Inverse of `encode`, None for none; Refused for anything that a search for this text did not give out."""
+        """Inverse of `encode`, None without a cursor; Refused for a cursor that does not come from a search for this text."""
         if cursor is None:
             return None
         try:
@@ -76,9 +77,9 @@ class Search:
         self._catalogue = stores.catalogue
 
     async def page(self, text: str, *, after: Place | None, active: bool | None, limit: int) -> list[Found]:
-        """Products that match, best first; none when the text has no word or an unknown one. `active`: only such.
+        """Matching products, best first; none for a text without a word or with an unknown one. `active` filters.
 
-        The order holds from page to page: products that are made or changed meanwhile take the place of their own rank.
+        The order is stable across pages: a product that is created or changed meanwhile takes the place of its own rank.
         """
         skus = [text, text.upper()] if any(character.isdigit() for character in text) else []
         async with self._catalogue.connection() as connection:

@@ -1,7 +1,7 @@
 -- name: interpret
--- Reads only. What a text asks for as a tsquery; no row when it has no word, NULL when one of its words is neither known nor
--- like a known one. The last word is a prefix. An unknown word becomes the most similar known one: two neighbouring letters
--- swapped, else by trigrams. Known words are looked up in the primary key of search_words, similar ones in search_words_similar.
+-- Reads only. The tsquery of a text; no row for a text without a word, NULL if a word is neither known nor similar to a
+-- known one. The last word is a prefix. An unknown word is replaced by the most similar known one: two adjacent letters
+-- swapped, else by trigrams. Primary key of search_words for known words, index search_words_similar for similar ones.
 WITH asked AS MATERIALIZED (
     SELECT word COLLATE "C" AS word, place, place = max(place) OVER () AND length(word) > 1 AS is_prefix,
         (ts_lexize('english_stem', word))[1] COLLATE "C" AS stem,  -- NULL for a stop word, such as "the"
@@ -53,11 +53,11 @@ FROM phrased
 HAVING count(*) > 0;
 
 -- name: search_names
--- Reads only. The planner takes a look at a tsvector for as cheap as one at a number, and would walk all products backwards
--- for a word that one in a hundred has: a condition that always holds and that it takes for dear tells it otherwise.
--- Products whose name matches, or whose SKU was asked for as it is written. Indexes products_search_name and
--- products_sku_key; for a word of very many names the primary key backwards, until %(ranked_max)s are found: the newest are
--- ranked. The SKU first, then by ts_rank, then newest first.
+-- Reads only. Products whose name matches, or whose SKU is the text itself: the SKU first, then by ts_rank, then newest
+-- first. Indexes products_search_name and products_sku_key; for a word of very many names the primary key backwards, until
+-- %(ranked_max)s products are found, so that the newest ones are ranked.
+-- The last condition always holds. It is there for its cost: the planner rates a match against a tsvector as cheap as one
+-- of numbers, and would walk all products backwards for a word that one in a hundred has.
 WITH matches AS (
     SELECT id, 4 + ts_rank(search, %(query)s::tsquery)::real + CASE WHEN sku = ANY (%(skus)s) THEN 4 ELSE 0 END AS rank
     FROM products
@@ -78,8 +78,8 @@ FROM shown JOIN products USING (id)
 ORDER BY shown.rank DESC, products.id DESC;
 
 -- name: search_elsewhere
--- Reads only. Products that match as a whole and not by their name alone, as search_names does; index products_search. Those
--- that match by name and description first.
+-- Reads only. Other products that match in any part, ranked as in search_names: matches in name and description come
+-- first. Index products_search.
 WITH matches AS (
     SELECT id,
         ts_rank(search, %(query)s::tsquery)::real

@@ -1,13 +1,14 @@
-"""Reads and writes products, each change compare-and-set on the version."""
+"""Products in the catalogue database. Each change is compare-and-set on the version, or on the content for a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import orjson
-from psycopg import errors
+from psycopg import Rollback, errors
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -17,6 +18,7 @@ from domain import ids
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "products.sql")
+BATCH_SQL = load_sql(__package__, "importing.sql")
 _COLUMNS = ("sku", "name", "description", "price_minor", "currency", "active")
 
 
@@ -52,7 +54,7 @@ class SkuTaken(Exception):
 
 
 class Products:
-    """The catalogue database's products."""
+    """Reads and changes single products."""
 
     def __init__(self, stores: Stores) -> None:
         """Uses the stores' pools, owns nothing."""
@@ -67,18 +69,18 @@ class Products:
         return product
 
     async def get(self, product_id: UUID) -> Product | None:
-        """The product with this id."""
+        """The product; None if it does not exist."""
         return await self._one("get", {"id": product_id})
 
     async def page(self, *, before: UUID | None, active: bool | None, limit: int) -> list[Product]:
-        """Newest first; `active`: only such."""
+        """Products older than `before`, newest first; `active` filters."""
         async with self._catalogue.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Product))
             parameters = {"before": before, "active": active, "limit": limit}
             return await (await cursor.execute(SQL["page"], parameters)).fetchall()
 
     async def change(self, product_id: UUID, versions: list[int] | None, fields: dict[str, Any]) -> Product | None:
-        """The changed product, or None when it has none of the versions (None: any will do) or is gone; SkuTaken."""
+        """The changed product; None if it has none of `versions` (None: any) or does not exist. SkuTaken."""
         row: dict[str, Any] = {name: fields.get(name) for name in _COLUMNS}
         row["attributes"] = Jsonb(fields["attributes"]) if fields.get("attributes") is not None else None
         try:
@@ -87,7 +89,7 @@ class Products:
             raise SkuTaken from error
 
     async def delete(self, product_id: UUID, versions: list[int] | None) -> bool:
-        """Whether it was removed; False when it has none of the versions (None: any will do) or is gone."""
+        """Whether it was deleted; False if it has none of `versions` (None: any) or does not exist."""
         async with self._catalogue.connection() as connection:
             cursor = await connection.execute(SQL["delete"], {"id": product_id, "versions": versions})
             return await cursor.fetchone() is not None
@@ -96,3 +98,54 @@ class Products:
         async with self._catalogue.connection() as connection:
             cursor = connection.cursor(row_factory=class_row(Product))
             return await (await cursor.execute(SQL[statement], parameters)).fetchone()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An existing product of a batch; `differs`: its item would change it."""
+
+    id: UUID
+    differs: bool
+
+
+class ProductBatches:
+    """Creates and changes many products in one transaction."""
+
+    def __init__(self, stores: Stores) -> None:
+        """Uses the stores' pools, owns nothing."""
+        self._catalogue = stores.catalogue
+
+    async def compare(self, items: list[dict[str, Any]]) -> dict[str, Known]:
+        """The existing products of a batch, by SKU."""
+        async with self._catalogue.connection() as connection:
+            cursor = await connection.execute(BATCH_SQL["compare"], {"items": Jsonb(items)})
+            return {sku: Known(product_id, differs) for sku, product_id, differs in await cursor.fetchall()}
+
+    async def upsert(
+        self, items: list[dict[str, Any]], *, changing: Sequence[UUID], dry_run: bool, stop: bool
+    ) -> dict[str, str]:
+        """Outcomes of the written items by SKU. `changing`: the products that may change.
+
+        Missing in the result are overtaken items: their product was created or changed since `compare`. With `stop`, items
+        behind the first overtaken one are not written either.
+        """
+        rows = [{**item, "id": str(ids.new_uuid7())} for item in items]
+        async with (
+            self._catalogue.connection() as connection,
+            connection.transaction(force_rollback=dry_run),
+        ):
+            await connection.execute(BATCH_SQL["lock"], {"skus": [item["sku"] for item in items]})
+            written: dict[str, str] = {}
+            while rows:
+                async with connection.transaction() as attempt:
+                    parameters = {"items": Jsonb(rows), "changing": list(changing)}
+                    cursor = await connection.execute(BATCH_SQL["upsert"], parameters)
+                    outcomes: dict[str, str] = dict(await cursor.fetchall())
+                    first = next((place for place, row in enumerate(rows) if outcomes[row["sku"]] == "overtaken"), None)
+                    if first is None or not stop:
+                        written = {sku: outcome for sku, outcome in outcomes.items() if outcome != "overtaken"}
+                        break
+                    # Roll back and write only the rows before it; fewer rows each time, so the loop ends.
+                    rows = rows[:first]
+                    raise Rollback(attempt)
+            return written

@@ -1,1 +1,1 @@
-"""Running the backoffice: health, metrics, its own description."""
+"""Operations for staff: dead letters."""

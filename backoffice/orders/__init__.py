@@ -1,1 +1,1 @@
-"""Orders of all buyers, for staff."""
+"""Orders of all buyers, for staff: list, filter, and one order with its history."""

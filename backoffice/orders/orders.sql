@@ -1,11 +1,11 @@
 -- name: page
--- Newest first: index orders_of_user with a user, the primary key without; of a sale only the part of the primary key that
--- its window may have filled (sale_window). A hold past its time counts as expired.
+-- Newest first: index orders_of_user with a user, else the primary key; with a sale only the ids of its window (sale_window).
+-- A hold past its time counts as expired.
 SELECT id, user_id, sale_id, status, currency, total_minor, lines, reserved_at, expires_at, version, changed_at
 FROM orders
 WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
   AND (%(first)s::uuid IS NULL OR id >= %(first)s)
-  AND (%(last)s::uuid IS NULL OR id < %(last)s)
+  AND (%(end)s::uuid IS NULL OR id < %(end)s)
   AND (%(user_id)s::uuid IS NULL OR user_id = %(user_id)s)
   AND (%(sale_id)s::uuid IS NULL OR sale_id = %(sale_id)s)
   AND (%(status)s::smallint IS NULL
@@ -13,7 +13,7 @@ WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: sale_window
--- In the catalogue, primary key. No order is younger than the end, or than the last change, which may have moved the end.
+-- In the catalogue, primary key. No order is later than the end, or than the last change, which may have moved the end.
 SELECT starts_at, greatest(ends_at, changed_at) FROM sales WHERE id = %(sale_id)s;
 
 -- name: get
@@ -22,5 +22,5 @@ SELECT id, user_id, sale_id, status, currency, total_minor, lines, reserved_at, 
 FROM orders WHERE id = %(id)s;
 
 -- name: history
--- Primary key's first column.
+-- First column of the primary key.
 SELECT version, status, at FROM order_transitions WHERE order_id = %(id)s ORDER BY version;

@@ -1,8 +1,7 @@
-"""Reads orders: in the shards, all at once where the user is not known, and one order's newest version in Redis."""
+"""Orders in the shards and in the reservation Redis. Reads only."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -12,21 +11,19 @@ import structlog
 from psycopg.rows import class_row
 
 from backoffice.stores import Stores
-from domain import ids, topology
+from domain import topology
 from domain.orders import MalformedEntry, OrderStatus, decode_value
-from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "orders.sql")
-CLOCK_MARGIN = timedelta(hours=1)  # order ids carry the clock of an edge, windows are by Redis's
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A row of `orders`; `lines` are objects of sku, quantity and unit_price_minor."""
+    """A row of `orders`; `lines` are objects with sku, quantity and unit_price_minor."""
 
     id: UUID
     user_id: UUID
@@ -41,7 +38,7 @@ class Order:
     changed_at: datetime
 
     def status_at(self, now: datetime) -> OrderStatus:
-        """The status to present: a hold past its time is expired."""
+        """The status to present at a time: a hold past its time is expired."""
         status = OrderStatus(self.status)
         return OrderStatus.EXPIRED if status is OrderStatus.RESERVED and now >= self.expires_at else status
 
@@ -57,7 +54,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which orders; None leaves a member open. `before` continues a list."""
+    """Orders to list; None does not filter. `before`: only orders with a smaller id."""
 
     user_id: UUID | None
     sale_id: UUID | None
@@ -65,79 +62,57 @@ class Filter:
     before: UUID | None
 
 
+@dataclass(frozen=True, slots=True)
+class IdRange:
+    """Ids from `first` on, below `end`; None is no bound."""
+
+    first: UUID | None
+    end: UUID | None
+
+
 class Orders:
-    """Reads only: orders change by the order path alone."""
+    """Reads orders, one shard at a time."""
 
     def __init__(self, stores: Stores) -> None:
-        """Uses the stores' pools, owns nothing."""
+        """Uses the stores' clients, owns nothing."""
         self._stores = stores
 
-    async def page(self, wanted: Filter, *, limit: int, now: datetime) -> list[Order]:
-        """Newest first, over all shards, or the one of the user.
-
-        An order's id begins with its time, so ids order all shards alike: each gives its first `limit`, the merge is cut there.
-        """
+    async def page(self, shard: int, wanted: Filter, id_range: IdRange, *, limit: int, now: datetime) -> list[Order]:
+        """Orders of one shard, newest first."""
         parameters = {
             "before": wanted.before,
             "user_id": wanted.user_id,
             "sale_id": wanted.sale_id,
             "status": None if wanted.status is None else int(wanted.status),
+            "first": id_range.first,
+            "end": id_range.end,
             "limit": limit,
             "now": now,
-            "first": None,
-            "last": None,
         }
-        if wanted.sale_id is not None:
-            span = await self._span(wanted.sale_id)
-            if span is None:
-                return []
-            parameters |= span
-        if wanted.user_id is not None:
-            return await self._page(self._stores.shard_of_user(wanted.user_id), parameters)
-        pages = await asyncio.gather(*(self._page(shard, parameters) for shard in self._stores.shards))
-        return sorted((order for page in pages for order in page), key=lambda order: order.id, reverse=True)[:limit]
+        async with self._stores.shards[shard].connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Order))
+            return await (await cursor.execute(SQL["page"], parameters)).fetchall()
 
-    async def _span(self, sale_id: UUID) -> dict[str, UUID] | None:
-        """Bounds of the ids that orders of a sale may have; None for a sale that the catalogue does not know, and has no orders.
-
-        Instead of an index on the sale, which every order would pay for: ids begin with their time, and a sale has a window.
-        """
+    async def sale_window(self, sale_id: UUID) -> tuple[datetime, datetime] | None:
+        """The earliest and the latest time of an order of the sale; None if the sale does not exist."""
         async with self._stores.catalogue.connection() as connection:
             row = await (await connection.execute(SQL["sale_window"], {"sale_id": sale_id})).fetchone()
-        if row is None:
-            return None  # sales are never removed
-        first, last = ((at - _EPOCH) // timedelta(milliseconds=1) for at in row)
-        margin_ms = CLOCK_MARGIN // timedelta(milliseconds=1)
-        return {"first": ids.first_order_id(first - margin_ms), "last": ids.first_order_id(last + margin_ms)}
+        return None if row is None else (row[0], row[1])
 
-    async def get(self, order_id: UUID) -> tuple[Order, list[Transition]] | None:
-        """The newest version known to Redis or the shard, and all versions in order."""
-        if not ids.is_order_id(order_id) or ids.lane_of(order_id) >= self._stores.topology.lanes:
-            return None
+    async def stored(self, order_id: UUID) -> tuple[Order | None, list[Transition]]:
+        """The order in its shard, None if it is not stored, and its stored versions in order."""
         shard = self._stores.shards[self._stores.topology.shard_of_order(order_id)]
-        # Redis first: what leaves it meanwhile is stored.
-        raw = cast(bytes | None, await self._stores.redis.get(topology.order_key(order_id)))
         async with shard.connection() as connection:
             orders = connection.cursor(row_factory=class_row(Order))
             stored = await (await orders.execute(SQL["get"], {"id": order_id})).fetchone()
             transitions = connection.cursor(row_factory=class_row(Transition))
             history = await (await transitions.execute(SQL["history"], {"id": order_id})).fetchall()
-        held = None if raw is None else _of_value(order_id, raw)
-        newest = max((order for order in (stored, held) if order is not None), key=lambda o: o.version, default=None)
-        if newest is None:
-            return None
-        known = {transition.version for transition in history}
-        if newest.version not in known:
-            history.append(Transition(newest.version, newest.status, newest.changed_at))
-        if newest.version > 1 and 1 not in known:
-            # Its reservation is not stored yet, but every version tells when that was.
-            history.append(Transition(1, OrderStatus.RESERVED, newest.reserved_at))
-        return newest, sorted(history, key=lambda transition: transition.version)
+        return stored, history
 
-    async def _page(self, shard: Database, parameters: dict[str, Any]) -> list[Order]:
-        async with shard.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Order))
-            return await (await cursor.execute(SQL["page"], parameters)).fetchall()
+    async def held(self, order_id: UUID) -> Order | None:
+        """The order in Redis; None if Redis does not have it or has a malformed value."""
+        raw = cast(bytes | None, await self._stores.redis.get(topology.order_key(order_id)))
+        return None if raw is None else _of_value(order_id, raw)
 
 
 def _of_value(order_id: UUID, raw: bytes) -> Order | None:
@@ -166,4 +141,4 @@ def _of_value(order_id: UUID, raw: bytes) -> Order | None:
 
 def moment(unix_ms: int) -> datetime:
     """The time of a number of milliseconds since 1970."""
-    return _EPOCH + timedelta(milliseconds=unix_ms)
+    return EPOCH + timedelta(milliseconds=unix_ms)

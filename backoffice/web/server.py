@@ -180,7 +180,7 @@ def _robyn(table: RouteTable, dispatcher: Dispatcher, secret: str, handover: Han
     for chatty in ("robyn", "actix_server", "actix_web"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     config = Config()
-    config.disable_openapi = True  # its page loads from another host; `operations.openapi` replaces it
+    config.disable_openapi = True  # its page loads from another host; `web.openapi` replaces it
     config.log_level = "WARN"
     config.processes = config.workers = 1
     config.open_browser = False

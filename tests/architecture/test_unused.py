@@ -67,7 +67,6 @@ def test_nothing_exists_for_tests_alone(package: str, uses: dict[str, set[tuple[
         for path in tracked()
         if package_of(path) == package and path.suffix in (".py", ".pyi")
         for name, line in _defined(path).items()
-        if not uses[name] - {(path, line)}
-        and name not in DOORS_FOR_TESTS.get(path.relative_to(ROOT).as_posix(), ())
+        if not uses[name] - {(path, line)} and name not in DOORS_FOR_TESTS.get(path.relative_to(ROOT).as_posix(), ())
     ]
     assert not unused, "\n".join(["", *unused])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from uuid import UUID
 
 import httpx
 import psycopg
@@ -15,10 +14,10 @@ from prometheus_client import CollectorRegistry
 
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
-from backoffice.catalogue.importing import ITEMS_MAX, Batch, BatchResult, Imports
-from backoffice.catalogue.store import PRODUCT_CODEC
+from backoffice.catalogue.documents import BATCH_ITEMS_MAX, Batch
+from backoffice.catalogue.importing import ProductImport
+from backoffice.catalogue.store import PRODUCT_CODEC, Known, ProductBatches
 from backoffice.stores import Stores
-from backoffice.web.messages import Call
 from domain import ids
 from runtime.process.settings import load_settings
 from tests.fixtures.fix_backoffice import Staff
@@ -129,13 +128,13 @@ def test_what_was_made_before_another_import_came_first_is_told_as_made(staff: S
     assert [version(staff, product) for _, product in sorted(products(staff).items())] == ['"1"', '"2"', '"1"']
 
 
-class Raced(Imports):
-    """An import that somebody else is faster than, behind each of its looks."""
+class RacedBatches(ProductBatches):
+    """Another request writes after each comparison."""
 
     rival: Callable[[], None]
 
-    async def _compare(self, items: list[dict[str, Any]]) -> dict[str, tuple[UUID, bool]]:
-        known = await super()._compare(items)
+    async def compare(self, items: list[dict[str, Any]]) -> dict[str, Known]:
+        known = await super().compare(items)
         self.rival()
         return known
 
@@ -161,12 +160,12 @@ async def test_an_import_that_is_overtaken(
     settings = load_settings(environ)
     stores, caches = Stores.from_settings(settings), Caches(settings.cache_url, CollectorRegistry())
     async with stores.opened(), caches.running():
-        imports = Raced(stores, caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings)))
-        imports.rival = rival
+        batches = RacedBatches(stores)
+        batches.rival = rival
+        imports = ProductImport(batches, caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings)))
         batch = Batch.model_validate({"items": [item(sku) for sku in "ABCD"], "on_error": on_error})
-        answer = await imports.put(Call("POST", "/v1/products/import", {}, {}, {}, b"", "127.0.0.1"), batch)
-    assert isinstance(answer.body, BatchResult)
-    told = [result.outcome for result in answer.body.results]
+        answer = await imports.put(batch)
+    told = [result.outcome for result in answer.results]
     if lost == 1:
         assert told == ["created", "updated", "created", "created"]
     elif on_error == "skip":
@@ -201,7 +200,7 @@ def test_imports_and_changes_at_once_lose_nothing(staff: Staff) -> None:
 def test_bounds_of_a_batch(staff: Staff) -> None:
     bodies: tuple[Any, ...] = (
         {"items": []},
-        {"items": [item(f"S-{n}") for n in range(ITEMS_MAX + 1)]},
+        {"items": [item(f"S-{n}") for n in range(BATCH_ITEMS_MAX + 1)]},
         {"items": ["x"]},
         {"items": [item("A")], "on_error": "x"},
         {"items": [item("A")], "other": 1},
@@ -211,4 +210,4 @@ def test_bounds_of_a_batch(staff: Staff) -> None:
         answer = staff.http.post("/v1/products/import", json=body)
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
     assert products(staff) == {}
-    assert set(outcomes(put(staff, *(item(f"S-{n}") for n in range(ITEMS_MAX))))) == {"created"}
+    assert set(outcomes(put(staff, *(item(f"S-{n}") for n in range(BATCH_ITEMS_MAX))))) == {"created"}

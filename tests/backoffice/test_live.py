@@ -16,7 +16,8 @@ import orjson
 import pytest
 import redis
 
-from backoffice.operations.live import Live, Rates
+from backoffice.figures.documents import Rates
+from backoffice.figures.service import Live
 from backoffice.web.messages import Call, Caller, Role
 from devstack.servers import RedisServer
 from domain import ids, topology
@@ -313,7 +314,7 @@ def _admit_all(authorization: str | None) -> Caller:
 async def watched(live: Live, count: int) -> AsyncIterator[list[Any]]:
     caller = Caller(uuid4(), Role.STAFF, int(time.time()) + 900)
     call = Call("GET", PATH, {}, {}, {"authorization": "Bearer x"}, b"", "127.0.0.1", caller)
-    viewers: list[Any] = [(await live.watch(call)).body for _ in range(count)]
+    viewers: list[Any] = [live.watch(call) for _ in range(count)]
     yield viewers
     for viewer in viewers:
         viewer.close()

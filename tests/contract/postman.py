@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backoffice.application import Backoffice
-from backoffice.operations.openapi import document
+from backoffice.web.openapi import document
 from edge.openapi import build
 from runtime.process.settings import load_settings
 from runtime.tokens.key_watch import KeyWatch

@@ -1,8 +1,19 @@
-"""The browser belongs to this package alone: it must have ended before the asynchronous tests of the next one begin.
+"""Browser fixtures of this package: the browser must end before the asynchronous tests of the next package begin.
 
-A package's fixture ends with the package only when it is a conftest's of that package; a plugin's would live as long as the run.
+A fixture of package scope ends with the package only if a conftest of that package defines it.
 """
 
-from tests.fixtures.fix_browser import chromium, visit
+from __future__ import annotations
 
-__all__ = ["chromium", "visit"]
+import pytest
+
+from tests.fixtures.fix_browser import chromium, visit
+from tests.fixtures.fix_stack import RunningStack
+from tests.pages.scenes import Shopkeeper
+
+__all__ = ["chromium", "keeper", "visit"]
+
+
+@pytest.fixture(scope="package")
+def keeper(running_stack: RunningStack) -> Shopkeeper:
+    return Shopkeeper(running_stack.stack)

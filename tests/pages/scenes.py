@@ -1,4 +1,4 @@
-"""What people do on the pages of a running stack, as steps that tests and screenshots share."""
+"""Steps of staff and buyers on the pages of a running stack, shared by tests and screenshots."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import httpx
 from playwright.sync_api import Page, expect
 
 from ops.stack_file import Stack
+from tests.fixtures.fix_browser import Visit
 
 PASSWORD = "a buyer's password"
 
 
 @dataclass
 class Shopkeeper:
-    """Staff by HTTP: prepares what a page is to show."""
+    """Staff over HTTP: prepares products and sales."""
 
     stack: Stack
     http: httpx.Client = field(init=False)
@@ -80,15 +81,22 @@ def shop_url(stack: Stack, sale: Any) -> str:
 
 
 def register(page: Page) -> str:
-    """Make an account on the shop page and log in; the address."""
+    """Create an account on the shop page and log in; the address."""
     email = f"buyer-{secrets.token_hex(6)}@example.com"
-    page.get_by_role("button", name="I am new here").click()
+    page.get_by_role("button", name="Create an account").click()
     page.get_by_label("Name", exact=True).fill("A Buyer")
     page.get_by_label("E-mail address").fill(email)
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("button", name="Register and log in").click()
     expect(page.get_by_role("heading", name="Buy", exact=True)).to_be_visible()
     return email
+
+
+def buyer_at(visit: Visit, stack: Stack, sale: Any, **options: Any) -> Page:
+    """A new, registered buyer on the page of a sale."""
+    page = visit(shop_url(stack, sale), also=[stack.edge_url], **options).page
+    register(page)
+    return page
 
 
 def log_in_buyer(page: Page, email: str) -> None:
@@ -99,7 +107,7 @@ def log_in_buyer(page: Page, email: str) -> None:
 
 
 def orders_of(page: Page, stack: Stack) -> list[Any]:
-    """The buyer's orders, asked of the edge with the page's own token."""
+    """The orders of the buyer, read from the edge with the token of the page."""
     token = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.buyer')).access")
     answer = httpx.get(f"{stack.edge_url}/v1/orders", headers={"Authorization": f"Bearer {token}"}, timeout=10)
     assert answer.status_code == 200, answer.text

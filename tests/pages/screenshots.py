@@ -1,4 +1,4 @@
-"""`python -m tests.pages.screenshots`: the pages as they look on a stack that sells, written to docs/screenshots/."""
+"""`python -m tests.pages.screenshots` writes pictures of the pages on a selling stack to docs/screenshots/."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SELLING_S = 25
 
 
 def main() -> None:
-    """Bring up a stack, sell on it, take the pictures, take it down."""
+    """Start a stack, sell on it, take the pictures, stop the stack."""
     if CHROMIUM is None:
         sys.exit("chromium is not installed (Debian package chromium)")
     FOLDER.mkdir(exist_ok=True)
@@ -90,7 +90,7 @@ def _take(page: Page, name: str) -> None:
 
 
 def _sell(stack: Stack, keys: TokenKeys, sale: Any) -> None:
-    """Buyers who come in waves, each with an order or two."""
+    """Orders in waves, each of another buyer."""
     rng = random.Random(7)
     skus = [item["sku"] for item in sale["items"]]
     with httpx.Client(base_url=stack.edge_url, timeout=10) as client:

@@ -1,4 +1,4 @@
-"""Pages and their files over HTTP: what their headers keep out, what is not sent again, what no page contains."""
+"""Pages and their files over HTTP: security headers, caching, forbidden content, contrast."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_headers_of_pages(backoffice: BackofficeProcess, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [*PAGES, *FILES])
-def test_nothing_is_sent_twice(backoffice: BackofficeProcess, path: str) -> None:
+def test_unchanged_files_are_not_sent_again(backoffice: BackofficeProcess, path: str) -> None:
     first = httpx.get(backoffice.url + path)
     tag = first.headers["etag"]
     assert first.headers["cache-control"] == "no-cache"
@@ -49,7 +49,7 @@ def test_nothing_is_sent_twice(backoffice: BackofficeProcess, path: str) -> None
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", tag)
 
 
-def test_what_is_no_page(backoffice: BackofficeProcess) -> None:
+def test_paths_that_are_not_pages(backoffice: BackofficeProcess) -> None:
     for path in (
         "/static/",
         "/static/staff.html",
@@ -64,7 +64,7 @@ def test_what_is_no_page(backoffice: BackofficeProcess) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
-def test_no_file_has_what_the_policy_forbids(path: Path) -> None:
+def test_files_contain_nothing_that_the_policy_forbids(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     for forbidden in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "localStorage"):
         assert forbidden not in text
@@ -75,7 +75,7 @@ def test_no_file_has_what_the_policy_forbids(path: Path) -> None:
         assert "<html lang=" in text and 'name="viewport"' in text
         named = set(re.findall(r'<label for="([^"]+)"', text))
         fields = re.findall(r'<(?:input|select)\b[^>]*\bid="([^"]+)"', text)
-        assert named == set(fields), "each field has its label"
+        assert named == set(fields), "each field needs a label"
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -90,7 +90,7 @@ def test_inline_scripts_do_not_run(visit: Visit, backoffice: BackofficeProcess, 
         }"""
     )
     assert ran is not True
-    assert visitor.errors, "the browser says that it refused"
+    assert visitor.errors, "the browser must report the refusal"
     visitor.errors.clear()
 
 

@@ -1,4 +1,4 @@
-"""The staff page on a backoffice without workers: acts on sales, dead letters, logins, streams that break."""
+"""The staff page on a backoffice without workers: actions on sales, dead letters, logins, broken streams."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.fixtures.fix_databases import Databases
 def own(
     tmp_path: Path, redis_server: RedisServer, redis_client: redis.Redis, databases: Databases
 ) -> Iterator[BackofficeProcess]:
-    """A backoffice of the test's own, with an administrator who can log in."""
+    """A backoffice of the test's own, with an administrator account."""
     assert redis_client
     process = BackofficeProcess(tmp_path, redis_server.url, databases)
     process.start()
@@ -50,7 +50,7 @@ def answer(page: Page, name: str) -> None:
     page.get_by_role("dialog").get_by_role("button", name=name, exact=True).click()
 
 
-def test_what_is_done_to_a_sale(visit: Visit, own: BackofficeProcess) -> None:
+def test_actions_on_a_sale(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)
     staff = staff_of(own, page)
@@ -58,9 +58,9 @@ def test_what_is_done_to_a_sale(visit: Visit, own: BackofficeProcess) -> None:
     page.locator("#sales-refresh").click()
     row = page.locator(f'#sales [data-sale="{sale["id"]}"]')
 
-    def act(name: str, says: str) -> None:
+    def act(name: str, choice: str) -> None:
         row.get_by_role("button", name=name).click()
-        answer(page, says)
+        answer(page, choice)
 
     def state(name: str) -> None:
         expect(row.locator(".badge")).to_have_text(name)
@@ -106,7 +106,7 @@ def test_a_sale_is_changed(visit: Visit, own: BackofficeProcess) -> None:
         return found
 
     change(Name="")
-    answer(page, "Cancel")  # also with a field that is not valid
+    answer(page, "Cancel")  # possible with an invalid field
     expect(dialog).to_be_hidden()
     change(Name="Kettles", Hold="60")
     answer(page, "Change")
@@ -124,13 +124,13 @@ def test_a_sale_is_changed(visit: Visit, own: BackofficeProcess) -> None:
     answer(page, "Change")
     expect(page.locator("#message")).to_contain_text("must be later than starts_at")
     assert now()["ends_at"] == sale["ends_at"]
-    # Nothing changed is nothing asked.
+    # No changes, no request.
     change()
     answer(page, "Change")
     expect(dialog).to_be_hidden()
 
 
-def test_a_restock_without_an_answer_is_repeated_under_its_key(visit: Visit, own: BackofficeProcess) -> None:
+def test_a_restock_without_an_answer_is_repeated_with_its_key(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)
     staff = staff_of(own, page)
@@ -157,7 +157,7 @@ def test_a_restock_without_an_answer_is_repeated_under_its_key(visit: Visit, own
     assert (item["restocked"], item["available"]) == (4, 9)
 
 
-def test_the_form_says_what_is_wrong(visit: Visit, own: BackofficeProcess) -> None:
+def test_the_form_explains_errors(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)
     page.get_by_role("button", name="Create a draft").click()
@@ -203,23 +203,23 @@ def test_dead_letters(visit: Visit, own: BackofficeProcess, redis_client: redis.
     expect(page.locator("#letters b")).to_have_count(0)
     first = rows.nth(1)
     expect(first).to_contain_text(hostile)
-    first.get_by_role("button", name="Look").click()
+    first.get_by_role("button", name="Show").click()
     expect(page.locator("#details pre")).to_have_text("one")
     page.locator("#details").get_by_role("button", name="Close").click()
     first.get_by_role("button", name="Replay").click()
     expect(rows).to_have_count(2)
     assert redis_client.xlen(f"queue:{{{queue}}}:stream") == 1
-    expect(rows.nth(0).get_by_role("button", name="Replay")).to_have_count(0)  # it was never a message
+    expect(rows.nth(0).get_by_role("button", name="Replay")).to_have_count(0)  # it was never a queue message
     for left in (1, 0):
         rows.nth(0).get_by_role("button", name="Delete").click()
         answer(page, "Delete")
         expect(rows).to_have_count(left)
-    expect(page.get_by_text("There are none.")).to_be_visible()
+    expect(page.get_by_text("No dead letters.")).to_be_visible()
     expect(page.locator("#lags div", has_text="Dead letters").locator("dd")).to_have_text("0")
 
 
 def _run_beside(prepare: Any) -> None:
-    """Playwright keeps an event loop in this thread: asynchronous work goes to another one."""
+    """Run a coroutine in another thread: Playwright keeps an event loop in this one."""
     thread = Thread(target=lambda: asyncio.run(prepare()))
     thread.start()
     thread.join()
@@ -240,16 +240,16 @@ def test_logins(visit: Visit, own: BackofficeProcess) -> None:
     page.get_by_label("E-mail address").fill(email)
     page.get_by_label("Password").fill("a buyer's password")
     page.keyboard.press("Enter")
-    expect(page.locator("#login-message")).to_have_text("This page is for staff")
+    expect(page.locator("#login-message")).to_have_text("This page is for staff only")
     log_in(page)
     page.reload()
-    expect(page.get_by_role("heading", name="Running sales")).to_be_visible()  # the login outlives a reload
+    expect(page.get_by_role("heading", name="Running sales")).to_be_visible()  # the login survives a reload
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
 
 
-def test_live_again_after_the_backoffice_was_away(visit: Visit, own: BackofficeProcess) -> None:
+def test_live_again_after_the_backoffice_was_down(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)
     expect(page.locator("#live-state")).to_have_text("live")
@@ -259,7 +259,7 @@ def test_live_again_after_the_backoffice_was_away(visit: Visit, own: BackofficeP
     expect(page.locator("#live-state")).to_have_text("live")
 
 
-def test_a_token_that_runs_out_is_renewed_before(visit: Visit, own: BackofficeProcess) -> None:
+def test_a_token_is_renewed_before_it_expires(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)
     before = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff')).refresh")

@@ -1,19 +1,23 @@
-// Where the links in mails lead: use a token, or have one sent. The token is behind the `#`, which no server ever gets to see.
+// The pages behind the links in mails: use a token, or request one. The token stands after the `#`, which browsers send to no
+// server.
 
 import { ask, find, say } from "./page.js";
 
 const WAY = document.body.dataset.way;
-const OVER = { token_invalid: "This link was used before, or a newer one was sent.", token_expired: "This link is too old." };
+const OVER = {
+  token_invalid: "This link has been used, or a newer link was sent. Request a new one.",
+  token_expired: "This link has expired. Request a new one.",
+};
 
 const token = decodeURIComponent(location.hash.slice(1));
-// Not in the history either, and not on the screen of whoever looks over a shoulder.
+// Keep the token out of the history and off the screen.
 if (token) history.replaceState(null, "", location.pathname);
 
 function show(section) {
   for (const name of ["use", "ask", "done"]) find(name).hidden = name !== section;
 }
 
-/** The buttons of a form rest while its request is on the way: a click too many asks for nothing. */
+/** Disable the buttons of a form during its request, so that a double click sends one request. */
 async function during(form, work) {
   const buttons = form.querySelectorAll("button");
   for (const button of buttons) button.disabled = true;
@@ -26,7 +30,7 @@ async function during(form, work) {
 
 find("use-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  // Only now, by a person's click: programs that look into mails follow links, too.
+  // Only after a click: mail scanners open links as well.
   const body = { token };
   if (find("password")) body.new_password = find("password").value;
   during(event.target, async () => {
@@ -47,7 +51,7 @@ find("ask-form").addEventListener("submit", (event) => {
   during(event.target, async () => {
     try {
       await ask("POST", WAY, { body: { email: find("email").value } });
-      say(find("ask-message"), "If there is an account with this address, a mail is on its way to it.", "good");
+      say(find("ask-message"), "If an account with this address exists, an e-mail is on its way.", "good");
     } catch (problem) {
       say(find("ask-message"), problem.text);
     }

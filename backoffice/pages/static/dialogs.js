@@ -1,17 +1,17 @@
-// Questions before something is done that cannot be undone, and details to look at.
+// Confirmation dialogs with optional fields, and a dialog for details.
 
 import { find, make } from "./page.js";
 
-let answer = null; // of the question that was asked last, until it is answered
+let answer = null; // resolves the open question with no
 
 /**
- * Ask, and wait for the answer: null for no, else the fields' values by name. `fields`: elements with `name`s, each in a
- * label. The focus goes back to where it was.
+ * Ask and wait for the answer: null for no, else the values of the fields by name. `fields`: labels around elements with a
+ * `name`. The focus returns to its previous element.
  */
 export function confirm(text, yes, { danger = false, fields = [] } = {}) {
   const dialog = find("confirm");
   const back = document.activeElement;
-  answer?.(); // closed already, but its event is still to come: whoever is quick asks again before
+  answer?.(); // the previous dialog may be closed while its close event is still to come
   find("confirm-text").textContent = text;
   find("confirm-fields").replaceChildren(...fields);
   const button = find("confirm-yes");
@@ -26,7 +26,7 @@ export function confirm(text, yes, { danger = false, fields = [] } = {}) {
       resolve(values);
     };
     const closed = () => {
-      if (dialog.open) return; // the event of the question before
+      if (dialog.open) return; // the event of the previous question
       if (back instanceof HTMLElement) back.focus();
       if (dialog.returnValue !== "yes") return done(null);
       done(Object.fromEntries([...dialog.querySelectorAll("[name]")].map((field) => [field.name, field.value])));

@@ -1,4 +1,4 @@
-// The API in words, made from a service's own OpenAPI 3.1 description.
+// Renders the OpenAPI 3.1 document of a service.
 
 import { ask, find, make, say } from "./page.js";
 
@@ -15,7 +15,7 @@ async function load() {
     find("about").textContent = `${spec.info.title} ${spec.info.version}, ${base || location.origin}`;
     show(spec);
   } catch (problem) {
-    say(find("about"), `The description cannot be read: ${problem.text}`);
+    say(find("about"), `Could not load the API description: ${problem.text}`);
   }
 }
 
@@ -42,10 +42,10 @@ function operationOf(path, method, operation, shared) {
   const body = operation.requestBody?.content ?? {};
   const parts = [
     operation.description ? make("p", {}, operation.description) : null,
-    parameters.length ? table("Parameters", ["Name", "In", "Type", "About"], parameters.map((parameter) => [
+    parameters.length ? table("Parameters", ["Name", "In", "Type", "Description"], parameters.map((parameter) => [
       make("code", {}, parameter.name + (parameter.required ? " *" : "")), parameter.in, typeOf(parameter.schema ?? {}), parameter.description ?? parameter.schema?.description ?? ""])) : null,
     ...Object.entries(body).map(([type, content]) => make("p", {}, "Body: ", make("code", {}, type), " ", typeOf(content.schema ?? {}))),
-    table("Answers", ["Status", "About", "Body"], Object.entries(operation.responses ?? {}).map(([status, answer]) => [
+    table("Responses", ["Status", "Description", "Body"], Object.entries(operation.responses ?? {}).map(([status, answer]) => [
       make("code", {}, status), answer.description ?? "", bodies(answer.content ?? {})])),
   ];
   return make("details", { "data-words": `${method} ${path} ${operation.summary ?? ""}`.toLowerCase() },
@@ -71,11 +71,11 @@ function schemaOf(schema) {
   const about = schema.description ? make("p", {}, schema.description) : null;
   if (!members.length) return make("div", {}, about, make("p", {}, typeOf(schema)));
   const required = new Set(schema.required ?? []);
-  return make("div", {}, about, table("Members", ["Name", "Type", "About"], members.map(([name, member]) => [
+  return make("div", {}, about, table("Members", ["Name", "Type", "Description"], members.map(([name, member]) => [
     make("code", {}, name + (required.has(name) ? " *" : "")), typeOf(member), member.description ?? ""])));
 }
 
-/** A type in words, with links to named schemas. */
+/** A type as text, with links to named schemas. */
 function typeOf(schema) {
   const box = make("span");
   if (schema.$ref) {

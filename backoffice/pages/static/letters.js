@@ -1,4 +1,4 @@
-// Dead letters: what workers gave up, put back into its queue or removed.
+// Dead letters: list, show, replay, delete.
 
 import { count, find, make, moment } from "./page.js";
 import { confirm, details } from "./dialogs.js";
@@ -20,7 +20,7 @@ export class Letters {
       find("letters-more").hidden = !this.cursor;
       this.showNone();
     } catch (problem) {
-      this.tell(`The dead letters cannot be shown: ${problem.text}`);
+      this.tell(`Could not load the dead letters: ${problem.text}`);
     }
   }
 
@@ -34,17 +34,17 @@ export class Letters {
     const about = make("span", { class: "skip" }, ` ${letter.id}`);
     const row = make("tr", { "data-letter": letter.id },
       make("th", { scope: "row" }, letter.queue),
-      make("td", { "data-label": "Died" }, moment(letter.died_at)),
+      make("td", { "data-label": "Dead since" }, moment(letter.died_at)),
       make("td", { "data-label": "Reason" }, letter.reason),
       make("td", { "data-label": "Attempts", class: "n" }, count(letter.attempt)),
       make("td", {}, make("div", { class: "row" },
-        make("button", { type: "button", click: () => this.look(letter) }, "Look", about),
+        make("button", { type: "button", click: () => this.open(letter) }, "Show", about),
         letter.replayable ? make("button", { type: "button", click: () => this.replay(letter, row) }, "Replay", about.cloneNode(true)) : null,
         make("button", { type: "button", class: "danger", click: () => this.remove(letter, row) }, "Delete", about.cloneNode(true)))));
     return row;
   }
 
-  async look(letter) {
+  async open(letter) {
     try {
       const whole = await this.session.ask("GET", `/v1/dead-letters/${encodeURIComponent(letter.id)}`);
       details(whole.id,
@@ -57,21 +57,21 @@ export class Letters {
   }
 
   async replay(letter, row) {
-    await this.act("POST", `/v1/dead-letters/${encodeURIComponent(letter.id)}/replay`, letter, row, "is back in its queue");
+    await this.act("POST", `/v1/dead-letters/${encodeURIComponent(letter.id)}/replay`, letter, row, "was put back into its queue");
   }
 
   async remove(letter, row) {
-    if (!(await confirm(`Remove the dead letter ${letter.id} for good? What it says is lost.`, "Delete", { danger: true }))) return;
-    await this.act("DELETE", `/v1/dead-letters/${encodeURIComponent(letter.id)}`, letter, row, "is removed");
+    if (!(await confirm(`Delete the dead letter ${letter.id}? Its content will be lost.`, "Delete", { danger: true }))) return;
+    await this.act("DELETE", `/v1/dead-letters/${encodeURIComponent(letter.id)}`, letter, row, "was deleted");
   }
 
-  async act(method, url, letter, row, what) {
+  async act(method, url, letter, row, outcome) {
     try {
       await this.session.ask(method, url);
       row.remove();
       this.showNone();
       find("letters-refresh").focus();
-      this.tell(`${letter.id} ${what}`, "good");
+      this.tell(`${letter.id} ${outcome}`, "good");
     } catch (problem) {
       if (problem.status === 404) row.remove();
       this.showNone();

@@ -1,18 +1,18 @@
-// Live figures: the stream of server-sent events, read with fetch, since EventSource cannot send the token.
+// Live figures from a stream of server-sent events. Read with fetch, because EventSource cannot send the token.
 
 import { count, draw, find, make, pause, Problem } from "./page.js";
 
-const HISTORY = 300; // seconds kept for the charts, which begin with the first minute
+const HISTORY = 300; // seconds of the charts; they show one minute until more is known
 const RETRY_MS = [1000, 2000, 5000, 10000];
-const SILENT_MS = 40000; // longer than the server is ever silent
-const EVENT_MAX = 4 * 1024 * 1024; // characters of an event
+const SILENT_MS = 40000; // longer than any pause of the server
+const EVENT_MAX = 4 * 1024 * 1024; // characters
 
 export class Live {
   constructor(session) {
     this.session = session;
     this.stopping = null;
     this.sales = new Map(); // id -> SaleCard
-    this.said = "";
+    this.shown = "";
   }
 
   start() {
@@ -63,7 +63,7 @@ export class Live {
         heard();
         buffer += value;
         for (let end; (end = buffer.indexOf("\n\n")) >= 0; buffer = buffer.slice(end + 2)) this.take(buffer.slice(0, end));
-        if (buffer.length > EVENT_MAX) throw new Error("an event without an end");
+        if (buffer.length > EVENT_MAX) throw new Error("event too long");
       }
     } finally {
       clearTimeout(watch);
@@ -92,7 +92,7 @@ export class Live {
       card.show(sale);
       if (!card.element.isConnected) find("running").append(card.element);
     }
-    // What Redis could not tell is not over: cards stay until it answers again.
+    // While Redis does not answer, the list of sales is unknown: keep the cards.
     if (figures.at !== null) {
       for (const [id, card] of this.sales) {
         if (shown.has(id)) continue;
@@ -102,7 +102,7 @@ export class Live {
     }
     find("running-none").hidden = this.sales.size > 0;
     find("running-more").hidden = !figures.sales_left_out;
-    find("running-more").textContent = `${figures.sales_left_out} more are not shown.`;
+    find("running-more").textContent = `${figures.sales_left_out} more sales are not shown.`;
     this.showLags(figures);
   }
 
@@ -126,15 +126,15 @@ export class Live {
       box.title = title;
     });
     const away = find("unavailable");
-    const text = figures.unavailable.length ? `Does not answer: ${figures.unavailable.join(", ")}` : "";
+    const text = figures.unavailable.length ? `Not responding: ${figures.unavailable.join(", ")}` : "";
     away.hidden = !text;
     if (away.textContent !== text) away.textContent = text;
   }
 
-  /** Each state is said once, not each second. */
+  /** Screen readers announce each change of the text: write it only when it changes. */
   state(text) {
-    if (this.said === text) return;
-    this.said = text;
+    if (this.shown === text) return;
+    this.shown = text;
     find("live-state").textContent = text;
   }
 }
@@ -172,13 +172,13 @@ class SaleCard {
     this.showFacts(sale);
     this.showChart();
     const codes = Object.entries(sale.refused).map(([code, times]) => `${code.replaceAll("_", " ")}: ${count(times)}`);
-    this.refused.textContent = codes.length ? `Refused: ${codes.join(", ")}` : "Nothing was refused.";
+    this.refused.textContent = codes.length ? `Refused: ${codes.join(", ")}` : "No refusals.";
     this.showStock(sale);
   }
 
   showFacts(sale) {
     const refused = Object.values(sale.refused).reduce((total, times) => total + times, 0);
-    const verdict = (value) => (value === null ? "not judged yet" : value ? "holds" : "VIOLATED");
+    const verdict = (value) => (value === null ? "not checked yet" : value ? "holds" : "VIOLATED");
     const facts = [
       ["accepted", "Accepted", count(sale.accepted)],
       ["accepted-per-s", "Accepted/s", count(sale.accepted_per_s)],
@@ -191,7 +191,7 @@ class SaleCard {
     facts.forEach(([, , value], place) => {
       const box = this.facts.children[place].querySelector("dd");
       box.textContent = value;
-      box.className = { holds: "good", VIOLATED: "bad", "not judged yet": "quiet" }[value] ?? "";
+      box.className = { holds: "good", VIOLATED: "bad", "not checked yet": "quiet" }[value] ?? "";
     });
   }
 
@@ -205,14 +205,14 @@ class SaleCard {
     const [accepted, refused] = this.history.at(-1);
     const span = shown > 60 ? "five minutes" : "one minute";
     this.span.textContent = ` over ${span}`;
-    this.chart.setAttribute("aria-label", `Accepted ${accepted} a second, refused ${refused} a second; the most in ${span} was ${top}`);
+    this.chart.setAttribute("aria-label", `Accepted: ${accepted} per second. Refused: ${refused} per second. Maximum within ${span}: ${top}`);
     this.chart.replaceChildren(
       draw("line", { class: "grid", x1: 0, x2: 600, y1: 116, y2: 116 }),
       draw("line", { class: "grid", x1: 0, x2: 600, y1: 12, y2: 12 }),
       draw("path", { class: "refused", d: path(1), "vector-effect": "non-scaling-stroke" }),
       draw("path", { class: "accepted", d: path(0), "vector-effect": "non-scaling-stroke" }));
     if (!this.scale) this.chart.after((this.scale = make("p", { class: "small quiet number" })));
-    this.scale.textContent = `Upper line: ${count(top)} a second`;
+    this.scale.textContent = `Upper line: ${count(top)} per second`;
   }
 
   showStock(sale) {

@@ -1,22 +1,22 @@
-// The buyer's orders: one that is followed until it is final, and the list of all.
+// The buyer's orders: the current order, updated until it is final, and the list of all orders.
 
 import { clock, find, make, moment, money, say } from "./page.js";
 import { confirm } from "./dialogs.js";
 
-const LOOK_MS = 2000;
-const LOOK_HIDDEN_MS = 10000;
+const POLL_MS = 2000;
+const POLL_HIDDEN_MS = 10000;
 const STATES = {
   reserved: ["Reserved for you.", "warn"],
   paid: ["Paid. Thank you!", "good"],
   cancelled: ["Cancelled.", "quiet"],
-  expired: ["The hold ran out: the units are back on sale.", "bad"],
-  rejected: ["We are sorry: this order could not be kept. You will not be charged.", "bad"],
+  expired: ["Expired: the hold has ended and the units are on sale again.", "bad"],
+  rejected: ["We are sorry, this order could not be fulfilled. You will not be charged.", "bad"],
 };
 
 export class Orders {
   /**
-   * `closed` is called when no order is shown any more; `now()` is the server's time; `words` says a problem; under `place()`
-   * the id of the order that is shown outlives a reload.
+   * `closed()` is called when the current order is shown or hidden; `now()` returns the server's time; `words(problem)` returns
+   * the text of a problem; `place()` returns the storage key of the id of the current order, which survives a reload.
    */
   constructor(session, edge, { closed, now, words, place }) {
     this.session = session;
@@ -39,7 +39,7 @@ export class Orders {
     return this.order !== null;
   }
 
-  /** Show an order, and look at it until it is final. */
+  /** Show an order and update it until it is final. */
   follow(order) {
     this.order = order;
     sessionStorage.setItem(this.place(), order.order_id);
@@ -48,7 +48,7 @@ export class Orders {
     this.later();
   }
 
-  /** Go on with the order that was shown before a reload. */
+  /** Show the order again that was shown before a reload. */
   async resume() {
     const orderId = sessionStorage.getItem(this.place());
     if (!orderId || this.order) return;
@@ -58,11 +58,11 @@ export class Orders {
       this.follow(order);
       this.closed();
     } catch {
-      // It is in the list as well.
+      // The order is in the list as well.
     }
   }
 
-  /** Show no order; the buyer wants to go on. */
+  /** Hide the order for good, so that the buyer can buy again. */
   close() {
     sessionStorage.removeItem(this.place());
     this.hide();
@@ -101,10 +101,10 @@ export class Orders {
   later() {
     clearTimeout(this.timer);
     if (this.order?.status !== "reserved") return;
-    this.timer = setTimeout(() => this.look(), document.hidden ? LOOK_HIDDEN_MS : LOOK_MS);
+    this.timer = setTimeout(() => this.poll(), document.hidden ? POLL_HIDDEN_MS : POLL_MS);
   }
 
-  async look() {
+  async poll() {
     const { order } = this;
     try {
       const newest = await this.session.ask("GET", `${this.edge}/v1/orders/${order.order_id}`, { timeoutMs: 10000 });
@@ -115,17 +115,17 @@ export class Orders {
       this.show();
       if (changed) this.load();
     } catch (problem) {
-      if (this.order === order) say(find("order-message"), `${this.words(problem)} Your order is kept; this page looks again.`, "warn");
+      if (this.order === order) say(find("order-message"), `${this.words(problem)} Your order is safe. This page checks again.`, "warn");
     }
     this.later();
   }
 
   async cancel() {
-    if (!(await confirm("Cancel this order? Its units go back on sale.", "Cancel the order", { danger: true }))) return;
+    if (!(await confirm("Cancel this order? Its units go back on sale.", "Cancel order", { danger: true }))) return;
     if (!this.order) return;
     find("cancel").disabled = true;
     try {
-      // Repeating a cancellation is harmless.
+      // Safe to repeat.
       this.order = await this.session.ask("POST", `${this.edge}/v1/orders/${this.order.order_id}/cancel`, { timeoutMs: 10000 });
       say(find("order-message"), "");
       this.show();
@@ -133,7 +133,7 @@ export class Orders {
       this.load();
     } catch (problem) {
       say(find("order-message"), problem.code === "order_state_conflict" ? problem.text : this.words(problem));
-      this.look();
+      this.poll();
     } finally {
       find("cancel").disabled = false;
     }
@@ -149,7 +149,7 @@ export class Orders {
       find("history-more").hidden = !this.cursor;
     } catch (problem) {
       if (problem.status === 401) return;
-      // The list is beside the point of the page: it is shown at the next look.
+      // Not essential: the list is loaded again later.
     }
     const none = !find("history-rows").children.length;
     find("history-none").hidden = !none;
@@ -159,7 +159,7 @@ export class Orders {
   row(order) {
     return make("tr", { "data-order": order.order_id },
       make("th", { scope: "row" }, moment(order.reserved_at)),
-      make("td", { "data-label": "What" }, order.items.map((line) => `${line.quantity} × ${line.sku}`).join(", ")),
+      make("td", { "data-label": "Items" }, order.items.map((line) => `${line.quantity} × ${line.sku}`).join(", ")),
       make("td", { "data-label": "Total", class: "n" }, money(order.total_minor, order.currency)),
       make("td", { "data-label": "State" }, order.status),
       make("td", {}, make("button", { type: "button", click: () => this.pick(order) }, "Show", make("span", { class: "skip" }, ` order of ${moment(order.reserved_at)}`))));

@@ -1,6 +1,6 @@
-// What all pages share: elements made without markup, times, money, the words for problems. Text is only ever text.
+// Shared by all pages: building elements without markup, times, money, requests and problems. Text never becomes markup.
 
-/** An element: `make("p", {class: "quiet"}, "text", child)`. Functions become listeners, null and false are left out. */
+/** An element: `make("p", {class: "quiet"}, "text", child)`. Functions become listeners; null and false are left out. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -12,7 +12,7 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** The same for SVG; attributes only. */
+/** An SVG element; attributes only. */
 export function draw(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, String(value));
@@ -22,11 +22,11 @@ export function draw(tag, attributes = {}, ...children) {
 
 export const find = (id) => document.getElementById(id);
 
-/** Say something where a reader of the screen hears it; an empty text takes it away. `kind`: good, bad, warn. */
+/** Show a message in a live region; an empty text hides it. `kind`: good, bad, warn, quiet. */
 export function say(box, text, kind = "bad") {
   box.className = `message ${kind}`;
   box.hidden = !text;
-  // The same text again is news, too: without a change nothing would be read out.
+  // Screen readers announce changes only: clear the text before repeating it.
   if (box.textContent === text) box.textContent = "";
   box.textContent = text;
 }
@@ -40,7 +40,7 @@ export const count = (value) => (value === null || value === undefined ? "–" :
 
 export const moment = (iso) => new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" }).format(new Date(iso));
 
-/** `1:02:03` of milliseconds, rounded up, so that it reads 0:00 only when it is over. */
+/** Milliseconds as `1:02:03`, rounded up, so that 0:00 appears only at the end. */
 export function clock(ms) {
   const seconds = Math.max(0, Math.ceil(ms / 1000));
   const parts = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60, seconds % 60];
@@ -50,10 +50,14 @@ export function clock(ms) {
 
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** A new key for one attempt, of visible ASCII. */
-export const newKey = () => (crypto.randomUUID ? crypto.randomUUID() : Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join(""));
+/** A new idempotency key. */
+export function newKey() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  // randomUUID exists only in secure contexts.
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
 
-/** What an answer that is not 2xx says: the problem's members, and the wait it asks for. */
+/** An answer that is not 2xx: the members of the problem, and the seconds of Retry-After. */
 export class Problem extends Error {
   constructor(status, document, retryAfterS = null) {
     super(document.detail || document.title || `Status ${status}`);
@@ -69,7 +73,7 @@ export class Problem extends Error {
   }
 }
 
-/** No answer came: the server is away, or the way to it. What was asked may have happened. */
+/** No answer: the server or the network is down. The request may have taken effect. */
 export class NoAnswer extends Error {
   constructor() {
     super("No connection to the server");
@@ -79,7 +83,7 @@ export class NoAnswer extends Error {
   }
 }
 
-/** One request; the parsed body (null for none) or Problem or NoAnswer. `body` goes out as JSON. */
+/** Send a request with `body` as JSON; return the parsed body, null for an empty one. Throws Problem or NoAnswer. */
 export async function ask(method, url, { token = null, body, headers = {}, timeoutMs = 30000 } = {}) {
   const sent = { ...headers };
   if (token) sent.Authorization = `Bearer ${token}`;

@@ -1,4 +1,4 @@
-// The list of sales with what can be done to each, and the form that makes one.
+// The list of sales with their actions, and the form for a new sale.
 
 import { ask, count, find, make, moment, newKey, say } from "./page.js";
 import { confirm, field } from "./dialogs.js";
@@ -12,7 +12,7 @@ const ACTS = {
   paused: ["resume", "end", "restock", "change"],
   ended: [],
 };
-// What the form of a change offers: a start that has passed cannot move, and buyers have seen the hold time.
+// Fields of the change dialog by state: a past start cannot move, and the hold time is fixed by publishing.
 const CHANGES = {
   draft: ["name", "starts_at", "ends_at", "hold_seconds"],
   scheduled: ["name", "starts_at", "ends_at"],
@@ -27,9 +27,9 @@ const MEMBERS = {
   hold_seconds: { label: "Hold in seconds", type: "number", min: 1, max: 86400, inputmode: "numeric", shown: String, read: Number },
 };
 const QUESTIONS = {
-  publish: (sale) => [`Bring “${sale.name}” before buyers? Items, prices and hold time cannot change afterwards.`, false],
-  pause: (sale) => [`Pause “${sale.name}”? Buyers are refused until it is resumed.`, true],
-  end: (sale) => [`End “${sale.name}” for good? It cannot be opened again.`, true],
+  publish: (sale) => [`Publish “${sale.name}”? Items, prices and hold time cannot be changed afterwards.`, false],
+  pause: (sale) => [`Pause “${sale.name}”? Orders are refused until it is resumed.`, true],
+  end: (sale) => [`End “${sale.name}”? This cannot be undone.`, true],
 };
 
 export class Sales {
@@ -37,7 +37,7 @@ export class Sales {
     this.session = session;
     this.tell = tell;
     this.rows = new Map();
-    this.keys = new Map(); // one Idempotency-Key per restock asked for, kept until it is answered
+    this.keys = new Map(); // one Idempotency-Key per requested restock, until it is answered
     find("sales-refresh").addEventListener("click", () => this.load());
     find("sales-more").addEventListener("click", () => this.load(this.cursor));
   }
@@ -53,7 +53,7 @@ export class Sales {
       this.cursor = page.next_cursor;
       find("sales-more").hidden = !this.cursor;
     } catch (problem) {
-      this.tell(`The sales cannot be shown: ${problem.text}`);
+      this.tell(`Could not load the sales: ${problem.text}`);
     }
   }
 
@@ -83,10 +83,10 @@ export class Sales {
       const chosen = await confirm(`Restock “${sale.name}”`, "Add units", { fields: [make("label", {}, "SKU", skus), units] });
       if (!chosen) return;
       options.body = { sku: chosen.sku, quantity: Number(chosen.quantity) };
-      const what = `${sale.id} ${chosen.sku} ${chosen.quantity}`;
-      if (!this.keys.has(what)) this.keys.set(what, newKey());
-      options.headers = { "Idempotency-Key": this.keys.get(what) };
-      options.done = () => this.keys.delete(what);
+      const restock = `${sale.id} ${chosen.sku} ${chosen.quantity}`;
+      if (!this.keys.has(restock)) this.keys.set(restock, newKey());
+      options.headers = { "Idempotency-Key": this.keys.get(restock) };
+      options.done = () => this.keys.delete(restock);
     } else if (act === "change") {
       options.body = await this.changes(sale);
       if (!Object.keys(options.body).length) return;
@@ -100,15 +100,15 @@ export class Sales {
       options.done?.();
       const row = this.put(changed);
       row.querySelector("button, a")?.focus();
-      this.tell(`${act[0].toUpperCase() + act.slice(1)}: “${changed.name}” is ${changed.state} now`, "good");
+      this.tell(`${act[0].toUpperCase() + act.slice(1)}: “${changed.name}” is now ${changed.state}`, "good");
     } catch (problem) {
-      // Without an answer the key is kept: doing it again cannot add the units twice.
+      // Without an answer the key is kept, so that a repeat cannot add the units twice.
       if (problem.status && problem.status < 500) options.done?.();
       this.tell(`${sale.name}: ${problem.text}`);
     }
   }
 
-  /** The members that somebody changed. Others are not sent: fields show seconds, and times are finer. */
+  /** The changed members. The others are not sent: fields show whole seconds, and stored times are finer. */
   async changes(sale) {
     const offered = CHANGES[sale.state].map((name) => {
       const { label, shown, read, ...attributes } = MEMBERS[name];
@@ -128,7 +128,7 @@ export class CreateForm {
     this.created = created;
     this.products = new Map();
     this.places = 0;
-    this.attempt = null; // {text, key}: the same form sent again is the same sale
+    this.attempt = null; // {text, key}: submitting the same form again creates no second sale
     find("item-add").addEventListener("click", () => this.addItem().querySelector("input").focus());
     find("create-form").addEventListener("submit", (event) => {
       event.preventDefault();
@@ -150,7 +150,7 @@ export class CreateForm {
     await this.suggest("");
   }
 
-  /** Products for the SKU fields, as one types. */
+  /** Suggest products for the SKU fields. */
   async suggest(text) {
     try {
       const page = await ask("GET", `/v1/products?limit=50${text ? `&q=${encodeURIComponent(text)}` : ""}`);
@@ -158,7 +158,7 @@ export class CreateForm {
       for (const product of active) this.products.set(product.sku, product);
       find("products").replaceChildren(...active.map((product) => make("option", { value: product.sku }, product.name)));
     } catch {
-      // The list is a help; the server checks the SKU.
+      // Suggestions are optional; the server checks the SKU.
     }
   }
 
@@ -228,7 +228,7 @@ export class CreateForm {
       const sale = await this.session.ask("POST", "/v1/sales", { body, headers: { "Idempotency-Key": this.attempt.key } });
       this.attempt = null;
       this.clear();
-      this.tell(`“${sale.name}” is a draft now: publish it to bring it before buyers`, "good");
+      this.tell(`“${sale.name}” was created as a draft. Publish it to start selling`, "good");
       await this.created();
       document.querySelector(`[data-sale="${sale.id}"] button`)?.focus();
     } catch (problem) {
@@ -243,7 +243,7 @@ function labelled(id, label, attributes) {
   return make("div", {}, make("label", { for: id }, label), make("input", { id, ...attributes }));
 }
 
-/** A time as `datetime-local` has it. */
+/** A time in the format of `datetime-local`. */
 function local(ms) {
   const time = new Date(ms);
   return new Date(ms - time.getTimezoneOffset() * 60000).toISOString().slice(0, 19);

@@ -1,12 +1,12 @@
-// A login: tokens in this tab's sessionStorage, renewed before they run out, one renewal at a time.
+// A login: tokens in the sessionStorage of this tab, renewed before they expire, one renewal at a time.
 
 import { ask, Problem } from "./page.js";
 
 const loggedOut = () => new Problem(401, { code: "token_missing", detail: "Please log in" });
-const EARLY_MS = 60000; // before a token runs out it is renewed: so early, or a quarter of its life
+const EARLY_MS = 60000; // renew a token so long before it expires, or a quarter of its lifetime if that is shorter
 
 export class Session {
-  /** `name` keeps staff and buyers of one tab apart; `onEnd` is told when the login is over. */
+  /** `name` keeps staff and buyers of one tab apart; `onEnd(text)` is called when the server ends the login. */
   constructor(name, onEnd) {
     this.key = `flashsale.${name}`;
     this.onEnd = onEnd;
@@ -32,14 +32,14 @@ export class Session {
     if (kept) await ask("POST", "/v1/auth/logout", { body: { refresh_token: kept.refresh } }).catch(() => {});
   }
 
-  /** An access token that is good for a while; Problem (401) after `onEnd` when there is none to be had. */
+  /** An access token that is valid for a while; throws Problem (401) without a login. */
   async token() {
     if (!this.kept) throw loggedOut();
     if (Date.now() < this.kept.renewAt) return this.kept.access;
     return this.renew();
   }
 
-  /** A request with a token. One that the server calls expired is renewed, and the request made again, once. */
+  /** Send a request with a token; after `token_expired` renew the token and send the request once more. */
   async ask(method, url, options = {}) {
     const token = await this.token();
     try {
@@ -64,12 +64,12 @@ export class Session {
     } catch (problem) {
       if (problem.status === 401 && this.kept === begun) {
         this.end();
-        this.onEnd("Your login has ended: please log in again");
+        this.onEnd("Your session has ended. Please log in again");
       }
       throw problem;
     }
     if (this.kept !== begun) {
-      // Logged out while the answer was on its way: it must not log anybody in again, and its tokens end, too.
+      // Logged out while the renewal was under way: do not log in again, and end the new tokens.
       ask("POST", "/v1/auth/logout", { body: { refresh_token: tokens.refresh_token } }).catch(() => {});
       throw loggedOut();
     }
@@ -78,7 +78,7 @@ export class Session {
   }
 
   keep(tokens, email) {
-    // The clock of this machine may be wrong: the token's life counts from now.
+    // The local clock may be wrong: count the lifetime from now.
     const lifeMs = tokens.expires_in * 1000;
     const renewAt = Date.now() + lifeMs - Math.min(EARLY_MS, lifeMs / 4);
     this.kept = { access: tokens.access_token, refresh: tokens.refresh_token, renewAt, email };

@@ -7,39 +7,39 @@ import { Orders } from "./orders.js";
 
 const EDGE = document.querySelector('meta[name="flashsale-edge"]').content;
 const SALE_ID = location.pathname.split("/").at(-1).toLowerCase();
-// How often the sale is looked at: many look at the same time, and what comes by the clock needs no look.
-const LOOK_MS = { open: 3000, paused: 4000, scheduled: 5000, ended: 30000 };
-const LOOK_EARLY_MS = 20000;
+// Polling intervals. Very many pages poll at once, and start and end need no poll: they follow from the clock.
+const POLL_MS = { open: 3000, paused: 4000, scheduled: 5000, ended: 30000 };
+const POLL_EARLY_MS = 20000;
 const EARLY_MS = 60000;
-const LOOK_HIDDEN_MS = 30000;
-const LOOK_FAILED_MS = 3000;
+const POLL_HIDDEN_MS = 30000;
+const POLL_FAILED_MS = 3000;
 const LINES_MAX = 8;
 const UNITS_MAX = 100;
-// Each name is a search of the catalogue, and tabs come in crowds: not all in the same moment, nor soon again of a busy shop.
+// Each name costs a search in the catalogue. Tabs ask at random moments, and a busy shop is not asked again soon.
 const NAMED_MAX = 8;
 const NAMES_WITHIN_MS = 3000;
 const NAMES_AGAIN_MS = 60000;
 const NAMES_KEY = `flashsale.products.${SALE_ID}`;
 
-// What a buyer is told.
+// Texts for buyers by problem code.
 const WORDS = {
-  sold_out: "Sold out: there is not enough left for this order.",
-  purchase_limit_exceeded: "You have reached the limit of what one buyer may take in this sale.",
+  sold_out: "Sold out: there are not enough units left for this order.",
+  purchase_limit_exceeded: "You have reached the limit per buyer in this sale.",
   sale_not_open: "The sale is not open at the moment.",
-  sale_ended: "The sale is over.",
-  sale_not_found: "There is no such sale.",
+  sale_ended: "The sale has ended.",
+  sale_not_found: "This sale does not exist.",
   sku_not_found: "This item is not part of the sale.",
-  rate_limited: "That was too fast.",
-  overloaded: "Very many are buying right now.",
-  dependency_unavailable: "The sale is interrupted for a moment.",
-  outcome_unknown: "It is not known yet whether the order was taken.",
-  no_answer: "There is no connection.",
-  request_timeout: "The connection is slow.",
-  internal_error: "Something went wrong at the shop.",
-  forbidden: "This login cannot buy: use a buyer's account.",
-  credentials_invalid: "Address or password is wrong.",
-  email_taken: "There is an account with this address: log in instead.",
-  idempotency_key_reused: "This attempt was used for another order: please buy again.",
+  rate_limited: "Too many requests.",
+  overloaded: "The shop is very busy.",
+  dependency_unavailable: "The sale is temporarily unavailable.",
+  outcome_unknown: "We do not know yet whether your order was accepted.",
+  no_answer: "No connection to the server.",
+  request_timeout: "The connection is too slow.",
+  internal_error: "Something went wrong on our side.",
+  forbidden: "This account cannot buy. Log in with a buyer's account.",
+  credentials_invalid: "The e-mail address or the password is wrong.",
+  email_taken: "An account with this address exists. Log in instead.",
+  idempotency_key_reused: "This attempt was used for another order. Please buy again.",
 };
 const words = (problem) => WORDS[problem.code] ?? problem.text;
 
@@ -50,17 +50,17 @@ const orders = new Orders(session, EDGE, {
   words,
   place: () => `flashsale.order.${SALE_ID}.${session.email.toLowerCase()}`,
 });
-const shop = { sale: null, offsetMs: 0, lookTimer: null, sending: false, state: "", products: namesKept() };
+const shop = { sale: null, offsetMs: 0, pollTimer: null, sending: false, state: "", products: namesKept() };
 
 // ---- the sale ---------------------------------------------------------------------------------------------------------
 
-async function look() {
-  clearTimeout(shop.lookTimer);
-  let nextMs = LOOK_FAILED_MS;
+async function poll() {
+  clearTimeout(shop.pollTimer);
+  let nextMs = POLL_FAILED_MS;
   try {
     const asked = Date.now();
     const sale = await ask("GET", `${EDGE}/v1/sales/${SALE_ID}`, { timeoutMs: 10000 });
-    // The server's clock at the middle of the exchange; ours may be anything.
+    // The server's clock at the middle of the exchange; the local clock may be wrong.
     shop.offsetMs = Date.parse(sale.server_time) - (asked + Date.now()) / 2;
     const first = !shop.sale;
     shop.sale = sale;
@@ -70,21 +70,21 @@ async function look() {
     show();
     const state = stateNow();
     const early = state === "scheduled" && Date.parse(sale.starts_at) - Date.now() - shop.offsetMs > EARLY_MS;
-    nextMs = document.hidden ? LOOK_HIDDEN_MS : early ? LOOK_EARLY_MS : LOOK_MS[state];
+    nextMs = document.hidden ? POLL_HIDDEN_MS : early ? POLL_EARLY_MS : POLL_MS[state];
   } catch (problem) {
     if (problem.code === "sale_not_found") {
       find("sale-state").textContent = WORDS.sale_not_found;
-      nextMs = LOOK_HIDDEN_MS;
+      nextMs = POLL_HIDDEN_MS;
     } else {
-      const text = `${words(problem)} This page tries again by itself.`;
+      const text = `${words(problem)} This page tries again automatically.`;
       if (find("trouble").textContent !== text) say(find("trouble"), text, "warn");
     }
     nextMs = Math.max(nextMs, (problem.retryAfterS ?? 0) * 1000);
   }
-  shop.lookTimer = setTimeout(look, nextMs * (0.75 + Math.random() / 2));
+  shop.pollTimer = setTimeout(poll, nextMs * (0.75 + Math.random() / 2));
 }
 
-/** Names and currency of the first items, which the edge does not know; asked for once a tab, one after the other. */
+/** Load names and currency of the first items, which the edge does not have: once per tab, one item after the other. */
 async function name() {
   for (const { sku } of shop.sale.items.slice(0, NAMED_MAX)) {
     if (shop.products.has(sku)) continue;
@@ -93,7 +93,7 @@ async function name() {
       const product = page.items.find((found) => found.sku === sku);
       if (product) shop.products.set(sku, { sku, name: product.name, currency: product.currency });
     } catch (problem) {
-      // Names are a help; the SKU says it, too.
+      // Names are optional; the page shows the SKU as well.
       setTimeout(name, Math.max(NAMES_AGAIN_MS, (problem.retryAfterS ?? 0) * 1000) * (0.75 + Math.random()));
       break;
     }
@@ -107,7 +107,7 @@ function namesKept() {
   return new Map(kept.map((product) => [product.sku, product]));
 }
 
-/** The sale's state at this moment: it opens and ends by the clock, between two looks, too. */
+/** The current state of the sale: it opens and ends by the clock, between two polls as well. */
 function stateNow() {
   const { sale } = shop;
   const now = Date.now() + shop.offsetMs;
@@ -124,9 +124,9 @@ function showSale() {
   const state = stateNow();
   const text = {
     scheduled: "The sale opens soon.",
-    open: soldOut() ? "Sold out. Units come back when holds run out: this page keeps looking." : "The sale is open.",
-    paused: "The sale is paused for a moment.",
-    ended: "The sale is over.",
+    open: soldOut() ? "Sold out. Units may become available again when holds end. This page keeps checking." : "The sale is open.",
+    paused: "The sale is paused.",
+    ended: "The sale has ended.",
   }[state];
   if (shop.state !== text) {
     shop.state = text;
@@ -186,23 +186,23 @@ find("buy-form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (shop.sending || find("buy").disabled) return;
   const wanted = lines();
-  // Said, and never cut: nobody shall believe to have ordered what is not in the order.
-  if (wanted.length > LINES_MAX) say(find("buy-message"), `One order takes up to ${LINES_MAX} different items: buy the others after it.`, "warn");
+  // Refuse instead of cutting the list: the order must have every item that the buyer chose.
+  if (wanted.length > LINES_MAX) say(find("buy-message"), `One order takes at most ${LINES_MAX} different items. Buy the others in another order.`, "warn");
   else buy(Attempt.begin(SALE_ID, session.email, wanted));
 });
 
 find("again").addEventListener("click", () => resume());
 
-/** Send an attempt until it is over. Only one is on its way at a time, in whatever order clicks come. */
+/** Send an attempt until it ends. Only one attempt is sent at a time. */
 async function buy(attempt) {
   if (shop.sending) return;
   shop.sending = true;
   find("again").hidden = true;
-  say(find("buy-message"), "Your order is on its way …", "quiet");
+  say(find("buy-message"), "Placing your order …", "quiet");
   show();
   try {
     const order = await attempt.send(session, EDGE, (problem, ms) =>
-      say(find("buy-message"), `${words(problem)} Trying again in ${Math.ceil(ms / 1000)} s: you cannot buy twice by this.`, "warn"));
+      say(find("buy-message"), `${words(problem)} Trying again in ${Math.ceil(ms / 1000)} s. This cannot place a second order.`, "warn"));
     say(find("buy-message"), "");
     orders.follow(order);
     orders.load();
@@ -212,13 +212,13 @@ async function buy(attempt) {
   } finally {
     shop.sending = false;
     show();
-    // Where a reader of the page goes on: at the order, or where it is said why there is none.
+    // Keyboard and screen reader users continue at the order.
     if (orders.open) find("order-title").focus();
-    look();
+    poll();
   }
 }
 
-/** An attempt without an answer, of before a reload or a lost connection, goes on under its key. */
+/** Continue an attempt without an answer, after a reload or a lost connection, under its key. */
 function resume() {
   const attempt = session.active ? Attempt.unfinished(SALE_ID, session.email) : null;
   if (attempt) buy(attempt);
@@ -227,7 +227,7 @@ function resume() {
 
 // ---- logging in -------------------------------------------------------------------------------------------------------
 
-let registers = false;
+let registers = false; // whether the login form creates an account
 
 function showLogin(text = "") {
   orders.hide();
@@ -241,7 +241,7 @@ function setRegisters(wanted) {
   find("name-field").hidden = !registers;
   find("name").required = registers;
   find("login-submit").textContent = registers ? "Register and log in" : "Log in";
-  find("login-switch").textContent = registers ? "I have an account" : "I am new here";
+  find("login-switch").textContent = registers ? "Log in instead" : "Create an account";
   find("password").autocomplete = registers ? "new-password" : "current-password";
 }
 
@@ -282,6 +282,6 @@ function begin() {
 }
 
 setInterval(() => shop.sale && show(), 250);
-document.addEventListener("visibilitychange", () => document.hidden || look());
-look();
+document.addEventListener("visibilitychange", () => document.hidden || poll());
+poll();
 begin();

@@ -1,4 +1,4 @@
-// The staff page: who is logged in, and its parts for as long as somebody is.
+// The staff page: the login, and the parts that are shown while logged in.
 
 import { find, say } from "./page.js";
 import { Session } from "./session.js";
@@ -38,12 +38,12 @@ find("login-form").addEventListener("submit", async (event) => {
   try {
     await session.logIn(find("email").value, find("password").value);
     find("password").value = "";
-    await session.ask("GET", "/v1/sales?limit=1"); // a buyer's login is none of ours
+    await session.ask("GET", "/v1/sales?limit=1"); // refused for a buyer
     show();
     find("content").focus();
   } catch (problem) {
     if (session.active) await session.logOut();
-    say(find("login-message"), problem.code === "forbidden" ? "This page is for staff" : problem.text);
+    say(find("login-message"), problem.code === "forbidden" ? "This page is for staff only" : problem.text);
   } finally {
     button.disabled = false;
   }
@@ -54,5 +54,4 @@ find("logout").addEventListener("click", async () => {
   show();
 });
 
-// Another tab's shop or a test may have come in between: what a page shows is what its session says.
 show();

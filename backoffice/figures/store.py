@@ -1,6 +1,6 @@
-"""One look at everything that moves while sales run: stock, counts, verdicts, and every backlog an order passes. Reads only.
+"""Reads the figures of running sales at one moment: stock, counts, verdicts, and every backlog on the way of an order.
 
-Each part is asked at the same time as the others, within a bound; what does not answer is named and left out.
+All servers are asked at the same time and within a bound. A server that does not answer is named, its part left out.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from runtime.postgres.sql import load_sql
 from runtime.queue import Queue, QueueDepth, QueueUnavailable
 
 SALES_SHOWN_MAX = 20
-SALES_READ_MAX = 1000  # as many as an edge knows
+SALES_READ_MAX = 1000  # the bound of an edge
 PART_S_MAX = 2.0
 OUTBOX_ROWS_MAX = 10_000
-COMING_MS = 24 * 3600 * 1000  # a sale is shown so long before it opens
-OVER_MS = 10 * 60 * 1000  # and so long after it ended
+COMING_MS = 24 * 3600 * 1000  # shown from so long before the start
+OVER_MS = 10 * 60 * 1000  # until so long after the end
 
-SQL = load_sql(__package__, "operations.sql")
+SQL = load_sql(__package__, "figures.sql")
 T = TypeVar("T")
 _FAILURES = (
     redis.exceptions.RedisError,
@@ -48,7 +48,10 @@ _FAILURES = (
 
 @dataclass(frozen=True, slots=True)
 class SaleFigures:
-    """A sale at one moment. `stock` by SKU index, None when a lane has lost it; `refused` by code; verdicts None while open."""
+    """A sale at one moment. `stock` by SKU index, None if a lane has lost the sale; `refused` by code.
+
+    A verdict is None until there is one.
+    """
 
     definition: SaleDefinition
     state: SaleState
@@ -69,10 +72,10 @@ class QueueFigures:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """All of it at one moment of Redis' clock; what did not answer is None, and named in `unavailable`.
+    """All figures at one moment of the Redis clock. Parts of the servers named in `unavailable` are None.
 
-    `left_out`: running sales beyond those shown. `unrelayed`: entries and age of the oldest in seconds, by lane. `queues`: by
-    shard. `outboxes`: rows and age of the oldest in seconds, by shard. `dead`: dead letters.
+    `left_out`: number of running sales that are not shown. `unrelayed`: entries and age of the oldest in seconds, by lane.
+    `queues`: by shard. `outboxes`: rows and age of the oldest in seconds, by shard. `dead`: number of dead letters.
     """
 
     at_ms: int | None
@@ -86,17 +89,17 @@ class Figures:
 
 
 class Lookout:
-    """Takes the figures."""
+    """Reads the figures."""
 
     def __init__(self, stores: Stores, queue: Queue, letters: DeadLetters) -> None:
         """Uses them, owns nothing."""
         self._stores = stores
         self._queue = queue
         self._letters = letters
-        self._known: dict[str, tuple[bytes, SaleDefinition]] = {}  # documents change seldom: parsed once
+        self._known: dict[str, tuple[bytes, SaleDefinition]] = {}  # parsed documents; they seldom change
 
     async def look(self) -> Figures:
-        """The figures of now; never raises for a server that is away."""
+        """The current figures; does not raise for a server that is down."""
         names = ["redis", "queue", *(f"shard_{shard}" for shard in range(len(self._stores.shards)))]
         asked: list[Awaitable[Any]] = [
             self._redis_part(),
@@ -179,7 +182,7 @@ class Lookout:
 
     @staticmethod
     def _running(sales: list[SaleDefinition], now_ms: int) -> list[tuple[SaleDefinition, SaleState]]:
-        """Those to be shown, the most urgent first: open, paused, about to open, just over."""
+        """The sales to show, most urgent first: open, paused, scheduled, ended."""
         rank = {SaleState.OPEN: 0, SaleState.PAUSED: 1, SaleState.SCHEDULED: 2, SaleState.ENDED: 3}
         running = []
         for sale in sales:
@@ -215,8 +218,8 @@ async def _bounded(answer: Awaitable[T]) -> T | None:
 
 
 def _age_s(oldest: list[tuple[bytes, Mapping[bytes, bytes]]], now_ms: int) -> float:
-    """Of a stream's first entry, by the time of the change that it tells; 0 of an empty stream, and of what is no order's
-    entry: the relay puts that aside."""
+    """The age of a stream's first entry, by the time of its change; 0 for an empty stream and for a malformed entry, which
+    the relay puts aside."""
     try:
         return max(0.0, (now_ms - decode_head(oldest[0][1][b"e"]).changed_at_ms) / 1000)
     except (IndexError, KeyError, MalformedEntry):
@@ -224,7 +227,7 @@ def _age_s(oldest: list[tuple[bytes, Mapping[bytes, bytes]]], now_ms: int) -> fl
 
 
 def _stock(lanes: list[list[bytes | None]]) -> tuple[Stock, ...] | None:
-    """Sums over the lanes by SKU index; None when a lane does not know one."""
+    """Sums over the lanes by SKU index; None if a lane lacks a SKU."""
     sums: list[Stock] = []
     for values in zip(*lanes, strict=True):
         stocks = [Stock.unpack(value) for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document, made from the route table: what is not routed is not described, and the other way round."""
+"""The OpenAPI 3.1 document, generated from the route table: every route is described, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REF = "#/components/schemas/{model}"
 _UUID = {"type": "string", "format": "uuid"}
 _PATH_SCHEMAS = {"letter_id": {"type": "string", "pattern": "^[A-Za-z0-9._~-]{1,200}$"}}
-# By name, or by name as required: an empty header is as good as none where it may be left out.
+# By name; with `!` for a required header. An optional header may be empty.
 _HEADERS: dict[str, dict[str, Any]] = {
     "Idempotency-Key": {"pattern": rf"^[!#-~][!-~]{{0,{KEY_LENGTH_MAX - 1}}}$"},
     "If-Match!": {"minLength": 1},
@@ -53,7 +53,7 @@ def document(routes: Iterable[Route], *, version: str) -> dict[str, Any]:
 
 
 def route(routes: Iterable[Route], *, version: str) -> Route:
-    """The operation that answers the document; it describes itself, too."""
+    """The route of the document, which describes this route as well."""
 
     async def show(_: Call) -> Answer:
         return Answer(body=content, headers={"cache-control": "no-cache"})
@@ -78,7 +78,7 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.roles is not None:
         operation["security"] = [{"token": []}, {}] if route.anonymous else [{"token": []}]
         roles = ", ".join(sorted(role.value for role in route.roles))
-        operation["description"] = f"Roles: {roles}{'; nobody needs one' if route.anonymous else ''}."
+        operation["description"] = f"Roles: {roles}{'; or without a token' if route.anonymous else ''}."
     if route.body is not None:
         content = {"application/json": {"schema": {"$ref": _REF.format(model=route.body.__name__)}}}
         operation["requestBody"] = {"required": True, "content": content}
@@ -110,7 +110,7 @@ def _responses(route: Route) -> dict[str, Any]:
         success["content"] = {route.media_type.partition(";")[0]: {}}
     responses: dict[str, Any] = {str(route.status): success}
     if "If-None-Match" in route.headers:
-        responses["304"] = {"description": "The reader has it"}
+        responses["304"] = {"description": "The client has the current version"}
     by_status: dict[int, list[str]] = {}
     for problem in sorted({*route.problems, *_implied(route)}):
         by_status.setdefault(problem.status, []).append(problem.value)
@@ -123,7 +123,7 @@ def _responses(route: Route) -> dict[str, Any]:
 
 
 def _implied(route: Route) -> set[Problem]:
-    """Problems that the layers around a handler answer: guard (which hands on every request of a route) and dispatcher."""
+    """Problems of the layers around every handler: the guard and the dispatcher."""
     problems = {
         Problem.MALFORMED_REQUEST,
         Problem.REQUEST_TIMEOUT,
@@ -131,7 +131,7 @@ def _implied(route: Route) -> set[Problem]:
         Problem.INTERNAL_ERROR,
         Problem.OVERLOADED,
         Problem.DEPENDENCY_UNAVAILABLE,
-        Problem.OUTCOME_UNKNOWN,  # the guard's, of any request that it has handed on
+        Problem.OUTCOME_UNKNOWN,  # from the guard, for a request that it has passed on
     }
     if route.roles is not None:
         problems |= {Problem.TOKEN_MISSING, Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED, Problem.FORBIDDEN}
