@@ -1,21 +1,27 @@
-"""Events: what is told to the event log, with a stable id and a version, so that consumers can drop what they know.
+"""Events for the event log, with a stable id and a version, so that consumers can drop those that they know.
 
-Performs no I/O. `schema` is raised when a member changes meaning; adding a member does not raise it.
+Performs no I/O. `schema` is the version of the format: it is raised when a member changes its meaning; adding a member does
+not raise it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from domain.orders import OrderEntry
 
 ORDER_SCHEMA = 1
+HEADERS_MEMBER = "headers"  # of an event in an outbox row; the dispatcher moves it into the headers of the record
 
 
-def order_event(entry: OrderEntry) -> dict[str, Any]:
-    """`order.<status>`: the whole order at one version. `time_ms` is when the version came to be (Redis time)."""
+def order_event(entry: OrderEntry, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """`order.<status>`: the whole order at one version. `time_ms` is the time of the version (Redis time).
+
+    With `headers`, the event has the member `headers` as well.
+    """
     order_id = str(entry.order_id)
-    return {
+    event: dict[str, Any] = {
         "id": f"{order_id}:{entry.version}",  # stable over redelivery
         "type": f"order.{entry.status.label}",
         "schema": ORDER_SCHEMA,
@@ -37,3 +43,6 @@ def order_event(entry: OrderEntry) -> dict[str, Any]:
             "expires_at_ms": entry.expires_at_ms,
         },
     }
+    if headers:
+        event[HEADERS_MEMBER] = dict(headers)
+    return event

@@ -42,7 +42,7 @@ EMAIL_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 300_000, 600_000)
 OUTBOX_PARTITIONS = 16
 POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard
 POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: rows that are no events
-TOPIC_ORDERS = "orders"  # of the event log, OUTBOX_PARTITIONS partitions
+TOPIC_ORDERS = "orders"  # of the event log
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,24 @@ class QueueSpec:
     name: str
     retry_delays_ms: tuple[int, ...] = ORDER_RETRY_DELAYS_MS
     length_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic of the event log as it is declared: its name, its partitions, its retention.
+
+    Partitions never change: they keep the order of a key. A carrier retains by number (`records_max` of each partition;
+    None: the process's setting), by age (`retention_s`), or both.
+    """
+
+    name: str
+    partitions: int
+    records_max: int | None = None
+    retention_s: int = 7 * 24 * 3600
+
+
+# Every topic: the one place where topics are declared. Partitions of orders are those of their outbox rows.
+TOPICS = (TopicSpec(TOPIC_ORDERS, OUTBOX_PARTITIONS),)
 
 
 def user_hash(user_id: UUID) -> int:
@@ -100,7 +118,10 @@ def lane_state_key(lane: int) -> str:
 
 
 def lane_stream_key(lane: int) -> str:
-    """Stream of entries; the id of an entry is `<lane_seq>-0`, its one field `e` is the order entry."""
+    """Stream of entries; the id of an entry is `<lane_seq>-0`.
+
+    Field `e` is the order entry. An entry with transport headers has the field `h` as well (`domain.headers`).
+    """
     return f"{lane_tag(lane)}:stream"
 
 

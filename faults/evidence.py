@@ -105,7 +105,7 @@ class Evidence:
 async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, known_dead_letters: int = 0) -> Evidence:
     """Read all of it. Call when all is quiet: it is no snapshot."""
     redis = redis_client(stack.redis_url)
-    log = open_event_log(stack.event_log_url)
+    log = open_event_log(stack.event_log_url, topology.TOPICS)
     try:
         evidence = Evidence(await read_definition(redis, sale_id))
         await _read_redis(redis, evidence, sale_id)
@@ -244,10 +244,8 @@ async def _rows(connection: psycopg.AsyncConnection[Any], query: str, sale_id: U
 async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
     events = []
     wanted = str(sale_id).encode()
-    for partition in range(topology.OUTBOX_PARTITIONS):
-        after: str | None = None
-        while records := await log.read(topology.TOPIC_ORDERS, partition, after=after, limit=READ_AT_ONCE):
-            after = records[-1].position
+    async with log.reader(None, topology.TOPIC_ORDERS, range(topology.OUTBOX_PARTITIONS)) as reader:
+        while records := await reader.next_batch(count_max=READ_AT_ONCE, wait_s=0):
             for record in records:
                 if wanted not in record.value:
                     continue

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from runtime.event_log.port import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable, LogRecord
+from domain.topology import TopicSpec
+from runtime.event_log.port import (
+    APPEND_RECORDS_MAX,
+    READ_RECORDS_MAX,
+    EventLog,
+    EventLogUnavailable,
+    Lag,
+    LogRecord,
+    NewRecord,
+    Overtaken,
+    Reader,
+    UnknownTopic,
+    WentBack,
+)
 from runtime.event_log.redis_streams import RedisStreamsEventLog
 
 __all__ = [
     "APPEND_RECORDS_MAX",
+    "READ_RECORDS_MAX",
     "EventLog",
     "EventLogUnavailable",
+    "Lag",
     "LogRecord",
+    "NewRecord",
+    "Overtaken",
+    "Reader",
     "UnknownEventLogScheme",
+    "UnknownTopic",
+    "WentBack",
     "open_event_log",
 ]
 
@@ -21,14 +42,17 @@ class UnknownEventLogScheme(ValueError):
     """The event log's URL has a scheme without an adapter."""
 
 
-def open_event_log(url: str, *, records_max: int = 20_000, connections_max: int = 32) -> EventLog:
-    """The event log at `url`; connects when it is first used.
+def open_event_log(
+    url: str, specs: Iterable[TopicSpec], *, records_max: int = 20_000, connections_max: int = 32
+) -> EventLog:
+    """The event log at `url` with the topics of `specs` (`domain.topology.TOPICS`); connects when it is first used.
 
-    `records_max` bounds a partition where the carrier has no retention settings of its own. Raises UnknownEventLogScheme.
+    The adapter declares the topics. `records_max` bounds a partition whose spec has no bound of its own, where the carrier
+    retains by number. Raises UnknownEventLogScheme.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("redis", "rediss"):
-        return RedisStreamsEventLog(url, records_max=records_max, connections_max=connections_max)
+        return RedisStreamsEventLog(url, specs, records_max=records_max, connections_max=connections_max)
     raise UnknownEventLogScheme(
-        f"FLASHSALE_EVENT_LOG_URL: no adapter for {scheme or 'a URL without a scheme'}; there is redis://"
+        f"FLASHSALE_EVENT_LOG_URL: no adapter for {scheme or 'a URL without a scheme'}; use redis://"
     )

@@ -1,23 +1,28 @@
-"""The event log port: partitioned, ordered, retained for a while, read by anyone from any place (Redis Streams, later Kafka).
+"""The event log port: partitioned, ordered, retained for a while, read by any number of groups (Redis Streams, later Kafka).
 
-Order is kept within a partition. Appending is at least once: after EventLogUnavailable the records may be there, so
-readers drop what they know by the event's id and version. There is no assignment of partitions to group members:
-a consumer owns its partitions by a lease and commits its position. Performs no I/O.
+Order is kept within a partition. Appending is at least once: after EventLogUnavailable the records may be there. Reading
+is at least once: a reader that ends before its commit reads again. So readers drop the events that they know, by the
+event's id and version. Performs no I/O.
 
-What each promise becomes on the two carriers:
+Each promise on the two carriers:
 
-    promise               Redis Streams                  Kafka
-    append acknowledged   one script (synced AOF)        acks=all, idempotent producer, send_batch
-    position              stream id                      offset
-    commit, committed     hash by group                  committed offsets of the group
-    retention             MAXLEN of the stream           retention.ms, retention.bytes
+    promise               Redis Streams                     Kafka
+    declaration           none: checks topic and partition  topics created from the specs, in one place
+    append acknowledged   one script (synced AOF)           acks=all, idempotent producer, send_batch
+    headers               JSON in a field of the entry      record headers
+    offset                entry id `0-<offset>`             offset
+    position of a group   hash by group                     committed offset of the group
+    retention             MAXLEN of the stream              retention.ms, retention.bytes
+    Overtaken             a gap in the offsets              OffsetOutOfRange, log start offset
+    lag, end              last entry id, minus position     end offsets, minus position
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
 
 APPEND_RECORDS_MAX = 1_000
 READ_RECORDS_MAX = 10_000
@@ -26,54 +31,129 @@ READ_RECORDS_MAX = 10_000
 class EventLogUnavailable(Exception):
     """The log did not acknowledge or answer; the operation happened or not, and is safe to repeat."""
 
-    def __init__(self, topic: str, partition: int, detail: str) -> None:
-        """`detail` is the client's own words."""
-        super().__init__(f"{topic}/{partition}: {detail}")
+    def __init__(self, topic: str, partition: int | None, detail: str) -> None:
+        """`partition` is None for an operation on several; `detail` is the client's message."""
+        super().__init__(f"{topic}{'' if partition is None else f'/{partition}'}: {detail}")
         self.topic = topic
         self.partition = partition
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
-    """A record as read. `position` is opaque; `at_ms` is when the log took it."""
+class UnknownTopic(ValueError):
+    """The topic or the partition is not among the specs that the log was opened with: a programmer's error."""
 
-    position: str
+    def __init__(self, topic: str, partition: int | None = None) -> None:
+        """`partition` is None when the topic itself is unknown."""
+        super().__init__(f"{topic}{'' if partition is None else f'/{partition}'} is not declared in domain.topology")
+        self.topic = topic
+        self.partition = partition
+
+
+class Overtaken(Exception):
+    """Retention removed records that the reader had not read. The reader goes on with the oldest record that is left."""
+
+    def __init__(self, topic: str, partition: int, *, first_lost: int, last_lost: int) -> None:
+        """Offsets of the lost range, both inclusive."""
+        super().__init__(f"{topic}/{partition}: records {first_lost} to {last_lost} were removed before they were read")
+        self.topic = topic
+        self.partition = partition
+        self.first_lost = first_lost
+        self.last_lost = last_lost
+
+
+class WentBack(Exception):
+    """The log ends before the reader's position: its server lost data. The reader goes on with the oldest record."""
+
+    def __init__(self, topic: str, partition: int, *, position: int, end: int) -> None:
+        """`position` is the last offset that was read, `end` the last offset that there is."""
+        super().__init__(f"{topic}/{partition}: read up to {position}, but the log ends at {end}: it lost data")
+        self.topic = topic
+        self.partition = partition
+        self.position = position
+        self.end = end
+
+
+@dataclass(frozen=True, slots=True)
+class NewRecord:
+    """A record to be appended. `headers` are for transport, such as traces; the meaning is in the value alone."""
+
     key: str
     value: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """A record as read. Offsets of a partition grow without a gap; `at_ms` is the time at which the log took it."""
+
+    partition: int
+    offset: int
+    key: str
+    value: bytes
+    headers: Mapping[str, str]
     at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a reader is behind in one partition. `position` is the last offset handed out, `end` the newest of the log."""
+
+    position: int
+    end: int
+
+    @property
+    def records(self) -> int:
+        """Records that are still to be read, those that retention removed included."""
+        return max(0, self.end - self.position)
+
+
+class Reader(Protocol):
+    """Reads partitions of one topic for a group: an async context manager. Everything raises EventLogUnavailable.
+
+    Entering loads the group's committed positions. A partition without one begins at the oldest retained record. There is
+    no assignment of partitions to members of a group: the caller makes sure that one reader of a group has a partition
+    (by a lease, say). Two at once read twice and lose nothing.
+    """
+
+    async def next_batch(self, *, count_max: int, wait_s: float) -> list[LogRecord]:
+        """At most `count_max` records, each partition's in order, as soon as there is one; empty after `wait_s` without any.
+
+        Raises Overtaken or WentBack, once for each loss; the next call goes on behind it.
+        """
+        ...
+
+    async def commit(self) -> None:
+        """Every record handed out so far is processed: remember that for the group. Without effect for no group."""
+        ...
+
+    async def lag(self) -> Mapping[int, Lag]:
+        """Position and end by partition."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Load the positions."""
+        ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; commits nothing."""
+        ...
+
+
 class EventLog(Protocol):
-    """Topics of partitions, which come into being at first use. Everything raises EventLogUnavailable."""
+    """The topics of its specs; any other topic or partition raises UnknownTopic."""
 
-    async def append(self, topic: str, partition: int, records: Sequence[tuple[str, bytes]]) -> None:
-        """Append `(key, value)` records in this order and return when all are acknowledged.
+    async def append(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
+        """Append 1..APPEND_RECORDS_MAX records in this order and return when all are acknowledged.
 
-        1..APPEND_RECORDS_MAX records. Records of one partition keep their order only if the caller waits for one
-        append before the next.
+        Records of one partition keep their order only if the caller waits for one append before the next. Raises
+        EventLogUnavailable.
         """
         ...
 
-    async def read(
-        self, topic: str, partition: int, *, after: str | None, limit: int, wait_ms: int = 0
-    ) -> list[LogRecord]:
-        """Records behind the position `after` (None: the oldest retained), oldest first, at most `limit`.
-
-        With `wait_ms`, an empty partition is watched for so long before the answer is an empty list.
-        """
-        ...
-
-    async def commit(self, group: str, topic: str, partition: int, position: str) -> None:
-        """Remember how far a group has processed the partition."""
-        ...
-
-    async def committed(self, group: str, topic: str, partition: int) -> str | None:
-        """The group's last committed position; None when it never committed."""
-        ...
-
-    async def length(self, topic: str, partition: int) -> int:
-        """Number of retained records, perhaps approximate."""
+    def reader(self, group: str | None, topic: str, partitions: Iterable[int]) -> Reader:
+        """A reader for a group, or without a group (None): from the oldest record, and nothing is remembered."""
         ...
 
     async def close(self) -> None:

@@ -1,15 +1,32 @@
-"""The event log port on Redis Streams: one stream a partition, `log:{topic.partition}:stream`, committed positions in
-`log:{topic.partition}:groups`. Retention is by number of records; a reader that falls behind it misses records, as in Kafka.
+"""The event log port on Redis Streams.
+
+A partition is the stream `log:{topic.partition}:records`, with entry ids `0-<offset>`; `log:{topic.partition}:positions` is
+the hash of committed offsets by group. Retention is by number of records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
 
-from redis.exceptions import RedisError
+import orjson
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
 
-from runtime.event_log.port import APPEND_RECORDS_MAX, READ_RECORDS_MAX, EventLogUnavailable, LogRecord
+from domain.topology import TopicSpec
+from runtime.event_log.port import (
+    APPEND_RECORDS_MAX,
+    READ_RECORDS_MAX,
+    EventLogUnavailable,
+    Lag,
+    LogRecord,
+    NewRecord,
+    Overtaken,
+    UnknownTopic,
+    WentBack,
+)
 from runtime.redis import client as clients
 from runtime.redis.scripts import load_script, run
 
@@ -20,69 +37,162 @@ _APPEND = load_script("runtime.event_log", "log_append-1")
 
 def stream_key(topic: str, partition: int) -> str:
     """Stream of a partition."""
-    return f"log:{{{topic}.{partition}}}:stream"
+    return f"log:{{{topic}.{partition}}}:records"
 
 
-def groups_key(topic: str, partition: int) -> str:
-    """Hash of committed positions by group."""
-    return f"log:{{{topic}.{partition}}}:groups"
+def positions_key(topic: str, partition: int) -> str:
+    """Hash of committed offsets by group."""
+    return f"log:{{{topic}.{partition}}}:positions"
 
 
 class RedisStreamsEventLog:
     """See `runtime.event_log.port.EventLog`."""
 
-    def __init__(self, url: str, *, records_max: int, connections_max: int = 32) -> None:
-        """`records_max` bounds a partition; Redis drops whole nodes, so somewhat more may be kept."""
+    def __init__(self, url: str, specs: Iterable[TopicSpec], *, records_max: int, connections_max: int = 32) -> None:
+        """`records_max` bounds a partition whose spec has no bound; Redis drops whole nodes, so somewhat more may be kept."""
         self._redis = clients.redis_client(url, connections_max=connections_max)
+        self._specs = {spec.name: spec for spec in specs}
         self._records_max = records_max
 
-    async def append(self, topic: str, partition: int, records: Sequence[tuple[str, bytes]]) -> None:
+    async def append(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
         """One script: all records or none, and the answer comes after the fsync with `appendfsync always`."""
         assert 1 <= len(records) <= APPEND_RECORDS_MAX
-        args: list[bytes | str | int] = [self._records_max]
-        for key, value in records:
-            args += (key, value)
+        spec = self._spec(topic, (partition,))
+        args: list[bytes | str | int] = [spec.records_max or self._records_max]
+        for record in records:
+            headers = orjson.dumps(dict(record.headers)) if record.headers else b""
+            args += (record.key, record.value, headers)
         await _answer(topic, partition, run(self._redis, _APPEND, (stream_key(topic, partition),), args))
 
-    async def read(
-        self, topic: str, partition: int, *, after: str | None, limit: int, wait_ms: int = 0
-    ) -> list[LogRecord]:
-        """Records behind `after`."""
-        assert 1 <= limit <= READ_RECORDS_MAX
-        stream = stream_key(topic, partition)
-        block = min(wait_ms, BLOCK_MS_MAX) or None  # BLOCK 0 would be for ever
-        reply = await _answer(topic, partition, self._redis.xread({stream: after or "0-0"}, count=limit, block=block))
-        return [
-            LogRecord(
-                position=entry_id.decode(),
-                key=fields[b"k"].decode(),
-                value=fields[b"v"],
-                at_ms=int(entry_id.partition(b"-")[0]),
-            )
-            for _, entries in reply or []
-            for entry_id, fields in entries
-        ]
-
-    async def commit(self, group: str, topic: str, partition: int, position: str) -> None:
-        """Remember a group's position."""
-        await _answer(topic, partition, self._redis.hset(groups_key(topic, partition), group, position))
-
-    async def committed(self, group: str, topic: str, partition: int) -> str | None:
-        """A group's position."""
-        position = await _answer(topic, partition, self._redis.hget(groups_key(topic, partition), group))
-        return position.decode() if position is not None else None
-
-    async def length(self, topic: str, partition: int) -> int:
-        """Number of retained records."""
-        return int(await _answer(topic, partition, self._redis.xlen(stream_key(topic, partition))))
+    def reader(self, group: str | None, topic: str, partitions: Iterable[int]) -> StreamReader:
+        """A reader of these partitions."""
+        listed = tuple(partitions)
+        self._spec(topic, listed)
+        return StreamReader(self._redis, group=group, topic=topic, partitions=listed)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.aclose()
 
+    def _spec(self, topic: str, partitions: Sequence[int]) -> TopicSpec:
+        spec = self._specs.get(topic)
+        if spec is None:
+            raise UnknownTopic(topic)
+        for partition in partitions:
+            if not 0 <= partition < spec.partitions:
+                raise UnknownTopic(topic, partition)
+        return spec
 
-async def _answer(topic: str, partition: int, operation: Awaitable[Any]) -> Any:
-    """The client's errors in the port's words."""
+
+class StreamReader:
+    """See `runtime.event_log.port.Reader`. One XREAD covers all partitions, so they must be on one Redis server."""
+
+    def __init__(self, redis: Redis, *, group: str | None, topic: str, partitions: Sequence[int]) -> None:
+        """Uses the client, does not own it."""
+        self._redis = redis
+        self._group = group
+        self._topic = topic
+        self._partition_of = {stream_key(topic, partition).encode(): partition for partition in partitions}
+        self._read = dict.fromkeys(partitions, 0)  # last offset that was read, 0: none
+        self._handed_out: dict[int, int] = {}
+        self._ready: deque[LogRecord] = deque()
+        self._losses: deque[Overtaken | WentBack] = deque()
+
+    async def __aenter__(self) -> Self:
+        """Load the group's positions."""
+        if self._group is not None:
+            for partition in self._read:
+                key = positions_key(self._topic, partition)
+                offset = await _answer(self._topic, partition, self._redis.hget(key, self._group))
+                self._read[partition] = int(offset or 0)
+        self._handed_out = dict(self._read)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the records that were read and not handed out."""
+        self._ready.clear()
+
+    async def next_batch(self, *, count_max: int, wait_s: float) -> list[LogRecord]:
+        """Read at most `count_max` of each partition at once; hand out at most so many in all."""
+        assert 1 <= count_max <= READ_RECORDS_MAX
+        if not self._ready and not self._losses:
+            await self._fill(count_max, wait_s)
+        if self._losses:
+            raise self._losses.popleft()
+        batch = [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
+        for record in batch:
+            self._handed_out[record.partition] = record.offset
+        return batch
+
+    async def commit(self) -> None:
+        """Store the offsets of the last records handed out."""
+        if self._group is None:
+            return
+        for partition, offset in self._handed_out.items():
+            key = positions_key(self._topic, partition)
+            await _answer(self._topic, partition, self._redis.hset(key, self._group, offset))
+
+    async def lag(self) -> Mapping[int, Lag]:
+        """Ends by the streams' last ids, which outlive retention."""
+        return {
+            partition: Lag(position, await self._end(partition)) for partition, position in self._handed_out.items()
+        }
+
+    async def _fill(self, count: int, wait_s: float) -> None:
+        streams: Any = {stream_key(self._topic, partition): f"0-{offset}" for partition, offset in self._read.items()}
+        block = min(int(wait_s * 1000), BLOCK_MS_MAX) or None  # BLOCK 0 would wait without a bound
+        reply = await _answer(self._topic, None, self._redis.xread(streams, count=count, block=block))
+        for stream, entries in reply or []:
+            self._take(self._partition_of[stream], entries)
+        if not reply:
+            await self._check_ends()
+
+    def _take(self, partition: int, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
+        first, before = _offset(entries[0][0]), self._read[partition]
+        # Offset 0 is the position of a group that never read: it loses nothing.
+        if before and first > before + 1:
+            self._losses.append(Overtaken(self._topic, partition, first_lost=before + 1, last_lost=first - 1))
+        for entry_id, fields in entries:
+            self._ready.append(
+                LogRecord(
+                    partition=partition,
+                    offset=_offset(entry_id),
+                    key=fields[b"k"].decode(),
+                    value=fields[b"v"],
+                    headers=orjson.loads(fields[b"h"]) if b"h" in fields else {},
+                    at_ms=int(fields[b"t"]),
+                )
+            )
+        self._read[partition] = _offset(entries[-1][0])
+
+    async def _check_ends(self) -> None:
+        """A stream that ends before the position would look empty: its server lost data."""
+        for partition, position in self._read.items():
+            if position and (end := await self._end(partition)) < position:
+                self._losses.append(WentBack(self._topic, partition, position=position, end=end))
+                self._read[partition] = self._handed_out[partition] = 0
+
+    async def _end(self, partition: int) -> int:
+        try:
+            info = await self._redis.xinfo_stream(stream_key(self._topic, partition))
+        except ResponseError as error:
+            if "no such key" in str(error):
+                return 0
+            raise EventLogUnavailable(self._topic, partition, str(error)) from error
+        except (RedisError, OSError, TimeoutError) as error:
+            raise EventLogUnavailable(self._topic, partition, str(error) or type(error).__name__) from error
+        return _offset(info["last-generated-id"])
+
+
+def _offset(entry_id: bytes) -> int:
+    """`0-<offset>` -> offset."""
+    return int(entry_id.partition(b"-")[2])
+
+
+async def _answer(topic: str, partition: int | None, operation: Awaitable[Any]) -> Any:
+    """The client's errors as the port's."""
     try:
         return await operation
     except (RedisError, OSError, TimeoutError) as error:

@@ -6,7 +6,7 @@ import json
 
 from hypothesis import given
 
-from domain.events import ORDER_SCHEMA, order_event
+from domain.events import HEADERS_MEMBER, ORDER_SCHEMA, order_event
 from domain.orders import OrderEntry, OrderStatus, decode_entry, encode_entry
 from tests.domain.strategies import entries
 from tests.domain.test_orders import ENTRY
@@ -16,7 +16,7 @@ from tests.domain.test_orders import ENTRY
 def test_event_is_stable_over_redelivery(entry: OrderEntry) -> None:
     again = decode_entry(encode_entry(entry))
     assert order_event(again) == order_event(entry)
-    assert order_event(entry)["id"] == f"{entry.order_id}:{entry.version}"
+    assert order_event_id(entry) == f"{entry.order_id}:{entry.version}"
 
 
 @given(entries)
@@ -36,3 +36,9 @@ def test_event_carries_the_whole_order(entry: OrderEntry) -> None:
 def test_versions_of_an_order_have_ids_of_their_own() -> None:
     paid = ENTRY.becoming(OrderStatus.PAID, at_ms=1)
     assert order_event(paid)["id"] != order_event(ENTRY)["id"]
+
+
+def test_headers_are_a_member_only_when_there_are_some() -> None:
+    plain = order_event(ENTRY)
+    assert HEADERS_MEMBER not in plain and order_event(ENTRY, {}) == plain
+    assert order_event(ENTRY, {"traceparent": "00-1"}) == plain | {HEADERS_MEMBER: {"traceparent": "00-1"}}

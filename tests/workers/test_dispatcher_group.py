@@ -21,10 +21,11 @@ from domain.topology import (
     OUTBOX_PARTITIONS,
     POISON_OUTBOX,
     TOPIC_ORDERS,
+    TOPICS,
     outbox_partition,
 )
 from runtime.dead_letters import DeadLetter, DeadLetters, PostgresDeadLetters
-from runtime.event_log import EventLog, open_event_log
+from runtime.event_log import EventLog, LogRecord, open_event_log
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import load_settings
@@ -37,6 +38,7 @@ from tests.workers.writing import Pool, eventually
 from workers.dispatcher.destinations import (
     DeliveryFailed,
     Destination,
+    Event,
     MalformedEvents,
     Notices,
     OrderEvents,
@@ -84,7 +86,7 @@ class Failing:
         self.failing = set(failing)
         self.failures = 0
 
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
+    async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         if partition in self.failing:
             self.failures += 1
             raise DeliveryFailed("told to")
@@ -100,7 +102,7 @@ class Setup:
         self.letters: DeadLetters = PostgresDeadLetters(catalogue, letters_max=100)
         self.redis = new_client(url)
         self.queue: Queue = open_queue(url, TOPOLOGY.queues)
-        self.log: EventLog = open_event_log(url)
+        self.log: EventLog = open_event_log(url, TOPICS)
         self.pool = postgres_pool(SecretStr(dsn), size_max=2)
         self.service = Service("dispatcher", load_settings({}))
         self.lease = Lease(self.redis, key="{t}:lease", fence_key="{t}:fence", life_ms=5_000)
@@ -128,8 +130,12 @@ class Setup:
             await asyncio.wait_for(task, WAIT_S)
             await self.lease.release()
 
+    async def records(self, partition: int) -> list[LogRecord]:
+        async with self.log.reader(None, TOPIC_ORDERS, (partition,)) as reader:
+            return await reader.next_batch(count_max=10_000, wait_s=0)
+
     async def logged(self, partition: int) -> list[dict[str, object]]:
-        records = await self.log.read(TOPIC_ORDERS, partition, after=None, limit=10_000)
+        records = await self.records(partition)
         events = [orjson.loads(record.value) for record in records]
         assert [e["key"] for e in events] == [record.key for record in records]
         return events
@@ -297,6 +303,26 @@ async def test_delete_removes_exactly_the_given_rows_and_measure_counts_the_rest
     assert await Outbox(setup.pool, destination="nothing").measure() == (0, 0.0)
 
 
+async def test_headers_leave_the_event_and_reach_the_record(setup: Setup) -> None:
+    traced = event("k", 1) | {"headers": {"traceparent": "00-ab"}}
+    malformed = event("k", 2) | {"headers": {"a": 1}}
+    put(setup.dsn, 2, [traced, malformed, event("k", 3)])
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    records = await setup.records(2)
+    assert [record.headers for record in records] == [{"traceparent": "00-ab"}, {}, {}]
+    assert [orjson.loads(record.value) for record in records] == [event("k", version) for version in (1, 2, 3)]
+
+
+async def test_headers_of_a_notice_reach_its_message(setup: Setup) -> None:
+    setup.destination = Notices(setup.queue)
+    put(setup.dsn, 3, [{"id": "n", "key": "k", "headers": {"traceparent": "00-ab"}}], destination=DESTINATION_NOTICES)
+    async with setup.running(), setup.queue.consume(EMAIL_QUEUE, prefetch=1) as consumer:
+        (delivery,) = await consumer.next_batch(count_max=1, wait_s=WAIT_S)
+        assert (delivery.headers, orjson.loads(delivery.body)) == ({"traceparent": "00-ab"}, {"id": "n", "key": "k"})
+        await delivery.ack()
+
+
 @pytest.mark.parametrize("text", ["{}", "[1]", '[{"key": 1}]', "[", '"x"', '[{"key": "a"}, null]'])
 def test_malformed_events(text: str) -> None:
     with pytest.raises(MalformedEvents):
@@ -316,7 +342,7 @@ class Hanging:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
 
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:  # noqa: ARG002
+    async def deliver(self, partition: int, events: Sequence[Event]) -> None:  # noqa: ARG002
         self.asked.set()
         await asyncio.Event().wait()
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain import ids
+from domain.headers import HEADERS_LENGTH_MAX
 from domain.topology import BUCKETS, Topology
 from tests.workers.lane_entries import order_entry
 from workers.relay.backlog import Backlog
@@ -41,9 +42,24 @@ def test_poison_keeps_what_can_be_shown_of_it() -> None:
         (b"12-0", {b"e": good[:32] + b"\x70" + good[33:]}),
     ]
     out = sort_page(page, lane=2, shard_by_bucket=shard_table(Topology()), poison=4)
-    assert [(seq, destination) for seq, destination, _ in out] == [(7, 3), (8, 4), (9, 4), (10, 4), (11, 4), (12, 4)]
+    assert [(seq, destination) for seq, destination, _, _ in out] == [(7, 3), (8, 4), (9, 4), (10, 4), (11, 4), (12, 4)]
     assert out[1][2] == good[:78]
     assert out[3][2] == b'{"78":"ff","79":""}'
+
+
+def test_headers_are_passed_on_unless_they_are_too_long() -> None:
+    good = order_entry(random.Random(1), lane=2, bucket=1023)
+    page = [
+        (b"7-0", {b"e": good, b"h": b'{"a":"b"}'}),
+        (b"8-0", {b"e": good}),
+        (b"9-0", {b"e": good, b"h": bytes(HEADERS_LENGTH_MAX + 1)}),
+        (b"10-0", {b"e": b"poison", b"h": b"{}"}),
+    ]
+    out = sort_page(page, lane=2, shard_by_bucket=shard_table(Topology()), poison=4)
+    assert [(destination, headers) for _, destination, _, headers in out] == [
+        (3, b'{"a":"b"}'), (3, b""), (3, b""), (4, b""),
+    ]  # fmt: skip
+    assert out[3][2] == b"poison"
 
 
 def test_the_age_of_a_malformed_entry_is_unknown() -> None:
@@ -66,7 +82,7 @@ def test_backlog_never_loses_an_entry_and_keeps_its_bound(steps: list[str], rng:
             unconfirmed.add(next_seq)
             next_seq += rng.randint(1, 3)
         elif step == "take":
-            flight = [seq for seq, _ in backlog.take(rng.randint(1, 5))]
+            flight = [seq for seq, _, _ in backlog.take(rng.randint(1, 5))]
             assert flight == sorted(flight)
             if flight:
                 flights.append(flight)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import psycopg
 import pytest
 
-from domain.messages import SequencedEntry, decode_orders
-from domain.orders import OrderStatus, encode_entry, encode_value
+from domain.messages import SequencedEntry, decode_orders, encode_sequenced
+from domain.orders import OrderStatus, decode_entry, encode_entry, encode_value
 from domain.topology import order_key, order_queue
 from tests.workers.making import Maker, later, renamed, stock
 from tests.workers.writing import FAST_POLICY, Bench, event_ids, eventually, guard_of, rows, statuses
@@ -228,3 +229,35 @@ async def test_stopping_during_a_pause_gives_the_messages_back(bench: Bench, mak
     async with bench.running(0):
         await bench.drained()
     assert statuses(bench.databases) == {order.order_id: (0, 1)}
+
+
+async def test_headers_reach_the_outbox_and_malformed_ones_cost_no_order(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 10})
+    entries = [maker.numbered(maker.order()) for _ in range(4)]
+    headers = [b'{"traceparent":"00-ab"}', b"", b"no headers", b'{"a":"\\u0000"}']
+    traced = [replace(entry, headers=encoded) for entry, encoded in zip(entries, headers, strict=True)]
+    async with bench.running(0):
+        await bench.queue.publish(order_queue(0), encode_sequenced(traced), message_id="traced")
+        await bench.drained()
+    assert len(statuses(bench.databases)) == 4
+    events = [event for (row,) in rows(bench.databases.shard_dsns[0], "SELECT events FROM outbox") for event in row]
+    with_headers = [(event["key"], event["headers"]) for event in events if "headers" in event]
+    assert len(events) == 4
+    assert with_headers == [(str(decode_entry(entries[0].entry).order_id), {"traceparent": "00-ab"})]
+
+
+async def test_headers_stay_with_an_order_that_is_taken_apart(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 1})
+    sold, waiting = (replace(maker.numbered(maker.order()), headers=b'{"n":"%d"}' % number) for number in range(2))
+    async with bench.running(0):
+        await bench.queue.publish(order_queue(0), encode_sequenced([sold, waiting]), message_id="traced")
+
+        async def one_is_stored() -> bool:
+            return len(statuses(bench.databases)) == 1
+
+        await eventually(one_is_stored)
+        with psycopg.connect(bench.databases.catalogue_dsn) as connection:
+            connection.execute("UPDATE stock_ledger SET stock = 2")
+        await bench.drained()
+    events = [event for (row,) in rows(bench.databases.shard_dsns[0], "SELECT events FROM outbox") for event in row]
+    assert sorted(event["headers"]["n"] for event in events) == ["0", "1"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from domain.topology import dispatcher_fence_key, dispatcher_lease_key
+from domain.topology import TOPICS, dispatcher_fence_key, dispatcher_lease_key
 from runtime.dead_letters import open_dead_letters
 from runtime.event_log import open_event_log
 from runtime.postgres.pool import postgres_pool
@@ -30,7 +30,7 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(queue.close)
         letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
         stack.push_async_callback(letters.close)
-        event_log = open_event_log(settings.event_log_url, records_max=settings.event_log_records_max)
+        event_log = open_event_log(settings.event_log_url, TOPICS, records_max=settings.event_log_records_max)
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return

@@ -1,23 +1,33 @@
-"""Where outbox rows may go, by the name in their `destination`."""
+"""The destinations of outbox rows, by the name in their `destination`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from domain.events import HEADERS_MEMBER
+from domain.headers import MalformedHeaders, check_headers
 from domain.topology import DESTINATION_NOTICES, DESTINATION_ORDER_EVENTS, EMAIL_QUEUE, TOPIC_ORDERS
-from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable
+from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable, NewRecord
 from runtime.queue import Queue, QueueFull, QueueUnavailable
 
 
 class DeliveryFailed(Exception):
-    """The destination did not acknowledge; the caller tries again later. Carries the destination's own words."""
+    """The destination did not acknowledge; the caller tries again later. Carries the destination's message."""
 
 
 class MalformedEvents(ValueError):
     """The row is not an array of events with a key each: it can never be delivered."""
+
+
+class Event(NamedTuple):
+    """An event of an outbox row: its key, the event as JSON, its transport headers."""
+
+    key: str
+    body: bytes
+    headers: Mapping[str, str] = {}
 
 
 class Destination(Protocol):
@@ -28,8 +38,8 @@ class Destination(Protocol):
         """As in the outbox rows."""
         ...
 
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
-        """Return when all `(key, event as JSON)` are acknowledged. Raises DeliveryFailed; some may be there then."""
+    async def deliver(self, partition: int, events: Sequence[Event]) -> None:
+        """Return when all events are acknowledged. Raises DeliveryFailed; some may be delivered then."""
         ...
 
 
@@ -42,20 +52,21 @@ class OrderEvents:
         """`event_log` stays the caller's to close."""
         self._event_log = event_log
 
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
+    async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         """Append, in as many steps as the log's bound asks for, one after the other."""
+        records = [NewRecord(event.key, event.body, event.headers) for event in events]
         try:
-            for start in range(0, len(events), APPEND_RECORDS_MAX):
-                await self._event_log.append(TOPIC_ORDERS, partition, events[start : start + APPEND_RECORDS_MAX])
+            for start in range(0, len(records), APPEND_RECORDS_MAX):
+                await self._event_log.append(TOPIC_ORDERS, partition, records[start : start + APPEND_RECORDS_MAX])
         except EventLogUnavailable as error:
             raise DeliveryFailed(str(error)) from error
 
 
 class Notices:
-    """Notices go to the queues of who sends them: all of them by e-mail at present. One instance for each database.
+    """Notices go to the queues of their senders: all of them by e-mail at present. One instance for each database.
 
-    What a delivery that failed had got through is remembered, and not published again with the next try: where there is
-    only room for a few at a time, it would be the same few each time, and never those behind them.
+    The notices that a failed delivery had published are remembered and not published again with the next try: with room for
+    a few at a time only, each try would publish the same few, and never those behind them.
     """
 
     name = DESTINATION_NOTICES
@@ -65,23 +76,23 @@ class Notices:
         self._queue = queue
         self._published: dict[int, set[str]] = {}  # by partition; ids of a page at most
 
-    async def deliver(self, partition: int, events: Sequence[tuple[str, bytes]]) -> None:
-        """Publish one after the other; those before a failure are there then."""
+    async def deliver(self, partition: int, events: Sequence[Event]) -> None:
+        """Publish one after the other; those before a failure are in the queue."""
         before = self._published.pop(partition, set())
         published: set[str] = set()
         try:
-            for _, event in events:
-                notice_id = str(orjson.loads(event).get("id", ""))
+            for event in events:
+                notice_id = str(orjson.loads(event.body).get("id", ""))
                 if not notice_id or notice_id not in before:
-                    await self._queue.publish(EMAIL_QUEUE, event, message_id=notice_id)
+                    await self._queue.publish(EMAIL_QUEUE, event.body, message_id=notice_id, headers=event.headers)
                 published.add(notice_id)
         except (QueueFull, QueueUnavailable) as error:
             self._published[partition] = published
             raise DeliveryFailed(str(error)) from error
 
 
-def events_of(text: str) -> list[tuple[str, bytes]]:
-    """`(key, event as JSON)` of a row's events. Raises MalformedEvents."""
+def events_of(text: str) -> list[Event]:
+    """A row's events. The member `headers` leaves the event: headers are the carrier's. Raises MalformedEvents."""
     try:
         events: Any = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -93,5 +104,9 @@ def events_of(text: str) -> list[tuple[str, bytes]]:
         key = event.get("key") if isinstance(event, dict) else None
         if not isinstance(key, str):
             raise MalformedEvents(f"event {place} has no key")
-        keyed.append((key, orjson.dumps(event)))
+        try:
+            headers = check_headers(event.pop(HEADERS_MEMBER, {}))
+        except MalformedHeaders:
+            headers = {}  # an event is complete without its headers
+        keyed.append(Event(key, orjson.dumps(event), headers))
     return keyed

@@ -23,7 +23,7 @@ from runtime.process.service import Service
 from runtime.queue import FailureKind
 from runtime.redis.leases import Lease
 from workers.dispatcher import metrics
-from workers.dispatcher.destinations import DeliveryFailed, Destination, MalformedEvents, events_of
+from workers.dispatcher.destinations import DeliveryFailed, Destination, Event, MalformedEvents, events_of
 from workers.dispatcher.outbox import Outbox, OutboxRow
 
 PAGE_ROWS_MAX = 16  # of each partition; a row carries the events of a writer's batch
@@ -154,7 +154,7 @@ class DispatchGroup:
         partition = self._partitions[number]
         # Rows come oldest first, so buried rows that are not deleted yet are in this page.
         partition.buried &= {row.id for row in rows}
-        events: list[tuple[str, bytes]] = []
+        events: list[Event] = []
         malformed: list[tuple[OutboxRow, str]] = []
         for row in rows:
             try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+Entry = tuple[int, bytes, bytes]  # lane_seq, entry, encoded headers
+
 
 class Backlog:
     """Entries of one lane for one destination, in lane order."""
@@ -17,7 +19,7 @@ class Backlog:
 
     def __init__(self, entries_max: int) -> None:
         """Room for `entries_max` entries that are not in flight yet."""
-        self._entries: deque[tuple[int, bytes]] = deque()
+        self._entries: deque[Entry] = deque()
         self._entries_max = entries_max
         self._in_flight: list[int] = []  # first seq of each batch; a handful
         self.left_out_from: int | None = None  # first lane_seq that may have to be read again
@@ -35,32 +37,32 @@ class Backlog:
         """Whether to read left-out entries again."""
         return len(self._entries) <= self._entries_max // 2
 
-    def offer(self, seq: int, entry: bytes) -> bool:
+    def offer(self, seq: int, entry: bytes, headers: bytes = b"") -> bool:
         """Put in the next entry; without room, or behind one that was left out, it is left out: False."""
         if self.left_out_from is not None:
             return False
         if not self.has_room:
             self.left_out_from = seq
             return False
-        self._put(seq, entry)
+        self._put(seq, entry, headers)
         return True
 
-    def offer_again(self, seq: int, entry: bytes) -> bool:
+    def offer_again(self, seq: int, entry: bytes, headers: bytes = b"") -> bool:
         """Put in an entry that was left out; without room, reading again stops here: False."""
         assert self.left_out_from is not None and seq >= self.left_out_from
         if not self.has_room:
             self.left_out_from = seq
             return False
-        self._put(seq, entry)
+        self._put(seq, entry, headers)
         return True
 
-    def _put(self, seq: int, entry: bytes) -> None:
-        self._entries.append((seq, entry))
+    def _put(self, seq: int, entry: bytes, headers: bytes) -> None:
+        self._entries.append((seq, entry, headers))
         self.work.set()
         if not self.has_room:
             self.room.clear()
 
-    def take(self, count_max: int) -> list[tuple[int, bytes]]:
+    def take(self, count_max: int) -> list[Entry]:
         """The oldest entries, at most `count_max`; from now they are in flight, as one batch named by its first seq."""
         entries = [self._entries.popleft() for _ in range(min(count_max, len(self._entries)))]
         if entries:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import orjson
 
+from domain.headers import HEADERS_LENGTH_MAX
 from domain.orders import ENTRY_FORMAT
 from domain.topology import BUCKETS, Topology
 
@@ -50,22 +51,30 @@ def bucket_of_entry(entry: bytes, lane: int) -> int | None:
 
 def sort_page(
     page: Sequence[RawEntry], *, lane: int, shard_by_bucket: Sequence[int], poison: int
-) -> list[tuple[int, int, bytes]]:
-    """`(lane_seq, destination, entry)` of each stream entry. The destination is the shard, or `poison` for an entry
+) -> list[tuple[int, int, bytes, bytes]]:
+    """`(lane_seq, destination, entry, headers)` of each stream entry. The destination is the shard, or `poison` for an entry
     that belongs to none; its bytes then are those that a dead letter can show."""
-    sorted_page: list[tuple[int, int, bytes]] = []
+    sorted_page: list[tuple[int, int, bytes, bytes]] = []
     for entry_id, fields in page:
         entry = fields.get(b"e", b"")
         bucket = bucket_of_entry(entry, lane)
         if bucket is None:
-            sorted_page.append((seq_of(entry_id), poison, _poison_body(fields)))
+            sorted_page.append((seq_of(entry_id), poison, _poison_body(fields), b""))
         else:
-            sorted_page.append((seq_of(entry_id), shard_by_bucket[bucket], entry))
+            sorted_page.append((seq_of(entry_id), shard_by_bucket[bucket], entry, _headers(fields)))
     return sorted_page
 
 
+def _headers(fields: Mapping[bytes, bytes]) -> bytes:
+    """The encoded headers, not checked. Headers that are too long are dropped: an order never waits for its headers."""
+    if len(fields) == 1:
+        return b""
+    headers = fields.get(b"h", b"")
+    return headers if len(headers) <= HEADERS_LENGTH_MAX else b""
+
+
 def _poison_body(fields: Mapping[bytes, bytes]) -> bytes:
-    """The one field `e` as it is; anything else as JSON, bytes as hexadecimal digits."""
-    if fields.keys() == {b"e"}:
+    """The field `e` as it is; other fields than `e` and `h` make it JSON, with bytes as hexadecimal digits."""
+    if b"e" in fields and fields.keys() <= {b"e", b"h"}:
         return fields[b"e"]
     return orjson.dumps({name.hex(): value.hex() for name, value in fields.items()})

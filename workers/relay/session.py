@@ -23,7 +23,7 @@ from runtime.process.backoff import Backoff
 from runtime.queue import FailureKind, Queue, QueueFull, QueueUnavailable
 from runtime.redis.leases import Lease
 from workers.relay import metrics
-from workers.relay.backlog import Backlog
+from workers.relay.backlog import Backlog, Entry
 from workers.relay.entries import RawEntry, seq_of, shard_table, sort_page
 
 PAGE_ENTRIES = 1_000
@@ -45,7 +45,7 @@ class Destination:
     name: str
     backlog: Backlog
     batch_max: int
-    publish: Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]
+    publish: Callable[[Sequence[Entry]], Awaitable[None]]
 
 
 class LaneSession:
@@ -132,11 +132,11 @@ class LaneSession:
             # No shard takes anything: reading on would only mean to read it all again.
             return False
         page = await self._page("-" if self._cursor is None else f"({self._cursor.decode()}", "+")
-        for seq, number, entry in self._sorted(page):
+        for seq, number, entry, headers in self._sorted(page):
             backlog = self._destinations[number].backlog
             if not backlog.has_room and backlog.left_out_from is None:
                 await tasks.wait_within(backlog.room, ROOM_WAIT_S)
-            if not backlog.offer(seq, entry) and backlog.left_out_from == seq:
+            if not backlog.offer(seq, entry, headers) and backlog.left_out_from == seq:
                 name = self._destinations[number].name
                 metrics.LEFT_OUT.labels(self._lane, name).inc()
                 log.warning("destination left out", lane=self._lane, destination=name, lane_seq=seq)
@@ -152,8 +152,8 @@ class LaneSession:
         if backlog.left_out_from is None or not backlog.is_half_empty or self._cursor is None:
             return False
         page = await self._page(f"{backlog.left_out_from}-0", self._cursor.decode())
-        for seq, owner, entry in self._sorted(page):
-            if owner == number and not backlog.offer_again(seq, entry):
+        for seq, owner, entry, headers in self._sorted(page):
+            if owner == number and not backlog.offer_again(seq, entry, headers):
                 return True
         # All entries up to the page's last one were offered; behind the cursor the ordinary reading goes on.
         read_seq, cursor_seq = seq_of(page[-1][0] if page else self._cursor), seq_of(self._cursor)
@@ -163,7 +163,7 @@ class LaneSession:
         self._progress.set()
         return True
 
-    def _sorted(self, page: Sequence[RawEntry]) -> list[tuple[int, int, bytes]]:
+    def _sorted(self, page: Sequence[RawEntry]) -> list[tuple[int, int, bytes, bytes]]:
         poison = len(self._destinations) - 1
         return sort_page(page, lane=self._lane, shard_by_bucket=self._shard_by_bucket, poison=poison)
 
@@ -181,7 +181,7 @@ class LaneSession:
     async def _publish(self, destination: Destination) -> None:
         """One publish at a time, each repeated until it is confirmed. Ends when draining."""
         backoff = Backoff(first_s=0.02, longest_s=0.5)
-        batch: list[tuple[int, bytes]] = []
+        batch: list[Entry] = []
         while not self._draining:
             batch = batch or destination.backlog.take(destination.batch_max)
             if not batch:
@@ -194,7 +194,7 @@ class LaneSession:
             else:
                 await asyncio.sleep(backoff.next_s())
 
-    async def _publish_once(self, destination: Destination, batch: Sequence[tuple[int, bytes]]) -> bool:
+    async def _publish_once(self, destination: Destination, batch: Sequence[Entry]) -> bool:
         try:
             await destination.publish(batch)
         except (QueueFull, DeadLettersFull):
@@ -206,21 +206,23 @@ class LaneSession:
             return False
         return True
 
-    def _publisher_to(self, shard: int) -> Callable[[Sequence[tuple[int, bytes]]], Awaitable[None]]:
+    def _publisher_to(self, shard: int) -> Callable[[Sequence[Entry]], Awaitable[None]]:
         name = order_queue(shard)
         published = metrics.PUBLISHED.labels(self._lane, shard)
         messages = metrics.MESSAGES.labels(self._lane, shard)
 
-        async def publish(batch: Sequence[tuple[int, bytes]]) -> None:
+        async def publish(batch: Sequence[Entry]) -> None:
             message_id = f"{self._lane}:{batch[0][0]}-{batch[-1][0]}"
-            await self._queue.publish(name, encode_orders(self._lane, batch), message_id=message_id)
+            entries = [(seq, entry) for seq, entry, _ in batch]
+            body = encode_orders(self._lane, entries, [headers for _, _, headers in batch])
+            await self._queue.publish(name, body, message_id=message_id)
             published.inc(len(batch))
             messages.inc()
 
         return publish
 
-    async def _bury(self, batch: Sequence[tuple[int, bytes]]) -> None:
-        [(seq, body)] = batch
+    async def _bury(self, batch: Sequence[Entry]) -> None:
+        [(seq, body, _)] = batch
         await self._letters.add(
             NewLetter(
                 queue=POISON_ENTRIES,

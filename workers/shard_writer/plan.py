@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from domain import ids
+from domain.headers import MalformedHeaders, decode_headers
 from domain.messages import SequencedEntry
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import Topology
@@ -39,10 +40,20 @@ class PoisonEntry(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One entry, decoded, with its place in its lane and the bytes it came in."""
+    """One entry, decoded, with its source: its place in its lane, its bytes, its encoded headers."""
 
     entry: OrderEntry
     source: SequencedEntry
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The transport headers; malformed ones are dropped, because an order is complete without them."""
+        if not self.source.headers:
+            return {}
+        try:
+            return decode_headers(self.source.headers)
+        except MalformedHeaders:
+            return {}
 
 
 @dataclass(slots=True)

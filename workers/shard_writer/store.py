@@ -369,7 +369,7 @@ def _outbox_columns(transitions: Sequence[Version]) -> dict[str, columns.Column 
     """One row per partition, its events in the order of the batch."""
     partitions: dict[int, list[dict[str, Any]]] = {}
     for version in transitions:
-        event = order_event(version.entry)
+        event = order_event(version.entry, version.headers)
         partitions.setdefault(outbox_partition(event["key"]), []).append(event)
     return {
         "destination": DESTINATION_ORDER_EVENTS,

@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain import topology
-from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, decode_orders, encode_orders
+from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, decode_orders, encode_sequenced
 from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
@@ -241,7 +241,7 @@ class ShardWriter:
 
     async def _publish(self, entries: Sequence[SequencedEntry]) -> None:
         """Publish the entries as a message of their own, so that they no longer hold up the others. Raises QueueFull."""
-        body = encode_orders(entries[0].lane, [(entry.lane_seq, entry.entry) for entry in entries])
+        body = encode_sequenced(entries)
         message_id = f"{entries[0].lane}-{entries[0].lane_seq}-apart"
         await self._consuming.through_faults(
             "queue", partial(self._queue.publish, self._name, body, message_id=message_id)
