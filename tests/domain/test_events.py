@@ -16,7 +16,7 @@ from tests.domain.test_orders import ENTRY
 def test_event_is_stable_over_redelivery(entry: OrderEntry) -> None:
     again = decode_entry(encode_entry(entry))
     assert order_event(again) == order_event(entry)
-    assert order_event_id(entry) == f"{entry.order_id}:{entry.version}"
+    assert order_event(entry)["id"] == f"{entry.order_id}:{entry.version}"
 
 
 @given(entries)

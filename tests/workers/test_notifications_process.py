@@ -135,7 +135,6 @@ def test_killed_at_random_points_every_notice_arrives(
 
 
 def test_the_mail_servers_password_and_the_tokens_are_in_no_log(
-    redis_client: redis.Redis,
     redis_server: RedisServer,
     databases: Databases,
     mail_server: MailServerProcess,
