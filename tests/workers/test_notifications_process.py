@@ -134,6 +134,7 @@ def test_killed_at_random_points_every_notice_arrives(
     assert dead_letters(databases) == 0
 
 
+@pytest.mark.usefixtures("redis_client")
 def test_the_mail_servers_password_and_the_tokens_are_in_no_log(
     redis_server: RedisServer,
     databases: Databases,

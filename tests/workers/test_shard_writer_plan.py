@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import psycopg
@@ -18,16 +19,26 @@ from tests.workers.making import TOPOLOGY, Maker, later
 from tests.workers.writing import incoming
 from workers.shard_writer import columns
 from workers.shard_writer.plan import (
+    Effect,
+    Grant,
+    Incoming,
     PoisonEntry,
     Quota,
+    RaiseGrants,
+    ReadDeadLettered,
+    ReadShard,
+    ShardState,
     SkuKey,
     Stored,
+    StoreResult,
+    Write,
     apply_changes,
     holds_units,
     make_plan,
     needs,
     read_entry,
     sku_keys,
+    storing,
 )
 
 SALE = UUID("01890000-0000-7000-8000-000000000001")
@@ -147,3 +158,115 @@ async def test_columns_reach_the_database_as_they_are(databases: Databases) -> N
             [SALE, UUID(int=0)], [-1, 32767], [-(1 << 31), 7], [1 << 62], [True, False], ["", "ä,{}\"'"], [{"a": [1]}], [],
             [0, 1_790_000_000_123],
         )  # fmt: skip
+
+
+# The effects of a batch, without a database
+
+
+def effects_of(
+    orders: list[Incoming], answers: Callable[[Effect], object], *, bisect: bool = False
+) -> tuple[list[Effect], StoreResult]:
+    """The effects in their order and the result, when each effect gets the answer of `answers`."""
+    effects: list[Effect] = []
+    steps = storing(orders, bisect=bisect)
+    answer: object = None
+    while True:
+        try:
+            effect = steps.send(answer)
+        except StopIteration as end:
+            result: StoreResult = end.value
+            return effects, result
+        effects.append(effect)
+        answer = answers(effect)
+
+
+@dataclass
+class Answers:
+    """A shard and a catalogue as data; `refused` are the orders that the database refuses."""
+
+    granted: int = 0
+    sold: int = 0
+    stock: int = 0
+    stored: dict[int, Stored] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
+    dead_lettered: set[tuple[int, int]] = field(default_factory=set)
+    refused: set[int] = field(default_factory=set)
+
+    def __call__(self, effect: Effect) -> object:
+        match effect:
+            case ReadShard():
+                quotas = {key: Quota(self.granted, 1, self.sold) for key in effect.skus}
+                return ShardState(quotas, dict(self.stored), self.epochs)
+            case ReadDeadLettered():
+                return self.dead_lettered & set(effect.places)
+            case RaiseGrants():
+                return {key: Grant(min(total, self.stock), 2) for key, total in effect.totals.items()}
+            case Write():
+                bad = {row.order_id.int for row in effect.plan.rows} & self.refused
+                return f"refused {len(bad)}" if bad else None
+        return None
+
+
+def kinds(effects: list[Effect]) -> list[str]:
+    return [type(effect).__name__ for effect in effects]
+
+
+def test_a_batch_within_its_grant_only_reads_and_writes() -> None:
+    maker = Maker(random.Random(1), SALE)
+    orders = incoming([maker.numbered(maker.order()) for _ in range(3)])
+    effects, result = effects_of(orders, Answers(granted=3))
+    assert kinds(effects) == ["ReadShard", "Write"]
+    assert (result.stored_count, result.event_count, result.waiting, result.given_up) == (3, 3, [], {})
+
+
+def test_units_beyond_the_grant_are_asked_for_once_and_adopted() -> None:
+    maker = Maker(random.Random(1), SALE)
+    orders = incoming([maker.numbered(maker.order()) for _ in range(3)])
+    effects, result = effects_of(orders, Answers(granted=1, stock=2))
+    assert kinds(effects) == ["ReadShard", "RaiseGrants", "AdoptGrants", "Write"]
+    asked = effects[1]
+    assert isinstance(asked, RaiseGrants) and set(asked.totals.values()) == {3}
+    assert (result.stored_count, len(result.waiting)) == (2, 1)
+
+
+def test_a_grant_that_is_not_newer_is_not_adopted() -> None:
+    maker = Maker(random.Random(1), SALE)
+    orders = incoming([maker.numbered(maker.order())])
+    answers = Answers(stock=5)
+
+    def old_grant(effect: Effect) -> object:
+        return {key: Grant(5, 1) for key in effect.totals} if isinstance(effect, RaiseGrants) else answers(effect)
+
+    effects, result = effects_of(orders, old_grant)
+    assert kinds(effects) == ["ReadShard", "RaiseGrants", "Write"]
+    assert len(result.waiting) == 1
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_late_orders_are_rejected_unless_the_rebuild_counted_them(counted: bool) -> None:
+    maker = Maker(random.Random(1), SALE)
+    late = maker.numbered(maker.order())
+    answers = Answers(
+        granted=1, epochs={maker.sale_id.int: 9}, dead_lettered={(late.lane, late.lane_seq)} if counted else set()
+    )
+    effects, result = effects_of(incoming([late]), answers)
+    assert kinds(effects) == ["ReadShard", "ReadDeadLettered", "Write"]
+    written = effects[2]
+    assert isinstance(written, Write)
+    assert [row.status for row in written.plan.rows] == [OrderStatus.RESERVED if counted else OrderStatus.REJECTED]
+    assert len(result.final) == (0 if counted else 1)
+
+
+@given(st.sets(st.integers(0, 11), max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_bisecting_writes_every_order_that_is_not_refused(bad: set[int]) -> None:
+    maker = Maker(random.Random(1), SALE)
+    orders = incoming([maker.numbered(maker.order()) for _ in range(12)])
+    refused = {orders[number].order_id.int for number in bad}
+    effects, result = effects_of(orders, Answers(granted=12, refused=refused), bisect=True)
+    assert {order.order_id.int for order, _ in result.poison} == refused
+    assert all(reason == "refused 1" for _, reason in result.poison)
+    assert (result.stored_count, result.event_count) == (12 - len(bad), 12 - len(bad))
+    writes = [effect for effect in effects if isinstance(effect, Write)]
+    assert all(write.savepoint for write in writes)
+    assert len(writes) <= 1 + 2 * len(bad) * 4  # a path of the tree for each refused order

@@ -14,7 +14,7 @@ from domain.topology import DESTINATION_ORDER_EVENTS, outbox_partition
 from tests.workers.making import Maker, later, renamed, stock
 from tests.workers.writing import Bench, event_ids, guard_of, incoming, rows, statuses
 from workers.shard_writer import sweep
-from workers.shard_writer.grants import Grant
+from workers.shard_writer.plan import Grant
 
 
 async def test_a_batch_is_stored_with_units_transitions_and_events(bench: Bench, maker: Maker) -> None:

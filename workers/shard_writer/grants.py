@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -13,19 +12,11 @@ from psycopg_pool import AsyncConnectionPool
 
 from runtime.postgres.sql import load_sql
 from workers.shard_writer import columns
-from workers.shard_writer.plan import SkuKey
+from workers.shard_writer.plan import Grant, SkuKey
 
 _SQL = load_sql("workers.shard_writer", "grants.sql")
-# Transactions here are two statements long: whoever waits longer than this waits behind a fault.
+# Transactions here are two statements long: a longer wait is a wait behind a fault.
 _BOUNDS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '5s'"
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What the shard may sell of one SKU in total, by grant number `seq`."""
-
-    total: int
-    seq: int
 
 
 class Grants:
@@ -37,14 +28,14 @@ class Grants:
         self._shard = shard
 
     async def raise_to(self, needs: Mapping[SkuKey, int]) -> dict[SkuKey, Grant]:
-        """Ask for totals; the answer has what there is, which may be less, and nothing for SKUs the ledger lacks."""
+        """Ask for totals. The answer may be lower than asked for, and has nothing for SKUs that the ledger lacks."""
         keys = list(needs)
         wanted = columns.integers([needs[key] for key in keys])
         rows = await self._change("raise_grants", keys, {"needs": wanted})
         return {(sale_id.int, sku): Grant(total, seq) for sale_id, sku, total, seq in rows}
 
     async def lower_to(self, given_up: Mapping[SkuKey, Grant]) -> None:
-        """Tell the catalogue what the shard keeps of a grant; a grant with a newer number stays as it is."""
+        """Lower grants to the units that the shard keeps; a grant with a newer number stays as it is."""
         keys = list(given_up)
         keeps = {
             "granted": columns.integers([given_up[key].total for key in keys]),
@@ -57,7 +48,7 @@ class Grants:
         return await self._read("read_grants", {})
 
     async def read_live(self, sale_ids: Collection[UUID]) -> dict[SkuKey, Grant]:
-        """The shard's grants of sales that are not over for a day, and of those named."""
+        """The shard's grants of sales that ended less than a day ago or not yet, and of the named ones."""
         return await self._read("read_live_grants", {"sale_ids": columns.uuids(list(sale_ids))})
 
     async def _read(self, block: str, values: dict[str, Any]) -> dict[SkuKey, Grant]:

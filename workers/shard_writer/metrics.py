@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Histogram
 
-from workers.shard_writer.store import StoreResult
+from workers.shard_writer.plan import StoreResult
 
 STORED = Counter("flashsale_writer_orders_stored", "Order versions that took effect in the shard.", ["shard"])
 REPEATED = Counter("flashsale_writer_orders_repeated", "Orders delivered again that changed nothing.", ["shard"])

@@ -1,7 +1,16 @@
-"""What a batch of order entries changes in a shard. Pure: performs no I/O, decides everything.
+"""Plans the transaction of a batch of order entries in a shard. Pure: performs no I/O, decides everything.
 
-The shard's transaction hands in what is stored (under lock) and writes what `make_plan` answers. An order counts
-against its shard's quota exactly as long as its stored row is reserved or paid:
+`storing` is a generator of effects: it yields one effect after the other, each complete in itself, and is sent the answer
+of those that read. `workers.shard_writer.store` executes them in one transaction and decides nothing. The effects of a
+batch, in their order:
+
+    ReadShard          lock the quotas of its SKUs, read what is stored of its orders, and the epochs of rebuilt sales
+    ReadDeadLettered   only for orders that come later than a rebuild of their sale: was their place counted as reserved?
+    RaiseGrants        only when more is needed than is granted: ask the catalogue
+    AdoptGrants        take over newer grants
+    Write              quotas, rows, transitions, outbox; when the database refuses some order, once more by halves
+
+An order counts against its shard's quota exactly as long as its stored row is reserved or paid:
 
     no row, reserved or paid arrives      charge: sold + n, or wait when nothing is granted
     no row, cancelled or expired arrives  never charges
@@ -11,8 +20,9 @@ against its shard's quota exactly as long as its stored row is reserved or paid:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
 from domain import ids
@@ -71,6 +81,11 @@ class Incoming:
         sale = entry.sale_id.int
         return [((sale, line.sku), line.quantity) for line in entry.lines]
 
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """`(lane, lane_seq)` of each version."""
+        return [(version.source.lane, version.source.lane_seq) for version in self.versions]
+
 
 @dataclass(slots=True)
 class Quota:
@@ -82,8 +97,16 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
+class Grant:
+    """The units of one SKU that the shard may sell in total, by grant number `seq`."""
+
+    total: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """What the shard has of an order: its row's version, whether it is charged, and the versions seen so far."""
+    """An order in the shard: its row's version, whether it is charged, and the versions seen so far."""
 
     version: int
     charged: bool
@@ -92,7 +115,7 @@ class Stored:
 
 @dataclass(slots=True)
 class Change:
-    """What a batch does to one SKU's quota; `give_back` units leave the grant."""
+    """The change of one SKU's quota by a batch; `give_back` units leave the grant."""
 
     sold: int = 0
     give_back: int = 0
@@ -100,12 +123,177 @@ class Change:
 
 @dataclass(slots=True)
 class Plan:
-    """What to write. `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant."""
+    """Writes of a batch. `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant."""
 
     rows: list[OrderEntry] = field(default_factory=list)
     transitions: list[Version] = field(default_factory=list)
     waiting: list[Incoming] = field(default_factory=list)
     changes: dict[SkuKey, Change] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """The shard's rows for a batch, under lock. `epochs`: by sale as an integer, before which nothing new is charged."""
+
+    quotas: dict[SkuKey, Quota]
+    stored: dict[int, Stored]
+    epochs: dict[int, int]
+
+
+@dataclass(slots=True)
+class StoreResult:
+    """Result of a batch. `final` are orders of the batch that are stored in a final state."""
+
+    stored_count: int = 0
+    repeated_count: int = 0
+    event_count: int = 0
+    waiting: list[Incoming] = field(default_factory=list)
+    poison: list[tuple[Incoming, str]] = field(default_factory=list)
+    final: list[UUID] = field(default_factory=list)
+    given_up: dict[SkuKey, Grant] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadShard:
+    """Lock the quotas of these SKUs, in this order, and read. Answer: ShardState."""
+
+    skus: Sequence[SkuKey]
+    orders: Sequence[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDeadLettered:
+    """Which of these places, `(lane, lane_seq)`, are noted as dead letters. Answer: a set of places."""
+
+    places: Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class RaiseGrants:
+    """Ask the catalogue for these totals. Answer: the grants of the SKUs that its ledger has, perhaps lower ones."""
+
+    totals: Mapping[SkuKey, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptGrants:
+    """Take over these grants. No answer."""
+
+    grants: Mapping[SkuKey, Grant]
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write a plan. With `savepoint` a refusal is answered by its reason and undone, None when the plan is written.
+
+    Without one, a refusal ends the transaction: the caller begins again with `storing(orders, bisect=True)`.
+    """
+
+    plan: Plan
+    savepoint: bool
+
+
+Effect = ReadShard | ReadDeadLettered | RaiseGrants | AdoptGrants | Write
+Effects = Generator[Effect, Any, StoreResult]
+
+
+def storing(orders: Sequence[Incoming], *, bisect: bool) -> Effects:
+    """The effects that store a batch, and its result. `bisect`: the database refused the batch as a whole before."""
+    state: ShardState = yield ReadShard(sku_keys(orders), [order.order_id for order in orders])
+    quotas, stored = state.quotas, state.stored
+    late = _late(orders, state)
+    if late:
+        counted: Collection[tuple[int, int]] = yield ReadDeadLettered(
+            [place for order in late for place in order.places]
+        )
+        orders = _reject_uncounted(orders, late, counted)
+    totals = needs(orders, stored, quotas)
+    if totals:
+        grants: Mapping[SkuKey, Grant] = yield RaiseGrants(totals)
+        newer = {key: grant for key, grant in grants.items() if grant.seq > quotas[key].seq}
+        if newer:
+            yield AdoptGrants(newer)
+            for key, grant in newer.items():
+                quotas[key].granted, quotas[key].seq = grant.total, grant.seq
+    result = StoreResult()
+    reduced: set[SkuKey] = set()
+    if bisect:
+        yield from _by_halves(orders, state, result, reduced)
+    else:
+        plan = make_plan(orders, stored, quotas)
+        yield Write(plan, savepoint=False)
+        _account(plan, quotas, result, reduced)
+    # A grant that was not used up, for poison or by a release, is left to the sweep.
+    result.given_up = {key: Grant(quotas[key].granted, quotas[key].seq) for key in reduced}
+    _count_final(orders, stored, result)
+    return result
+
+
+def _late(orders: Sequence[Incoming], state: ShardState) -> list[Incoming]:
+    """New orders that would hold units, of an epoch before the last rebuild of their sale."""
+    if not state.epochs:
+        return []
+    return [
+        order
+        for order in orders
+        if order.newest.epoch < state.epochs.get(order.newest.sale_id.int, 0)
+        and order.order_id.int not in state.stored
+        and holds_units(order.newest)
+    ]
+
+
+def _reject_uncounted(
+    orders: Sequence[Incoming], late: Sequence[Incoming], counted: Collection[tuple[int, int]]
+) -> list[Incoming]:
+    """The orders, the late ones as rejected: the rebuild did not count them, so they may not hold a unit.
+
+    The rebuild counted dead letters, so a replayed one may still be charged.
+    """
+    refused = {order.order_id.int for order in late if not any(place in counted for place in order.places)}
+    return [_rejected(order) if order.order_id.int in refused else order for order in orders]
+
+
+def _rejected(order: Incoming) -> Incoming:
+    versions = [replace(v, entry=replace(v.entry, status=OrderStatus.REJECTED)) for v in order.versions]
+    return Incoming(order.order_id, replace(order.newest, status=OrderStatus.REJECTED), versions)
+
+
+def _by_halves(
+    orders: Sequence[Incoming], state: ShardState, result: StoreResult, reduced: set[SkuKey]
+) -> Generator[Effect, Any, None]:
+    """Bisect: halves that the database takes are written, single orders that it refuses are poison."""
+    plan = make_plan(orders, state.stored, state.quotas)
+    refusal: str | None = yield Write(plan, savepoint=True)
+    if refusal is None:
+        _account(plan, state.quotas, result, reduced)
+    elif len(orders) == 1:
+        result.poison.append((orders[0], refusal))
+    else:
+        middle = len(orders) // 2
+        yield from _by_halves(orders[:middle], state, result, reduced)
+        yield from _by_halves(orders[middle:], state, result, reduced)
+
+
+def _account(plan: Plan, quotas: Mapping[SkuKey, Quota], result: StoreResult, reduced: set[SkuKey]) -> None:
+    """Count a plan that was written, and move the quotas for the plans after it."""
+    apply_changes(quotas, plan.changes)
+    reduced.update(key for key, change in plan.changes.items() if change.give_back)
+    result.stored_count += len(plan.rows)
+    result.event_count += len(plan.transitions)
+    result.waiting += plan.waiting
+
+
+def _count_final(orders: Sequence[Incoming], stored: Mapping[int, Stored], result: StoreResult) -> None:
+    """Final states that are stored by now, also those that a redelivery repeats: their Redis value gets its TTL."""
+    left_out = {order.order_id.int for order in (*result.waiting, *(order for order, _ in result.poison))}
+    for order in orders:
+        if order.order_id.int in left_out:
+            continue
+        before = stored.get(order.order_id.int)
+        if before is not None and before.version >= order.newest.version:
+            result.repeated_count += 1
+        if order.newest.status.is_final:
+            result.final.append(order.order_id)
 
 
 def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Version:
@@ -166,9 +354,9 @@ def needs(
 
 
 def make_plan(orders: Sequence[Incoming], stored: Mapping[int, Stored], quotas: Mapping[SkuKey, Quota]) -> Plan:
-    """What these orders change, given what is stored; the quotas are left as they are (`apply_changes` moves them).
+    """The writes of these orders on top of `stored`; the quotas stay as they are (`apply_changes` moves them).
 
-    Units that the batch releases are there for its charges first; what is left over goes back with the grant.
+    Units that the batch releases serve its charges first; the rest goes back with the grant.
     """
     plan = Plan()
     changes = plan.changes
@@ -199,7 +387,7 @@ def make_plan(orders: Sequence[Incoming], stored: Mapping[int, Stored], quotas: 
 
 
 def apply_changes(quotas: Mapping[SkuKey, Quota], changes: Mapping[SkuKey, Change]) -> None:
-    """Move the quotas by what was written."""
+    """Move the quotas by written changes."""
     for key, change in changes.items():
         quotas[key].sold += change.sold
         quotas[key].granted -= change.give_back

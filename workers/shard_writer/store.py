@@ -1,13 +1,13 @@
-"""One transaction of a shard: orders, their transitions, the guard and the outbox, in three round trips for thousands.
+"""Executes the effects of a batch in one transaction of a shard: in three round trips for thousands of orders.
 
-Does not read queues and does not retry: transient faults are raised as psycopg raises them, and only orders whose data
-the database refuses are answered as poison.
+Decides nothing: `workers.shard_writer.plan` yields the effects, each method here executes one of them. Does not read queues
+and does not retry: transient faults are raised as psycopg raises them, and only orders whose data the database refuses are
+answered as poison.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -20,26 +20,34 @@ from psycopg_pool import AsyncConnectionPool
 from domain import ids
 from domain.events import order_event
 from domain.messages import SequencedEntry
-from domain.orders import OrderEntry, OrderStatus
+from domain.orders import OrderEntry
 from domain.topology import DESTINATION_ORDER_EVENTS, outbox_partition
 from runtime.postgres.sql import load_sql
 from workers.shard_writer import columns
 from workers.shard_writer.faults import is_poison, reason_of
-from workers.shard_writer.grants import Grant, Grants
+from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import (
+    AdoptGrants,
     Change,
+    Effect,
+    Effects,
     Incoming,
     Plan,
     Quota,
+    RaiseGrants,
+    ReadDeadLettered,
+    ReadShard,
+    ShardState,
     SkuKey,
     Stored,
+    StoreResult,
     Version,
-    apply_changes,
+    Write,
     holds_units,
-    make_plan,
-    needs,
-    sku_keys,
+    storing,
 )
+
+Connection = AsyncConnection[TupleRow]
 
 _SQL = load_sql("workers.shard_writer", "orders.sql")
 # Bounds of the transaction: a lock held longer than this is a fault, and so is a client that stopped talking.
@@ -50,21 +58,8 @@ _BOUNDS = (
 )
 
 
-@dataclass(slots=True)
-class StoreResult:
-    """What became of a batch. `final` are orders of the batch that are stored in a final state."""
-
-    stored_count: int = 0
-    repeated_count: int = 0
-    event_count: int = 0
-    waiting: list[Incoming] = field(default_factory=list)
-    poison: list[tuple[Incoming, str]] = field(default_factory=list)
-    final: list[UUID] = field(default_factory=list)
-    given_up: dict[SkuKey, Grant] = field(default_factory=dict)
-
-
 class _Refused(Exception):
-    """The database refuses the data of at least one order of a batch; `reason` is in its words."""
+    """The database refuses the data of at least one order of a plan; `reason` is its message."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -74,13 +69,13 @@ class _Refused(Exception):
 class ShardStore:
     """Writes batches into one shard. Several stores may write to the same shard at once."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], grants: Grants) -> None:
+    def __init__(self, pool: AsyncConnectionPool[Connection], grants: Grants) -> None:
         """`pool` is the shard's, `grants` are the same shard's."""
         self._pool = pool
         self._grants = grants
 
     async def store(self, orders: Sequence[Incoming]) -> StoreResult:
-        """Store a batch: whatever can be stored is committed when this returns.
+        """Store a batch: every order that can be stored is committed when this returns.
 
         Raises psycopg errors for transient faults; nothing was written then, or the commit's outcome is unknown.
         Repeating a batch is harmless either way.
@@ -88,17 +83,17 @@ class ShardStore:
         async with self._pool.connection() as connection:
             columns.teach(connection)
             try:
-                return await self._store(connection, orders, bisect=False)
+                return await self._execute(connection, storing(orders, bisect=False))
             except _Refused:
                 pass
-            # Rare: some order is refused. Savepoints cost a round trip each, so only now.
-            return await self._store(connection, orders, bisect=True)
+            # Rare: the database refuses an order. Savepoints cost a round trip each, so only now.
+            return await self._execute(connection, storing(orders, bisect=True))
 
     async def note_dead_lettered(self, entries: Sequence[SequencedEntry], reason: str) -> None:
         """Note entries that are in the dead letters now, so that the reconciler counts them as accounted for.
 
-        A malformed message may name a place beyond what the columns hold. No lane comes to such a number, so nobody will
-        ever look for it: the dead letter alone tells of it.
+        A malformed message may name a place beyond the range of the columns. No lane reaches such a number, so the reconciler
+        never looks for it: the dead letter is its only trace.
         """
         entries = [e for e in entries if e.lane <= columns.SMALLINT_MAX and e.lane_seq <= columns.BIGINT_MAX]
         if not entries:
@@ -115,7 +110,7 @@ class ShardStore:
             )
 
     async def note_waiting(self, orders: Sequence[Incoming]) -> None:
-        """Note orders that have waited long for a grant: the reconciler finds out whether they wait in vain."""
+        """Note orders that have waited long for a grant: the rejecter finds out whether they wait in vain."""
         versions = sorted(
             (version for order in orders for version in order.versions), key=lambda version: version.source.lane_seq
         )
@@ -133,51 +128,36 @@ class ShardStore:
             )
 
     async def note_fence(self, sale_id: UUID, fence: UUID) -> None:
-        """Acknowledge a fence message: what was in the queue before it is in hand, stored, or waits for a retry."""
+        """Note a fence message: the messages before it in the queue are in hand, stored, or wait for a retry."""
         async with self._pool.connection() as connection:
             await connection.execute(_SQL["note_fence"], {"sale_id": sale_id, "fence": fence})
 
-    async def _store(
-        self, connection: AsyncConnection[TupleRow], orders: Sequence[Incoming], *, bisect: bool
-    ) -> StoreResult:
-        result = StoreResult()
-        changed: set[SkuKey] = set()
+    async def _execute(self, connection: Connection, effects: Effects) -> StoreResult:
+        """Execute effects one after the other, each with the answer to the one before it, in one transaction."""
+        answer: object = None
         async with connection.transaction():
-            quotas, stored, epochs = await _lock_and_read(connection, orders)
-            if epochs:
-                orders = await _past_the_gate(connection, orders, stored, epochs)
-            await self._adopt(connection, needs(orders, stored, quotas), quotas)
-            if bisect:
-                await _store_by_halves(connection, orders, stored, quotas, result, changed)
-            else:
-                plan = make_plan(orders, stored, quotas)
-                await _write(connection, plan, result)
-                _account(plan, quotas, changed)
-        # A grant that was not used up, for poison or by a release, is the sweep's to give up.
-        result.given_up = {key: Grant(quotas[key].granted, quotas[key].seq) for key in changed}
-        _count_final(orders, stored, result)
-        return result
+            while True:
+                try:
+                    effect = effects.send(answer)
+                except StopIteration as end:
+                    result: StoreResult = end.value
+                    return result
+                answer = await self._run(connection, effect)
 
-    async def _adopt(
-        self, connection: AsyncConnection[TupleRow], wanted: dict[SkuKey, int], quotas: dict[SkuKey, Quota]
-    ) -> None:
-        """Raise grants in the catalogue, then take them over in the orders' own transaction."""
-        if not wanted:
-            return
-        # The catalogue never waits for a shard, so holding the shard's locks here cannot deadlock.
-        grants = await self._grants.raise_to(wanted)
-        keys = [key for key in grants if grants[key].seq > quotas[key].seq]
-        if keys:
-            await connection.execute(
-                _SQL["adopt_grants"],
-                _sku_columns(keys)
-                | {
-                    "totals": columns.integers([grants[key].total for key in keys]),
-                    "seqs": columns.bigints([grants[key].seq for key in keys]),
-                },
-            )
-        for key in keys:
-            quotas[key].granted, quotas[key].seq = grants[key].total, grants[key].seq
+    async def _run(self, connection: Connection, effect: Effect) -> object:
+        match effect:
+            case ReadShard():
+                return await _read_shard(connection, effect)
+            case ReadDeadLettered():
+                return await _read_dead_lettered(connection, effect)
+            case RaiseGrants():
+                # The catalogue never waits for a shard, so holding the shard's locks here cannot deadlock.
+                return await self._grants.raise_to(effect.totals)
+            case AdoptGrants():
+                await _adopt_grants(connection, effect)
+                return None
+            case Write():
+                return await _write(connection, effect)
 
 
 def _sku_columns(keys: Sequence[SkuKey]) -> dict[str, columns.Column]:
@@ -187,20 +167,15 @@ def _sku_columns(keys: Sequence[SkuKey]) -> dict[str, columns.Column]:
     }
 
 
-async def _lock_and_read(
-    connection: AsyncConnection[TupleRow], orders: Sequence[Incoming]
-) -> tuple[dict[SkuKey, Quota], dict[int, Stored], dict[int, int]]:
-    keys = sku_keys(orders)
-    skus = _sku_columns(keys)
-    sales = columns.uuids([UUID(int=sale_id) for sale_id in {sale_id for sale_id, _ in keys}])
+async def _read_shard(connection: Connection, effect: ReadShard) -> ShardState:
+    skus = _sku_columns(effect.skus)
+    sales = columns.uuids([UUID(int=sale_id) for sale_id in {sale_id for sale_id, _ in effect.skus}])
     async with connection.pipeline():  # network op: one round trip
         for bound in _BOUNDS:
             await connection.execute(bound)
         await connection.execute(_SQL["make_quotas"], skus)
         locked = await connection.execute(_SQL["lock_quotas"], skus)
-        found = await connection.execute(
-            _SQL["read_stored"], {"ids": columns.uuids([order.order_id for order in orders])}
-        )
+        found = await connection.execute(_SQL["read_stored"], {"ids": columns.uuids(effect.orders)})
         gates = await connection.execute(_SQL["read_epochs"], {"sale_ids": sales})
     quotas = {
         (sale_id.int, sku): Quota(granted, seq, sold) for sale_id, sku, granted, seq, sold in await locked.fetchall()
@@ -209,79 +184,41 @@ async def _lock_and_read(
         order_id.int: Stored(version, charged, frozenset(versions or ()))
         for order_id, version, charged, versions in await found.fetchall()
     }
-    return quotas, stored, {sale_id.int: epoch for sale_id, epoch in await gates.fetchall()}
+    return ShardState(quotas, stored, {sale_id.int: epoch for sale_id, epoch in await gates.fetchall()})
 
 
-async def _past_the_gate(
-    connection: AsyncConnection[TupleRow],
-    orders: Sequence[Incoming],
-    stored: dict[int, Stored],
-    epochs: dict[int, int],
-) -> list[Incoming]:
-    """The orders, those as rejected that a rebuild of their sale did not count: they came too late to hold a unit.
-
-    Dead letters were counted, so one that somebody replays may still be charged.
-    """
-    late = [
-        order
-        for order in orders
-        if order.newest.epoch < epochs.get(order.newest.sale_id.int, 0)
-        and order.order_id.int not in stored
-        and holds_units(order.newest)
-    ]
-    if not late:
-        return list(orders)
-    sources = [version.source for order in late for version in order.versions]
-    cursor = await connection.execute(
-        _SQL["read_dead_lettered"],
-        {
-            "lane": columns.smallints([source.lane for source in sources]),
-            "lane_seq": columns.bigints([source.lane_seq for source in sources]),
-        },
-    )
-    counted = set(await cursor.fetchall())
-    refused = {
-        order.order_id.int
-        for order in late
-        if not any((version.source.lane, version.source.lane_seq) in counted for version in order.versions)
+async def _read_dead_lettered(connection: Connection, effect: ReadDeadLettered) -> set[tuple[int, int]]:
+    places = {
+        "lane": columns.smallints([lane for lane, _ in effect.places]),
+        "lane_seq": columns.bigints([lane_seq for _, lane_seq in effect.places]),
     }
-    return [_rejected(order) if order.order_id.int in refused else order for order in orders]
+    cursor = await connection.execute(_SQL["read_dead_lettered"], places)
+    return {(lane, lane_seq) for lane, lane_seq in await cursor.fetchall()}
 
 
-def _rejected(order: Incoming) -> Incoming:
-    versions = [replace(v, entry=replace(v.entry, status=OrderStatus.REJECTED)) for v in order.versions]
-    return Incoming(order.order_id, replace(order.newest, status=OrderStatus.REJECTED), versions)
+async def _adopt_grants(connection: Connection, effect: AdoptGrants) -> None:
+    grants = effect.grants
+    values = _sku_columns(list(grants)) | {
+        "totals": columns.integers([grant.total for grant in grants.values()]),
+        "seqs": columns.bigints([grant.seq for grant in grants.values()]),
+    }
+    await connection.execute(_SQL["adopt_grants"], values)
 
 
-async def _store_by_halves(
-    connection: AsyncConnection[TupleRow],
-    orders: Sequence[Incoming],
-    stored: dict[int, Stored],
-    quotas: dict[SkuKey, Quota],
-    result: StoreResult,
-    changed: set[SkuKey],
-) -> None:
-    """Bisect: halves that the database takes are written, single orders that it refuses are poison."""
-    plan = make_plan(orders, stored, quotas)
-    part = StoreResult()
+async def _write(connection: Connection, effect: Write) -> str | None:
+    """None, or the reason of a refusal that a savepoint undid; without a savepoint a refusal raises _Refused."""
+    if not effect.savepoint:
+        await _write_plan(connection, effect.plan)
+        return None
     try:
         async with connection.transaction():  # a savepoint
-            await _write(connection, plan, part)
+            await _write_plan(connection, effect.plan)
     except _Refused as refusal:
-        if len(orders) == 1:
-            result.poison.append((orders[0], refusal.reason))
-            return
-        middle = len(orders) // 2
-        await _store_by_halves(connection, orders[:middle], stored, quotas, result, changed)
-        await _store_by_halves(connection, orders[middle:], stored, quotas, result, changed)
-        return
-    _account(plan, quotas, changed)
-    result.stored_count += part.stored_count
-    result.event_count += part.event_count
-    result.waiting += part.waiting
+        return refusal.reason
+    return None
 
 
-async def _write(connection: AsyncConnection[TupleRow], plan: Plan, result: StoreResult) -> None:
+async def _write_plan(connection: Connection, plan: Plan) -> None:
     """Send every statement of a plan in one round trip; _Refused when the database refuses some order's data."""
     changes = {key: change for key, change in plan.changes.items() if change.sold or change.give_back}
     try:
@@ -297,27 +234,6 @@ async def _write(connection: AsyncConnection[TupleRow], plan: Plan, result: Stor
         if is_poison(error):
             raise _Refused(reason_of(error)) from error
         raise
-    result.stored_count += len(plan.rows)
-    result.event_count += len(plan.transitions)
-    result.waiting += plan.waiting
-
-
-def _account(plan: Plan, quotas: dict[SkuKey, Quota], changed: set[SkuKey]) -> None:
-    apply_changes(quotas, plan.changes)
-    changed.update(key for key, change in plan.changes.items() if change.give_back)
-
-
-def _count_final(orders: Sequence[Incoming], stored: dict[int, Stored], result: StoreResult) -> None:
-    """Final states that are stored by now, also those that a redelivery repeats: their Redis value gets its TTL."""
-    left_out = {order.order_id.int for order in (*result.waiting, *(order for order, _ in result.poison))}
-    for order in orders:
-        if order.order_id.int in left_out:
-            continue
-        before = stored.get(order.order_id.int)
-        if before is not None and before.version >= order.newest.version:
-            result.repeated_count += 1
-        if order.newest.status.is_final:
-            result.final.append(order.order_id)
 
 
 def _change_columns(changes: dict[SkuKey, Change]) -> dict[str, columns.Column]:

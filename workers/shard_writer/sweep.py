@@ -24,8 +24,8 @@ from psycopg_pool import AsyncConnectionPool
 from runtime.postgres.sql import load_sql
 from runtime.process.service import Service
 from workers.shard_writer import columns, metrics
-from workers.shard_writer.grants import Grant, Grants
-from workers.shard_writer.plan import Quota, SkuKey
+from workers.shard_writer.grants import Grants
+from workers.shard_writer.plan import Grant, Quota, SkuKey
 
 SWEEP_S = 2.0
 EVERYTHING_EVERY = 30  # rounds: once a minute

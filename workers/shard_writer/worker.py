@@ -33,8 +33,8 @@ from runtime.queue import Consumer, Delivery, FailureKind, Queue, QueueFull, Ret
 from workers.consuming import Consuming, Stopping
 from workers.shard_writer import metrics
 from workers.shard_writer.grants import Grants
-from workers.shard_writer.plan import PoisonEntry, Version, group_by_order, read_entry
-from workers.shard_writer.store import ShardStore, StoreResult
+from workers.shard_writer.plan import PoisonEntry, StoreResult, Version, group_by_order, read_entry
+from workers.shard_writer.store import ShardStore
 
 FINAL_TTL_S = 24 * 3600
 PREFETCH = 32
