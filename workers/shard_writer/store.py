@@ -115,7 +115,7 @@ class ShardStore:
             )
 
     async def note_waiting(self, orders: Sequence[Incoming]) -> None:
-        """Note orders that have waited long for a grant: the reconciler finds out whether they wait in vain."""
+        """Note orders that have waited long for a grant: the rejecter finds out whether they wait in vain."""
         versions = sorted(
             (version for order in orders for version in order.versions), key=lambda version: version.source.lane_seq
         )
