@@ -12,14 +12,15 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from domain import topology
 from domain.problems import Problem
-from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from domain.sales import SaleDefinition, SaleState, state_at
 from edge.clock import RedisClock
 from edge.presenting import availability, sale_document, timestamp
 from edge.problems import Answer, refuse
 from edge.routing import Request
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
+from reservation.lane import LaneForgot
+from reservation.reading import read_sale
 
 _log = structlog.get_logger("edge.sales")
 
@@ -59,7 +60,7 @@ class SaleReads:
             return refuse(Problem.SALE_NOT_FOUND)
         try:
             shown = await self._fresh(str(sale.definition.sale_id), sale.definition)
-        except (TimeoutError, RedisError, OSError, LaneStateMissing) as error:
+        except (TimeoutError, RedisError, OSError, LaneForgot) as error:
             _log.warning("sale_read_failed", sale_id=str(sale.definition.sale_id), error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
         now_ms = self._clock.now_ms()
@@ -97,29 +98,21 @@ class SaleReads:
         return await asyncio.shield(task)
 
     async def _read(self, sale_id: str, definition: SaleDefinition) -> _Shown:
-        fields = [topology.stock_field(definition.sale_id, index) for index in range(len(definition.items))]
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for lane in definition.lanes:
-                pipeline.hmget(topology.lane_state_key(lane), fields)
-            lanes: list[list[bytes | None]] = await pipeline.execute()
+        lanes = await asyncio.gather(*(read_sale(self._redis, lane, definition) for lane in definition.lanes))
         if self._directory.is_forgotten(sale_id, self._clock.now_ms()):
-            availabilities = ["sold_out"] * len(fields)
-        elif any(packed is None for lane in lanes for packed in lane):
-            raise LaneStateMissing(f"sale {sale_id} is published, but a lane has no stock of it; rebuild the sale")
+            availabilities = ["sold_out"] * len(definition.items)
         else:
-            availabilities = [
-                availability([Stock.unpack(packed) for packed in counters if packed is not None])
-                for counters in zip(*lanes, strict=True)
-            ]
+            stocks = []
+            for there in lanes:
+                if there.full_stock is None:
+                    raise LaneForgot(sale_id=definition.sale_id, lane=there.lane)
+                stocks.append(there.full_stock)
+            availabilities = [availability(counters) for counters in zip(*stocks, strict=True)]
         shown = _Shown(definition, availabilities, time.monotonic())
         if len(self._shown) >= CACHED_MAX and sale_id not in self._shown:
             del self._shown[min(self._shown, key=lambda i: self._shown[i].read_at)]
         self._shown[sale_id] = shown
         return shown
-
-
-class LaneStateMissing(Exception):
-    """Redis has the definition of a sale but not its counters: it lost data, and the sale must be rebuilt."""
 
 
 def _matches(header: str | None, tag: str) -> bool:

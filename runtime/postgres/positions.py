@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from domain import topology
+from runtime.redis.clock import milliseconds
 from runtime.redis.scripts import load_script, run
 
 log = structlog.get_logger(__name__)
@@ -62,7 +63,7 @@ class Positions:
                 keys = [topology.position_key(database, subject) for subject in subjects]
                 pipeline.mget([topology.POSITIONS_SINCE_KEY, *keys])
                 now, values = await pipeline.execute()
-            return await self._judge(int(now[0]) * 1000 + int(now[1]) // 1000, values)
+            return await self._judge(milliseconds(now), values)
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
             return None

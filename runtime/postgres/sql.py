@@ -18,10 +18,11 @@ from importlib import resources
 from types import MappingProxyType
 
 _HEAD = re.compile(r"^-- name: ([a-z][a-z0-9_]*)$", re.MULTILINE)
+_MEANT_AS_HEAD = re.compile(r"^--\s*name\s*:.*$", re.MULTILINE)
 
 
 class SqlFileError(Exception):
-    """A file has no block, a block twice, or one without a statement; the message names file and block."""
+    """A file has no block, a malformed name, a block twice, or one without a statement; the message names file and block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ def parse_blocks(text: str, *, source: str) -> dict[str, Block]:
     """The blocks of a file's text by name, in order; `source` is what errors call it."""
     blocks: dict[str, Block] = {}
     heads = list(_HEAD.finditer(text))
+    for line in _MEANT_AS_HEAD.findall(text):
+        # Passed over, its statement would become a part of the block before.
+        if not _HEAD.fullmatch(line):
+            raise SqlFileError(f"{source}: malformed name in {line!r}")
     if not heads:
         raise SqlFileError(f"{source}: no block")
     ends = [head.start() for head in heads[1:]] + [len(text)]

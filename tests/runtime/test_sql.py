@@ -24,6 +24,8 @@ def test_blocks_have_a_name_a_description_and_a_statement() -> None:
     [
         ("SELECT 1;", "x: no block"),
         ("-- name: a\n-- only words\n", "x: a has no statement"),
+        ("-- name: a\nSELECT 1;\n-- name: b and words\nSELECT 2;\n", "x: malformed name in '-- name: b and words'"),
+        ("--name: a\nSELECT 1;\n", "x: malformed name in '--name: a'"),
         ("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;\n", "x: a is there twice"),
     ],
 )
