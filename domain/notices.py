@@ -1,9 +1,10 @@
-"""Notices: what a person is to be told, on its way from a shard's outbox to who sends it. Performs no I/O.
+"""Notices: messages to a person, on their way from a shard's outbox to a sender. Performs no I/O.
 
-A notice never carries a secret. It says what is to be told and to whom; the token of a mailed link is made where the mail
-is made, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to whoever has an
-address (`email_folded`): then whether there is such an account is found out later, and not by who asked. Only that an account
-has left an address goes to the address itself, which leads to nobody by then.
+A notice never carries a secret. It has the kind of the message and the recipient; the token of a mailed link is made
+together with the mail, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to the
+account of an address (`email_folded`): then the notification worker finds out whether there is such an account, and the
+caller does not learn it. The notice that an account has left an address goes to the address itself, which has no account
+then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NOTICE_SCHEMA = 1
 
 
 class NoticeKind(StrEnum):
-    """What is told. Stored in outboxes and queues: never renamed."""
+    """Kinds of notices. Stored in outboxes and queues: never renamed."""
 
     VERIFY_EMAIL = "verify_email"
     PASSWORD_RESET = "password_reset"
@@ -29,7 +30,7 @@ class NoticeKind(StrEnum):
 
 
 class MalformedNotice(ValueError):
-    """The bytes are not a notice that this code knows; they never will be."""
+    """The bytes are not a notice of a schema that this code knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Notice:
 
     @property
     def key(self) -> str:
-        """Whose it is: what its partition is chosen by."""
+        """User id or address: selects the partition."""
         return str(self.user_id) if self.user_id is not None else str(self.email_folded)
 
 
@@ -58,7 +59,7 @@ def notice_to_address(kind: NoticeKind, email_folded: str) -> Notice:
 
 
 def notice_event(notice: Notice) -> dict[str, Any]:
-    """As it stands in an outbox row."""
+    """The event of an outbox row."""
     to = {"user_id": str(notice.user_id)} if notice.user_id is not None else {"email": notice.email_folded}
     return {
         "id": str(notice.id),
@@ -85,5 +86,5 @@ def parse_notice(body: bytes) -> Notice:
     if notice_id is None or (user_id is None) == (email is None) or (user_id is not None and user is None):
         raise MalformedNotice("ids")
     if email is not None and not (isinstance(email, str) and email.isascii() and email.isprintable()):
-        raise MalformedNotice("email")  # PostgreSQL would refuse a NUL, each time anew
+        raise MalformedNotice("email")  # PostgreSQL would refuse a NUL at each attempt
     return Notice(notice_id, kind, user, email)

@@ -1,10 +1,11 @@
 """Orders: states, legal transitions, and their packed forms. Performs no I/O.
 
 The *entry* is one byte string: the stream entry and a member of a queue message. Each version carries the whole
-order, so redelivery and reordering are harmless.
+order, so redelivery and reordering are harmless. Its first byte is the version of the format; a decoder refuses a version
+that it does not know as UnknownFormat.
 
     offset size
-      0     1   format, 2
+      0     1   version of the format, 2
       1     1   status
       2     2   version, from 1
       4     4   epoch of the sale
@@ -28,7 +29,7 @@ The order's *value* in Redis is head and body: its key ends with the order id (`
      16     5   reserved_at_ms - RECORD_SINCE_MS
      21     .   2 per line, in the order of the request: SKU index, quantity
 
-All integers are big-endian and unsigned. Every byte here is paid for a million times: docs/adr/0019.
+All integers are big-endian and unsigned. Redis holds every byte a million times: docs/adr/0019.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from uuid import UUID
 from domain import ids
 
 ENTRY_FORMAT = 2
-_HEAD = struct.Struct(">BBHIHIHIHI")  # a time is 2 + 4 bytes, for there is no code of 6
+_HEAD = struct.Struct(">BBHIHIHIHI")  # a time is 2 + 4 bytes: struct has no code for 6
 ENTRY_HEAD_SIZE = _HEAD.size
 _BODY_HEAD = struct.Struct(">16s16s3sB")
 _LINE = struct.Struct(">BBBIB")  # the price is 1 + 4 bytes
@@ -125,12 +126,21 @@ class OrderEntry:
 
 
 class MalformedEntry(ValueError):
-    """The bytes are not an entry, or not an order's value, of a format this code knows."""
+    """The bytes are not an entry, or not an order's value, of a format that this code knows."""
+
+
+class UnknownFormat(MalformedEntry):
+    """The first byte names a format that this code does not know: a newer release may have written the bytes."""
+
+    def __init__(self, number: int) -> None:
+        """`number` is the first byte."""
+        super().__init__(f"format {number}")
+        self.number = number
 
 
 @dataclass(frozen=True, slots=True)
 class EntryHead:
-    """What is in front of the body, the same in entry and value."""
+    """The fields before the body, the same in entry and value."""
 
     status: int  # not checked yet
     version: int
@@ -143,7 +153,7 @@ class EntryHead:
 def pack_key(key: str) -> bytes:
     """An idempotency key (visible ASCII) as Redis keeps it: 16 bytes for a UUID in its usual spelling, else its text.
 
-    Nothing is lost: bit 7 of byte 8 of a UUID (RFC 9562, section 4.1) is set, in a text of 16 characters it is not.
+    The two forms differ: bit 7 of byte 8 of a UUID (RFC 9562, section 4.1) is set, in a text of 16 characters it is not.
     """
     if len(key) == _UUID_CHARS:
         value = ids.parse_uuid(key)
@@ -153,7 +163,7 @@ def pack_key(key: str) -> bytes:
 
 
 def unpack_key(packed: bytes) -> str:
-    """Inverse of `pack_key`; ValueError for what it does not make."""
+    """Inverse of `pack_key`; ValueError for any other bytes."""
     if _is_packed_uuid(packed):
         return str(UUID(bytes=packed))
     key = packed.decode("ascii")
@@ -167,7 +177,7 @@ def _is_packed_uuid(packed: bytes) -> bool:
 
 
 def encode_body(entry: OrderEntry) -> bytes:
-    """What follows the order id in an entry, what the edge hands to `reserve`."""
+    """The bytes after the order id in an entry, which the edge hands to `reserve`."""
     key = pack_key(entry.idempotency_key)
     parts = [
         _BODY_HEAD.pack(entry.user_id.bytes, entry.sale_id.bytes, entry.currency.encode("ascii"), len(key)),
@@ -217,7 +227,7 @@ def decode_head(data: bytes) -> EntryHead:
     except struct.error as error:
         raise MalformedEntry(str(error)) from error
     if fmt != ENTRY_FORMAT:
-        raise MalformedEntry(f"format {fmt}")
+        raise UnknownFormat(fmt)
     return EntryHead(status, version, epoch, r << 32 | reserved, e << 32 | expires, c << 32 | changed)
 
 

@@ -1,4 +1,4 @@
-"""Where everything lives: lanes, virtual buckets, shards, and every name of a key, stream, queue and topic.
+"""The places of all data: lanes, virtual buckets, shards, and every name of a key, stream, queue and topic.
 
 Performs no I/O. Cluster settings must agree in every process: `Topology.fingerprint` is compared in Redis at start.
 """
@@ -26,7 +26,9 @@ SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id, afte
 SALE_GONE = "-"  # a document that is missing without this word was lost, and its sale is unavailable, not unknown
 POSITIONS_SINCE_KEY = "flashsale:positions:since"  # string of the cache Redis: Unix ms since when it remembers
 CACHE_CHANNEL = "flashsale:cache:changed"  # pub/sub of the cache Redis, payload: the place whose row changed
-SESSION_ENDS_KEY = "flashsale:session-ends"  # sorted set: 16 bytes of a user id, or none for everybody -> Unix seconds
+SESSION_ENDS_KEY = (
+    "flashsale:session-ends"  # sorted set: 16 bytes of a user id, or no bytes for all users -> Unix seconds
+)
 SESSION_ENDS_CHANNEL = "flashsale:session-ends:changed"  # pub/sub, payload: seconds, a space, the member
 VERDICTS_KEY = "flashsale:verdicts"  # hash sale id -> JSON of the reconciler's last verdict
 ACCEPTED_KEY = "flashsale:accepted"  # hash sale id -> orders accepted for the first time, flushed by edges
@@ -40,8 +42,8 @@ ORDER_RETRY_DELAYS_MS = (200, 400, 800, 1_600, 3_200, 6_400, 12_800)
 # Servers that greylist take a letter after some minutes; a token of half an hour is of no use much later.
 EMAIL_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 300_000, 600_000)
 OUTBOX_PARTITIONS = 16
-POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard
-POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: rows that are no events
+POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard; no queue
+POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: malformed rows; no queue
 TOPIC_ORDERS = "orders"  # of the event log
 
 
@@ -150,7 +152,7 @@ def worker_fence_key(role: str) -> str:
 
 
 def user_key_prefix(lane: int, sale_id: UUID) -> bytes:
-    """What precedes the user's id in `user_key`."""
+    """The bytes before the user's id in `user_key`."""
     return lane_tag(lane).encode("ascii") + b"u" + sale_id.bytes
 
 
@@ -168,11 +170,11 @@ def user_key_pattern(lane: int, sale_id: UUID) -> bytes:
 
 
 def order_key_prefix(lane: int) -> bytes:
-    """What precedes the order's id in `order_key`."""
+    """The bytes before the order's id in `order_key`."""
     return lane_tag(lane).encode("ascii") + b"o"
 
 
-# SCAN pattern of every order's value. A user's hash matches when its ids hold `}o` there: whoever scans must expect one.
+# SCAN pattern of every order's value. A user's hash matches when its ids hold `}o` there: a scan must expect one.
 ORDER_KEYS_PATTERN = b"{lane-*}o" + b"?" * ids.ID_BYTES
 
 
@@ -264,13 +266,13 @@ class Topology:
 
     @property
     def fingerprint(self) -> str:
-        """Short digest of all that must agree between processes."""
+        """Short digest of the settings that must agree between processes."""
         text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry={ENTRY_FORMAT}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def position_key(database: str, subject: str) -> str:
-    """String in the cache Redis: how far a replica of the database must be to know what was last written of a subject."""
+    """String in the cache Redis: the position that a replica must have replayed to show the last write of a subject."""
     return f"flashsale:positions:{database}:{subject}"
 
 
@@ -280,6 +282,6 @@ def cache_key(cache: str, key: str) -> str:
 
 
 def parse_cache_key(place: str) -> tuple[str, str] | None:
-    """Cache and key of a place, None for what is none."""
+    """Cache and key of a place, None for another text."""
     prefix, cached, cache, *key = (*place.split(":", 3), "", "")[:4]
     return (cache, key[0]) if (prefix, cached) == ("flashsale", "cache") and key[0] else None

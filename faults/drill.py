@@ -27,6 +27,7 @@ from faults.history import Ending, History
 from faults.scenario import Drill, Fault
 from faults.stage import Stage
 from runtime.process.settings import load_settings
+from runtime.queue import QueueUnavailable
 
 STEADY_S = 2.0
 HEAL_S_MAX = 10.0
@@ -196,7 +197,7 @@ async def _drain(stage: Stage, cluster: Topology) -> float | None:
     while time.monotonic() - began < DRAIN_S_MAX:
         try:
             quiet = 0 if any((await backlog(stage.stack, cluster=cluster)).values()) else quiet + 1
-        except (RedisError, psycopg.Error, OSError):
+        except (RedisError, psycopg.Error, QueueUnavailable, OSError):
             quiet = 0  # a server that is still coming back
         if quiet == 2:  # twice in a row: what left one place may have been on its way to the next
             return time.monotonic() - began

@@ -19,6 +19,7 @@ from domain.sales import SaleDefinition, Stock
 from ops.stack_file import Stack
 from runtime.dead_letters import PAGE_LETTERS_MAX, open_dead_letters
 from runtime.event_log import EventLog, open_event_log
+from runtime.queue import open_queue
 from runtime.redis.client import redis_client
 
 SCAN_COUNT = 5000
@@ -127,14 +128,18 @@ async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]
     """What is still on its way: entries in lanes, messages in queues and waiting retries, outbox rows. All 0: quiet."""
     counts: dict[str, int] = {}
     redis = redis_client(stack.redis_url)
+    queue = open_queue(stack.queue_url, cluster.queues)
     try:
         for lane in range(cluster.lanes):
             counts[f"lane {lane}"] = int(await redis.xlen(topology.lane_stream_key(lane)))
         for shard in range(cluster.shards):
-            queue = topology.order_queue(shard)
-            counts[f"queue {shard}"] = int(await redis.xlen(f"queue:{{{queue}}}:stream"))
-            counts[f"retries {shard}"] = int(await redis.zcard(f"queue:{{{queue}}}:retry"))
+            # The barrier covers messages in the hands of writers, which a queue's depth may leave out.
+            passed = await queue.barrier(topology.order_queue(shard), wait_s=0)
+            depth = await queue.depth(topology.order_queue(shard))
+            counts[f"queue {shard}"] = max(depth.messages, 0 if passed else 1)
+            counts[f"retries {shard}"] = depth.retrying
     finally:
+        await queue.close()
         await redis.aclose()
     for shard, dsn in enumerate(stack.shard_dsns):
         async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:

@@ -1,4 +1,4 @@
-"""Notices and mailed tokens: round trips, and what is none."""
+"""Notices and mailed tokens: round trips, and bytes that are neither."""
 
 from __future__ import annotations
 

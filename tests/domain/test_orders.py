@@ -18,6 +18,7 @@ from domain.orders import (
     OrderEntry,
     OrderLine,
     OrderStatus,
+    UnknownFormat,
     decode_entry,
     decode_head,
     decode_value,
@@ -71,7 +72,7 @@ def test_value_is_the_entry_without_the_order_id(entry: OrderEntry) -> None:
 
 
 def test_entry_is_laid_out_as_documented() -> None:
-    """Written by hand from the module's table: what the Lua scripts and the edge rely on."""
+    """Written by hand from the module's table: the Lua scripts and the edge rely on it."""
     times = b"".join(time.to_bytes(6, "big") for time in (1000, 2000, 1000))
     head = b"\x02\x00" + struct.pack(">HI", 1, 4) + times
     ids = b"".join(UUID(int=value).bytes for value in (1, 2, 3))
@@ -208,3 +209,10 @@ def test_a_hold_past_its_time_reads_as_expired() -> None:
 
 def test_total_is_over_all_lines() -> None:
     assert ENTRY.total_minor == 2 * 1999 + 500
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 255])
+def test_formats_of_other_releases_are_refused_by_their_number(number: int) -> None:
+    with pytest.raises(UnknownFormat, match=f"format {number}") as caught:
+        decode_entry(bytes([number]) + encode_entry(ENTRY)[1:])
+    assert caught.value.number == number

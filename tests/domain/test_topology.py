@@ -129,7 +129,7 @@ def test_names_are_as_documented() -> None:
 
 
 def test_the_lane_is_the_hash_tag_of_keys_whose_ids_have_braces() -> None:
-    """Redis Cluster hashes what is between the first `{` and the first `}` after it."""
+    """Redis Cluster hashes the text between the first `{` and the first `}` after it."""
     braces = UUID(bytes=b"}{x}" * 4)
     for key in (topology.user_key(7, braces, braces), topology.order_key_prefix(7) + braces.bytes):
         assert key[key.index(b"{") : key.index(b"}") + 1] == topology.lane_tag(7).encode()

@@ -11,7 +11,7 @@ from tests.migrations.schema import describe
 
 
 def main() -> None:
-    """Migrate fresh databases on a server of our own and write down what came out."""
+    """Migrate fresh databases on a server of its own and write down their schemas."""
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as folder:
         server = PostgresServer(Path(folder), settings=["fsync=off"])

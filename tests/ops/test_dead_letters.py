@@ -22,11 +22,11 @@ from runtime.queue import Failure, FailureKind, Queue, open_queue
 from tests.fixtures.fix_stack import RunningStack
 
 WAIT_S = 20.0
-OF_NONE = "test.given-up"  # of no queue that there is
+OF_NONE = "test.given-up"  # the name of no queue
 
 
 def run(stack: RunningStack, *arguments: str) -> str:
-    """What a command prints; OperatorError as it raises it."""
+    """The output of a command; raises its OperatorError."""
     done = CliRunner().invoke(app, [*arguments, "--state-dir", str(stack.folder.path)])
     if done.exception is not None:
         raise done.exception

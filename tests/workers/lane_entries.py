@@ -43,7 +43,7 @@ def order_entry(rng: random.Random, *, lane: int, bucket: int | None = None) -> 
 def fill_lane(
     client: redis.Redis, rng: random.Random, *, lane: int, count: int, first_seq: int = 1, shards: Sequence[int] = ()
 ) -> dict[int, bytes]:
-    """Append `count` entries; what was appended, by lane_seq. `shards` restricts them to some shards."""
+    """Append `count` entries and return them by lane_seq. `shards` restricts them to some shards."""
     buckets = [b for b in range(BUCKETS) if not shards or TOPOLOGY.shard_of_bucket(b) in shards]
     written = {}
     pipeline = client.pipeline(transaction=False)

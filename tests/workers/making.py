@@ -79,7 +79,7 @@ def later(entry: OrderEntry, status: OrderStatus) -> OrderEntry:
 
 
 def renamed(entry: OrderEntry, order_id_of: OrderEntry) -> OrderEntry:
-    """The same buyer and key under another order's id: what the UNIQUE constraint refuses."""
+    """The same buyer and key under another order's id: which the UNIQUE constraint refuses."""
     return replace(entry, order_id=order_id_of.order_id)
 
 

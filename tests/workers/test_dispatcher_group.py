@@ -1,4 +1,4 @@
-"""Dispatching one outbox on real servers: order, isolation of partitions, poison, and what a crash may do."""
+"""Dispatching one outbox on real servers: order, isolation of partitions, poison, and the effects of a crash."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Failing:
-    """The real destination, but some partitions are told to fail: what an unavailable partition looks like."""
+    """The real destination, but some partitions are told to fail, as unavailable partitions do."""
 
     name = DESTINATION_ORDER_EVENTS
 
@@ -199,7 +199,7 @@ async def test_a_failing_partition_keeps_its_rows_in_order_and_delays_no_other(s
     assert [e["version"] for e in await setup.logged(3)] == list(range(20))
 
 
-async def test_a_row_that_cannot_be_told_goes_to_the_dead_letters(setup: Setup) -> None:
+async def test_a_malformed_row_goes_to_the_dead_letters(setup: Setup) -> None:
     put(setup.dsn, 0, [event("before", 1)])
     put(setup.dsn, 0, [{"id": "no key"}])
     put(setup.dsn, 0, ["text"])
@@ -234,7 +234,7 @@ async def test_a_page_that_is_tried_again_buries_nothing_again(setup: Setup) -> 
         async with setup.running():
             await until(lambda: destination.failures >= 3)
             destination.failing.clear()
-            await eventually(lambda: told(6))  # what is not deleted is told again
+            await eventually(lambda: told(6))  # rows that are not deleted are delivered again
             assert waiting_rows(setup.dsn) == 3
             with psycopg.connect(setup.dsn, autocommit=True) as connection:
                 connection.execute("DROP TRIGGER refuse ON outbox")
@@ -246,7 +246,7 @@ async def test_a_page_that_is_tried_again_buries_nothing_again(setup: Setup) -> 
     assert [orjson.loads(letter.body) for letter in letters] == [["text"]]
 
 
-async def test_full_dead_letters_hold_up_only_what_belongs_there(setup: Setup) -> None:
+async def test_full_dead_letters_delay_only_malformed_rows(setup: Setup) -> None:
     small = setup.letters = PostgresDeadLetters(setup.catalogue, letters_max=1)
     for number in range(3):
         put(setup.dsn, 2, [f"text {number}"])
@@ -335,7 +335,7 @@ def test_one_aggregate_stays_in_one_partition() -> None:
 
 
 class Hanging:
-    """A destination that has the events and does not answer: what a paused log looks like."""
+    """A destination that has the events and does not answer, as a paused log."""
 
     name = DESTINATION_ORDER_EVENTS
 

@@ -1,4 +1,4 @@
-"""Notices to letters on real servers: what each answer of a mail server leads to, and that nobody gets a letter twice."""
+"""Notices to letters on real servers: the result of each answer of a mail server, and no second letter to an account."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Setup:
-    """A sender and what it works with."""
+    """A sender and its parts."""
 
     def __init__(self, url: str, databases: Databases, mail_url: str) -> None:
         self.queue: Queue = open_queue(url, TOPOLOGY.queues)
@@ -298,7 +298,7 @@ async def test_4xx_for_ever_ends_in_the_dead_letters(
         assert await setup.dead() == ["451 greylisted"]
         ((letter,), _) = await setup.letters.list(EMAIL_QUEUE)
         assert [failure.reason for failure in letter.history] == ["451 greylisted"] * 3
-        # Whoever may read dead letters finds no secret there, and none is kept anywhere else.
+        # A reader of dead letters finds no secret there, and none is kept anywhere else.
         assert b"token" not in letter.body and letter.message_id == str(notice.id)
         with redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=1) as cache:
             assert list(cache.scan_iter("flashsale:notice:*")) == []
@@ -308,7 +308,7 @@ async def test_4xx_for_ever_ends_in_the_dead_letters(
 
 
 @pytest.mark.parametrize("place", ["recipient", "data"])
-async def test_5xx_is_given_up_at_once_and_holds_up_nobody(
+async def test_5xx_is_given_up_at_once_and_delays_no_other(
     place: str, setup: Setup, databases: Databases, mail_server: MailServerProcess
 ) -> None:
     user_id, other = make_user(databases), make_user(databases, "other@shop.example")
@@ -326,8 +326,8 @@ async def test_5xx_is_given_up_at_once_and_holds_up_nobody(
     assert [letter["To"] for letter in mail_server.postbox.letters] == ["other@shop.example"]
 
 
-async def test_odd_addresses_hold_up_nobody(setup: Setup, databases: Databases, mail_server: MailServerProcess) -> None:
-    """All of these can be registered; who gets a letter is for the mail server to say, and the next one gets his."""
+async def test_odd_addresses_delay_no_other(setup: Setup, databases: Databases, mail_server: MailServerProcess) -> None:
+    """All of these can be registered; the mail server decides on each, and the letters after them go out."""
     odd = [
         "a..b@x.example",
         ".a@x.example",
@@ -347,7 +347,7 @@ async def test_odd_addresses_hold_up_nobody(setup: Setup, databases: Databases, 
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\xff", b'{"id": 1}'])
-async def test_what_is_no_notice_goes_to_the_dead_letters(setup: Setup, body: bytes) -> None:
+async def test_malformed_notices_go_to_the_dead_letters(setup: Setup, body: bytes) -> None:
     async with setup.running():
         await setup.queue.publish(EMAIL_QUEUE, body, message_id="x")
         await setup.settled()
@@ -390,7 +390,7 @@ async def test_a_server_that_takes_nothing_from_us_burns_no_letters(
 async def test_a_server_that_goes_silent_with_the_letter_in_its_hands(
     setup: Setup, databases: Databases, mail_server: MailServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody can know whether it has it: the letter goes out again, the same in Message-ID and token."""
+    """The server may have it or not: the letter goes out again with the same Message-ID and token."""
     monkeypatch.setattr("workers.notifications.smtp.LETTER_S_MAX", 0.3)
     user_id = make_user(databases)
     mail_server.postbox.answers = [None]
@@ -431,7 +431,7 @@ async def test_a_password_never_travels_in_the_clear(mail_server: MailServerProc
 async def test_a_letter_that_a_record_lost_gets_another_message_id(
     setup: Setup, databases: Databases, mail_server: MailServerProcess
 ) -> None:
-    """The cache forgot that it was sent: a second letter, whose token is the good one and which no mailbox takes for a copy."""
+    """The cache forgot that it was sent: a second letter, whose token is the valid one and which no mailbox takes for a copy."""
     user_id = make_user(databases)
     notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
     async with setup.running():

@@ -87,7 +87,7 @@ def test_from_the_outbox_to_the_mailbox(
 def test_killed_with_the_letter_handed_over_it_goes_out_again_the_same(
     redis_client: redis.Redis, redis_server: RedisServer, databases: Databases, mail_server: MailServerProcess
 ) -> None:
-    """At least once is what SMTP can do: but a second letter is a copy, and its token the same."""
+    """SMTP delivers at least once: a second letter is a copy with the same token."""
     user_id = make_user(databases)
     mail_server.postbox.answers = [None]
     mail_server.postbox.take_before_breaking_off = True

@@ -1,4 +1,4 @@
-"""The relay's pure parts: what it reads off an entry, and its backlog against a model."""
+"""The relay's pure parts: reading an entry, and its backlog against a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_any_bytes_are_a_bucket_or_poison(data: bytes) -> None:
     assert bucket is None or 0 <= bucket < BUCKETS
 
 
-def test_poison_keeps_what_can_be_shown_of_it() -> None:
+def test_poison_keeps_its_bytes() -> None:
     good = order_entry(random.Random(1), lane=2, bucket=1023)
     page = [
         (b"7-0", {b"e": good}),
@@ -99,7 +99,7 @@ def test_backlog_never_loses_an_entry_and_keeps_its_bound(steps: list[str], rng:
         in_flight = sum(len(flight) for flight in flights)
         assert len(unconfirmed) >= in_flight
         oldest = backlog.oldest_unconfirmed
-        # Never later than the truth: what is trimmed is confirmed. Without anything left out, it is the truth.
+        # Never later than the truth: trimmed entries are confirmed. Without anything left out, it is the truth.
         assert oldest is None or oldest <= min(unconfirmed, default=oldest)
         assert (oldest is not None) or not unconfirmed
         if backlog.left_out_from is None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 import redis
 from pydantic import SecretStr
@@ -148,6 +149,32 @@ async def test_poison_goes_to_the_dead_letters_and_is_trimmed(
         }
         assert b"\xff" * 200 in {letter.body for letter in letters}
     assert queued_anywhere(redis_client, lane=LANE) == written
+
+
+async def test_a_catalogue_that_is_away_keeps_poison_in_the_stream_and_delays_no_shard(
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
+) -> None:
+    stream = lane_stream_key(LANE)
+    redis_client.xadd(stream, {"e": b"\xff" * 200}, id="1-0")
+    written = fill_lane(redis_client, random.Random(8), lane=LANE, count=10, first_seq=2)
+    server = databases.catalogue_dsn.rpartition("/")[0] + "/postgres"
+
+    def allow(*, connections: bool) -> None:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE catalogue WITH ALLOW_CONNECTIONS {connections}")
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'catalogue'")
+
+    relay = Relay(redis_server.url, databases)
+    allow(connections=False)
+    try:
+        async with relay.running():
+            await until(lambda: queued_anywhere(redis_client, lane=LANE) == written)
+            assert redis_client.xlen(stream) == 11, "nothing behind the poison entry is trimmed"
+            allow(connections=True)
+            await until(lambda: redis_client.xlen(stream) == 0)
+            assert await relay.letters.count() == {POISON_ENTRIES: 1}
+    finally:
+        allow(connections=True)
 
 
 async def test_a_zombie_repeats_but_never_trims(

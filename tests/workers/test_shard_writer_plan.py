@@ -45,7 +45,7 @@ SALE = UUID("01890000-0000-7000-8000-000000000001")
 
 
 class Shard:
-    """What a shard would have stored; `stock` bounds its grants."""
+    """A model of a shard's rows; `stock` bounds its grants."""
 
     def __init__(self, stock: int) -> None:
         self.stock = stock
@@ -100,7 +100,7 @@ def test_any_arrival_ends_in_the_same_state(data: st.DataObject, seed: int, stoc
         size = data.draw(st.integers(1, len(arrivals)))
         waiting = shard.write(arrivals[:size])
         arrivals = arrivals[size:] + (waiting if arrivals[size:] else [])
-    left = shard.write(maker.log)  # everything once more: changes nothing but what found no unit before
+    left = shard.write(maker.log)  # everything once more: changes only orders that found no unit before
 
     assert sum(quota.sold for quota in shard.quotas.values()) == sum(shard.held.values())
     assert len(shard.noted) == len(set(shard.noted))

@@ -227,7 +227,7 @@ async def test_the_sweep_looks_at_what_may_move_and_now_and_then_at_everything(
 async def test_what_the_sweep_found_unsettled_it_follows_however_old(
     bench: Bench, maker: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen in the one look at everything: a grant that nobody adopted, and a release with the catalogue away."""
+    """Seen in the one look at everything: a grant that was not adopted, and a release with the catalogue away."""
     monkeypatch.setattr(sweep, "EVERYTHING_EVERY", 1_000)
     stock(bench.databases, maker.sale_id, {"SKU-1": 10, "SKU-2": 10})
     await bench.grants(0).raise_to({(maker.sale_id.int, "SKU-1"): 3})
@@ -274,7 +274,7 @@ async def test_shards_racing_for_the_last_units_sell_each_once(bench: Bench, mak
         return sold
 
     sold = await asyncio.gather(*(sell(shard) for shard in (0, 1, 2, 3, 0)))
-    # What was given back when all others had made their orders goes to whoever comes last.
+    # Units that came back after the other orders go to the last order.
     left = [maker.numbered(maker.order(shard=1)) for _ in range(units)]
     sold.append((await bench.store(1).store(incoming(left, shard=1))).stored_count)
     guard = guard_of(bench.databases, maker.sale_id)

@@ -1,4 +1,4 @@
-"""The shard writer on its queue: what becomes of messages, with real Redis and PostgreSQL."""
+"""The shard writer on its queue: the results for messages, with real Redis and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 from domain.messages import SequencedEntry, decode_orders, encode_sequenced
 from domain.orders import OrderStatus, decode_entry, encode_entry, encode_value
 from domain.topology import order_key, order_queue
+from runtime.dead_letters import PostgresDeadLetters
+from runtime.queue import FailureKind
 from tests.workers.making import Maker, later, renamed, stock
 from tests.workers.writing import FAST_POLICY, Bench, event_ids, eventually, guard_of, rows, statuses
 from workers.shard_writer.worker import FINAL_TTL_S
@@ -67,7 +69,7 @@ async def test_poison_goes_to_the_dead_letters_alone(bench: Bench, maker: Maker)
     assert guard_of(bench.databases, maker.sale_id)["quotas"][0][1] == 9
 
 
-async def test_a_message_that_is_none_goes_to_the_dead_letters(bench: Bench, maker: Maker) -> None:
+async def test_a_malformed_message_goes_to_the_dead_letters(bench: Bench, maker: Maker) -> None:
     stock(bench.databases, maker.sale_id, {"SKU-1": 100})
     order = maker.order()
     async with bench.running(0):
@@ -83,7 +85,7 @@ async def test_a_message_that_is_none_goes_to_the_dead_letters(bench: Bench, mak
 async def test_places_beyond_the_columns_go_to_the_dead_letters(
     bench: Bench, maker: Maker, lane: int, lane_seq: int
 ) -> None:
-    """The framing is right, the numbers are nobody's: the writer goes on, and so do those of the other shards with it."""
+    """The framing is right, but no lane has such numbers: this writer and those of the other shards go on."""
     stock(bench.databases, maker.sale_id, {"SKU-1": 100})
     order = maker.order()
     beyond = SequencedEntry(lane, lane_seq, encode_entry(maker.order()))
@@ -101,7 +103,7 @@ async def test_places_beyond_the_columns_go_to_the_dead_letters(
     assert statuses(bench.databases).keys() == {order.order_id}
 
 
-async def test_an_order_without_a_grant_waits_and_holds_nobody_up(bench: Bench, maker: Maker) -> None:
+async def test_an_order_without_a_grant_waits_and_delays_no_other(bench: Bench, maker: Maker) -> None:
     stock(bench.databases, maker.sale_id, {"SKU-1": 2, "SKU-2": 100})
     sold = [maker.order(lines=[("SKU-1", 1)]) for _ in range(2)]
     waiting = [maker.order(lines=[("SKU-1", 1)]) for _ in range(2)]
@@ -228,6 +230,29 @@ async def test_stopping_during_a_pause_gives_the_messages_back(bench: Bench, mak
     assert not await bench.queue.barrier(order_queue(0), wait_s=0)
     async with bench.running(0):
         await bench.drained()
+    assert statuses(bench.databases) == {order.order_id: (0, 1)}
+
+
+async def test_full_dead_letters_pause_the_writer_and_lose_nothing(bench: Bench, maker: Maker) -> None:
+    stock(bench.databases, maker.sale_id, {"SKU-1": 10})
+    bench.letters = PostgresDeadLetters(bench.catalogue, letters_max=1)
+    order = maker.order()
+    async with bench.running(0) as service:
+        for number in range(2):
+            await bench.queue.publish(order_queue(0), b"\x09not a message", message_id=f"broken-{number}")
+
+        async def paused() -> bool:
+            return not service.is_ready and await bench.letters.count() == {order_queue(0): 1}
+
+        await eventually(paused)
+        await bench.publish([maker.numbered(order)])
+        assert not await bench.queue.barrier(order_queue(0), wait_s=0)
+        (first,), _ = await bench.letters.list(order_queue(0))
+        assert await bench.letters.delete(first.id)
+        await bench.drained()
+        (second,), _ = await bench.letters.list(order_queue(0))
+    assert {first.message_id, second.message_id} == {"broken-0", "broken-1"}
+    assert {first.kind, second.kind} == {FailureKind.MALFORMED}
     assert statuses(bench.databases) == {order.order_id: (0, 1)}
 
 

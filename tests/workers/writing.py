@@ -1,4 +1,4 @@
-"""A shard writer's parts inside a test: pools, queue and store on real servers, and what a test wants to know of them."""
+"""A shard writer's parts inside a test: pools, queue and store on real servers, and questions of tests about them."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def open_bench(databases: Databases, redis_url: str) -> AsyncIterator[Benc
 
 
 def incoming(entries: Sequence[SequencedEntry], *, shard: int = 0) -> list[Incoming]:
-    """What the writer makes of entries."""
+    """The orders of entries, as the writer groups them."""
     return group_by_order(read_entry(entry, shard=shard, topology=TOPOLOGY) for entry in entries)
 
 

@@ -1,5 +1,5 @@
--- The outbox as the dispatcher sees it. Row ids are drawn before their transactions commit, so a lower id may appear
--- after a higher one was dispatched: then it is simply dispatched later, and consumers go by the events' versions.
+-- The dispatcher's statements on the outbox. Row ids are drawn before their transactions commit, so a lower id may appear
+-- after a higher one was dispatched: it is dispatched later then, and consumers go by the events' versions.
 
 -- name: next_rows
 -- The oldest rows of each of some partitions. Reads only. Index: outbox_next, one short range for each partition.
@@ -15,7 +15,7 @@ CROSS JOIN LATERAL (
 ORDER BY p.partition, o.id;
 
 -- name: delete_rows
--- Removes what was acknowledged. Repeating it removes nothing. Index: outbox_pkey.
+-- Removes acknowledged rows. Repeating it removes nothing. Index: outbox_pkey.
 DELETE FROM outbox WHERE id = ANY(%(ids)s::bigint[]);
 
 -- name: measure

@@ -1,4 +1,4 @@
-"""Whom a notice goes to, and the token that goes with it: the accounts as who writes mails sees them."""
+"""The recipient of a notice and the token of its letter: the accounts as the notification worker reads them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """An account that gets mail; or an address that an account has left, and then no `user_id`."""
+    """An account that gets mail; or an address that an account has left, then without `user_id`."""
 
     user_id: UUID | None
     email: str = field(repr=False)
@@ -40,10 +40,10 @@ class Accounts:
         self._topology = topology
 
     async def recipient(self, notice: Notice) -> Recipient | None:
-        """Whom the notice is for; None when there is no such account (any more)."""
+        """The recipient of the notice; None when there is no such account (any more)."""
         user_id = notice.user_id
         if notice.kind is NoticeKind.EMAIL_CHANGED and notice.email_folded is not None:
-            # Who has the address by now is another's matter: the letter is for whoever reads the mailbox.
+            # The address may belong to another account by now: the letter is for the reader of the mailbox.
             return Recipient(user_id=None, email=notice.email_folded, email_folded=notice.email_folded, verified=False)
         if notice.email_folded is not None:
             shard = self._shards[self._topology.shard_of_address(notice.email_folded)]
@@ -62,7 +62,7 @@ class Accounts:
         return recipient
 
     async def issue_token(self, notice: Notice, recipient: Recipient, *, secret: bytes, life: timedelta) -> bool:
-        """Make the secret good from now on for `life`; False when a newer notice's is, or the account has changed."""
+        """Make the secret valid from now on for `life`; False when a newer notice has a token, or the account has changed."""
         assert recipient.user_id is not None, "a token is an account's"
         token = {
             "user_id": recipient.user_id,

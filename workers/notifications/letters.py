@@ -1,7 +1,7 @@
-"""Letters: the mail of a notice, text and HTML, out of the templates beside this module. Performs no other I/O.
+"""Letters: the mail of a notice, text and HTML, from the templates beside this module. Performs no other I/O.
 
-Letters name nobody: whoever registers a stranger's address must not get words of their own into the stranger's mailbox.
-They are plain ASCII in short lines, so that they arrive as they were written.
+Letters contain no name and no other text of an account: a person who registers a stranger's address must not get words of
+their own into the stranger's mailbox. Letters are plain ASCII in short lines, so that they arrive unchanged.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from workers.notifications.accounts import Recipient
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a kind of notice is written. `page` is where its link leads, if it has one, `life` how long its token is good; None:
-    no token."""
+    """How a kind of notice is written.
+
+    `page` is the path of its link, empty for none. `life` is the life of its token, None for no token.
+    """
 
     subject: str
     page: str
@@ -37,7 +39,7 @@ STYLES = {
     NoticeKind.VERIFY_EMAIL: Style("Confirm your e-mail address", "/account/verify-email", VERIFY_EMAIL_LIFE),
     NoticeKind.PASSWORD_RESET: Style("Reset your password", "/account/password-reset", PASSWORD_RESET_LIFE),
     NoticeKind.PASSWORD_CHANGED: Style("Your password was changed", "/account/password-reset", None),
-    # No link: the address opens nothing any more, only people can help.
+    # No link: the address no longer belongs to an account, so only support can help.
     NoticeKind.EMAIL_CHANGED: Style("Your e-mail address was changed", "", None),
 }
 
@@ -50,7 +52,7 @@ class Writer:
     """Writes letters in the name of one sender."""
 
     def __init__(self, *, sender: str, link_url: str) -> None:
-        """`sender` as in a From header; `link_url` is what links begin with. Raises SenderInvalid."""
+        """`sender` as in a From header; `link_url` is the beginning of links. Raises SenderInvalid."""
         name, address = parseaddr(sender)
         try:
             self._from = Address(display_name=name, addr_spec=address)
@@ -66,9 +68,9 @@ class Writer:
         return self._from.addr_spec
 
     def write(self, notice: Notice, recipient: Recipient, *, secret: bytes, now: datetime) -> EmailMessage:
-        """The letter. The same secret makes the same Message-ID, another one another: no mailbox drops a newer token.
+        """The letter. The Message-ID follows from the secret, so that no mailbox drops a letter with a newer token.
 
-        Raises ValueError or MessageError for an account to whose address none can be written.
+        Raises ValueError or MessageError for an address that no letter can have.
         """
         style = STYLES[notice.kind]
         link = self._link_url + style.page
@@ -76,11 +78,11 @@ class Writer:
         if style.life is not None:
             assert recipient.user_id is not None, "a token is an account's"
             token = encode_mailed_token(recipient.user_id, secret)
-            # Behind the `#`, which browsers keep to themselves: the token gets into no server's log.
+            # Behind the `#`, which browsers do not send: the token gets into no server's log.
             values = {"link": f"{link}#{quote(token)}", "token": token, "life": _in_words(style.life)}
         letter = EmailMessage(policy=SMTP)
         letter["From"] = self._from
-        # In parts, so that it is quoted where it must be: not every address that is in use keeps to RFC 5322.
+        # In parts, so that it is quoted where necessary: some addresses in use violate RFC 5322.
         local_part, _, domain = recipient.email.rpartition("@")
         letter["To"] = Address(username=local_part, domain=domain)
         letter["Subject"] = style.subject

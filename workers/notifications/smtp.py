@@ -1,4 +1,4 @@
-"""SMTP: hands letters to a mail server. Decides nothing about repeating: it says what became of a letter.
+"""SMTP: hands letters to a mail server. Decides nothing about retries: it returns the result for a letter.
 
 smtp://host[:25]                  encrypted by STARTTLS where the server offers it
 smtp://user:password@host[:587]   STARTTLS is demanded: a password never travels in the clear
@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 COMMAND_S_MAX = 10.0
 LETTER_S_MAX = 30.0
-_NOT_AVAILABLE = 421  # RFC 5321, section 3.8: the server is going away, whatever was asked
+_NOT_AVAILABLE = 421  # RFC 5321, section 3.8: the server is going away, whatever the command
 _ADDRESS = re.compile(r"[^\s<>()]+@[^\s<>()]+")
 
 
@@ -31,7 +31,7 @@ class SmtpUrlInvalid(ValueError):
 
 
 class MailServerAway(Exception):
-    """The server takes no mail from us at present, whatever the letter; carries the client's own words."""
+    """The server takes no mail from this client at present; carries the client's message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The server did not take this letter. `for_good`: it never will; otherwise later perhaps, or it has it after all."""
+    """The server did not take this letter. `for_good`: never; otherwise it may take it later, or has it after all."""
 
     for_good: bool
     reason: str
@@ -49,7 +49,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """Where letters are handed over."""
+    """Address and login of the mail server."""
 
     host: str
     port: int
@@ -93,7 +93,7 @@ class SmtpSession:
             use_tls=server.tls,
             start_tls=False if server.tls else (None if server.user is None else True),
             timeout=command_s_max,
-            local_hostname=socket.gethostname(),  # the default asks DNS, and the event loop would wait
+            local_hostname=socket.gethostname(),  # the default asks DNS and blocks the event loop
         )
 
     async def __aenter__(self) -> Self:
@@ -103,14 +103,14 @@ class SmtpSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take leave, if the server listens."""
+        """Say QUIT if the server is still connected."""
         with contextlib.suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
             if self._client.is_connected:
                 await self._client.quit()
         self._client.close()
 
     async def open(self) -> None:
-        """Connect and log in unless it is done. Raises MailServerAway."""
+        """Connect and log in unless connected. Raises MailServerAway."""
         if self._client.is_connected:
             return
         try:
@@ -121,20 +121,20 @@ class SmtpSession:
             raise MailServerAway(_words(error)) from error
 
     async def send(self, letter: EmailMessage, *, sender: str, recipient: str) -> Taken | Refused:
-        """Hand over one letter. Raises MailServerAway when its turn did not come, ValueError for an address that is none."""
+        """Hand over one letter. Raises MailServerAway when it was not tried, ValueError for an invalid address."""
         await self.open()
         try:
             async with asyncio.timeout(LETTER_S_MAX):
                 await self._client.sendmail(sender, [recipient], letter.as_bytes())
         except aiosmtplib.SMTPSenderRefused as error:
-            # Any letter of ours would be refused: do not burn them one by one.
+            # The server would refuse every letter of this sender: do not spend the attempts of each.
             raise MailServerAway(_words(error)) from error
         except aiosmtplib.SMTPRecipientsRefused as error:
             return _refused(error.recipients[0])
         except aiosmtplib.SMTPResponseException as error:
             return _refused(error)
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as error:
-            # It broke off in the middle: perhaps the server has the letter.
+            # The connection broke in the middle: the server may have the letter.
             self._client.close()
             return Refused(for_good=False, reason=_words(error))
         return Taken()
@@ -147,7 +147,7 @@ def _refused(error: aiosmtplib.SMTPResponseException) -> Refused:
 
 
 def _words(error: BaseException) -> str:
-    """What to tell of an error, without the address: servers like to repeat it, and dead letters outlive an erased account."""
+    """An error's message without the address: servers often repeat it, and dead letters outlive an erased account."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return _ADDRESS.sub("(address)", f"{error.code} {error.message}")
     return _ADDRESS.sub("(address)", str(error).strip()) or type(error).__name__

@@ -1,1 +1,1 @@
-"""Relay: moves order entries from the lanes' streams to the shards' queues, and trims what is confirmed."""
+"""Relay: moves order entries from the lanes' streams to the shards' queues, and trims confirmed entries."""

@@ -1,7 +1,7 @@
 """PostgreSQL arrays in binary form, built column by column. Performs no I/O.
 
 psycopg's own array dumper visits each element through Python; for a batch of thousands of orders with twenty columns
-that costs more than the database does. The format is that of `array_send` in PostgreSQL's arrayfuncs.c:
+that costs more than the database's work. The format is that of `array_send` in PostgreSQL's arrayfuncs.c:
 
     4 dimensions, 1 | 4 has nulls, 0 | 4 element oid | 4 number of elements | 4 lower bound, 1 |
     per element: 4 length, the element in its type's binary form
@@ -96,7 +96,7 @@ _DUMPERS = [(cls, type(f"{cls.__name__}Dumper", (_ColumnDumper,), {"oid": array}
 
 
 def teach(connection: AsyncConnection[TupleRow]) -> None:
-    """Let a connection take columns as parameters; repeating it does no harm."""
+    """Register the dumpers, so that a connection takes columns as parameters. Safe to repeat."""
     for cls, dumper in _DUMPERS:
         connection.adapters.register_dumper(cls, dumper)
 

@@ -2,7 +2,7 @@
 -- (lock_ledger), so that the statement after it sees the newest grants.
 
 -- name: lock_ledger
--- Locks the ledger rows of some SKUs, in one order for everybody. Changes nothing. Index: stock_ledger_pkey.
+-- Locks the ledger rows of some SKUs, in one order for all. Changes nothing. Index: stock_ledger_pkey.
 SELECT 1
 FROM stock_ledger l
 JOIN unnest(%(sale_ids)s, %(skus)s) AS w (sale_id, sku) USING (sale_id, sku)
@@ -35,7 +35,7 @@ booked AS (
 SELECT sale_id, sku, total, seq FROM granted;
 
 -- name: lower_grants
--- Takes back what a shard gave up: its total becomes `granted`, unless a newer grant was made meanwhile.
+-- Takes back the units that a shard gave up: its total becomes `granted`, unless a newer grant was made meanwhile.
 -- Repeating it changes nothing, because the total is no longer greater. Index: both primary keys.
 WITH given_up AS (
     SELECT g.sale_id, g.sku, g.total - w.granted AS units

@@ -26,7 +26,7 @@ BATCH_ORDERS = Histogram(
 
 
 def count(shard: int, result: StoreResult) -> None:
-    """Count what became of a batch."""
+    """Count the result of a batch."""
     STORED.labels(shard).inc(result.stored_count)
     REPEATED.labels(shard).inc(result.repeated_count)
     EVENTS.labels(shard).inc(result.event_count)

@@ -1,4 +1,4 @@
--- The shard writer's transaction. Order: lock_quotas, read_stored; then, with what they answered, the writes.
+-- The shard writer's transaction. Order: lock_quotas, read_stored; then the writes that follow from their answers.
 
 -- name: make_quotas
 -- Makes a quota row, without a grant, for SKUs that the shard meets for the first time. Repeating it changes
@@ -10,7 +10,7 @@ ORDER BY w.sale_id, w.sku
 ON CONFLICT (sale_id, sku) DO NOTHING;
 
 -- name: lock_quotas
--- Locks the quotas of every SKU of the batch, in one order for everybody: from here on no other writer can change
+-- Locks the quotas of every SKU of the batch, in one order for all writers: from here on no other writer can change
 -- an order of these SKUs. Changes nothing. Index: quota_pkey.
 SELECT q.sale_id, q.sku, q.granted, q.seq, q.sold
 FROM quota q
@@ -19,7 +19,7 @@ ORDER BY q.sale_id, q.sku
 FOR UPDATE OF q;
 
 -- name: read_stored
--- What is stored of the batch's orders. Changes nothing. Index: orders_pkey, order_transitions_pkey.
+-- The stored rows of the batch's orders, with their versions. Changes nothing. Index: orders_pkey, order_transitions_pkey.
 SELECT o.id, o.version, o.charged, (SELECT array_agg(t.version) FROM order_transitions t WHERE t.order_id = o.id)
 FROM orders o
 WHERE o.id = ANY(%(ids)s);
@@ -30,7 +30,7 @@ WHERE o.id = ANY(%(ids)s);
 SELECT sale_id, epoch FROM sale_epochs WHERE sale_id = ANY(%(sale_ids)s) AND epoch > 0;
 
 -- name: read_dead_lettered
--- Which of these places are in the dead letters: a rebuild counted them as reserved. Changes nothing.
+-- The places among these that are noted as dead letters: a rebuild counted them as reserved. Changes nothing.
 -- Index: dead_lettered_pkey.
 SELECT d.lane, d.lane_seq
 FROM dead_lettered d
@@ -51,7 +51,7 @@ WHERE q.sale_id = g.sale_id AND q.sku = g.sku AND q.seq < g.seq;
 
 -- name: change_quotas
 -- Charges and releases. Not idempotent by itself: it is in one transaction with the order rows whose versions say
--- whether they were charged. The table's CHECK refuses to sell what is not granted. Index: quota_pkey.
+-- whether they were charged. The table's CHECK refuses to sell units that are not granted. Index: quota_pkey.
 UPDATE quota q
 SET sold = q.sold + c.sold, granted = q.granted - c.give_back
 FROM unnest(%(sale_ids)s, %(skus)s, %(sold)s, %(give_back)s) AS c (sale_id, sku, sold, give_back)
@@ -93,7 +93,7 @@ SELECT %(destination)s, *
 FROM unnest(%(partition)s, %(events)s);
 
 -- name: note_dead_lettered
--- Notes entries that are in the dead letters by now. Repeating it changes nothing. Index: dead_lettered_pkey.
+-- Notes entries that become dead letters. Repeating it changes nothing. Index: dead_lettered_pkey.
 INSERT INTO dead_lettered (lane, lane_seq, reason)
 SELECT w.lane, w.lane_seq, %(reason)s
 FROM unnest(%(lane)s, %(lane_seq)s) AS w (lane, lane_seq)
@@ -116,7 +116,7 @@ SELECT sale_id, sku, granted, seq, sold FROM quota;
 SELECT sale_id, sku, granted, seq, sold FROM quota WHERE sale_id = ANY(%(sale_ids)s);
 
 -- name: give_up_idle
--- Gives up granted units that nobody used, if nothing moved since they were looked at. Repeating it changes nothing.
+-- Gives up unused granted units, if nothing moved since they were read. Repeating it changes nothing.
 -- Index: quota_pkey.
 UPDATE quota q
 SET granted = q.sold

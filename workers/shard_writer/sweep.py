@@ -1,12 +1,12 @@
 """Brings a shard's quotas and the catalogue's grants together again after crashes between the two.
 
-Heals: a grant that was made and not adopted, a release that the catalogue was not told, and units that were granted and
+Heals: a grant that was made and not adopted, a release that did not reach the catalogue, and units that were granted and
 not used. Idle units are given up only when nothing moved between two looks, so that a writer between its catalogue
-transaction and its own is not robbed each time; if it is, it asks again.
+transaction and its own rarely loses them; if it does, it asks again.
 
-Looks at what may move: sales that are not over for a day, and what the round before found unsettled. Replayed dead
-letters move older sales, too, hence the look at everything once in a while and after a start. So the cost of a round
-follows the sales of the day, not all that there ever were.
+Looks at the sales that may move: those that ended less than a day ago or not yet, and those that the round before found
+unsettled. Replayed dead letters move older sales as well, hence the look at all sales once a minute and after a start. So
+the cost of a round follows the sales of the day, not all sales ever.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Sweep:
         self._grants = grants
         self._shard = shard
         self._every_s = every_s
-        self._before: dict[SkuKey, _Look] = {}  # what was unsettled
+        self._before: dict[SkuKey, _Look] = {}  # the unsettled SKUs of the round before
         self._rounds = 0
 
     async def run(self, service: Service) -> None:
-        """Sweep until the service stops; a database that is away is tried again next time."""
+        """Sweep until the service stops; a database that is away is tried again in the next round."""
         while not await service.pause(self._every_s):
             try:
                 await self.sweep()
@@ -101,7 +101,7 @@ class Sweep:
             idle = {key: look for key, look in stable.items() if look.granted > look.sold}
             if idle:
                 lower |= await _give_up(connection, idle)
-        # Before the catalogue is told: if it cannot be, these are looked at again, whatever their age.
+        # Before the catalogue is lowered: after a failure, these are looked at again, whatever their age.
         self._before = {key: look for key, look in looks.items() if look.is_unsettled}
         self._rounds += 1
         if lower:
@@ -142,7 +142,7 @@ async def _give_up(connection: AsyncConnection[TupleRow], idle: dict[SkuKey, _Lo
         "granted": columns.integers([look.granted for look in idle.values()]),
     }
     cursor = await connection.execute(_SQL["give_up_idle"], values)
-    # Committed before the catalogue is told: the other way round, the shard could sell what it gave up.
+    # Committed before the catalogue is told: in the other order, the shard could sell units that it gave up.
     given_up = {(sale_id.int, sku): Grant(granted, seq) for sale_id, sku, granted, seq in await cursor.fetchall()}
     await connection.commit()
     return given_up
