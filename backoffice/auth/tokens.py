@@ -22,7 +22,9 @@ from domain.problems import Problem
 from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import (
     BUYER_AUDIENCE,
+    LEEWAY_S,
     STAFF_AUDIENCE,
+    TOKEN_LENGTH_MAX,
     StaffKeys,
     TokenKeys,
     mint_buyer_token,
@@ -31,8 +33,6 @@ from runtime.tokens.keys import (
 from runtime.tokens.outside_tokens import Fault, OutsideTokens
 from runtime.tokens.session_ends import SessionEnds
 
-TOKEN_LENGTH_MAX: Final = 4096
-LEEWAY_S: Final = 60  # `iat` may be this far in the future, as at the edge
 _ENDED: Final = "The session was ended; log in again"
 _REQUIRED = ["sub", "iss", "aud", "iat", "exp"]
 

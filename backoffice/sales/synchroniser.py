@@ -10,14 +10,13 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 
-import psycopg
-import redis.exceptions
 import structlog
 
 from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.model import Stage
 from backoffice.sales.service import SaleService
 from backoffice.sales.store import LiveSale, Sales
+from backoffice.stores import AWAY
 from backoffice.web.idempotency import KeyReused
 from reservation.lane import LaneForgot
 
@@ -45,7 +44,7 @@ class Synchroniser:
         while True:
             try:
                 self._repaired(await self.step())
-            except (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError) as error:
+            except AWAY as error:
                 if not self._failing:
                     log.warning("synchroniser cannot reach a server", error=type(error).__name__)
                 self._failing = True

@@ -30,6 +30,8 @@ from runtime.tokens.key_files import TokenKeysError as TokenKeysError  # for cal
 KEY_BYTES_MIN = 32  # RFC 7518, section 3.2: at least the size of the hash
 BUYER_AUDIENCE = "edge"
 STAFF_AUDIENCE = "backoffice"
+TOKEN_LENGTH_MAX = 4096  # of an accepted token
+LEEWAY_S = 60  # `iat` and `nbf` of an accepted token may be this far in the future; clocks differ
 _PEM = "-----BEGIN"
 
 

@@ -24,12 +24,11 @@ from jwt.exceptions import PyJWTError
 
 from domain import ids
 from runtime.tokens.jwks import IssuerKey, Jwks
+from runtime.tokens.keys import LEEWAY_S, TOKEN_LENGTH_MAX
 from runtime.tokens.outside_issuers import OutsideIssuer
 from runtime.tokens.session_ends import SessionEnds
 
-TOKEN_LENGTH_MAX: Final = 4096
 REMEMBERED_MAX: Final = 16_384  # about 600 bytes each
-LEEWAY_S: Final = 60  # `iat` and `nbf` may be this far in the future, as in our own tokens
 _REQUIRED = ["sub", "iss", "aud", "iat", "exp"]
 
 
