@@ -127,7 +127,7 @@ async def test_cut_anywhere(parts: Parts, steps: int, healer: str) -> None:
     assert published.stage is Stage.PUBLISHED
     assert await parts.stock(sale) == Stock.fresh(10)
     assert await parts.document(sale) == published.definition
-    assert await parts.lanes.listed() == {str(sale.id)}
+    assert await parts.lanes.listed() == {sale.id}
     assert await parts.step() == 0
 
 
@@ -244,7 +244,7 @@ async def test_a_published_sale_is_not_found_by_edges_twice(parts: Parts) -> Non
     await parts.service.publish(sale.id)
     await parts.stores.redis.srem(topology.SALES_KEY, str(sale.id))
     assert await parts.step() == 1
-    assert await parts.lanes.listed() == {str(sale.id)}
+    assert await parts.lanes.listed() == {sale.id}
 
 
 def ledger(databases: Databases, sale: Sale) -> int:
