@@ -1,4 +1,4 @@
-"""Dead letters over HTTP, for staff: read messages that workers gave up, put them back into their queues, remove them."""
+"""Dead letters over HTTP, for staff: read messages that workers gave up, replay them, or remove them."""
 
 from __future__ import annotations
 

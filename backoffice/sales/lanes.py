@@ -29,7 +29,7 @@ class SaleLanes:
         self._documents = SaleDocuments(redis)
 
     async def load(self, definition: SaleDefinition, units: Sequence[int]) -> None:
-        """Give each lane the sale, the first one all the stock (`units` by SKU index). A lane that knows it keeps it."""
+        """Give each lane the sale, the first one all the stock (`units` by SKU index). Never overwrites."""
         for place, lane in enumerate(definition.lanes):
             stock = [Stock.fresh(count if place == 0 else 0) for count in units]
             await self._lanes.load(lane, definition, stock)

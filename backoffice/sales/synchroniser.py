@@ -1,6 +1,6 @@
 """Finishes publications, changes and restocks that a crash interrupted, and puts documents that Redis lost.
 
-Any number of processes may run it: every step is idempotent and compare-and-set. Does not rebuild a lane that lost a sale.
+Any number of processes may run it: every step is idempotent and compare-and-set. Never rebuilds a lane.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Synchroniser:
         return repaired
 
     async def _behind(self, published: list[LiveSale]) -> list[LiveSale]:
-        """Sales whose document is missing or older than the catalogue's, and sales that are not listed."""
+        """Sales with a missing document or one older than the catalogue, and sales that are not listed."""
         if not published:
             return []
         documents = await self._lanes.documents([sale.id for sale in published])

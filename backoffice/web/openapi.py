@@ -123,7 +123,7 @@ def _responses(route: Route) -> dict[str, Any]:
 
 
 def _implied(route: Route) -> set[Problem]:
-    """Problems of the layers around every handler: the guard and the dispatcher."""
+    """Problems of the layers around every handler: admission and the dispatcher."""
     problems = {
         Problem.MALFORMED_REQUEST,
         Problem.REQUEST_TIMEOUT,
@@ -131,7 +131,7 @@ def _implied(route: Route) -> set[Problem]:
         Problem.INTERNAL_ERROR,
         Problem.OVERLOADED,
         Problem.DEPENDENCY_UNAVAILABLE,
-        Problem.OUTCOME_UNKNOWN,  # from the guard, for a request that it has passed on
+        Problem.OUTCOME_UNKNOWN,  # from admission, for a request that it has passed on
     }
     if route.roles is not None:
         problems |= {Problem.TOKEN_MISSING, Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED, Problem.FORBIDDEN}

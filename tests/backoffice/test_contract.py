@@ -1,4 +1,4 @@
-"""What `/openapi.json` says is what is answered; and whatever is sent, the answer is typed."""
+"""Answers match `/openapi.json`, and any request gets a typed answer."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ _DATABASE_TEXT = ("postgres", "psycopg", "redis", "traceback", "select ", "127.0
 
 
 def check(answer: httpx.Response) -> None:
-    """2xx, or a problem whose code and status belong together and which tells nothing of our insides."""
+    """2xx, or a problem with the status of its code and without internal details."""
     if answer.status_code < 400:
         return
     assert answer.headers["content-type"] == "application/problem+json"
@@ -110,7 +110,7 @@ def described(staff: Staff) -> dict[str, Any]:
 
 
 def matches(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> bool:
-    """Enough of JSON Schema for the shapes that the document uses; unknown words fail."""
+    """The part of JSON Schema that the document uses; unknown keywords fail."""
     if "$ref" in schema:
         return matches(root["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]], value, root)
     if "anyOf" in schema:
