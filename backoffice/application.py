@@ -16,9 +16,9 @@ from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
 from backoffice.catalogue.parts import CatalogueParts
 from backoffice.catalogue.store import PRODUCT_CODEC
+from backoffice.dead_letters.parts import DeadLetterParts
 from backoffice.figures.parts import FigureParts
 from backoffice.limits.attempts import Attempts
-from backoffice.operations.parts import OperationParts
 from backoffice.orders.parts import OrderParts
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
@@ -51,11 +51,11 @@ class Backoffice:
         self._health = health.Health(stores, tokens.ends)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
-        self._operations = OperationParts(settings)
+        self._dead_letters = DeadLetterParts(settings)
         self._figures = FigureParts(
             stores,
-            self._operations.queue,
-            self._operations.letters,
+            self._dead_letters.queue,
+            self._dead_letters.letters,
             tokens.verifier,
             viewers_max=settings.live_viewers_max,
         )
@@ -74,7 +74,7 @@ class Backoffice:
             *OrderParts(stores).routes,
             *health.routes(self._health, self._metrics),
             *self._figures.routes,
-            *self._operations.routes,
+            *self._dead_letters.routes,
             *page_routes.routes(edge_url=settings.edge_public_url),
         )
         self.routes: tuple[Route, ...] = (*subjects, openapi.route(subjects, version=_version()))
@@ -93,7 +93,7 @@ class Backoffice:
                 # `cancel` repeats: when the port is in use, these tasks are in their first database calls.
                 await tasks.cancel(*background)
                 self._auth.close()
-                await self._operations.close()
+                await self._dead_letters.close()
 
     def drain(self) -> None:
         """Readiness fails from now on, and streams end."""

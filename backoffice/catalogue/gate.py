@@ -1,7 +1,7 @@
 """Limits catalogue reads by the public, so that staff always find a connection. Knows neither callers nor queries.
 
-Staff pause, end and restock sales over the same pool (4 connections, 64 waiting requests), and a search may hold a connection
-much longer than they do.
+Staff pause, end and restock sales over the same pool (4 connections, 64 waiting requests), and a search may hold a
+connection much longer than they do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Creates and changes many products by SKU in one request.
 
-A batch is one transaction, but each item is judged alone: an invalid item is reported and left out. Sending a batch again,
-whole or in part and after any crash, changes no product that matches its item already, and raises no version.
+A batch is one transaction, but each item is judged alone: an invalid item is reported and left out. A batch may be sent
+again, whole or in part, after any crash: a product that matches its item already keeps its version.
 """
 
 from __future__ import annotations

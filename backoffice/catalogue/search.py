@@ -1,9 +1,9 @@
 """Full-text search over products, best match first, one page at a time.
 
-`interpret` in `search.sql` turns the text into a query: accents, case and punctuation do not count, the last word may be
-incomplete, stop words are ignored beside other words, and an unknown word is replaced by the most similar known one. All
-words must match. Matches in the name rank first, then in the description, then in SKU and attributes; an exact SKU ranks
-above all.
+`interpret` in `search.sql` turns the text into a query: accents, case and punctuation do not count, the last word may
+be incomplete, stop words are ignored beside other words, and an unknown word is replaced by the most similar known one.
+All words must match. Matches in the name rank first, then in the description, then in SKU and attributes; an exact SKU
+ranks above all.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Place:
 
     @classmethod
     def decode(cls, text: str, cursor: str | None) -> Place | None:
-        """Inverse of `encode`, None without a cursor; Refused for a cursor that does not come from a search for this text."""
+        """Inverse of `encode`, None without a cursor; Refused for a cursor of another search."""
         if cursor is None:
             return None
         try:
@@ -79,7 +79,7 @@ class Search:
     async def page(self, text: str, *, after: Place | None, active: bool | None, limit: int) -> list[Found]:
         """Matching products, best first; none for a text without a word or with an unknown one. `active` filters.
 
-        The order is stable across pages: a product that is created or changed meanwhile takes the place of its own rank.
+        The order is stable across pages: a product that is created or changed meanwhile takes the place of its rank.
         """
         skus = [text, text.upper()] if any(character.isdigit() for character in text) else []
         async with self._catalogue.connection() as connection:

@@ -53,11 +53,11 @@ FROM phrased
 HAVING count(*) > 0;
 
 -- name: search_names
--- Reads only. Products whose name matches, or whose SKU is the text itself: the SKU first, then by ts_rank, then newest
--- first. Indexes products_search_name and products_sku_key; for a word of very many names the primary key backwards, until
--- %(ranked_max)s products are found, so that the newest ones are ranked.
--- The last condition always holds. It is there for its cost: the planner rates a match against a tsvector as cheap as one
--- of numbers, and would walk all products backwards for a word that one in a hundred has.
+-- Reads only. Products with a match in the name, or with the text as SKU: the SKU first, then by ts_rank, then newest
+-- first. Indexes products_search_name and products_sku_key; for a word of very many names the primary key backwards,
+-- until %(ranked_max)s products are found, so that the newest ones are ranked.
+-- The last condition always holds. It is there for its cost: the planner rates a match against a tsvector as cheap as
+-- one of numbers, and would walk all products backwards for a word that one in a hundred has.
 WITH matches AS (
     SELECT id, 4 + ts_rank(search, %(query)s::tsquery)::real + CASE WHEN sku = ANY (%(skus)s) THEN 4 ELSE 0 END AS rank
     FROM products

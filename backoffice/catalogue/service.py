@@ -49,7 +49,7 @@ class ProductService:
         return product
 
     async def delete(self, product_id: UUID, versions: list[int] | None) -> None:
-        """Delete the product; ProductMissing, VersionConflict. Sales of the product keep their own copy of SKU and price."""
+        """Delete the product; ProductMissing, VersionConflict. Sales keep their own copy of SKU and price."""
         async with self._cache.changing(str(product_id)):
             deleted = await self._products.delete(product_id, versions)
         if not deleted:

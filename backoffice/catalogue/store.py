@@ -126,8 +126,8 @@ class ProductBatches:
     ) -> dict[str, str]:
         """Outcomes of the written items by SKU. `changing`: the products that may change.
 
-        Missing in the result are overtaken items: their product was created or changed since `compare`. With `stop`, items
-        behind the first overtaken one are not written either.
+        Missing in the result are overtaken items: their product was created or changed since `compare`. With `stop`,
+        items behind the first overtaken one are not written either.
         """
         rows = [{**item, "id": str(ids.new_uuid7())} for item in items]
         async with (

@@ -1,11 +1,11 @@
-"""Streams of live figures as server-sent events (HTML standard, section 9.2): one sample a second, shared by all viewers.
+"""Streams of live figures as server-sent events (HTML standard, section 9.2): one sample a second for all viewers.
 
     event: figures
     data: {"at": "2026-01-01T00:00:00.000Z", "sales": [...], "lanes": [...], ...}
 
-The sampler runs only while there are viewers. A viewer holds only the newest event: a slow reader misses events, and memory
-does not grow. A stream ends when its token expires, within seconds after the sessions of its caller end, and when the process
-drains; `event: end` carries the reason.
+The sampler runs only while there are viewers. A viewer holds only the newest event: a slow reader misses events, and
+memory does not grow. A stream ends when its token expires, within seconds after the sessions of its caller end, and
+when the process drains; `event: end` carries the reason.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Viewer:
         return _BEAT if piece is None else piece
 
     def _check(self) -> None:
-        """End the stream if the token does not allow it any more. A check verifies a signature, hence not at each event."""
+        """End the stream if its token is not valid any more. Not at each event: a check verifies a signature."""
         now = time.monotonic()
         if self._ending is None and time.time() >= self._expires_at_s:
             self._ending = Problem.TOKEN_EXPIRED.value

@@ -74,8 +74,9 @@ class QueueFigures:
 class Figures:
     """All figures at one moment of the Redis clock. Parts of the servers named in `unavailable` are None.
 
-    `left_out`: number of running sales that are not shown. `unrelayed`: entries and age of the oldest in seconds, by lane.
-    `queues`: by shard. `outboxes`: rows and age of the oldest in seconds, by shard. `dead`: number of dead letters.
+    `left_out`: number of running sales that are not shown. `unrelayed`: entries and age of the oldest in seconds, by
+    lane. `queues`: by shard. `outboxes`: rows and age of the oldest in seconds, by shard. `dead`: number of dead
+    letters.
     """
 
     at_ms: int | None
@@ -218,8 +219,8 @@ async def _bounded(answer: Awaitable[T]) -> T | None:
 
 
 def _age_s(oldest: list[tuple[bytes, Mapping[bytes, bytes]]], now_ms: int) -> float:
-    """The age of a stream's first entry, by the time of its change; 0 for an empty stream and for a malformed entry, which
-    the relay puts aside."""
+    """The age of a stream's first entry, by the time of its change; 0 for an empty stream and for a malformed entry,
+    which the relay puts aside."""
     try:
         return max(0.0, (now_ms - decode_head(oldest[0][1][b"e"]).changed_at_ms) / 1000)
     except (IndexError, KeyError, MalformedEntry):

@@ -1,6 +1,6 @@
 -- name: page
--- Newest first: index orders_of_user with a user, else the primary key; with a sale only the ids of its window (sale_window).
--- A hold past its time counts as expired.
+-- Newest first: index orders_of_user with a user, else the primary key; with a sale only the ids of its window
+-- (sale_window). A hold past its time counts as expired.
 SELECT id, user_id, sale_id, status, currency, total_minor, lines, reserved_at, expires_at, version, changed_at
 FROM orders
 WHERE (%(before)s::uuid IS NULL OR id < %(before)s)

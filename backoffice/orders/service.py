@@ -29,8 +29,8 @@ class OrderService:
     async def page(self, wanted: Filter, *, limit: int, now: datetime) -> list[Order]:
         """Orders, newest first: from all shards, or from the shard of the user.
 
-        An order id begins with its time, so that ids order the orders of all shards: each shard returns its first `limit`
-        orders, and the merged list is cut there.
+        An order id begins with its time, so that ids order the orders of all shards: each shard returns its first
+        `limit` orders, and the merged list is cut there.
         """
         id_range = IdRange(None, None)
         if wanted.sale_id is not None:
@@ -50,7 +50,7 @@ class OrderService:
     async def _id_range(self, sale_id: UUID) -> IdRange | None:
         """The range of ids that orders of a sale can have; None if the sale does not exist and hence has no orders.
 
-        It replaces an index on the sale, which would cost every order: ids begin with their time, and a sale has a window.
+        It replaces an index on the sale, which would cost every order: ids begin with their time, a sale has a window.
         """
         window = await self._orders.sale_window(sale_id)
         if window is None:

@@ -1,6 +1,6 @@
-"""The pages and their files over HTTP: read once at start, served from memory, with headers that keep others out.
+"""The pages and their files over HTTP: read once at start, served from memory, with strict security headers.
 
-A page loads nothing from another host and runs nothing but its own files: `Content-Security-Policy` (CSP level 3) admits
+A page loads nothing from another host and runs only its own files: `Content-Security-Policy` (CSP level 3) admits
 neither inline scripts nor markup made from text, and connections only to this service and the edge.
 """
 
@@ -24,12 +24,12 @@ _MEDIA_TYPES = {
 }
 _EDGE_URL = "{{edge_url}}"
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
-# A page and its files change together when a process is replaced: each is asked for again, and answered 304 if it is the same.
+# Pages and files change together in a deployment: browsers ask for each again, and get 304 for an unchanged one.
 _CACHE = "no-cache"
 
 
 def routes(*, edge_url: str) -> tuple[Route, ...]:
-    """The pages, and a route for each of their files. `edge_url` is where the shop page orders."""
+    """A route for each page and each of their files. The shop page sends orders to `edge_url`."""
     folder = resources.files(__package__) / "static"
     pages = {
         "staff.html": "/",

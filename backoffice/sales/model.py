@@ -1,7 +1,7 @@
 """A sale as the catalogue stores it, and the rules for its changes. Performs no I/O.
 
-Each rule takes a sale and the current Redis time and returns the changed sale, or raises `SaleStateConflict`. A result equal
-to the argument means that nothing has to change: the request is a repeat.
+Each rule takes a sale and the current Redis time and returns the changed sale, or raises `SaleStateConflict`. A result
+equal to the argument means that nothing has to change: the request is a repeat.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def resumed(sale: Sale, now_ms: int) -> Sale:
 
 
 def ended(sale: Sale, now_ms: int) -> Sale:
-    """No more orders; the window ends now. A sale whose window is over stays unchanged."""
+    """No more orders; the window ends now. A sale that has ended by time stays unchanged."""
     if sale.stage is not Stage.PUBLISHED:
         raise SaleStateConflict("A draft cannot be ended")
     if sale.state(now_ms) is SaleState.ENDED:

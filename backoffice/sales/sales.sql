@@ -22,7 +22,7 @@ FROM unnest(%(skus)s::text[], %(stocks)s::int[], %(prices)s::bigint[], %(limits)
      WITH ORDINALITY AS item (sku, stock, price_minor, per_user_limit, place);
 
 -- name: delete_items
--- First column of the primary key. Only for a draft whose row the same transaction has changed first.
+-- First column of the primary key. Only for a draft, after a change of its row in the same transaction.
 DELETE FROM sale_items WHERE sale_id = %(sale_id)s;
 
 -- name: get

@@ -7,10 +7,11 @@ Publishing. Each step may be repeated:
     3 catalogue: stage `published`
     4 document, list of sales, message to edges
 
-Until step 3 no edge knows the sale, so a lane that lost it between 2 and 3 may be loaded again; after 3 it is only rebuilt.
-After a crash at any step, repeating the request or the next round of the synchroniser completes the publishing.
+Until step 3 no edge knows the sale, so a lane that lost it between 2 and 3 may be loaded again; after 3 it is only
+rebuilt. After a crash at any step, a repeated request or the next round of the synchroniser completes the publishing.
 
-Changes of a published sale: catalogue (compare-and-set on the version), then `define-1` on each lane, then the document.
+Changes of a published sale: catalogue (compare-and-set on the version), then `define-1` on each lane, then the
+document.
 """
 
 from __future__ import annotations
@@ -98,8 +99,8 @@ class SaleService:
     async def publish(self, sale_id: UUID) -> Sale:
         """Publish a draft, complete an interrupted publishing, or confirm a published sale.
 
-        SaleMissing; SaleStateConflict for a draft whose window is over; ItemsNotSellable; LaneForgot for a published sale
-        that a lane has lost.
+        SaleMissing; SaleStateConflict for a draft after the end of its window; ItemsNotSellable; LaneForgot for a
+        published sale that a lane has lost.
         """
         for _ in range(_ATTEMPTS_MAX):
             sale = await self.get(sale_id)
@@ -142,7 +143,7 @@ class SaleService:
         await self._lanes.announce(definition)
 
     async def change(self, sale_id: UUID, rule: Callable[[Sale, int], Sale]) -> Sale:
-        """Apply a rule of `sales.model` to a published sale; the sale afterwards. SaleStateConflict, SaleMissing, LaneForgot.
+        """Apply a rule of `sales.model`; the sale afterwards. SaleStateConflict, SaleMissing, LaneForgot.
 
         If Redis cannot be reached, the catalogue has the change all the same: a repeat or the synchroniser pushes it.
         """
@@ -158,7 +159,7 @@ class SaleService:
     async def restock(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> tuple[Sale, bool]:
         """Add units once per key: ledger and record in one transaction, then the lane under the same key.
 
-        Returns the sale, and whether the key had added its units before; such a repeat succeeds in any state of the sale.
+        Returns the sale, and whether the key had added its units before; a repeat succeeds in any state of the sale.
         SaleStateConflict, SaleMissing, SkuMissing, KeyReused, StockTooHigh, LaneForgot.
         """
         sale = await self.get(sale_id)
@@ -197,10 +198,10 @@ class SaleService:
         )
 
     async def _stock(self, sale: Sale) -> list[Stock]:
-        """Counters by SKU index: from the lanes of a published sale, or from the shards after it has left Redis. LaneForgot.
+        """Counters by SKU index: from the lanes, or from the shards after a sale has left Redis. LaneForgot.
 
-        In the shards, sold units are paid units: a lane forgets a sale only when no unit is reserved. Units written off for
-        rejected orders count as available.
+        In the shards, sold units are paid units: a lane forgets a sale only when no unit is reserved. Units written off
+        for rejected orders count as available.
         """
         if sale.stage is not Stage.PUBLISHED:
             return [Stock.fresh(item.stock) for item in sale.items]

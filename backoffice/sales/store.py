@@ -21,7 +21,7 @@ SQL = load_sql(__package__, "sales.sql")
 
 
 class ItemsNotSellable(Exception):
-    """Items whose product does not exist, is inactive, or has another currency than the first item."""
+    """Items with a product that does not exist, is inactive, or has another currency than the first item."""
 
     def __init__(self, reasons: dict[int, str]) -> None:
         """`reasons` by the place of the item."""

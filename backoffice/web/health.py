@@ -18,8 +18,8 @@ from runtime.postgres.databases import Database
 from runtime.tokens.session_ends import SessionEnds
 
 CHECK_S_MAX = 1.0
-# Without the cache only login and registration fail; all other reads go to the databases. All processes share the cache: if
-# they were not ready without it, a load balancer would take all of them out of service at once.
+# Without the cache only login and registration fail; all other reads go to the databases. All processes share the
+# cache: if they were not ready without it, a load balancer would take all of them out of service at once.
 _DISPENSABLE = "cache"
 
 
@@ -51,7 +51,7 @@ class Health:
         return Answer(body=Alive())
 
     async def ready(self, _: Call) -> Answer:
-        """Ask every store, each for at most `CHECK_S_MAX`, and name the missing ones: 503, unless only the cache is missing."""
+        """Ask every store for at most `CHECK_S_MAX` and name the missing ones; 503, unless only the cache is."""
         asked: dict[str, Awaitable[object]] = {
             "redis": cast(Awaitable[object], self._stores.redis.ping()),
             "cache": cast(Awaitable[object], self._stores.cache.ping()),

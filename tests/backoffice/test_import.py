@@ -1,4 +1,4 @@
-"""`POST /v1/products/import`: what becomes of each item, repetition, dry runs, races, and the cache."""
+"""`POST /v1/products/import`: outcomes of items, repeats, dry runs, races, the cache."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def version(staff: Staff, product: dict[str, Any]) -> str:
     return staff.http.get(f"/v1/products/{product['id']}").headers["etag"]
 
 
-def test_products_are_made_then_changed_then_left_alone(staff: Staff) -> None:
+def test_products_are_created_changed_and_left_unchanged(staff: Staff) -> None:
     one, two = item("A", attributes={"n": 1, "l": ["x"]}, description="d"), item("B", active=False)
     assert outcomes(put(staff, one, two)) == ["created", "created"]
     made = products(staff)
@@ -57,7 +57,7 @@ def test_products_are_made_then_changed_then_left_alone(staff: Staff) -> None:
     assert made["B"] == {"id": made["B"]["id"], "description": "", "attributes": {}, **two}
     assert outcomes(put(staff, one, two)) == ["unchanged", "unchanged"]
     assert [version(staff, product) for product in made.values()] == ['"1"', '"1"']
-    # What is not given stays; what is read from the cache is the new product.
+    # Omitted members stay unchanged; the cache serves the new product.
     assert outcomes(put(staff, {"sku": "A", "price_minor": 7}, {"sku": "B"})) == ["updated", "unchanged"]
     assert staff.http.get(f"/v1/products/{made['A']['id']}").json() == {**made["A"], "price_minor": 7}
     assert [version(staff, made[sku]) for sku in "AB"] == ['"2"', '"1"']
@@ -83,7 +83,7 @@ def test_each_item_is_judged_alone(staff: Staff) -> None:
     assert sorted(products(staff)) == ["A", "Z"]
 
 
-def test_stop_leaves_out_all_from_the_first_that_is_refused(staff: Staff) -> None:
+def test_stop_leaves_out_everything_from_the_first_refused_item_on(staff: Staff) -> None:
     results = put(staff, item("A"), item("B", price_minor=-1), item("C"), {"sku": "D"}, on_error="stop")
     assert outcomes(results) == ["created", "refused", "left_out", "left_out"]
     assert sorted(products(staff)) == ["A"]
@@ -91,7 +91,7 @@ def test_stop_leaves_out_all_from_the_first_that_is_refused(staff: Staff) -> Non
     assert sorted(products(staff)) == ["A"]
 
 
-def test_a_dry_run_says_what_would_become_and_changes_nothing(staff: Staff) -> None:
+def test_a_dry_run_reports_outcomes_and_changes_nothing(staff: Staff) -> None:
     put(staff, item("A"), item("B"))
     before = products(staff)
     results = put(staff, item("A", price_minor=5), item("B"), item("C"), item("D", price_minor=-1), dry_run=True)
@@ -100,7 +100,7 @@ def test_a_dry_run_says_what_would_become_and_changes_nothing(staff: Staff) -> N
     assert version(staff, before["A"]) == '"1"'
 
 
-def test_two_imports_of_the_same_at_once_make_each_product_once(staff: Staff) -> None:
+def test_concurrent_imports_create_each_product_once(staff: Staff) -> None:
     items = [item(f"S-{n}") for n in range(100)]
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda turn: put(staff, *(items[::-1] if turn % 2 else items)), range(4)))
@@ -117,7 +117,7 @@ def insert(connection: psycopg.Connection[Any], sku: str) -> None:
     )
 
 
-def test_what_was_made_before_another_import_came_first_is_told_as_made(staff: Staff, databases: Databases) -> None:
+def test_an_overtaken_import_still_reports_its_own_items_as_created(staff: Staff, databases: Databases) -> None:
     with ThreadPoolExecutor(1) as pool, psycopg.connect(databases.catalogue_dsn) as rival:
         insert(rival, "B")
         asked = pool.submit(put, staff, item("A"), item("B"), item("C"))
@@ -144,7 +144,7 @@ class RacedBatches(ProductBatches):
 async def test_an_import_that_is_overtaken(
     databases: Databases, redis_client: redis.Redis, on_error: str, lost: int
 ) -> None:
-    """Once: the item is sent again, and no other. Each time: it is refused, and with `stop` nothing behind it is written."""
+    """Overtaken once, only that item is sent again. Overtaken each time, it is refused; `stop` also stops the rest."""
     left = lost
 
     def rival() -> None:
@@ -194,7 +194,7 @@ def test_imports_and_changes_at_once_lose_nothing(staff: Staff) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert {answer.status_code for answer in pool.map(change, range(20))} == {200}
-    assert staff.http.get(path).headers["etag"] == '"21"'  # ten imports and ten changes, each of them seen
+    assert staff.http.get(path).headers["etag"] == '"21"'  # ten imports and ten changes, none lost
 
 
 def test_bounds_of_a_batch(staff: Staff) -> None:

@@ -1,4 +1,4 @@
-"""Live figures: what they say, who may look and how long, how many, and what a viewer who does not read costs."""
+"""Live figures: content, access, lifetime and number of streams, cost of slow viewers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def first(staff: Staff) -> dict[str, Any]:
 
 
 def entry_of(at_ms: int) -> bytes:
-    """A lane's entry that tells of a change at this time."""
+    """A lane entry of a change at this time."""
     user, sale = uuid4(), ids.new_uuid7()
     order_id = ids.order_id(unix_ms=at_ms, lane=2, bucket=topology.bucket_of_user(user), random=1)
     lines = (OrderLine(0, "SKU-1", 1, 1999),)
@@ -113,7 +113,7 @@ def test_figures_follow_what_happens(staff: Staff, redis_client: redis.Redis) ->
     with staff.http.stream("GET", PATH) as answer:
         stream = events(answer.iter_lines())
         _, figures = next(stream)
-        assert figures["sales"][0]["accepted_per_s"] is None  # one look says nothing about a rate
+        assert figures["sales"][0]["accepted_per_s"] is None  # a rate needs two samples
         redis_client.hset(topology.ACCEPTED_KEY, sale["id"], 200)
         while not (figures := next(stream)[1])["sales"][0]["accepted_per_s"]:
             pass
@@ -134,7 +134,7 @@ def test_only_the_most_urgent_sales_are_shown(staff: Staff) -> None:
     assert far["id"] not in shown
 
 
-def test_a_lane_that_lost_a_sale_is_told(staff: Staff, redis_client: redis.Redis) -> None:
+def test_a_lane_that_lost_a_sale_is_shown(staff: Staff, redis_client: redis.Redis) -> None:
     sale = staff.open_sale()
     redis_client.delete(*(topology.lane_state_key(lane) for lane in range(4)))
     (shown,) = first(staff)["sales"]
@@ -142,7 +142,7 @@ def test_a_lane_that_lost_a_sale_is_told(staff: Staff, redis_client: redis.Redis
     assert shown["items"] == [{"sku": sale["items"][0]["sku"]}]
 
 
-def test_head_begins_no_stream(staff: Staff) -> None:
+def test_head_opens_no_stream(staff: Staff) -> None:
     answer = staff.http.head(PATH)
     assert (answer.status_code, answer.content) == (200, b"")
 
@@ -183,7 +183,7 @@ async def _end_sessions(url: str, user_id: UUID) -> None:
 def own(
     tmp_path: Path, redis_server: RedisServer, redis_client: redis.Redis, databases: Databases
 ) -> Iterator[BackofficeProcess]:
-    """A process of the test's own, not started yet."""
+    """A backoffice of the test's own, not started yet."""
     assert redis_client
     process = BackofficeProcess(tmp_path, redis_server.url, databases)
     yield process
@@ -202,7 +202,7 @@ def resident_bytes(process: BackofficeProcess) -> int:
 
 
 class Viewer:
-    """A raw connection that asked for the stream; reads only when told to."""
+    """A raw connection with an open stream; reads only on `read_until`."""
 
     def __init__(self, port: int, token: str, *, buffer_bytes: int | None = None) -> None:
         self.socket = socket.socket()
@@ -240,12 +240,12 @@ def test_viewers_are_bounded_and_make_room(own: BackofficeProcess) -> None:
     while httpx.head(own.url + PATH, headers=headers).status_code != 200:
         assert time.monotonic() < deadline
     assert own.stop() == 0
-    # The drain is told, and the stream is whole: its last chunk has no length.
+    # The stream ends with the reason and with a complete chunked body.
     assert viewers[1].read_until(b"0\r\n\r\n").count(b'event: end\ndata: {"reason":"draining"}') == 1
 
 
 def test_many_viewers_and_some_that_do_not_read(own: BackofficeProcess) -> None:
-    """200 viewers look at figures of some size, half of them never read: others are answered, and memory stays."""
+    """200 viewers of large figures, half of which never read: other requests are answered, and memory stays bounded."""
     own.start()
     token = token_of(own)
     staff = Staff(own.url, token)
@@ -261,7 +261,7 @@ def test_many_viewers_and_some_that_do_not_read(own: BackofficeProcess) -> None:
                 viewer.read_until(b"event: figures")
             assert httpx.get(own.url + "/livez", timeout=10).status_code == 200
             assert staff.http.get("/v1/sales").status_code == 200
-        # Those who do not read hold an event each, and what their sockets take.
+        # Each slow viewer costs one event and its socket buffers.
         assert resident_bytes(own) - before < 30 * 1024 * 1024
         figures = first(staff)
         assert len(figures["sales"]) == 4 and figures["unavailable"] == []
@@ -271,7 +271,7 @@ def test_many_viewers_and_some_that_do_not_read(own: BackofficeProcess) -> None:
     assert own.stop() == 0
 
 
-def test_servers_that_are_away_are_named(own: BackofficeProcess, tmp_path: Path) -> None:
+def test_servers_that_are_down_are_named(own: BackofficeProcess, tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "own-redis")
     server.start()
     own.redis_url = server.url
@@ -288,7 +288,7 @@ def test_servers_that_are_away_are_named(own: BackofficeProcess, tmp_path: Path)
             assert (figures["at"], figures["lanes"], figures["queues"]) == (None, None, None)
             assert figures["outboxes"][0] == {"shard": 0, "rows": 0, "age_s": 0.0}
             server.start()
-            while next(stream)[1]["unavailable"]:  # heals without a hand
+            while next(stream)[1]["unavailable"]:  # recovers without intervention
                 pass
     finally:
         own.kill()
@@ -296,7 +296,7 @@ def test_servers_that_are_away_are_named(own: BackofficeProcess, tmp_path: Path)
 
 
 class Looks:
-    """Stands for the lookout; counts how often somebody looks."""
+    """Stands in for the lookout and counts its reads."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -307,7 +307,7 @@ class Looks:
 
 
 def _admit_all(authorization: str | None) -> Caller:
-    raise AssertionError(f"{authorization} is asked for after seconds only")
+    raise AssertionError(f"{authorization} must be checked only after seconds")
 
 
 @contextlib.asynccontextmanager
@@ -320,14 +320,14 @@ async def watched(live: Live, count: int) -> AsyncIterator[list[Any]]:
         viewer.close()
 
 
-async def test_one_sampler_serves_all_and_rests_when_nobody_looks() -> None:
+async def test_one_sampler_serves_all_viewers_and_stops_after_the_last_one() -> None:
     looks: Any = Looks()
     live = Live(looks, _admit_all, viewers_max=10)
     async with watched(live, 10) as viewers:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert looks.count == 1
-        # Whatever is not read is replaced: a viewer holds one event.
+        # A viewer holds one event: the newest one replaces an unread one.
         for number in range(1000):
             viewers[0].show(b"%d" % number)
         assert await viewers[0].next_piece() == b"999"
@@ -342,6 +342,6 @@ def test_rates() -> None:
     assert rates.per_s({"a": 100}, 10.0) == {"a": None}
     assert rates.per_s({"a": 150, "b": 1}, 11.0) == {"a": 50.0, "b": None}
     assert rates.per_s({"a": 150}, 15.0) == {"a": 10.0}
-    assert rates.per_s({"a": 250}, 19.9) == {"a": 20.4}  # the first second is out of the window
+    assert rates.per_s({"a": 250}, 19.9) == {"a": 20.4}  # the first sample has left the window
     assert rates.per_s({"a": 3}, 20.9) == {"a": None}  # Redis was emptied
-    assert rates.per_s({"b": 5}, 21.0) == {"b": None}  # forgotten meanwhile
+    assert rates.per_s({"b": 5}, 21.0) == {"b": None}  # the name was forgotten

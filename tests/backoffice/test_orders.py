@@ -1,4 +1,4 @@
-"""Orders for staff: over all shards in one order, filtered, and one of them with its history."""
+"""Orders for staff: lists over all shards, filters, one order with its history."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def entry(n: int, user: UUID, *, status: OrderStatus = OrderStatus.RESERVED, ver
 def store(
     databases: Databases, order: OrderEntry, *, sale: UUID = SALE, expired: bool = False, history: int = 1
 ) -> dict[str, Any]:
-    """Put an order into its shard, as the shard writer would."""
+    """Store an order in its shard, as the shard writer does."""
     expires = moment(T0_MS) if expired else moment(order.expires_at_ms)
     lines = json.dumps([{"sku": "SKU-1", "quantity": 2, "unit_price_minor": 500}])
     reserved = moment(order.reserved_at_ms)
@@ -88,7 +88,7 @@ def test_over_all_shards_newest_first(staff: Staff, databases: Databases) -> Non
         page = staff.http.get("/v1/orders", params={"limit": "7", **({"cursor": cursor} if cursor else {})}).json()
         pages += [item["order_id"] for item in page["items"]]
         cursor = page["next_cursor"]
-        store(databases, entry(1000 + len(pages), uuid4()))  # newer ones do not disturb
+        store(databases, entry(1000 + len(pages), uuid4()))  # newer orders do not change the pages
     assert pages == made
     assert cursor is None
 
@@ -108,7 +108,7 @@ def test_filters(staff: Staff, databases: Databases) -> None:
     assert listed(staff, user_id=uuid4()) == []
 
 
-def test_for_a_sale_that_is_not_there_no_shard_is_read(staff: Staff, databases: Databases) -> None:
+def test_no_shard_is_read_for_a_sale_that_does_not_exist(staff: Staff, databases: Databases) -> None:
     user = uuid4()
     store(databases, entry(1, user), sale=SALE)
     locked = [psycopg.connect(dsn) for dsn in databases.shard_dsns]
@@ -121,9 +121,7 @@ def test_for_a_sale_that_is_not_there_no_shard_is_read(staff: Staff, databases: 
             connection.close()
 
 
-def test_orders_of_a_sale_are_found_within_its_window_and_by_clocks_that_are_off(
-    staff: Staff, databases: Databases
-) -> None:
+def test_orders_of_a_sale_are_found_by_window_in_spite_of_clock_errors(staff: Staff, databases: Databases) -> None:
     sale = staff.open_sale(starts_at="2023-11-14T22:00:00Z", ends_at="2099-01-01T00:00:00Z")
     sale_id = UUID(sale["id"])
     minute_ms = 60_000
@@ -132,11 +130,11 @@ def test_orders_of_a_sale_are_found_within_its_window_and_by_clocks_that_are_off
         for minutes in (-70, -60, 0, 600)
     ]
     assert listed(staff, sale_id=sale_id) == made[::-1]
-    # The end moved back behind orders that were placed before it did.
+    # The end is moved to before existing orders.
     with psycopg.connect(databases.catalogue_dsn) as connection:
         connection.execute("UPDATE sales SET ends_at = '2023-11-14T22:13:20Z' WHERE id = %s", (sale_id,))
     assert listed(staff, sale_id=sale_id) == made[::-1]
-    # What is outside is not even looked at: this order's id is of another day.
+    # Ids outside the window are not read: this order has the id of another day.
     store(databases, entry(-86_400_000, uuid4()), sale=sale_id)
     assert listed(staff, sale_id=sale_id) == made[::-1]
 
@@ -164,14 +162,14 @@ def test_an_order_that_is_not_stored_yet(staff: Staff, databases: Databases, red
     answer = staff.http.get(f"/v1/orders/{order.order_id}").json()
     assert answer["status"] == "reserved"
     assert [step["version"] for step in answer["history"]] == [1]
-    # Stored, and cancelled in Redis since.
+    # Stored, and then cancelled in Redis.
     store(databases, order)
     later = order.becoming(OrderStatus.CANCELLED, at_ms=T0_MS + 5000)
     redis_client.set(topology.order_key(order.order_id), encode_value(later))
     answer = staff.http.get(f"/v1/orders/{order.order_id}").json()
     assert answer["status"] == "cancelled"
     assert [step["status"] for step in answer["history"]] == ["reserved", "cancelled"]
-    # What cannot be read in Redis does not hide what is stored.
+    # A malformed value in Redis does not hide the stored order.
     redis_client.set(topology.order_key(order.order_id), b"rubbish")
     assert staff.http.get(f"/v1/orders/{order.order_id}").json()["status"] == "reserved"
 

@@ -1,4 +1,4 @@
-"""Products: entity tags, cursors, search, and what is refused."""
+"""Products: entity tags, cursors, search, invalid input."""
 
 from __future__ import annotations
 

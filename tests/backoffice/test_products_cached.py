@@ -1,9 +1,10 @@
-"""Products through the cache over HTTP: two processes, entity tags, changes that race, and a cache Redis that dies."""
+"""Products through the cache over HTTP: two processes, entity tags, racing changes, a cache Redis that dies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,11 @@ from runtime.tokens.keys import load_staff_keys, mint_staff_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually
+
+
+def shows_price(staff: Staff, path: str, price: int) -> bool:
+    shown: int = staff.http.get(path).json()["price_minor"]
+    return shown == price
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def test_reads_come_from_the_tiers_and_changes_reach_both_processes(two: tuple[S
         changed = writer.http.patch(path, json={"price_minor": version}, headers={"If-Match": f'"{version}"'})
         assert changed.status_code == 200
         assert writer.http.get(path).json()["price_minor"] == version  # at once
-        eventually(lambda reader=reader, version=version: reader.http.get(path).json()["price_minor"] == version)  # type: ignore[misc]
+        eventually(partial(shows_price, reader, path, version))
     assert one.http.delete(path, headers={"If-Match": '"6"'}).status_code == 204
     assert one.http.get(path).status_code == 404
     eventually(lambda: other.http.get(path).status_code == 404)

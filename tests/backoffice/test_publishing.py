@@ -1,6 +1,6 @@
-"""Publishing, changing and restocking, cut off between any two steps: repeating heals, and so does the synchroniser.
+"""Publishing, changing and restocking, interrupted between any two steps: a repeat or the synchroniser completes them.
 
-The services run step by step in this process on real PostgreSQL and Redis; a cut is a step that is not taken.
+The services run step by step in this process on real PostgreSQL and Redis; an interruption is a step that is left out.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Parts:
         return await self.service.get(new.id)
 
     async def step(self) -> int:
-        """One round of the synchroniser, for which everything is settled."""
+        """One round of the synchroniser that treats everything as settled."""
         return await self.synchroniser.step(settled=NOW)
 
     async def stock(self, sale: Sale) -> Stock:
@@ -81,7 +81,7 @@ class Parts:
 
 @pytest.fixture
 async def parts(databases: Databases, own_redis: RedisServer) -> AsyncIterator[Parts]:
-    """On a Redis of the test's own, which it may kill."""
+    """On a Redis of the test's own, which the test may kill."""
     environ = {**databases.environ, "FLASHSALE_REDIS_URL": own_redis.url, "FLASHSALE_CACHE_URL": own_redis.url}
     stores = Stores.from_settings(load_settings(environ))
     sales, lanes = Sales(stores), SaleLanes(stores.redis)
@@ -92,14 +92,14 @@ async def parts(databases: Databases, own_redis: RedisServer) -> AsyncIterator[P
 
 
 async def restart(parts: Parts, server: RedisServer) -> None:
-    """Kill and start; the pool's connections are known to be dead."""
+    """Kill and start Redis, and drop the dead connections of the pool."""
     server.kill()
     server.start()
     await parts.stores.redis.connection_pool.disconnect()
 
 
 async def cut_after(parts: Parts, sale: Sale, steps: int) -> None:
-    """Take the first steps of publishing only."""
+    """Run only the first steps of publishing."""
     if steps >= 1:
         assert await parts.service.start_loading(sale)
     if steps >= 2:
@@ -115,12 +115,12 @@ async def cut_after(parts: Parts, sale: Sale, steps: int) -> None:
 async def test_cut_anywhere(parts: Parts, steps: int, healer: str) -> None:
     sale = await parts.draft()
     await cut_after(parts, sale, steps)
-    # Until the document is there no edge knows the sale.
+    # No edge knows the sale until its document exists.
     assert await parts.document(sale) is None
     if healer == "repeat":
         await parts.service.publish(sale.id)
     else:
-        assert await parts.step() == (1 if steps else 0)  # nobody asked to publish a draft
+        assert await parts.step() == (1 if steps else 0)  # a draft is not published by itself
         if steps == 0:
             return
     published = await parts.service.get(sale.id)
@@ -155,7 +155,7 @@ async def test_redis_dies_while_publishing(parts: Parts, own_redis: RedisServer)
 
 
 async def test_redis_loses_everything_before_the_sale_was_published(parts: Parts) -> None:
-    """No edge knew it, so no order can have been taken: it may be loaded again."""
+    """No edge knew the sale, so it has no orders and may be loaded again."""
     sale = await parts.draft()
     await cut_after(parts, sale, 2)
     await parts.stores.redis.flushall()
@@ -169,7 +169,7 @@ async def test_redis_loses_everything_afterwards(parts: Parts) -> None:
     await parts.stores.redis.flushall()
     with pytest.raises(LaneForgot):
         await parts.service.publish(sale.id)
-    assert await parts.step() == 0  # the document is there again; what is missing needs a rebuild
+    assert await parts.step() == 0  # the document exists again; the lane needs a rebuild
     assert not await parts.stores.redis.exists(topology.lane_state_key(sale_lane(parts, sale)))
     assert await parts.document(sale) is not None
 
@@ -197,7 +197,7 @@ async def test_many_publishers_from_any_cut(parts: Parts) -> None:
 
 
 async def test_a_publisher_that_read_an_older_draft(parts: Parts) -> None:
-    """The draft changes between reading and loading: what is loaded is what was committed."""
+    """The draft changes between reading and loading: the committed draft is loaded."""
     sale = await parts.draft(stock=10)
     newer = replace(sale, items=(replace(sale.items[0], stock=3),))
     assert await parts.sales.change_draft(newer)
@@ -273,7 +273,7 @@ async def test_a_restock_cut_off(parts: Parts, databases: Databases, lane_has_it
 
 
 async def test_a_restock_of_a_sale_that_ended_meanwhile_still_arrives(parts: Parts, databases: Databases) -> None:
-    """The ledger has the units: they must not be missing in Redis for ever."""
+    """The ledger has the units, so Redis must get them as well."""
     sale = await parts.draft()
     sale = await parts.service.publish(sale.id)
     await parts.sales.add_restock(Restock(sale.id, "r", 0, 5), sku=sale.items[0].sku, created_by=STAFF_ID)
@@ -310,7 +310,7 @@ async def test_the_synchroniser_goes_on_after_faults(
     await parts.stores.redis.connection_pool.disconnect()
     await parts.stores.redis.delete(topology.sale_key(sale.id))
     async with asyncio.timeout(20):
-        while await parts.document(sale) is None:  # noqa: ASYNC110 - Redis tells nobody
+        while await parts.document(sale) is None:  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -318,7 +318,7 @@ async def test_the_synchroniser_goes_on_after_faults(
 
 
 def test_the_migrations_refuse_what_must_not_be(databases: Databases, tmp_path: Path) -> None:
-    """The catalogue guards a second time."""
+    """The constraints of the catalogue are a second check."""
     assert tmp_path
     insert = (
         "INSERT INTO sales (id, name, starts_at, ends_at, hold_seconds, currency, created_by, stage, loaded_epoch, lanes, ended) "

@@ -87,7 +87,7 @@ def test_states_follow_the_clock_of_redis(staff: Staff, redis_client: redis.Redi
     assert seen == ["scheduled", "open", "ended"]
     assert code(staff.act(sale, "pause")) == (409, "sale_state_conflict")
     later = staff.http.patch(f"/v1/sales/{sale['id']}", json={"ends_at": "2099-01-01T00:00:00Z"})
-    assert code(later) == (409, "sale_state_conflict")  # what is over stays over
+    assert code(later) == (409, "sale_state_conflict")  # an ended sale stays ended
     assert staff.act(sale, "end").json()["state"] == "ended"
 
 
@@ -139,7 +139,7 @@ def test_a_key_creates_one_sale(staff: Staff) -> None:
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_ending_a_sale_early_moves_its_end(staff: Staff, redis_client: redis.Redis, begun: bool) -> None:
-    """What is kept for a time after the end is kept from there."""
+    """Retention times count from the new end."""
     sale = staff.open_sale() if begun else staff.open_sale(starts_at=ahead(hours=2), ends_at=ahead(days=400))
     before = datetime.now(UTC) - timedelta(seconds=5)
     ended = staff.act(sale, "end").json()

@@ -118,6 +118,6 @@ def test_window_errors_point_to_the_members_of_the_request(staff: Staff) -> None
             answer = staff.http.patch(f"/v1/sales/{change['id']}", json=body)
             assert code(answer) == (422, "validation_failed")
             assert {error["pointer"] for error in answer.json()["errors"]} == {f"/{name}" for name in body}
-    # What is over does not change any more, whatever is wrong with the wish.
+    # The state of an ended sale is checked before the window.
     staff.act(sale, "end")
     assert code(staff.http.patch(f"/v1/sales/{sale['id']}", json=late)) == (409, "sale_state_conflict")

@@ -1,4 +1,4 @@
-"""Search: what is found and in which order, pages, typing errors, odd texts, and the plans over 100,000 products."""
+"""Search: matches and their order, pages, typing errors, odd texts, query plans over 100,000 products."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_names_come_before_descriptions_and_these_before_attributes_and_skus(sta
     assert sorted(found[2:]) == ["ATTRIBUTE", "LAMP-1"]
 
 
-def test_what_matches_alike_is_newest_first_and_more_often_is_better(staff: Staff) -> None:
+def test_equal_matches_are_newest_first_and_more_matches_rank_higher(staff: Staff) -> None:
     for number in range(3):
         staff.product(sku=f"S-{number}", name="Oak table")
     staff.product(sku="OTHER", name="Chair", description="goes with a table")
@@ -53,7 +53,7 @@ def test_what_matches_alike_is_newest_first_and_more_often_is_better(staff: Staf
     assert skus(staff, "oak table") == ["BOTH", "S-2", "S-1", "S-0"]
 
 
-def test_a_sku_as_it_is_written_comes_first(staff: Staff) -> None:
+def test_an_exact_sku_comes_first(staff: Staff) -> None:
     staff.product(sku="XK-77", name="Chair")
     staff.product(sku="B", name="Stand for xk 77")
     staff.product(sku="XK-771", name="Bench")
@@ -67,12 +67,12 @@ def test_a_sku_as_it_is_written_comes_first(staff: Staff) -> None:
         ("headphones", True),
         ("HEADPHONES", True),
         ("headphone", True),  # another form of the word
-        ("headph", True),  # not finished yet
+        ("headph", True),  # incomplete
         ("he", True),
         ("wireless headph", True),
         ("headphones wireless", True),
         ("the wireless headphones", True),  # a stop word does not matter
-        ("wirel headphones", True),  # a word that begins like one is a misspelt one
+        ("wirel headphones", True),  # an incomplete word in the middle counts as misspelt
         ("hedphones", True),
         ("headpohnes", True),
         ("wirless hedphones", True),
@@ -102,12 +102,12 @@ def test_words(staff: Staff, text: str, found: bool) -> None:
     assert skus(staff, text) == (["H"] if found else [])
 
 
-def test_two_letters_that_changed_places_are_put_right_in_short_words_too(staff: Staff) -> None:
+def test_swapped_letters_are_corrected_in_short_words_too(staff: Staff) -> None:
     staff.product(sku="L", name="Lamp")
     assert skus(staff, "lmap") == ["L"]
 
 
-def test_what_a_product_said_before_is_found_no_more(staff: Staff) -> None:
+def test_the_old_text_of_a_product_is_not_found(staff: Staff) -> None:
     product = staff.product(sku="P", name="Kettle")
     path = f"/v1/products/{product['id']}"
     assert staff.http.patch(path, json={"name": "Toaster"}, headers={"If-Match": '"1"'}).status_code == 200
@@ -116,7 +116,7 @@ def test_what_a_product_said_before_is_found_no_more(staff: Staff) -> None:
     assert skus(staff, "toaster") == []
 
 
-def test_only_staff_see_what_is_not_active(staff: Staff, backoffice: BackofficeProcess) -> None:
+def test_only_staff_see_inactive_products(staff: Staff, backoffice: BackofficeProcess) -> None:
     on, off = staff.product(name="Lamp on"), staff.product(name="Lamp off", active=False)
     for query in ({}, {"q": "lamp"}):
         public = httpx.get(backoffice.url + "/v1/products", params=query)
@@ -149,7 +149,7 @@ def test_pages_go_on_where_they_stopped(staff: Staff) -> None:
             if page["next_cursor"] is None:
                 break
             query["cursor"] = page["next_cursor"]
-            if len(seen) == 6:  # made meanwhile, of a rank that was passed already
+            if len(seen) == 6:  # created meanwhile, with a rank of an earlier page
                 staff.product(sku=f"BEST-{limit}", name="Lamp lamp lamp lamp")
         assert [sku for sku in seen if not sku.startswith("BEST")] == whole
         assert len(seen) == len(set(seen))
@@ -292,7 +292,7 @@ async def shop_search(shop_dsn: str) -> AsyncIterator[Search]:
 
 
 async def test_of_very_many_matches_the_newest_are_ranked(shop_search: Search) -> None:
-    """The bound: `ranked_max` in names, and as many elsewhere; then the list ends."""
+    """The list ends after `ranked_max` matches in names and as many elsewhere."""
     seen: list[UUID] = []
     ranks: list[float] = []
     after: Place | None = None
@@ -321,7 +321,7 @@ def test_searches_of_the_public_leave_staff_their_connections(
     sale = staff.open_sale()
     queries: list[dict[str, str]] = [{"q": "thing"}, {}]
 
-    many = RUNNING_MAX + WAITING_MAX + 60  # more than the pool has connections and whoever may wait for one
+    many = RUNNING_MAX + WAITING_MAX + 60  # more than running and waiting requests together
     with (
         httpx.Client(base_url=backoffice.url, timeout=20, limits=httpx.Limits(max_connections=many)) as public,
         ThreadPoolExecutor(many) as pool,

@@ -1,7 +1,7 @@
-"""Makes docs/postman.json, a Postman collection (format 2.1) of both services, from their OpenAPI documents.
+"""Generates docs/postman.json, a Postman collection (format 2.1) of both services, from their OpenAPI documents.
 
-`python -m tests.contract.postman` writes it; a test fails when it is out of date. Bodies are the smallest that the schemas
-describe. Tokens, base addresses and ids are variables of the collection; logging in fills the token in.
+`python -m tests.contract.postman` writes it; a test fails when it is out of date. Bodies are the smallest that the
+schemas describe. Tokens, base addresses and ids are variables of the collection; the login requests set the token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILE = Path(__file__).parents[2] / "docs" / "postman.json"
 SCHEMA = "https://schema.getpostman.com/json/collection/v2.1.0/collection.json"
 METHODS = ("get", "post", "put", "patch", "delete")
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
-# Values that JSON Schema cannot give, by header or member.
+# Values that JSON Schema does not provide, by header or member.
 _HEADER_VALUES = {"Idempotency-Key": "{{$guid}}", "If-Match": "*"}
 _MEMBER_VALUES = {"sku": "SKU-1", "email": "buyer@example.com", "currency": "EUR", "ends_at": "2030-01-01T00:00:00Z"}
 _KEEP_TOKEN = [
@@ -37,7 +37,7 @@ _KEEP_TOKEN = [
 
 
 def collection(services: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The collection; `services` by the name of the variable that holds their base address."""
+    """The collection; `services` by the variable of their base address."""
     ids = sorted(
         {name for described in services.values() for path in described["paths"] for name in _PARAMETER.findall(path)}
     )
@@ -51,7 +51,7 @@ def collection(services: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "info": {
             "name": "Flashsale",
-            "description": "Made from the OpenAPI documents of edge and backoffice.",
+            "description": "Generated from the OpenAPI documents of edge and backoffice.",
             "schema": SCHEMA,
         },
         "auth": {"type": "bearer", "bearer": [{"key": "token", "value": "{{token}}", "type": "string"}]},
@@ -151,7 +151,7 @@ def _by_type(schema: Mapping[str, Any], described: Mapping[str, Any], name: str)
 
 
 def documents() -> dict[str, dict[str, Any]]:
-    """Both services' descriptions, as they would answer them; nothing is connected to."""
+    """The OpenAPI documents of both services. Connects to nothing."""
     with tempfile.TemporaryDirectory() as folder:
         keys, staff_key = Path(folder) / "keys.json", Path(folder) / "staff.pem"
         create_token_keys(keys)
@@ -164,7 +164,7 @@ def documents() -> dict[str, dict[str, Any]]:
 
 
 def text() -> str:
-    """The file as it should be."""
+    """The expected content of the file."""
     return json.dumps(collection(documents()), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The Postman collection is that of today's routes, and complete."""
+"""The Postman collection is up to date and complete."""
 
 from __future__ import annotations
 

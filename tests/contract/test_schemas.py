@@ -1,8 +1,8 @@
-"""Schemathesis over the whole of both services' OpenAPI documents: what they promise is what is answered.
+"""Schemathesis over the OpenAPI documents of both services: the answers match the documents.
 
-Every operation is asked with generated input, right and wrong, of every phase that needs no links between operations. The
-ids of real things stand in for half of the generated ones, or hardly any request would come past `not_found`. What each
-operation answered is counted: those that can succeed must have done so, or refusals were all that was seen.
+Every operation gets generated input, valid and invalid, in every phase that needs no links between operations. Ids of
+existing objects replace half of the generated ids; otherwise nearly every answer would be `not_found`. Successes are
+counted: every operation that can succeed must succeed at least once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
 ROOT = Path(__file__).parents[2]
-# Each asked with a token of its own: all others would see 401 from then on.
-# The caller's own id finds its way into generated paths, too.
+# Each runs with a token of its own: it ends the caller's sessions, and later requests would get 401. The last one is
+# here because the caller's own id appears in generated paths.
 ENDS_THE_CALLER = ("post_v1_auth_logout_everywhere", "delete_v1_users_me", "post_v1_users_user_id_logout")
-ENDLESS = ("get_v1_operations_live",)  # a stream, which ends with its token: asked with a short one
+ENDLESS = ("get_v1_operations_live",)  # a stream that ends with its token: runs with a short one
 STREAM_TOKEN_S = 25
-# Hardly ever successful: what they need cannot be generated (passwords, tokens, versions, dead letters, an account of the
-# caller's, a body without a mistake), or another operation has ended the one sale by then. Tests of their own do what they do.
+# Seldom successful: their input cannot be generated (passwords, tokens, versions, dead letters, an account of the
+# caller, a fully valid body), or another operation has ended the only sale. They have tests of their own.
 SELDOM = frozenset(
     (
         *("post_v1_auth_login", "post_v1_auth_refresh", "post_v1_auth_password"),
@@ -47,7 +47,7 @@ SELDOM = frozenset(
         *("get_v1_orders_order_id", "placeOrder"),
     )
 )
-OWN_DOCUMENT = frozenset(("get_openapi_json", "getOpenApi"))  # what schemathesis was given
+OWN_DOCUMENT = frozenset(("get_openapi_json", "getOpenApi"))  # the input of schemathesis
 EXAMPLES = 12
 RUN_S_MAX = 110
 
@@ -55,8 +55,10 @@ RUN_S_MAX = 110
 def run(
     url: str, folder: Path, *, token: str, known: Mapping[str, str], sku: str = "", only: str | None = None
 ) -> None:
-    """Fail with schemathesis' own report, which ends in a command that repeats each failure. `only`: an operation's id;
-    `sku`: stands in for generated ones."""
+    """Fail with the report of schemathesis, which has a command to repeat each failure.
+
+    `only`: the id of one operation; `sku` replaces generated SKUs.
+    """
     seed = random.randrange(2**32)
     document = httpx.get(f"{url}/openapi.json").json()
     config = folder / "schemathesis.toml"
@@ -78,11 +80,11 @@ def run(
         timeout=RUN_S_MAX,
     )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout[-12_000:]}\n{done.stderr[-2000:]}"
-    # Filters that say something else than they seem to would leave operations out without a word.
+    # A wrong filter would leave out operations silently.
     asked, described = map(int, re.findall(r"(\d+) selected / (\d+) total", done.stdout)[0])
     ids = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
     left_out = ids & {*ENDS_THE_CALLER, *ENDLESS}
-    # It never asks for the document that it was given.
+    # Schemathesis does not request its own input document.
     assert (asked, described) == (1 if only else len(ids - left_out) - 1, len(ids) - 1), done.stdout[:2000]
     succeeded = _succeeded(document, json.loads((folder / "asked.har").read_text()))
     expected = ({only} if only else ids - left_out) - SELDOM - OWN_DOCUMENT
@@ -90,8 +92,8 @@ def run(
 
 
 def _succeeded(document: Mapping[str, Any], har: Mapping[str, Any]) -> Counter[str]:
-    """How often each operation answered 2xx, by its id."""
-    # Fixed segments win over parameters, as they do at the services.
+    """The number of 2xx answers by operation id."""
+    # Fixed segments win over parameters, as in the services.
     paths = sorted(document["paths"], key=lambda path: path.count("{"))
     patterns = [(re.compile(re.sub(r"\\{[a-z_]+\\}", "[^/]+", re.escape(path))), path) for path in paths]
     found: Counter[str] = Counter()
@@ -105,7 +107,7 @@ def _succeeded(document: Mapping[str, Any], har: Mapping[str, Any]) -> Counter[s
 
 
 def _config(known: Mapping[str, str], *, without: Iterable[str]) -> dict[str, Any]:
-    # Right input may still be refused for the state of things; a 5xx is a failure of another check.
+    # Valid input may still be refused because of state; another check catches 5xx.
     for_its_state = ["2xx", "304", "401", "403", "404", "409", "410", "412", "429"]
     beyond_schemas = {"positive_data_acceptance": {"expected-statuses": [*for_its_state, "422"]}}
     return {
@@ -113,15 +115,15 @@ def _config(known: Mapping[str, str], *, without: Iterable[str]) -> dict[str, An
         "parameters": dict(known),
         "checks": {
             "positive_data_acceptance": {"expected-statuses": for_its_state},
-            # An entity tag that is none is one that does not match.
+            # A malformed entity tag counts as one that does not match.
             "negative_data_rejection": {"expected-statuses": ["4xx"]},
             "missing_required_header": {"expected-statuses": ["400", "401", "428"]},
         },
         "operations": [
             *({"include-operation-id": name, "enabled": False} for name in without),
-            # A window that ends before it starts, a SKU twice, a product that does not exist.
+            # Rules beyond the schemas: start before end, distinct SKUs, existing products.
             {"include-path-regex": r"^/v1/sales(/\{sale_id\}(/restock|/orders)?)?$", "checks": beyond_schemas},
-            # Cursors are opaque: nobody can make one up, and tests of their own try wrong ones.
+            # Cursors are opaque, so valid ones cannot be generated; other tests send invalid ones.
             {
                 "include-operation-id-regex": "^(get_v1_[a-z]+|get_v1_dead_letters|listOrders)$",
                 "checks": beyond_schemas,
@@ -131,7 +133,7 @@ def _config(known: Mapping[str, str], *, without: Iterable[str]) -> dict[str, An
 
 
 def staff_token(backoffice: BackofficeProcess, *, ttl_s: int = 900) -> str:
-    """Of an administrator without an account, whom nobody else knows."""
+    """A token of an administrator without an account, used by one test only."""
     key = load_staff_keys(backoffice.staff_key_file).signing
     return mint_staff_token(key, user_id=uuid4(), role="admin", issuer="flashsale", ttl_s=ttl_s)
 

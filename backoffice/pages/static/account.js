@@ -1,5 +1,5 @@
-// The pages behind the links in mails: use a token, or request one. The token stands after the `#`, which browsers send to no
-// server.
+// The pages behind the links in mails: use a token, or request one. The token stands after the `#`, which browsers do
+// not send to servers.
 
 import { ask, find, say } from "./page.js";
 

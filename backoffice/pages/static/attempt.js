@@ -36,8 +36,8 @@ export class Attempt {
   }
 
   /**
-   * Return the order, or throw the problem that ends the attempt. After a thrown problem of `REPEATED` the attempt is still
-   * unfinished: `send` may be called again. Calls `waiting(problem, ms)` before each pause.
+   * Return the order, or throw the problem that ends the attempt. After a thrown problem of `REPEATED` the attempt is
+   * still unfinished: `send` may be called again. Calls `waiting(problem, ms)` before each pause.
    */
   async send(session, edge, waiting) {
     for (let tries = 1; ; tries++) {

@@ -5,8 +5,8 @@ import { find, make } from "./page.js";
 let answer = null; // resolves the open question with no
 
 /**
- * Ask and wait for the answer: null for no, else the values of the fields by name. `fields`: labels around elements with a
- * `name`. The focus returns to its previous element.
+ * Ask and wait for the answer: null for no, else the values of the fields by name. `fields`: labels around elements
+ * with a `name`. The focus returns to its previous element.
  */
 export function confirm(text, yes, { danger = false, fields = [] } = {}) {
   const dialog = find("confirm");

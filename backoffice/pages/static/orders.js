@@ -15,8 +15,9 @@ const STATES = {
 
 export class Orders {
   /**
-   * `closed()` is called when the current order is shown or hidden; `now()` returns the server's time; `words(problem)` returns
-   * the text of a problem; `place()` returns the storage key of the id of the current order, which survives a reload.
+   * `closed()` is called when the current order is shown or hidden; `now()` returns the server's time; `words(problem)`
+   * returns the text of a problem; `place()` returns the storage key of the id of the current order, which survives a
+   * reload.
    */
   constructor(session, edge, { closed, now, words, place }) {
     this.session = session;

@@ -1,6 +1,6 @@
-// Shared by all pages: building elements without markup, times, money, requests and problems. Text never becomes markup.
+// Shared by all pages: building elements, times, money, requests and problems. Text never becomes markup.
 
-/** An element: `make("p", {class: "quiet"}, "text", child)`. Functions become listeners; null and false are left out. */
+/** An element: `make("p", {class: "quiet"}, "text", child)`. Functions become listeners; null and false are omitted. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {

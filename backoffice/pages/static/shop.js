@@ -52,7 +52,7 @@ const orders = new Orders(session, EDGE, {
 });
 const shop = { sale: null, offsetMs: 0, pollTimer: null, sending: false, state: "", products: namesKept() };
 
-// ---- the sale ---------------------------------------------------------------------------------------------------------
+// ---- the sale ----
 
 async function poll() {
   clearTimeout(shop.pollTimer);
@@ -174,7 +174,7 @@ function show() {
   find("buy").textContent = shop.sending ? "Buying …" : state === "open" && soldOut() ? "Sold out" : "Buy";
 }
 
-// ---- buying -----------------------------------------------------------------------------------------------------------
+// ---- buying ----
 
 function lines() {
   return [...find("items").children]
@@ -225,7 +225,7 @@ function resume() {
   else orders.resume();
 }
 
-// ---- logging in -------------------------------------------------------------------------------------------------------
+// ---- logging in ----
 
 let registers = false; // whether the login form creates an account
 

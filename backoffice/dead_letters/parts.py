@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from backoffice.operations import dead_letters
-from backoffice.operations.dead_letters import DeadLetterRoutes
+from backoffice.dead_letters import routes
 from runtime.dead_letters import open_dead_letters
 from runtime.process.settings import Settings
 from runtime.queue import open_queue
@@ -12,7 +11,7 @@ CONNECTIONS_MAX = 16
 LETTER_CONNECTIONS_MAX = 4
 
 
-class OperationParts:
+class DeadLetterParts:
     """Owns `queue` and `letters`: `close` ends their connections."""
 
     def __init__(self, settings: Settings) -> None:
@@ -28,7 +27,7 @@ class OperationParts:
             letters_max=settings.dead_letters_max,
             connections_max=LETTER_CONNECTIONS_MAX,
         )
-        self.routes = dead_letters.routes(DeadLetterRoutes(self.letters, self.queue))
+        self.routes = routes.routes(routes.DeadLetterRoutes(self.letters, self.queue))
 
     async def close(self) -> None:
         """Close both ports."""

@@ -1,0 +1,1 @@
+"""Dead letters, for staff: messages that workers gave up."""
