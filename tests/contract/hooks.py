@@ -1,4 +1,4 @@
-"""What JSON Schema cannot say about our input; loaded by schemathesis, not by pytest."""
+"""Rules for input that JSON Schema cannot express. Loaded by schemathesis, not by pytest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SKU = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:  # noqa: ARG001 - schemathesis passes it
-    """To JSON Schema 84.0 is an integer; to us a quantity is written in digits only. The first SKU is one that there is."""
+    """Write whole numbers with digits only (JSON Schema accepts 84.0 as an integer), and put a known SKU first."""
     body = _digits(body)
     first = (
         body["items"][0] if isinstance(body, dict) and isinstance(body.get("items"), list) and body["items"] else body
     )
-    # Only in the place of one that might be: what is wrong stays wrong.
+    # Replaces only a SKU that may exist, so that malformed input stays malformed.
     if _KNOWN_SKU and isinstance(first, dict) and isinstance(first.get("sku"), str) and _SKU.fullmatch(first["sku"]):
         first["sku"] = _KNOWN_SKU
     return body
@@ -28,7 +28,7 @@ def map_body(context: Any, body: Any) -> Any:  # noqa: ARG001 - schemathesis pas
 
 @schemathesis.hook
 def filter_case(context: Any, case: Any) -> bool:  # noqa: ARG001
-    """A name needs something to see, not only marks and blanks; patterns do not know Unicode's categories."""
+    """A name needs a visible character, not only marks and blanks. Patterns cannot use Unicode's categories."""
     name = case.body.get("name") if isinstance(case.body, dict) else None
     return not isinstance(name, str) or any(unicodedata.category(character)[0] in "LNPS" for character in name)
 

@@ -1,7 +1,7 @@
 """Makes docs/postman.json, a Postman collection (format 2.1) of both services, from their OpenAPI documents.
 
-`python -m tests.contract.postman` writes it; a test fails when it is out of date. Bodies are the smallest that the schemas
-describe. Tokens, base addresses and ids are variables of the collection; logging in fills the token in.
+`python -m tests.contract.postman` writes it; a test fails when it is out of date. Bodies are the smallest that the
+schemas describe. Tokens, base addresses and ids are variables of the collection; logging in fills the token in.
 """
 
 from __future__ import annotations

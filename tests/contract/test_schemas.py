@@ -1,8 +1,8 @@
-"""Schemathesis over the whole of both services' OpenAPI documents: what they promise is what is answered.
+"""Schemathesis over the complete OpenAPI documents of both services: each answer must be one of the described ones.
 
-Every operation is asked with generated input, right and wrong, of every phase that needs no links between operations. The
-ids of real things stand in for half of the generated ones, or hardly any request would come past `not_found`. What each
-operation answered is counted: those that can succeed must have done so, or refusals were all that was seen.
+Every operation gets generated input, valid and invalid, of every phase that needs no links between operations. Ids of
+existing objects replace half of the generated ones, because most requests would otherwise end in `not_found`. The answers
+of each operation are counted: an operation that can succeed must have succeeded at least once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
 ROOT = Path(__file__).parents[2]
-# Each asked with a token of its own: all others would see 401 from then on.
-# The caller's own id finds its way into generated paths, too.
+# Each is asked with its own token, because all later requests with the token get 401.
+# The caller's id also occurs in generated paths.
 ENDS_THE_CALLER = ("post_v1_auth_logout_everywhere", "delete_v1_users_me", "post_v1_users_user_id_logout")
-ENDLESS = ("get_v1_operations_live",)  # a stream, which ends with its token: asked with a short one
+ENDLESS = ("get_v1_operations_live",)  # a stream that ends with its token: asked with a short-lived one
 STREAM_TOKEN_S = 25
-# Hardly ever successful: what they need cannot be generated (passwords, tokens, versions, dead letters, an account of the
-# caller's, a body without a mistake), or another operation has ended the one sale by then. Tests of their own do what they do.
+# These seldom succeed: their input cannot be generated (passwords, tokens, versions, dead letters, an own account, a
+# body without a mistake), or another operation has ended the only sale by then. Other tests cover them.
 SELDOM = frozenset(
     (
         *("post_v1_auth_login", "post_v1_auth_refresh", "post_v1_auth_password"),
@@ -47,7 +47,7 @@ SELDOM = frozenset(
         *("get_v1_orders_order_id", "placeOrder"),
     )
 )
-OWN_DOCUMENT = frozenset(("get_openapi_json", "getOpenApi"))  # what schemathesis was given
+OWN_DOCUMENT = frozenset(("get_openapi_json", "getOpenApi"))  # the input of schemathesis
 EXAMPLES = 12
 RUN_S_MAX = 110
 
@@ -55,8 +55,10 @@ RUN_S_MAX = 110
 def run(
     url: str, folder: Path, *, token: str, known: Mapping[str, str], sku: str = "", only: str | None = None
 ) -> None:
-    """Fail with schemathesis' own report, which ends in a command that repeats each failure. `only`: an operation's id;
-    `sku`: stands in for generated ones."""
+    """Run schemathesis. Fails with its report, which ends with a command that repeats each failure.
+
+    `only`: the id of an operation; `sku`: replaces generated SKUs.
+    """
     seed = random.randrange(2**32)
     document = httpx.get(f"{url}/openapi.json").json()
     config = folder / "schemathesis.toml"
