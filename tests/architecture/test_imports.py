@@ -1,4 +1,4 @@
-"""Packages import only what the table allows, compiled sources included (import-linter sees only `.py`)."""
+"""Packages import only the modules in the table, compiled sources included (import-linter sees only `.py`)."""
 
 from __future__ import annotations
 

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-from pathlib import Path
-
-import pytest
 
 from domain.problems import Problem
 from runtime.process.settings import PREFIX, Settings, file_variable
+from tests.architecture.sources import ROOT, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z][A-Z0-9_]*[A-Z0-9]\b")
 # Placeholders in prose, and names that a test expects to be refused.
 _STAND_INS = {"FLASHSALE_X", "FLASHSALE_X_FILE", "FLASHSALE_NO_SUCH"}
 _TEXT = {".py", ".md", ".yml", ".yaml", ".toml", ".sh", ".pyx", ".sql", ".lua", ""}
-
-
-def _tracked() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],  # noqa: S607 - whichever git is first on the path
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if listed.returncode:
-        pytest.skip("not a git work tree")
-    paths = (ROOT / name for name in listed.stdout.decode().split("\0") if name)
-    return [path for path in paths if path.suffix in _TEXT and path.is_file()]
 
 
 def test_every_variable_named_anywhere_is_a_setting() -> None:
@@ -36,8 +19,8 @@ def test_every_variable_named_anywhere_is_a_setting() -> None:
     known |= {variable for name in Settings.model_fields if (variable := file_variable(name))}
     wrong = [
         f"{path.relative_to(ROOT)}: {variable}"
-        for path in _tracked()
-        if path != ROOT / "tests/runtime/test_settings.py"
+        for path in tracked()
+        if path.suffix in _TEXT and path != ROOT / "tests/runtime/test_settings.py"
         for variable in sorted(set(_VARIABLE.findall(path.read_text(encoding="utf-8"))))
         if variable not in known
     ]

@@ -1,7 +1,7 @@
 """No function or constant exists for tests alone: such a name is unused, or ahead of its need.
 
-A name counts as used when it occurs in a source file outside its own definition, whatever it refers to there. So the test
-misses some unused names, but raises no false alarm.
+A name counts as used when it occurs in a source file outside its own definition, whatever it refers to there. So the
+test misses some unused names, but raises no false alarm.
 """
 
 from __future__ import annotations

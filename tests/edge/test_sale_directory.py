@@ -25,7 +25,7 @@ def shop(redis_client: redis.Redis) -> Publisher:
 
 
 @pytest.fixture
-async def directory(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncIterator[SaleDirectory]:  # noqa: ARG001 - emptied
+async def directory(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncIterator[SaleDirectory]:  # noqa: ARG001
     client = open_client(redis_server.url)
     yield SaleDirectory(client)
     await client.aclose()
@@ -168,5 +168,5 @@ async def becomes(condition: object) -> None:
     """Wait until a condition holds."""
     assert callable(condition)
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for signals nothing
+        while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.005)
