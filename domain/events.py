@@ -1,7 +1,7 @@
 """Events for the event log, with a stable id and a version, so that consumers can drop those that they know.
 
-Performs no I/O. `schema` is the version of the format: it is raised when a member changes its meaning; adding a member does
-not raise it.
+Performs no I/O. `schema` is the version of the format. It is raised when a member changes its meaning, not when a
+member is added.
 """
 
 from __future__ import annotations

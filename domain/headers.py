@@ -40,7 +40,7 @@ def decode_headers(encoded: bytes) -> dict[str, str]:
 
 
 def check_headers(value: Any) -> dict[str, str]:
-    """The headers that a JSON value is; MalformedHeaders for one that is no object of texts that PostgreSQL can store."""
+    """Headers from a JSON value; MalformedHeaders unless it is an object of texts that PostgreSQL can store."""
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in (*value, *value.values())):
         raise MalformedHeaders("not an object of texts")
     joined = "".join((*value, *value.values()))

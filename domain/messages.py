@@ -6,10 +6,11 @@ The first byte is the version of the format. Version 1 has no headers:
 
 Version 2 has headers for each entry (`domain.headers`), perhaps of no bytes:
 
-    1 version (2) | 2 lane | 2 count | count times: 8 lane_seq, 2 length, 2 length of the headers, the entry, the headers
+    1 version (2) | 2 lane | 2 count |
+    count times: 8 lane_seq, 2 length, 2 length of the headers, the entry, the headers
 
-A message without any headers is written as version 1: then headers cost nothing, and an older writer reads it. All integers
-are big-endian and unsigned. A decoder refuses a version that it does not know as UnknownVersion.
+A message without any headers is written as version 1: headers then cost no bytes, and an older writer reads it. All
+integers are big-endian and unsigned. A decoder refuses an unknown version with UnknownVersion.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class SequencedEntry:
 
 
 def encode_orders(lane: int, entries: Sequence[tuple[int, bytes]], headers: Sequence[bytes] = ()) -> bytes:
-    """A message of `(lane_seq, entry)` pairs of one lane. `headers` are those of each entry, encoded, or none at all."""
+    """A message of `(lane_seq, entry)` pairs of one lane. `headers`: the encoded headers of each entry, or None."""
     assert 0 < len(entries) <= ENTRIES_MAX
     assert not headers or len(headers) == len(entries)
     if any(headers):

@@ -1,10 +1,10 @@
 """Notices: messages to a person, on their way from a shard's outbox to a sender. Performs no I/O.
 
 A notice never carries a secret. It has the kind of the message and the recipient; the token of a mailed link is made
-together with the mail, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to the
-account of an address (`email_folded`): then the notification worker finds out whether there is such an account, and the
-caller does not learn it. The notice that an account has left an address goes to the address itself, which has no account
-then.
+together with the mail, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to
+the account of an address (`email_folded`): the notification worker then finds out whether such an account exists, and
+the caller does not learn it. The notice that an account has left an address goes to the address itself, which has no
+account then.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MalformedNotice(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Exactly one of `user_id` and `email_folded` is set. `id` is a UUIDv7: of two notices, the greater is the newer."""
+    """Exactly one of `user_id` and `email_folded` is set. `id` is a UUIDv7: a newer notice has a greater id."""
 
     id: UUID
     kind: NoticeKind

@@ -1,8 +1,8 @@
 """Orders: states, legal transitions, and their packed forms. Performs no I/O.
 
 The *entry* is one byte string: the stream entry and a member of a queue message. Each version carries the whole
-order, so redelivery and reordering are harmless. Its first byte is the version of the format; a decoder refuses a version
-that it does not know as UnknownFormat.
+order, so redelivery and reordering are harmless. Its first byte is the version of the format; a decoder refuses an
+unknown version with UnknownFormat.
 
     offset size
       0     1   version of the format, 2
@@ -153,7 +153,7 @@ class EntryHead:
 def pack_key(key: str) -> bytes:
     """An idempotency key (visible ASCII) as Redis keeps it: 16 bytes for a UUID in its usual spelling, else its text.
 
-    The two forms differ: bit 7 of byte 8 of a UUID (RFC 9562, section 4.1) is set, in a text of 16 characters it is not.
+    The two forms differ: bit 7 of byte 8 is set in a UUID (RFC 9562, section 4.1) and clear in a text of 16 characters.
     """
     if len(key) == _UUID_CHARS:
         value = ids.parse_uuid(key)

@@ -81,7 +81,8 @@ TOPICS = (TopicSpec(TOPIC_ORDERS, OUTBOX_PARTITIONS),)
 def user_hash(user_id: UUID) -> int:
     """64-bit FNV-1a over the id's 16 bytes, then xor-folded (http://www.isthe.com/chongo/tech/comp/fnv/).
 
-    The low 10 bits pick the virtual bucket, those above pick the home lane (above bit 32 FNV hardly feels the last bytes).
+    The low 10 bits select the virtual bucket, the bits above select the home lane. (Above bit 32, the last bytes hardly
+    change an FNV hash.)
     """
     value = _FNV_OFFSET
     for byte in user_id.bytes:
@@ -147,8 +148,8 @@ def worker_fence_key(role: str) -> str:
     return f"flashsale:{{{role}}}:fence"
 
 
-# Keys that there are a million of hold the ids as bytes and no colon (docs/adr/0019). An id may contain a brace, but Redis
-# Cluster takes the first hash tag of a key, which is the lane's.
+# Numerous keys hold the ids as bytes and no colon (docs/adr/0019). An id may contain a brace, but Redis Cluster takes
+# the first hash tag of a key, which is the lane's.
 
 
 def user_key_prefix(lane: int, sale_id: UUID) -> bytes:

@@ -86,7 +86,7 @@ def migrate(catalogue_dsn: str, shard_dsns: Sequence[str]) -> dict[str, list[str
 
 
 def apply(dsn: str, migrations: Iterable[Migration], *, database: str) -> list[str]:
-    """Apply what one database lacks; names of what was applied. `database` is what error messages call it."""
+    """Apply the migrations that one database lacks; their names. `database` is its name in error messages."""
     applied: list[str] = []
     try:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:

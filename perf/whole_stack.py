@@ -86,7 +86,8 @@ class WholeStack:
         return dict(counts)
 
     def _series(self, process: str) -> Iterator[tuple[str, float]]:
-        with urllib.request.urlopen(f"{self.stack.metrics[process]}/metrics", timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - our own loopback address
+        url = f"{self.stack.metrics[process]}/metrics"  # our own loopback address
+        with urllib.request.urlopen(url, timeout=ANSWER_S_MAX) as answer:  # noqa: S310
             text = answer.read().decode()
         for line in text.splitlines():
             if not line.startswith("#"):

@@ -16,8 +16,10 @@ from redis.exceptions import NoScriptError, ResponseError
 from devstack.servers import RedisServer
 from domain import topology
 from reservation import scripts
-from reservation.scripts import ALL, PACKAGE
-from runtime.redis.scripts import ScriptError, load_script, read_source, run
+from reservation.scripts import PACKAGE
+from runtime.redis.scripts import Script, ScriptError, load_script, read_source, run
+
+ALL = [value for value in vars(scripts).values() if isinstance(value, Script)]
 
 
 def test_every_file_is_known_and_whole() -> None:
