@@ -18,7 +18,9 @@ from ops.stack_file import Stack, StackError
 from ops.target import ADDRESSES, resolve
 from runtime.process.errors import OperatorError
 from runtime.process.settings import PREFIX, Settings
-from runtime.tokens.keys import create_token_keys
+from runtime.tokens.keys import create_token_keys, load_token_keys
+from tests.fixtures.fix_backoffice import ADMIN_EMAIL, ADMIN_PASSWORD, BackofficeProcess
+from tests.fixtures.fix_databases import Databases
 
 DATABASES = ("catalogue_dsn", "shard_dsns")
 SET = {"FLASHSALE_CATALOGUE_DSN": "postgresql://env/c", "FLASHSALE_SHARD_DSNS": "postgresql://env/0,postgresql://env/1"}
@@ -199,3 +201,42 @@ def test_tokens_are_minted_from_a_key_file(tmp_path: Path) -> None:
     create_token_keys(tmp_path / "keys.json")
     done = deployed(tmp_path, {"FLASHSALE_TOKEN_KEYS_FILE": "keys.json"}, "mint-tokens", "--users", "2")
     assert len(done.stdout.splitlines()) == 2, done.stderr
+
+
+def test_import_sample_and_rotation_run_with_settings_only(
+    databases: Databases, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    backoffice = BackofficeProcess(tmp_path, own_redis.url, databases)
+    backoffice.start()
+    try:
+        login = {"FLASHSALE_ADMIN_EMAIL": ADMIN_EMAIL, "FLASHSALE_ADMIN_PASSWORD": ADMIN_PASSWORD}
+        shop = {**login, "FLASHSALE_LINK_URL": backoffice.url}
+        (tmp_path / "p.csv").write_text("sku,name,price_minor,currency\nA,x,1,EUR\n")
+        imported = deployed(tmp_path, shop, "import", "products", "p.csv", "--json")
+        assert imported.returncode == 0 and json.loads(imported.stdout)["created"] == 1, imported.stderr
+
+        keys = {"FLASHSALE_TOKEN_KEYS_FILE": str(backoffice.token_keys_file)}
+        half = deployed(tmp_path, {**shop, **keys}, "sample-sale")
+        assert half.returncode == 1 and "FLASHSALE_EDGE_PUBLIC_URL is not" in half.stderr
+        edge = {"FLASHSALE_EDGE_PUBLIC_URL": "http://edge.example"}
+        sample = json.loads(deployed(tmp_path, {**shop, **keys, **edge}, "sample-sale", "--json").stdout)
+        assert sample["sale_url"] == f"http://edge.example/v1/sales/{sample['sale_id']}"
+        assert sample["shop_url"].startswith(backoffice.url)
+
+        rings = {**keys, "FLASHSALE_STAFF_KEY_FILE": str(backoffice.staff_key_file)}
+        active = load_token_keys(backoffice.token_keys_file).active
+        blind = deployed(tmp_path, rings, "rotate-keys")
+        assert blind.returncode == 2 and "--process" in blind.stderr
+        assert load_token_keys(backoffice.token_keys_file).active == active
+        rotated = deployed(tmp_path, rings, "rotate-keys", "--process", f"backoffice={backoffice.url}", "--json")
+        assert rotated.returncode == 0, rotated.stderr
+        assert [json.loads(rotated.stdout)[kind]["processes"] for kind in ("buyer", "staff")] == [["backoffice"]] * 2
+    finally:
+        backoffice.stop()
+
+
+def test_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    files = ["--token-keys", str(tmp_path / "none.json"), "--staff-key", str(tmp_path / "none.pem")]
+    done = deployed(tmp_path, {}, "rotate-keys", *files)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"flashsale: there is no key file {tmp_path}/none.json: create it")
