@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +26,7 @@ def rotate_keys(
     process: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=URL of a process that reads the keys; NAME begins with edge or backoffice. Repeat it for each one."
+            help="NAME=URL of a process that reads the keys, NAME begins with edge or backoffice; repeatable."
         ),
     ] = None,
     token_keys: Annotated[Path | None, typer.Option(help="File of buyers' keys, instead of the deployment's.")] = None,
@@ -59,10 +58,9 @@ def rotate_keys(
         with Console(stderr=True).status("Rotating keys") as status:  # shows nothing unless stderr is a terminal
             for kind in kinds:
                 outcomes[kind.name] = rotate(kind, processes or {}, retire=retire, wait_s_max=wait_s, say=status.update)
-    except RotationWaits as error:
-        _show(outcomes, as_json=as_json)
-        print(f"flashsale: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+    except RotationWaits:
+        _show(outcomes, as_json=as_json)  # the ring that was rotated before
+        raise
     _show(outcomes, as_json=as_json)
 
 

@@ -87,11 +87,9 @@ class Settings(BaseModel):
     body_deadline_ms: int = Field(5000, ge=50, le=60_000, description="A body must arrive within this time.")
     drain_ms: int = Field(10_000, ge=0, le=120_000, description="Time for work in flight after SIGTERM.")
     stream_length_max: int = Field(
-        2_000_000, ge=1000, description="Entries in a lane's stream at which orders are rejected."
+        2_000_000, ge=1000, description="Entries in a lane's stream at which orders are refused."
     )
-    redis_memory_percent_max: int = Field(
-        80, ge=1, le=100, description="Redis memory use at which orders are rejected."
-    )
+    redis_memory_percent_max: int = Field(80, ge=1, le=100, description="Redis memory use at which orders are refused.")
     cors_origins: tuple[str, ...] = Field((), description="Origins allowed by CORS, separated by commas.")
 
     # Tokens

@@ -90,7 +90,7 @@ def test_named_stack_comes_before_settings(project: Path) -> None:
 
 def test_stack_serves_where_no_address_is_set(up: StateFolder) -> None:
     needs = ("link_url", "edge_public_url", "admin_password", "token_keys_file")
-    # These may be set for `flashsale up` itself: they are no addresses.
+    # Not addresses: a user may set these for `flashsale up`.
     environ = {"FLASHSALE_ADMIN_PASSWORD": "set for up", "FLASHSALE_EDGE_PUBLIC_URL": "http://set-for-up"}
     target = resolve(None, needs=needs, environ=environ)
     settings = target.settings
@@ -159,7 +159,7 @@ def deployed(cwd: Path, environ: dict[str, str], *arguments: str) -> subprocess.
 def test_operations_run_with_settings_only(
     postgres_server: PostgresServer, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "workers").mkdir()  # not to be taken for our package
+    (tmp_path / "workers").mkdir()  # must not shadow our package
     catalogue_dsn = postgres_server.create_database("deployed_catalogue")
     shards = [postgres_server.create_database(f"deployed_shard_{shard}") for shard in range(4)]
     databases = {"FLASHSALE_CATALOGUE_DSN": catalogue_dsn, "FLASHSALE_SHARD_DSNS": ",".join(shards)}
