@@ -41,12 +41,10 @@ def products(
     on_error: Annotated[
         Literal["stop", "skip"], typer.Option(help="At a refused line: stop there, or skip it and continue.")
     ] = "stop",
-    url: Annotated[
-        str | None, typer.Option(help="Address of the backoffice. Default: FLASHSALE_LINK_URL, or the stack's.")
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="Backoffice. Default: FLASHSALE_LINK_URL, or the stack's.")] = None,
     email: Annotated[
         str | None,
-        typer.Option(help=f"Login of staff, with --url; the password comes from {PASSWORD_VARIABLE} or a prompt."),
+        typer.Option(help=f"Login, with --url; the password comes from {PASSWORD_VARIABLE} or a prompt."),
     ] = None,
     as_json: AsJson = False,
     state_dir: StateDir = None,
