@@ -326,15 +326,15 @@ class _Check:
                     if cancelled == (request.cancel_ending is Ending.OK) or request.cancel_ending is Ending.UNKNOWN:
                         continue
                     if not cancelled and row.version == 1 and self.expected.lost_orders:
-                        continue  # like an order that was not stored yet, its cancellation is gone
+                        continue  # Redis lost the cancellation before it was stored
                     wrong.append(str(order_id))
         if wrong:
-            yield f"{len(wrong)} orders are cancelled or not against what was answered: {_some(wrong)}"
+            yield f"{len(wrong)} orders have another cancellation state than the answers: {_some(wrong)}"
 
     # D
 
     def told(self) -> Iterator[str]:
-        """At least one event for each version, telling what is stored; the same id, the same bytes."""
+        """At least one event for each version, equal to the stored order; equal ids have equal bytes."""
         seen = defaultdict(set)
         named = defaultdict(set)
         wrong = []
@@ -343,7 +343,7 @@ class _Check:
             wrong += [event.event_id for row in self.rows_by_id.get(event.order_id, []) if not _tells(event, row)]
             seen[event.order_id, event.version].add((event.event_id, event.digest))
         stored = {(order_id, version) for order_id, version, _, _ in self.evidence.transitions}
-        # A Redis that loses its disk loses the event log that the embedded stack keeps there, too.
+        # The embedded stack keeps the event log in the same Redis, so a lost disk loses it, too.
         retained = set() if self.expected.forgotten_events else stored
         if untold := [f"{order_id}:{version}" for order_id, version in retained - seen.keys()]:
             yield f"{len(untold)} versions were never published: {_some(sorted(untold))}"
