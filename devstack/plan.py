@@ -117,7 +117,7 @@ class Plan:
             "FLASHSALE_LINK_URL": self.backoffice_url,
         }
         callers = self._callers_settings()
-        # The backoffice serves the shop page, which orders at the edge: another origin, under both names of this machine.
+        # The backoffice serves the shop page, which orders at the edge: another origin, with two names of this machine.
         origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
         pages = {
             "FLASHSALE_EDGE_PUBLIC_URL": self.settings.edge_public_url

@@ -68,7 +68,7 @@ class Child:
         self.started_at = time.monotonic()
 
     def buried(self) -> bool:
-        """Whether the process has ended since the last call. If so, kill the rest of its group and schedule a restart."""
+        """Whether the process has ended since the last call; if so, kill the rest of its group, schedule a restart."""
         if self.process is None or self.process.poll() is None:
             return False
         status = self.process.returncode
@@ -115,7 +115,7 @@ class Supervisor:
             os.set_blocking(descriptor, False)
 
     def run(self) -> None:
-        """Start the stack, run it until a stop signal, stop it. Raises ServerError, MigrationError, StackError at the start."""
+        """Start the stack, run it until a stop signal, stop it. Raises OperatorError if it does not start."""
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes `_sleep`
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

@@ -1,6 +1,6 @@
 """Simulated buyers: order at a steady pace, repeat requests without a definite answer, and record all attempts.
 
-A closed loop with a pause between two orders, far below the edge's capacity: its rate shows whether the edge is healthy.
+A closed loop with a pause between two orders, far below the edge's capacity: its rate shows the edge's health.
 A seed determines the orders: user, lines, concurrent twins, repetitions, misused keys, cancellations, and giving up.
 """
 

@@ -300,7 +300,7 @@ class _Check:
         return self.expected.lost_orders and any(order_id not in self.rows_by_id for order_id in first.order_ids)
 
     def records(self) -> Iterator[str]:
-        """One row per key, and an apply-once record that names it; otherwise a repeated request makes a second order."""
+        """One row per key, and an apply-once record that names it; else a repeated request makes a second order."""
         for (user_id, key), rows in self.rows_by_key.items():
             if len(rows) > 1:
                 yield f"key {key} of user {user_id} has {len(rows)} rows"

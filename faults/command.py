@@ -14,7 +14,7 @@ from faults.drill import STEADY_S, Result
 from faults.run import run_faults
 from faults.scenario import Fault
 from ops.commands.options import AsJson, print_json
-from ops.stack_file import StackError
+from runtime.process.errors import OperatorError
 
 
 def faults(
@@ -29,8 +29,8 @@ def faults(
 ) -> None:
     """Break stacks on purpose, under load, and check all invariants.
 
-    Each fault runs on a stack of its own or of its group; then stored data is compared with the clients' history. Leaves
-    no process behind. Exit status 1 if an invariant was broken or a fault did not fire.
+    Each fault runs on a stack of its own or of its group; then stored data is compared with the clients' history.
+    Leaves no process behind. Exit status 1 if an invariant was broken or a fault did not fire.
     """
     chosen = _chosen(names or [], fast=fast)
     if list_:
@@ -58,7 +58,7 @@ def faults(
 
 def _chosen(names: list[str], *, fast: bool) -> list[Fault]:
     if unknown := sorted(set(names) - FAULTS.keys()):
-        raise StackError(f"no such fault: {', '.join(unknown)}; see `flashsale faults --list`")
+        raise OperatorError(f"no such fault: {', '.join(unknown)}; see `flashsale faults --list`")
     return [fault for fault in FAULTS.values() if (not names or fault.name in names) and (fault.fast or not fast)]
 
 

@@ -131,7 +131,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
             Finding("F", f"goodput was not back to 90% of {before_per_s:.0f}/s within {HEAL_S_MAX:.0f} s")
         )
     say(f"{fault.name}: draining")
-    # Requests with an unknown outcome may still be on their way to Redis. They are repeated after the drain, so drain twice.
+    # Requests with an unknown outcome may still be on their way to Redis. They are repeated afterwards: drain twice.
     first_drain_s = await _drain(stage, cluster)
     if fault.sale.hold_s < LONG_HOLD_S and not await _collected(stage, sale_id, fault.sale.hold_s):
         result.findings.append(Finding("F", f"holds were not released within {COLLECT_S_MAX:.0f} s after they expired"))

@@ -217,7 +217,7 @@ async def _read_places(dsn: str, evidence: Evidence) -> None:
 
 
 async def _read_poison(stack: Stack, evidence: Evidence) -> None:
-    """Add places that the relay dead-lettered, including earlier drills': the reconciler reports them to shards later."""
+    """Add places that the relay dead-lettered, also in earlier drills: the reconciler reports them to shards later."""
     letters, cursor = open_dead_letters(SecretStr(stack.catalogue_dsn)), None
     try:
         while True:

@@ -1,4 +1,4 @@
-"""Hostile or broken clients: slow heads, slow bodies, endless bodies, ambiguous requests, mass reconnects and retries."""
+"""Hostile or broken clients: slow heads, slow bodies, endless bodies, ambiguous requests, mass reconnects, retries."""
 
 from __future__ import annotations
 

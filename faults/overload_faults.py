@@ -73,8 +73,8 @@ async def far_redis(drill: Drill) -> str:
         peaks.append(await _drive(drill, sale["id"], sku, f"peak{number}", PEAK_CONNECTIONS))
         overs.append(await _drive(drill, sale["id"], sku, f"over{number}", OVERLOAD_CONNECTIONS))
     link.slow(0)
-    # Replays count, too: their first answer was too late while the queue length settled, and each takes an order's place
-    # in a batch.
+    # Replays count, too: their first answer was too late while the queue length settled, and each takes the place of
+    # an order in a batch.
     peak_per_s, over_per_s = (
         sum(run["accepted"] + run["replayed"] for run in runs) / ROUNDS for runs in (peaks, overs)
     )
@@ -117,7 +117,7 @@ async def _drive(drill: Drill, sale_id: str, sku: str, name: str, connections: i
 
 
 async def _run(argv: list[str], *, within_s: float) -> tuple[int, str, str]:
-    """Run a Python program; returns exit status, output and errors. Kills it and raises TimeoutError after `within_s`."""
+    """Run a Python program; returns exit status, output and errors. Kills it after `within_s`: TimeoutError."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE, cwd=PROJECT,

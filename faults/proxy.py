@@ -2,7 +2,7 @@
 
     client ---> [ FaultProxy ] ---> server
 
-It runs in a thread with its own event loop, so that a busy or stopped test does not delay traffic. It counts every harm:
+It runs in a thread with its own event loop, so that a busy or stopped test does not delay traffic. It counts all harm:
 a fault that did not fire proves nothing. It knows no protocol; a trap looks for marks, byte strings in one write of the
 client.
 """

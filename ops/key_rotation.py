@@ -39,7 +39,7 @@ class RotationWaits(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One of the two key rings: reads its file, generates a key, and bounds the remaining life of an old key's tokens."""
+    """One of the two key rings: reads its file, generates a key, bounds the remaining life of old tokens."""
 
     name: str
     path: Path
@@ -80,7 +80,7 @@ def rotate(
 ) -> dict[str, Any]:
     """Rotate one ring and return the result. `processes` maps a name to the address below which /metrics is.
 
-    Only processes whose names begin with `edge` or `backoffice` have keys and are asked. Raises RotationWaits,
+    Asks only processes with names that begin with `edge` or `backoffice`: they have keys. Raises RotationWaits,
     TokenKeysError.
     """
     asked = {name: url for name, url in processes.items() if name.startswith(kind.services)}

@@ -1,4 +1,4 @@
-"""A client of the backoffice for staff: log in, create products and sales. Only the calls that samples and the demo need."""
+"""A client of the backoffice for staff: log in, create products and sales. Only for samples and the demo."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class DriverRun:
     kill_redis: bool = True
 
     def drive(self, stack: Stack, folder: StateFolder, say: Callable[[str], None]) -> Course:
-        """Order until all units are sold and for `sold_out_s` after. Raises StackError when the driver or Redis fails."""
+        """Order until all units are sold, and for `sold_out_s` after. StackError when the driver or Redis fails."""
         log = folder.log("driver")
         argv = [
             sys.executable, "-m", "perf.driver", "--url", stack.edge_url, "--sale", str(self.sale_id),

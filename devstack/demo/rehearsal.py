@@ -1,4 +1,4 @@
-"""One demo from an empty folder to the report: stack, sale over HTTP, load, crash, drain, recount, verdicts, removal."""
+"""One demo from an empty folder to the report: stack, sale, load, crash, drain, recount, verdicts, removal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Operations of the `flashsale` command, a module per subject. A function is a command; its docstring is the help text."""
+"""Operations of the `flashsale` command, a module per subject. A function is a command, its docstring the help."""

@@ -41,7 +41,7 @@ def reconcile(
 
     Exit status 1 if one is violated or not proved in time.
     """
-    target = resolve(state_dir, needs=["redis_url", "queue_url", "catalogue_dsn", "shard_dsns"])
+    target = resolve(state_dir, needs=["redis_url", "catalogue_dsn", "shard_dsns"])
     arguments = ["--once", "--wait-s", str(wait_s)]
     if sale is not None:
         arguments += ["--sale", str(sale)]

@@ -4,8 +4,8 @@
     rows = await database.read(query, subjects=("user:1",))          reads for display
     await database.wrote("user:1", "by:2")                           after a commit, before the answer to the caller
 
-A read goes to the replica if one is configured, it lags by less than the bound, and it has replayed the last write about
-the subjects (`runtime.postgres.positions`). In doubt, or when the replica fails during a query, the read goes to the
+A read goes to the replica if one is configured, it lags by less than the bound, and it has replayed the last write
+about the subjects (`runtime.postgres.positions`). In doubt, or when the replica fails during a query, the read goes to the
 primary. Without a replica there are no extra round trips.
 """
 

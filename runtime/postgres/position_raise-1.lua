@@ -1,5 +1,5 @@
 #!lua
--- Store the position that a replica must have replayed before this subject is read from it. The larger of two positions stays.
+-- Store the position that a replica must have replayed before this subject is read from it. The larger position stays.
 -- KEYS: 1 position of the subject
 -- ARGV: 1 position in the write-ahead log in bytes, 2 its life in ms
 -- Answer: 1 stored, 0 a larger one was stored already and its life is renewed

@@ -1,4 +1,4 @@
-"""Positions of recent writes, shared by all processes in the cache Redis: a replica must have replayed them before a read.
+"""Positions of recent writes, shared by all processes in the cache Redis: a replica must replay them before a read.
 
 A subject is an entity that is read, such as an account, or the caller that changed one. Its position is the end of its
 last write in the primary's write-ahead log. The cache Redis may lose all data and be unreachable at any time, so a mark
@@ -39,7 +39,7 @@ class Positions:
     async def remember(self, database: str, subjects: Sequence[str], position: int | None) -> None:
         """Require replicas to have replayed this position before these subjects are read; None for an unknown position.
 
-        Never raises. When Redis cannot be reached, a later call removes the mark, and reads go to primaries for a while.
+        Never raises. When Redis is unreachable, a later call removes the mark, and reads go to primaries for a while.
         """
         self._owes = self._owes or position is None
         try:

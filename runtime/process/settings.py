@@ -221,7 +221,7 @@ class Settings(BaseModel):
 
 
 def file_variable(name: str) -> str | None:
-    """`FLASHSALE_X_FILE`, the variable that names a file with the value; None for a setting that names a file itself."""
+    """`FLASHSALE_X_FILE`: the variable for a file with the value; None for a setting that names a file itself."""
     return None if name.endswith("_file") else f"{PREFIX}{name.upper()}_FILE"
 
 

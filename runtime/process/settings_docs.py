@@ -1,4 +1,4 @@
-"""Generates `docs/configuration.md` and `.env.example` from the settings: `python -m runtime.process.settings_docs [--check]`.
+"""Generates `docs/configuration.md` and `.env.example`: `python -m runtime.process.settings_docs [--check]`.
 
 Does not read the environment. `--check` writes nothing and exits with status 1 when a file is out of date.
 """
@@ -37,9 +37,9 @@ Environment variables with the prefix `{PREFIX}`, read once when a process start
 together, by name and without values; an unknown name with the prefix is a problem, too. Nothing else configures a
 process: there is no configuration file and no flag that overrides a variable.
 
-Any setting `{PREFIX}X` may come from a file: `{PREFIX}X_FILE` names a UTF-8 file; its stripped content becomes the value.
-Settings that name a file themselves, `..._FILE` below, are excepted. Use files for settings marked **secret**. Setting a
-variable both ways is an error. Lists are separated by commas; a list of JSON objects is a JSON list.
+Any setting `{PREFIX}X` may come from a file: `{PREFIX}X_FILE` names a UTF-8 file; its stripped content is the value.
+Settings that name a file themselves, `..._FILE` below, are excepted. Use files for settings marked **secret**. Setting
+a variable both ways is an error. Lists are separated by commas; a list of JSON objects is a JSON list.
 """
 
 

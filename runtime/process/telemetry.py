@@ -1,6 +1,6 @@
 """Structured log lines on standard error: JSON in a pipe, plain text on a terminal.
 
-Does not collect metrics (`prometheus_client` does). Callers must not log secrets: they log names and numbers, no settings.
+Does not collect metrics (`prometheus_client` does). Callers log names and numbers, no settings and no secrets.
 """
 
 from __future__ import annotations

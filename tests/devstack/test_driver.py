@@ -23,7 +23,7 @@ _REASONS = {202: "Accepted", 409: "Conflict", 503: "Service Unavailable", 504: "
 
 
 class PlannedEdge:
-    """Accepts `stock` orders, one per key. First requests of some keys get 503, 504, a cut connection or half an answer."""
+    """Accepts `stock` orders, one per key. Some first requests get 503, 504, a cut connection, half an answer."""
 
     def __init__(self, stock: int) -> None:
         self.stock = stock

@@ -76,11 +76,11 @@ def store_what_was_refused(history: History, evidence: Evidence) -> None:
 
 
 def store_what_nobody_asked_for(_: History, evidence: Evidence) -> None:
-    evidence.records[uuid4(), "whose"] = uuid4()
+    evidence.records[uuid4(), "unknown"] = uuid4()
 
 
 def leave_an_outcome_unknown(history: History, _: Evidence) -> None:
-    history.requests.append(OrderRequest(uuid4(), "who knows", (("A", 1),), [unknown()]))
+    history.requests.append(OrderRequest(uuid4(), "unanswered", (("A", 1),), [unknown()]))
 
 
 def lose_a_version(_: History, evidence: Evidence) -> None:

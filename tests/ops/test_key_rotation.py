@@ -1,4 +1,4 @@
-"""Rotating keys while clients log in and order: no request is refused, and a rotation continues after a crash at any step."""
+"""Rotating keys while clients log in and order: no request is refused; a rotation continues after a crash."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class _Crash(Exception):
 def test_a_crash_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, after: bool, retire: bool
 ) -> None:
-    """A crash before or after a step replaces the file: minted tokens stay valid, and another run completes the rotation."""
+    """A crash before or after a step replaces the file: tokens stay valid, and another run completes the rotation."""
     path = tmp_path / "ring.json"
     create_token_keys(path)
     kind, before = buyer_kind(path), load_token_keys(path)

@@ -189,7 +189,7 @@ def test_server_that_is_away_is_an_error_without_a_traceback(tmp_path: Path) -> 
     databases = {"FLASHSALE_CATALOGUE_DSN": nowhere, "FLASHSALE_SHARD_DSNS": nowhere}
     for environ, command in (
         (databases, ["migrate"]),
-        ({"FLASHSALE_QUEUE_URL": "redis://127.0.0.1:9/0"}, ["dead-letters", "list"]),
+        ({**databases, "FLASHSALE_QUEUE_URL": "redis://127.0.0.1:9/0"}, ["dead-letters", "list"]),
         ({**databases, "FLASHSALE_CATALOGUE_DSN_FILE": "/none"}, ["migrate"]),
     ):
         done = deployed(tmp_path, environ, *command)
