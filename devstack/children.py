@@ -1,4 +1,4 @@
-"""Starts processes that cannot outlive who started them. Does not supervise."""
+"""Starts processes that end when their parent ends. Does not supervise."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PORT_LOW = 15_000
 
 
 class Unsupported(OperatorError):
-    """No free port was found, or the machine lacks something that a process needs."""
+    """The machine has no free port."""
 
 
 def spawn(
@@ -31,16 +31,16 @@ def spawn(
     user: int | None = None,
     orphan_signal: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in a session of its own, with none of our descriptors and its output appended to `log`.
+    """Start `argv` in its own session, without our descriptors, and append its output to `log`.
 
-    The kernel sends it `orphan_signal` when the thread that called this ends, however it ends: call it from the
-    main thread. `user` is a uid to run as (root only).
+    The kernel sends `orphan_signal` to the process when the calling thread ends for any reason: call this from the main
+    thread. `user` is a uid to run as (root only).
     """
     parent = os.getpid()
 
     def tie_to_parent() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(orphan_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
 
     with log.open("ab") as sink:
@@ -51,10 +51,10 @@ def spawn(
 
 
 def free_port() -> int:
-    """A TCP port that was free a moment ago on the loopback address, and that no outgoing connection can take.
+    """A free TCP port on the loopback address, below the kernel's range for outgoing connections.
 
-    It lies below the kernel's range for outgoing connections: a client that keeps trying to reach a killed server
-    there would sooner or later be given the server's own port, connect to itself, and keep the server from coming back.
+    In that range, a client that keeps reconnecting to a killed server would sooner or later get the server's own port,
+    connect to itself, and block the port. Another process may take the port before the caller does.
     """
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
     high = int(text.split()[0])
@@ -63,7 +63,7 @@ def free_port() -> int:
         port = random.randrange(low, high)  # noqa: S311 - no secret
         if port_is_free(port):
             return port
-    raise Unsupported(f"no free port between {low} and {high}")
+    raise Unsupported(f"no free port between {low} and {high}: stop processes that listen there")
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

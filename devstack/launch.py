@@ -1,4 +1,4 @@
-"""Starts a supervisor beside us, waits for its stack, stops it again."""
+"""Starts a supervisor process, waits for its stack, and stops it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DOWN_S_MAX = 120.0
 
 
 def start_detached(folder: StateFolder, *, edge_port: int, backoffice_port: int) -> Stack:
-    """Start a supervisor that outlives us and keeps none of our descriptors; the stack when all of it is ready."""
+    """Start a supervisor that outlives this process, without our descriptors. Returns the stack when it is ready."""
     folder.make()
     log = folder.log("supervisor")
-    # What an earlier run had said would only confuse the one who reads this run's error.
+    # Emptied: the lines of an earlier run would mix with this run's errors.
     with log.open("wb") as sink:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "devstack.supervisor", str(folder.path), str(edge_port), str(backoffice_port)],
@@ -37,7 +37,7 @@ def start_detached(folder: StateFolder, *, edge_port: int, backoffice_port: int)
 
 
 def wait_until_up(folder: StateFolder, supervisor: subprocess.Popen[bytes], log: Path) -> Stack:
-    """The stack when the supervisor says that all is ready; StackError with its last words if it ends first."""
+    """Return the stack when the supervisor reports it ready. StackError with the end of its log if it ends first."""
     console = Console(stderr=True)
     deadline = time.monotonic() + UP_S_MAX
     with console.status("Starting servers and processes"):  # shows nothing unless stderr is a terminal
@@ -52,7 +52,7 @@ def wait_until_up(folder: StateFolder, supervisor: subprocess.Popen[bytes], log:
 
 
 def stop(folder: StateFolder) -> bool:
-    """Stop the stack of a folder, also what a killed supervisor left; False if nothing was up."""
+    """Stop a folder's stack, including processes that a killed supervisor left. Returns False if nothing was up."""
     pid = folder.supervisor_pid()
     if pid is None:
         left = folder.sweep(patience_s=0) if folder.path.exists() else []
@@ -60,12 +60,15 @@ def stop(folder: StateFolder) -> bool:
         return bool(left)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + DOWN_S_MAX
-    with Console(stderr=True).status("Stopping: orders first reach their shards"):
+    with Console(stderr=True).status("Stopping, after accepted orders have reached their shards"):
         while folder.supervisor_pid() == pid or alive(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
                 folder.sweep(patience_s=5)
                 folder.remove_stack_file()
-                raise StackError("the supervisor did not stop in time and was killed, with all that it had started")
+                raise StackError(
+                    f"the supervisor did not stop within {DOWN_S_MAX:.0f} s and was killed with all its processes; "
+                    "accepted orders are in Redis's file, and the next `flashsale up` stores them"
+                )
             time.sleep(0.05)
     return True

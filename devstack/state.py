@@ -1,12 +1,14 @@
-"""The stack's folder, `.flashsale/`: who runs it, its secrets, its logs, and `stack.json` while it is up.
+"""The stack's folder, `.flashsale/`, as its supervisor writes it: lock, `stack.json`, secrets, logs.
 
-lock          held (flock) by the running supervisor, whose pid it contains
+lock          held (flock) by the running supervisor; contains its pid
 stack.json    addresses, logins and pids of a stack that is up; mode 0600, replaced atomically
-secrets.json  passwords, mode 0600; made once
-keys/         token keys, mode 0600; made once
-data/         what Redis and PostgreSQL keep
+secrets.json  passwords, mode 0600; created once
+keys/         token keys, mode 0600; created once
+data/         data of Redis and PostgreSQL
 logs/         one file per process
-mail/         what was sent by e-mail, a file per mail and recipient
+mail/         mails that were sent, a file per mail and recipient
+
+`ops.stack_file` reads it.
 """
 
 from __future__ import annotations
@@ -26,46 +28,46 @@ from devstack.children import alive
 from devstack.servers import PostgresServer, RedisServer
 from ops.stack_file import Stack, StackFolder
 
-STATE_VARIABLE = "DEVSTACK_STATE"  # in the environment of every process of a stack: the folder it belongs to
+STATE_VARIABLE = "DEVSTACK_STATE"  # in the environment of every process of a stack: the stack's folder
 _LOG_BYTES_MAX = 16 * 1024 * 1024
 _LOCK_S_MAX = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class StateFolder(StackFolder):
-    """The folder of one stack, as its supervisor writes it."""
+    """The folder of one stack, with write access."""
 
     @property
     def logs(self) -> Path:
-        """One log per process."""
+        """Folder of the logs, one per process."""
         return self.path / "logs"
 
     @property
     def data(self) -> Path:
-        """Data of the servers."""
+        """Folder of the servers' data."""
         return self.path / "data"
 
     @property
     def mail(self) -> Path:
-        """Mails that were sent."""
+        """Folder of the mails that were sent."""
         return self.path / "mail"
 
     def make(self) -> None:
-        """Create the folders; only their owner and, through the top one, the servers' user may look inside."""
+        """Create the folders. Only their owner can list them; the servers' user can pass through the top one."""
         for folder in (self.path, self.logs, self.data):
             folder.mkdir(parents=True, exist_ok=True)
         (self.path / "keys").mkdir(mode=0o700, exist_ok=True)
         self.path.chmod(0o711)
 
     def log(self, name: str) -> Path:
-        """The log of a process; one that has grown beyond 16 MiB is put aside first, replacing the one put aside before."""
+        """Path of a process's log. A log beyond 16 MiB is first renamed to `.log.1`, in place of an earlier one."""
         path = self.logs / f"{name}.log"
         if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
         return path
 
     def secret(self, name: str) -> str:
-        """A random password, the same each time for this folder."""
+        """A random password, generated once per folder and name."""
         path = self.path / "secrets.json"
         known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if name not in known:
@@ -74,14 +76,14 @@ class StateFolder(StackFolder):
         return known[name]
 
     def acquire(self) -> int | None:
-        """Become the folder's supervisor: a descriptor that holds the lock until it is closed, None if another one has it."""
+        """Become the folder's supervisor. The returned descriptor holds the lock until it is closed; None: it is taken."""
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + _LOCK_S_MAX
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # perhaps by somebody who only looks, in `supervisor_pid`
+            except BlockingIOError:  # perhaps only by a reader, in `supervisor_pid`
                 if time.monotonic() > deadline:
                     os.close(descriptor)
                     return None
@@ -95,13 +97,13 @@ class StateFolder(StackFolder):
         _write_private(self.stack_file, asdict(stack))
 
     def remove_stack_file(self) -> None:
-        """The stack is down."""
+        """Remove `stack.json`: the stack is down."""
         self.stack_file.unlink(missing_ok=True)
 
     def sweep(self, *, patience_s: float) -> list[int]:
-        """End what a killed supervisor left running; the pids that had to be killed.
+        """End processes that a killed supervisor left. Returns the pids that had to be killed.
 
-        The kernel told those processes to stop when their supervisor died; they get `patience_s` to finish.
+        The kernel signalled those processes when their supervisor died; they get `patience_s` to finish.
         """
         deadline = time.monotonic() + patience_s
         while (left := self._members()) and time.monotonic() < deadline:
@@ -116,7 +118,7 @@ class StateFolder(StackFolder):
         return left
 
     def _members(self) -> list[int]:
-        """Pids of processes that carry this folder in their environment, ours apart."""
+        """Pids of processes with this folder in their environment, without ours."""
         mark = f"{STATE_VARIABLE}={self.path}".encode()
         members = []
         for entry in Path("/proc").iterdir():
@@ -125,12 +127,12 @@ class StateFolder(StackFolder):
             try:
                 if mark in (entry / "environ").read_bytes().split(b"\0") and alive(int(entry.name)):
                     members.append(int(entry.name))
-            except OSError:  # gone, or another user's
+            except OSError:  # it has ended, or belongs to another user
                 continue
         return members
 
     def destroy(self) -> None:
-        """Remove the folder and what the servers keep elsewhere. Nothing may be running in it."""
+        """Remove the folder, and the servers' data outside of it. No stack may be running."""
         assert self.supervisor_pid() is None
         if self.path.exists():
             PostgresServer(self.data / "postgres", port=0).destroy()

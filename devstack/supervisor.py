@@ -1,11 +1,11 @@
-"""Owns a stack: starts its servers and processes, restarts what dies, stops everything in order.
+"""Owns a stack: starts its servers and processes, restarts those that end, stops all in order.
 
-One thread, no polling: it sleeps until a child ends, a signal comes, or a restart is due. A process that keeps ending
-by itself is restarted ever later, up to `RESTART_S_MAX`, and never given up; one that is killed is back within a
-second, however often. Should the supervisor itself be killed, the kernel ends its children.
+One thread, no polling: it sleeps until a child ends, a signal arrives, or a restart is due. A process that keeps ending
+by itself is restarted after growing delays, up to `RESTART_S_MAX`, without a limit on restarts. A killed process is
+restarted within a second, however often it is killed. If the supervisor itself is killed, the kernel ends its children.
 
 Run as `python -m devstack.supervisor STATE_DIR EDGE_PORT BACKOFFICE_PORT`. It takes the folder's lock, writes
-`stack.json` when everything is ready, and ends by SIGTERM or SIGINT.
+`stack.json` when all processes are ready, and ends on SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from ops.stack_file import Stack
 from runtime.process.errors import OperatorError
 
 READY_S_MAX = 60.0
-FAILING_S_MAX = 20.0  # while the stack comes up: for a process that has ended FAILED_STARTS_MAX times already
+FAILING_S_MAX = 20.0  # while the stack starts: for a process that has ended FAILED_STARTS_MAX times already
 ORPHAN_S_MAX = 20.0
 DRAIN_S_MAX = 15.0
-RESTART_S_FIRST = 0.1  # before the second restart in a row; the first one comes at once
+RESTART_S_FIRST = 0.1  # before the second restart in a row; the first one has no delay
 RESTART_S_MAX = 10.0
-KILLED_RESTART_S_MAX = 0.5  # of a process that was killed: it did nothing wrong itself
-STEADY_S_MIN = 10.0  # a process that lived this long starts again without having to wait
+KILLED_RESTART_S_MAX = 0.5  # for a process that was killed: it did not fail by itself
+STEADY_S_MIN = 10.0  # a process that ran for this long is restarted without delay
 FAILED_STARTS_MAX = 5
 
 
 class Stopping(Exception):
-    """SIGTERM or SIGINT came while something was being waited for."""
+    """SIGTERM or SIGINT arrived during a wait."""
 
 
 @dataclass(slots=True)
 class Child:
-    """A program with the process that runs it now, if one does."""
+    """A program, and the process that runs it; None between an end and a restart."""
 
     program: Program
     process: subprocess.Popen[bytes] | None = None
@@ -68,7 +68,7 @@ class Child:
         self.started_at = time.monotonic()
 
     def buried(self) -> bool:
-        """True once after the process has ended by itself: what it left is killed, and its restart is planned."""
+        """Whether the process has ended since the last call; if so, kill the rest of its group, schedule a restart."""
         if self.process is None or self.process.poll() is None:
             return False
         status = self.process.returncode
@@ -84,7 +84,7 @@ class Child:
         return True
 
     def kill_group(self) -> None:
-        """SIGKILL to whatever is left of the process's own group, then forget the process."""
+        """Send SIGKILL to the rest of the process's group, then forget the process."""
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -93,8 +93,7 @@ class Child:
 
 
 def restart_delay_s(restarts_in_a_row: int, *, killed: bool) -> float:
-    """Wait before the next restart of a process that has just died: 0, 0.1, 0.2, 0.4 ... 10 s; 0.5 s at most if it was
-    killed."""
+    """Delay before the next restart of a process that has ended: 0, 0.1, 0.2, 0.4 ... 10 s; at most 0.5 s if killed."""
     if restarts_in_a_row == 0:
         return 0.0
     longest_s = KILLED_RESTART_S_MAX if killed else RESTART_S_MAX
@@ -102,10 +101,10 @@ def restart_delay_s(restarts_in_a_row: int, *, killed: bool) -> float:
 
 
 class Supervisor:
-    """A running stack. `run` is its whole life."""
+    """A running stack. `run` is its whole lifecycle."""
 
     def __init__(self, plan: Plan, on_ready: Callable[[Stack], None]) -> None:
-        """`plan` says what to run; `on_ready` is called once, when all of it is ready."""
+        """`plan` lists the programs; `on_ready` is called once, when all are ready."""
         self.plan = plan
         self._on_ready = on_ready
         self.children: dict[str, Child] = {}
@@ -116,7 +115,7 @@ class Supervisor:
             os.set_blocking(descriptor, False)
 
     def run(self) -> None:
-        """Come up, serve until asked to stop, go down. Raises ServerError, MigrationError, StackError if it cannot come up."""
+        """Start the stack, run it until a stop signal, stop it. Raises OperatorError if it does not start."""
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # wakes `_sleep`
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -138,7 +137,7 @@ class Supervisor:
         folder = self.plan.folder
         folder.remove_stack_file()
         if left := folder.sweep(patience_s=ORPHAN_S_MAX):
-            _say(f"killed what an earlier supervisor had left: {left}")
+            _say(f"killed processes of an earlier supervisor: {left}")
         self.plan.make_secrets()
         self.plan.redis.initialise()
         self.plan.postgres.initialise()
@@ -171,7 +170,7 @@ class Supervisor:
         return self.plan.postgres.accepts_connections()
 
     def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
-        """Return when the child is ready. ServerError with the tail of its log if it keeps dying or takes too long."""
+        """Return when the child is ready. ServerError with the tail of its log if it keeps ending or takes too long."""
         child = self.children[name]
         began = time.monotonic()
         while not is_ready():
@@ -180,10 +179,10 @@ class Supervisor:
             keeps_dying = child.restarts_in_a_row >= FAILED_STARTS_MAX
             if time.monotonic() - began > (FAILING_S_MAX if keeps_dying else READY_S_MAX):
                 own_log = self.plan.redis.log if name == "redis" else child.program.log
-                raise ServerError(f"{name} does not get ready; its log ends with:\n{log_tail(own_log)}")
+                raise ServerError(f"{name} does not become ready; its log ends with:\n{log_tail(own_log)}")
 
     def _tend(self) -> None:
-        """Start again what has died, as far as it is due."""
+        """Restart ended processes whose restart is due."""
         changed = False
         for child in self.children.values():
             changed |= child.buried()
@@ -194,7 +193,7 @@ class Supervisor:
             self._publish()
 
     def _publish(self) -> None:
-        """Put the pids of now into `stack.json`; a process that waits for its restart keeps the last one it had."""
+        """Write the current pids to `stack.json`; a process that waits for its restart keeps its last pid there."""
         assert self.stack is not None
         now = time.monotonic()
         for name, child in self.children.items():
@@ -215,7 +214,7 @@ class Supervisor:
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _sleep(self, seconds: float | None) -> None:
-        """Until a signal comes or time is up; raises Stopping when one asked for it."""
+        """Sleep until a signal arrives or time is up. Raises Stopping after a stop signal."""
         if not self._stop_asked:
             select.select([self._wakeup_read], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
@@ -225,7 +224,7 @@ class Supervisor:
             raise Stopping
 
     def _go_down(self) -> None:
-        """Who takes orders first, then who stores them, then the servers."""
+        """Stop the edge and the backoffice, which accept work, then the workers, which store it, then the servers."""
         folder = self.plan.folder
         folder.remove_stack_file()
         self._stop(["edge"])
@@ -236,7 +235,7 @@ class Supervisor:
         folder.sweep(patience_s=0)
 
     def _stop(self, names: Sequence[str]) -> None:
-        """End these children together; SIGKILL for those that take too long."""
+        """Stop these children together; SIGKILL for those that take too long."""
         stopping = [self.children[name] for name in names if name in self.children]
         stopping = [child for child in stopping if child.process is not None]
         for child in stopping:
@@ -255,7 +254,7 @@ class Supervisor:
             child.kill_group()
 
     def _drain(self) -> None:
-        """Give the relay time to pass on what was accepted. What is left is in Redis's file, and is passed on next time."""
+        """Give the relay time to publish accepted orders. The rest stays in Redis's file; the next run publishes it."""
         if self.stack is None:
             return
         streams = [lane_stream_key(lane) for lane in range(self.plan.settings.lanes)]
@@ -281,11 +280,11 @@ def supervise(
     on_ready: Callable[[Stack], None] | None = None,
     make_plan: Callable[[StateFolder, int, int, Mapping[str, str]], Plan] = Plan,
 ) -> int:
-    """Run a stack in this process until a signal ends it; the exit status. `make_plan` may vary what it consists of."""
+    """Run a stack in this process until a signal ends it. Returns the exit status. `make_plan` may vary its parts."""
     folder.make()
     lock = folder.acquire()
     if lock is None:
-        _say(f"a stack is up in {folder.path} already")
+        _say(f"a stack is up in {folder.path} already: stop it with `flashsale down`")
         return 1
     try:
         plan = make_plan(folder, edge_port, backoffice_port, dict(os.environ))

@@ -1,3 +1,5 @@
-"""Faults on purpose: real stacks under load, broken in one way each, and a checker that compares what clients saw with
-what Redis, PostgreSQL and the event log hold. `flashsale faults` runs them; `docs/reliability.md` has the results.
+"""Fault injection: each fault breaks a real stack under load in one way. A checker then compares the clients' history
+with the data in Redis, PostgreSQL and the event log. `flashsale faults` runs them; `docs/reliability.md` has the results.
+
+    conditions  <  stage  <  scenario  <  drill  <  run  <  command        `catalogue` lists the faults of `*_faults`
 """

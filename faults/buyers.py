@@ -1,7 +1,7 @@
-"""The crowd: buyers who order at a steady pace, repeat what they have no answer to, and remember everything.
+"""Simulated buyers: order at a steady pace, repeat requests without a definite answer, and record all attempts.
 
-Closed loop with a pause between two orders, far below what the edge can take, so that its rate tells whether the edge is
-well. Drawn from a seed: who orders what, who orders twice at once, repeats, misuses a key, cancels, or gives up.
+A closed loop with a pause between two orders, far below the edge's capacity: its rate shows the edge's health.
+A seed determines the orders: user, lines, concurrent twins, repetitions, misused keys, cancellations, and giving up.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from faults.history import Attempt, Ending, History, Lines, OrderRequest
 from faults.wire import LATER, Wire, order_request
 
 HEARTBEAT_S = 0.05
-BUCKET_S = 0.5  # of the goodput's timeline
+BUCKET_S = 0.5  # of the goodput timeline
 RESOLVE_S_MAX = 30.0
 RETRY_S = 0.1
-GIVE_UP_SHARE = 0.3  # of those who were only told to come later
+GIVE_UP_SHARE = 0.3  # of requests that were answered "later"
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """Shares of orders that are followed by something else, and the pace.
+    """Shares of orders that are followed by another request, and the pace.
 
-    The pause is long against an answer's time: whether the crowd is served as before must not hang on what else the
-    machine does.
+    The pause is long compared with the time of an answer, so that other load on the machine hardly changes the rate.
     """
 
     twin: float = 0.06  # the same request at once on another connection
@@ -42,7 +41,7 @@ class Habits:
 
 @dataclass(slots=True)
 class SimulatedBuyers:
-    """Buyers at one sale. `tokens` by user id. `urls`: edges, buyers spread evenly over them; may change."""
+    """Buyers at one sale. `tokens` by user id. `urls`: edges, over which buyers are spread evenly; may change."""
 
     urls: list[str]
     history: History
@@ -50,7 +49,7 @@ class SimulatedBuyers:
     skus: Sequence[str]
     rng: random.Random
     habits: Habits = field(default_factory=Habits)
-    answered: list[float] = field(default_factory=list)  # when definite answers came
+    answered: list[float] = field(default_factory=list)  # times of definite answers
     lag_s: float = 0.0
     _going: bool = True
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -58,37 +57,37 @@ class SimulatedBuyers:
     _made: int = 0
 
     def start(self) -> None:
-        """Begin to buy. Call within a running loop."""
+        """Start buying. Call within a running loop."""
         self._users = list(self.tokens)
         self._tasks = [asyncio.create_task(self._feel_lag())]
         for number in range(self.habits.buyers):
-            rng = random.Random(self.rng.random())  # noqa: S311 - chance that can be repeated
+            rng = random.Random(self.rng.random())  # noqa: S311 - seeded, no secret
             self._tasks.append(
                 asyncio.create_task(self._buy(Wire(self.urls, number), Wire(self.urls, number + 1), rng))
             )
 
     def per_s(self, since: float, until: float) -> float:
-        """Definite answers a second."""
+        """Definite answers per second."""
         return sum(since <= at < until for at in self.answered) / max(1e-9, until - since)
 
     def new_wire(self) -> Wire:
-        """Another connection to the crowd's edges."""
+        """Another connection to the buyers' edges."""
         return Wire(self.urls, self.rng.randrange(len(self.urls)))
 
     def note_order(self, user_id: UUID, token: str, key: str, lines: Lines, attempt: Attempt) -> None:
-        """Enter an attempt at an order that was made elsewhere."""
+        """Record an attempt at an order from another connection."""
         self.tokens[user_id] = token
         self.history.requests.append(OrderRequest(user_id, key, lines, [attempt]))
 
     async def stop(self) -> None:
-        """No new orders; what is open gets its answer or stays unknown."""
+        """Start no new orders; return when open requests are answered or unknown."""
         self._going = False
         await asyncio.gather(*self._tasks)
 
     async def resolve(self) -> int:
-        """Ask again, with the same key, for every outcome that is not certain. How many stayed uncertain.
+        """Repeat every request with an unknown outcome, with the same key. Returns how many stayed unknown.
 
-        Call when all is quiet: no attempt is on its way any more.
+        Call when no attempt is in flight any more.
         """
         deadline = time.monotonic() + RESOLVE_S_MAX
         wire = Wire(self.urls)
@@ -110,7 +109,7 @@ class SimulatedBuyers:
         return left
 
     async def _feel_lag(self) -> None:
-        """How late this loop runs: an answer that waited for us is not the edge's fault."""
+        """Measure how late this loop runs: that delay of an answer is not the edge's."""
         while self._going:
             before = time.monotonic()
             await asyncio.sleep(HEARTBEAT_S)
@@ -150,7 +149,7 @@ class SimulatedBuyers:
         return request
 
     async def _insist(self, wire: Wire, request: OrderRequest, rng: random.Random, *, twin: Wire | None) -> None:
-        """Until there is a definite answer, the buyer gives up (only when told to come later), or the crowd ends."""
+        """Repeat until a definite answer, the buyer gives up (only after a "later"), or buying stops."""
         while True:
             if twin is not None:
                 await asyncio.gather(self.ask(wire, request), self.ask(twin, request))
@@ -168,7 +167,7 @@ class SimulatedBuyers:
             await asyncio.sleep(rng.uniform(0.5, 1.5) * RETRY_S)
 
     async def ask(self, wire: Wire, request: OrderRequest) -> Attempt:
-        """One attempt at an order, noted in it."""
+        """Make one attempt at an order and record it in the request."""
         body = json.dumps({"items": [{"sku": sku, "quantity": quantity} for sku, quantity in request.lines]}).encode()
         path = f"/v1/sales/{self.history.sale_id}/orders"
         token = self.tokens[request.user_id]
@@ -182,7 +181,7 @@ class SimulatedBuyers:
     async def _note(
         self, wire: Wire, attempts: list[Attempt], path: str, *, token: str, key: str | None, body: bytes
     ) -> Attempt:
-        """Ask, and enter the attempt when it has ended."""
+        """Send a request, and record the attempt when it has ended."""
         attempt = await wire.ask(order_request(wire.host, path, token=token, key=key, body=body))
         attempt.lag_s = self.lag_s
         attempts.append(attempt)

@@ -1,6 +1,4 @@
-"""Every fault that there is, in the order in which they are run: subjects take turns, so that a process that was killed
-has time until its next turn.
-"""
+"""All faults in the order of their runs. Subjects alternate, so that a killed process has time before its next turn."""
 
 from __future__ import annotations
 

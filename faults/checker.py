@@ -1,10 +1,10 @@
-"""Compares what clients saw with what the system holds, promise by promise. Performs no I/O, repairs nothing.
+"""Compares the clients' history with the stored data, invariant by invariant. Performs no I/O, repairs nothing.
 
-Each finding names the invariant that it breaks (docs/architecture.md):
+Each finding names the broken invariant (docs/architecture.md):
 
-    A  no unit sold twice, counters balance      D  each change told, at least once, with stable ids
+    A  no unit sold twice, counters balance      D  each change published at least once, with stable ids
     B  every 202 stored exactly once             E  every answer typed and in time
-    C  same key, same order                      (F, healing, is judged while it happens: `drill`)
+    C  same key, same order                      (`drill` checks F, recovery, during the fault)
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from faults.evidence import Event, Evidence, StoredOrder
 from faults.history import Attempt, Ending, History, OrderRequest
 
 NAMED_MAX = 3  # examples in a finding
-LATE_S_MAX = 1.5  # beyond the deadline: the way to the client and back, on a machine that is busy with load and servers
+LATE_S_MAX = 1.5  # beyond the deadline: transport and scheduling on a machine that also runs the load and the servers
 _HELD = (OrderStatus.RESERVED, OrderStatus.PAID)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One broken promise."""
+    """One broken invariant."""
 
     invariant: str
     text: str
@@ -34,17 +34,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What a fault may cause without breaking a promise."""
+    """Permitted effects of a fault."""
 
     deadline_s: float = 2.0  # of the edge: FLASHSALE_REQUEST_DEADLINE_MS
     broken_connections: bool = False  # the edge itself, or the network to it, was harmed
-    dead_letters: int = 0  # poison that the fault planted
+    dead_letters: int = 0  # number of poison messages that the fault planted
     forgotten_events: bool = False  # Redis lost the event log that the embedded stack keeps there
-    lost_orders: bool = False  # Redis lost its disk: accepted orders that were not stored are gone
+    lost_orders: bool = False  # Redis lost its disk, and with it accepted orders that were not stored
 
 
 def check(history: History, evidence: Evidence, *, cluster: Topology, expected: Expectations) -> list[Finding]:
-    """Every broken promise; empty when all of them were kept."""
+    """All findings; empty when all invariants hold."""
     check_ = _Check(history, evidence, cluster, expected)
     parts = (
         ("A", check_.counters()), ("A", check_.units()), ("A", check_.guard()), ("A", check_.purchases()),
@@ -63,7 +63,7 @@ def _some(items: list[str]) -> str:
 
 
 def _tells(event: Event, row: StoredOrder) -> bool:
-    """Whether an event is about the stored order. Of an older version only the first one's status is known."""
+    """Whether an event describes the stored order. For older versions only the status of the first one is known."""
     if event.version == row.version:
         statuses = {OrderStatus(row.status).label}
     else:
@@ -73,7 +73,7 @@ def _tells(event: Event, row: StoredOrder) -> bool:
 
 
 class _Check:
-    """One comparison; each method yields sentences."""
+    """One comparison; each method yields texts of findings."""
 
     def __init__(self, history: History, evidence: Evidence, cluster: Topology, expected: Expectations) -> None:
         self.history = history
@@ -93,11 +93,11 @@ class _Check:
     # A
 
     def counters(self) -> Iterator[str]:
-        """Lanes balance, and hold together what the ledger has."""
+        """Lanes balance, and their sum equals the ledger."""
         totals: Counter[str] = Counter()
         for lane, stocks in self.evidence.lanes.items():
             if stocks is None:
-                yield f"lane {lane} does not know the sale"
+                yield f"lane {lane} does not have the sale"
                 return
             for sku, stock in zip(self.skus, stocks, strict=True):
                 if not stock.is_balanced:
@@ -108,7 +108,7 @@ class _Check:
                 yield f"{sku}: the lanes account for {totals[sku]} units, the ledger has {units}"
 
     def units(self) -> Iterator[str]:
-        """Units held in the shards are those that Redis counts as held, and no more than there are."""
+        """Redis and the shards count the same held units, at most the stock."""
         held = self._held()
         for index, sku in enumerate(self.skus):
             stock = self.evidence.ledger.get(sku, (0, 0))[0]
@@ -131,7 +131,7 @@ class _Check:
                 yield f"{sku}: granted {granted} of {stock}, the shards were granted {together}"
 
     def purchases(self) -> Iterator[str]:
-        """What counts against a user's limit is what the user holds, and no more than the limit."""
+        """A user's purchase counters equal the held units, at most the limit."""
         held: Counter[tuple[UUID, str]] = Counter()
         for row in self.evidence.rows:
             if row.status in _HELD:
@@ -139,11 +139,11 @@ class _Check:
                     held[row.user_id, sku] += quantity
         limits = {item.sku: item.per_user_limit for item in self.evidence.definition.items}
         if over := [f"{user}, {sku}: {units}" for (user, sku), units in held.items() if 0 < limits.get(sku, 0) < units]:
-            yield f"{len(over)} users hold more than they may: {_some(over)}"
+            yield f"{len(over)} users hold more than their limit: {_some(over)}"
         counted = Counter(self.evidence.purchases)
         wrong = [place for place in held.keys() | counted.keys() if held[place] != counted[place]]
         if texts := [f"{user}, {sku}: {counted[user, sku]} of {held[user, sku]}" for user, sku in wrong]:
-            yield f"{len(texts)} purchase counters are not what users hold: {_some(sorted(texts))}"
+            yield f"{len(texts)} purchase counters differ from held units: {_some(sorted(texts))}"
 
     def _held(self) -> Counter[str]:
         held: Counter[str] = Counter()
@@ -162,7 +162,7 @@ class _Check:
     # B
 
     def stored_once(self) -> Iterator[str]:
-        """Every 202 has one row, in the shard that its id names, as it was ordered."""
+        """Every 202 has one row, in the shard that its id names, equal to the request."""
         missing, repeated, different = [], [], []
         for request in self.asked.values():
             for order_id in request.order_ids:
@@ -180,10 +180,10 @@ class _Check:
         if repeated:
             yield f"{len(repeated)} orders are stored more than once: {_some(repeated)}"
         if different:
-            yield f"{len(different)} orders are stored as something else than was ordered: {_some(different)}"
+            yield f"{len(different)} stored orders differ from their requests: {_some(different)}"
 
     def as_told(self) -> Iterator[str]:
-        """Each 2xx tells the order as it was asked for, at the sale's prices, and as it is stored."""
+        """Each 2xx describes the order as requested, at the sale's prices, and as stored."""
         definition = self.evidence.definition
         prices = {item.sku: item.unit_price_minor for item in definition.items}
         wrong = []
@@ -207,10 +207,10 @@ class _Check:
                 if said != right or any(other != kept for other in stored):
                     wrong.append(f"{attempt.order_id} ({request.key})")
         if wrong:
-            yield f"{len(wrong)} answers tell another order than was asked for or stored: {_some(wrong)}"
+            yield f"{len(wrong)} answers differ from the request or the stored order: {_some(wrong)}"
 
     def unasked(self) -> Iterator[str]:
-        """What is stored was asked for; what was refused is stored nowhere."""
+        """Every stored order was requested, and no refused request is stored."""
         unasked, refused = [], []
         stored = {(row.user_id, row.key): row.order_id for row in self.evidence.rows}
         stored.update(self.evidence.records)
@@ -221,22 +221,22 @@ class _Check:
             elif request.ending is Ending.REFUSED:
                 refused.append(f"{order_id} ({request.attempts[-1].code})")
         if unasked:
-            yield f"{len(unasked)} orders are stored that nobody asked for: {_some(unasked)}"
+            yield f"{len(unasked)} stored orders were never requested: {_some(unasked)}"
         if refused:
             yield f"{len(refused)} refused orders are stored: {_some(refused)}"
 
     def versions(self) -> Iterator[str]:
-        """Rows have all their versions, each in a place of its own, and Redis the same newest one."""
+        """Rows have all their versions, each in its own place, and Redis has the same newest version."""
         known = defaultdict(set)
         places: Counter[tuple[int, int]] = Counter()
         for order_id, version, lane, lane_seq in self.evidence.transitions:
             known[order_id].add(version)
             places[lane, lane_seq] += 1
-        # A lane that went back gives numbers again until the watch closes it.
+        # A lane that lost entries assigns numbers again until the watch closes it.
         if not self.expected.lost_orders and (
             doubled := [f"{lane}/{seq}" for (lane, seq), count in places.items() if count > 1]
         ):
-            yield f"{len(doubled)} places of lanes are taken twice: {_some(doubled)}"
+            yield f"{len(doubled)} places of lanes are used twice: {_some(doubled)}"
         if gaps := [str(r.order_id) for r in self.evidence.rows if known[r.order_id] != set(range(1, r.version + 1))]:
             yield f"{len(gaps)} orders lack a version: {_some(gaps)}"
         behind = []
@@ -245,13 +245,13 @@ class _Check:
             if entry is None or (entry.version, int(entry.status)) != (row.version, row.status):
                 behind.append(str(row.order_id))
         if behind:
-            yield f"{len(behind)} orders are another version in Redis than in the shard: {_some(behind)}"
+            yield f"{len(behind)} orders have another version in Redis than in the shard: {_some(behind)}"
         lost = [str(order_id) for order_id in self.evidence.orders if order_id not in self.rows_by_id]
         if lost:
             yield f"{len(lost)} orders are in Redis and in no shard: {_some(lost)}"
 
     def places(self) -> Iterator[str]:
-        """Every place that a lane gave is stored or dead-lettered."""
+        """Every place that a lane assigned is stored or dead-lettered."""
         if self.expected.lost_orders:
             return
         for lane, (newest, known) in self.evidence.places.items():
@@ -260,7 +260,7 @@ class _Check:
                 yield f"{len(lost)} places of lane {lane} are stored nowhere: {_some(lost)}"
 
     def certain(self) -> Iterator[str]:
-        """Repeating with the same key made every outcome certain."""
+        """No outcome is unknown after repeating with the same key."""
         left = [request.key for request in self.history.requests if request.ending is Ending.UNKNOWN]
         if left:
             yield f"{len(left)} outcomes stayed unknown: {_some(left)}"
@@ -270,7 +270,7 @@ class _Check:
     # C
 
     def same_order(self) -> Iterator[str]:
-        """One key, one order, told in the same words; other lines under the key are refused."""
+        """One key has one order and equal answers; other lines under the key are refused."""
         several, reworded, misused, doubled = [], [], [], []
         for request in self.history.requests:
             if self._is_lost(request):
@@ -295,12 +295,12 @@ class _Check:
             yield f"{len(shared)} orders answer several keys: {_some(shared)}"
 
     def _is_lost(self, request: OrderRequest) -> bool:
-        """Whether Redis lost an order of the request's key with its disk, before it was stored."""
+        """Whether Redis lost an order of the request's key before it was stored."""
         first = self.asked.get((request.user_id, request.key), request)
         return self.expected.lost_orders and any(order_id not in self.rows_by_id for order_id in first.order_ids)
 
     def records(self) -> Iterator[str]:
-        """One row a key, and an apply-once record that names it: else a repeated request makes a second order."""
+        """One row per key, and an apply-once record that names it; else a repeated request makes a second order."""
         for (user_id, key), rows in self.rows_by_key.items():
             if len(rows) > 1:
                 yield f"key {key} of user {user_id} has {len(rows)} rows"
@@ -310,14 +310,14 @@ class _Check:
             if request is not None and request.order_ids not in (set(), {order_id}) and not self._is_lost(request):
                 other.append(place[1])
         if other:
-            yield f"{len(other)} apply-once records name another order than was answered: {_some(other)}"
+            yield f"{len(other)} apply-once records name another order than the answers: {_some(other)}"
         if unnamed := [
             r.key for r in self.evidence.rows if self.evidence.records.get((r.user_id, r.key)) != r.order_id
         ]:
             yield f"{len(unnamed)} stored orders have no apply-once record that names them: {_some(unnamed)}"
 
     def cancellations(self) -> Iterator[str]:
-        """A cancellation that was confirmed is stored; one that nobody asked for did not happen."""
+        """Every confirmed cancellation is stored, and every stored cancellation was requested."""
         wrong = []
         for request in self.asked.values():
             for order_id in request.order_ids:
@@ -326,15 +326,15 @@ class _Check:
                     if cancelled == (request.cancel_ending is Ending.OK) or request.cancel_ending is Ending.UNKNOWN:
                         continue
                     if not cancelled and row.version == 1 and self.expected.lost_orders:
-                        continue  # like an order that was not stored yet, its cancellation is gone
+                        continue  # Redis lost the cancellation before it was stored
                     wrong.append(str(order_id))
         if wrong:
-            yield f"{len(wrong)} orders are cancelled or not against what was answered: {_some(wrong)}"
+            yield f"{len(wrong)} orders have another cancellation state than the answers: {_some(wrong)}"
 
     # D
 
     def told(self) -> Iterator[str]:
-        """At least one event for each version, telling what is stored; the same id, the same bytes."""
+        """At least one event for each version, equal to the stored order; equal ids have equal bytes."""
         seen = defaultdict(set)
         named = defaultdict(set)
         wrong = []
@@ -343,18 +343,18 @@ class _Check:
             wrong += [event.event_id for row in self.rows_by_id.get(event.order_id, []) if not _tells(event, row)]
             seen[event.order_id, event.version].add((event.event_id, event.digest))
         stored = {(order_id, version) for order_id, version, _, _ in self.evidence.transitions}
-        # A Redis that loses its disk loses the event log that the embedded stack keeps there, too.
+        # The embedded stack keeps the event log in the same Redis, so a lost disk loses it, too.
         retained = set() if self.expected.forgotten_events else stored
         if untold := [f"{order_id}:{version}" for order_id, version in retained - seen.keys()]:
-            yield f"{len(untold)} versions were never told: {_some(sorted(untold))}"
+            yield f"{len(untold)} versions were never published: {_some(sorted(untold))}"
         if invented := [f"{order_id}:{version}" for order_id, version in seen.keys() - stored]:
-            yield f"{len(invented)} events tell of versions that are not stored: {_some(sorted(invented))}"
+            yield f"{len(invented)} events describe versions that are not stored: {_some(sorted(invented))}"
         if changed := [str(order_id) for (order_id, _), told in seen.items() if len(told) > 1]:
-            yield f"{len(changed)} events were told again in other words: {_some(changed)}"
+            yield f"{len(changed)} events were published again with other content: {_some(changed)}"
         if shared := [event_id for event_id, versions in named.items() if len(versions) > 1]:
-            yield f"{len(shared)} ids of events stand for several versions: {_some(sorted(shared))}"
+            yield f"{len(shared)} event ids belong to several versions: {_some(sorted(shared))}"
         if wrong:
-            yield f"{len(wrong)} events tell another order than is stored: {_some(sorted(wrong))}"
+            yield f"{len(wrong)} events differ from the stored order: {_some(sorted(wrong))}"
         if self.evidence.outbox:
             yield f"{self.evidence.outbox} rows stayed in the outbox"
 
@@ -362,11 +362,11 @@ class _Check:
 
     def typed(self) -> Iterator[str]:
         """Answers are 2xx or a problem with its own status; connections end only where the fault ends them."""
-        # An edge that is stopped may owe an answer; one that it gives is typed.
+        # A stopped edge may leave requests unanswered; any answer that it sends is typed.
         faulty = [a for a in self.history.attempts() if a.fault and (a.status or not self.history.excused(a))]
         if faulty:
             kinds = Counter(attempt.fault for attempt in faulty)
-            yield f"{len(faulty)} answers are not as promised: {_some([f'{c} x {t}' for t, c in kinds.most_common()])}"
+            yield f"{len(faulty)} answers are defective: {_some([f'{c} x {t}' for t, c in kinds.most_common()])}"
         if self.expected.broken_connections:
             return
         broken = [a for a in self.history.attempts() if a.code.startswith("broken") and not self.history.excused(a)]
@@ -375,11 +375,11 @@ class _Check:
             yield f"{len(broken)} requests failed: {_some([f'{c} x {t}' for t, c in kinds.most_common()])}"
 
     def in_time(self) -> Iterator[str]:
-        """No answer comes past the deadline, as far as the client itself was on time."""
+        """No answer comes after the deadline, without the client's own delay."""
         late = [attempt for attempt in self.history.attempts() if self._is_late(attempt)]
         if late:
             worst = max(attempt.returned_at - attempt.invoked_at for attempt in late)
-            yield f"{len(late)} answers came past the deadline of {self.expected.deadline_s:.1f} s, one after {worst:.1f} s"
+            yield f"{len(late)} answers came after the deadline of {self.expected.deadline_s:.1f} s, one took {worst:.1f} s"
 
     def _is_late(self, attempt: Attempt) -> bool:
         took_s = attempt.returned_at - attempt.invoked_at - attempt.lag_s

@@ -1,4 +1,4 @@
-"""`faults`: breaks stacks on purpose, under load, and says whether every promise was kept."""
+"""`faults`: break stacks on purpose, under load, and report whether all invariants hold."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from faults.drill import STEADY_S, Result
 from faults.run import run_faults
 from faults.scenario import Fault
 from ops.commands.options import AsJson, print_json
-from ops.stack_file import StackError
+from runtime.process.errors import OperatorError
 
 
 def faults(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Faults to run; none: all.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print what there is, and run nothing.")] = False,
-    fast: Annotated[bool, typer.Option("--fast", help="Only those that `make test` runs.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Repeat a run; printed by each.")] = None,
-    seconds: Annotated[
-        float, typer.Option(min=1, max=600, help="How long the crowd buys before each fault.")
-    ] = STEADY_S,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Faults to run; default: all.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the faults; run none.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Only the faults that `make test` runs.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeat the run with this seed; each run prints its seed.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Seconds of buying before each fault.")] = STEADY_S,
     as_json: AsJson = False,
 ) -> None:
-    """Break a stack of its own on purpose, under load, one fault after the other, and compare all that is left with
-    what clients saw.
+    """Break stacks on purpose, under load, and check all invariants.
 
-    Exit status 1 if a promise was broken or a fault did not fire. Nothing is left running.
+    Each fault runs on a stack of its own or of its group; then stored data is compared with the clients' history.
+    Leaves no process behind. Exit status 1 if an invariant was broken or a fault did not fire.
     """
     chosen = _chosen(names or [], fast=fast)
     if list_:
@@ -58,7 +58,7 @@ def faults(
 
 def _chosen(names: list[str], *, fast: bool) -> list[Fault]:
     if unknown := sorted(set(names) - FAULTS.keys()):
-        raise StackError(f"no such fault: {', '.join(unknown)}; see `flashsale faults --list`")
+        raise OperatorError(f"no such fault: {', '.join(unknown)}; see `flashsale faults --list`")
     return [fault for fault in FAULTS.values() if (not names or fault.name in names) and (fault.fast or not fast)]
 
 
@@ -84,6 +84,6 @@ def _as_text(result: Result) -> str:
             f"{result.unknown_attempts} unknown at first; {healed}, {drained}"
         )
         kept = [letter for letter, holds in document["invariants"].items() if holds]
-        lines.append(f"        {' '.join(kept)} hold" if kept else "        no promise was kept")
+        lines.append(f"        {' '.join(kept)} hold" if kept else "        no invariant holds")
     lines += [f"        {finding.invariant} BROKEN: {finding.text}" for finding in result.findings]
     return "\n".join(lines) + "\n"

@@ -23,11 +23,11 @@ from ops.stack_file import PROJECT
 from runtime.process.settings import overrule
 
 FULL_S = 3.0
-REFUSED_S = 2.5  # a watch closes what went back within half a second; the last second is looked at
+REFUSED_S = 2.5  # the watch closes affected sales within half a second; the last second is checked
 GONE_BACK_S = 2.0
 ASKED_AGAIN = 50
 REBUILD_S_MAX = 90
-_AWAY = frozenset({"overloaded", "dependency_unavailable", "outcome_unknown"})  # how orders are answered without Redis
+_AWAY = frozenset({"overloaded", "dependency_unavailable", "outcome_unknown"})  # answers to orders without Redis
 _TORN = b"*3\r\n$3\r\nSET\r\n$4\r\ntorn\r\n$20\r\nhalf"
 
 
@@ -37,7 +37,7 @@ def _data(drill: Drill) -> Path:
 
 @asynccontextmanager
 async def _redis_down(drill: Drill) -> AsyncIterator[int]:
-    """Redis is killed, and stays dead while the block runs: the supervisor is stopped meanwhile. Gives the old pid."""
+    """Kill Redis, and stop the supervisor so that Redis stays down while the block runs. Yields the old pid."""
     stage = drill.stage
     supervisor, redis = stage.stack.supervisor, stage.pid("redis")
     os.kill(supervisor, signal.SIGSTOP)
@@ -50,9 +50,9 @@ async def _redis_down(drill: Drill) -> AsyncIterator[int]:
 
 
 async def tear_tail(drill: Drill) -> str:
-    """The last write of the append-only file is incomplete, as after a power cut."""
+    """Leave the last write of the append-only file incomplete, as after a power cut."""
     log = RedisServer(_data(drill), port=0).log
-    read_before = log.stat().st_size  # a kill of an earlier drill may have torn a tail as well
+    read_before = log.stat().st_size  # an earlier drill's kill may also have torn a tail
     async with _redis_down(drill) as old:
         newest = max((_data(drill) / "appendonlydir").glob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
         with newest.open("ab") as file:
@@ -64,7 +64,7 @@ async def tear_tail(drill: Drill) -> str:
 
 
 async def fill_disk(drill: Drill) -> str:
-    """Nothing more can be written where the append-only file is."""
+    """Fill the disk of the append-only file."""
     stage, old = drill.stage, drill.stage.pid("redis")
     ballast = _data(drill) / "ballast"
     began = time.monotonic()
@@ -73,7 +73,7 @@ async def fill_disk(drill: Drill) -> str:
             while True:
                 file.write(bytes(64 * 1024))
     except OSError:
-        pass  # the disk is full: that was wanted
+        pass  # the disk is full, as intended
     try:
         await asyncio.sleep(FULL_S)
         met = sum(a.returned_at > began and a.code in _AWAY for a in drill.buyers.history.attempts())
@@ -86,7 +86,7 @@ async def fill_disk(drill: Drill) -> str:
 
 
 async def wipe(drill: Drill) -> str:
-    """Redis loses its whole disk in mid-sale; the sale stays closed until it is rebuilt."""
+    """Delete all data of Redis during a sale; the sale stays closed until it is rebuilt."""
     async with _redis_down(drill) as old:
         shutil.rmtree(_data(drill) / "appendonlydir")
     await drill.stage.replaced("redis", old)
@@ -94,7 +94,7 @@ async def wipe(drill: Drill) -> str:
 
 
 async def go_back(drill: Drill) -> str:
-    """Redis comes back with the append-only file of two seconds ago, as from a copy that somebody kept."""
+    """Restart Redis with the append-only file of two seconds ago, as from a backup copy."""
     files = _data(drill) / "appendonlydir"
     copy = files.with_name("appendonlydir-kept")
     await asyncio.to_thread(shutil.copytree, files, copy)
@@ -111,12 +111,12 @@ async def _closed_until_rebuilt(drill: Drill) -> str:
     await asyncio.sleep(REFUSED_S)
     since = [a for a in drill.buyers.history.attempts() if a.returned_at > time.monotonic() - 1.0]
     if not since:
-        raise NotFired("nobody asked for an order from the lost sale")
+        raise NotFired("no buyer ordered at the lost sale")
     codes = {attempt.code or str(attempt.status) for attempt in since}
     if any(attempt.status == 202 for attempt in since):
-        drill.fail("A", f"orders are taken from a Redis that lost its data: {sorted(codes)}")
+        drill.fail("A", f"a Redis that lost its data accepts orders: {sorted(codes)}")
     if "sale_not_found" in codes:
-        drill.fail("E", "a sale that Redis lost was answered as one that never was")
+        drill.fail("E", "a sale that Redis lost was answered with sale_not_found")
     argv = [sys.executable, "-m", "ops.cli", "rebuild", "--sale", str(drill.sale_id)]
     argv += ["--state-dir", str(stage.folder.path)]
     done = await asyncio.to_thread(
@@ -133,8 +133,10 @@ async def _closed_until_rebuilt(drill: Drill) -> str:
 
 
 async def _ask_again(drill: Drill) -> int:
-    """Repeat the oldest orders, which were stored before the loss, with their keys; how many were replays. The checker
-    compares the answers with the first ones."""
+    """Repeat the oldest orders, which were stored before the loss, with their keys; returns the number of replays.
+
+    The checker compares the answers with the first ones.
+    """
     wanted = [
         request for request in drill.buyers.history.requests if request.ending is Ending.OK and not request.misuse
     ]
@@ -150,22 +152,22 @@ _LOSS = Expectations(forgotten_events=True, lost_orders=True)
 FAULTS = [
     Fault(
         "aof-torn-tail", "the append-only file ends in half a command, as after a power cut",
-        "what is torn was never answered; all else is there", tear_tail,
+        "the torn command was never answered; all other data is there", tear_tail,
     ),
     Fault(
         "aof-disk-full", "the disk of the append-only file is full for 3 s",
-        "Redis ends rather than answer what it could not write; it comes back with the space", fill_disk,
+        "Redis ends instead of answering an unwritten order; it restarts when there is space", fill_disk,
         needs=Needs(small_disk=True),
     ),
     Fault(
-        "redis-wiped-mid-sale", "Redis loses its whole disk in mid-sale",
-        "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; what was accepted and not "
-        "stored is lost, as documented", wipe, needs=Needs(own="redis-wiped"),
+        "redis-wiped-mid-sale", "Redis loses its whole disk during a sale",
+        "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; accepted orders that were "
+        "not stored are lost, as documented", wipe, needs=Needs(own="redis-wiped"),
         sale=LIMITED, allowed=_LOSS,
     ),
     Fault(
-        "redis-went-back", "Redis comes back with the append-only file of 2 s ago",
-        "its sales are closed within half a second, and rebuilt; no unit is sold twice; what was accepted and not stored "
-        "is lost, as documented", go_back, needs=Needs(own="redis-went-back"), allowed=_LOSS,
+        "redis-went-back", "Redis restarts with the append-only file of 2 s ago",
+        "its sales are closed within half a second, and rebuilt; no unit is sold twice; accepted orders that were not "
+        "stored are lost, as documented", go_back, needs=Needs(own="redis-went-back"), allowed=_LOSS,
     ),
 ]  # fmt: skip

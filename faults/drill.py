@@ -1,7 +1,7 @@
-"""One fault from beginning to end: a fresh sale, a crowd, the fault, healing, quiet, and the comparison.
+"""Runs one fault from beginning to end: a new sale, buyers, the fault, recovery, drain, comparison.
 
-buyers buys for a while -> the fault -> it is undone or ends by itself -> crowd buys until it is served as before (F)
--> crowd stops -> backlogs drain (F) -> uncertain outcomes are asked for again -> evidence is compared (A-E)
+buying for a while -> the fault -> its end, by itself or undone -> buying until goodput is back (F) -> buying stops
+-> backlogs drain (F) -> unknown outcomes are resolved -> evidence is compared (A-E)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ INVARIANTS = "ABCDEF"
 
 @dataclass(slots=True)
 class Result:
-    """What a drill showed. `proof` says how the fault is known to have fired; empty findings mean that it is green."""
+    """Result of a drill. `proof`: evidence that the fault fired. Without findings the result is green."""
 
     name: str
     seed: int
@@ -58,11 +58,11 @@ class Result:
 
     @property
     def is_green(self) -> bool:
-        """Fired, and every promise kept."""
+        """The fault fired, and all invariants hold."""
         return not self.findings and bool(self.proof) and not self.skipped
 
     def as_document(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The document for `--json`."""
         broken = {finding.invariant for finding in self.findings}
         return {
             "name": self.name,
@@ -85,7 +85,7 @@ class Result:
 def run_drill(
     fault: Fault, stage: Stage, *, seed: int, say: Callable[[str], None], seconds: float = STEADY_S
 ) -> Result:
-    """Run one fault on a stage; `seconds` is how long the crowd buys before it. Never raises for what a fault causes."""
+    """Run one fault on a stage, after `seconds` of buying. Effects of the fault become findings, not exceptions."""
     began = time.monotonic()
     result = Result(fault.name, seed)
     try:
@@ -93,10 +93,10 @@ def run_drill(
     except NotHere as reason:
         result.skipped = str(reason)
     except NotFired as reason:
-        result.findings.append(Finding("F", f"the fault did not fire, or the stack did not come back: {reason}"))
-    except Exception as error:  # one drill that cannot go on must not end the others
+        result.findings.append(Finding("F", f"the fault did not fire, or the stack did not recover: {reason}"))
+    except Exception as error:  # a failed drill must not end the others
         where = "".join(traceback.format_exception(error)[-3:]).strip()
-        result.findings.append(Finding("F", f"the drill could not go on: {where}"))
+        result.findings.append(Finding("F", f"the drill failed: {where}"))
     finally:
         stage.calm()
     result.took_s = time.monotonic() - began
@@ -104,17 +104,17 @@ def run_drill(
 
 
 async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str], None], seconds: float) -> None:
-    rng = random.Random(f"{fault.name}:{result.seed}")  # noqa: S311 - chance that can be repeated
+    rng = random.Random(f"{fault.name}:{result.seed}")  # noqa: S311 - seeded, no secret
     cluster = load_settings().topology
     letters_before = await dead_letters(stage.stack)
-    say(f"{fault.name}: a sale")
+    say(f"{fault.name}: opening a sale")
     sale_id, skus = await asyncio.to_thread(_open_sale, fault, stage)
     habits = Habits(cancel=fault.sale.cancel)
     buyers = SimulatedBuyers([stage.stack.edge_url], History(sale_id), dict(stage.users), skus, rng, habits)
     drill = Drill(stage, buyers, rng, sale_id, skus, cluster, say)
     buyers.start()
     try:
-        say(f"{fault.name}: the crowd buys")
+        say(f"{fault.name}: buying")
         await asyncio.sleep(seconds)
         before_per_s = buyers.per_s(time.monotonic() - seconds / 2, time.monotonic())
         say(f"{fault.name}: {fault.about}")
@@ -122,7 +122,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
         result.proof = await fault.act(drill)
         stage.calm()
         if fault.heals:
-            say(f"{fault.name}: healing")
+            say(f"{fault.name}: recovering")
             result.healed_s = await _heal(buyers, before_per_s)
     finally:
         await buyers.stop()
@@ -131,11 +131,11 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
         result.findings.append(
             Finding("F", f"goodput was not back to 90% of {before_per_s:.0f}/s within {HEAL_S_MAX:.0f} s")
         )
-    say(f"{fault.name}: backlogs drain")
-    # What the crowd is not sure of may still be on its way to Redis; then it is asked for again, and drains as well.
+    say(f"{fault.name}: draining")
+    # Requests with an unknown outcome may still be on their way to Redis. They are repeated afterwards: drain twice.
     first_drain_s = await _drain(stage, cluster)
     if fault.sale.hold_s < LONG_HOLD_S and not await _collected(stage, sale_id, fault.sale.hold_s):
-        result.findings.append(Finding("F", f"holds were not collected within {COLLECT_S_MAX:.0f} s of their end"))
+        result.findings.append(Finding("F", f"holds were not released within {COLLECT_S_MAX:.0f} s after they expired"))
     if await buyers.resolve():
         say(f"{fault.name}: some outcomes stayed unknown")
     if await _drain(stage, cluster) is not None:
@@ -151,7 +151,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
     result.refused = sum(request.ending is Ending.REFUSED for request in buyers.history.requests)
     result.unknown_attempts = sum(attempt.ending is Ending.UNKNOWN for attempt in buyers.history.attempts())
     if not result.accepted:
-        result.findings.append(Finding("F", "nothing was sold at all"))
+        result.findings.append(Finding("F", "no order was accepted"))
 
 
 def _open_sale(fault: Fault, stage: Stage) -> tuple[UUID, list[str]]:
@@ -169,7 +169,7 @@ def _open_sale(fault: Fault, stage: Stage) -> tuple[UUID, list[str]]:
 
 
 async def _heal(buyers: SimulatedBuyers, before_per_s: float) -> float | None:
-    """Seconds until the crowd is served as before; None if it never is."""
+    """Seconds until goodput is back; None if it does not come back in time."""
     began = time.monotonic()
     while (now := time.monotonic()) - began < HEAL_S_MAX + HEAL_LOOK_S:
         await asyncio.sleep(0.1)
@@ -179,7 +179,7 @@ async def _heal(buyers: SimulatedBuyers, before_per_s: float) -> float | None:
 
 
 async def _collected(stage: Stage, sale_id: UUID, hold_s: int) -> bool:
-    """Whether no hold of the sale is left, some time after the last one ended."""
+    """Whether all holds of the sale are released some time after the last one expired."""
     deadline = time.monotonic() + hold_s + COLLECT_S_MAX
     async with stage.redis() as redis:
         while time.monotonic() < deadline:
@@ -191,15 +191,15 @@ async def _collected(stage: Stage, sale_id: UUID, hold_s: int) -> bool:
 
 
 async def _drain(stage: Stage, cluster: Topology) -> float | None:
-    """Seconds until nothing is on its way any more; None if that takes too long."""
+    """Seconds until all backlogs are empty; None if that takes too long."""
     began = time.monotonic()
     quiet = 0
     while time.monotonic() - began < DRAIN_S_MAX:
         try:
             quiet = 0 if any((await backlog(stage.stack, cluster=cluster)).values()) else quiet + 1
         except (RedisError, psycopg.Error, QueueUnavailable, OSError):
-            quiet = 0  # a server that is still coming back
-        if quiet == 2:  # twice in a row: what left one place may have been on its way to the next
+            quiet = 0  # a server is still recovering
+        if quiet == 2:  # twice in a row: a message between two backlogs is in neither
             return time.monotonic() - began
         await asyncio.sleep(0.15)
     return None

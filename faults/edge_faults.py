@@ -1,4 +1,4 @@
-"""Faults of the edge itself: its workers, its main process, its clock, its descriptors, and everything at once."""
+"""Faults of the edge itself: its workers, its main process, its clock, its descriptors; and a power loss."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ time_t time(time_t *into) {
 
 
 async def kill_worker(drill: Drill) -> str:
-    """SIGKILL to one of two workers, twice."""
+    """Send SIGKILL to one of two workers, twice."""
     stage, killed = drill.stage, []
     for _ in range(2):
         before = set(stage.edge_workers())
@@ -76,7 +76,7 @@ async def kill_worker(drill: Drill) -> str:
         killed.append(pid)
         await stage.until(partial(_is_replaced, stage, before), "no new worker came")
         await drill.pause(0.3, 0.8)
-    return f"workers {killed} killed, there are {len(stage.edge_workers())} again under the same main process"
+    return f"workers {killed} killed; the same main process has {len(stage.edge_workers())} workers again"
 
 
 def _is_replaced(stage: Stage, before: set[int]) -> bool:
@@ -85,7 +85,7 @@ def _is_replaced(stage: Stage, before: set[int]) -> bool:
 
 
 async def stop_worker(drill: Drill) -> str:
-    """SIGSTOP to one of two workers for longer than an order may take: its connections hang, the other's do not."""
+    """Stop one of two workers for longer than an order may take: its connections hang, the other's do not."""
     pid = drill.rng.choice(sorted(drill.stage.edge_workers()))
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
@@ -101,14 +101,14 @@ async def stop_worker(drill: Drill) -> str:
         for a in drill.buyers.history.attempts()
     )
     if not late:
-        raise NotFired("nobody waited for the stopped worker")
+        raise NotFired("no request waited for the stopped worker")
     if not served:
-        drill.fail("F", "the other worker answered nobody")
+        drill.fail("F", "the other worker answered no request")
     return f"{late} requests waited for the stopped worker, the other answered {served:.0f}/s meanwhile"
 
 
 async def kill_main(drill: Drill) -> str:
-    """SIGKILL to the edge's main process: its workers end with it, the supervisor starts it anew."""
+    """Send SIGKILL to the edge's main process: its workers end with it, and the supervisor restarts it."""
     stage, began = drill.stage, time.monotonic()
     old, workers = stage.pid("edge"), stage.edge_workers()
     os.kill(old, signal.SIGKILL)
@@ -120,7 +120,7 @@ async def kill_main(drill: Drill) -> str:
 
 
 async def kill_after_execution(drill: Drill) -> str:
-    """All workers die between the execution of a batch and its answers."""
+    """Kill all workers between the execution of a batch and its answers."""
     stage, began = drill.stage, time.monotonic()
 
     def kill_workers() -> None:
@@ -132,16 +132,16 @@ async def kill_after_execution(drill: Drill) -> str:
     await sprung(drill, trap, "workers killed")
     await stage.until(lambda: responds(f"{stage.stack.edge_url}/readyz"), "no worker came back")
     drill.silence(began)
-    return "both workers were killed with the reply of an executed batch on its way to them"
+    return "both workers were killed while the reply of an executed batch was on its way to them"
 
 
 async def drain_edge(drill: Drill) -> str:
-    """Two edges as behind a load balancer; one is told to stop by SIGTERM in mid-load."""
+    """Send SIGTERM to one of two edges under load, as behind a load balancer."""
     stage = drill.stage
     port = free_port()
     second = stage.start_extra("edge", "edge-second", edge_port=str(port), edge_workers="1")
     url = f"http://127.0.0.1:{port}"
-    await stage.until(lambda: responds(f"{url}/readyz"), "the second edge did not get ready")
+    await stage.until(lambda: responds(f"{url}/readyz"), "the second edge did not become ready")
     drill.buyers.urls.append(url)
     await asyncio.sleep(0.5)
     old, before, began = stage.pid("edge"), drill.pace(), time.monotonic()
@@ -152,11 +152,11 @@ async def drain_edge(drill: Drill) -> str:
     await asyncio.sleep(0.5)
     drill.buyers.urls.remove(url)
     await stage.end_extra(second)
-    return f"edge {old} drained and ended, its connections went to the other one; then that one drained, too"
+    return f"edge {old} drained and ended, its connections moved to the other edge; then that edge drained, too"
 
 
 async def clock_ahead(drill: Drill) -> str:
-    """A token that has two minutes left is good at an edge that is five minutes ahead."""
+    """Order with a token that is valid for two minutes, at an edge that is five minutes ahead."""
     attempt, proof = await _order_at_skewed(drill, SKEW_S, ttl_s=TOKEN_MARGIN_S)
     if attempt.ending is not Ending.OK:
         drill.fail("E", f"a token with two minutes left was refused by the edge that is ahead: {attempt.code}")
@@ -164,16 +164,18 @@ async def clock_ahead(drill: Drill) -> str:
 
 
 async def clock_behind(drill: Drill) -> str:
-    """A token that ended two minutes ago is no good at an edge that is five minutes behind."""
+    """Order with a token that expired two minutes ago, at an edge that is five minutes behind."""
     attempt, proof = await _order_at_skewed(drill, -SKEW_S, ttl_s=-TOKEN_MARGIN_S)
     if attempt.code != "token_expired":
-        drill.fail("E", f"a token that ended two minutes ago was answered {attempt.code or attempt.status}")
+        drill.fail("E", f"a token that expired two minutes ago was answered {attempt.code or attempt.status}")
     return proof
 
 
 async def _order_at_skewed(drill: Drill, by_s: int, *, ttl_s: int) -> tuple[Attempt, str]:
-    """Add a second edge whose wall clock is wrong for a while; the answer to its first order, by a token of that life,
-    and the proof that the crowd bought there."""
+    """Run a second edge with a wrong wall clock for a while, and order there first with a token of lifetime `ttl_s`.
+
+    Returns the answer to that order, and the proof that buyers ordered there.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NotHere("no C compiler for the clock shim")
@@ -199,7 +201,7 @@ async def _order_at_skewed(drill: Drill, by_s: int, *, ttl_s: int) -> tuple[Atte
             "edge", "edge-skewed", environ={"LD_PRELOAD": str(shim)}, edge_port=str(port), edge_workers="1"
         )
         url = f"http://127.0.0.1:{port}"
-        await stage.until(lambda: responds(f"{url}/readyz"), "the skewed edge did not get ready")
+        await stage.until(lambda: responds(f"{url}/readyz"), "the skewed edge did not become ready")
     keys = load_token_keys(stage.folder.token_keys)
     ((user, token),) = mint_many(keys, count=1, issuer=load_settings().token_issuer, ttl_s=ttl_s)
     wire = Wire([url])
@@ -214,15 +216,15 @@ async def _order_at_skewed(drill: Drill, by_s: int, *, ttl_s: int) -> tuple[Atte
     drill.buyers.urls.remove(url)
     await stage.end_extra(skewed)
     if not taken:
-        raise NotFired("the crowd bought nothing at the skewed edge")
+        raise NotFired("the skewed edge accepted no order of the buyers")
     return (
         attempt,
-        f"an edge {abs(skew_s):.0f} s {'ahead' if by_s > 0 else 'behind'} took {taken:.0f} orders of the crowd",
+        f"an edge {abs(skew_s):.0f} s {'ahead' if by_s > 0 else 'behind'} accepted {taken:.0f} orders of the buyers",
     )
 
 
 async def exhaust_descriptors(drill: Drill) -> str:
-    """More idle connections than the edge may have open files."""
+    """Open more idle connections than the edge may have open files."""
     host, _, port = drill.stage.stack.edge_url.removeprefix("http://").partition(":")
     opened: list[asyncio.StreamWriter] = []
     workers, before = drill.stage.edge_workers(), drill.pace()
@@ -238,17 +240,17 @@ async def exhaust_descriptors(drill: Drill) -> str:
     files = [len(os.listdir(f"/proc/{pid}/fd")) for pid in drill.stage.edge_workers()]
     served = drill.goes_on(began, before)
     if drill.stage.edge_workers() != workers:
-        drill.fail("F", "workers ended for want of descriptors")
+        drill.fail("F", "workers ended without free descriptors")
     for writer in opened:
         writer.transport.abort()
     drill.silence(began)
     if max(files) < FILES_MAX * 0.8:
         raise NotFired(f"the workers have only {files} files open")
-    return f"{len(opened)} idle connections, {files} files open of {FILES_MAX}; the crowd got {served:.0f} answers/s"
+    return f"{len(opened)} idle connections, {files} files open of {FILES_MAX}; buyers got {served:.0f} answers/s"
 
 
 async def lose_power(drill: Drill) -> str:
-    """SIGKILL to everything at once, supervisor and servers included; then the stack is started again."""
+    """Kill all processes at once, supervisor and servers included; then start the stack again."""
     stage, began = drill.stage, time.monotonic()
     stack = stage.stack
     pids = [stack.supervisor, *stack.processes.values(), *stage.edge_workers()]
@@ -256,9 +258,9 @@ async def lose_power(drill: Drill) -> str:
     for pid in reversed(pids):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    # Not even a zombie may be left: PostgreSQL takes one that has the pid of its lock file for a running server.
+    # Wait for zombies, too: PostgreSQL takes a zombie with the pid in its lock file for a running server.
     orphans = [Path(f"/proc/{pid}") for pid in pids if pid != stack.supervisor]
-    await stage.until(lambda: not any(orphan.exists() for orphan in orphans), "something survived")
+    await stage.until(lambda: not any(orphan.exists() for orphan in orphans), "a process survived")
     log = stage.folder.log("supervisor")
     argv = [sys.executable, "-m", "faults.variation", str(stage.folder.path), "0", "0"]
     supervisor = spawn(
@@ -267,7 +269,7 @@ async def lose_power(drill: Drill) -> str:
     stack = await asyncio.to_thread(wait_until_up, stage.folder, supervisor, log)
     drill.buyers.urls[:] = [stack.edge_url]
     drill.silence(began)
-    return f"{len(pids)} processes were killed at once, and all came back"
+    return f"{len(pids)} processes were killed at once, and all were restarted"
 
 
 _CUT = Expectations(broken_connections=True)
@@ -277,33 +279,33 @@ FAULTS = [
         kill_worker, allowed=_CUT,
     ),
     Fault(
-        "edge-worker-sigstop", "one of two edge workers stops for 4 s", "the other one serves; what waited is answered",
+        "edge-worker-sigstop", "one of two edge workers stops for 4 s", "the other one serves; waiting requests are answered",
         stop_worker, allowed=_CUT,
     ),
     Fault("edge-main-killed", "SIGKILL to the edge's main process", "restarted with new workers", kill_main, allowed=_CUT),
     Fault(
         "edge-killed-after-execution", "all edge workers die between a batch's execution and its answers",
-        "buyers repeat with their keys and get the orders that were made", kill_after_execution, allowed=_CUT, fast=True,
+        "buyers repeat with their keys and get the executed orders", kill_after_execution, allowed=_CUT, fast=True,
     ),
     Fault(
-        "edge-sigterm-under-load", "one of two edges is told to stop under keep-alive load",
-        "no request fails: answers close their connections, then it ends", drain_edge,
+        "edge-sigterm-under-load", "one of two edges gets SIGTERM under keep-alive load",
+        "no request fails: answers close their connections, then the edge ends", drain_edge,
     ),
     Fault(
         "edge-clock-skewed", "the clock of one of two edges is five minutes ahead",
-        "windows, holds and rates go by Redis time; tokens are judged by it, too", clock_ahead,
+        "sale windows, holds, rates and token lifetimes use Redis time", clock_ahead,
     ),
     Fault(
         "edge-clock-behind", "the clock of one of two edges is five minutes behind",
-        "as with one that is ahead", clock_behind,
+        "as with a clock that is ahead", clock_behind,
     ),
     Fault(
         "descriptors-exhausted", "an edge that may open 220 files gets 600 idle connections",
-        "open connections are served, nothing ends; new ones wait", exhaust_descriptors, allowed=_CUT,
+        "open connections are served, no process ends; new connections wait", exhaust_descriptors, allowed=_CUT,
         needs=Needs(launchers={"edge": ["sh", "-c", f'ulimit -n {FILES_MAX}; exec "$0" "$@"']}),
     ),
     Fault(
-        "power-loss", "SIGKILL to every process at once, servers and supervisor too; then up again",
-        "every 202 is there", lose_power, allowed=_CUT, needs=Needs(own="power-loss"),
+        "power-loss", "SIGKILL to all processes at once, servers and supervisor included; then a restart",
+        "every 202 is stored", lose_power, allowed=_CUT, needs=Needs(own="power-loss"),
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the system holds of one sale: Redis lanes and orders, shards, guard, event log, queues. Reads only, judges nothing."""
+"""Reads the stored data of one sale: Redis lanes and orders, shards, guard, event log, queues. Does not judge it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _OUTBOX = "SELECT count(*) FROM outbox"
 
 @dataclass(frozen=True, slots=True)
 class StoredOrder:
-    """A row of `orders`; `lines` as pairs of SKU and quantity, `prices_minor` in the same order."""
+    """A row of `orders`. `lines`: pairs of SKU and quantity; `prices_minor` in the same order."""
 
     shard: int
     order_id: UUID
@@ -67,7 +67,7 @@ class StoredOrder:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A record of the event log about an order of the sale; `digest` of its bytes."""
+    """A record of the event log about an order of the sale; `digest` is the hash of its bytes."""
 
     event_id: str
     order_id: UUID
@@ -81,7 +81,7 @@ class Event:
 
 @dataclass(slots=True)
 class Evidence:
-    """Everything about one sale. `lanes` maps a lane to its counters by SKU index, None where it does not know the sale."""
+    """All data of one sale. `lanes` maps a lane to its counters by SKU index; None for a lane without the sale."""
 
     definition: SaleDefinition
     rows: list[StoredOrder] = field(default_factory=list)
@@ -104,7 +104,7 @@ class Evidence:
 
 
 async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, known_dead_letters: int = 0) -> Evidence:
-    """Read all of it. Call when all is quiet: it is no snapshot."""
+    """Read all data. Call when no request is in flight: this is not a snapshot."""
     redis = redis_client(stack.redis_url)
     log = open_event_log(stack.event_log_url, topology.TOPICS)
     try:
@@ -125,7 +125,7 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
 
 
 async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]:
-    """What is still on its way: entries in lanes, messages in queues and waiting retries, outbox rows. All 0: quiet."""
+    """Number of entries in lanes, of messages in queues, of waiting retries and of outbox rows. All 0: quiet."""
     counts: dict[str, int] = {}
     redis = redis_client(stack.redis_url)
     queue = open_queue(stack.queue_url, cluster.queues)
@@ -149,7 +149,7 @@ async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]
 
 
 async def dead_letters(stack: Stack) -> int:
-    """Dead letters of all queues."""
+    """Number of dead letters in all queues."""
     letters = open_dead_letters(SecretStr(stack.catalogue_dsn))
     try:
         return sum((await letters.count()).values())
@@ -158,12 +158,12 @@ async def dead_letters(stack: Stack) -> int:
 
 
 async def read_definition(redis: Redis, sale_id: UUID) -> SaleDefinition:
-    """The sale as edges know it."""
+    """The sale's definition in Redis."""
     return SaleDefinition.from_document(orjson.loads(cast(bytes, await redis.get(topology.sale_key(sale_id)))))
 
 
 async def read_counters(redis: Redis, sale_id: UUID) -> dict[int, list[Stock] | None]:
-    """Counters by SKU index for each lane of a sale, None for a lane that does not know it."""
+    """Counters by SKU index for each lane of a sale; None for a lane without the sale."""
     definition = await read_definition(redis, sale_id)
     fields = [topology.stock_field(sale_id, index) for index in range(len(definition.items))]
     lanes: dict[int, list[Stock] | None] = {}
@@ -222,7 +222,7 @@ async def _read_places(dsn: str, evidence: Evidence) -> None:
 
 
 async def _read_poison(stack: Stack, evidence: Evidence) -> None:
-    """Places that the relay gave up, earlier drills' as well: shards are told of them by the reconciler, some time later."""
+    """Add places that the relay dead-lettered, also in earlier drills: the reconciler reports them to shards later."""
     letters, cursor = open_dead_letters(SecretStr(stack.catalogue_dsn)), None
     try:
         while True:

@@ -1,8 +1,8 @@
-"""What clients saw: every request with all its attempts, from invocation to answer. Performs no I/O.
+"""The clients' history: every request with all its attempts, from invocation to answer. Performs no I/O.
 
-An attempt ends as `OK` (a 2xx), `REFUSED` (a typed answer that promises that nothing was done) or `UNKNOWN` (504, no answer,
-a broken connection: done or not). A request is as good as the attempts allow: one OK makes it OK; it is REFUSED only if
-no attempt is UNKNOWN, or if the last one was made when all was quiet again.
+An attempt ends as `OK` (a 2xx), `REFUSED` (a typed answer: nothing was done) or `UNKNOWN` (504, no answer, a broken
+connection: done or not). A request is OK if one attempt is OK. It is REFUSED if no attempt is UNKNOWN, or if the last
+attempt was made when no other was in flight any more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Lines = tuple[tuple[str, int], ...]  # SKU and quantity, in the order of the req
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What an answer says of an order. `lines`: SKU, quantity and unit price, in the order of the answer."""
+    """An order as an answer describes it. `lines`: SKU, quantity and unit price, in the order of the answer."""
 
     sale_id: UUID
     status: str
@@ -29,7 +29,7 @@ class Told:
 
 
 class Ending(Enum):
-    """How an attempt, or a request as a whole, ended."""
+    """Outcome of an attempt, or of a request as a whole."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -38,25 +38,25 @@ class Ending(Enum):
 
 @dataclass(slots=True)
 class Attempt:
-    """One HTTP exchange. Times in seconds of the monotonic clock; `lag_s` is by how much the client itself was late."""
+    """One HTTP exchange. Times in seconds of the monotonic clock; `lag_s`: delay of the client itself."""
 
     invoked_at: float
     returned_at: float
     ending: Ending
     status: int = 0  # 0: no answer
-    code: str = ""  # of a problem; of a broken connection: what broke
+    code: str = ""  # of a problem; for a broken connection, its error
     order_id: UUID | None = None
     told: Told | None = None  # of a 2xx
     replayed: bool = False
-    body_hash: int = 0  # of a 2xx: the same order must be told in the same words
+    body_hash: int = 0  # of a 2xx: answers about one order must be equal
     lag_s: float = 0.0
-    fault: str = ""  # what is wrong with the answer as such: not typed, not readable
-    settled: bool = False  # made when all was quiet: its answer is final
+    fault: str = ""  # defect of the answer itself, such as an untyped problem
+    settled: bool = False  # made when no other attempt was in flight: its answer is final
 
 
 @dataclass(slots=True)
 class OrderRequest:
-    """One order that a user wants, under one key. `misuse`: its key belongs to another request with other lines."""
+    """One order of a user under one key. `misuse`: the key belongs to another request with other lines."""
 
     user_id: UUID
     key: str
@@ -67,17 +67,17 @@ class OrderRequest:
 
     @property
     def ending(self) -> Ending:
-        """See the module."""
+        """Outcome of the request, as the module defines it."""
         return _ending(self.attempts)
 
     @property
     def cancel_ending(self) -> Ending | None:
-        """Of the cancellation; None when none was asked for."""
+        """Outcome of the cancellation; None without one."""
         return _ending(self.cancels) if self.cancels else None
 
     @property
     def order_ids(self) -> set[UUID]:
-        """Every order id that was answered; one, if all is well."""
+        """All order ids in answers; a correct system gives one."""
         return {attempt.order_id for attempt in self.attempts if attempt.order_id is not None}
 
 
@@ -93,7 +93,7 @@ def _ending(attempts: list[Attempt]) -> Ending:
 
 @dataclass(slots=True)
 class History:
-    """All requests of one crowd at one sale. `silences`: spans in which the edge itself was stopped or gone."""
+    """All requests at one sale. `silences`: spans in which the edge itself was stopped or gone."""
 
     sale_id: UUID
     requests: list[OrderRequest] = field(default_factory=list)
@@ -106,5 +106,5 @@ class History:
             yield from request.cancels
 
     def excused(self, attempt: Attempt) -> bool:
-        """Whether the edge could not answer this attempt in time because it was itself stopped or gone meanwhile."""
+        """Whether the edge was stopped or gone during this attempt, so that it could not answer in time."""
         return any(begin <= attempt.returned_at and attempt.invoked_at <= end for begin, end in self.silences)

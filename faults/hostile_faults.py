@@ -1,4 +1,4 @@
-"""Clients that mean harm or know no better: slow heads, slow bodies, endless bodies, ambiguous requests, all at once."""
+"""Hostile or broken clients: slow heads, slow bodies, endless bodies, ambiguous requests, mass reconnects, retries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def _connection(drill: Drill) -> AsyncIterator[tuple[asyncio.StreamReader,
 
 
 def _order(drill: Drill, key: str) -> tuple[UUID, bytes, bytes]:
-    """A buyer, the head and the body of a proper order."""
+    """A buyer, and the head and the body of a valid order."""
     user, token = drill.rng.choice(drill.stage.users)
     body = json.dumps({"items": [{"sku": drill.skus[1], "quantity": 1}]}).encode()
     whole = order_request("edge", f"/v1/sales/{drill.sale_id}/orders", token=token, key=key, body=body)
@@ -44,7 +44,7 @@ def _order(drill: Drill, key: str) -> tuple[UUID, bytes, bytes]:
 
 
 async def _answer(reader: asyncio.StreamReader) -> Answer | None:
-    """The answer, None if the connection just ended."""
+    """The answer; None if the connection ended without one."""
     try:
         async with asyncio.timeout(ANSWER_S_MAX):
             return await read_answer(reader)
@@ -62,7 +62,7 @@ def _kind(answer: Answer | None) -> str:
 
 
 async def slow_heads(drill: Drill) -> str:
-    """Heads that arrive a byte at a time and never end."""
+    """Send heads one byte at a time, without an end."""
     before, began = drill.pace(), time.monotonic()
     _, head, _ = _order(drill, "slow-head")
     held = 0
@@ -80,12 +80,12 @@ async def slow_heads(drill: Drill) -> str:
     await asyncio.gather(*(dribble() for _ in range(SLOW_CLIENTS)))
     now = drill.goes_on(began, before)
     if held < SLOW_CLIENTS:
-        raise NotFired(f"only {held} of {SLOW_CLIENTS} dribbled to the end")
-    return f"{held} of {SLOW_CLIENTS} dribbled for {SLOW_S:.0f} s; the crowd got {now:.0f} answers/s, {before:.0f}/s before"
+        raise NotFired(f"only {held} of {SLOW_CLIENTS} clients sent until the end")
+    return f"{held} of {SLOW_CLIENTS} sent for {SLOW_S:.0f} s; buyers got {now:.0f} answers/s, {before:.0f}/s before"
 
 
 async def slow_bodies(drill: Drill) -> str:
-    """Heads in one piece, then a body that does not come."""
+    """Send a whole head, then only the start of its body."""
     before, began = drill.pace(), time.monotonic()
     kinds: Counter[str] = Counter()
 
@@ -98,12 +98,12 @@ async def slow_bodies(drill: Drill) -> str:
     await asyncio.gather(*(hold_back(number) for number in range(SLOW_CLIENTS)), return_exceptions=True)
     drill.goes_on(began, before)
     if kinds["request_timeout"] != SLOW_CLIENTS:
-        drill.fail("E", f"{SLOW_CLIENTS} bodies that did not come were answered {dict(kinds)}, not request_timeout")
-    return f"{sum(kinds.values())} bodies did not come: {dict(kinds)}"
+        drill.fail("E", f"{SLOW_CLIENTS} incomplete bodies were answered {dict(kinds)}, not request_timeout")
+    return f"{sum(kinds.values())} bodies stayed incomplete: {dict(kinds)}"
 
 
 async def huge_bodies(drill: Drill) -> str:
-    """A body that says it has a gigabyte, and one in chunks that never ends."""
+    """Send a body with a length of a gigabyte, and one in chunks without an end."""
     workers = drill.stage.edge_workers()
     before_mb = _resident_mb(workers)
     _, head, _ = _order(drill, "huge")
@@ -130,7 +130,9 @@ async def huge_bodies(drill: Drill) -> str:
         drill.fail("E", f"endless bodies were answered {dict(kinds)}, not body_too_large")
     if grown_mb > MEMORY_MB_MAX:
         drill.fail("E", f"the edge grew by {grown_mb} MB over {sent_mb // 16} MB of bodies")
-    return f"{sum(kinds.values())} bodies without end: {dict(kinds)}; {sent_mb // 16} MB sent, the edge grew by {grown_mb} MB"
+    return (
+        f"{sum(kinds.values())} endless bodies: {dict(kinds)}; {sent_mb // 16} MB sent, the edge grew by {grown_mb} MB"
+    )
 
 
 def _resident_mb(pids: list[int]) -> int:
@@ -139,7 +141,7 @@ def _resident_mb(pids: list[int]) -> int:
 
 
 async def smuggle(drill: Drill) -> str:
-    """Requests whose end is a matter of opinion, with another order hidden where one opinion sees a body."""
+    """Send requests of ambiguous length: one reading sees a body, another reading sees a hidden second order."""
     kinds: Counter[str] = Counter()
     _, head, _ = _order(drill, "outer")
     lines = [line for line in head.split(b"\r\n") if line and not line.startswith(b"Content-Length")]
@@ -168,7 +170,7 @@ async def smuggle(drill: Drill) -> str:
             second = await _answer(reader) if first is not None else None
         kinds[_kind(first)] += 1
         if second is not None and second.status < 300:
-            drill.fail("E", f"{name}: the hidden order was taken as a request of its own")
+            drill.fail("E", f"{name}: the hidden order was accepted as a request of its own")
             order_id = UUID(json.loads(second.body)["order_id"])
             drill.say(f"{name}: order {order_id} of {user}")
         if first is not None and first.status < 300:
@@ -179,7 +181,7 @@ async def smuggle(drill: Drill) -> str:
 
 
 async def reconnect_all(drill: Drill) -> str:
-    """A thousand clients lose their connections at once and come back at once, three times."""
+    """Connect a thousand clients at once, three times, as after a lost network."""
     statuses: Counter[int] = Counter()
 
     async def come() -> None:
@@ -193,12 +195,12 @@ async def reconnect_all(drill: Drill) -> str:
     for _ in range(ROUNDS):
         await asyncio.gather(*(come() for _ in range(RECONNECTING)))
     if statuses[0] or any(status >= 500 for status in statuses):
-        drill.fail("E", f"not everybody was answered: {dict(statuses)}")
+        drill.fail("E", f"some clients got no answer or a 5xx: {dict(statuses)}")
     return f"{sum(statuses.values())} connections in {ROUNDS} waves, answers by status: {dict(statuses)}"
 
 
 async def storm_of_retries(drill: Drill) -> str:
-    """Every buyer repeats every order at once from many connections, also while Redis is stalled."""
+    """Repeat every order at once from many connections, for a part of them while Redis is stalled."""
     history, proxy = drill.buyers.history, drill.stage.proxy("edge")
     replays_before, held_before = sum(attempt.replayed for attempt in history.attempts()), proxy.counted["stalled"]
     wires = [drill.buyers.new_wire() for _ in range(8)]
@@ -213,24 +215,24 @@ async def storm_of_retries(drill: Drill) -> str:
     replays = sum(attempt.replayed for attempt in history.attempts()) - replays_before
     again = sum(attempt.ending is Ending.OK for request in wanted for attempt in request.attempts)
     if not replays or proxy.counted["stalled"] == held_before:
-        raise NotFired(f"{replays} orders were replayed, {proxy.counted['stalled'] - held_before} writes held back")
-    return f"{len(wanted)} orders asked for eight times more at once: {again} times the same order, {replays} replays"
+        raise NotFired(f"{replays} orders were replayed, {proxy.counted['stalled'] - held_before} writes delayed")
+    return f"{len(wanted)} orders repeated eight times at once: {again} times the same order, {replays} replays"
 
 
 FAULTS = [
-    Fault("slowloris", "250 clients send heads byte by byte", "others are served as before", slow_heads),
-    Fault("slow-body", "250 clients send a head and no body", "request_timeout; others are served", slow_bodies),
+    Fault("slowloris", "250 clients send heads byte by byte", "other clients are served as before", slow_heads),
+    Fault("slow-body", "250 clients send a head and no body", "request_timeout; other clients are served", slow_bodies),
     Fault(
-        "huge-body", "bodies of a gigabyte, by length and in chunks without end",
+        "huge-body", "bodies of a gigabyte, and in chunks without an end",
         "body_too_large, the connection closes, memory does not grow", huge_bodies,
     ),
     Fault(
-        "request-smuggling", "requests of ambiguous length with another order hidden in them",
-        "refused, or read in one way and closed: the hidden order is never taken", smuggle,
+        "request-smuggling", "requests of ambiguous length that hide another order",
+        "refused, or read in one way and closed: the hidden order is never accepted", smuggle,
     ),
-    Fault("thundering-reconnect", "a thousand clients come back at once, three times", "all are answered", reconnect_all),
+    Fault("thundering-reconnect", "a thousand clients connect at once, three times", "all are answered", reconnect_all),
     Fault(
         "buyer-retries-storm", "every order repeated eight times at once, also while Redis stalls",
-        "one order a key, whatever is repeated", storm_of_retries,
+        "one order per key", storm_of_retries,
     ),
 ]  # fmt: skip

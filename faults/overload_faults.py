@@ -1,4 +1,4 @@
-"""More orders than can be taken: once what limits is the way to Redis, once it is the processor."""
+"""More orders than the system can accept: limited by round trips to Redis, or limited by the processor."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PEAK_CONNECTIONS = 160
 OVERLOAD_CONNECTIONS = 700
 OVERLOAD_FACTOR = 5
 GOODPUT_SHARE = 0.9
-ROUNDS = 3  # of peak and overload by turns: a machine that others load as well changes from one second to the next
+ROUNDS = 3  # of peak and overload in turn, because the speed of a shared machine changes from one second to the next
 RUN_S = 5.0
-SETTLE_S = 2.5  # of each run, left out: the first flood meets an empty queue
-# Redis is far: what can be taken is bounded by round trips. So the load generator can offer five times as much without
-# taking the processor from the edge, and what a busy machine adds to a round trip is little beside this.
+SETTLE_S = 2.5  # start of each run, not measured: the first requests meet an empty queue
+# A far Redis: round trips bound the capacity. So the load driver can offer five times as much without taking processor
+# time from the edge, and the delays of a busy machine are small compared with a round trip.
 LINK_DELAY_S = 0.1
 STORED_S_MAX = 60.0
 DRIVER_S_MAX = 60.0
@@ -35,14 +35,14 @@ TOO_FEW_PROCESSORS = 2  # exit status of `perf.overload`
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What an edge of one worker has answered so far, the crowd's orders included."""
+    """Counts of the answers of an edge with one worker, including answers to the drill's buyers."""
 
     at: float
     outcomes: dict[str, float]
 
     @classmethod
     def read(cls, edge_url: str) -> Answers:
-        """From /metrics."""
+        """Read them from /metrics."""
         with urllib.request.urlopen(f"{edge_url}/metrics", timeout=DRIVER_S_MAX) as answer:  # noqa: S310 - our own
             text = answer.read().decode()
         outcomes = {
@@ -53,13 +53,13 @@ class Answers:
         return cls(time.monotonic(), outcomes)
 
     def rates_since(self, before: Answers) -> dict[str, float]:
-        """A second, by outcome."""
+        """Answers per second by outcome."""
         took_s = self.at - before.at
         return {name: (count - before.outcomes.get(name, 0)) / took_s for name, count in self.outcomes.items()}
 
 
 async def far_redis(drill: Drill) -> str:
-    """Five times as much as can be taken, by a driver of its own at a sale of its own."""
+    """Offer five times the capacity, with the load driver at a separate sale."""
     stage = drill.stage
     link = stage.proxy("edge")
     link.slow(LINK_DELAY_S)
@@ -73,14 +73,14 @@ async def far_redis(drill: Drill) -> str:
         peaks.append(await _drive(drill, sale["id"], sku, f"peak{number}", PEAK_CONNECTIONS))
         overs.append(await _drive(drill, sale["id"], sku, f"over{number}", OVERLOAD_CONNECTIONS))
     link.slow(0)
-    # Buyers who were answered 202. Replays are those whose first answer came too late, while the queue found its length:
-    # each takes an order's place in a batch.
+    # Replays count, too: their first answer was too late while the queue length settled, and each takes the place of
+    # an order in a batch.
     peak_per_s, over_per_s = (
         sum(run["accepted"] + run["replayed"] for run in runs) / ROUNDS for runs in (peaks, overs)
     )
     offered_per_s = sum(sum(run.values()) for run in overs) / ROUNDS
     if offered_per_s < OVERLOAD_FACTOR * peak_per_s:
-        raise NotFired(f"only {offered_per_s:.0f}/s were offered, {peak_per_s:.0f}/s can be taken")
+        raise NotFired(f"only {offered_per_s:.0f}/s were offered, the capacity is {peak_per_s:.0f}/s")
     if over_per_s < GOODPUT_SHARE * peak_per_s:
         drill.fail("F", f"{over_per_s:.0f} 202s/s under overload, {peak_per_s:.0f}/s at peak: {peaks} {overs}")
     await _recount(drill, UUID(sale["id"]), sku)
@@ -91,7 +91,7 @@ async def far_redis(drill: Drill) -> str:
 
 
 async def _drive(drill: Drill, sale_id: str, sku: str, name: str, connections: int) -> dict[str, float]:
-    """Run the bundled load driver; the edge's answers a second, the run's beginning apart."""
+    """Run the load driver; returns the edge's answers per second, without the start of the run."""
     folder = drill.stage.folder
     tokens = folder.path / "tokens.tsv"
     tokens.touch(mode=0o600)
@@ -117,7 +117,7 @@ async def _drive(drill: Drill, sale_id: str, sku: str, name: str, connections: i
 
 
 async def _run(argv: list[str], *, within_s: float) -> tuple[int, str, str]:
-    """A Python program to its end: exit status, output, errors. TimeoutError when it takes too long; it is killed then."""
+    """Run a Python program; returns exit status, output and errors. Kills it after `within_s`: TimeoutError."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE, cwd=PROJECT,
@@ -135,7 +135,7 @@ async def _run(argv: list[str], *, within_s: float) -> tuple[int, str, str]:
 
 
 async def _recount(drill: Drill, sale_id: UUID, sku: str) -> None:
-    """Every 202 of the driver against the shards, as soon as they have them."""
+    """Compare all 202s of the driver with the shards, as soon as they have them."""
     stage = drill.stage
     users = [user for user, _ in stage.users]
     promises = []
@@ -158,7 +158,7 @@ async def _recount(drill: Drill, sale_id: UUID, sku: str) -> None:
 
 
 async def busy_processor(drill: Drill) -> str:
-    """An edge and a Redis of their own on one processor (`perf.overload`): the drill's own stack is only looked at."""
+    """Overload a separate edge and Redis on one processor (`perf.overload`); the drill's own stack is not harmed."""
     status, output, errors = await _run(["-m", "perf.overload", "--json", "--gate"], within_s=PROCESSOR_S_MAX)
     if status == TOO_FEW_PROCESSORS:
         raise NotHere(errors.strip())
@@ -167,7 +167,7 @@ async def busy_processor(drill: Drill) -> str:
     figure: dict[str, Any] = json.loads(output)
     result = figure["result"]
     if not all(target["met"] for target in figure["targets"]):
-        drill.fail("F", f"accepted an amount of processor time fell to {result['share']:.2f} of the peak's: {result}")
+        drill.fail("F", f"orders per unit of processor time fell to {result['share']:.2f} of the peak's: {result}")
     cost = result["us_an_accepted"]
     due_per_s = sum(run["due_per_s"] for run in result["overload"]) / len(result["overload"])
     return (
@@ -178,8 +178,8 @@ async def busy_processor(drill: Drill) -> str:
 
 FAULTS = [
     Fault(
-        "overload-5x", "five times as many orders as can be taken, Redis being far",
-        "goodput stays at 90% of the peak or more; the rest is refused early as overloaded", far_redis,
+        "overload-5x", "five times as many orders as the capacity, with a far Redis",
+        "goodput stays at 90% of the peak or more; other orders are refused early as overloaded", far_redis,
         needs=Needs(
             limits={
                 "edge_workers": "1", "batches_in_flight_max": "1", "user_rate": "1000", "user_burst": "10000",
@@ -187,7 +187,7 @@ FAULTS = [
         ),
     ),
     Fault(
-        "overload-processor", "five times as many orders as one processor can take",
-        "goodput an amount of processor time stays at 90% of the peak's or more", busy_processor,
+        "overload-processor", "five times as many orders as one processor can handle",
+        "goodput per unit of processor time stays at 90% of the peak's or more", busy_processor,
     ),
 ]  # fmt: skip

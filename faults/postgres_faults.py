@@ -1,4 +1,4 @@
-"""Faults of PostgreSQL and of the way to it. The embedded stack has one server: its shards are databases of it."""
+"""Faults of PostgreSQL and of its connections. The embedded stack has one server; its shards are databases there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from faults.scenario import Act, Drill, Fault
 AWAY_S = 4.0
 CATALOGUE = "catalogue"
 _COMMIT = (b"COMMIT",)
-# Of the start-up message: the name alone is also in statements, such as those about `shard_grant`.
+# Part of the start-up message: the name alone also occurs in statements, such as those about `shard_grant`.
 TO_SHARD = b"\0database\0shard_"
 
 
 async def kill_postgres(drill: Drill) -> str:
-    """SIGKILL to the server: crash recovery."""
+    """Send SIGKILL to the server, which then runs crash recovery."""
     old, before, began = drill.stage.pid("postgres"), drill.pace(), time.monotonic()
     os.kill(old, signal.SIGKILL)
     await drill.stage.replaced("postgres", old)
@@ -29,7 +29,7 @@ async def kill_postgres(drill: Drill) -> str:
 
 
 def database_away(name: str) -> Act:
-    """A database takes no connections and ends those it has, for a while."""
+    """End all connections of a database and refuse new ones for a while."""
 
     async def act(drill: Drill) -> str:
         stage = drill.stage
@@ -50,7 +50,7 @@ def database_away(name: str) -> Act:
         finally:
             await stage.sql(stage.maintenance_dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         if not ended:
-            raise NotFired(f"nobody was connected to {name}")
+            raise NotFired(f"no process was connected to {name}")
         return f"{len(ended)} connections to {name} were ended, none accepted for {AWAY_S:.0f} s"
 
     return act
@@ -63,19 +63,19 @@ async def _stored(drill: Drill, dsn: str) -> int:
 
 
 def commits_harmed(harm: Harm) -> Act:
-    """Connections end at commits of the shards' writer."""
+    """End connections at commits of the shard writer."""
 
     async def act(drill: Drill) -> str:
         trap = Trap(harm, _COMMIT, TO_SHARD, times=6, skip=drill.rng.randrange(5))
         drill.stage.proxy("shard-writer-0", "postgres").set_trap(trap)
         await sprung(drill, trap, "commits")
-        return f"{trap.sprung} commits lost their {'answer' if harm is Harm.AFTER else 'way'}"
+        return f"{trap.sprung} commits {'lost their answers' if harm is Harm.AFTER else 'did not reach the server'}"
 
     return act
 
 
 async def stall_writer(drill: Drill) -> str:
-    """Nothing passes between writer and PostgreSQL, connections stay open."""
+    """Forward nothing between the writer and PostgreSQL; connections stay open."""
     proxy = drill.stage.proxy("shard-writer-0", "postgres")
     before, began = drill.pace(), time.monotonic()
     proxy.stall(stalled=True)
@@ -83,25 +83,25 @@ async def stall_writer(drill: Drill) -> str:
     drill.goes_on(began, before)
     proxy.stall(stalled=False)
     if not proxy.counted["stalled"]:
-        raise NotFired("nothing was held back")
-    return f"{proxy.counted['stalled']} writes were held back for {AWAY_S:.0f} s"
+        raise NotFired("no write was delayed")
+    return f"{proxy.counted['stalled']} writes were delayed for {AWAY_S:.0f} s"
 
 
-_AWAY = "sales go on; the writer pauses without spending attempts, and stores everything afterwards"
+_AWAY = "sales continue; the writer pauses without spending attempts, and stores all orders afterwards"
 FAULTS = [
     Fault("postgres-kill9", "SIGKILL to PostgreSQL, all shards and the catalogue", _AWAY, kill_postgres),
     Fault(
-        "one-shard-down", "one shard ends its connections and takes none for 4 s",
-        "sales go on; the other shards go on being stored", database_away("shard_2"), fast=True,
+        "one-shard-down", "one shard ends its connections and accepts none for 4 s",
+        "sales continue; the other shards keep storing", database_away("shard_2"), fast=True,
     ),
-    Fault("catalogue-down", "the catalogue ends its connections and takes none for 4 s", _AWAY, database_away(CATALOGUE)),
+    Fault("catalogue-down", "the catalogue ends its connections and accepts none for 4 s", _AWAY, database_away(CATALOGUE)),
     Fault(
-        "commit-reply-lost", "answers to the writer's commits are swallowed", "delivered again, dropped by version",
+        "commit-reply-lost", "answers to the writer's commits are lost", "delivered again, dropped by version",
         commits_harmed(Harm.AFTER),
     ),
     Fault(
         "commit-never-arrives", "connections end as the writer commits", "rolled back, delivered again",
         commits_harmed(Harm.BEFORE),
     ),
-    Fault("writer-stalled", "nothing passes between writer and PostgreSQL for 4 s", _AWAY, stall_writer),
+    Fault("writer-stalled", "no data passes between writer and PostgreSQL for 4 s", _AWAY, stall_writer),
 ]  # fmt: skip

@@ -1,10 +1,10 @@
-"""A TCP proxy that does harm on demand: cuts, stalls, slows, tears a request, loses a reply, springs a trap.
+"""A TCP proxy that causes faults on demand: cuts, stalls, slows, tears a request, loses a reply, springs a trap.
 
     client ---> [ FaultProxy ] ---> server
 
-It runs in a thread with an event loop of its own, so that a busy or stopped test does not hold up traffic. Every harm is
-counted when it happens: a fault that did not fire proves nothing. It knows no protocol; what it aims at are marks, byte
-strings that one write of the client contains.
+It runs in a thread with its own event loop, so that a busy or stopped test does not delay traffic. It counts all harm:
+a fault that did not fire proves nothing. It knows no protocol; a trap looks for marks, byte strings in one write of the
+client.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ START_S_MAX = 10.0
 
 
 class Harm(Enum):
-    """What a trap does to the write that springs it."""
+    """Effect of a trap on the write that springs it."""
 
-    BEFORE = "before"  # the write is not passed on
-    AFTER = "after"  # the write is passed on, the reply is swallowed: executed, but nobody knows
-    TORN = "torn"  # only the first half of the write is passed on
+    BEFORE = "before"  # the write is not forwarded
+    AFTER = "after"  # the write is forwarded, the reply is dropped: executed, but the client does not know
+    TORN = "torn"  # only the first half of the write is forwarded
 
 
 @dataclass(slots=True)
 class Trap:
     """Waits for a client's write that contains all `marks`, on a connection whose first bytes contain `greeting`.
 
-    When it is sprung, the connection ends by `harm`; before that, `action` is called in the proxy's thread.
+    When it springs, `action` is called in the proxy's thread, and then the connection ends as `harm` says.
     """
 
     harm: Harm
     marks: tuple[bytes, ...]
     greeting: bytes = b""
     times: int = 1
-    skip: int = 0  # let so many pass before
+    skip: int = 0  # matching writes that pass before
     action: Callable[[], object] | None = None
     sprung: int = 0
     done: threading.Event = field(default_factory=threading.Event)
 
     def wants(self, data: bytes, greeting: bytes) -> bool:
-        """Whether this write springs it; counts down `skip`."""
+        """Whether this write springs the trap; counts `skip` down."""
         if self.sprung >= self.times or self.greeting not in greeting or any(mark not in data for mark in self.marks):
             return False
         if self.skip:
@@ -59,7 +59,7 @@ class Trap:
         return True
 
     def spring(self) -> None:
-        """Count it and do what else is to be done."""
+        """Count, and call `action`."""
         self.sprung += 1
         if self.action is not None:
             self.action()
@@ -72,7 +72,7 @@ class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     greeting: bytes = b""
-    trap: Trap | None = None  # its reply is to be swallowed
+    trap: Trap | None = None  # the next reply is dropped for this trap
 
     def abort(self) -> None:
         for writer in (self.client, self.server):
@@ -81,7 +81,7 @@ class _Connection:
 
 @dataclass(slots=True)
 class _DelayLine:
-    """One direction of a connection: each write leaves so much later than it came, in order, without holding up others."""
+    """One direction of a connection: delays each write, keeps the order, and blocks no other connection."""
 
     writer: asyncio.StreamWriter
     loop: asyncio.AbstractEventLoop
@@ -92,7 +92,7 @@ class _DelayLine:
         if not delay_s and not self.on_the_way:
             self.writer.write(data)
             return
-        # Never the same time twice: the loop does not keep the order of timers that are due at once.
+        # Distinct times: the loop does not keep the order of timers with equal times.
         self.due_s = max(self.loop.time() + delay_s, self.due_s + 1e-6)
         self.on_the_way += 1
         self.loop.call_at(self.due_s, self._arrive, data)
@@ -106,11 +106,11 @@ class _DelayLine:
 class FaultProxy:
     """Forwards one local port to another, for any number of connections. A context manager.
 
-    `counted`: `connections`, `refused`, `cut`, `stalled` (writes held back), `slowed`, and each harm of traps by its name.
+    `counted`: `connections`, `refused`, `cut`, `stalled` (delayed writes), `slowed`, and the harms of traps by name.
     """
 
     def __init__(self, server_port: int) -> None:
-        """Listens on `port` of the loopback address as soon as it is entered."""
+        """Listens on `port` of the loopback address after it is entered."""
         self.server_port = server_port
         self.port = free_port()
         self.counted: Counter[str] = Counter()
@@ -126,41 +126,41 @@ class FaultProxy:
         self._stopping = asyncio.Event()
 
     def __enter__(self) -> FaultProxy:
-        """Listen; OSError if that does not come to be."""
+        """Listen. Raises OSError if the port is taken."""
         self._thread.start()
         if not self._listening.wait(START_S_MAX):
             raise OSError(f"the proxy cannot listen on port {self.port}")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End everything."""
+        """End all connections and the thread."""
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(START_S_MAX)
 
     def cut(self) -> int:
-        """End all connections now; how many there were."""
+        """End all connections now; returns their number."""
         count: int = self._do(self._cut)
         return count
 
     def refuse(self, refusing: bool) -> None:
-        """While true, new connections are closed at once. What is open goes on."""
+        """While true, close new connections at once. Open connections continue."""
         self._do(lambda: setattr(self, "_refusing", refusing))
 
     def stall(self, stalled: bool) -> None:
-        """While true nothing is passed on, in either direction, and connections stay open."""
+        """While true, forward nothing in either direction; connections stay open."""
         self._do(self._flowing.clear if stalled else self._flowing.set)
 
     def slow(self, delay_s: float) -> None:
-        """Each write is passed on that much later; 0 ends it."""
+        """Delay each write; 0 ends the delay."""
         self._do(lambda: setattr(self, "_delay_s", delay_s))
 
     def set_trap(self, trap: Trap) -> Trap:
-        """Arm a trap; `trap.done` is set when it was sprung for the last time."""
+        """Arm a trap. `trap.done` is set when it has sprung for the last time."""
         self._do(lambda: self._traps.append(trap))
         return trap
 
     def clear(self) -> None:
-        """No harm any more: everything passes."""
+        """End all harm: forward everything."""
 
         def calm() -> None:
             self._traps.clear()
@@ -171,7 +171,7 @@ class FaultProxy:
         self._do(calm)
 
     def _do(self, act: Callable[[], Any]) -> Any:
-        """Run in the proxy's thread, wait for the answer."""
+        """Run `act` in the proxy's thread and wait for its result."""
 
         async def run() -> Any:
             return act()
@@ -210,7 +210,7 @@ class FaultProxy:
             return
         try:
             from_server, to_server = await asyncio.open_connection("127.0.0.1", self.server_port)
-        except OSError:  # the server is down: so is its address
+        except OSError:  # the server is down
             to_client.transport.abort()
             return
         connection = _Connection(to_client, to_server)
@@ -247,7 +247,7 @@ class FaultProxy:
         connection.abort()
 
     async def _to_server(self, connection: _Connection, data: bytes) -> bytes:
-        """What of a client's write is passed on; empty ends the connection."""
+        """The part of a client's write to forward; empty ends the connection."""
         if len(connection.greeting) < GREETING_BYTES_MAX:
             connection.greeting += data[: GREETING_BYTES_MAX - len(connection.greeting)]
         trap = next((trap for trap in self._traps if trap.wants(data, connection.greeting)), None)
@@ -260,12 +260,12 @@ class FaultProxy:
         if trap.harm is Harm.TORN:
             connection.server.write(data[: len(data) // 2])
             await connection.server.drain()
-            await asyncio.sleep(0.05)  # the half must have left before the connection ends
+            await asyncio.sleep(0.05)  # the half must leave before the connection ends
         trap.spring()
         return b""
 
     async def _to_client(self, connection: _Connection, data: bytes) -> bytes:
-        """What of a server's write is passed on; empty ends the connection."""
+        """The part of a server's write to forward; empty ends the connection."""
         trap = connection.trap
         if trap is None:
             return data

@@ -1,4 +1,4 @@
-"""Staff's own process killed while it publishes."""
+"""Kills the backoffice while it publishes a sale."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ops.shop import ShopError
 
 
 def publish_killed(harm: Harm) -> Act:
-    """The backoffice dies at the step that loads a lane, before or after it is done."""
+    """Kill the backoffice at the step that loads a lane, before or after its execution."""
 
     async def act(drill: Drill) -> str:
         stage = drill.stage
@@ -32,10 +32,10 @@ def publish_killed(harm: Harm) -> Act:
         try:
             await asyncio.to_thread(shop.publish, draft["id"])
         except ShopError:
-            pass  # the process died under it: that was wanted
+            pass  # the process was killed, as intended
         else:
-            raise NotFired("publishing went through")
-        await sprung(drill, trap, "the backoffice came to the point")
+            raise NotFired("publishing succeeded")
+        await sprung(drill, trap, "the backoffice reached the step")
         await stage.replaced("backoffice", old)
         shop = await asyncio.to_thread(stage.staff)
         sale = await asyncio.to_thread(shop.publish, draft["id"])
@@ -51,7 +51,7 @@ def publish_killed(harm: Harm) -> Act:
                 "A",
                 f"after publishing again: {sale['state']}, order {attempt.code or attempt.status}, {available} left",
             )
-        return f"pid {old} killed there; published again, it is open with its stock once"
+        return f"pid {old} killed there; published again, the sale is open and its stock is loaded once"
 
     return act
 
@@ -59,10 +59,10 @@ def publish_killed(harm: Harm) -> Act:
 FAULTS = [
     Fault(
         "backoffice-killed-before-load", "backoffice killed before it loads a lane",
-        "publishing again finishes it", publish_killed(Harm.BEFORE),
+        "publishing again completes it", publish_killed(Harm.BEFORE),
     ),
     Fault(
-        "backoffice-killed-after-load", "backoffice killed after it loaded a lane, without knowing it",
-        "publishing again finishes it; the stock is there once", publish_killed(Harm.AFTER),
+        "backoffice-killed-after-load", "backoffice killed after it loaded a lane, before the answer arrives",
+        "publishing again completes it; the stock is loaded once", publish_killed(Harm.AFTER),
     ),
 ]  # fmt: skip

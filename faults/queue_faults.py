@@ -1,4 +1,4 @@
-"""What a queue may do to its consumers: deliver twice, in another order, and things that nobody can read."""
+"""Faults of a queue: duplicates, another order, and messages that cannot be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from faults.scenario import Drill, Fault
 
 STOPPED_S = 2.0
 POISON = 3
-# Takes the lane's next place as the reserving script does, so that the sequence stays without gaps.
+# Takes the lane's next place like the reserving script, so that the sequence has no gaps.
 _PLANT = """
 local seq = redis.call('HINCRBY', KEYS[1], 'seq', 1)
 if ARGV[1] == 'stream' then redis.call('XADD', KEYS[2], seq .. '-0', 'e', 'this is no order') end
@@ -28,12 +28,12 @@ def _stream(shard: int) -> str:
 
 
 async def duplicate(drill: Drill) -> str:
-    """While the writer is stopped its queues fill; each message is put in twice more."""
+    """Stop the writer so that its queues fill, and add each message twice more."""
     return await _meddle(drill, in_reverse=False)
 
 
 async def reorder(drill: Drill) -> str:
-    """While the writer is stopped its queues fill; all messages are put behind one another in reverse."""
+    """Stop the writer so that its queues fill, and reverse the order of the messages."""
     return await _meddle(drill, in_reverse=True)
 
 
@@ -55,11 +55,11 @@ async def _meddle(drill: Drill, *, in_reverse: bool) -> str:
         os.kill(pid, signal.SIGCONT)
     if not count:
         raise NotFired("the queues were empty")
-    return f"{count} messages were {'put in reverse order' if in_reverse else 'put in again'}"
+    return f"{count} messages were {'put into reverse order' if in_reverse else 'added again'}"
 
 
 async def poison_lane(drill: Drill) -> str:
-    """Entries that are no orders, in their place in the lane's stream."""
+    """Add entries that are not orders to a lane's stream, with places of their own."""
     lane = drill.lanes[0]
     seqs = []
     async with drill.stage.redis() as redis:
@@ -67,11 +67,11 @@ async def poison_lane(drill: Drill) -> str:
             keys = lane_state_key(lane), lane_stream_key(lane)
             seqs.append(int(await cast(Any, redis.eval(_PLANT, 2, *keys, "stream"))))
             await drill.pause(0.1, 0.4)
-    return f"places {seqs} of lane {lane} hold no order"
+    return f"places {seqs} of lane {lane} are not orders"
 
 
 async def poison_queue(drill: Drill) -> str:
-    """Messages for a shard whose orders cannot be read."""
+    """Add messages with unreadable orders to shards' queues."""
     lane = drill.lanes[0]
     seqs = []
     async with drill.stage.redis() as redis:
@@ -86,16 +86,16 @@ async def poison_queue(drill: Drill) -> str:
 
 
 FAULTS = [
-    Fault("duplicate-queue-messages", "every message of a full queue is there three times", "dropped by version", duplicate),
-    Fault("reordered-queue-messages", "the messages of a full queue are turned around", "dropped by version", reorder),
+    Fault("duplicate-queue-messages", "a full queue has every message three times", "dropped by version", duplicate),
+    Fault("reordered-queue-messages", "the messages of a full queue are reversed", "dropped by version", reorder),
     Fault(
-        "poison-entry", "entries in a lane's stream that are no orders",
-        "dead letters with their place; what is behind them is relayed", poison_lane,
+        "poison-entry", "entries in a lane's stream that are not orders",
+        "dead letters with their place; later entries are relayed", poison_lane,
         allowed=Expectations(dead_letters=POISON),
     ),
     Fault(
         "poison-message", "messages in a shard's queue that cannot be read",
-        "tried eight times, then dead letters; what is beside them is stored", poison_queue,
+        "eight attempts, then dead letters; other orders are stored", poison_queue,
         allowed=Expectations(dead_letters=POISON),
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Faults of the reservation Redis and of the way to it."""
+"""Faults of the reservation Redis and of its connections."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from faults.scenario import Drill, Fault, Sale
 
 RESERVE = (b"EVALSHA", b":state", b":stream")  # a batch of orders on its way to Redis
 TRAP_S_MAX = 15.0
-LIMITED = Sale(per_user_limit=3)  # that some of the crowd reach
+LIMITED = Sale(per_user_limit=3)  # some buyers reach this limit
 
 
 async def sprung(drill: Drill, trap: Trap, what: str) -> None:
-    """Wait for a trap; NotFired if nothing springs it."""
+    """Wait for a trap. NotFired if it does not spring in time."""
     await drill.stage.until(
         trap.done.is_set, f"{what}: sprung {trap.sprung} times of {trap.times}", within_s=TRAP_S_MAX
     )
 
 
 async def kill_redis(drill: Drill) -> str:
-    """SIGKILL in mid-load."""
+    """Send SIGKILL under load."""
     await drill.pause(0, 0.5)
     old = drill.stage.pid("redis")
     os.kill(old, signal.SIGKILL)
@@ -35,7 +35,7 @@ async def kill_redis(drill: Drill) -> str:
 
 
 async def restart_redis(drill: Drill) -> str:
-    """SIGTERM: an orderly restart."""
+    """Send SIGTERM, for an orderly restart."""
     old = drill.stage.pid("redis")
     os.kill(old, signal.SIGTERM)
     new = await drill.stage.replaced("redis", old)
@@ -43,7 +43,7 @@ async def restart_redis(drill: Drill) -> str:
 
 
 async def kill_redis_often(drill: Drill) -> str:
-    """Three times, the next one soon after the last."""
+    """Send SIGKILL three times, each soon after the last restart."""
     pids = [drill.stage.pid("redis")]
     for _ in range(3):
         os.kill(pids[-1], signal.SIGKILL)
@@ -53,7 +53,7 @@ async def kill_redis_often(drill: Drill) -> str:
 
 
 async def pause_redis(drill: Drill) -> str:
-    """SIGSTOP for longer than an order may take."""
+    """Stop Redis for longer than an order may take."""
     pid = drill.stage.pid("redis")
     unanswered = sum(attempt.code == "outcome_unknown" for attempt in drill.buyers.history.attempts())
     os.kill(pid, signal.SIGSTOP)
@@ -68,15 +68,15 @@ async def pause_redis(drill: Drill) -> str:
 
 
 async def lose_replies(drill: Drill) -> str:
-    """The batch is executed, its reply never arrives."""
+    """Execute batches and drop their replies."""
     proxy = drill.stage.proxy("edge")
     trap = proxy.set_trap(Trap(Harm.AFTER, RESERVE, times=8, skip=drill.rng.randrange(5)))
     await sprung(drill, trap, "replies lost")
-    return f"{proxy.counted['after']} replies were swallowed behind executed batches"
+    return f"{proxy.counted['after']} replies to executed batches were dropped"
 
 
 async def tear_batches(drill: Drill) -> str:
-    """Half of a batch arrives, then the connection ends."""
+    """Forward half of a batch, then end the connection."""
     proxy = drill.stage.proxy("edge")
     trap = proxy.set_trap(Trap(Harm.TORN, RESERVE, times=8, skip=drill.rng.randrange(5)))
     await sprung(drill, trap, "batches torn")
@@ -84,7 +84,7 @@ async def tear_batches(drill: Drill) -> str:
 
 
 async def cut_connections(drill: Drill) -> str:
-    """All connections of all processes to Redis, again and again."""
+    """End all connections of all processes to Redis, several times."""
     proxies = [proxy for (_, server), proxy in drill.stage.proxies.items() if server == "redis"]
     cut = 0
     for _ in range(6):
@@ -96,41 +96,41 @@ async def cut_connections(drill: Drill) -> str:
 
 
 async def stall_link(drill: Drill) -> str:
-    """Connections stay open, nothing passes."""
+    """Forward nothing; connections stay open."""
     proxy = drill.stage.proxy("edge")
     proxy.stall(stalled=True)
     await asyncio.sleep(5.0)
     proxy.stall(stalled=False)
     if not proxy.counted["stalled"]:
-        raise NotFired("nothing was held back")
-    return f"{proxy.counted['stalled']} writes were held back"
+        raise NotFired("no write was delayed")
+    return f"{proxy.counted['stalled']} writes were delayed"
 
 
 async def slow_link(drill: Drill) -> str:
-    """Each write takes 40 ms longer in both directions."""
+    """Delay each write by 40 ms in both directions."""
     proxy = drill.stage.proxy("edge")
     proxy.slow(0.04)
     await asyncio.sleep(3.0)
     proxy.slow(0)
     if not proxy.counted["slowed"]:
-        raise NotFired("nothing was slowed")
+        raise NotFired("no write was slowed")
     return f"{proxy.counted['slowed']} writes were slowed"
 
 
 async def unreachable(drill: Drill) -> str:
-    """Connections end and new ones are refused for longer than an order may take."""
+    """End all connections, and refuse new ones for longer than an order may take."""
     proxy = drill.stage.proxy("edge")
     proxy.refuse(refusing=True)
     proxy.cut()
     await asyncio.sleep(3.5)
     proxy.refuse(refusing=False)
     if not proxy.counted["refused"]:
-        raise NotFired("nobody tried to connect")
+        raise NotFired("the edge did not try to connect")
     return f"{proxy.counted['refused']} connections were refused"
 
 
 async def flush_scripts(drill: Drill) -> str:
-    """The script cache is emptied, as a restart does, again and again."""
+    """Empty the script cache several times, as a restart does."""
     async with drill.stage.redis() as redis:
         before = await _errors(redis, "NOSCRIPT")
         for _ in range(10):
@@ -138,12 +138,12 @@ async def flush_scripts(drill: Drill) -> str:
             await drill.pause(0.05, 0.3)
         missing = await _errors(redis, "NOSCRIPT") - before
     if not missing:
-        raise NotFired("no script was missed")
-    return f"{missing} calls met NOSCRIPT"
+        raise NotFired("no call got NOSCRIPT")
+    return f"{missing} calls got NOSCRIPT"
 
 
 async def fill_memory(drill: Drill) -> str:
-    """maxmemory is lowered below what is in use."""
+    """Lower maxmemory below the memory in use."""
     began = time.monotonic()
     async with drill.stage.redis() as redis:
         before, met_before = (await redis.config_get("maxmemory"))["maxmemory"], await _errors(redis, "OOM")
@@ -156,17 +156,17 @@ async def fill_memory(drill: Drill) -> str:
     refused = sum(a.code == "overloaded" and a.returned_at > began for a in drill.buyers.history.attempts())
     if not refused:
         raise NotFired("no order was refused as overloaded")
-    return f"{refused} answers were overloaded, {met} commands met OOM"
+    return f"{refused} answers were overloaded, {met} commands got OOM"
 
 
 async def _errors(redis: Redis, kind: str) -> int:
-    """How many errors of a kind Redis has answered since it started: the restarts before it met some, too."""
+    """Number of errors of a kind since Redis started; earlier drills caused some of them."""
     found = (await redis.info("errorstats")).get(f"errorstat_{kind}")
     return int(found["count"]) if found else 0
 
 
 async def redis_gone_for_long(drill: Drill) -> str:
-    """Stopped, then killed: first silence, then a restart."""
+    """Stop Redis, then kill it: first silence, then a restart."""
     pid = drill.stage.pid("redis")
     began = time.monotonic()
     os.kill(pid, signal.SIGSTOP)
@@ -178,37 +178,37 @@ async def redis_gone_for_long(drill: Drill) -> str:
 
 FAULTS = [
     Fault(
-        "redis-kill9", "SIGKILL to Redis under load; the supervisor starts it again",
-        "in-flight orders are resubmitted or answered outcome_unknown; nothing accepted is gone", kill_redis, fast=True,
+        "redis-kill9", "SIGKILL to Redis under load; the supervisor restarts it",
+        "orders in flight are resubmitted or answered outcome_unknown; no accepted order is lost", kill_redis, fast=True,
     ),
-    Fault("redis-restart-term", "Redis is restarted in an orderly way", "as redis-kill9", restart_redis),
+    Fault("redis-restart-term", "Redis gets SIGTERM and is restarted", "as redis-kill9", restart_redis),
     Fault("redis-kill9-thrice", "SIGKILL to Redis three times in a row", "as redis-kill9", kill_redis_often),
     Fault(
         "redis-paused-past-deadline", "Redis stops (SIGSTOP) for longer than an order may take",
-        "outcome_unknown in time; repeating with the same key tells the outcome", pause_redis,
+        "outcome_unknown in time; repeating with the same key returns the outcome", pause_redis,
     ),
     Fault("redis-paused-then-killed", "Redis stops for 3 s, then is killed", "as both", redis_gone_for_long),
     Fault(
-        "reply-lost-after-execution", "replies to executed batches are swallowed, the connection ends",
-        "the edge resubmits; the buyer gets the order that was made", lose_replies, sale=LIMITED, fast=True,
+        "reply-lost-after-execution", "replies to executed batches are lost, the connection ends",
+        "the edge resubmits; the buyer gets the executed order", lose_replies, sale=LIMITED, fast=True,
     ),
     Fault(
         "connection-cut-mid-batch", "half a batch arrives at Redis, then the connection ends",
-        "nothing of it is executed; it is resubmitted", tear_batches,
+        "no part of the batch is executed; it is resubmitted", tear_batches,
     ),
     Fault("connections-cut", "all connections of all processes to Redis end, six times", "all reconnect", cut_connections),
     Fault(
-        "connection-stalled", "the edge's connections to Redis pass nothing for 5 s and stay open",
+        "connection-stalled", "the edge's connections to Redis pass no data for 5 s and stay open",
         "answers in time; a silent connection is replaced", stall_link,
     ),
-    Fault("connection-slow", "each write between edge and Redis takes 40 ms longer", "slower, still right", slow_link),
+    Fault("connection-slow", "each write between edge and Redis takes 40 ms longer", "slower, still correct", slow_link),
     Fault(
         "redis-unreachable", "the edge cannot connect to Redis for 3.5 s",
-        "overloaded, or outcome_unknown for what was sent; reconnects by itself", unreachable,
+        "overloaded, or outcome_unknown for orders in flight; the edge reconnects", unreachable,
     ),
-    Fault("script-flush", "SCRIPT FLUSH under load, ten times", "scripts are loaded again, unseen by buyers", flush_scripts),
+    Fault("script-flush", "SCRIPT FLUSH under load, ten times", "scripts are loaded again; buyers notice nothing", flush_scripts),
     Fault(
-        "redis-out-of-memory", "maxmemory is lowered below what is in use for 3 s",
-        "orders are refused as overloaded, nothing half-done; what is accepted still reaches its shard", fill_memory,
+        "redis-out-of-memory", "maxmemory is below the memory in use for 3 s",
+        "orders are refused as overloaded, none is half done; accepted orders still reach their shards", fill_memory,
     ),
 ]  # fmt: skip

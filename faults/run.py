@@ -1,4 +1,4 @@
-"""Runs faults one after the other: those with equal needs share a stage, a red one ends its stage."""
+"""Runs faults one after the other. Faults with equal needs share a stage; a red result ends its stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ops.stack_file import StackError
 
 
 def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None]) -> Iterator[Result]:
-    """The result of each, as soon as it is there."""
+    """Yield the result of each fault as soon as it has ended."""
     left = list(faults)
     while left:
         key = left[0].needs.key
@@ -27,7 +27,7 @@ def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Calla
 def _on_one_stage(
     group: list[Fault], *, seed: int, seconds: float, say: Callable[[str], None]
 ) -> Generator[Result, None, list[Fault]]:
-    """Run them until one is red; what is left needs another stage. A generator that returns the rest."""
+    """Yield results until one is red. Returns the remaining faults, which need another stage."""
     with ExitStack() as stack:
         try:
             stage = _enter(stack, group[0].needs, say)
@@ -35,13 +35,13 @@ def _on_one_stage(
             yield from (Result(fault.name, seed, skipped=str(reason)) for fault in group)
             return []
         except (StackError, OSError) as error:
-            finding = Finding("F", f"there is no stack to break: {error}")
+            finding = Finding("F", f"the stack did not start: {error}")
             yield from (Result(fault.name, seed, findings=[finding]) for fault in group)
             return []
         for number, fault in enumerate(group, start=1):
             result = run_drill(fault, stage, seed=seed, say=say, seconds=seconds)
             if not result.is_green and not result.skipped:
-                result.findings.append(Finding("-", f"logs are kept in {keep_logs(stage.folder)}"))
+                result.findings.append(Finding("-", f"logs are in {keep_logs(stage.folder)}"))
                 yield result
                 return group[number:]
             yield result
@@ -49,9 +49,9 @@ def _on_one_stage(
 
 
 def _enter(stack: ExitStack, needs: Needs, say: Callable[[str], None]) -> Stage:
-    """A stage. Tried twice: a free port may be taken before its server gets there, a busy machine may be late."""
+    """Start a stage, with a second try: another process may take a chosen port, or a busy machine may be too slow."""
     try:
         return stack.enter_context(staged(needs, say))
     except StackError as error:
-        say(f"once more: {error}")
+        say(f"trying again: {error}")
     return stack.enter_context(staged(needs, say))

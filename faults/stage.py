@@ -1,4 +1,4 @@
-"""Where faults happen: an embedded stack of its own, proxies between its processes and servers, and tools to harm both."""
+"""The environment of faults: an embedded stack, proxies between its processes and servers, and tools to harm both."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ USERS = 400
 TOKEN_S = 4 * 3600  # longer than a whole run
 WAIT_S_MAX = 30.0
 SMALL_DISK_MB = 24
-# Short leases: what a crash leaves held is free again within the ten seconds that healing may take.
+# Short leases: a crashed process's leases expire well within the ten seconds that recovery may take.
 _LIMITS = {"edge_workers": "2", "lease_ms": "1500", "log_level": "INFO"}
-# Who is sent through which proxies.
+# Process -> the servers that it reaches through proxies.
 ROUTES = {
     "edge": ("redis",),
     "backoffice": ("redis",),
@@ -65,7 +65,7 @@ class Stage:
 
     @property
     def stack(self) -> Stack:
-        """What `stack.json` says now."""
+        """The current content of `stack.json`."""
         return self.folder.require_stack()
 
     def staff(self) -> Shop:
@@ -74,17 +74,17 @@ class Stage:
         return Shop.log_in(stack.backoffice_url, **stack.admin)
 
     def proxy(self, process: str, server: str = "redis") -> FaultProxy:
-        """The one between a process and a server."""
+        """The proxy between a process and a server."""
         return self.proxies[process, server]
 
     # processes
 
     def pid(self, name: str) -> int:
-        """Of a process of the stack, as `stack.json` has it."""
+        """Pid of a process of the stack, from `stack.json`."""
         return self.stack.processes[name]
 
     def edge_workers(self) -> list[int]:
-        """Pids of the edge's worker processes: children of its main process that serve. None while that is gone."""
+        """Pids of the edge's serving children; empty while the main process is gone."""
         parent = self.pid("edge")
         try:
             children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
@@ -101,7 +101,7 @@ class Stage:
         return workers
 
     async def replaced(self, name: str, old: int) -> int:
-        """The new pid of a process that ended, when it is ready again. NotFired if it takes too long."""
+        """Wait until an ended process is ready again; returns its new pid. NotFired if it takes too long."""
 
         def is_replaced() -> bool:
             stack = self.folder.read_stack()
@@ -115,7 +115,7 @@ class Stage:
             await self.until(self._postgres_answers, "PostgreSQL did not answer again")
         if name in self.stack.metrics:
             url = f"{self.stack.metrics[name]}/readyz"
-            await self.until(lambda: responds(url), f"{name} did not get ready again")
+            await self.until(lambda: responds(url), f"{name} did not become ready again")
         return self.pid(name)
 
     def _redis_answers(self) -> bool:
@@ -134,7 +134,7 @@ class Stage:
         return True
 
     async def until(self, condition: Callable[[], bool], otherwise: str, *, within_s: float = WAIT_S_MAX) -> None:
-        """Return when the condition holds; NotFired when it does not within the time. It is called in a thread."""
+        """Return when the condition holds. NotFired if it does not within the time. Calls the condition in a thread."""
         deadline = time.monotonic() + within_s
         while not await asyncio.to_thread(condition):
             if time.monotonic() > deadline:
@@ -142,9 +142,9 @@ class Stage:
             await asyncio.sleep(0.03)
 
     def start_extra(self, module: str, name: str, *, environ: dict[str, str] | None = None, **settings: str) -> int:
-        """Another process beside the supervised ones, such as a second relay; its pid. Ended with the stage.
+        """Start a process beside the supervised ones, such as a second relay; returns its pid. It ends with the stage.
 
-        `settings` as in `Needs.limits`, `environ` is added as it is.
+        `settings` as in `Needs.limits`; `environ` is added unchanged.
         """
         ours = {f"FLASHSALE_{key.upper()}": value for key, value in {**_LIMITS, **settings}.items()}
         env = {**overrule(os.environ, {**self.folder.settings_env(self.stack), **ours}), **(environ or {})}
@@ -156,18 +156,18 @@ class Stage:
         return process.pid
 
     async def end_extra(self, pid: int) -> None:
-        """SIGTERM to one that `start_extra` started; return when it has ended. NotFired if it takes too long."""
+        """Send SIGTERM to a process of `start_extra` and wait for its end. NotFired if it takes too long."""
         os.kill(pid, signal.SIGTERM)
         await self.until(lambda: not alive(pid), "an extra process did not end")
 
     def stop_extras(self) -> None:
-        """End what `start_extra` started."""
+        """End the processes of `start_extra`."""
         for process in self._extras:
             process.kill()
             process.wait()
         self._extras.clear()
 
-    # servers, past the proxies
+    # servers, without the proxies
 
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Redis]:
@@ -179,23 +179,23 @@ class Stage:
             await client.aclose()
 
     async def sql(self, dsn: str, query: str, *arguments: object) -> list[tuple[object, ...]]:
-        """Run a statement in a transaction of its own and give its rows, if it has any."""
+        """Run a statement in a transaction of its own; returns its rows."""
         async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5, autocommit=True) as connection:
             cursor = await connection.execute(query.encode(), arguments or None)
             return [tuple(row) for row in await cursor.fetchall()] if cursor.description else []
 
     @property
     def maintenance_dsn(self) -> str:
-        """Of the server's own database."""
+        """Connection string of the server's maintenance database."""
         return self.stack.catalogue_dsn.rpartition("/")[0] + "/postgres"
 
     def count_anew(self) -> None:
-        """Forget what earlier drills did through the proxies: a drill's proof is its own."""
+        """Reset the proxies' counters: a drill's proof must not include earlier drills."""
         for proxy in self.proxies.values():
             proxy.counted.clear()
 
     def calm(self) -> None:
-        """No proxy harms any more, nothing extra runs, nothing is stopped."""
+        """End all harm: reset proxies, end extra processes, continue stopped ones."""
         for proxy in self.proxies.values():
             proxy.clear()
         for process in self._extras:
@@ -206,12 +206,12 @@ class Stage:
             try:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
-                continue  # it is just being restarted
+                continue  # it is being restarted
 
 
 @contextmanager
 def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
-    """A stage while the block runs; NotHere if the machine cannot provide it."""
+    """A stage while the block runs. NotHere if the machine cannot provide it."""
     with ExitStack() as stack:
         small_disk = stack.enter_context(_small_disk()) if needs.small_disk else None
         ports = {"redis": free_port(), "postgres": free_port()}
@@ -248,7 +248,7 @@ def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
 
 @contextmanager
 def _small_disk() -> Iterator[Path]:
-    """A mounted tmpfs of a few megabytes; NotHere where we may not mount."""
+    """A mounted tmpfs of a few megabytes. NotHere without the permission to mount."""
     path = Path(tempfile.mkdtemp(prefix="flashsale-small-disk-"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m,mode=0700", "flashsale", str(path)]
     try:
@@ -257,13 +257,13 @@ def _small_disk() -> Iterator[Path]:
         try:
             yield path
         finally:
-            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)  # noqa: S607 - of the system
+            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)  # noqa: S607 - the system's command
     finally:
         path.rmdir()
 
 
 def keep_logs(folder: StateFolder) -> Path:
-    """Copy the logs to a place that outlives the stage."""
+    """Copy the logs to a folder that stays after the stage; returns the folder."""
     kept = Path(tempfile.gettempdir()) / f"flashsale-faults-logs-{secrets.token_hex(4)}"
     shutil.copytree(folder.logs, kept)
     return kept

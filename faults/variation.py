@@ -1,7 +1,7 @@
-"""How the stack of a fault differs from an ordinary one: settings, launchers, and proxies between processes and servers.
+"""Changes to the stack of a fault: settings, launchers, and proxies between processes and servers.
 
 The runner writes a `Variation` into the stack's folder; the supervisor started by `python -m faults.variation
-STATE_DIR EDGE_PORT BACKOFFICE_PORT` reads it. Everything else of the stack is as always.
+STATE_DIR EDGE_PORT BACKOFFICE_PORT` reads it. The rest of the stack is unchanged.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ FILE = "variation.json"
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """`routes`: process -> server (`redis`, `postgres`) -> port of the proxy it is sent through. `launchers`: what is put
-    before a program's command line. `limits` are settings (without prefix, lower case) of all processes."""
+    """`routes`: process -> server (`redis`, `postgres`) -> port of the proxy between them. `launchers`: words before a
+    program's command line. `limits`: settings of all processes (lower case, without prefix)."""
 
     limits: Mapping[str, str] = field(default_factory=dict)
     launchers: Mapping[str, list[str]] = field(default_factory=dict)
     routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)  # of `redis` and `postgres`
-    redis_folder: str = ""  # where Redis keeps its data, if not in the stack's folder
+    redis_folder: str = ""  # data folder of Redis, if not in the stack's folder
 
     def write(self, folder: StateFolder) -> None:
-        """For the supervisor."""
+        """Write it for the supervisor."""
         (folder.path / FILE).write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: StateFolder) -> Variation:
-        """What `write` wrote."""
+        """Read the file of `write`."""
         document: dict[str, Any] = json.loads((folder.path / FILE).read_text(encoding="utf-8"))
         return cls(**document)
 
 
 class VariedPlan(Plan):
-    """The ordinary plan, and what the folder's variation changes in it."""
+    """The ordinary plan with the changes of the folder's variation."""
 
     def __init__(self, folder: StateFolder, edge_port: int, backoffice_port: int, environ: Mapping[str, str]) -> None:
         self.variation = Variation.read(folder)
@@ -57,11 +57,11 @@ class VariedPlan(Plan):
             self.redis.folder = Path(self.variation.redis_folder)
 
     def servers(self) -> list[Program]:
-        """With their launchers."""
+        """The servers, with launchers."""
         return [self._launched(program) for program in super().servers()]
 
     def processes(self) -> list[Program]:
-        """With their launchers, each sent through its proxies."""
+        """The processes, with launchers and the addresses of their proxies."""
         return [self._launched(self._routed(program)) for program in super().processes()]
 
     def _routed(self, program: Program) -> Program:

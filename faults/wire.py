@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to an edge, and what its answers mean. No retries: `crowd` decides on those."""
+"""One HTTP/1.1 connection to an edge, and the interpretation of its answers. No retries: `buyers` decides on those."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CONNECT_S_MAX = 3.0
 HEAD_BYTES_MAX = 64 * 1024
 BODY_BYTES_MAX = 1024 * 1024
 ACCEPTED = 202
-WAITS = frozenset({429, 503})  # their answers say when to come again
-# With these the edge says that it has done nothing, and that the same request may be sent again.
+WAITS = frozenset({429, 503})  # their answers need Retry-After
+# The edge has done nothing, and the same request may be sent again.
 LATER = frozenset({Problem.OVERLOADED.value, Problem.DEPENDENCY_UNAVAILABLE.value})
 
 
@@ -34,11 +34,11 @@ class Answer:
 
 
 class NotHttp(Exception):
-    """What came back is no HTTP/1.1 answer with a length."""
+    """The received bytes are not an HTTP/1.1 answer with a length."""
 
 
 async def read_answer(reader: asyncio.StreamReader) -> Answer:
-    """The next answer of a connection. NotHttp, IncompleteReadError, OSError."""
+    """Read the next answer of a connection. Raises NotHttp, IncompleteReadError, OSError."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
         first, *lines = head[:-4].decode("latin-1").split("\r\n")
@@ -61,19 +61,19 @@ def order_request(host: str, path: str, *, token: str, key: str | None, body: by
 
 
 def judge(answer: Answer, attempt: Attempt) -> None:
-    """Enter into the attempt what an answer means, and what is wrong with it."""
+    """Record an answer in the attempt: outcome, order, and defects of the answer itself."""
     attempt.status = answer.status
     document: dict[str, Any] = {}
     try:
         document = json.loads(answer.body or b"{}")
     except ValueError:
-        attempt.fault = f"{answer.status} with a body that is no JSON"
+        attempt.fault = f"{answer.status} with a body that is not JSON"
     if 200 <= answer.status < 300:
         attempt.ending = Ending.OK
         try:
             attempt.order_id, attempt.told = UUID(document["order_id"]), _told(document)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            attempt.fault = f"{answer.status} that tells of no order: {error!r}"
+            attempt.fault = f"{answer.status} without an order: {error!r}"
         if answer.status == ACCEPTED and answer.headers.get("location") != f"/v1/orders/{attempt.order_id}":
             attempt.fault = attempt.fault or f"{answer.status} with the Location {answer.headers.get('location')}"
         attempt.replayed = answer.headers.get("idempotency-replayed") == "true"
@@ -92,7 +92,7 @@ def judge(answer: Answer, attempt: Attempt) -> None:
     elif problem.status != answer.status:
         attempt.fault = f"{attempt.code} with status {answer.status}"
     elif (document.get("status"), document.get("type")) != (answer.status, f"/problems/{attempt.code}"):
-        attempt.fault = f"{attempt.code} that calls itself {document.get('status')}, {document.get('type')}"
+        attempt.fault = f"{attempt.code} with the members {document.get('status')}, {document.get('type')}"
     elif answer.status in WAITS and not answer.headers.get("retry-after", "").isdigit():
         attempt.fault = f"{attempt.code} without Retry-After"
     elif problem is Problem.INTERNAL_ERROR:
@@ -119,15 +119,15 @@ def _unix_ms(time: str) -> int:
 
 @dataclass(eq=False, slots=True)
 class Wire:
-    """A keep-alive connection that is opened when it is needed and again when it broke.
+    """A keep-alive connection that is opened on demand and reopened when it broke.
 
-    `urls` are edges, as behind a load balancer: one that refuses the connection is passed over for the next. The list
-    may change while it is used, then connections are spread anew; `turn` is the place of the one in use.
+    `urls` are edges, as behind a load balancer: when one refuses the connection, the next one is tried. When the list
+    changes, connections are spread again. `turn` is the index of the edge in use.
     """
 
     urls: list[str]
     turn: int = 0
-    spread: int = 0  # over how many edges, when it connected
+    spread: int = 0  # number of edges when it connected
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
 
@@ -149,7 +149,7 @@ class Wire:
             judge(answer, attempt)
             if answer.headers.get("connection", "").lower() == "close":
                 self.close()
-                self.turn += 1  # an edge that drains is not ready: a load balancer sends nobody there
+                self.turn += 1  # a draining edge is not ready: a load balancer sends no requests there
         except TimeoutError:
             attempt.code, attempt.fault = "no answer", f"no answer within {ANSWER_S_MAX:.0f} s"
             self.close()
@@ -181,7 +181,7 @@ class Wire:
         return self.reader, self.writer
 
     def close(self) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         if self.writer is not None:
             self.writer.transport.abort()
         self.reader = self.writer = None

@@ -1,7 +1,7 @@
-"""Workers killed between each pair of their steps, stopped past their leases, and doubled.
+"""Workers killed between each two of their steps, stopped past their leases, and doubled.
 
-The points are found on the wire: a trap in the proxy between a worker and its server waits for the write that begins a step,
-kills the worker, and lets the write through (executed, but nobody knows) or not (never happened).
+The steps are found on the wire: a trap in the proxy between a worker and its server waits for the write that begins a
+step and kills the worker. It forwards the write (executed, but the worker does not know) or drops it (never executed).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SHORT_HOLDS = Sale(hold_s=2, cancel=0.03)
 def killed_at(
     process: str, marks: tuple[bytes, ...], harm: Harm, *, server: str = "redis", greeting: bytes = b"", times: int = 2
 ) -> Act:
-    """Kill a worker at a point, each time it comes there again."""
+    """Kill a worker at a step, `times` times."""
 
     async def act(drill: Drill) -> str:
         stage = drill.stage
@@ -47,7 +47,7 @@ def killed_at(
                 harm, marks, greeting, skip=drill.rng.randrange(4), action=partial(os.kill, pid, signal.SIGKILL)
             )
             stage.proxy(process, server).set_trap(trap)
-            await sprung(drill, trap, f"{process} came to the point")
+            await sprung(drill, trap, f"{process} reached the step")
             pids.append(await stage.replaced(process, pid))
         return f"killed there {times} times: pids {' -> '.join(map(str, pids))}"
 
@@ -55,7 +55,7 @@ def killed_at(
 
 
 def killed_anywhere(process: str, times: int = 3) -> Act:
-    """Kill a worker at random moments."""
+    """Kill a worker at random times."""
 
     async def act(drill: Drill) -> str:
         pids = [drill.stage.pid(process)]
@@ -69,7 +69,7 @@ def killed_anywhere(process: str, times: int = 3) -> Act:
 
 
 def stopped_past_lease(process: str, module: str, lease_of: Callable[[Drill], str]) -> Act:
-    """Stop the owner of a lease until a second process has it, then wake it: a zombie with work in its hands."""
+    """Stop the owner of a lease until a second process has it, then wake it: a zombie with unfinished work."""
 
     async def act(drill: Drill) -> str:
         stage, key = drill.stage, lease_of(drill)
@@ -96,7 +96,7 @@ async def _another_owner(redis: Redis, key: str, before: object) -> object:
             if owner is not None and owner != before:
                 return owner
             await asyncio.sleep(0.05)
-    raise NotFired("nobody else took the lease")
+    raise NotFired("no other process took the lease")
 
 
 def _text(token: object) -> str:
@@ -115,14 +115,14 @@ def _at(name: str, about: str, expected: str, act: Act, *, sale: Sale | None = N
     return Fault(name, about, expected, act, sale=sale or Sale(), fast=fast)
 
 
-_REPEATED = "published or stored again, dropped by version; nothing is lost"
+_REPEATED = "published or stored again, dropped by version; no order is lost"
 RELAY = [
     _at(
         "relay-killed-before-publish", "relay killed with entries read and not published",
-        "the next one begins at the head", killed_at("relay-0", _PUBLISH, Harm.BEFORE),
+        "the next relay begins at the head", killed_at("relay-0", _PUBLISH, Harm.BEFORE),
     ),
     _at(
-        "relay-killed-after-publish", "relay killed after a publish whose confirm it does not see",
+        "relay-killed-after-publish", "relay killed after a publish, before the confirm arrives",
         _REPEATED, killed_at("relay-0", _PUBLISH, Harm.AFTER), fast=True,
     ),
     _at(
@@ -130,13 +130,13 @@ RELAY = [
         _REPEATED, killed_at("relay-0", _TRIM, Harm.BEFORE),
     ),
     _at(
-        "relay-killed-after-trim", "relay killed after a trim whose answer it does not see",
-        "the next one begins behind it", killed_at("relay-0", _TRIM, Harm.AFTER),
+        "relay-killed-after-trim", "relay killed after a trim, before the answer arrives",
+        "the next relay begins after the trimmed entries", killed_at("relay-0", _TRIM, Harm.AFTER),
     ),
-    _at("relay-kill9", "relay killed at random moments", "as at the named points", killed_anywhere("relay-0")),
+    _at("relay-kill9", "relay killed at random times", "as at the named steps", killed_anywhere("relay-0")),
     _at(
         "relay-paused-past-lease", "the relay stops past its lease; another takes the lane; the zombie wakes",
-        "the zombie may publish again, it cannot trim", stopped_past_lease("relay-0", "workers.relay", _lane_lease),
+        "the zombie may publish again, but cannot trim", stopped_past_lease("relay-0", "workers.relay", _lane_lease),
     ),
 ]  # fmt: skip
 WRITER = [
@@ -147,7 +147,7 @@ WRITER = [
     ),
     _at(
         "writer-killed-after-grant", "writer killed when the catalogue has granted units and the shard has not taken them",
-        "the next raise heals it", killed_at(
+        "the next raise repairs it", killed_at(
             "shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=_TO_CATALOGUE
         ),
     ),
@@ -157,7 +157,7 @@ WRITER = [
         killed_at("shard-writer-0", _COMMIT, Harm.BEFORE, server="postgres", greeting=TO_SHARD),
     ),
     _at(
-        "writer-killed-after-commit", "writer killed after a commit whose answer it does not see",
+        "writer-killed-after-commit", "writer killed after a commit, before the answer arrives",
         _REPEATED, killed_at("shard-writer-0", _COMMIT, Harm.AFTER, server="postgres", greeting=TO_SHARD), fast=True,
     ),
     _at(
@@ -165,49 +165,49 @@ WRITER = [
         _REPEATED, killed_at("shard-writer-0", _ACK, Harm.BEFORE),
     ),
     _at(
-        "writer-killed-after-ack", "writer killed after an acknowledgement whose answer it does not see",
-        "nothing to do", killed_at("shard-writer-0", _ACK, Harm.AFTER),
+        "writer-killed-after-ack", "writer killed after an acknowledgement, before the answer arrives",
+        "no work is left", killed_at("shard-writer-0", _ACK, Harm.AFTER),
     ),
-    _at("writer-kill9", "writer killed at random moments", "as at the named points", killed_anywhere("shard-writer-0")),
+    _at("writer-kill9", "writer killed at random times", "as at the named steps", killed_anywhere("shard-writer-0")),
 ]  # fmt: skip
 DISPATCHER = [
     _at(
         "dispatcher-killed-before-append", "dispatcher killed with events read and not appended",
-        "the next one reads them again", killed_at("dispatcher-0", _APPEND, Harm.BEFORE),
+        "the next dispatcher reads them again", killed_at("dispatcher-0", _APPEND, Harm.BEFORE),
     ),
     _at(
-        "dispatcher-killed-after-append", "dispatcher killed after an append whose answer it does not see",
-        "the events are told again, with the same ids", killed_at("dispatcher-0", _APPEND, Harm.AFTER),
+        "dispatcher-killed-after-append", "dispatcher killed after an append, before the answer arrives",
+        "the events are published again, with the same ids", killed_at("dispatcher-0", _APPEND, Harm.AFTER),
     ),
     _at(
         "dispatcher-killed-before-delete", "dispatcher killed with events acknowledged and rows not deleted",
-        "the events are told again, with the same ids",
+        "the events are published again, with the same ids",
         killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.BEFORE, server="postgres"),
     ),
     _at(
-        "dispatcher-killed-after-delete", "dispatcher killed after it deleted rows, without knowing it",
-        "the next one goes on behind them",
+        "dispatcher-killed-after-delete", "dispatcher killed after it deleted rows, before the answer arrives",
+        "the next dispatcher continues after them",
         killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.AFTER, server="postgres"),
     ),
     _at(
         "dispatcher-paused-past-lease", "the dispatcher stops past its leases; another takes them; the zombie wakes",
-        "the zombie may tell again what was told; consumers know the ids",
+        "the zombie may publish events again; consumers know the ids",
         stopped_past_lease("dispatcher-0", "workers.dispatcher", _dispatcher_lease),
     ),
-    _at("dispatcher-kill9", "dispatcher killed at random moments", "as at the points", killed_anywhere("dispatcher-0")),
+    _at("dispatcher-kill9", "dispatcher killed at random times", "as at the steps", killed_anywhere("dispatcher-0")),
 ]  # fmt: skip
 EXPIRY = [
     _at(
-        "expiry-killed-before-expire", "expiry worker killed with due holds found and not collected",
-        "the next one collects them", killed_at("expiry-0", _EXPIRE, Harm.BEFORE), sale=_SHORT_HOLDS,
+        "expiry-killed-before-expire", "expiry worker killed with due holds found and not released",
+        "the next worker releases them", killed_at("expiry-0", _EXPIRE, Harm.BEFORE), sale=_SHORT_HOLDS,
     ),
     _at(
-        "expiry-killed-after-expire", "expiry worker killed after collecting holds, without knowing it",
-        "asked again, answered as repeated; units go back once", killed_at("expiry-0", _EXPIRE, Harm.AFTER),
+        "expiry-killed-after-expire", "expiry worker killed after releasing holds, before the answer arrives",
+        "repeated without effect; units go back once", killed_at("expiry-0", _EXPIRE, Harm.AFTER),
         sale=_SHORT_HOLDS,
     ),
     _at(
-        "expiry-kill9", "expiry worker killed at random moments", "as at the named points",
+        "expiry-kill9", "expiry worker killed at random times", "as at the named steps",
         killed_anywhere("expiry-0"), sale=_SHORT_HOLDS,
     ),
 ]  # fmt: skip

@@ -1,1 +1,1 @@
-"""The `flashsale` command and the operations behind it, for any deployment."""
+"""The `flashsale` command and its operations, for any deployment. Does not import `devstack` or `faults`."""

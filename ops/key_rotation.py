@@ -1,10 +1,10 @@
-"""Rotates the keys of access tokens while everything runs: nobody is logged out, no order is refused.
+"""Rotates the keys of access tokens while all services run: users stay logged in, and no order is refused.
 
-    add a pending key  ->  wait until every process knows it  ->  make it active  ->  the old one ends by itself, later
+    add a pending key  ->  wait until every process knows it  ->  make it active  ->  the old key expires later
 
-Each step replaces the file whole, and each is the next one of what the file says: after a crash between any two, all tokens are
-good, and running it again goes on where it stopped. Processes follow the files by themselves (`runtime.tokens.key_watch`)
-and name the keys they know in their metrics.
+Each step replaces the whole file, and the file's content determines the next step. After a crash between two steps all
+tokens are valid, and running it again continues with the next step. Processes follow the files by themselves
+(`runtime.tokens.key_watch`) and export the keys that they know as metrics.
 """
 
 from __future__ import annotations
@@ -22,23 +22,24 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from runtime.process.errors import OperatorError
 from runtime.tokens.key_files import KeyRingDocument, TokenKeysError, read_key_file, replace_key_file, unix_now
 from runtime.tokens.keys import make_staff_key, make_token_key, read_staff_document
 
-BUYER_TOKEN_S_MAX: Final = 86_400  # synthetic buyers' tokens; those of logins live 15 minutes
+BUYER_TOKEN_S_MAX: Final = 86_400  # tokens of synthetic buyers; tokens of logins live for 15 minutes
 STAFF_TOKEN_S_MAX: Final = 900
-SLACK_S: Final = 120  # clocks that differ, and the seconds until the old key signs no more
+SLACK_S: Final = 120  # for clocks that differ, and the seconds until no process signs with the old key
 POLL_S: Final = 0.2
 ANSWER_S_MAX: Final = 5.0
 
 
-class RotationWaits(Exception):
-    """Some process does not show the key in time; nothing is lost, and running it again goes on."""
+class RotationWaits(OperatorError):
+    """A process did not report the key in time. All tokens stay valid; running the rotation again continues it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One of the two rings: how its file is read, a key made, and how long a token by an old key may still live."""
+    """One of the two key rings: reads its file, generates a key, bounds the remaining life of old tokens."""
 
     name: str
     path: Path
@@ -49,12 +50,12 @@ class Kind:
 
 
 def buyer_kind(path: Path) -> Kind:
-    """The HS256 ring: the backoffice mints, edges verify."""
+    """The HS256 ring: the backoffice mints tokens, edges verify them."""
     return Kind("buyer", path, _read_ring, make_token_key, BUYER_TOKEN_S_MAX, ("edge", "backoffice"))
 
 
 def staff_kind(path: Path) -> Kind:
-    """The Ed25519 ring, which only backoffices have."""
+    """The Ed25519 ring of backoffices."""
     return Kind("staff", path, read_staff_document, make_staff_key, STAFF_TOKEN_S_MAX, ("backoffice",))
 
 
@@ -63,7 +64,7 @@ def _read_ring(path: Path) -> KeyRingDocument:
 
 
 def plan(kind: Kind, *, retire: bool) -> dict[str, Any]:
-    """What a rotation would do now."""
+    """The steps that a rotation would take now."""
     document = kind.read(kind.path).swept(unix_now())
     return {
         "active": document.active,
@@ -77,9 +78,10 @@ def plan(kind: Kind, *, retire: bool) -> dict[str, Any]:
 def rotate(
     kind: Kind, processes: Mapping[str, str], *, retire: bool, wait_s_max: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Rotate one ring; `processes` maps a name to the URL of its /metrics. The outcome, for people and programs.
+    """Rotate one ring and return the result. `processes` maps a name to the address below which /metrics is.
 
-    `edge` and `backoffice` begin the names of those who have keys; others are not asked. RotationWaits, TokenKeysError.
+    Asks only processes with names that begin with `edge` or `backoffice`: they have keys. Raises RotationWaits,
+    TokenKeysError.
     """
     asked = {name: url for name, url in processes.items() if name.startswith(kind.services)}
     with _alone(kind.path):
@@ -87,27 +89,27 @@ def rotate(
         if document.pending is None:
             document = document.swept(unix_now())
             if retire:
-                document = document.retired()  # also makes room, should the ring be full
+                document = document.retired()  # also makes room in a full ring
             document = document.with_pending(*kind.make())
             replace_key_file(kind.path, document.dump())
         new, old = document.pending, document.active
         assert new is not None
-        say(f"{kind.name}: key {new} is there, waiting for all processes to know it")
+        say(f"{kind.name}: key {new} is added, waiting until all processes know it")
         _await(kind, asked, lambda known: known.get(new) is not None, wait_s_max)
-        # From here on tokens are minted by it, and by the old one until its minters have read the file.
+        # Minting processes use the new key as soon as they have read the file, and the old one until then.
         document = document.activated(until=unix_now() + kind.token_s_max + SLACK_S)
         replace_key_file(kind.path, document.dump())
-        say(f"{kind.name}: key {new} is active, waiting for all processes to use it")
+        say(f"{kind.name}: key {new} is active, waiting until all processes use it")
         _await(kind, asked, lambda known: known.get(new) is True, wait_s_max)
         if retire:
             document = document.retired()
             replace_key_file(kind.path, document.dump())
-            say(f"{kind.name}: key {old} is retired, waiting for all processes to refuse it")
+            say(f"{kind.name}: key {old} is retired, waiting until all processes refuse it")
             _await(kind, asked, lambda known: known.keys() <= document.keys.keys(), wait_s_max)
     return {
         "active": new,
         "previous": old,
-        "previous_ends_at": document.until.get(old),  # Unix seconds; None: it is gone
+        "previous_ends_at": document.until.get(old),  # Unix seconds; None: the key is removed
         "processes": sorted(asked),
     }
 
@@ -115,7 +117,7 @@ def rotate(
 def _await(
     kind: Kind, processes: Mapping[str, str], condition: Callable[[Mapping[str, bool]], bool], wait_s_max: float
 ) -> None:
-    """Return when each process, and each of its workers, meets the condition over `kid -> active`."""
+    """Return when all workers of all processes meet the condition on `kid -> active`."""
     deadline = time.monotonic() + wait_s_max
     waiting = dict(processes)
     while waiting:
@@ -126,14 +128,14 @@ def _await(
         if waiting:
             if time.monotonic() > deadline:
                 raise RotationWaits(
-                    f"{kind.name}: {', '.join(sorted(waiting))} did not follow within {wait_s_max:.0f} s; every token "
-                    "is good as before: run it again to go on"
+                    f"{kind.name}: {', '.join(sorted(waiting))} did not follow within {wait_s_max:.0f} s; all tokens "
+                    "are still valid. Run the command again to continue"
                 )
             time.sleep(POLL_S)
 
 
 def _known(kind: Kind, url: str) -> list[dict[str, bool]]:
-    """`kid -> active` of each worker of a process; none while it does not answer."""
+    """`kid -> active` for each worker of a process; empty while the process does not answer."""
     try:
         with urllib.request.urlopen(f"{url}/metrics", timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - our own process
             text = answer.read().decode("utf-8")
@@ -144,7 +146,7 @@ def _known(kind: Kind, url: str) -> list[dict[str, bool]]:
         for sample in family.samples:
             worker = sample.labels.get("worker", "")
             if sample.name.endswith("_ready") and worker:
-                workers.setdefault(worker, {})  # also one that names no key yet
+                workers.setdefault(worker, {})  # also a worker that reports no key yet
             if sample.name.endswith("_token_key_info") and sample.labels.get("kind", kind.name) == kind.name:
                 workers.setdefault(worker, {})[sample.labels["kid"]] = sample.labels["active"] == "1"
     return list(workers.values())
@@ -152,12 +154,12 @@ def _known(kind: Kind, url: str) -> list[dict[str, bool]]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Two rotations at once would each make a key: the second is told to wait."""
+    """Hold a lock: of two concurrent rotations, each would add a key. The second one gets TokenKeysError."""
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise TokenKeysError(f"{path}: another rotation is under way") from error
+        raise TokenKeysError(f"{path}: another rotation is running; try again when it has ended") from error
     finally:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""The backoffice as staff use it, over HTTP: log in, make products and sales. No more than samples and the demo need."""
+"""A client of the backoffice for staff: log in, create products and sales. Only for samples and the demo."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ANSWER_S_MAX = 30.0
 
 
 class ShopError(OperatorError):
-    """The backoffice refused; the message is its status, code and detail."""
+    """A request to the backoffice failed; the message has its status, code and detail."""
 
 
 @dataclass(slots=True)
 class Shop:
-    """One logged-in member of staff."""
+    """A logged-in member of staff."""
 
     url: str
     token: str = field(repr=False)
@@ -32,7 +32,7 @@ class Shop:
         return cls(url, tokens["access_token"])
 
     def create_product(self, *, sku: str, name: str, price_minor: int) -> dict[str, Any]:
-        """The product."""
+        """Create a product; returns it."""
         product = {"sku": sku, "name": name, "description": name, "price_minor": price_minor, "currency": "EUR"}
         return self._call("POST", "/v1/products", product)
 
@@ -46,7 +46,10 @@ class Shop:
         hold_s: int = 600,
         per_user_limit: int = 0,
     ) -> dict[str, Any]:
-        """A sale that opens at once when it is published; `stock` maps a SKU to its units, a `per_user_limit` of 0 means none."""
+        """Create a sale that opens as soon as it is published; returns it.
+
+        `stock` maps a SKU to its units. A `per_user_limit` of 0 means no limit.
+        """
         now = datetime.now(UTC)
         return self._call(
             "POST",
@@ -64,7 +67,7 @@ class Shop:
         )
 
     def publish(self, sale_id: str) -> dict[str, Any]:
-        """Bring a draft before buyers; publishing again changes nothing."""
+        """Publish a draft; returns the sale. Repeating it changes nothing."""
         return self._call("POST", f"/v1/sales/{sale_id}/publish")
 
     def create_open_sale(
@@ -77,14 +80,14 @@ class Shop:
         hold_s: int = 600,
         per_user_limit: int = 0,
     ) -> dict[str, Any]:
-        """A published sale that is open now; `stock` maps a SKU to its units, a `per_user_limit` of 0 means none."""
+        """Create and publish a sale that is open now; arguments as of `create_draft_sale`."""
         draft = self.create_draft_sale(
             name=name, stock=stock, price_minor=price_minor, hours=hours, hold_s=hold_s, per_user_limit=per_user_limit
         )
         return self.publish(draft["id"])
 
     def report(self, sale_id: str) -> dict[str, Any]:
-        """The sale's report with its verdicts."""
+        """The report of a sale, with its verdicts."""
         return self._call("GET", f"/v1/sales/{sale_id}/report")
 
     def _call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
@@ -92,12 +95,12 @@ class Shop:
 
 
 def call(method: str, url: str, *, token: str | None = None, body: Any = None) -> dict[str, Any]:
-    """One request and its JSON answer; ShopError for anything but 2xx."""
+    """Send one request; returns the JSON answer. Raises ShopError for any status other than 2xx."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - http only, ours
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own service
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - as above
             document: dict[str, Any] = json.loads(answer.read() or b"{}")

@@ -1,6 +1,6 @@
-"""Reads a stack's folder, `.flashsale/`: whether a stack is up, its addresses (`stack.json`) and its keys. Writes nothing.
+"""Reads a stack's folder, `.flashsale/`: is a stack up, its addresses (`stack.json`), its keys. Writes nothing.
 
-lock          held (flock) by the running supervisor, whose pid it contains
+lock          held (flock) by the running supervisor; contains its pid
 stack.json    addresses, logins and pids of a stack that is up; mode 0600, replaced atomically
 keys/         token keys, mode 0600; created once
 
@@ -89,7 +89,7 @@ class StackFolder:
         return self.path / "lock"
 
     def supervisor_pid(self) -> int | None:
-        """The running supervisor, None when there is none. Trusts the lock, not the files that a crash leaves behind."""
+        """The running supervisor, None when there is none. Trusts the lock, not files that a crash left."""
         try:
             descriptor = os.open(self.lock_file, os.O_RDONLY)
         except FileNotFoundError:

@@ -20,7 +20,7 @@ from ops.stack_file import Stack, StackError, StackFolder
 from runtime.process.errors import OperatorError
 from runtime.process.settings import PREFIX, Settings, file_variable, load_settings, overrule
 
-# `flashsale up` ignores these settings of its caller, so a caller who sets one means another deployment.
+# `flashsale up` replaces these settings of its caller, so a caller that sets one means another deployment.
 ADDRESSES: Final = frozenset(
     {
         "redis_url", "cache_url", "queue_url", "event_log_url", "catalogue_dsn", "shard_dsns", "token_keys_file",

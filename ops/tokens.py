@@ -1,6 +1,6 @@
-"""Buyers' tokens by the hundred thousand, for load and samples. One user's token is `runtime.tokens.keys.mint_buyer_token`.
+"""Mints tokens of synthetic buyers in bulk, for load and samples. For one token: `runtime.tokens.keys.mint_buyer_token`.
 
-<header: alg, kid, typ, the same for all> . <claims> . <HMAC-SHA256 of what precedes>      (RFC 7515, compact form)
+<header: alg, kid, typ, equal for all> . <claims> . <HMAC-SHA256 of the preceding parts>      (RFC 7515, compact form)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runtime.tokens.keys import BUYER_AUDIENCE, TokenKeys
 
 
 def mint_many(keys: TokenKeys, *, count: int, issuer: str, ttl_s: int) -> Iterator[tuple[str, str]]:
-    """`count` pairs of a new user id and that user's token. About a third of a million a second and core are possible."""
+    """Yield `count` pairs of a new user id and its token. One core mints about 300,000 per second."""
     now = int(time.time())
     key = keys.keys[keys.active]
     header = _base64url(json.dumps({"alg": "HS256", "kid": keys.active, "typ": "JWT"}, separators=(",", ":")).encode())
@@ -25,7 +25,7 @@ def mint_many(keys: TokenKeys, *, count: int, issuer: str, ttl_s: int) -> Iterat
         {"iss": issuer, "aud": BUYER_AUDIENCE, "roles": ["buyer"], "iat": now, "exp": now + ttl_s},
         separators=(",", ":"),
     )[1:]
-    # RFC 9562 version 7, of one millisecond: the random part is drawn at once for all.
+    # RFC 9562 version 7, all of the same millisecond. One call draws the random parts of all ids.
     head = (now * 1000 << 80) | (7 << 76) | (0b10 << 62)
     random = secrets.token_bytes(8 * count)
     for place in range(count):

@@ -1,1 +1,1 @@
-"""Commands of `flashsale`, a module per subject. Each function is one command; its docstring is the help text."""
+"""Commands that this extra adds to `flashsale`, by entry points. A function is a command, its docstring the help."""

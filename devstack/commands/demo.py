@@ -1,4 +1,4 @@
-"""`demo`: a whole sale under load, with its report."""
+"""`demo`: run a whole sale under load and report."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def demo(
     units: Annotated[int, typer.Option(min=100, max=5_000_000, help="Stock of all SKUs together.")] = 100_000,
     skus: Annotated[int, typer.Option(min=1, max=50, help="SKUs that share the stock.")] = 3,
     users: Annotated[int, typer.Option(min=10, max=2_000_000, help="Buyers, each with a token.")] = 50_000,
-    connections: Annotated[int, typer.Option(min=1, max=4096, help="Connections of the crowd.")] = 96,
+    connections: Annotated[int, typer.Option(min=1, max=4096, help="Connections of the load driver.")] = 96,
     sold_out_seconds: Annotated[float, typer.Option(min=1, max=600, help="Load after the last unit is gone.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Run a whole sale under load on a stack of its own, kill Redis once, recount every order, and report.
+    """Run a whole sale under load, kill Redis once, recount every order, and report.
 
-    Exit status 1 if anything was not as promised. Nothing is left running.
+    Runs on a stack of its own and leaves no process behind. Exit status 1 if a check failed.
     """
     rehearsal = Rehearsal(
         units=units, skus=skus, users=users, connections=connections, sold_out_s=sold_out_seconds

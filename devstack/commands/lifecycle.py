@@ -1,4 +1,4 @@
-"""`up`, `down`, `status`: the life of a stack."""
+"""`up`, `down`, `status`: start, stop and inspect a stack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_UP = 3
 
 
 class StackKind(StrEnum):
-    """Which servers the stack stands on."""
+    """Kinds of a stack, by its servers."""
 
     EMBEDDED = "embedded"
     FULL = "full"
@@ -34,7 +34,7 @@ def up(
         ),
     ] = StackKind.EMBEDDED,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return when all is ready; `flashsale down` ends it.")
+        bool, typer.Option("--detach", help="Return when all processes are ready; stop with `flashsale down`.")
     ] = False,
     edge_port: Annotated[
         int, typer.Option(min=0, max=65535, envvar="FLASHSALE_EDGE_PORT", help="Port of the edge, 0: a free one.")
@@ -47,14 +47,17 @@ def up(
     ] = 8081,
     state_dir: StateDir = None,
 ) -> None:
-    """Start the stack: Redis, PostgreSQL and all processes, supervised. FLASHSALE_* settings are passed on."""
+    """Start a stack on this machine: Redis, PostgreSQL and all processes, supervised.
+
+    Processes get the FLASHSALE_* settings of the environment, except addresses.
+    """
     if stack is StackKind.FULL:
         raise typer.BadParameter("only 'embedded' exists yet; start it with `flashsale up`", param_hint="--stack")
     folder = StateFolder.at(state_dir)
     if folder.supervisor_pid() is not None:
         running = folder.read_stack()
         if running is None:
-            raise StackError(f"a stack is just starting or stopping in {folder.path}")
+            raise StackError(f"a stack is starting or stopping in {folder.path}: try again in a few seconds")
         print("The stack is up already.")
         print_addresses(running, folder)
     elif detach:
@@ -71,7 +74,10 @@ def down(
     destroy: Annotated[bool, typer.Option("--destroy", help="Also remove its data, keys and logs.")] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Stop the stack: the edge first, then who stores what it accepted, then the servers. Data stays."""
+    """Stop the stack, after accepted orders have been stored. Data stays.
+
+    Order: the edge and the backoffice, then the workers, then the servers.
+    """
     folder = StateFolder.at(state_dir)
     stopped = stop(folder)
     print("The stack is down." if stopped else "No stack was up.")
@@ -81,7 +87,10 @@ def down(
 
 
 def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Show what runs. Exit status 0: all is ready; 1: something is not; 3: no stack is up."""
+    """Show the stack's processes and whether they are ready.
+
+    Exit status 0: all are ready; 1: one is not ready; 3: no stack is up.
+    """
     folder = StateFolder.at(state_dir)
     stack = folder.read_stack()
     if stack is None:
@@ -120,7 +129,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
 def _why_not_ready(stack: Stack, name: str) -> str:
     if (restart := stack.restarting.get(name)) is None:
         return "NOT READY"
-    return f"NOT RUNNING: restart {restart['restarts_in_a_row']} in a row at {restart['at']}, see its log"
+    return f"NOT RUNNING: restart {restart['restarts_in_a_row']} in a row at {restart['at']}; see its log"
 
 
 def _metrics_url(stack: Stack, name: str) -> str | None:
@@ -128,7 +137,7 @@ def _metrics_url(stack: Stack, name: str) -> str | None:
 
 
 def _readiness(stack: Stack) -> dict[str, bool]:
-    """Asked of all at once, so that several that hang cost the time of one."""
+    """Ask all processes at once, so that several that hang cost the time of one."""
 
     def is_ready(name: str) -> bool:
         if not alive(stack.processes[name]):
@@ -140,7 +149,7 @@ def _readiness(stack: Stack) -> dict[str, bool]:
 
 
 def print_addresses(stack: Stack, folder: StateFolder) -> None:
-    """Where to go, and the administrator's login."""
+    """Print the addresses and the administrator's login."""
     print(f"edge        {stack.edge_url}")
     print(f"backoffice  {stack.backoffice_url}")
     print(f"admin       {stack.admin['email']}  {stack.admin['password']}")

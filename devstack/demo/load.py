@@ -1,4 +1,4 @@
-"""The demo's crowd: runs the load driver as a process, kills Redis on the way, sees when everything is sold and stored."""
+"""The demo's load: runs the load driver as a process, kills Redis once, notes when all units are sold and stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BIN_S = 0.1
 
 @dataclass(slots=True)
 class Course:
-    """What happened when, in seconds of the monotonic clock; `driver` is the last line of the load driver."""
+    """Times of the demo's events, in seconds of the monotonic clock. `driver`: the last line of the load driver."""
 
     killed_at: float | None = None
     restarted_at: float | None = None
@@ -37,14 +37,14 @@ class Course:
 
     @property
     def last_accepted_at(self) -> float:
-        """End of the last tenth of a second in which an order was accepted."""
+        """End of the last tenth of a second with an accepted order."""
         bins = self.driver["accepted_per_100ms"]
         last = max((place for place, count in enumerate(bins) if count), default=0)
         return float(self.driver["started_ns"] / 1e9 + (last + 1) * _BIN_S)
 
     @property
     def outage_s(self) -> float:
-        """Time without an accepted order around the kill, to a tenth of a second."""
+        """Time without an accepted order after the kill, in steps of a tenth of a second."""
         if self.killed_at is None:
             return 0.0
         bins = self.driver["accepted_per_100ms"]
@@ -56,7 +56,7 @@ class Course:
 
     @property
     def accepted_per_s(self) -> float:
-        """Rate while orders were accepted, the outage apart."""
+        """Rate while orders were accepted, without the outage."""
         bins = self.driver["accepted_per_100ms"]
         filled = [place for place, count in enumerate(bins) if count]
         if not filled:
@@ -65,7 +65,7 @@ class Course:
 
     @property
     def refused_per_s(self) -> float:
-        """Rate after the last order was accepted, the first and the last tenth of a second apart."""
+        """Rate after the last accepted order, without the first and the last tenth of a second."""
         accepted, refused = self.driver["accepted_per_100ms"], self.driver["refused_per_100ms"]
         last = max((place for place, count in enumerate(accepted) if count), default=0)
         after = refused[last + 2 : -1]
@@ -74,7 +74,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class DriverRun:
-    """Who orders what, and for how long after the last unit is gone. `stock` maps a SKU to units."""
+    """One run of the load driver. `stock` maps a SKU to units; `sold_out_s`: load after the last unit is sold."""
 
     sale_id: UUID
     stock: dict[str, int]
@@ -85,7 +85,7 @@ class DriverRun:
     kill_redis: bool = True
 
     def drive(self, stack: Stack, folder: StateFolder, say: Callable[[str], None]) -> Course:
-        """Order until everything is sold, go on for a while; StackError if it does not come to that."""
+        """Order until all units are sold, and for `sold_out_s` after. StackError when the driver or Redis fails."""
         log = folder.log("driver")
         argv = [
             sys.executable, "-m", "perf.driver", "--url", stack.edge_url, "--sale", str(self.sale_id),
@@ -132,7 +132,7 @@ class DriverRun:
                 if new_pid != old_pid and alive(new_pid):
                     course.restarted_at = time.monotonic()
                 elif now - course.killed_at > RESTART_S_MAX:
-                    raise StackError("Redis was not restarted")
+                    raise StackError(f"Redis was not restarted within {RESTART_S_MAX:.0f} s; see the supervisor's log")
             if course.sold_out_at is None:
                 if counted["accepted"] >= units:
                     course.sold_out_at = now

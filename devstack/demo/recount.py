@@ -1,4 +1,4 @@
-"""Recounts a sale from the outside: every 202 that the driver noted against the rows of the shards."""
+"""Recounts a sale independently: compares every 202 that the driver noted with the rows of the shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOLDING = ("reserved", "paid")
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """One 202: what a buyer was told."""
+    """One 202 that a buyer received."""
 
     order_id: UUID
     user_id: UUID
@@ -28,29 +28,29 @@ class Promise:
 
 @dataclass(slots=True)
 class Recount:
-    """Result. All but the first three and `sold` must be zero."""
+    """Result. All counts except the first three must be zero."""
 
     promised: int = 0
     stored: int = 0
     promised_and_stored: int = 0
     missing: int = 0  # a 202 without its row
-    different: int = 0  # a row that is not what the 202 said
-    unasked: int = 0  # a row that no 202 told of
-    repeated: int = 0  # one id, in several rows or told twice
-    misplaced: int = 0  # a row in another shard than its id says
+    different: int = 0  # a row that differs from its 202
+    unasked: int = 0  # a row without a 202
+    repeated: int = 0  # one id in several rows or in two 202s
+    misplaced: int = 0  # a row in another shard than its id names
     oversold: int = 0  # units held beyond the stock
     sold: dict[str, int] = field(default_factory=dict)  # SKU -> units held
 
     @property
     def is_right(self) -> bool:
-        """Whether every 202 is stored once, in its place, as told, and no unit twice."""
+        """Whether every 202 is stored once, in its shard and unchanged, and no unit is sold twice."""
         return not (
             self.missing or self.different or self.unasked or self.repeated or self.misplaced or self.oversold
         )  # fmt: skip
 
 
 def read_promises(path: Path, *, users: Sequence[UUID], skus: Sequence[str]) -> list[Promise]:
-    """The driver's list: order id, place of the user, place of the SKU."""
+    """Read the driver's list: order id, index of the user, index of the SKU."""
     promises = []
     for line in path.read_text(encoding="ascii").splitlines():
         order, user, sku = line.split("\t")
@@ -59,7 +59,7 @@ def read_promises(path: Path, *, users: Sequence[UUID], skus: Sequence[str]) -> 
 
 
 def stored_orders(shard_dsns: Sequence[str], sale_id: UUID) -> int:
-    """Orders of a sale in all shards."""
+    """Number of a sale's orders in all shards."""
     count = 0
     for dsn in shard_dsns:
         with psycopg.connect(dsn, connect_timeout=5) as connection:
@@ -71,7 +71,7 @@ def stored_orders(shard_dsns: Sequence[str], sale_id: UUID) -> int:
 def recount(
     promises: Sequence[Promise], *, shard_dsns: Sequence[str], sale_id: UUID, stock: dict[str, int], topology: Topology
 ) -> Recount:
-    """Compare what was promised with what is stored. Every order is expected to have one line of one unit."""
+    """Compare the 202s with the stored orders. Every order must have one line of one unit."""
     told = {promise.order_id: promise for promise in promises}
     result = Recount(promised=len(promises), repeated=len(promises) - len(told))
     held: Counter[str] = Counter()

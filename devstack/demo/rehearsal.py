@@ -1,4 +1,4 @@
-"""One demo from an empty folder to the report: stack, sale over HTTP, crowd, crash, drain, recount, verdicts, removal."""
+"""One demo from an empty folder to the report: stack, sale, load, crash, drain, recount, verdicts, removal."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Rehearsal:
     sold_out_s: float
 
     def run(self, say: Callable[[str], None]) -> dict[str, Any]:
-        """The report; `failures` in it is empty when everything was as promised. Leaves nothing behind."""
+        """Run the demo and return the report; its `failures` are empty when all checks hold. Leaves nothing behind."""
         with own_stack(say) as (stack, folder):
-            say("making products and a sale")
+            say("creating products and a sale")
             shop = Shop.log_in(stack.backoffice_url, **stack.admin)
             stock = self._stock()
             for sku in stock:
@@ -58,14 +58,14 @@ class Rehearsal:
             users = self._write_tokens(tokens, folder)
             load = DriverRun(sale_id, stock, tokens, folder.path / "orders.tsv", self.connections, self.sold_out_s)
             course = load.drive(stack, folder, say)
-            say("waiting until everything is stored")
+            say("waiting until all orders are stored")
             _drain(course, stack, sale_id)
             say("recounting every 202 in the shards")
             counted = recount(
                 read_promises(load.orders, users=users, skus=list(stock)),
                 shard_dsns=stack.shard_dsns, sale_id=sale_id, stock=stock, topology=load_settings().topology,
             )  # fmt: skip
-            say("judging the invariants")
+            say("proving the invariants")
             verdicts = _verdicts(stack, folder, sale_id)
             durability = call("GET", f"{stack.edge_url}/readyz").get("durability")
         return self._report(course, counted, verdicts, durability)
@@ -120,10 +120,10 @@ class Rehearsal:
     def _failures(self, report: dict[str, Any], course: Course, counted: Recount) -> list[str]:
         checks = {
             f"{report['accepted']['count']} of {self.units} units were sold": report["accepted"]["count"] == self.units,
-            "orders have no answer in the end": report["without_answer"] == 0,
+            "some orders have no answer": report["without_answer"] == 0,
             "Redis was not killed, or not restarted": course.restarted_at is not None,
-            "not everything was stored in time": course.stored_at is not None,
-            "the recount does not agree": counted.is_right,
+            "orders were not stored in time": course.stored_at is not None,
+            "the recount differs": counted.is_right,
             "invariant A (no oversell) is not proved": report["invariants"]["A"] is True,
             "invariant B (nothing lost) is not proved": report["invariants"]["B"] is True,
             "unexpected answers (5xx other than 503 and 504)": not any(
@@ -134,7 +134,7 @@ class Rehearsal:
 
 
 def _drain(course: Course, stack: Stack, sale_id: UUID) -> None:
-    """Wait until as many orders are stored as were accepted; `stored_at` stays None if that takes too long."""
+    """Wait until all accepted orders are stored; `stored_at` stays None if that takes too long."""
     deadline = time.monotonic() + DRAIN_S_MAX
     while course.stored_at is None and time.monotonic() < deadline:
         if stored_orders(stack.shard_dsns, sale_id) >= course.driver["accepted"]:
@@ -144,7 +144,7 @@ def _drain(course: Course, stack: Stack, sale_id: UUID) -> None:
 
 
 def _verdicts(stack: Stack, folder: StateFolder, sale_id: UUID) -> dict[str, Any]:
-    """A and B of the sale, by the reconciler."""
+    """The reconciler's verdicts on invariants A and B of the sale."""
     done = subprocess.run(
         [sys.executable, "-m", "workers.reconciler", "--once", "--json", "--sale", str(sale_id)],
         cwd=PROJECT, env=overrule(os.environ, folder.settings_env(stack)), capture_output=True,
@@ -166,10 +166,10 @@ def own_stack(
     prepare: Callable[[StateFolder], None] = lambda _: None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[Stack, StateFolder]]:
-    """A stack on free ports in a folder of its own, on the disk of the project: a RAM disk would flatter fsync.
+    """A stack on free ports in a folder of its own, on the project's disk: on a RAM disk fsync would look too fast.
 
-    Ends with us, however we end; stopped and removed afterwards. `prepare` gets the folder before anything starts;
-    `settings` are FLASHSALE_* of all processes that overrule the caller's own.
+    It ends when this process ends for any reason, and is removed afterwards. `prepare` gets the folder before anything
+    starts; `settings` are FLASHSALE_* of all processes and override the caller's.
     """
     parent = StateFolder.at(None).path
     parent.mkdir(exist_ok=True)
@@ -193,7 +193,7 @@ def own_stack(
                 _keep_logs(folder)
                 raise
             finally:
-                say("stopping everything")
+                say("stopping the stack")
                 stop(folder)
                 supervisor.wait(10)
     finally:
@@ -204,7 +204,7 @@ def own_stack(
 
 
 def _keep_logs(folder: StateFolder) -> None:
-    """What failed must be found out later: the logs outlive the folder."""
+    """Copy the logs of a failed run to a folder that is not removed."""
     kept = Path(tempfile.gettempdir()) / f"flashsale-demo-logs-{secrets.token_hex(4)}"
     shutil.copytree(folder.logs, kept)
     sys.stderr.write(f"logs are kept in {kept}\n")
@@ -212,7 +212,7 @@ def _keep_logs(folder: StateFolder) -> None:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that everything is stopped and removed."""
+    """Handle SIGTERM like Ctrl-C, so that `finally` blocks stop and remove the stack."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

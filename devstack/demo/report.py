@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The whole report, ending with the verdict."""
+    """The whole report; the last line is the verdict."""
     return "\n".join(_lines(report)) + "\n"
 
 
@@ -24,13 +24,13 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for answer in report["answers"]:
         yield f"            {answer['status']} {answer['code'] or 'accepted':<24} {answer['count']:>9,}"
     yield (
-        f"Repeated    {report['repeated_requests']:,} requests with their own key after no or an unknown answer "
-        f"({report['transport_errors']:,} broken connections); {report['without_answer']:,} without answer in the end"
+        f"Repeated    {report['repeated_requests']:,} requests with the same key after no or an unknown answer "
+        f"({report['transport_errors']:,} broken connections); {report['without_answer']:,} never answered"
     )
     back = "not restarted" if kill["back_after_s"] is None else f"a new one ran after {kill['back_after_s']:.1f} s"
     yield f"Redis       killed with SIGKILL: {back}, {kill['seconds_without_orders']:.1f} s without accepted orders"
     drain = "did not end" if report["drain_s"] is None else f"{report['drain_s']:.1f} s after the last 202"
-    yield f"Drain       everything stored {drain}"
+    yield f"Drain       all orders stored {drain}"
     yield (
         f"Recount     {counted['promised_and_stored']:,} of {counted['promised']:,} orders answered 202 are stored; "
         f"missing {counted['missing']}, different {counted['different']}, unasked {counted['unasked']}, "
@@ -43,8 +43,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         yield f"            {detail}"
     for failure in report["failures"]:
         yield f"FAILED      {failure}"
-    yield "Result      " + ("FAILED" if report["failures"] else "everything as promised")
+    yield "Result      " + ("FAILED" if report["failures"] else "all checks passed")
 
 
 def _word(verdict: bool | None) -> str:
-    return {True: "holds", False: "VIOLATED", None: "could not be judged"}[verdict]
+    return {True: "holds", False: "VIOLATED", None: "not proved"}[verdict]

@@ -14,7 +14,10 @@ from ops.target import resolve
 
 
 def migrate(as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Bring the catalogue and all shards to the newest schema. Repeating it changes nothing."""
+    """Bring the catalogue and all shards to the newest schema.
+
+    Repeating it changes nothing.
+    """
     settings = resolve(state_dir, needs=["catalogue_dsn", "shard_dsns"]).settings
     applied = migrate_databases(
         settings.catalogue_dsn.get_secret_value(), [dsn.get_secret_value() for dsn in settings.shard_dsns]
@@ -34,8 +37,11 @@ def reconcile(
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Prove invariants A (no oversell) and B (nothing lost) now. Exit status 1 if one is violated or not proved."""
-    target = resolve(state_dir, needs=["redis_url", "queue_url", "catalogue_dsn", "shard_dsns"])
+    """Prove invariants A (no oversell) and B (nothing lost).
+
+    Exit status 1 if one is violated or not proved in time.
+    """
+    target = resolve(state_dir, needs=["redis_url", "catalogue_dsn", "shard_dsns"])
     arguments = ["--once", "--wait-s", str(wait_s)]
     if sale is not None:
         arguments += ["--sale", str(sale)]

@@ -1,4 +1,4 @@
-"""`import`: products out of a file."""
+"""`import`: create and change products from a file."""
 
 from __future__ import annotations
 
@@ -25,40 +25,39 @@ from ops.target import resolve
 
 PASSWORD_VARIABLE = "STAFF_PASSWORD"
 
-app = typer.Typer(no_args_is_help=True, help="Bring in data from files: products.")
+app = typer.Typer(no_args_is_help=True, help="Import data from files: products.")
 
 
 @app.callback()
 def _group() -> None:
-    """Bring in data from files: products."""
+    """Import data from files: products."""
 
 
 @app.command()
 def products(
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or JSON lines, UTF-8; `-` reads standard input.")],
-    form: Annotated[Format | None, typer.Option("--format", help="By the file's extension if not given.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would become of each line; change nothing.")
-    ] = False,
+    form: Annotated[Format | None, typer.Option("--format", help="Default: by the file's extension.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report the result of each line; change nothing.")] = False,
     on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="At a line that is refused: stop there, or leave it out and go on.")
+        Literal["stop", "skip"], typer.Option(help="At a refused line: stop there, or skip it and continue.")
     ] = "stop",
-    url: Annotated[str | None, typer.Option(help="A backoffice; that of the stack if not given.")] = None,
+    url: Annotated[str | None, typer.Option(help="Backoffice. Default: FLASHSALE_LINK_URL, or the stack's.")] = None,
     email: Annotated[
-        str | None, typer.Option(help=f"Of staff; the password is in {PASSWORD_VARIABLE}, or asked for.")
+        str | None,
+        typer.Option(help=f"Login, with --url; the password comes from {PASSWORD_VARIABLE} or a prompt."),
     ] = None,
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Make or change products by their SKU. The same file again changes nothing, so a broken import is simply repeated.
+    """Create or change products by SKU. Importing the same file again changes nothing: repeat an interrupted import.
 
-    CSV has a header with some of: sku, name, description, price_minor, currency, active, attributes (JSON), attributes.NAME;
-    JSON lines have an object with the first seven on each line. Prices are in minor units: 19.99 is 1999. What a line does not
-    give stays as it is. Exit status 1 when a line was refused.
+    CSV has a header with some of: sku, name, description, price_minor, currency, active, attributes (JSON),
+    attributes.NAME. JSON lines have one object per line, with the first seven as members. Prices are in minor units:
+    19.99 is 1999. Values that a line does not contain stay unchanged. Exit status 1 when a line was refused.
     """
     known = form or Format.of(file)
     if known is None:
-        raise typer.BadParameter("csv or jsonl, as the file's name does not tell", param_hint="--format")
+        raise typer.BadParameter("give csv or jsonl: the file's extension is unknown", param_hint="--format")
     backoffice = _backoffice(url, email, state_dir)
     with _opened(file) as (text, position, size), _progress(size, shown=not as_json) as show:
 
@@ -75,19 +74,19 @@ def products(
 def _backoffice(url: str | None, email: str | None, state_dir: Path | None) -> Backoffice:
     if url is None:
         if email is not None:
-            raise typer.BadParameter("goes with --url", param_hint="--email")
+            raise typer.BadParameter("needs --url", param_hint="--email")
         settings = resolve(state_dir, needs=["link_url", "admin_password"]).settings
         assert settings.admin_password is not None
         return Backoffice(settings.link_url, settings.admin_email, settings.admin_password.get_secret_value())
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-        raise typer.BadParameter("is not an http or https address", param_hint="--url")
+        raise typer.BadParameter("not an http or https address", param_hint="--url")
     if email is None:
-        raise typer.BadParameter("is needed with --url", param_hint="--email")
+        raise typer.BadParameter("required with --url", param_hint="--email")
     password = os.environ.get(PASSWORD_VARIABLE)
     if password is None:
         if not sys.stdin.isatty():
             raise typer.BadParameter(
-                f"set {PASSWORD_VARIABLE}: there is nobody to ask for the password", param_hint="--email"
+                f"set {PASSWORD_VARIABLE}: there is no terminal to ask for the password", param_hint="--email"
             )
         password = typer.prompt("Password", hide_input=True, err=True)
     return Backoffice(url.rstrip("/"), email, password)
@@ -95,7 +94,7 @@ def _backoffice(url: str | None, email: str | None, state_dir: Path | None) -> B
 
 @contextmanager
 def _opened(file: str) -> Iterator[tuple[io.TextIOWrapper, Callable[[], int], int | None]]:
-    """The text, how far into it we are and how long it is, in bytes. A byte order mark is no part of it."""
+    """The text without a byte order mark, a function for the position in bytes, and the size in bytes."""
     try:
         raw = sys.stdin.buffer if file == "-" else Path(file).open("rb")  # noqa: SIM115 - closed below
     except OSError as error:
@@ -114,7 +113,7 @@ def _opened(file: str) -> Iterator[tuple[io.TextIOWrapper, Callable[[], int], in
 
 @contextmanager
 def _progress(size: int | None, *, shown: bool) -> Iterator[Callable[[int, Summary], None]]:
-    """A bar on a terminal, nothing in a pipe."""
+    """A progress bar on a terminal, nothing in a pipe."""
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
         yield lambda _position, _summary: None

@@ -1,8 +1,7 @@
-"""`rotate-keys`: new keys for access tokens, without downtime."""
+"""`rotate-keys`: replace the keys of access tokens, without downtime."""
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,38 +17,39 @@ from runtime.process.errors import OperatorError
 
 def rotate_keys(
     retire: Annotated[
-        bool, typer.Option("--retire", help="End the old keys at once: a key was seen by somebody. Logs everybody out.")
+        bool, typer.Option("--retire", help="Revoke the old keys at once, because one leaked. Logs out all users.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    wait_s: Annotated[float, typer.Option(min=1, max=3600, help="Wait so long for processes to follow a step.")] = 60.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; change nothing.")] = False,
+    wait_s: Annotated[
+        float, typer.Option(min=1, max=3600, help="Seconds to wait until all processes follow a step.")
+    ] = 60.0,
     process: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=URL of a process outside of the stack, `edge...` or `backoffice...`; may be repeated."),
+        typer.Option(
+            help="NAME=URL of a process that reads the keys, NAME begins with edge or backoffice; repeatable."
+        ),
     ] = None,
-    token_keys: Annotated[Path | None, typer.Option(help="Another file than the stack's, of buyers' keys.")] = None,
-    staff_key: Annotated[Path | None, typer.Option(help="Another file than the stack's, of staff keys.")] = None,
+    token_keys: Annotated[Path | None, typer.Option(help="File of buyers' keys, instead of the deployment's.")] = None,
+    staff_key: Annotated[Path | None, typer.Option(help="File of staff keys, instead of the deployment's.")] = None,
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Give buyers' and staff tokens new keys while everything runs. May be repeated, and goes on where it was stopped."""
-    files = {"token_keys_file": token_keys, "staff_key_file": staff_key}
-    needs = [name for name, path in files.items() if path is None]
-    target = resolve(state_dir, needs=needs, running=False) if needs else None
-    for name in needs:
-        assert target is not None
-        files[name] = getattr(target.settings, name)
-    kinds = (buyer_kind(_existing(files["token_keys_file"])), staff_kind(_existing(files["staff_key_file"])))
-    is_stack = target is not None and target.is_stack and len(needs) == len(files)
-    processes = dict(target.stack.metrics) if is_stack and target is not None and target.stack is not None else {}
+    """Replace the keys of buyers' and staff tokens while all services run.
+
+    Running it again after an interruption continues with the next step. Outside of a stack, name each edge and each
+    backoffice with --process.
+    """
+    buyer_file, staff_file, processes = _rings(token_keys, staff_key, state_dir)
     for text in process or ():
         name, _, url = text.partition("=")
         if not url:
             raise typer.BadParameter(f"{text}: not NAME=URL", param_hint="--process")
-        processes[name] = url.rstrip("/")
-    if not (is_stack or processes or dry_run):
+        processes = {**(processes or {}), name: url.rstrip("/")}
+    if processes is None and not dry_run:
         raise typer.BadParameter(
             "name every edge and every backoffice: a key may sign only when all of them know it", param_hint="--process"
         )
+    kinds = (buyer_kind(buyer_file), staff_kind(staff_file))
     if dry_run:
         _show({kind.name: plan(kind, retire=retire) for kind in kinds}, as_json=as_json)
         return
@@ -57,21 +57,33 @@ def rotate_keys(
     try:
         with Console(stderr=True).status("Rotating keys") as status:  # shows nothing unless stderr is a terminal
             for kind in kinds:
-                outcomes[kind.name] = rotate(kind, processes, retire=retire, wait_s_max=wait_s, say=status.update)
-    except RotationWaits as error:
-        _show(outcomes, as_json=as_json)
-        print(f"flashsale: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
+                outcomes[kind.name] = rotate(kind, processes or {}, retire=retire, wait_s_max=wait_s, say=status.update)
+    except RotationWaits:
+        _show(outcomes, as_json=as_json)  # the ring that was rotated before
+        raise
     _show(outcomes, as_json=as_json)
 
 
-def _existing(path: Path | None) -> Path:
-    assert path is not None
-    if not path.exists():
-        raise OperatorError(
-            f"there is no key file {path}: create it, or start a stack once with `flashsale up --detach`"
-        )
-    return path
+def _rings(
+    token_keys: Path | None, staff_key: Path | None, state_dir: Path | None
+) -> tuple[Path, Path, dict[str, str] | None]:
+    """Files of buyers' and of staff keys, and the processes that read them; None when only the caller knows those."""
+    files = {"token_keys_file": token_keys, "staff_key_file": staff_key}
+    processes = None
+    if needs := [name for name, path in files.items() if path is None]:
+        target = resolve(state_dir, needs=needs, running=False)
+        files |= {name: getattr(target.settings, name) for name in needs}
+        if target.is_stack and len(needs) == len(files):
+            processes = dict(target.stack.metrics) if target.stack is not None else {}
+    for path in files.values():
+        assert path is not None
+        if not path.exists():
+            raise OperatorError(
+                f"there is no key file {path}: create it, or start a stack once with `flashsale up --detach`"
+            )
+    buyer_file, staff_file = files.values()
+    assert buyer_file is not None and staff_file is not None
+    return buyer_file, staff_file, processes
 
 
 def _show(outcomes: dict[str, Any], *, as_json: bool) -> None:

@@ -23,7 +23,10 @@ def rebuild(
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Restore a sale that Redis lost from PostgreSQL, and reopen it. Exit status 1 if it is not open afterwards."""
+    """Restore a lost sale from PostgreSQL and reopen it.
+
+    Exit status 1 if the sale is not open afterwards.
+    """
     target = resolve(state_dir, needs=["redis_url", "queue_url", "catalogue_dsn", "shard_dsns"])
     arguments = ["--sale", str(sale), "--wait-s", str(wait_s)]
     if force:

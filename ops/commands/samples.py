@@ -25,7 +25,7 @@ def sample_sale(
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Create a product and an open sale, and print their addresses and a command that buys one unit."""
+    """Create a product and an open sale; print a command that buys one unit."""
     settings = resolve(state_dir, needs=["link_url", "edge_public_url", "admin_password", "token_keys_file"]).settings
     password = settings.admin_password
     assert password is not None
@@ -59,7 +59,10 @@ def mint_tokens(
     ttl: Annotated[int, typer.Option(min=1, max=30 * DAY_S, help="Life of the tokens in seconds.")] = DAY_S,
     state_dir: StateDir = None,
 ) -> None:
-    """Print a line `user_id<TAB>access token` for each synthetic buyer. Needs the keys, not running services."""
+    """Print a line `user_id<TAB>access token` for each synthetic buyer.
+
+    Needs the keys; services need not run.
+    """
     settings = resolve(state_dir, needs=["token_keys_file"], running=False).settings
     keys = _keys(settings)
     lines: list[str] = []

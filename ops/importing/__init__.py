@@ -1,1 +1,1 @@
-"""`flashsale import`: files of products, read line by line and handed to the backoffice in batches."""
+"""`flashsale import`: reads files of products line by line and sends them to the backoffice in batches."""

@@ -1,6 +1,6 @@
-"""Reads products from CSV and JSON lines, a line at a time: files of any size in bounded memory. Sends nothing.
+"""Reads products from CSV and JSON lines, one line at a time: files of any size in bounded memory. Sends nothing.
 
-Judges only what the file's form decides; whether a product is valid is the backoffice's to say.
+Checks the syntax of the file only; the backoffice decides whether a product is valid.
 """
 
 from __future__ import annotations
@@ -23,29 +23,32 @@ _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 
 class Format(StrEnum):
-    """What a file is."""
+    """Format of a file."""
 
     CSV = "csv"
     JSONL = "jsonl"
 
     @classmethod
     def of(cls, file_name: str) -> Format | None:
-        """By its extension, None when that tells nothing."""
+        """The format by the file's extension; None for an unknown extension."""
         extension = file_name.lower().rpartition(".")[2]
         return {"csv": cls.CSV, "tsv": cls.CSV, "jsonl": cls.JSONL, "ndjson": cls.JSONL}.get(extension)
 
 
 class Unreadable(Exception):
-    """The file cannot be read on from here; the message names the line and the reason."""
+    """The rest of the file cannot be read; the message names the line and the reason."""
 
 
 class _Wrong(Exception):
-    """One line is no product; the message is the reason."""
+    """A line is not a product; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A product, or why a line is none. `number` counts lines of the file from 1; of a quoted text over several, the last."""
+    """A product, or the error of its line.
+
+    `number` counts the file's lines from 1; for a quoted text over several lines it is the last one.
+    """
 
     number: int
     item: dict[str, Any] | None = None
@@ -53,13 +56,13 @@ class Line:
 
 
 def read(file: TextIO, form: Format) -> Iterator[Line]:
-    """The file's products in order, blank lines left out. Raises Unreadable; what was read before it stands."""
+    """Yield the file's products in order, without blank lines. Raises Unreadable; lines yielded before remain valid."""
     counted = _Counted(file)
     return _csv(counted) if form is Format.CSV else _json_lines(counted)
 
 
 class _Counted:
-    """Lines of bounded length, and how many there were."""
+    """Iterates over lines of bounded length and counts them."""
 
     def __init__(self, file: TextIO) -> None:
         self.number = 0
@@ -70,7 +73,7 @@ class _Counted:
             try:
                 line = self._file.readline(LINE_CHARACTERS_MAX + 1)
             except UnicodeDecodeError as error:
-                # The decoder reads ahead, so the line is only roughly known.
+                # The decoder reads ahead, so the line number is approximate.
                 self.fail(f"or a few lines later: not UTF-8 ({error.reason}); save the file as UTF-8")
             if not line:
                 return
@@ -80,7 +83,7 @@ class _Counted:
             yield line
 
     def fail(self, reason: str) -> NoReturn:
-        """Give up on the file."""
+        """Raise Unreadable for the current line."""
         raise Unreadable(f"line {max(1, self.number)}: {reason}")
 
 
@@ -92,7 +95,7 @@ def _json_lines(lines: _Counted) -> Iterator[Line]:
             item = json.loads(line, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             if lines.number == 1 and line.lstrip().startswith("["):
-                lines.fail("this is one JSON document; JSON lines have an object on each line")
+                lines.fail("this is one JSON document; write JSON lines, with one object on each line")
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             yield Line(lines.number, error=f"not JSON: {reason}")
             continue
@@ -103,7 +106,7 @@ def _json_lines(lines: _Counted) -> Iterator[Line]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _csv(lines: _Counted) -> Iterator[Line]:
@@ -123,7 +126,7 @@ def _csv(lines: _Counted) -> Iterator[Line]:
             except _Wrong as wrong:
                 yield Line(lines.number, error=str(wrong))
     except csv.Error as error:
-        # Where the next row begins is not known any more: going on could import nonsense.
+        # The start of the next row is unknown now: continuing could import wrong data.
         lines.fail(f"not CSV: {error}")
     finally:
         csv.field_size_limit(before)
@@ -134,15 +137,15 @@ def _check_header(columns: list[str], lines: _Counted) -> None:
     if unknown:
         known = ", ".join((*_COLUMNS, _ATTRIBUTE + "NAME"))
         shown = ", ".join(repr(column[:40]) for column in unknown[:5])
-        lines.fail(f"unknown column {shown}; known are {known}")
+        lines.fail(f"unknown column {shown}; use {known}")
     if "sku" not in columns:
-        lines.fail("there is no column 'sku'")
+        lines.fail("there is no column 'sku'; add it")
     if len(set(columns)) < len(columns):
-        lines.fail("a column is there twice")
+        lines.fail("duplicate column; remove one of them")
 
 
 def _row(columns: list[str], cells: list[str]) -> dict[str, Any]:
-    """A product. An empty cell says nothing: a new product gets the default, one that is there keeps what it has."""
+    """A product. An empty cell is no value: a new product gets the default, an existing product keeps its value."""
     if len(cells) != len(columns):
         raise _Wrong(f"has {len(cells)} cells, the header {len(columns)}")
     item: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""One import: lines into batches, batches to the backoffice, and what became of each line."""
+"""One import: groups lines into batches, sends them to the backoffice, and counts the results."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ops.importing.reading import Line, Unreadable
 from ops.importing.sending import ImportFailed
 
 BATCH_ITEMS_MAX = 500
-# Half of what the backoffice takes in one body.
+# Half of the largest body that the backoffice accepts.
 BATCH_BYTES_MAX = 512 * 1024
 ERRORS_MAX = 50
 
 
 class Sink(Protocol):
-    """Takes batches; `sending.Backoffice` does."""
+    """Receives batches, as `sending.Backoffice` does."""
 
     def put(self, items: list[dict[str, Any]], *, dry_run: bool, on_error: str) -> list[dict[str, Any]]:
-        """What became of each item, in their order."""
+        """The result of each item, in order."""
         ...
 
 
 @dataclass(slots=True)
 class Summary:
-    """What became of a file. `errors`: the first 50 refused lines; `stopped`: the rest of the file was left out."""
+    """Results of a file. `errors`: the first 50 refused lines; `stopped`: the rest of the file was skipped."""
 
     dry_run: bool
     lines: int = 0
@@ -37,15 +37,15 @@ class Summary:
     stopped: bool = False
     errors: list[dict[str, Any]] = field(default_factory=list)
     errors_left_out: int = 0
-    failure: str | None = None  # why the file could not be read, or the backoffice not be asked, to the end
+    failure: str | None = None  # reason why reading the file, or sending it, ended early
 
     @property
     def failed(self) -> bool:
-        """Whether any line was refused."""
+        """Whether a line was refused, or the import ended early."""
         return self.refused > 0 or self.failure is not None
 
     def refuse(self, line: int, sku: str | None, reason: str) -> None:
-        """A line is no product, or not one that the backoffice takes."""
+        """Count a line that is not a product, or that the backoffice refused."""
         self.refused += 1
         if len(self.errors) < ERRORS_MAX:
             self.errors.append({"line": line, "sku": sku, "reason": reason})
@@ -56,9 +56,10 @@ class Summary:
 def import_products(
     lines: Iterable[Line], sink: Sink, *, dry_run: bool, stop: bool, progress: Callable[[Summary], None]
 ) -> Summary:
-    """Hand over all lines. `stop`: nothing behind the first line that is refused.
+    """Send all lines; with `stop`, no line after the first refused one.
 
-    When the file or the backoffice fails, what was before is done: the same file again changes nothing of it and goes on.
+    When the file or the backoffice fails, earlier lines are imported already. Importing the same file again leaves them
+    unchanged and continues.
     """
     return _Import(sink, dry_run=dry_run, stop=stop, progress=progress).run(lines)
 

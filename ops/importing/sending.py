@@ -1,6 +1,6 @@
-"""Hands batches of products to a backoffice over HTTP, as a member of staff. Reads no files.
+"""Sends batches of products to a backoffice over HTTP, as a member of staff. Reads no files.
 
-A batch may be sent any number of times: the backoffice changes nothing that is as it should be already.
+A batch may be sent any number of times: the backoffice leaves products unchanged that are as requested.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Any
 from runtime.process.backoff import Backoff
 
 ANSWER_S_MAX = 30.0
-ATTEMPTS_MAX = 8  # about a quarter of a minute: longer than a restart takes
+ATTEMPTS_MAX = 8  # about 15 s: longer than a restart takes
 _AGAIN = frozenset((429, 500, 502, 503, 504))
 
 
 class ImportFailed(Exception):
-    """The backoffice cannot be asked, or refuses to be; the message says why."""
+    """The backoffice does not answer or refuses the request; the message is the reason."""
 
 
 @dataclass(slots=True)
 class Backoffice:
-    """One backoffice, and who asks it. Logs in when it must."""
+    """A backoffice and a login; logs in when it has no valid token."""
 
     url: str
     email: str
@@ -34,11 +34,11 @@ class Backoffice:
     _token: str | None = field(default=None, repr=False)
 
     def put(self, items: list[dict[str, Any]], *, dry_run: bool, on_error: str) -> list[dict[str, Any]]:
-        """What became of each item, in their order; ImportFailed when nothing can be learnt."""
+        """The result of each item, in order. Raises ImportFailed when the results are unknown."""
         body = {"items": items, "dry_run": dry_run, "on_error": on_error}
         results: list[dict[str, Any]] = self._ask("/v1/products/import", body)["results"]
         if len(results) != len(items):
-            raise ImportFailed(f"{self.url} does not speak of as many products as were sent")
+            raise ImportFailed(f"{self.url}: sent {len(items)} products, got {len(results)} results")
         return results
 
     def _ask(self, path: str, body: Any) -> Any:
@@ -51,7 +51,7 @@ class Backoffice:
             try:
                 return self._call(path, body, self._token)
             except urllib.error.HTTPError as error:
-                if error.code == 401 and not logged_in:  # the token's quarter of an hour is over
+                if error.code == 401 and not logged_in:  # the token has expired
                     self._token = None
                     continue
                 if error.code not in _AGAIN or attempt == ATTEMPTS_MAX:
@@ -67,15 +67,15 @@ class Backoffice:
             answer = self._call("/v1/auth/login", {"email": self.email, "password": self.password}, None)
             return str(answer["access_token"])
         except urllib.error.HTTPError as error:
-            raise ImportFailed(f"{self.url}: the login is refused: {_reason(error)}") from error
+            raise ImportFailed(f"{self.url}: login refused: {_reason(error)}") from error
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            raise ImportFailed(f"{self.url}: no login: {error}") from error
+            raise ImportFailed(f"{self.url}: login failed: {error}") from error
 
     def _call(self, path: str, body: Any, token: str | None) -> Any:
         headers = {"Content-Type": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        request = urllib.request.Request(  # noqa: S310 - the caller has seen that it is http or https
+        request = urllib.request.Request(  # noqa: S310 - the caller has checked the scheme
             self.url + path, data=json.dumps(body).encode(), headers=headers, method="POST"
         )
         with urllib.request.urlopen(request, timeout=ANSWER_S_MAX) as answer:  # noqa: S310 - as above

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
+from runtime.process.errors import OperatorError
 from runtime.queue.port import REASON_LENGTH_MAX, Failure, FailureKind
 
 PAGE_LETTERS_MAX = 200
@@ -26,7 +27,7 @@ class DeadLettersFull(Exception):
         self.queue = queue
 
 
-class DeadLettersUnavailable(Exception):
+class DeadLettersUnavailable(OperatorError):
     """The database did not answer. The operation happened or not, and is safe to repeat."""
 
     def __init__(self, detail: str) -> None:

@@ -1,12 +1,12 @@
-"""One database: its primary, and a replica that takes reads as long as nobody can tell the difference.
+"""One database: a primary, and a replica for reads that need read-your-writes consistency only.
 
     async with database.connection() as connection: ...              writes, and reads that decide something
-    rows = await database.read(query, subjects=("user:1",))          reads that are shown
-    await database.wrote("user:1", "by:2")                           after a commit, before anybody is told of it
+    rows = await database.read(query, subjects=("user:1",))          reads for display
+    await database.wrote("user:1", "by:2")                           after a commit, before the answer to the caller
 
-A read goes to the replica if it is there, lags by less than the bound, and has replayed what was last written about the
-subjects (`runtime.postgres.positions`); in any doubt, and when the replica fails in the middle, to the primary. Without a replica
-none of this costs anything.
+A read goes to the replica if one is configured, it lags by less than the bound, and it has replayed the last write
+about the subjects (`runtime.postgres.positions`). In doubt, or when the replica fails during a query, the read goes to the
+primary. Without a replica there are no extra round trips.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "databases.sql")
 WATCH_S: Final = 0.25
-REPLICA_WAIT_S: Final = 0.5  # for a connection to a replica; then the primary is asked
-ASK_S_MAX: Final = 2.0  # for the watch's questions
+REPLICA_WAIT_S: Final = 0.5  # wait for a connection to a replica; then the primary is read
+ASK_S_MAX: Final = 2.0  # for the watch's queries
 CLOSE_S_MAX: Final = 5.0
-_SAMPLES_MAX: Final = 256  # a minute's; an older one is beyond every bound
+_SAMPLES_MAX: Final = 256  # one minute of samples; no bound on the lag is longer
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 T = TypeVar("T")
@@ -43,12 +43,12 @@ log = structlog.get_logger(__name__)
 
 
 class Replica:
-    """A streaming replica and how far it is. Its lag is a bound, by our own clock: the age of the newest moment at which
-    the primary had written no more than the replica has replayed since."""
+    """A streaming replica and its lag. The lag is an upper bound by our own clock: the age of the newest sample of the
+    primary's position that the replica has replayed since."""
 
     def __init__(self, pool: Pool, *, lag_ms_max: int) -> None:
-        """`pool` is owned by the database."""
-        assert lag_ms_max < KEPT_MS, "what was written would be forgotten before the replica has it"
+        """`pool` belongs to the database."""
+        assert lag_ms_max < KEPT_MS, "positions would expire before the replica has replayed them"
         self.pool = pool
         self._lag_s_max = lag_ms_max / 1000
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES_MAX)
@@ -56,7 +56,7 @@ class Replica:
 
     @property
     def lag_s(self) -> float | None:
-        """What was committed longer ago than this is there; None while that is not known."""
+        """The replica has all commits that are older than this; None while the lag is unknown."""
         return None if self._fresh_at is None else time.monotonic() - self._fresh_at
 
     @property
@@ -66,25 +66,25 @@ class Replica:
         return lag_s is not None and lag_s < self._lag_s_max
 
     def primary_wrote(self, at: float, position: int) -> None:
-        """At this moment (`time.monotonic`) the primary had flushed up to here."""
+        """Note that the primary had flushed up to `position` at this time (`time.monotonic`)."""
         self._samples.append((at, position))
 
     def replayed(self, position: int) -> None:
-        """The replica has replayed up to here."""
+        """Note that the replica has replayed up to `position`."""
         while self._samples and self._samples[0][1] <= position:
             self._fresh_at = self._samples.popleft()[0]
 
     def failed(self) -> None:
-        """Not read again before the watch has heard of it."""
+        """Do not read the replica again before the watch has measured its lag."""
         self._fresh_at = None
         self._samples.clear()
 
 
 class Database:
-    """A primary, perhaps with a replica; `name` is the same in all processes."""
+    """A primary and optionally a replica. `name` is the same in all processes."""
 
     def __init__(self, name: str, primary: Pool, *, replica: Replica | None, positions: Positions) -> None:
-        """Unopened pools."""
+        """`primary` and the replica's pool are not open yet."""
         self.name = name
         self.replica = replica
         self._primary = primary
@@ -92,11 +92,11 @@ class Database:
         self._away = False
 
     def connection(self) -> AbstractAsyncContextManager[AsyncConnection[TupleRow]]:
-        """A connection to the primary, in a transaction that commits when the block ends well."""
+        """A connection to the primary, in a transaction that commits when the block ends without an exception."""
         return self._primary.connection()
 
     async def read(self, query: Query[T], *, subjects: Sequence[str]) -> T:
-        """What `query` answers, on a replica where it may be and on the primary otherwise. It may be called twice."""
+        """The result of `query`, on the replica if it is fresh enough, else on the primary. May call `query` twice."""
         replica = self.replica
         if replica is not None and replica.may_be_read:
             position = await self._positions.newest(self.name, subjects)
@@ -112,7 +112,7 @@ class Database:
             return await query(connection)
 
     async def wrote(self, *subjects: str) -> None:
-        """Something about these subjects was committed: from now on nobody reads them as they were before."""
+        """Require later reads of these subjects to see the write that was just committed."""
         if self.replica is None:
             return
         position = None
@@ -120,12 +120,12 @@ class Database:
             async with self._primary.connection() as connection:
                 position = await _position(connection, "flushed")
         except _FAILED as error:
-            # It was committed, and must not be taken for failed.
+            # The write is committed: an exception here would report it as failed.
             log.warning("a write cannot be placed", database=self.name, error=type(error).__name__)
         await self._positions.remember(self.name, subjects, position)
 
     async def watch(self) -> None:
-        """Follow the replica for ever. Cancel to stop."""
+        """Measure the replica's lag until cancelled."""
         while self.replica is not None:
             try:
                 async with asyncio.timeout(ASK_S_MAX):
@@ -139,7 +139,7 @@ class Database:
             await asyncio.sleep(WATCH_S)
 
     async def look(self, replica: Replica) -> None:
-        """Compare primary and replica once."""
+        """Compare the positions of primary and replica once."""
         at = time.monotonic()
         async with self._primary.connection() as connection:
             flushed = await _position(connection, "flushed")
@@ -148,12 +148,12 @@ class Database:
         async with replica.pool.connection(REPLICA_WAIT_S) as connection:
             replayed = await _position(connection, "replayed")
         if replayed is None:
-            replica.failed()  # it was promoted: another primary, and none that we know
+            replica.failed()  # it was promoted, so it does not follow our primary
         else:
             replica.replayed(replayed)
 
     async def open(self) -> None:
-        """Connections come in the background; a server that is away does not keep us from starting."""
+        """Open the pools. Connections are made in the background, so an unreachable server does not block the start."""
         await self._primary.open()
         if self.replica is not None:
             await self.replica.pool.open()
@@ -170,7 +170,7 @@ async def _position(connection: AsyncConnection[TupleRow], statement: str) -> in
 
 
 async def _has_replayed(connection: AsyncConnection[TupleRow], position: int) -> bool:
-    """Asked on the connection that is to be read from: behind one address may be several replicas."""
+    """Ask on the connection that will be read: several replicas may share one address."""
     if position == 0:
         return True
     replayed = await _position(connection, "replayed")

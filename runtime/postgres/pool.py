@@ -1,7 +1,4 @@
-"""PostgreSQL pools: bounded size, bounded waits, no retries of their own.
-
-Does not decide when to retry: one layer does, the caller.
-"""
+"""PostgreSQL pools: bounded size, bounded waits, no retries: only the caller retries."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ from pydantic import SecretStr
 
 POSTGRES_CONNECT_S = 5
 POSTGRES_WAITING_MAX = 64
-# A peer that vanished without a FIN is noticed after this time, not after the kernel's quarter of an hour.
+# A peer that vanished without a FIN is detected after this time; the kernel's default takes a quarter of an hour.
 _POSTGRES_UNACKNOWLEDGED_MS = 10_000
 
 
 def postgres_pool(dsn: SecretStr, *, size_max: int = 4) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
-    """An unopened pool: `await pool.open()` returns at once, connections come when they are asked for.
+    """A pool that is not open yet. `await pool.open()` returns at once; connections are made in the background.
 
-    At most `POSTGRES_WAITING_MAX` callers wait for a connection, each at most `POSTGRES_CONNECT_S`; a connection that a
+    At most `POSTGRES_WAITING_MAX` callers wait for a connection, each at most `POSTGRES_CONNECT_S`. A connection that a
     server restart broke is replaced before it is handed out. No server-side prepared statements, because PgBouncer
-    before 1.22 cannot carry them.
+    before 1.22 does not support them.
     """
     return AsyncConnectionPool(
         dsn.get_secret_value(),
@@ -31,7 +28,7 @@ def postgres_pool(dsn: SecretStr, *, size_max: int = 4) -> AsyncConnectionPool[A
         timeout=POSTGRES_CONNECT_S,
         max_waiting=POSTGRES_WAITING_MAX,
         max_idle=300,
-        # The pool's own retries double their pause; ending them early lets the next caller try at once.
+        # The pool doubles the pause between its own retries; ending them early lets the next caller try at once.
         reconnect_timeout=2.0,
         check=AsyncConnectionPool.check_connection,
         kwargs={

@@ -1,8 +1,8 @@
 #!lua
--- Remember how far a replica must be for whoever reads this. Of two writers the further position stays.
--- KEYS: 1 place
+-- Store the position that a replica must have replayed before this subject is read from it. The larger position stays.
+-- KEYS: 1 position of the subject
 -- ARGV: 1 position in the write-ahead log in bytes, 2 its life in ms
--- Answer: 1 remembered, 0 a further one was there and lives anew
+-- Answer: 1 stored, 0 a larger one was stored already and its life is renewed
 local known = redis.call('GET', KEYS[1])
 -- Exact up to 2^53: nine million gigabytes of log.
 if known and tonumber(known) > tonumber(ARGV[1]) then

@@ -1,8 +1,8 @@
-"""What was written lately, and how far a replica must be to know it: kept in the cache Redis for all processes.
+"""Positions of recent writes, shared by all processes in the cache Redis: a replica must replay them before a read.
 
-A subject is whoever or whatever is read, such as an account or the caller that changed one. Its position is the place in the
-primary's write-ahead log behind its last write. The cache Redis may lose everything and be away at any time, so it also has a
-mark of since when it remembers: who finds the mark missing or young takes it that anything may have been written.
+A subject is an entity that is read, such as an account, or the caller that changed one. Its position is the end of its
+last write in the primary's write-ahead log. The cache Redis may lose all data and be unreachable at any time, so a mark
+holds the time since which positions are complete. When the mark is missing or young, any subject may have been written.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from runtime.redis.scripts import load_script, run
 
 log = structlog.get_logger(__name__)
 
-KEPT_MS: Final = 60_000  # longer than any replica that is read may lag
-CALL_S_MAX: Final = 0.25  # for the client that is passed in: a read waits no longer for this
-_PAUSE_S: Final = 1.0  # not asked for this long after it failed
+KEPT_MS: Final = 60_000  # longer than the lag at which a replica is still read
+CALL_S_MAX: Final = 0.25  # timeout of the client that is passed in: bounds the delay of a read
+_PAUSE_S: Final = 1.0  # no calls for this time after a failure
 _RAISE = load_script("runtime.postgres", "position_raise-1")
 
 
@@ -31,15 +31,15 @@ class Positions:
     """Positions of one process's reads and writes; shared by its databases."""
 
     def __init__(self, redis: Redis) -> None:
-        """Uses the client, does not own it; it should give up after `CALL_S_MAX`."""
+        """Uses the client, does not own it. Its timeout should be `CALL_S_MAX`."""
         self._redis = redis
         self._resumes_at = 0.0
-        self._owes = False  # a write could not be remembered: nobody may rely on what is
+        self._owes = False  # a write could not be stored: the mark must go, because positions are incomplete
 
     async def remember(self, database: str, subjects: Sequence[str], position: int | None) -> None:
-        """Have everybody read these subjects no older than this; None for a position that could not be learned.
+        """Require replicas to have replayed this position before these subjects are read; None for an unknown position.
 
-        Never fails. What cannot be told now is made up for: nobody relies on what is remembered for a while.
+        Never raises. When Redis is unreachable, a later call removes the mark, and reads go to primaries for a while.
         """
         self._owes = self._owes or position is None
         try:
@@ -53,7 +53,7 @@ class Positions:
             self._failed(error)
 
     async def newest(self, database: str, subjects: Sequence[str]) -> int | None:
-        """How far a replica must be for these subjects, 0 for anywhere; None when that is not known."""
+        """The position that a replica must have replayed for these subjects, 0 for any; None when it is unknown."""
         if time.monotonic() < self._resumes_at:
             return None
         try:

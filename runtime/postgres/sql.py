@@ -5,7 +5,7 @@
     UPDATE quota ...;
 
 A block is one statement. Its name is an identifier; the comment lines below it say why it may be repeated and which
-index it uses, and a test insists on them.
+index it uses. A test requires them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MEANT_AS_HEAD = re.compile(r"^--\s*name\s*:.*$", re.MULTILINE)
 
 
 class SqlFileError(Exception):
-    """A file has no block, a malformed name, a block twice, or one without a statement; the message names file and block."""
+    """A file has no block, a malformed or duplicate name, or a block without a statement; named in the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +35,11 @@ class Block:
 
 
 def parse_blocks(text: str, *, source: str) -> dict[str, Block]:
-    """The blocks of a file's text by name, in order; `source` is what errors call it."""
+    """The blocks of a file's text by name, in order. `source` names the file in errors."""
     blocks: dict[str, Block] = {}
     heads = list(_HEAD.finditer(text))
     for line in _MEANT_AS_HEAD.findall(text):
-        # Passed over, its statement would become a part of the block before.
+        # Otherwise its statement would become a part of the block before it.
         if not _HEAD.fullmatch(line):
             raise SqlFileError(f"{source}: malformed name in {line!r}")
     if not heads:
@@ -55,7 +55,7 @@ def parse_blocks(text: str, *, source: str) -> dict[str, Block]:
         if not statement:
             raise SqlFileError(f"{source}: {name} has no statement")
         if name in blocks:
-            raise SqlFileError(f"{source}: {name} is there twice")
+            raise SqlFileError(f"{source}: duplicate block {name}")
         description = " ".join(line.removeprefix("--").strip() for line in lines[:comment])
         blocks[name] = Block(name, description, statement)
     return blocks

@@ -1,1 +1,1 @@
-"""The life of a process: settings, signals, readiness, logs, background tasks."""
+"""The lifecycle of a process: settings, signals, readiness, logs, background tasks."""

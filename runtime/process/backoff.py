@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Backoff:
-    """`next_s()` doubles from `first_s` to `longest_s`; half of it is random so that many callers do not return together."""
+    """`next_s()` doubles from `first_s` to `longest_s`; up to half of it is random, so that callers spread out."""
 
     first_s: float = 0.05
     longest_s: float = 1.0
@@ -17,11 +17,11 @@ class Backoff:
 
     def next_s(self) -> float:
         """Seconds to wait before the next attempt."""
-        # The exponent is capped: 2.0 ** 2000 is an error, and the result is capped anyway.
+        # 2.0 ** 2000 raises OverflowError.
         whole = min(self.longest_s, self.first_s * 2.0 ** min(self._failures, 30))
         self._failures += 1
         return whole * (0.5 + self.rng.random() / 2)
 
     def reset(self) -> None:
-        """After a success: begin at `first_s` again."""
+        """Begin at `first_s` again, after a success."""
         self._failures = 0

@@ -1,4 +1,4 @@
-"""The guard against processes with different cluster settings: their fingerprint in Redis must be the same everywhere."""
+"""Refuses to run with cluster settings that differ from other processes': compares a fingerprint in Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = structlog.get_logger()
 
 
 class FingerprintMismatch(Exception):
-    """Another process set other cluster settings (lanes, shards, hash); running on would corrupt data."""
+    """Another process has other cluster settings (lanes, shards, hash); both running would corrupt data."""
 
     def __init__(self, *, ours: str, theirs: str) -> None:
         """Both fingerprints, as `Topology.fingerprint` makes them."""
@@ -30,7 +30,7 @@ class FingerprintMismatch(Exception):
 async def check(redis: Redis, topology: Topology) -> None:
     """Compare with the fingerprint in Redis; set it when absent (one atomic command).
 
-    Raises FingerprintMismatch, and RedisError when Redis cannot be asked.
+    Raises FingerprintMismatch, and RedisError when Redis does not answer.
     """
     stored = await redis.set(FINGERPRINT_KEY, topology.fingerprint, nx=True, get=True)
     if stored is None:
@@ -42,7 +42,7 @@ async def check(redis: Redis, topology: Topology) -> None:
 
 
 async def check_when_reachable(redis: Redis, topology: Topology, pause: Callable[[float], Awaitable[bool]]) -> bool:
-    """`check`, again and again while Redis cannot be asked; False when `pause` says that the process is to stop.
+    """Repeat `check` until Redis answers. False when `pause` reports that the process must stop.
 
     `pause(seconds)` is `Service.pause`. Raises FingerprintMismatch.
     """

@@ -1,7 +1,8 @@
 """A small bounded HTTP responder for /livez, /readyz and /metrics of workers.
 
-Not a web server: GET and HEAD only, one request a connection, at most `CONNECTIONS_MAX` connections, each at most
-`REQUEST_S_MAX` seconds and a head of `HEAD_BYTES_MAX` bytes; what exceeds that is closed without an answer.
+Not a web server: GET and HEAD only, one request per connection, at most `CONNECTIONS_MAX` connections, each at most
+`REQUEST_S_MAX` seconds with a head of at most `HEAD_BYTES_MAX` bytes. A connection beyond a bound is closed without an
+answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _TEXT = "text/plain; charset=utf-8"
 
 
 class Observed(Protocol):
-    """What the responder looks at (`runtime.process.service.Service`)."""
+    """State that the responder reports (`runtime.process.service.Service`)."""
 
     @property
     def is_ready(self) -> bool:
@@ -36,7 +37,7 @@ class Observed(Protocol):
 
 
 class Probes:
-    """The running responder. `port` is the one it listens on."""
+    """The running responder."""
 
     def __init__(self, service: Observed) -> None:
         """Not listening yet."""
@@ -46,7 +47,7 @@ class Probes:
 
     @property
     def port(self) -> int:
-        """TCP port, known after `start`."""
+        """TCP port that it listens on; known after `start`."""
         assert self._server is not None
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -56,7 +57,7 @@ class Probes:
         self._server = await asyncio.start_server(self._answer, host, port, limit=HEAD_BYTES_MAX)
 
     async def stop(self) -> None:
-        """Close the listener and what is still open."""
+        """Close the listener and all connections."""
         assert self._server is not None
         self._server.close()
         for writer in list(self._connections):
@@ -82,8 +83,7 @@ class Probes:
                 writer.write(lines.encode("ascii") + (b"" if method == b"HEAD" else body))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            # A peer that is slow, gone or no HTTP client: nothing to tell it, nothing to log for it.
-            pass
+            pass  # the peer is slow, gone, or not an HTTP client: not our failure
         finally:
             self._connections.discard(writer)
             writer.close()
@@ -105,7 +105,7 @@ class Probes:
 
 
 async def start(service: Observed, *, host: str, port: int) -> Probes:
-    """Start a responder for `service`; port 0 takes a free one."""
+    """Start a responder for `service`; port 0 selects a free port."""
     probes = Probes(service)
     await probes.start(host, port)
     return probes

@@ -1,8 +1,8 @@
-"""Life of a process: event loop, signals, readiness, health and metrics over HTTP, and the exit status.
+"""Lifecycle of a process: event loop, signals, readiness, health and metrics over HTTP, and the exit status.
 
-A worker's `__main__` calls `run(name, settings, main)`. SIGTERM and SIGINT set `service.stopping`; `main` finishes what
-is in flight and returns: exit 0. An exception out of `main` is one `fatal` line and exit 1.
-Does not restart anything: the supervisor does.
+A worker's `__main__` calls `run(name, settings, main)`. SIGTERM and SIGINT set `service.stopping`; `main` finishes the
+work in flight and returns: exit status 0. An exception from `main` is logged as `fatal`: exit status 1.
+Does not restart processes: the supervisor does.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.process import probes, tasks
 from runtime.process.settings import Settings, SettingsError, load_settings
 from runtime.process.telemetry import configure_logging
 
-# Beyond the time for in-flight work: closing clients, the last metrics.
+# Added to the time for work in flight: closing clients, the last metrics.
 STOP_EXTRA_S = 5.0
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Service:
-    """What `main` gets: the settings, the wish to stop, and the register of what must be well to be ready."""
+    """The argument of `main`: the settings, the stop event, and the conditions of readiness."""
 
     name: str
     settings: Settings
@@ -37,7 +37,7 @@ class Service:
     _checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
 
     def ready(self, name: str, ok: bool, detail: str = "") -> None:
-        """Register or change one condition of readiness; `detail` is shown on /readyz, so no secrets."""
+        """Register or change one condition of readiness. /readyz shows `detail`: it must not contain secrets."""
         self._checks[name] = (ok, detail)
 
     @property
@@ -51,12 +51,12 @@ class Service:
         return bool(self._checks) and not self.stopping.is_set() and all(ok for ok, _ in self._checks.values())
 
     async def pause(self, seconds: float) -> bool:
-        """Sleep, but wake when the process is to stop; whether it is."""
+        """Sleep, but wake when the process must stop. Returns whether it must."""
         return await tasks.wait_within(self.stopping, seconds)
 
 
 class DrainTimeout(Exception):
-    """In-flight work did not finish in time after SIGTERM."""
+    """Work in flight did not finish in time after SIGTERM."""
 
 
 Main = Callable[[Service], Coroutine[Any, Any, None]]
@@ -97,19 +97,19 @@ async def _start_probes(service: Service) -> probes.Probes | None:
 
 
 def _log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Exceptions that no one awaited: a line with its traceback instead of asyncio's own text."""
+    """Log an exception that no task awaited, with its traceback, in place of asyncio's own text."""
     log.error("unhandled", detail=context["message"], exc_info=context.get("exception"))
 
 
 def _cause(error: Exception) -> Exception:
-    """The one exception inside of groups of one: task groups wrap what went wrong."""
+    """The exception inside nested groups of one, as task groups raise them."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
 
 
 def settings_or_exit(name: str) -> Settings:
-    """The settings of the environment, or exit status 2 with one line that names every problem."""
+    """The settings of the environment. Otherwise log one line with all problems and exit with status 2."""
     try:
         return load_settings()
     except SettingsError as error:
@@ -119,7 +119,7 @@ def settings_or_exit(name: str) -> Settings:
 
 
 def run(name: str, settings: Settings, main: Main) -> NoReturn:
-    """Run `main` to its end and leave the process: status 0, or 1 after an exception or an unfinished drain."""
+    """Run `main`, then exit the process: status 0, or 1 after an exception or an unfinished drain."""
     configure_logging(name, settings.log_level)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

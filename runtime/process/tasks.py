@@ -1,7 +1,7 @@
-"""Waiting with a bound, and ending background tasks for certain.
+"""Bounded waits, and reliable cancellation of background tasks.
 
-`asyncio.wait_for` is not used anywhere near a task that is to be cancelled: before Python 3.12 it swallows a
-cancellation that arrives in the moment in which its work ends, and the task goes on for ever.
+No `asyncio.wait_for` in a task that may be cancelled: before Python 3.12 it swallows a cancellation that arrives at the
+moment its work ends, and the task runs forever.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ CANCEL_AGAIN_S = 0.05
 
 
 async def wait_within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, at most `seconds`; whether it is set."""
+    """Wait for an event, at most `seconds`. Returns whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()
@@ -23,9 +23,9 @@ async def wait_within(event: asyncio.Event, seconds: float) -> bool:
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel and return when all have ended; their exceptions are not raised.
+    """Cancel tasks and return when all have ended. Does not raise their exceptions.
 
-    Cancels again and again, because a library inside of a task may swallow a cancellation (psycopg waits by `wait_for`).
+    Repeats the cancellation, because a library may swallow one (psycopg uses `wait_for`).
     """
     pending = {task for task in tasks if not task.done()}
     while pending:

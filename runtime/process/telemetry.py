@@ -1,6 +1,6 @@
-"""Structured log lines on standard error: JSON in a pipe, readable on a terminal.
+"""Structured log lines on standard error: JSON in a pipe, plain text on a terminal.
 
-Does not collect metrics (`prometheus_client` does) and never sees secrets: callers log names and numbers, no settings.
+Does not collect metrics (`prometheus_client` does). Callers log names and numbers, no settings and no secrets.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNI
 
 
 def configure_logging(service: str, level: str) -> None:
-    """Log lines of structlog and of the standard library go to standard error, `service` in each of them.
+    """Send log lines of structlog and of the standard library to standard error, each with `service`.
 
-    `level` is one of `LEVELS`. Configure once, at the start of a process.
+    `level` is one of `LEVELS`. Call once, when the process starts.
     """
     terminal = sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
@@ -25,7 +25,7 @@ def configure_logging(service: str, level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    # A terminal shows tracebacks by itself; in JSON they become one member.
+    # The console renderer formats tracebacks itself; in JSON a traceback becomes one member.
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer()]
         if terminal
@@ -48,5 +48,5 @@ def configure_logging(service: str, level: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(LEVELS[level])
-    # At INFO the pool tells of every connection it hands out.
+    # At INFO the pool logs every connection that it hands out.
     logging.getLogger("psycopg.pool").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Processes that cannot outlive who started them, and ports that stay free."""
+"""Processes that end with their parent, and ports that stay free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small demo from end to end: what `make demo` does, with its crash."""
+"""A small demo from end to end, as `make demo` runs it, with its crash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_small_demo_proves_both_invariants_and_leaves_nothing() -> None:
         capture_output=True, text=True, timeout=110, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert done.stderr == ""  # no progress where there is no terminal
+    assert done.stderr == ""  # no progress without a terminal
     report = json.loads(done.stdout)
     assert report["failures"] == []
     assert report["accepted"]["count"] == report["recount"]["promised_and_stored"] == 3000
@@ -40,4 +40,4 @@ def test_small_demo_proves_both_invariants_and_leaves_nothing() -> None:
     assert (report["invariants"]["A"], report["invariants"]["B"]) == (True, True)
     assert not list((ROOT / ".flashsale").glob("demo-*"))
     assert _processes_of_demos() == []
-    assert "everything as promised" in as_text(report)
+    assert "all checks passed" in as_text(report)

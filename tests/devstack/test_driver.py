@@ -1,4 +1,4 @@
-"""The bundled load driver against an edge that misbehaves by plan."""
+"""The load driver against an edge with planned failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REASONS = {202: "Accepted", 409: "Conflict", 503: "Service Unavailable", 504: "
 
 
 class PlannedEdge:
-    """Accepts `stock` orders, one per key. The first request of some keys gets 503, 504, a cut connection or half an answer."""
+    """Accepts `stock` orders, one per key. Some first requests get 503, 504, a cut connection, half an answer."""
 
     def __init__(self, stock: int) -> None:
         self.stock = stock
@@ -56,7 +56,7 @@ class PlannedEdge:
             self._send(writer, 409, {"type": "/problems/sold_out", "code": "sold_out"})
             return True
         self.accepted.setdefault(key, f"{place:08d}-0000-8000-8000-000000000000")
-        if first and place % 10 == 5:  # the order is made, the answer is lost
+        if first and place % 10 == 5:  # the order is accepted, the answer is lost
             return False
         if first and place % 10 == 6:
             self._send(writer, 504, {"code": "outcome_unknown"})

@@ -1,4 +1,4 @@
-"""Mails of a whole stack: what a newcomer does with an account, from the registration to the mailbox and back."""
+"""Mails of a whole stack: the steps of a new account, from the registration to the mailbox and back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEW = "another long password"
 
 
 def letters(folder: Path, recipient: str) -> dict[str, EmailMessage]:
-    """Letters to an address by their subject, the newest of each."""
+    """The newest mail to an address for each subject."""
     found: dict[str, EmailMessage] = {}
     for path in sorted(folder.glob(f"*-{recipient}.eml")):
         letter = email.message_from_bytes(path.read_bytes(), policy=email.policy.default)
@@ -63,7 +63,7 @@ def test_register_verify_forget_reset(running_stack: RunningStack) -> None:
         assert post("login", email=address, password=NEW).status_code == 200
         assert post("refresh", refresh_token=tokens["refresh_token"]).status_code == 401
     assert letters(folder, f"nobody-{address}") == {}
-    # Whoever may read the folder could use the tokens.
+    # A reader of the folder could use the tokens.
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
     for log in running_stack.folder.logs.iterdir():
@@ -73,7 +73,7 @@ def test_register_verify_forget_reset(running_stack: RunningStack) -> None:
 
 @pytest.fixture
 def mailbox(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A mailbox of the test's own: its folder and port."""
+    """Folder and port of a mailbox that belongs to the test."""
     port = free_port()
     folder = tmp_path / "mail"
     argv = [sys.executable, "-m", "devstack.mailbox", str(folder), str(port)]
@@ -111,6 +111,6 @@ def test_the_mailbox_keeps_the_newest(tmp_path: Path) -> None:
     for number in range(5):
         kept._keep(f"r{number}@x.example", str(number).encode())
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["2", "3", "4"]
-    # A new run goes on where the last one was.
+    # A new run keeps the mails of the last one.
     Mailbox(tmp_path, kept_max=3)._keep("r5@x.example", b"5")
     assert len(list(tmp_path.iterdir())) == 3

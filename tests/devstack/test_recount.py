@@ -1,4 +1,4 @@
-"""The demo's recount is itself tested: one row lost, doubled, changed, misplaced or sold twice turns it red."""
+"""The demo's recount fails when one row is lost, doubled, changed, misplaced or sold twice."""
 
 from __future__ import annotations
 

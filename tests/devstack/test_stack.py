@@ -1,4 +1,4 @@
-"""The embedded stack as a user handles it: up, status, kills, a second up, down."""
+"""The embedded stack in use: up, status, kills, a second up, down."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_killed_process_is_back_under_a_new_pid(running_stack: RunningStack, nam
     os.kill(killed, signal.SIGKILL)
 
     def is_back() -> bool:
-        # A PostgreSQL started before the last child of the killed one has ended leaves at once and is started again.
+        # A new PostgreSQL ends at once while a child of the killed one still runs, and is started again.
         pid = running_stack.stack.processes[name]
         return pid != killed and alive(pid)
 
@@ -67,7 +67,7 @@ def test_killed_process_is_back_under_a_new_pid(running_stack: RunningStack, nam
 
 
 def test_process_that_cannot_start_is_tried_for_ever_and_status_says_so(running_stack: RunningStack) -> None:
-    """Another has taken its port: more failed starts than would end a stack that comes up, and then it is back."""
+    """Its port is taken: it fails more often than a starting stack tolerates, and then runs again."""
     name = "expiry-0"
     host, _, port = running_stack.stack.metrics[name].rpartition("//")[2].partition(":")
 
@@ -77,7 +77,7 @@ def test_process_that_cannot_start_is_tried_for_ever_and_status_says_so(running_
 
     os.kill(running_stack.stack.processes[name], signal.SIGKILL)
     eventually(lambda: not responds(f"http://{host}:{port}/livez"))
-    with socket.create_server((host, int(port))):  # long before the new process has got so far
+    with socket.create_server((host, int(port))):  # long before the new process listens
         eventually(lambda: restarts() > FAILED_STARTS_MAX, patience_s=90)
         shown = running_stack.flashsale("status", check=False)
         assert shown.returncode == 1
@@ -139,7 +139,7 @@ def test_nothing_is_left_running(tmp_path: Path, how: signal.Signals) -> None:
         stack = folder.require_stack()
         pids = [stack.supervisor, *stack.processes.values()]
         if how is signal.SIGKILL:
-            os.kill(stack.supervisor, how)  # the kernel tells its children
+            os.kill(stack.supervisor, how)  # the kernel signals its children
         else:
             flashsale(folder, "down")
             assert not [pid for pid in pids if alive(pid)]

@@ -1,4 +1,4 @@
-"""The stack's folder: the lock decides who runs, files are private, what a crash left is not trusted."""
+"""The stack's folder: one supervisor holds the lock, files are private, files of a crashed stack are not trusted."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def test_only_one_supervisor_has_the_lock(folder: StateFolder) -> None:
 def test_stack_file_is_private_and_believed_only_while_its_supervisor_runs(folder: StateFolder) -> None:
     folder.write_stack(_stack(os.getpid()))
     assert stat.S_IMODE(folder.stack_file.stat().st_mode) == 0o600
-    assert folder.read_stack() is None  # nobody holds the lock: a crash left the file
+    assert folder.read_stack() is None  # the lock is free: a crash left the file
     with pytest.raises(StackError, match="no stack is up"):
         folder.require_stack()
     lock = folder.acquire()
     assert lock is not None
     assert folder.read_stack() == _stack(os.getpid())
     folder.write_stack(_stack(os.getpid() + 1))
-    assert folder.read_stack() is None  # of an earlier supervisor
+    assert folder.read_stack() is None  # the file of an earlier supervisor
     os.close(lock)
 
 
@@ -103,11 +103,11 @@ def test_destroy_leaves_nothing_where_the_folder_was_closed(tmp_path: Path) -> N
     data.mkdir()
     folder.destroy()
     assert not folder.path.exists()
-    assert not data.parent.exists()  # as root: a place that PostgreSQL's own user can reach
+    assert not data.parent.exists()  # as root: a folder that PostgreSQL's own user can enter
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps data apart from the project's folder")
-def test_place_that_was_forsaken_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_orphaned_place_is_removed_by_the_next_server(tmp_path: Path) -> None:
     for name in ("killed", "running", "next"):
         (tmp_path / name).mkdir()
     tmp_path.chmod(0o700)

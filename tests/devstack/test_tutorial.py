@@ -1,4 +1,4 @@
-"""The tutorial's commands, executed in order and in one shell, as its reader would."""
+"""The tutorial's commands, executed in order and in one shell."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fixtures.fix_stack import ROOT, flashsale
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 _FENCED_SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# What the reader has: the checkout, with the stack's default place and ports replaced by free ones of this test.
+# The reader's commands, with the default folder and ports of the stack replaced by those of this test.
 _STAND_INS = {
     "make up": "flashsale up --detach",
     "make down": "flashsale down",
@@ -62,4 +62,4 @@ def test_tutorial_works_from_top_to_bottom(tmp_path: Path) -> None:
     assert "open" in text  # the published sale's state
     assert "purchase_limit_exceeded" in text
     assert re.search(r"^shard [0-3]: \('MUG-\d+', 2, 'reserved'\)$", text, re.MULTILINE)
-    assert "cancelled\n10\n" in text  # the order's state, and the units back on sale
+    assert "cancelled\n10\n" in text  # the order's state, and the available units afterwards

@@ -1,4 +1,4 @@
-"""A small sale in which everything is right: what clients saw, and what is held of it. Tests damage it."""
+"""A small correct sale: the clients' history and the stored data. Tests damage them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def unknown(code: str = "outcome_unknown", status: int = 504) -> Attempt:
 
 
 def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
-    """`orders` accepted orders, the last one cancelled, one refused, one that was uncertain, one misused key."""
+    """`orders` accepted orders, the last one cancelled; one refused, one with an unknown attempt, one misused key."""
     rng = random.Random(seed)
     sale = ids.new_uuid7()
     items = tuple(SaleItem(sku, PRICE, 4) for sku in SKUS)

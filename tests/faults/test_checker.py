@@ -1,4 +1,4 @@
-"""The checker is itself tested: what is right passes, and each planted damage turns the promise red that it breaks."""
+"""The checker passes a correct sale, and each planted damage breaks its invariant."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def store_what_was_refused(history: History, evidence: Evidence) -> None:
 
 
 def store_what_nobody_asked_for(_: History, evidence: Evidence) -> None:
-    evidence.records[uuid4(), "whose"] = uuid4()
+    evidence.records[uuid4(), "unknown"] = uuid4()
 
 
 def leave_an_outcome_unknown(history: History, _: Evidence) -> None:
-    history.requests.append(OrderRequest(uuid4(), "who knows", (("A", 1),), [unknown()]))
+    history.requests.append(OrderRequest(uuid4(), "unanswered", (("A", 1),), [unknown()]))
 
 
 def lose_a_version(_: History, evidence: Evidence) -> None:
@@ -167,7 +167,7 @@ def tell_a_wrong_total(history: History, _: Evidence) -> None:
 
 
 def tell_a_wrong_price(history: History, evidence: Evidence) -> None:
-    """In the row as well: edge and writer agree, the sale does not."""
+    """The row has the same wrong price: edge and writer agree, the sale differs."""
     [(sku, quantity)] = history.requests[0].lines
     _change_told(history, lines=((sku, quantity, 1),), total_minor=quantity)
     evidence.rows[0] = replace(evidence.rows[0], prices_minor=(1,), total_minor=quantity)
@@ -243,12 +243,12 @@ def skip_a_place(_: History, evidence: Evidence) -> None:
 
 
 def name_two_versions_alike(_: History, evidence: Evidence) -> None:
-    """Consumers that know the first version's id drop the second."""
+    """Consumers that know the first version's id would drop the second."""
     evidence.events[-1] = replace(evidence.events[-1], event_id=evidence.events[-2].event_id)
 
 
 def tell_a_version_as_another(_: History, evidence: Evidence) -> None:
-    """The second version told in the words of the first."""
+    """The event of the second version has the content of the first."""
     evidence.events[-1] = replace(evidence.events[-1], status="reserved")
 
 
@@ -316,7 +316,7 @@ def test_an_edge_that_was_stopped_is_excused_only_meanwhile() -> None:
         ([], Ending.UNKNOWN),
         ([refused()], Ending.REFUSED),
         ([refused("overloaded", 503), refused()], Ending.REFUSED),
-        ([unknown(), refused()], Ending.UNKNOWN),  # the first one may still be done
+        ([unknown(), refused()], Ending.UNKNOWN),  # the first one may still be executed
         ([unknown(), replace(refused(), settled=True)], Ending.REFUSED),
         ([refused(), ok(uuid4())], Ending.OK),
         ([unknown(), ok(uuid4())], Ending.OK),
@@ -333,14 +333,14 @@ def test_a_cancellation_that_was_not_stored_is_lost_only_with_redis_disk() -> No
     assert {finding.invariant for finding in judged(history, evidence)} == {"C"}
     assert judged(history, evidence, Expectations(lost_orders=True)) == []
     history, evidence = right_sale(0)
-    undo_a_cancellation(history, evidence)  # its second version was stored: no loss explains that
+    undo_a_cancellation(history, evidence)  # its second version was stored, so no loss explains the damage
     assert "C" in {finding.invariant for finding in judged(history, evidence, Expectations(lost_orders=True))}
 
 
 def test_a_lost_order_frees_its_own_key_only() -> None:
-    """What a loss excuses is what was lost: orders that are stored keep their keys and words."""
+    """A loss excuses lost orders only: stored orders keep their keys and answers."""
     history, evidence = right_sale(0)
     answer_in_other_words(history, evidence)
     assert {finding.invariant for finding in judged(history, evidence, Expectations(lost_orders=True))} == {"C"}
-    history.requests[0].attempts.append(ok(uuid4()))  # an order that is stored nowhere
+    history.requests[0].attempts.append(ok(uuid4()))  # an order without a row
     assert judged(history, evidence, Expectations(lost_orders=True)) == []

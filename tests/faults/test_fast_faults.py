@@ -1,4 +1,4 @@
-"""The fast part of the fault matrix, by the command as a user runs it. The whole matrix is in `make prove`."""
+"""The fast part of the fault matrix, by the command line. `make prove` runs the whole matrix."""
 
 from __future__ import annotations
 

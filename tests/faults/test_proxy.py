@@ -1,4 +1,4 @@
-"""The fault proxy before a real Redis: everything passes as it is, and each harm happens, once, counted."""
+"""The fault proxy in front of a real Redis: it forwards data unchanged, and each harm happens once and is counted."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_slow_traffic_is_slow(client: redis.Redis, proxy: FaultProxy) -> None:
     proxy.slow(0.05)
     before = time.monotonic()
     client.ping()
-    assert time.monotonic() - before >= 0.1  # the command and its answer
+    assert time.monotonic() - before >= 0.1  # delays of the command and of its answer
     assert proxy.counted["slowed"] == 2
 
 
@@ -88,7 +88,7 @@ def test_slow_traffic_keeps_its_order_also_when_it_gets_faster(proxy: FaultProxy
         for number in range(20):
             proxy.slow((0.05, 0.02, 0.0)[number % 3])
             raw.sendall(b"INCR faults:order\r\nECHO %d\r\n" % number)
-            time.sleep(0.003)  # a write of its own
+            time.sleep(0.003)  # makes it a separate write
         answers = b"".join(b":%d\r\n$%d\r\n%d\r\n" % (n + 1, len(str(n)), n) for n in range(20))
         raw.settimeout(10)
         got = b""
@@ -131,7 +131,7 @@ def test_a_trap_looks_only_at_its_connections(proxy: FaultProxy) -> None:
 
 
 def test_a_trap_for_shards_lets_the_catalogue_pass(postgres_server: PostgresServer, migrated: Databases) -> None:
-    """Statements about `shard_grant` do not make a connection one to a shard."""
+    """A statement about `shard_grant` does not mark a connection to a shard."""
     with FaultProxy(postgres_server.port) as proxy:
         trap = proxy.set_trap(Trap(Harm.BEFORE, (b"COMMIT",), TO_SHARD))
 

@@ -1,4 +1,4 @@
-"""Damage planted in real servers: the whole way from rows and entries to a verdict, on a stack of its own."""
+"""Damage in real servers: from rows and entries to a verdict, on a separate stack."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DRAIN_S = 30.0
 
 @dataclass
 class Sold:
-    """A sale that was bought from, all of it stored and told."""
+    """A sale with orders, all of them stored and published."""
 
     stack: Stack
     history: History
@@ -51,18 +51,18 @@ class Sold:
 
     @property
     def request(self) -> OrderRequest:
-        """One that was accepted."""
+        """An accepted order's request."""
         return next(r for r in self.history.requests if r.ending is Ending.OK and not r.cancels)
 
     @property
     def key_of_user(self) -> bytes:
-        """The Redis hash of its user."""
+        """Key of the user's hash in Redis."""
         (lane,) = TOPOLOGY.lanes_of_sale(self.history.sale_id, count=1)
         return user_key(lane, self.history.sale_id, self.request.user_id)
 
     @property
     def order(self) -> tuple[UUID, str]:
-        """Its order, and the dsn of the shard."""
+        """The order's id, and the dsn of its shard."""
         (order_id,) = self.request.order_ids
         return order_id, self.stack.shard_dsns[TOPOLOGY.shard_of_order(order_id)]
 

@@ -1,4 +1,4 @@
-"""The run of many faults outlives what goes wrong with one of them."""
+"""A run of several faults continues after one of them fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def never(_: Drill) -> str:
 
 
 def test_a_stack_that_does_not_come_up_makes_its_faults_red(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where logs are kept
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # logs are copied there
     needs = Needs(limits={"user_rate": "fast"})
     faults = [Fault(name, "none", "none", never, needs=needs) for name in ("first", "second")]
     results = list(run_faults(faults, seed=1, seconds=1.0, say=lambda _: None))

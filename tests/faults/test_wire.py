@@ -1,4 +1,4 @@
-"""What an answer means to the history, and what is wrong with it as such; a closed or refused edge is passed over."""
+"""Interpretation of answers and of their defects; a draining or refusing edge is skipped."""
 
 from __future__ import annotations
 

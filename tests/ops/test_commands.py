@@ -1,4 +1,4 @@
-"""Commands that work on a stack that is up."""
+"""Operations on a stack that is up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fixtures.fix_stack import RunningStack, eventually, flashsale
 
 def test_sample_sale_can_be_bought_from_with_the_printed_line(running_stack: RunningStack) -> None:
     sample = json.loads(running_stack.flashsale("sample-sale", "--units", "5", "--json").stdout)
-    eventually(lambda: httpx.get(sample["sale_url"]).status_code == 200)  # the edge has heard of it
+    eventually(lambda: httpx.get(sample["sale_url"]).status_code == 200)  # the edge knows the sale
     done = subprocess.run(shlex.split(sample["curl"]), capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.startswith("HTTP/1.1 202")
     assert json.loads(done.stdout.partition("\n\n")[2])["items"] == [

@@ -1,4 +1,4 @@
-"""The command without its extras: operations only; and with one that is broken."""
+"""Commands of extras: all installed, not installed, broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`flashsale import products`: what files are read as, what becomes of their lines, and how it ends."""
+"""`flashsale import products`: parsing of files, results of lines, exit statuses."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def test_rows_that_are_no_products(row: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "line 1: there is no column 'sku'"),
-        ("name\nx\n", "line 1: there is no column 'sku'"),
+        ("", "line 1: there is no column 'sku'; add it"),
+        ("name\nx\n", "line 1: there is no column 'sku'; add it"),
         ("sku,price\nA,1\n", "line 1: unknown column 'price'"),
         ("sku,attributes.\nA,1\n", "line 1: unknown column 'attributes.'"),
-        ("sku,name,name\nA,1,2\n", "line 1: a column is there twice"),
+        ("sku,name,name\nA,1,2\n", "line 1: duplicate column; remove one of them"),
         ('sku,name\nA,"x"y\n', "line 2: not CSV"),
         ('sku,name\nA,"never closed\n', "line 2: not CSV"),
         ("sku,name\nA," + "x" * (FIELD_CHARACTERS_MAX + 1) + "\n", "line 2: not CSV: field larger than field limit"),
@@ -138,7 +138,7 @@ def test_any_text_is_read_or_refused() -> None:
 
 
 class Recorded:
-    """A sink that takes everything but what is named `bad`."""
+    """A sink that accepts all items except those named `bad`."""
 
     def __init__(self, fails_at: int = 0) -> None:
         self.batches: list[list[dict[str, Any]]] = []
@@ -246,7 +246,7 @@ def test_a_large_file_needs_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert summary.created == 20_000
-    assert peak < 6 * 1024 * 1024  # of a file of 10 MB
+    assert peak < 6 * 1024 * 1024  # the file has 10 MB
 
 
 def command(
@@ -376,7 +376,7 @@ def test_a_refused_login_and_a_backoffice_that_is_away(
 ) -> None:
     refused = command(shop, "-", "--format", "csv", text="sku\nA\n", STAFF_PASSWORD="wrong")
     assert refused.returncode == 1
-    assert "the login is refused: 401 credentials_invalid" in refused.stderr
+    assert "login refused: 401 credentials_invalid" in refused.stderr
     monkeypatch.setattr(run, "BATCH_ITEMS_MAX", 1)
     away = Backoffice("http://127.0.0.1:9", "x", "x")
     summary = import_products([Line(1, {"sku": "A"})], away, dry_run=False, stop=True, progress=lambda _: None)

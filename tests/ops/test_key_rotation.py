@@ -1,4 +1,4 @@
-"""Rotating keys under a crowd of logins and orders: nobody is refused; and after a crash at any step it goes on."""
+"""Rotating keys while clients log in and order: no request is refused; a rotation continues after a crash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PASSWORD = "a long enough password"
 
 
 def silent(_: str) -> None:
-    """Nobody listens."""
+    """Discard progress messages."""
 
 
 def kid_of(token: str) -> str:
@@ -46,7 +46,7 @@ def kid_of(token: str) -> str:
 
 
 class RepeatedRequests:
-    """Threads that do one thing again and again, and count how it was answered."""
+    """Threads that each repeat one request and count its answers."""
 
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
@@ -66,7 +66,7 @@ class RepeatedRequests:
         self._threads[-1].start()
 
     def wait(self, more: int) -> None:
-        """Until each has done it so many times more."""
+        """Return when each thread has made `more` further requests."""
         wanted = {name: count + more for name, count in self.seen.items()}
         deadline = time.monotonic() + 60
         while any(self.seen[name] < count for name, count in wanted.items()):
@@ -79,7 +79,7 @@ class RepeatedRequests:
             thread.join()
 
 
-def test_nobody_is_refused_while_keys_rotate(
+def test_no_request_is_refused_while_keys_rotate(
     databases: Databases, own_redis: RedisServer, own_edge: Callable[..., EdgeProcess], tmp_path: Path
 ) -> None:
     backoffice = BackofficeProcess(tmp_path, own_redis.url, databases)
@@ -99,7 +99,7 @@ def test_nobody_is_refused_while_keys_rotate(
         def order(token: str) -> httpx.Response:
             headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": uuid4().hex}
             answer = httpx.post(edge.url + path, headers=headers, json=ONE)
-            # More than the user's rate is not the keys' business.
+            # The user's rate limit is not under test.
             return httpx.Response(202) if answer.status_code == 429 else answer
 
         def refresh_and_order() -> httpx.Response:
@@ -135,7 +135,7 @@ def test_nobody_is_refused_while_keys_rotate(
         metrics = httpx.get(f"{edge.url}/metrics").text + httpx.get(f"{backoffice.url}/metrics").text
         assert not any(key.hex() in metrics for key in load_token_keys(backoffice.token_keys_file).keys.values())
 
-        # A key that somebody saw: all others end now.
+        # A key leaked: all old keys are revoked now.
         rotate(buyer_kind(backoffice.token_keys_file), processes, retire=True, wait_s_max=60, say=silent)
         rotate(staff_kind(backoffice.staff_key_file), processes, retire=True, wait_s_max=60, say=silent)
         assert order(old["access_token"]).json()["code"] == "token_invalid"
@@ -157,7 +157,7 @@ class _Crash(Exception):
 def test_a_crash_at_any_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, after: bool, retire: bool
 ) -> None:
-    """Before or after the file of a step is replaced: what was minted counts, and another run ends it."""
+    """A crash before or after a step replaces the file: tokens stay valid, and another run completes the rotation."""
     path = tmp_path / "ring.json"
     create_token_keys(path)
     kind, before = buyer_kind(path), load_token_keys(path)
@@ -199,7 +199,7 @@ def test_a_process_that_does_not_follow_is_waited_for(tmp_path: Path) -> None:
         rotate(buyer_kind(path), {"edge-7": "http://127.0.0.1:9"}, retire=False, wait_s_max=0.3, say=silent)
     pending = plan(buyer_kind(path), retire=False)["pending"]
     assert load_token_keys(path).active == before.active and pending is not None
-    # The key that is there is the one that becomes active.
+    # The pending key becomes active; no further key is generated.
     assert rotate(buyer_kind(path), {}, retire=False, wait_s_max=1, say=silent)["active"] == pending
 
 
@@ -225,7 +225,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done_first["buyer"]["previous"] == before[0].active
     assert done_first["staff"]["previous"] == before[1].active
     assert done_first["buyer"]["previous_ends_at"] > time.time() + 86_000
-    # Twice is one more rotation; what was minted before the first still counts.
+    # A second run is another rotation; tokens from before the first one stay valid.
     text = flashsale(folder, "rotate-keys").stdout
     assert done_first["buyer"]["active"] in text and "no running process" in text
     assert set(load_token_keys(folder.token_keys).keys) > {before[0].active, done_first["buyer"]["active"]}

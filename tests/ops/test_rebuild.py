@@ -1,4 +1,4 @@
-"""`flashsale rebuild` on a running stack: refused while there is nothing to do, then a lost sale sells again."""
+"""`flashsale rebuild` on a running stack: refuses a healthy sale, and reopens a sale that Redis lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fixtures.fix_stack import RunningStack, eventually
 
 
 def buy(sample: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Status and body of the printed line's answer: always the same request."""
+    """Status and body of the answer to the printed curl command: the same request each time."""
     done = subprocess.run(shlex.split(sample["curl"]), capture_output=True, text=True, timeout=30, check=True)
     head, _, body = done.stdout.partition("\n\n")
     return int(head.split()[1]), json.loads(body)

@@ -18,7 +18,9 @@ from ops.stack_file import Stack, StackError
 from ops.target import ADDRESSES, resolve
 from runtime.process.errors import OperatorError
 from runtime.process.settings import PREFIX, Settings
-from runtime.tokens.keys import create_token_keys
+from runtime.tokens.keys import create_token_keys, load_token_keys
+from tests.fixtures.fix_backoffice import ADMIN_EMAIL, ADMIN_PASSWORD, BackofficeProcess
+from tests.fixtures.fix_databases import Databases
 
 DATABASES = ("catalogue_dsn", "shard_dsns")
 SET = {"FLASHSALE_CATALOGUE_DSN": "postgresql://env/c", "FLASHSALE_SHARD_DSNS": "postgresql://env/0,postgresql://env/1"}
@@ -88,7 +90,7 @@ def test_named_stack_comes_before_settings(project: Path) -> None:
 
 def test_stack_serves_where_no_address_is_set(up: StateFolder) -> None:
     needs = ("link_url", "edge_public_url", "admin_password", "token_keys_file")
-    # These may be set for `flashsale up` itself: they are no addresses.
+    # Not addresses: a user may set these for `flashsale up`.
     environ = {"FLASHSALE_ADMIN_PASSWORD": "set for up", "FLASHSALE_EDGE_PUBLIC_URL": "http://set-for-up"}
     target = resolve(None, needs=needs, environ=environ)
     settings = target.settings
@@ -157,7 +159,7 @@ def deployed(cwd: Path, environ: dict[str, str], *arguments: str) -> subprocess.
 def test_operations_run_with_settings_only(
     postgres_server: PostgresServer, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "workers").mkdir()  # not to be taken for our package
+    (tmp_path / "workers").mkdir()  # must not shadow our package
     catalogue_dsn = postgres_server.create_database("deployed_catalogue")
     shards = [postgres_server.create_database(f"deployed_shard_{shard}") for shard in range(4)]
     databases = {"FLASHSALE_CATALOGUE_DSN": catalogue_dsn, "FLASHSALE_SHARD_DSNS": ",".join(shards)}
@@ -187,7 +189,7 @@ def test_server_that_is_away_is_an_error_without_a_traceback(tmp_path: Path) -> 
     databases = {"FLASHSALE_CATALOGUE_DSN": nowhere, "FLASHSALE_SHARD_DSNS": nowhere}
     for environ, command in (
         (databases, ["migrate"]),
-        ({"FLASHSALE_QUEUE_URL": "redis://127.0.0.1:9/0"}, ["dead-letters", "list"]),
+        ({**databases, "FLASHSALE_QUEUE_URL": "redis://127.0.0.1:9/0"}, ["dead-letters", "list"]),
         ({**databases, "FLASHSALE_CATALOGUE_DSN_FILE": "/none"}, ["migrate"]),
     ):
         done = deployed(tmp_path, environ, *command)
@@ -199,3 +201,42 @@ def test_tokens_are_minted_from_a_key_file(tmp_path: Path) -> None:
     create_token_keys(tmp_path / "keys.json")
     done = deployed(tmp_path, {"FLASHSALE_TOKEN_KEYS_FILE": "keys.json"}, "mint-tokens", "--users", "2")
     assert len(done.stdout.splitlines()) == 2, done.stderr
+
+
+def test_import_sample_and_rotation_run_with_settings_only(
+    databases: Databases, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    backoffice = BackofficeProcess(tmp_path, own_redis.url, databases)
+    backoffice.start()
+    try:
+        login = {"FLASHSALE_ADMIN_EMAIL": ADMIN_EMAIL, "FLASHSALE_ADMIN_PASSWORD": ADMIN_PASSWORD}
+        shop = {**login, "FLASHSALE_LINK_URL": backoffice.url}
+        (tmp_path / "p.csv").write_text("sku,name,price_minor,currency\nA,x,1,EUR\n")
+        imported = deployed(tmp_path, shop, "import", "products", "p.csv", "--json")
+        assert imported.returncode == 0 and json.loads(imported.stdout)["created"] == 1, imported.stderr
+
+        keys = {"FLASHSALE_TOKEN_KEYS_FILE": str(backoffice.token_keys_file)}
+        half = deployed(tmp_path, {**shop, **keys}, "sample-sale")
+        assert half.returncode == 1 and "FLASHSALE_EDGE_PUBLIC_URL is not" in half.stderr
+        edge = {"FLASHSALE_EDGE_PUBLIC_URL": "http://edge.example"}
+        sample = json.loads(deployed(tmp_path, {**shop, **keys, **edge}, "sample-sale", "--json").stdout)
+        assert sample["sale_url"] == f"http://edge.example/v1/sales/{sample['sale_id']}"
+        assert sample["shop_url"].startswith(backoffice.url)
+
+        rings = {**keys, "FLASHSALE_STAFF_KEY_FILE": str(backoffice.staff_key_file)}
+        active = load_token_keys(backoffice.token_keys_file).active
+        blind = deployed(tmp_path, rings, "rotate-keys")
+        assert blind.returncode == 2 and "--process" in blind.stderr
+        assert load_token_keys(backoffice.token_keys_file).active == active
+        rotated = deployed(tmp_path, rings, "rotate-keys", "--process", f"backoffice={backoffice.url}", "--json")
+        assert rotated.returncode == 0, rotated.stderr
+        assert [json.loads(rotated.stdout)[kind]["processes"] for kind in ("buyer", "staff")] == [["backoffice"]] * 2
+    finally:
+        backoffice.stop()
+
+
+def test_key_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    files = ["--token-keys", str(tmp_path / "none.json"), "--staff-key", str(tmp_path / "none.pem")]
+    done = deployed(tmp_path, {}, "rotate-keys", *files)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"flashsale: there is no key file {tmp_path}/none.json: create it")

@@ -1,4 +1,4 @@
-"""Tokens minted in bulk are the tokens that `runtime.tokens.keys` mints one by one."""
+"""Tokens minted in bulk equal the tokens that `runtime.tokens.keys` mints one by one."""
 
 from __future__ import annotations
 

@@ -50,14 +50,14 @@ async def test_a_redis_command_that_times_out_is_not_repeated(
 
 @pytest.mark.parametrize("way", ["closed, and the event loop was busy", "reset"])
 async def test_connections_that_died_in_the_pool_cause_no_error(own_redis: RedisServer, way: str) -> None:
-    """After a restart of Redis the first command on each pooled connection succeeds, and ran once."""
+    """After a restart of Redis the first command on each pooled connection succeeds, and runs once."""
     client = new_client(own_redis.url, connections_max=8)
     await asyncio.gather(*(client.blpop(f"none-{i}", timeout=0.05) for i in range(8)))
     pooled = list(client.connection_pool._available_connections)
     assert len(pooled) == 8 and all(connection.is_connected for connection in pooled)
     assert own_redis.process is not None
     if way == "reset":
-        # Bytes that a process has not read when it dies make the kernel answer by a reset.
+        # The kernel answers with a reset when a process dies with unread bytes.
         os.kill(own_redis.process.pid, signal.SIGSTOP)
         for connection in pooled:
             connection._writer.write(b"PING\r\n")
@@ -65,7 +65,7 @@ async def test_connections_that_died_in_the_pool_cause_no_error(own_redis: Redis
         await asyncio.to_thread(own_redis.kill)
     else:
         own_redis.kill()
-    own_redis.start()  # without a moment for the event loop
+    own_redis.start()  # the event loop does not run in between
     assert sorted(await asyncio.gather(*(client.incr("counter") for _ in range(8)))) == list(range(1, 9))
     await client.aclose()
 

@@ -1,4 +1,4 @@
-"""Where reads go: with a real streaming replica that lags, fails and is away, and a Redis that forgets."""
+"""Routing of reads with a real streaming replica that lags, fails or is unreachable, and a Redis that loses its data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def remember_for_long(server: RedisServer) -> None:
-    """The cache Redis has been up for longer than what was written is kept."""
+    """Make the cache Redis look older than the time for which it keeps positions."""
     with redis.Redis(port=server.port) as client:
         client.set(topology.POSITIONS_SINCE_KEY, int(time.time() * 1000) - KEPT_MS - 1000)
 
@@ -106,7 +106,9 @@ async def test_reads_go_to_the_replica(database: Database, own_redis: RedisServe
         assert await where(connection) == "primary"
 
 
-async def test_who_wrote_reads_it_at_once(database: Database, replication: Replication, own_redis: RedisServer) -> None:
+async def test_writers_read_their_own_writes(
+    database: Database, replication: Replication, own_redis: RedisServer
+) -> None:
     async with database_on(replication, own_redis.url) as elsewhere:  # another process
         for process in (database, elsewhere):
             await until(lambda: reads_at(process, "replica"))  # noqa: B023 - awaited here
@@ -115,7 +117,7 @@ async def test_who_wrote_reads_it_at_once(database: Database, replication: Repli
             for process in (database, elsewhere):
                 assert await process.read(rows, subjects=MINE) == 1
                 assert await process.read(rows, subjects=[*OTHERS, *MINE]) == 1
-                # Who has not written may see it later, and does not burden the primary.
+                # Other readers may see the write later, and do not load the primary.
                 assert await process.read(rows, subjects=OTHERS) == 0
                 assert await reads_at(process, "replica", OTHERS)
         await until(lambda: reads_at(database, "replica", MINE))
@@ -135,7 +137,7 @@ async def test_a_replica_that_lags_is_not_read(replication: Replication, notes: 
     async with database_on(replication, own_redis.url, lag_ms_max=1000) as database:
         await until(lambda: reads_at(database, "replica"))
         with replication.paused():
-            await write(database)  # of nobody in particular
+            await write(database)  # without a subject
             await until(lambda: reads_at(database, "primary"))
             assert await database.read(rows, subjects=OTHERS) == 1
             assert database.replica is not None and not database.replica.may_be_read
@@ -169,7 +171,7 @@ async def test_a_read_that_fails_on_the_replica_is_made_on_the_primary(database:
     await until(lambda: reads_at(database, "replica"))
 
 
-async def test_a_mistake_in_a_query_is_nobodys_fault(database: Database) -> None:
+async def test_a_mistake_in_a_query_fails_neither_server(database: Database) -> None:
     await until(lambda: reads_at(database, "replica"))
     asked = []
 
@@ -182,8 +184,8 @@ async def test_a_mistake_in_a_query_is_nobodys_fault(database: Database) -> None
     assert asked == ["replica"]
 
 
-async def test_what_is_no_replica_is_not_read(replication: Replication, notes: str, own_redis: RedisServer) -> None:
-    """A replica that was promoted is another primary, which has what ours has not."""
+async def test_a_promoted_replica_is_not_read(replication: Replication, notes: str, own_redis: RedisServer) -> None:
+    """A promoted replica is another primary, with writes that ours does not have."""
     assert notes
     remember_for_long(own_redis)
     async with database_on(replication, own_redis.url, replica_dsn=replication.primary.dsn()) as database:
@@ -221,7 +223,7 @@ async def test_without_redis_reads_go_to_the_primary(
             for subjects in (MINE, OTHERS):
                 assert await database.read(rows, subjects=subjects) == 1
             own_redis.start()
-            # The write was not remembered, so nothing is relied on.
+            # The position of the write was not stored, so positions are incomplete.
             remember_for_long(own_redis)
             for _ in range(80):
                 assert await database.read(rows, subjects=MINE) == 1
@@ -233,7 +235,7 @@ async def test_without_redis_reads_go_to_the_primary(
             own_redis.start()
 
 
-async def test_of_two_positions_the_further_stays(own_redis: RedisServer) -> None:
+async def test_the_larger_of_two_positions_stays(own_redis: RedisServer) -> None:
     remember_for_long(own_redis)
     client = redis_client(own_redis.url)
     positions = Positions(client)

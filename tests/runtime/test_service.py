@@ -1,4 +1,4 @@
-"""The life of a process, as a real process: signals, exit status, probes, and what it logs."""
+"""The lifecycle of a real process: signals, exit status, probes and log lines."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def program(main: str, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def lines_of(process: subprocess.Popen[bytes]) -> list[dict[str, object]]:
-    """What it logged, after its end."""
+    """The log lines of a process that has ended."""
     _, logged = process.communicate(timeout=20)
     return [json.loads(line) for line in logged.splitlines()]
 
@@ -79,7 +79,7 @@ def request(port: int, method: str, path: str) -> tuple[int, bytes]:
 
 
 def wait_for_checks(port: int) -> None:
-    """Return when `main` has registered its condition: it runs, and the signal handlers are there."""
+    """Return when `main` has registered its condition: it runs, and the signal handlers are installed."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -185,10 +185,10 @@ async def test_the_responder_refuses_what_it_does_not_serve(monkeypatch: pytest.
     head = await exchange(port, b"HEAD /livez HTTP/1.1\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert head.endswith(b"\r\n\r\n")
-    # Too long, no HTTP, too slow: closed without an answer.
+    # Too long, not HTTP, too slow: closed without an answer.
     assert await exchange(port, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 20_000) == b""
     assert await exchange(port, b"\x00\xff") == b""
-    # A fourth connection finds no room, and there is room again when the slow ones are gone.
+    # A fourth connection is closed; there is room again after the slow connections have timed out.
     slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
     await asyncio.sleep(0.05)
     assert await exchange(port, b"GET /livez HTTP/1.1\r\n\r\n") == b""

@@ -1,4 +1,4 @@
-"""Settings: every problem at once, by name and without values; secrets by file; documents that match the code."""
+"""Settings: all problems at once, by name and without values; secrets from files; documents that match the code."""
 
 from __future__ import annotations
 

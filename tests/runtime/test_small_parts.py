@@ -1,4 +1,4 @@
-"""Pure parts of runtime, and the files of its scripts."""
+"""Pure functions of runtime, and the headers of its scripts."""
 
 from __future__ import annotations
 

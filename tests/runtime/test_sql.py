@@ -1,4 +1,4 @@
-"""Named blocks of SQL: what the loader refuses, and that every block of the workers is described."""
+"""Named blocks of SQL: the loader rejects malformed files, and every block of the workers has a description."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_blocks_have_a_name_a_description_and_a_statement() -> None:
         ("-- name: a\n-- only words\n", "x: a has no statement"),
         ("-- name: a\nSELECT 1;\n-- name: b and words\nSELECT 2;\n", "x: malformed name in '-- name: b and words'"),
         ("--name: a\nSELECT 1;\n", "x: malformed name in '--name: a'"),
-        ("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;\n", "x: a is there twice"),
+        ("-- name: a\nSELECT 1;\n-- name: a\nSELECT 2;\n", "x: duplicate block a"),
     ],
 )
 def test_malformed_files_are_refused(text: str, problem: str) -> None:
@@ -40,6 +40,6 @@ def test_a_file_is_loaded_from_its_package() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name + "/" + path.name)
 def test_every_block_is_described(path: Path) -> None:
-    """One sentence at least, on repetition and on the index: what a reader of the statement cannot see."""
+    """At least one sentence on repetition and on the index, which the statement itself does not show."""
     for block in parse_blocks(path.read_text(encoding="utf-8"), source=path.name).values():
         assert len(block.description.split()) >= 5, block.name
