@@ -1,4 +1,4 @@
-"""Dead letters in PostgreSQL: the tables `dead_letters`, `dead_letter_counts` and `replayed_letters` of the catalogue."""
+"""Dead letters in the catalogue: the tables `dead_letters`, `dead_letter_counts` and `replayed_letters`."""
 
 from __future__ import annotations
 

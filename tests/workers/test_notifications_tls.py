@@ -1,4 +1,6 @@
-"""Letters over encrypted connections to a real mail server that asks for a login; a stranger's certificate is not believed."""
+"""Letters over encrypted connections to a real mail server that asks for a login; a stranger's certificate is not
+believed.
+"""
 
 from __future__ import annotations
 
