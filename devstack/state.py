@@ -76,7 +76,7 @@ class StateFolder(StackFolder):
         return known[name]
 
     def acquire(self) -> int | None:
-        """Become the folder's supervisor. The returned descriptor holds the lock until it is closed; None: it is taken."""
+        """Become the folder's supervisor. The descriptor holds the lock until it is closed; None: it is taken."""
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + _LOCK_S_MAX
         while True:

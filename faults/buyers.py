@@ -18,7 +18,6 @@ from faults.history import Attempt, Ending, History, Lines, OrderRequest
 from faults.wire import LATER, Wire, order_request
 
 HEARTBEAT_S = 0.05
-BUCKET_S = 0.5  # of the goodput timeline
 RESOLVE_S_MAX = 30.0
 RETRY_S = 0.1
 GIVE_UP_SHARE = 0.3  # of requests that were answered "later"

@@ -1,4 +1,4 @@
-"""Mints tokens of synthetic buyers in bulk, for load and samples. For one token: `runtime.tokens.keys.mint_buyer_token`.
+"""Mints tokens of synthetic buyers in bulk, for load and samples. For one: `runtime.tokens.keys.mint_buyer_token`.
 
 <header: alg, kid, typ, equal for all> . <claims> . <HMAC-SHA256 of the preceding parts>      (RFC 7515, compact form)
 """

@@ -5,8 +5,8 @@
     await database.wrote("user:1", "by:2")                           after a commit, before the answer to the caller
 
 A read goes to the replica if one is configured, it lags by less than the bound, and it has replayed the last write
-about the subjects (`runtime.postgres.positions`). In doubt, or when the replica fails during a query, the read goes to the
-primary. Without a replica there are no extra round trips.
+about the subjects (`runtime.postgres.positions`). In doubt, or when the replica fails during a query, the read goes to
+the primary. Without a replica there are no extra round trips.
 """
 
 from __future__ import annotations

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class OperatorError(Exception):
-    """Its message explains the failure and the remedy. A command prints it without a traceback and exits with status 1."""
+    """Its message explains the failure and the remedy. A command prints it, without a traceback, and exits with 1."""

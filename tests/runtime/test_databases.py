@@ -1,4 +1,4 @@
-"""Routing of reads with a real streaming replica that lags, fails or is unreachable, and a Redis that loses its data."""
+"""Routing of reads with a real streaming replica that lags, fails or is unreachable, and a Redis that loses data."""
 
 from __future__ import annotations
 
