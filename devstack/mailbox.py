@@ -35,7 +35,7 @@ class Mailbox:
         self._kept = sorted(folder.glob("*.eml"))
         self._number = 0
 
-    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802 - aiosmtpd's
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: ARG002, N802 - API
         """Store the mail; returns the answer to the sender."""
         content = envelope.content
         assert isinstance(content, bytes)

@@ -257,7 +257,7 @@ def _small_disk() -> Iterator[Path]:
         try:
             yield path
         finally:
-            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)  # noqa: S607 - the system's command
+            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)  # noqa: S607 - of the system
     finally:
         path.rmdir()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -28,6 +29,8 @@ app.command("mint-tokens")(samples.mint_tokens)
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 the command or a check failed, 2 wrong usage, 3 no stack is up (`status`)."""
+    # Failures are raised; a connection pool would also log each of its attempts.
+    logging.disable()
     try:
         app()
     except OperatorError as error:

@@ -147,7 +147,8 @@ async def give_a_unit_back_twice(sold: Sold) -> str:
     packed = await sold.redis.hget(lane_state_key(lane), field)
     assert isinstance(packed, bytes)
     available = int.from_bytes(packed[:4], "big") + 1
-    await sold.redis.hset(lane_state_key(lane), field, available.to_bytes(4, "big") + packed[4:])  # type: ignore[arg-type]
+    damaged = available.to_bytes(4, "big") + packed[4:]
+    await sold.redis.hset(lane_state_key(lane), field, damaged)  # type: ignore[arg-type]
     return "A"
 
 
