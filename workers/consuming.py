@@ -49,7 +49,7 @@ class Consuming:
         report: Callable[[str, str | None], None],
         count_pause: Callable[[str], None],
     ) -> None:
-        """`report(waits_for, problem)` tells readiness, with None when the wait is over; `count_pause` counts each pause."""
+        """`report(waits_for, problem)` sets readiness, with None after the wait; `count_pause` counts each pause."""
         self._service = service
         self._letters = letters
         self._report = report
@@ -91,8 +91,8 @@ class Consuming:
     async def give_up(self, delivery: Delivery, kind: FailureKind, reason: str) -> None:
         """Move the message to the dead letters.
 
-        Add, then acknowledge: a crash between the two brings the message again, and adding it again makes no second letter.
-        While the dead letters are away or full, the message stays with this consumer.
+        Add, then acknowledge: a crash between the two brings the message again, and adding it again makes no second
+        letter. While the dead letters are away or full, the message stays with this consumer.
         """
         letter = letter_of(delivery, kind, reason)
         await self.through_faults("dead letters", lambda: self._letters.add(letter), transient=(*TRANSIENT, *NO_ROOM))

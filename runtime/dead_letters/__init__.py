@@ -1,4 +1,7 @@
-"""Dead letters: the port, its PostgreSQL adapter, and replay. `open_dead_letters` opens the adapter by the catalogue's DSN."""
+"""Dead letters: the port, its PostgreSQL adapter, and replay.
+
+`open_dead_letters` opens the adapter by the catalogue's DSN.
+"""
 
 from __future__ import annotations
 

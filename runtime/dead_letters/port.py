@@ -65,8 +65,8 @@ class NewLetter:
 class DeadLetter:
     """A message that was given up. `id` names it among all queues, in characters that need no escape in a URL.
 
-    `kind` and `reason` are those of the last failure, which is also the last entry of `history`. A letter that cannot be
-    replayed was never a message of a queue; its headers name its source.
+    `kind` and `reason` are those of the last failure, which is also the last entry of `history`. A letter that cannot
+    be replayed was never a message of a queue; its headers name its source.
     """
 
     id: str
@@ -97,8 +97,8 @@ class DeadLetters(Protocol):
     async def add(self, letter: NewLetter) -> str:
         """Store a letter and return its id. DeadLettersFull when its queue has as many as it may have.
 
-        A letter that is there already is brought up to date, also at the bound. If it is being replayed, the message has
-        died again: it becomes a letter with a new id.
+        A letter that is there already is brought up to date, also at the bound. If it is being replayed, the message
+        has died again: it becomes a letter with a new id.
         """
         ...
 

@@ -47,8 +47,8 @@ def open_event_log(
 ) -> EventLog:
     """The event log at `url` with the topics of `specs` (`domain.topology.TOPICS`); connects when it is first used.
 
-    The adapter declares the topics. `records_max` bounds a partition whose spec has no bound of its own, where the carrier
-    retains by number. Raises UnknownEventLogScheme.
+    The adapter declares the topics. `records_max` bounds a partition whose spec has no bound of its own, where the
+    carrier retains by number. Raises UnknownEventLogScheme.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("redis", "rediss"):

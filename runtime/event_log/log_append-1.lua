@@ -1,6 +1,6 @@
 #!lua
--- Append records to one partition, all or none, and drop the oldest beyond the retention bound. Entry ids are `0-<offset>`:
--- offsets count from 1 without a gap, so a reader sees a lost range and its lag.
+-- Append records to one partition, all or none, and drop the oldest beyond the retention bound. Entry ids are
+-- `0-<offset>`: offsets count from 1 without a gap, so a reader sees a lost range and its lag.
 -- KEYS: 1 stream
 -- ARGV: 1 retention bound, then key, value and headers (JSON, or an empty text) of each record
 -- Answer: id of the last record

@@ -1,7 +1,7 @@
 """The event log port on Redis Streams.
 
-A partition is the stream `log:{topic.partition}:records`, with entry ids `0-<offset>`; `log:{topic.partition}:positions` is
-the hash of committed offsets by group. Retention is by number of records.
+A partition is the stream `log:{topic.partition}:records`, with entry ids `0-<offset>`;
+`log:{topic.partition}:positions` is the hash of committed offsets by group. Retention is by number of records.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class RedisStreamsEventLog:
     """See `runtime.event_log.port.EventLog`."""
 
     def __init__(self, url: str, specs: Iterable[TopicSpec], *, records_max: int, connections_max: int = 32) -> None:
-        """`records_max` bounds a partition whose spec has no bound; Redis drops whole nodes, so somewhat more may be kept."""
+        """`records_max` bounds a partition whose spec has no bound.
+
+        Redis drops whole nodes, so it may keep a few more.
+        """
         self._redis = clients.redis_client(url, connections_max=connections_max)
         self._specs = {spec.name: spec for spec in specs}
         self._records_max = records_max

@@ -7,7 +7,7 @@ removes the original. Consumers must be idempotent. Performs no I/O.
 Each promise on the two carriers:
 
     promise             Redis Streams                       RabbitMQ
-    declaration         none: checks the names              queues, delay queues and policies from the specs, in one place
+    declaration         none: checks the names              queues, delay queues, policies: from the specs, in one place
     publish confirmed   the script's answer (synced AOF)    publisher confirm of a quorum queue
     QueueFull           length bound in the script          overflow=reject-publish, basic.nack
     prefetch            bound on entries read, not settled  basic.qos
@@ -47,7 +47,10 @@ class QueueFull(Exception):
 
 
 class QueueUnavailable(OperatorError):
-    """The broker did not confirm: the operation happened or not. Repeating it is safe, since consumers are idempotent."""
+    """The broker did not confirm: the operation happened or not.
+
+    Repeating it is safe, since consumers are idempotent.
+    """
 
     def __init__(self, queue: str, detail: str) -> None:
         """`detail` is the client's message."""
@@ -108,9 +111,9 @@ class Delivery:
     """A message in the hands of a consumer. Settle it once, by `ack` or `retry`.
 
     After QueueUnavailable the message comes again unless it was settled after all; the consumer need not remember it.
-    `attempt` counts from 1 and grows with `retry` only: a consumer that dies spends none. `failures` counts the failures
-    since the message was published by their kind; `history` has the last HISTORY_LENGTH_MAX of them, and those from before
-    a replay. `tag` is the adapter's own.
+    `attempt` counts from 1 and grows with `retry` only: a consumer that dies spends none. `failures` counts the
+    failures since the message was published by their kind; `history` has the last HISTORY_LENGTH_MAX of them, and
+    those from before a replay. `tag` is the adapter's own.
     """
 
     queue: str
@@ -129,10 +132,12 @@ class Delivery:
         await self.settlement.ack(self)
 
     async def retry(self, delay_ms: int, kind: FailureKind, reason: str) -> None:
-        """Deliver again, as the next attempt, `delay_ms` from now; an adapter may round up to a delay of the queue's spec.
+        """Deliver again, as the next attempt, `delay_ms` from now.
 
-        Raises QueueUnavailable, and QueueFull where waiting messages have a place of their own that is at its bound: the
-        message stays with this consumer, and the caller repeats the call.
+        An adapter may round up to a delay of the queue's spec.
+
+        Raises QueueUnavailable, and QueueFull where waiting messages have a place of their own that is at its bound:
+        the message stays with this consumer, and the caller repeats the call.
         """
         await self.settlement.retry(self, delay_ms=delay_ms, failure=failure_now(kind, reason))
 
@@ -189,7 +194,8 @@ class Consumer(Protocol):
 class QueueDepth:
     """Messages of a queue at about this moment: for metrics and people.
 
-    Never a proof that a queue is quiet: a carrier may leave out messages in the hands of consumers. Use `Queue.barrier`.
+    Never a proof that a queue is quiet: a carrier may leave out messages in the hands of consumers. Use
+    `Queue.barrier`.
     """
 
     messages: int
@@ -227,10 +233,10 @@ class Queue(Protocol):
     async def barrier(self, queue: str, *, wait_s: float) -> bool:
         """Whether every message that was published before this call is acknowledged within `wait_s`.
 
-        True: each of them, with all its retries, was acknowledged (or was in a dead letter when its consumer acknowledged
-        it). False: at least one was still in the queue, in the hands of a consumer, or waiting for a retry. Messages that
-        are published during the call do not matter, and those that consumers publish in turn are such messages: a caller
-        that must wait for them as well calls again. Raises QueueUnavailable.
+        True: each of them, with all its retries, was acknowledged (or was in a dead letter when its consumer
+        acknowledged it). False: at least one was still in the queue, in the hands of a consumer, or waiting for a
+        retry. Messages that are published during the call do not matter, and those that consumers publish in turn are
+        such messages: a caller that must wait for them as well calls again. Raises QueueUnavailable.
         """
         ...
 

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
--- Whether all messages up to an entry of the stream are settled, retries included. An entry stays in the stream until it
--- is acknowledged, so entries in the hands of consumers count.
+-- Whether all messages up to an entry of the stream are settled, retries included. An entry stays in the stream until
+-- it is acknowledged, so entries in the hands of consumers count.
 -- KEYS: 1 stream, 2 waiting retries (sorted set), 3 entry id of the last message moved back
 -- ARGV: 1 entry id of the barrier, or an empty text to begin one
 -- Answer: 1 whether all are settled (0 or 1), 2 entry id of the barrier

@@ -1,8 +1,8 @@
 #!lua
 -- Append a message, unless the queue is at its bound.
 -- KEYS: 1 stream, 2 waiting retries (sorted set)
--- ARGV: 1 bound of stream and retries together, 2 message id, 3 headers (JSON), 4 body, 5 first seen in Unix ms or 0 for
--- now, 6 history (JSON)
+-- ARGV: 1 bound of stream and retries together, 2 message id, 3 headers (JSON), 4 body, 5 first seen in Unix ms or 0
+-- for now, 6 history (JSON)
 -- Answer: 1 appended, 0 at the bound
 if redis.call('XLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[1]) then
   return 0

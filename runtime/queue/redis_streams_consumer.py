@@ -1,7 +1,7 @@
 """A consumer of one queue on Redis Streams. Does not settle: the queue does.
 
-Reads ahead up to its prefetch, shows signs of life for the deliveries that it holds, claims those of dead consumers, and
-moves due retries back into the stream.
+Reads ahead up to its prefetch, shows signs of life for the deliveries that it holds, claims those of dead consumers,
+and moves due retries back into the stream.
 """
 
 from __future__ import annotations
@@ -185,7 +185,10 @@ class StreamConsumer:
             await asyncio.sleep(0.2)
 
     async def _read(self) -> None:
-        """Claim if it is time to, then one blocking read. One task does both, so that the prefetch is never exceeded."""
+        """Claim if it is time to, then one blocking read.
+
+        One task does both, so that the prefetch is never exceeded.
+        """
         if not self._has_room():
             self._room.clear()
             await self._room.wait()

@@ -1,4 +1,7 @@
-"""The contract of the event log port. An adapter passes it by adding itself to the fixture; the tests stay unchanged."""
+"""The contract of the event log port.
+
+An adapter passes it by adding itself to the fixture; the tests stay unchanged.
+"""
 
 from __future__ import annotations
 

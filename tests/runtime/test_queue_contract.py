@@ -1,4 +1,7 @@
-"""The contract of the queue port. An adapter passes it by adding a `Broker` to the fixture; the tests stay unchanged."""
+"""The contract of the queue port.
+
+An adapter passes it by adding a `Broker` to the fixture; the tests stay unchanged.
+"""
 
 from __future__ import annotations
 

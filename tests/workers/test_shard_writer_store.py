@@ -1,4 +1,4 @@
-"""A shard's transaction on a real PostgreSQL: exact rows, units and events, whatever comes twice or in whatever order."""
+"""A shard's transaction on a real PostgreSQL: exact rows, units and events for any repetition and any order."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
--- The dispatcher's statements on the outbox. Row ids are drawn before their transactions commit, so a lower id may appear
--- after a higher one was dispatched: it is dispatched later then, and consumers go by the events' versions.
+-- The dispatcher's statements on the outbox. Row ids are drawn before their transactions commit, so a lower id may
+-- appear after a higher one was dispatched: it is dispatched later then, and consumers go by the events' versions.
 
 -- name: next_rows
 -- The oldest rows of each of some partitions. Reads only. Index: outbox_next, one short range for each partition.

@@ -1,7 +1,8 @@
 """One tenure of a lane: from the stream's head on, read, publish with confirms, trim the confirmed prefix.
 
 A session ends with its lease, with the process, or with any failure of the lane's Redis; the next one begins at the
-head again. It keeps no state, so a crash between any two steps only repeats them: an entry is trimmed after its confirm.
+head again. It keeps no state, so a crash between any two steps only repeats them: an entry is trimmed after its
+confirm.
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ _BOUNDS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '5s'"
 
 
 class Grants:
-    """Grants of one shard. Every method is one transaction; psycopg errors mean that nothing is known of its outcome."""
+    """Grants of one shard.
+
+    Every method is one transaction; psycopg errors mean that nothing is known of its outcome.
+    """
 
     def __init__(self, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], *, shard: int) -> None:
         """`pool` is the catalogue's."""

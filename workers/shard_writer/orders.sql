@@ -19,7 +19,8 @@ ORDER BY q.sale_id, q.sku
 FOR UPDATE OF q;
 
 -- name: read_stored
--- The stored rows of the batch's orders, with their versions. Changes nothing. Index: orders_pkey, order_transitions_pkey.
+-- The stored rows of the batch's orders, with their versions. Changes nothing. Index: orders_pkey,
+-- order_transitions_pkey.
 SELECT o.id, o.version, o.charged, (SELECT array_agg(t.version) FROM order_transitions t WHERE t.order_id = o.id)
 FROM orders o
 WHERE o.id = ANY(%(ids)s);

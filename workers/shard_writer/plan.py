@@ -1,11 +1,11 @@
 """Plans the transaction of a batch of order entries in a shard. Pure: performs no I/O, decides everything.
 
-`storing` is a generator of effects: it yields one effect after the other, each complete in itself, and is sent the answer
-of those that read. `workers.shard_writer.store` executes them in one transaction and decides nothing. The effects of a
-batch, in their order:
+`storing` is a generator of effects: it yields one effect after the other, each complete in itself, and is sent the
+answer of those that read. `workers.shard_writer.store` executes them in one transaction and decides nothing. The
+effects of a batch, in their order:
 
     ReadShard          lock the quotas of its SKUs, read what is stored of its orders, and the epochs of rebuilt sales
-    ReadDeadLettered   only for orders that come later than a rebuild of their sale: was their place counted as reserved?
+    ReadDeadLettered   only for orders that come after a rebuild of their sale: did it count their place?
     RaiseGrants        only when more is needed than is granted: ask the catalogue
     AdoptGrants        take over newer grants
     Write              quotas, rows, transitions, outbox; when the database refuses some order, once more by halves
@@ -33,7 +33,8 @@ from domain.topology import Topology
 from runtime.queue import FailureKind
 from workers.shard_writer.columns import BIGINT_MAX
 
-# The batch's dictionaries are keyed by integers: the hash of a UUID is Python code and would cost more than the planning.
+# The batch's dictionaries are keyed by integers: the hash of a UUID is Python code and would cost more than the
+# planning.
 SkuKey = tuple[int, str]  # sale id as an integer, SKU
 _TIME_MS_MAX = 253_402_300_800_000  # the year 10000
 _HOLDING = frozenset({OrderStatus.RESERVED, OrderStatus.PAID})
@@ -123,7 +124,10 @@ class Change:
 
 @dataclass(slots=True)
 class Plan:
-    """Writes of a batch. `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant."""
+    """Writes of a batch.
+
+    `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant.
+    """
 
     rows: list[OrderEntry] = field(default_factory=list)
     transitions: list[Version] = field(default_factory=list)
@@ -133,7 +137,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class ShardState:
-    """The shard's rows for a batch, under lock. `epochs`: by sale as an integer, before which nothing new is charged."""
+    """The shard's rows for a batch, under lock.
+
+    `epochs`: by sale as an integer, before which nothing new is charged.
+    """
 
     quotas: dict[SkuKey, Quota]
     stored: dict[int, Stored]

@@ -1,8 +1,8 @@
 """Executes the effects of a batch in one transaction of a shard: in three round trips for thousands of orders.
 
-Decides nothing: `workers.shard_writer.plan` yields the effects, each method here executes one of them. Does not read queues
-and does not retry: transient faults are raised as psycopg raises them, and only orders whose data the database refuses are
-answered as poison.
+Decides nothing: `workers.shard_writer.plan` yields the effects, each method here executes one of them. Does not read
+queues and does not retry: transient faults are raised as psycopg raises them, and only orders whose data the database
+refuses are answered as poison.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class ShardStore:
     async def note_dead_lettered(self, entries: Sequence[SequencedEntry], reason: str) -> None:
         """Note entries that are in the dead letters now, so that the reconciler counts them as accounted for.
 
-        A malformed message may name a place beyond the range of the columns. No lane reaches such a number, so the reconciler
-        never looks for it: the dead letter is its only trace.
+        A malformed message may name a place beyond the range of the columns. No lane reaches such a number, so the
+        reconciler never looks for it: the dead letter is its only trace.
         """
         entries = [e for e in entries if e.lane <= columns.SMALLINT_MAX and e.lane_seq <= columns.BIGINT_MAX]
         if not entries:

@@ -240,7 +240,10 @@ class ShardWriter:
         await self._consuming.ack(parcel.delivery)
 
     async def _publish(self, entries: Sequence[SequencedEntry]) -> None:
-        """Publish the entries as a message of their own, so that they no longer hold up the others. Raises QueueFull."""
+        """Publish the entries as a message of their own, so that they no longer hold up the others.
+
+        Raises QueueFull.
+        """
         body = encode_sequenced(entries)
         message_id = f"{entries[0].lane}-{entries[0].lane_seq}-apart"
         await self._consuming.through_faults(
