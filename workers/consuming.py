@@ -106,7 +106,7 @@ class Consuming:
 
 
 def letter_of(delivery: Delivery, kind: FailureKind, reason: str) -> NewLetter:
-    """The dead letter of a message whose last attempt failed in this way."""
+    """The dead letter of a message after this last failure."""
     return NewLetter(
         queue=delivery.queue,
         message_id=delivery.message_id,
