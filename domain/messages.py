@@ -54,7 +54,7 @@ class SequencedEntry:
 
 
 def encode_orders(lane: int, entries: Sequence[tuple[int, bytes]], headers: Sequence[bytes] = ()) -> bytes:
-    """A message of `(lane_seq, entry)` pairs of one lane. `headers`: the encoded headers of each entry, or None."""
+    """A message of `(lane_seq, entry)` pairs of one lane. `headers`: the encoded headers of each entry, or empty."""
     assert 0 < len(entries) <= ENTRIES_MAX
     assert not headers or len(headers) == len(entries)
     if any(headers):

@@ -49,9 +49,7 @@ class Consuming:
         report: Callable[[str, str | None], None],
         count_pause: Callable[[str], None],
     ) -> None:
-        """`report(waits_for, problem)` tells readiness, with None when the wait is over; `count_pause` counts each
-        pause.
-        """
+        """`report(waits_for, problem)` sets readiness, with None after the wait; `count_pause` counts each pause."""
         self._service = service
         self._letters = letters
         self._report = report
@@ -108,7 +106,7 @@ class Consuming:
 
 
 def letter_of(delivery: Delivery, kind: FailureKind, reason: str) -> NewLetter:
-    """The dead letter of a message whose last attempt failed in this way."""
+    """The dead letter of a message after this last failure."""
     return NewLetter(
         queue=delivery.queue,
         message_id=delivery.message_id,

@@ -1,5 +1,6 @@
-"""Dead letters: the port, its PostgreSQL adapter, and replay. `open_dead_letters` opens the adapter by the catalogue's
-DSN.
+"""Dead letters: the port, its PostgreSQL adapter, and replay.
+
+`open_dead_letters` opens the adapter by the catalogue's DSN.
 """
 
 from __future__ import annotations

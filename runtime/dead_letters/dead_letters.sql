@@ -3,8 +3,8 @@
 
 -- name: add_letter
 -- Adds a letter unless its queue is at the bound (then no row is answered), and answers its id. A letter of the same
--- identity is brought up to date instead. If that one is being replayed, the message has died again: the letter gets a
--- new id, and the old id counts as replayed. Repeating it makes no second letter. Index: dead_letters_identity_key.
+-- identity is brought up to date instead. If that one is being replayed, the message has died again: the letter gets
+-- a new id, and the old id counts as replayed. Repeating it makes no second letter. Index: dead_letters_identity_key.
 WITH known AS (
     UPDATE dead_letters AS d
     SET

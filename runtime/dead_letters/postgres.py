@@ -1,4 +1,7 @@
-"""Dead letters in the catalogue: the tables `dead_letters`, `dead_letter_counts` and `replayed_letters`."""
+"""Dead letters in PostgreSQL.
+
+Tables of the catalogue: `dead_letters`, `dead_letter_counts`, `replayed_letters`.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""The event log port: partitioned, ordered, retained for a while, read by any number of groups (Redis Streams, later
-Kafka).
+"""The event log port: partitioned, ordered, retained for a while, read by any number of groups.
+
+Carriers are Redis Streams and later Kafka.
 
 Order is kept within a partition. Appending is at least once: after EventLogUnavailable the records may be there.
 Reading is at least once: a reader that ends before its commit reads again. So readers drop the events that they know,
@@ -117,14 +118,15 @@ class Lag:
 class Reader(Protocol):
     """Reads partitions of one topic for a group: an async context manager. Everything raises EventLogUnavailable.
 
-    Entering loads the group's committed positions. A partition without one begins at the oldest retained record. There
-    is no assignment of partitions to members of a group: the caller makes sure that one reader of a group has a
+    Entering loads the group's committed positions. A partition without one begins at the oldest retained record.
+    There is no assignment of partitions to members of a group: the caller makes sure that one reader of a group has a
     partition (by a lease, say). Two at once read twice and lose nothing.
     """
 
     async def next_batch(self, *, count_max: int, wait_s: float) -> list[LogRecord]:
-        """At most `count_max` records, each partition's in order, as soon as there is one; empty after `wait_s` without
-        any.
+        """At most `count_max` records, each partition's in order, as soon as there is one.
+
+        Empty after `wait_s` without any.
 
         Raises Overtaken or WentBack, once for each loss; the next call goes on behind it.
         """

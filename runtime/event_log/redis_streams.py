@@ -49,8 +49,9 @@ class RedisStreamsEventLog:
     """See `runtime.event_log.port.EventLog`."""
 
     def __init__(self, url: str, specs: Iterable[TopicSpec], *, records_max: int, connections_max: int = 32) -> None:
-        """`records_max` bounds a partition whose spec has no bound; Redis drops whole nodes, so somewhat more may be
-        kept.
+        """`records_max` bounds a partition without a bound in its spec.
+
+        Redis drops whole nodes, so it may keep a few more.
         """
         self._redis = clients.redis_client(url, connections_max=connections_max)
         self._specs = {spec.name: spec for spec in specs}

@@ -7,7 +7,7 @@ removes the original. Consumers must be idempotent. Performs no I/O.
 Each promise on the two carriers:
 
     promise             Redis Streams                       RabbitMQ
-    declaration         none: checks the names              queues, delay queues, policies: from the specs
+    declaration         none: checks the names              queues, delay queues, policies: from the specs, in one place
     publish confirmed   the script's answer (synced AOF)    publisher confirm of a quorum queue
     QueueFull           length bound in the script          overflow=reject-publish, basic.nack
     prefetch            bound on entries read, not settled  basic.qos
@@ -47,7 +47,10 @@ class QueueFull(Exception):
 
 
 class QueueUnavailable(OperatorError):
-    """The broker did not confirm: the operation happened or not. Repetition is safe: consumers are idempotent."""
+    """The broker did not confirm: the operation happened or not.
+
+    Repeating it is safe, since consumers are idempotent.
+    """
 
     def __init__(self, queue: str, detail: str) -> None:
         """`detail` is the client's message."""
@@ -109,8 +112,8 @@ class Delivery:
 
     After QueueUnavailable the message comes again unless it was settled after all; the consumer need not remember it.
     `attempt` counts from 1 and grows with `retry` only: a consumer that dies spends none. `failures` counts the
-    failures since the message was published by their kind; `history` has the last HISTORY_LENGTH_MAX of them, and those
-    from before a replay. `tag` is the adapter's own.
+    failures since the message was published by their kind; `history` has the last HISTORY_LENGTH_MAX of them, and
+    those from before a replay. `tag` is the adapter's own.
     """
 
     queue: str
@@ -129,8 +132,9 @@ class Delivery:
         await self.settlement.ack(self)
 
     async def retry(self, delay_ms: int, kind: FailureKind, reason: str) -> None:
-        """Deliver again, as the next attempt, `delay_ms` from now; an adapter may round up to a delay of the queue's
-        spec.
+        """Deliver again, as the next attempt, `delay_ms` from now.
+
+        An adapter may round up to a delay of the queue's spec.
 
         Raises QueueUnavailable, and QueueFull where waiting messages have a place of their own that is at its bound:
         the message stays with this consumer, and the caller repeats the call.

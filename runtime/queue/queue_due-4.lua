@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Move waiting messages whose time has come back into the stream.
+-- Move due messages back into the stream.
 -- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash), 4 entry id of the last message moved back
 -- ARGV: 1 most messages to move
 -- Answer: ms until the next one is due, 0 if one is due now, -1 if none waits

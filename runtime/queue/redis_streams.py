@@ -1,9 +1,9 @@
 """The queue port on Redis Streams: the embedded stack's queue, and the reference for its contract suite.
 
-A queue is four keys with one hash tag (Redis Cluster): `queue:{name}:stream` (one consumer group), `:retry` (sorted set
-by due time), `:waiting` (hash: the messages of the sorted set), `:returned` (entry id of the last retry that was moved
-back). Every change of place is one script, so a crash leaves a message in exactly one place. Durable as far as Redis's
-own AOF is. Needs no declaration in Redis: the specs give the names and the bounds.
+A queue is four keys with one hash tag (Redis Cluster): `queue:{name}:stream` (one consumer group), `:retry` (sorted
+set by due time), `:waiting` (hash: the messages of the sorted set), `:returned` (entry id of the last retry that was
+moved back). Every change of place is one script, so a crash leaves a message in exactly one place. Durable as far as
+Redis's own AOF is. Needs no declaration in Redis: the specs give the names and the bounds.
 """
 
 from __future__ import annotations

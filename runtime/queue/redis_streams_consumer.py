@@ -45,7 +45,7 @@ class DeliverySource(Protocol):
     def delivery(
         self, queue: str, consumer: StreamConsumer, entry_id: bytes, fields: Mapping[bytes, bytes]
     ) -> Delivery:
-        """A delivery whose settlement calls `consumer.forget`."""
+        """A delivery; its settlement calls `consumer.forget`."""
         ...
 
 

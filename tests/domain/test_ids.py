@@ -1,4 +1,4 @@
-"""Ids: what an order id tells, and forms that cannot be ids."""
+"""Ids: the parts of an order id, and forms that cannot be ids."""
 
 from __future__ import annotations
 

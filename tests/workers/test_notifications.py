@@ -1,4 +1,4 @@
-"""From notice to letter on real servers: each answer of a mail server, and no second letter to an account."""
+"""Notices to letters on real servers: the result of each answer of a mail server, and no letter twice."""
 
 from __future__ import annotations
 
@@ -431,9 +431,7 @@ async def test_a_password_never_travels_in_the_clear(mail_server: MailServerProc
 async def test_a_letter_that_a_record_lost_gets_another_message_id(
     setup: Setup, databases: Databases, mail_server: MailServerProcess
 ) -> None:
-    """The cache forgot that it was sent: a second letter, whose token is the valid one and which no mailbox takes for a
-    copy.
-    """
+    """The cache forgot that it was sent: a second letter has the valid token, and no mailbox takes it for a copy."""
     user_id = make_user(databases)
     notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
     async with setup.running():

@@ -141,7 +141,7 @@ def test_the_mail_servers_password_and_the_tokens_are_in_no_log(
     mail_server: MailServerProcess,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Not even in failures: the server offers no encryption, so that the login fails again and again."""
+    """Nor when all goes wrong: the server offers no encryption, so the login fails again and again."""
     user_id = make_user(databases)
     leave(databases, notice_to_user(NoticeKind.VERIFY_EMAIL, user_id))
     url = f"smtp://mailer:{SECRET}@127.0.0.1:{mail_server.port}"

@@ -1,6 +1,4 @@
-"""Letters over encrypted connections to a real mail server that asks for a login; a stranger's certificate is not
-believed.
-"""
+"""Letters over encrypted connections to a real mail server with a login; an unknown certificate is refused."""
 
 from __future__ import annotations
 

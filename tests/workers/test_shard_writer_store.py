@@ -1,4 +1,4 @@
-"""A shard's transaction on a real PostgreSQL: exact rows, units and events, also for repeats and in any order."""
+"""A shard's transaction on a real PostgreSQL: exact rows, units and events for any repetition and any order."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ class OrderEvents:
 class Notices:
     """Notices go to the queues of their senders: all of them by e-mail at present. One instance for each database.
 
-    The notices that a failed delivery had published are remembered and not published again with the next try: with room
-    for a few at a time only, each try would publish the same few, and never those behind them.
+    The notices that a failed delivery had published are remembered and not published again with the next try: with
+    room for a few at a time only, each try would publish the same few, and never those behind them.
     """
 
     name = DESTINATION_NOTICES

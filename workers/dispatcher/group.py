@@ -150,7 +150,7 @@ class DispatchGroup:
         return [partition.delivery for partition in self._partitions if partition.delivery is not None]
 
     async def _deliver(self, number: int, rows: Sequence[OutboxRow]) -> list[int]:
-        """Deliver a page as one piece. Returns the ids that may be deleted: none unless all was acknowledged."""
+        """Deliver a page as a whole, and return the ids to delete: none unless the destination acknowledged it all."""
         partition = self._partitions[number]
         # Rows come oldest first, so buried rows that are not deleted yet are in this page.
         partition.buried &= {row.id for row in rows}

@@ -62,9 +62,7 @@ class Accounts:
         return recipient
 
     async def issue_token(self, notice: Notice, recipient: Recipient, *, secret: bytes, life: timedelta) -> bool:
-        """Make the secret valid from now on for `life`; False when a newer notice has a token, or the account has
-        changed.
-        """
+        """Make the secret valid for `life`; False when a newer notice has a token or the account has changed."""
         assert recipient.user_id is not None, "a token is an account's"
         token = {
             "user_id": recipient.user_id,

@@ -9,8 +9,8 @@ FROM users WHERE id = %(user_id)s;
 
 -- name: issue_token
 -- Primary keys. One token a user and purpose: the new one voids the one before. Repeating for the same notice writes
--- the same, and never makes a used token valid again. No row: a newer notice has a token, or the account or its address
--- is gone.
+-- the same, and never makes a used token valid again. No row: a newer notice has a token, or the account or its
+-- address is gone.
 INSERT INTO mailed_tokens (user_id, purpose, notice_id, secret_hash, email_folded, expires_at)
 SELECT id, %(purpose)s, %(notice_id)s, %(secret_hash)s, email_folded, now() + %(life)s
 FROM users WHERE id = %(user_id)s AND email_folded = %(email_folded)s

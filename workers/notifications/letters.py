@@ -1,7 +1,7 @@
 """Letters: the mail of a notice, text and HTML, from the templates beside this module. Performs no other I/O.
 
-Letters contain no name and no other text of an account: a person who registers a stranger's address must not get words
-of their own into the stranger's mailbox. Letters are plain ASCII in short lines, so that they arrive unchanged.
+Letters contain no name and no other text of an account: a person who registers a stranger's address must not get
+words of their own into the stranger's mailbox. Letters are plain ASCII in short lines, so that they arrive unchanged.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The record of each notice in the cache Redis: its secret until the mail is sent, then only the fact that it was sent.
 
-A key is `flashsale:notice:<id>` and lives at most `LIFE`. The secret must outlive a crash between the hand-over to the
-mail server and the record of it: a repeated mail then has the same token, not one that voids the first. If Redis loses
-a record, the worst result is a second mail with a token of its own.
+A key is `flashsale:notice:<id>` and lives at most `LIFE`. The secret must outlive a crash between the hand-over to
+the mail server and the record of it: a repeated mail then has the same token, not one that voids the first. If Redis
+loses a record, the worst result is a second mail with a token of its own.
 """
 
 from __future__ import annotations

@@ -52,9 +52,11 @@ def bucket_of_entry(entry: bytes, lane: int) -> int | None:
 def sort_page(
     page: Sequence[RawEntry], *, lane: int, shard_by_bucket: Sequence[int], poison: int
 ) -> list[tuple[int, int, bytes, bytes]]:
-    """`(lane_seq, destination, entry, headers)` of each stream entry. The destination is the shard, or `poison` for an
-    entry
-    that belongs to none; its bytes then are those that a dead letter can show."""
+    """`(lane_seq, destination, entry, headers)` of each stream entry.
+
+    The destination is the shard, or `poison` for an entry that belongs to none. The bytes of a poison entry are those
+    that a dead letter can show.
+    """
     sorted_page: list[tuple[int, int, bytes, bytes]] = []
     for entry_id, fields in page:
         entry = fields.get(b"e", b"")

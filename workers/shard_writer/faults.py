@@ -12,8 +12,8 @@ def is_poison(error: psycopg.Error) -> bool:
     """Whether the data of an order caused this: SQLSTATE class 22 (data) or 23 (constraint).
 
     The quota's own CHECK is not an order's fault: the quota moved under the lock, and the batch is read again. Every
-    other error - connection, locks, time-outs, a full disk, an old schema - passes or needs an operator, and must never
-    cost an order an attempt.
+    other error - connection, locks, time-outs, a full disk, an old schema - passes or needs an operator, and must
+    never cost an order an attempt.
     """
     if isinstance(error, errors.IntegrityError):
         return error.diag.table_name != "quota"

@@ -101,7 +101,7 @@ FROM unnest(%(lane)s, %(lane_seq)s) AS w (lane, lane_seq)
 ON CONFLICT (lane, lane_seq) DO NOTHING;
 
 -- name: note_waiting
--- Notes entries whose orders have waited long for a grant. Repeating it changes nothing. Index: waiting_entries_pkey.
+-- Notes entries of orders that have waited long for a grant. Repeating it changes nothing. Index: waiting_entries_pkey.
 INSERT INTO waiting_entries (lane, lane_seq, order_id, version, entry)
 SELECT *
 FROM unnest(%(lane)s, %(lane_seq)s, %(order_id)s, %(version)s, %(entry)s)

@@ -5,7 +5,7 @@ answer of those that read. `workers.shard_writer.store` executes them in one tra
 effects of a batch, in their order:
 
     ReadShard          lock the quotas of its SKUs, read what is stored of its orders, and the epochs of rebuilt sales
-    ReadDeadLettered   only for orders that come after a rebuild of their sale: was the place counted as reserved?
+    ReadDeadLettered   only for orders that come after a rebuild of their sale: did it count their place?
     RaiseGrants        only when more is needed than is granted: ask the catalogue
     AdoptGrants        take over newer grants
     Write              quotas, rows, transitions, outbox; when the database refuses some order, once more by halves

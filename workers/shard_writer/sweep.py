@@ -1,12 +1,12 @@
 """Brings a shard's quotas and the catalogue's grants together again after crashes between the two.
 
 Heals: a grant that was made and not adopted, a release that did not reach the catalogue, and units that were granted
-and not used. Idle units are given up only when nothing moved between two looks, so that a writer between its catalogue
-transaction and its own rarely loses them; if it does, it asks again.
+and not used. Idle units are given up only when nothing moved between two looks, so that a writer between its
+catalogue transaction and its own rarely loses them; if it does, it asks again.
 
-Looks at the sales that may move: those that ended less than a day ago or not yet, and those that the round before found
-unsettled. Replayed dead letters move older sales as well, hence the look at all sales once a minute and after a start.
-So the cost of a round follows the sales of the day, not all sales ever.
+Looks at the sales that may move: those that ended less than a day ago or not yet, and those that the round before
+found unsettled. Replayed dead letters move older sales as well, hence the look at all sales once a minute and after a
+start. So the cost of a round follows the sales of the day, not all sales ever.
 """
 
 from __future__ import annotations
