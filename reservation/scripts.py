@@ -22,7 +22,3 @@ TRIM: Final[Script] = load_script(PACKAGE, "trim-2")
 CLOSE: Final[Script] = load_script(PACKAGE, "close-2")
 RESTORE: Final[Script] = load_script(PACKAGE, "restore-2-1n")
 REOPEN: Final[Script] = load_script(PACKAGE, "reopen-3")
-
-ALL: Final = (
-    RESERVE, LOOKUP, CANCEL, SETTLE, EXPIRE, REJECT, LOAD, DEFINE, RESTOCK, FORGET, TRIM, CLOSE, RESTORE, REOPEN,
-)  # fmt: skip
