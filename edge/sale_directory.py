@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 from domain import ids, topology
 from domain.sales import SaleDefinition
 from hotpath.sales import LaneNames, SaleView, Tally
-from reservation.documents import MalformedDocument, SaleDocuments, decode_announcement, decode_document
-from runtime.redis.channel import Channel, ChannelLost
+from reservation.documents import Announcement, MalformedDocument, SaleDocuments, decode_document
+from runtime.redis.channel import ChannelLost
 
 _log = structlog.get_logger("edge.sales")
 
@@ -76,7 +76,7 @@ class SaleDirectory:
         """`kept_s`: how long after its end lanes keep a sale."""
         self._kept_ms = kept_s * 1000
         self._documents = SaleDocuments(redis)
-        self._channel = Channel(redis, topology.SALES_CHANNEL, opened=self._read_all, received=self._changed)
+        self._channel = self._documents.channel(opened=self._read_all, changed=self._changed)
         self._known: dict[str, KnownSale] = {}
         self._views: dict[str, SaleView] = {}
         self._absent: dict[str, float] = {}  # in order of insertion, so the oldest is first
@@ -203,10 +203,7 @@ class SaleDirectory:
         """Follow the channel of changes until cancelled."""
         await self._channel.follow()
 
-    async def _changed(self, payload: bytes) -> None:
-        announcement = decode_announcement(payload)
-        if announcement is None:
-            return
+    async def _changed(self, announcement: Announcement) -> None:
         sale_id = str(announcement.sale_id)
         if announcement.gone:
             self._known.pop(sale_id, None)

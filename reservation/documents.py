@@ -6,7 +6,7 @@ document (by epoch, then version) is never replaced by an older one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
@@ -18,6 +18,7 @@ from redis.exceptions import WatchError
 
 from domain import ids, topology
 from domain.sales import SaleDefinition
+from runtime.redis.channel import Channel
 
 PUT_ATTEMPTS_MAX = 5
 SCAN_COUNT = 500
@@ -79,6 +80,21 @@ class SaleDocuments:
                 log.error("listed sale id is malformed", member=repr(member))
                 continue
             yield sale_id
+
+    def channel(
+        self, *, opened: Callable[[], Awaitable[None]], changed: Callable[[Announcement], Awaitable[None]]
+    ) -> Channel:
+        """The channel of announcements, to be followed by the caller. Malformed messages are ignored.
+
+        `opened` is called after every (re)connection, since announcements may have been missed.
+        """
+
+        async def received(payload: bytes) -> None:
+            announcement = decode_announcement(payload)
+            if announcement is not None:
+                await changed(announcement)
+
+        return Channel(self._redis, topology.SALES_CHANNEL, opened=opened, received=received)
 
     # Changing
 

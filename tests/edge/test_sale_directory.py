@@ -25,7 +25,10 @@ def shop(redis_client: redis.Redis) -> Publisher:
 
 
 @pytest.fixture
-async def directory(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncIterator[SaleDirectory]:  # noqa: ARG001
+async def directory(
+    redis_server: RedisServer,
+    redis_client: redis.Redis,  # noqa: ARG001 - emptied
+) -> AsyncIterator[SaleDirectory]:
     client = open_client(redis_server.url)
     yield SaleDirectory(client)
     await client.aclose()

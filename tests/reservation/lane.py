@@ -26,10 +26,12 @@ from domain.orders import (
 )
 from domain.outcomes import OUTCOME_BITS, Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock, pack_edition
+from reservation import scripts
 from reservation.scripts import PACKAGE
-from runtime.redis.scripts import load_script
+from runtime.redis.scripts import Script, load_script
 from tests.reference.reservations import Answer, Rate, Record, Request, User
 
+ALL_SCRIPTS = tuple(value for value in vars(scripts).values() if isinstance(value, Script))
 LANE = 3
 HOUR_MS = 3_600_000
 FREE_RATE = Rate(interval_us=1, burst=10_000)

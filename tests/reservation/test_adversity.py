@@ -67,7 +67,7 @@ def test_the_same_key_a_hundred_times_at_once_is_one_order(
 
 
 def fill_memory(client: redis.Redis) -> None:
-    """Lower `maxmemory` below what is in use."""
+    """Lower `maxmemory` below the memory in use."""
     client.config_set("maxmemory", 1)
     with pytest.raises(OutOfMemoryError):
         client.set("one more", "byte")

@@ -23,6 +23,7 @@ from reservation.documents import (
     decode_announcement,
     decode_document,
 )
+from runtime.process import tasks
 from tests.reservation.lane import make_sale
 
 
@@ -121,6 +122,31 @@ async def test_a_malformed_id_in_the_list_is_passed_over(documents: SaleDocument
     with capture_logs() as logs:
         assert await documents.listed() == {sale.sale_id}
     assert [line["event"] for line in logs] == ["listed sale id is malformed"]
+
+
+async def test_announcements_are_followed(documents: SaleDocuments, script_redis: redis.Redis) -> None:
+    calls: list[Announcement | None] = []
+
+    async def opened() -> None:
+        calls.append(None)
+
+    async def changed(announcement: Announcement) -> None:
+        calls.append(announcement)
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(calls) < count:  # noqa: ASYNC110 - the channel runs in another task
+                await asyncio.sleep(0.01)
+
+    following = asyncio.create_task(documents.channel(opened=opened, changed=changed).follow())
+    await until(1)
+    sale = make_sale()
+    script_redis.publish(topology.SALES_CHANNEL, b"\xff malformed")
+    await documents.announce(sale)
+    await documents.remove(sale.sale_id)
+    await until(3)
+    assert calls == [None, Announcement(sale.sale_id, gone=False), Announcement(sale.sale_id, gone=True)]
+    await tasks.cancel(following)
 
 
 @pytest.mark.parametrize("payload", [b"", b"-", b"no id", b"\xff\xfe", str(UUID(int=1)).encode() + b"x"])

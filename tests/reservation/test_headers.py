@@ -20,9 +20,9 @@ from domain.outcomes import (
     Transition,
 )
 from reservation import scripts
-from runtime.redis.scripts import Script
+from tests.reservation.lane import ALL_SCRIPTS
 
-SCRIPTS = {value.name: value for value in vars(scripts).values() if isinstance(value, Script)}
+SCRIPTS = {script.name: script for script in ALL_SCRIPTS}
 FOLDER = Path(scripts.__file__).parent / "lua"
 BATCH = ("reserve-2-2n", "lookup-2-2n")
 CHANGES = ("cancel-4", "settle-4", "expire-4", "reject-4")

@@ -17,17 +17,16 @@ from devstack.servers import RedisServer
 from domain import topology
 from reservation import scripts
 from reservation.scripts import PACKAGE
-from runtime.redis.scripts import Script, ScriptError, load_script, read_source, run
-
-ALL = [value for value in vars(scripts).values() if isinstance(value, Script)]
+from runtime.redis.scripts import ScriptError, load_script, read_source, run
+from tests.reservation.lane import ALL_SCRIPTS
 
 
 def test_every_file_is_known_and_whole() -> None:
     folder = Path(scripts.__file__).parent / "lua"
-    assert {file.stem for file in folder.glob("*.lua")} == {script.name for script in ALL}
+    assert {file.stem for file in folder.glob("*.lua")} == {script.name for script in ALL_SCRIPTS}
     fragments = {file.stem: file.read_text().splitlines()[0] for file in (folder / "shared").glob("*.lua")}
     used: set[str] = set()
-    for script in ALL:
+    for script in ALL_SCRIPTS:
         assert script.source.startswith("#!lua")
         assert "@include" not in script.source
         assert script.sha == hashlib.sha1(script.source.encode(), usedforsecurity=False).hexdigest()

@@ -321,7 +321,7 @@ def test_a_full_batch_of_a_sale_each(lane: LaneClient) -> None:
     ]
     for at, sale in enumerate(sales):
         lane.load(sale, [Stock.fresh(3), Stock.fresh(at)])
-    sales[5] = replace(sales[5], version=6)  # what one edge believes, not the lane
+    sales[5] = replace(sales[5], version=6)  # the belief of one edge, not the lane's state
     requests = [
         make_request(sale, ids.new_uuid7(), "key", [(at % 2, 2), (1 - at % 2, 1)]) for at, sale in enumerate(sales)
     ]

@@ -22,7 +22,10 @@ NOW = int(time.time())
 
 
 @pytest.fixture
-async def client(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncIterator[Redis]:  # noqa: ARG001 - emptied
+async def client(
+    redis_server: RedisServer,
+    redis_client: redis.Redis,  # noqa: ARG001 - emptied
+) -> AsyncIterator[Redis]:
     client = open_client(redis_server.url)
     yield client
     await client.aclose()

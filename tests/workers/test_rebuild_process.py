@@ -109,8 +109,8 @@ async def test_killed_anywhere_and_run_again_it_ends_the_same(
 
 
 @dataclass
-class Purchases:
-    """Purchases of one unit each by new buyers, who repeat the same request until the answer is final."""
+class RepeatingBuyers:
+    """Buyers of one unit each; they repeat the same request until the answer is final."""
 
     edge: EdgeProcess
     buyers: Buyers
@@ -177,20 +177,20 @@ def test_wiped_under_load_it_is_refused_rebuilt_and_sells_out_exactly(
             stack.enter_context(worker_process(module, environ))
         edge = own_edge(redis_url=own_redis.url, shard_dsns=environ["SHARD_DSNS"])
         sale = publish(client)
-        purchases = [Purchases(edge, buyers, sale.sale_id, UNITS) for _ in range(4)]
-        with ThreadPoolExecutor(len(purchases)) as pool:
-            runs = [pool.submit(each.run) for each in purchases]
-            eventually(lambda: sum(len(each.accepted) for each in purchases) > UNITS // 8)
+        groups = [RepeatingBuyers(edge, buyers, sale.sale_id, UNITS) for _ in range(4)]
+        with ThreadPoolExecutor(len(groups)) as pool:
+            runs = [pool.submit(group.run) for group in groups]
+            eventually(lambda: sum(len(group.accepted) for group in groups) > UNITS // 8)
             client.flushall()
-            eventually(lambda: any("dependency_unavailable" in each.codes for each in purchases))
-            at_wipe = {user: order for each in purchases for user, order in each.accepted.items()}
+            eventually(lambda: any("dependency_unavailable" in group.codes for group in groups))
+            at_wipe = {user: order for group in groups for user, order in group.accepted.items()}
             process = spawn_rebuild(environ, sale.sale_id)
             out, err = process.communicate()
             assert process.returncode == 0, err.decode()
             report = json.loads(out)
             for run in runs:
                 run.result(timeout=60)
-        accepted = {user: order for each in purchases for user, order in each.accepted.items()}
+        accepted = {user: order for group in groups for user, order in group.accepted.items()}
         assert Publisher(client).stock(sale) == Stock(0, UNITS, 0, 0, UNITS, 0, 0)
         query = "SELECT order_id::text FROM audit_orders WHERE sale_id = %s AND status = 'reserved'"
 

@@ -22,9 +22,8 @@ from runtime.redis.leases import Lease
 from tests.reservation.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
+from tests.workers.test_reconciler import looking_at
 from tests.workers.writing import Bench, event_ids, eventually, guard_of, incoming, rows, statuses
-from workers.reconciler.looking import Looking
-from workers.reconciler.reading import Reading
 from workers.rejecter.rejecting import Patience, Rejecting, Supply
 
 UNITS, SURPLUS = 10, 3
@@ -234,10 +233,7 @@ async def test_a_crash_between_any_two_steps_is_begun_anew(bench: Bench, market:
         await delivery.round()
     assert delivery.statuses() == {OrderStatus.RESERVED: UNITS, OrderStatus.REJECTED: SURPLUS}
     assert market.lane.stock(market.sale).rejected == SURPLUS
-    looking = Looking(
-        Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, queue=bench.queue),
-        kept_s=3600, deep_every_s=0.0, deep_share_max=1e9,
-    )  # fmt: skip
+    looking = looking_at(bench)
     await looking.look()
     (verdict,) = await looking.look()
     assert verdict.b is True, verdict.detail

@@ -75,7 +75,8 @@ async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lea
     verdicts = await looking.look()
     if verdicts:
         documents = {str(v.sale_id): orjson.dumps(v.as_document()) for v in verdicts}
-        await redis.hset(topology.VERDICTS_KEY, mapping=documents)  # type: ignore[arg-type] # Mapping is invariant in its key
+        # mypy: a mapping is invariant in its key type.
+        await redis.hset(topology.VERDICTS_KEY, mapping=documents)  # type: ignore[arg-type]
     judged = {verdict.sale_id for verdict in verdicts}
     for sale_id in shown - judged:
         for invariant in ("A", "B"):

@@ -46,9 +46,7 @@ class Verdict:
 
 
 def judge(findings: Iterable[Finding], earlier: frozenset[str]) -> tuple[bool | None, list[str]]:
-    """False if a finding is certain or was in the last look (`earlier` texts), None if all are doubts, True without
-    any.
-    """
+    """False if a finding is certain or in the last look (`earlier` texts), None if all are doubts, True without any."""
     listed = list(findings)
     proved = [finding.text for finding in listed if finding.certain or finding.text in earlier]
     if proved:
