@@ -31,7 +31,7 @@ class Ring(Protocol):
 
     @property
     def ends_s(self) -> int | None:
-        """The time when the next key ends, in Unix seconds; None without one."""
+        """The time when the first of the keys ends, in Unix seconds; None when none does."""
         ...
 
 
