@@ -31,7 +31,7 @@ class Ring(Protocol):
 
     @property
     def ends_s(self) -> int | None:
-        """The time when a key of the ring ends, in Unix seconds; None if no key has an end."""
+        """The time when the first of the keys ends, in Unix seconds; None when none does."""
         ...
 
 

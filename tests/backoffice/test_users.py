@@ -270,7 +270,8 @@ def test_bodies_that_are_none(people: People) -> None:
     for http, path in ((ada.http, "/v1/users/me"), (admin.http, f"/v1/users/{ada.id}")):
 
         def sent(content: bytes, media_type: str = "application/json", **headers: str) -> tuple[int, str]:
-            return code(http.patch(path, content=content, headers={"Content-Type": media_type, **headers}))  # noqa: B023
+            sent = {"Content-Type": media_type, **headers}
+            return code(http.patch(path, content=content, headers=sent))  # noqa: B023
 
         assert sent(b"{") == (400, "malformed_request")
         assert sent(b"") == (400, "malformed_request")

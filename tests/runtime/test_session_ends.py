@@ -22,10 +22,7 @@ NOW = int(time.time())
 
 
 @pytest.fixture
-async def client(
-    redis_server: RedisServer,
-    redis_client: redis.Redis,  # noqa: ARG001 - emptied
-) -> AsyncIterator[Redis]:
+async def client(redis_server: RedisServer, redis_client: redis.Redis) -> AsyncIterator[Redis]:  # noqa: ARG001
     client = open_client(redis_server.url)
     yield client
     await client.aclose()
