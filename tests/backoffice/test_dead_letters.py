@@ -128,7 +128,7 @@ async def test_a_letter_in_a_replay_that_never_ends_is_there_and_the_caller_is_t
     assert claim is not None
     answer = await asyncio.to_thread(staff.http.post, f"/v1/dead-letters/{letter_id}/replay")
     assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
-    assert "try again" in answer.json()["detail"] and answer.headers["retry-after"] == "1"
+    assert "Try again" in answer.json()["detail"] and answer.headers["retry-after"] == "1"
     assert staff.http.get(f"/v1/dead-letters/{letter_id}").status_code == 200
     assert (await queues.waiting(), await queues.dead()) == (0, 1)
     await queues.letters.release(claim)
