@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
                 durations += recorded["durations"]
             if statuses[-1] == pytest.ExitCode.INTERRUPTED:
                 break
-    print_slowest(durations)
+    print(f"slowest {SLOWEST}:", *slowest(durations, SLOWEST), sep="\n")
     print(closing_line(counts, time.monotonic() - started))
     return status_of(statuses)
 
@@ -76,11 +76,9 @@ def status_of(statuses: list[int]) -> int:
     return min(statuses)
 
 
-def print_slowest(durations: list[tuple[float, str, str]]) -> None:
-    """The slowest steps of tests, as `pytest --durations` prints them."""
-    print(f"slowest {SLOWEST}:")
-    for seconds, when, test in sorted(durations, reverse=True)[:SLOWEST]:
-        print(f"{seconds:.2f}s {when:<8} {test}")
+def slowest(durations: list[tuple[float, str, str]], count: int) -> list[str]:
+    """The slowest steps of tests, a line each as `pytest --durations` prints them."""
+    return [f"{seconds:.2f}s {when:<8} {test}" for seconds, when, test in sorted(durations, reverse=True)[:count]]
 
 
 def closing_line(counts: Counter[str], seconds: float) -> str:

@@ -16,5 +16,6 @@ pytest_plugins = [
     "tests.fixtures.fix_people",
     "tests.fixtures.fix_issuer",
     "tests.fixtures.skips",
+    "tests.fixtures.record",
     "tests.fixtures.workers",
 ]
