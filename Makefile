@@ -18,10 +18,10 @@ demo: .venv/.built ## A whole flash sale under load on this machine, one kill -9
 	@$(BIN)/flashsale demo
 
 test: .venv/.built ## The test suite with the real servers it needs
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m tests
 
 prove: .venv/.built ## Everything, also what takes longer: all tests, then all faults
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests --slow
 	@$(BIN)/flashsale faults
 
 up: .venv/.built ## The stack in the background until `make down` (STACK=embedded, the only one yet)

@@ -16,6 +16,7 @@ from runtime.process.errors import OperatorError
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PORT_LOW = 15_000
+PORTS_VARIABLE = "DEVSTACK_PORTS"  # "15000-19999": the range to choose free ports from
 
 
 class Unsupported(OperatorError):
@@ -56,14 +57,23 @@ def free_port() -> int:
     In that range, a client that keeps reconnecting to a killed server would sooner or later get the server's own port,
     connect to itself, and block the port. Another process may take the port before the caller does.
     """
-    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
-    high = int(text.split()[0])
-    low = _PORT_LOW if high > _PORT_LOW + 1000 else 1024
+    ports = ports_to_choose_from()
     for _ in range(200):
-        port = random.randrange(low, high)  # noqa: S311 - no secret
+        port = random.choice(ports)  # noqa: S311 - no secret
         if port_is_free(port):
             return port
-    raise Unsupported(f"no free port between {low} and {high}: stop processes that listen there")
+    raise Unsupported(f"no free port between {ports.start} and {ports.stop - 1}")
+
+
+def ports_to_choose_from() -> range:
+    """The ports of `free_port`: those of DEVSTACK_PORTS, else all below the kernel's range for outgoing connections."""
+    chosen = os.environ.get(PORTS_VARIABLE)
+    if chosen:
+        low, _, high = chosen.partition("-")
+        return range(int(low), int(high) + 1)
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    high_port = int(text.split()[0])
+    return range(_PORT_LOW if high_port > _PORT_LOW + 1000 else 1024, high_port)
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: real servers, one file per concern under `tests/fixtures/`."""
 
 pytest_plugins = [
+    "tests.fixtures.fix_http",
     "tests.fixtures.fix_redis",
     "tests.fixtures.fix_postgres",
     "tests.fixtures.fix_databases",
@@ -15,4 +16,6 @@ pytest_plugins = [
     "tests.fixtures.fix_people",
     "tests.fixtures.fix_issuer",
     "tests.fixtures.skips",
+    "tests.fixtures.record",
+    "tests.fixtures.workers",
 ]

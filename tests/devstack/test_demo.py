@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from devstack.children import alive
 from devstack.demo.report import as_text
 from tests.fixtures.fix_stack import ROOT
@@ -24,6 +26,7 @@ def _processes_of_demos() -> list[str]:
     return found
 
 
+@pytest.mark.alone
 def test_small_demo_proves_both_invariants_and_leaves_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ops.cli", "demo", "--json", "--units", "3000", "--users", "1500",

@@ -63,6 +63,7 @@ def test_killed_process_is_back_under_a_new_pid(running_stack: RunningStack, nam
         return pid != killed and alive(pid)
 
     eventually(is_back)
+    eventually(running_stack.is_ready)
     eventually(lambda: running_stack.flashsale("status", check=False).returncode == 0)
 
 
@@ -82,7 +83,8 @@ def test_process_that_cannot_start_is_tried_for_ever_and_status_says_so(running_
         shown = running_stack.flashsale("status", check=False)
         assert shown.returncode == 1
         assert re.search(rf"^  {name} +\d+  NOT R", shown.stdout, re.MULTILINE)
-    eventually(lambda: running_stack.flashsale("status", check=False).returncode == 0, patience_s=60)
+    eventually(running_stack.is_ready, patience_s=60)
+    eventually(lambda: running_stack.flashsale("status", check=False).returncode == 0)
     assert running_stack.stack.restarting == {}
 
 

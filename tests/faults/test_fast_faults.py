@@ -21,6 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=1500, cwd=ROOT, check=False)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_the_fast_faults_are_green_and_leave_nothing() -> None:
     done = run("--fast", "--json", "--seconds", "1")

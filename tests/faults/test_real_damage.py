@@ -172,7 +172,6 @@ async def forget_a_record(sold: Sold) -> str:
     return "C"
 
 
-@pytest.mark.parametrize("seed", [random.randrange(10**6)], ids="seed={}".format)
 @pytest.mark.parametrize(
     "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice,
      change_a_total, forget_purchases, forget_a_record],

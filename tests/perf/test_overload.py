@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="servers and load generator need a processor each")
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_overload_is_offered_and_its_cost_accounted_for() -> None:
     argv = [sys.executable, "-m", "perf.overload", "--json", "--seconds", "1.6", "--rounds", "1"]
