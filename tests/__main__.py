@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """One pytest, whose output is ours; its exit status. Ctrl-C reaches it, too: it ends its tests and then comes back."""
+    """Run one pytest that prints to our output; its exit status. Ctrl-C reaches it as well, and it ends its tests."""
     with subprocess.Popen([sys.executable, "-m", "pytest", *arguments]) as process, interrupts_ignored():
         return process.wait()
 
