@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, settings
 
-# How fast the machine is makes no test fail: other test processes, servers and their clients run on the same cores.
+# A slow machine fails no test: other test processes and their servers run on the same cores.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
