@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-PROCESSES = 3  # on two cores: tests wait for servers more than half of their time
+PROCESSES = 4  # on two cores: a test waits for servers during two thirds of its time
 SLOWEST = 50
 
 

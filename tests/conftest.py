@@ -1,5 +1,11 @@
 """Fixtures shared by all tests: real servers, one file per concern under `tests/fixtures/`."""
 
+from hypothesis import HealthCheck, settings
+
+# A slow machine fails no test: other test processes and their servers run on the same cores.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
+
 pytest_plugins = [
     "tests.fixtures.fix_http",
     "tests.fixtures.fix_redis",
