@@ -310,11 +310,11 @@ async def test_the_synchroniser_goes_on_after_faults(
     await parts.stores.redis.connection_pool.disconnect()
     await parts.stores.redis.delete(topology.sale_key(sale.id))
     async with asyncio.timeout(20):
-        while await parts.document(sale) is None:  # noqa: ASYNC110 - no event to wait for
+        # The round counts its repairs after it has put the document.
+        while await parts.document(sale) is None or sum(parts.repaired) == 0:  # noqa: ASYNC110 - no event to wait for
             await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert sum(parts.repaired) >= 1
 
 
 def test_the_migrations_refuse_what_must_not_be(databases: Databases, tmp_path: Path) -> None:
