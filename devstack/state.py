@@ -53,11 +53,11 @@ class StateFolder(StackFolder):
         return self.path / "mail"
 
     def make(self) -> None:
-        """Create the folders. Only their owner can list them; the servers' user can pass through the top one."""
+        """Create the folders. Only their owner can enter the top one; as root, PostgreSQL's own user passes through."""
         for folder in (self.path, self.logs, self.data):
             folder.mkdir(parents=True, exist_ok=True)
         (self.path / "keys").mkdir(mode=0o700, exist_ok=True)
-        self.path.chmod(0o711)
+        self.path.chmod(folder_mode())
 
     def log(self, name: str) -> Path:
         """Path of a process's log. A log beyond 16 MiB is first renamed to `.log.1`, in place of an earlier one."""
@@ -141,6 +141,11 @@ class StateFolder(StackFolder):
             PostgresServer(self.data / "postgres", port=0).destroy()
             RedisServer(self.data / "redis", port=0).destroy()
             shutil.rmtree(self.path)
+
+
+def folder_mode() -> int:
+    """Mode of a stack's folder. PostgreSQL refuses to run as root; then its user must reach its data in the folder."""
+    return 0o711 if os.geteuid() == 0 else 0o700
 
 
 def _write_private(path: Path, document: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from devstack.children import spawn
 from devstack.demo.load import Course, DriverRun
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
-from devstack.state import StateFolder
+from devstack.state import StateFolder, folder_mode
 from ops.shop import Shop, call
 from ops.stack_file import PROJECT, Stack, StackError
 from ops.tokens import mint_many
@@ -173,7 +173,7 @@ def own_stack(
     """
     parent = StateFolder.at(None).path
     parent.mkdir(exist_ok=True)
-    parent.chmod(0o711)
+    parent.chmod(folder_mode())
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
     folder = StateFolder(path)
     try:
