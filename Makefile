@@ -46,7 +46,7 @@ perf-gate: .venv/.built ## Throughput ratios of the running system, measured wit
 FIGURES := bench script_bench gate writer_bench pipeline flatness growth login cached_reads search cache_hits overload "open_loop --whole-stack --rate 4000" open_loop
 
 figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 40 minutes)
-	@# A missed target is a result like any other: what cannot be measured does not keep the rest from it.
+	@# A missed target or a failed measurement does not stop the others.
 	@failed=; for figure in $(FIGURES); do \
 		echo "== $$figure"; $(BIN)/python -m perf.$$figure --save || failed="$$failed $${figure%% *}"; \
 	done; [ -z "$$failed" ] || { echo "a target missed, or not measured:$$failed" >&2; exit 1; }
@@ -69,7 +69,7 @@ clean: ## Remove .venv and everything that was built; never data of a stack
 	$(PIP) --no-build-isolation -e '.[devstack,dev]'
 	@touch $@
 
-# Installing compiles the modules, too: only sources that are newer than that are left to do.
+# The installation compiles the modules, too. This target compiles sources that changed afterwards.
 .venv/.built: .venv/.installed $(EXTENSION_SOURCES)
 	$(if $(filter .venv/.installed,$?),,$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2)
 	@touch $@

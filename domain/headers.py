@@ -1,7 +1,7 @@
 """Transport headers of entries, messages and events, such as a trace's. Performs no I/O.
 
-Headers never change the meaning of what they travel with: it is complete without them, and malformed ones are dropped.
-Encoded they are a JSON object of texts in UTF-8, or no bytes at all.
+A message is complete without its headers, and malformed headers are dropped. Encoded headers are a JSON object of
+texts in UTF-8, or no bytes at all.
 """
 
 from __future__ import annotations

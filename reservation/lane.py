@@ -175,7 +175,7 @@ class Lanes:
     async def restore(self, sale_id: UUID, users: Iterable[RestoredUser], *, mark: str, final_ttl_s: int) -> None:
         """Restore users of a sale under rebuild in one round trip; RebuildSuperseded.
 
-        Final orders live for `final_ttl_s`. A user's calls are bounded; the first one forgets what the hash had.
+        Final orders live for `final_ttl_s`. A user's calls are bounded; the first one clears the user's hash.
         """
         calls: list[Call] = []
         lanes: list[int] = []

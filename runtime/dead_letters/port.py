@@ -85,7 +85,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to replay a letter, until it is given back or its lease ends. `token` tells it from later claims."""
+    """The right to replay a letter, until it is given back or its lease ends. `token` differs from later claims'."""
 
     letter: DeadLetter
     token: UUID

@@ -1,4 +1,4 @@
-"""Documents of sales on a real Redis: the newer one stays, changes are announced, malformed ones harm nobody else."""
+"""Documents of sales on a real Redis: the newer one stays, changes are announced, malformed ones harm no other."""
 
 from __future__ import annotations
 

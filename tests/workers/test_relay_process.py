@@ -1,4 +1,4 @@
-"""The relay as a process: killed at random points nothing is lost; it stops in good order and tells how it is."""
+"""The relay as a process: killed at random points, it loses nothing; it stops in good order and reports its health."""
 
 from __future__ import annotations
 

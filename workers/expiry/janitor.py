@@ -4,9 +4,8 @@
     the document   when all lanes are clear and `LISTED_S` have passed; edges are told
     the rest       a round later: counts, verdict and the place in the list of sales, by which the janitor finds a sale
 
-A hold must be able to end as at any other time, so a lane with reserved units waits. Each part goes last that the
-janitor needs to find the parts before it: a crash in the middle starts over. Does not touch orders: their values have
-a TTL.
+A hold must be able to end as at any other time, so a lane with reserved units waits. The janitor finds the first parts
+by the last ones, so after a crash in the middle it starts over. Does not touch orders: their values have a TTL.
 """
 
 from __future__ import annotations

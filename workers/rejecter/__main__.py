@@ -1,4 +1,4 @@
-"""`python -m workers.rejecter`: rejects orders that wait in vain for a grant; one process at a time does, by lease."""
+"""`python -m workers.rejecter`: rejects orders that wait in vain for a grant; a lease admits one process at a time."""
 
 from __future__ import annotations
 

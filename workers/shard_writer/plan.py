@@ -304,7 +304,7 @@ def _count_final(orders: Sequence[Incoming], stored: Mapping[int, Stored], resul
 
 
 def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Version:
-    """Decode an entry for this shard; PoisonEntry for one that cannot be a row of it."""
+    """Decode an entry for this shard; PoisonEntry for an entry that this shard cannot store."""
     try:
         entry = decode_entry(source.entry)
     except MalformedEntry as error:

@@ -48,8 +48,8 @@ local function read_lines(tail)
   return { tail = tail, count = count, skus = skus, units = units, suffixes = suffixes, fresh_state = fresh_state }
 end
 
--- Many requests of a crowd are alike: each distinct text of lines is parsed once, and the same lines once for all
--- sales.
+-- Many buyers order the same lines: each distinct text of lines is parsed once, and equal lines are resolved once
+-- for all sales.
 local first = 6 + 2 * sale_count
 local kinds, bases, slots = 0, 0, 0
 local kind_of, lines_of, place_of, base_of = {}, {}, {}, {}
