@@ -66,8 +66,9 @@ def _print_list(chosen: list[Fault], *, as_json: bool) -> None:
     if as_json:
         print_json([{"name": f.name, "does": f.about, "expected": f.expected, "fast": f.fast} for f in chosen])
         return
+    width = max((len(fault.name) for fault in chosen), default=0)
     for fault in chosen:
-        print(f"{fault.name:<30} {fault.about}\n{'':<30} -> {fault.expected}")
+        print(f"{fault.name:<{width}} {fault.about}\n{'':<{width}} -> {fault.expected}")
     print(f"{len(chosen)} faults")
 
 

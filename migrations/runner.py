@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from runtime.process.errors import OperatorError
 
@@ -89,13 +90,18 @@ def apply(dsn: str, migrations: Iterable[Migration], *, database: str) -> list[s
     """Apply the migrations that one database lacks; their names. `database` is its name in error messages."""
     applied: list[str] = []
     try:
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+        with _connect(dsn, database) as connection:
             _lock(connection)
             connection.execute(_CREATE_RECORD)
             done = _done(connection)
             for migration in migrations:
                 if migration.number in done:
-                    if done[migration.number] != migration.checksum:
+                    name, checksum = done[migration.number]
+                    if name != migration.name:
+                        raise MigrationError(
+                            f"{database}: has {name} in place of {migration.name}; its address may be another database's"
+                        )
+                    if checksum != migration.checksum:
                         raise MigrationError(f"{database}: {migration.name} was changed after it had been applied")
                     continue
                 _apply_one(connection, migration, database)
@@ -105,6 +111,28 @@ def apply(dsn: str, migrations: Iterable[Migration], *, database: str) -> list[s
     return applied
 
 
+def _connect(dsn: str, database: str) -> psycopg.Connection[Any]:
+    """MigrationError with the client's reason. The reason never contains a part of the password."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        parts = None
+    # An `@` in the host is the rest of a password with an unescaped `@`.
+    if parts is None or "@" in str(parts.get("host", "")):
+        raise MigrationError(
+            f"{database}: its address is malformed; use postgresql://user:password@host:port/database "
+            "and write special characters of the password as %XX"
+        )
+    try:
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=10)
+    except psycopg.OperationalError as error:
+        reason = " ".join(str(error).split())
+        password = parts.get("password")
+        if password and str(password) in reason:
+            reason = type(error).__name__
+        raise MigrationError(f"{database}: {reason}") from error
+
+
 def _lock(connection: psycopg.Connection[Any]) -> None:
     """Held until the connection closes, also when this process is killed."""
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{LOCK_WAIT_S_MAX}s")))
@@ -112,8 +140,9 @@ def _lock(connection: psycopg.Connection[Any]) -> None:
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{TABLE_LOCK_WAIT_S_MAX}s")))
 
 
-def _done(connection: psycopg.Connection[Any]) -> Mapping[int, str]:
-    return dict(connection.execute("SELECT number, checksum FROM schema_migrations").fetchall())
+def _done(connection: psycopg.Connection[Any]) -> Mapping[int, tuple[str, str]]:
+    rows = connection.execute("SELECT number, name, checksum FROM schema_migrations").fetchall()
+    return {number: (name, checksum) for number, name, checksum in rows}
 
 
 def _apply_one(connection: psycopg.Connection[Any], migration: Migration, database: str) -> None:

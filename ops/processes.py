@@ -10,7 +10,13 @@ from ops.target import Target
 
 
 def run_module(module: str, arguments: Sequence[str], target: Target) -> int:
-    """`python -m MODULE ARGUMENTS`, with our standard streams and working directory; its exit status."""
+    """`python -m MODULE ARGUMENTS`, with our standard streams and working directory; its exit status.
+
+    Its log shows progress on a terminal, and only warnings in a pipe, unless FLASHSALE_LOG_LEVEL is set.
+    """
+    environ = dict(target.environ)
+    if not sys.stderr.isatty():
+        environ.setdefault("FLASHSALE_LOG_LEVEL", "WARNING")
     # -P: a folder of the same name in the working directory must not be taken for our package.
     argv = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(argv, env=dict(target.environ), check=False).returncode
+    return subprocess.run(argv, env=environ, check=False).returncode

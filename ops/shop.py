@@ -108,4 +108,4 @@ def call(method: str, url: str, *, token: str | None = None, body: Any = None) -
     except urllib.error.HTTPError as error:
         raise ShopError(f"{method} {url}: {error.code} {error.read(2000).decode(errors='replace')}") from error
     except (urllib.error.URLError, OSError) as error:
-        raise ShopError(f"{method} {url}: {error}") from error
+        raise ShopError(f"{method} {url}: no answer: {getattr(error, 'reason', error)}") from error

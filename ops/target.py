@@ -54,7 +54,10 @@ def resolve(
             raise OperatorError(
                 f"{_variables(given)} set, but {_variables(missing)} not: set all of them, or name a stack with --state-dir"
             )
-        return Target(load_settings(environ), environ, is_stack=False)
+        settings = load_settings(environ)
+        if "shard_dsns" in needs:
+            settings.require_all_shards()
+        return Target(settings, environ, is_stack=False)
     folder = StackFolder.at(state_dir)
     stack = folder.read_stack()
     if stack is None and (running or not folder.token_keys.exists()):

@@ -6,11 +6,11 @@ import asyncio
 import base64
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
+from domain.topology import POISON_ENTRIES, POISON_OUTBOX
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.target import resolve
 from runtime.dead_letters import (
@@ -24,9 +24,11 @@ from runtime.dead_letters import (
 )
 from runtime.dead_letters import replay as replay_letter
 from runtime.process.errors import OperatorError
+from runtime.process.settings import Settings
 from runtime.queue import Queue, QueueFull, open_queue
 
 app = typer.Typer(no_args_is_help=True, help="Messages that workers gave up: list, show, replay, delete.")
+NEEDS: Final = ("queue_url", "catalogue_dsn")
 T = TypeVar("T")
 LetterId = Annotated[str, typer.Argument(metavar="ID", help="The id that `list` prints.")]
 
@@ -50,7 +52,11 @@ def list_letters(
                 break
         return found
 
-    found = _with_letters(state_dir, read)
+    settings = resolve(state_dir, needs=NEEDS).settings
+    found = _with_letters(settings, read)
+    known = [*(spec.name for spec in settings.topology.queues), POISON_ENTRIES, POISON_OUTBOX]
+    if queue is not None and not found and queue not in known:
+        raise OperatorError(f"there is no queue {queue}: use one of {', '.join(known)}")
     if as_json:
         print_json([_summary(letter) for letter in found])
         return
@@ -63,7 +69,8 @@ def list_letters(
 @app.command()
 def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Show one dead letter with its history; the body in base64. Exit status 1 if there is none."""
-    letter = _with_letters(state_dir, lambda letters, _: letters.get(letter_id))
+    settings = resolve(state_dir, needs=NEEDS).settings
+    letter = _with_letters(settings, lambda letters, _: letters.get(letter_id))
     if letter is None:
         raise OperatorError(_missing(letter_id))
     document = _summary(letter) | {
@@ -86,8 +93,9 @@ def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = Non
 @app.command()
 def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Put a dead letter back into its queue. Exit status 1 if there is none, or if it was never a queue message."""
+    settings = resolve(state_dir, needs=NEEDS).settings
     try:
-        result = _with_letters(state_dir, lambda letters, queue: replay_letter(letters, queue, letter_id))
+        result = _with_letters(settings, lambda letters, queue: replay_letter(letters, queue, letter_id))
     except (NotReplayable, BeingReplayed, QueueFull) as error:
         raise OperatorError(str(error)) from error
     if result is Replay.DONE_BEFORE:
@@ -98,13 +106,12 @@ def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = N
 @app.command()
 def delete(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
     """Remove a dead letter for good. Exit status 1 if there is none."""
-    done = _with_letters(state_dir, lambda letters, _: letters.delete(letter_id))
+    settings = resolve(state_dir, needs=NEEDS).settings
+    done = _with_letters(settings, lambda letters, _: letters.delete(letter_id))
     _report(letter_id, done, "deleted", as_json=as_json)
 
 
-def _with_letters(state_dir: Path | None, operation: Callable[[DeadLetters, Queue], Awaitable[T]]) -> T:
-    settings = resolve(state_dir, needs=["queue_url", "catalogue_dsn"]).settings
-
+def _with_letters(settings: Settings, operation: Callable[[DeadLetters, Queue], Awaitable[T]]) -> T:
     async def work() -> T:
         queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)

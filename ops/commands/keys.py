@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -13,6 +14,8 @@ from ops.commands.options import AsJson, StateDir, print_json
 from ops.key_rotation import RotationWaits, buyer_kind, plan, rotate, staff_kind
 from ops.target import resolve
 from runtime.process.errors import OperatorError
+
+SERVICES: Final = ("edge", "backoffice")
 
 
 def rotate_keys(
@@ -40,15 +43,13 @@ def rotate_keys(
     backoffice with --process.
     """
     buyer_file, staff_file, processes = _rings(token_keys, staff_key, state_dir)
-    for text in process or ():
-        name, _, url = text.partition("=")
-        if not url:
-            raise typer.BadParameter(f"{text}: not NAME=URL", param_hint="--process")
-        processes = {**(processes or {}), name: url.rstrip("/")}
-    if processes is None and not dry_run:
+    named = dict(map(_named_process, process or ()))
+    # A process that is forgotten would refuse the tokens that are signed with the new key.
+    if processes is None and not dry_run and not all(any(n.startswith(s) for n in named) for s in SERVICES):
         raise typer.BadParameter(
             "name every edge and every backoffice: a key may sign only when all of them know it", param_hint="--process"
         )
+    processes = {**(processes or {}), **named}
     kinds = (buyer_kind(buyer_file), staff_kind(staff_file))
     if dry_run:
         _show({kind.name: plan(kind, retire=retire) for kind in kinds}, as_json=as_json)
@@ -57,11 +58,22 @@ def rotate_keys(
     try:
         with Console(stderr=True).status("Rotating keys") as status:  # shows nothing unless stderr is a terminal
             for kind in kinds:
-                outcomes[kind.name] = rotate(kind, processes or {}, retire=retire, wait_s_max=wait_s, say=status.update)
+                outcomes[kind.name] = rotate(kind, processes, retire=retire, wait_s_max=wait_s, say=status.update)
     except RotationWaits:
         _show(outcomes, as_json=as_json)  # the ring that was rotated before
         raise
     _show(outcomes, as_json=as_json)
+
+
+def _named_process(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    address = urlsplit(url)
+    if not name.startswith(SERVICES) or address.scheme not in ("http", "https") or not address.netloc:
+        raise typer.BadParameter(
+            f"{text}: not NAME=URL with a NAME that begins with edge or backoffice, and an http or https URL",
+            param_hint="--process",
+        )
+    return name, url.rstrip("/")
 
 
 def _rings(

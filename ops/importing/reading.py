@@ -74,7 +74,9 @@ class _Counted:
                 line = self._file.readline(LINE_CHARACTERS_MAX + 1)
             except UnicodeDecodeError as error:
                 # The decoder reads ahead, so the line number is approximate.
-                self.fail(f"or a few lines later: not UTF-8 ({error.reason}); save the file as UTF-8")
+                raise Unreadable(
+                    f"line {max(1, self.number)} or a few lines later: not UTF-8 ({error.reason}); save the file as UTF-8"
+                ) from error
             if not line:
                 return
             self.number += 1
@@ -111,7 +113,9 @@ def _no_constant(name: str) -> NoReturn:
 
 def _csv(lines: _Counted) -> Iterator[Line]:
     source = iter(lines)
-    header_line = next(source, "")
+    header_line = next(source, None)
+    if header_line is None:
+        raise Unreadable("the file is empty; its first line names the columns")
     delimiter = max(",;\t", key=header_line.count)
     (header,) = list(csv.reader([header_line], delimiter=delimiter)) or [[]]
     columns = [column.strip() for column in header]

@@ -58,7 +58,7 @@ class Backoffice:
                     raise ImportFailed(f"{self.url}: {_reason(error)}") from error
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if attempt == ATTEMPTS_MAX:
-                    raise ImportFailed(f"{self.url}: {error}") from error
+                    raise ImportFailed(f"{self.url}: no answer: {getattr(error, 'reason', error)}") from error
             time.sleep(backoff.next_s())
         raise ImportFailed(f"{self.url}: no answer")
 
@@ -69,7 +69,7 @@ class Backoffice:
         except urllib.error.HTTPError as error:
             raise ImportFailed(f"{self.url}: login refused: {_reason(error)}") from error
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            raise ImportFailed(f"{self.url}: login failed: {error}") from error
+            raise ImportFailed(f"{self.url}: login failed: {getattr(error, 'reason', error)}") from error
 
     def _call(self, path: str, body: Any, token: str | None) -> Any:
         headers = {"Content-Type": "application/json"}

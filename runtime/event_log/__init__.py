@@ -20,6 +20,7 @@ from runtime.event_log.port import (
     WentBack,
 )
 from runtime.event_log.redis_streams import RedisStreamsEventLog
+from runtime.process.errors import OperatorError
 
 __all__ = [
     "APPEND_RECORDS_MAX",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-class UnknownEventLogScheme(ValueError):
+class UnknownEventLogScheme(OperatorError):
     """The event log's URL has a scheme without an adapter."""
 
 

@@ -10,11 +10,12 @@ from redis.exceptions import RedisError
 
 from domain.topology import FINGERPRINT_KEY, Topology
 from runtime.process.backoff import Backoff
+from runtime.process.errors import OperatorError
 
 log = structlog.get_logger()
 
 
-class FingerprintMismatch(Exception):
+class FingerprintMismatch(OperatorError):
     """Another process has other cluster settings (lanes, shards, hash); both running would corrupt data."""
 
     def __init__(self, *, ours: str, theirs: str) -> None:

@@ -108,10 +108,16 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def settings_or_exit(name: str) -> Settings:
-    """The settings of the environment. Otherwise log one line with all problems and exit with status 2."""
+def settings_or_exit(name: str, *, all_shards: bool = False) -> Settings:
+    """The settings of the environment. Otherwise log one line with all problems and exit with status 2.
+
+    `all_shards`: every shard must have its database.
+    """
     try:
-        return load_settings()
+        settings = load_settings()
+        if all_shards:
+            settings.require_all_shards()
+        return settings
     except SettingsError as error:
         configure_logging(name, "INFO")
         log.error("fatal", error=str(error))

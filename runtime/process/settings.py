@@ -20,6 +20,7 @@ from runtime.process.errors import OperatorError
 from runtime.tokens.outside_issuers import OutsideIssuer, check_issuers
 
 PREFIX = "FLASHSALE_"
+_REDIS_URL = "^(redis|rediss|unix)://"
 
 
 class Durability(StrEnum):
@@ -47,8 +48,12 @@ class Settings(BaseModel):
     shards: int = Field(4, ge=1, le=64, description="Cluster: number of PostgreSQL shards.")
 
     # Servers
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Reservation Redis (AOF, noeviction).")
-    cache_url: str = Field("redis://127.0.0.1:6379/1", description="Cache Redis; may lose all data at any time.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", pattern=_REDIS_URL, description="Reservation Redis (AOF, noeviction)."
+    )
+    cache_url: str = Field(
+        "redis://127.0.0.1:6379/1", pattern=_REDIS_URL, description="Cache Redis; may lose all data at any time."
+    )
     queue_url: str = Field("redis://127.0.0.1:6379/0", description="Queue: redis:// (Streams); amqp:// comes later.")
     event_log_url: str = Field(
         "redis://127.0.0.1:6379/0", description="Event log: redis:// (Streams); kafka:// comes later."
@@ -213,6 +218,18 @@ class Settings(BaseModel):
     @classmethod
     def _check_issuers(cls, value: tuple[OutsideIssuer, ...]) -> tuple[OutsideIssuer, ...]:
         return check_issuers(value)
+
+    @field_validator("link_url")
+    @classmethod
+    def _without_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    def require_all_shards(self) -> None:
+        """SettingsError unless each shard has its database: a program that reads only some would judge wrongly."""
+        if len(self.shard_dsns) != self.shards:
+            raise SettingsError(
+                f"{PREFIX}SHARD_DSNS: has {len(self.shard_dsns)} entries, {PREFIX}SHARDS is {self.shards}"
+            )
 
     @property
     def topology(self) -> Topology:

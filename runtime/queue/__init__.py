@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from domain.topology import QueueSpec
+from runtime.process.errors import OperatorError
 from runtime.queue.port import (
     Consumer,
     Delivery,
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 
-class UnknownQueueScheme(ValueError):
+class UnknownQueueScheme(OperatorError):
     """The queue's URL has a scheme without an adapter."""
 
 

@@ -73,6 +73,32 @@ def test_an_unreachable_database_is_named_without_its_password() -> None:
     assert "open-sesame" not in str(failure.value)
 
 
+def test_reason_is_named() -> None:
+    with pytest.raises(MigrationError, match=r"^catalogue: connection failed: .*127\.0\.0\.1.*refused"):
+        migrate("postgresql://flashsale:open-sesame@127.0.0.1:1/catalogue", [])
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "open-sesame",
+        "postgresql:/flashsale:open-sesame@127.0.0.1/x",
+        "postgresql://flashsale:more@open-sesame@127.0.0.1:1/x",
+        "postgresql://flashsale:open-sesame@127.0.0.1:open-sesame/x",
+    ],
+)
+def test_password_in_a_malformed_address_is_not_shown(dsn: str) -> None:
+    with pytest.raises(MigrationError, match=r"^catalogue: ") as failure:
+        migrate(dsn, [])
+    assert "open-sesame" not in str(failure.value)
+
+
+def test_another_databases_migrations_are_not_taken_for_a_changed_file(empty_database: str) -> None:
+    apply(empty_database, [Migration(1, "0001_orders", "CREATE TABLE a (x int)")], database="shard_0")
+    with pytest.raises(MigrationError, match="catalogue: has 0001_orders in place of 0001_test; its address may be"):
+        apply(empty_database, [_migration(1, "CREATE TABLE b (x int)")], database="catalogue")
+
+
 def test_file_names_are_checked(tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text("SELECT 1")
     (tmp_path / "0001_b.sql").write_text("SELECT 1")

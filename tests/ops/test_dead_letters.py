@@ -58,6 +58,11 @@ def letter(number: int, **members: Any) -> NewLetter:
     return NewLetter(message_id=str(number), **values)
 
 
+def test_a_queue_that_does_not_exist_is_named(running_stack: RunningStack) -> None:
+    with pytest.raises(OperatorError, match=rf"there is no queue nosuch: use one of .*{EMAIL_QUEUE}"):
+        run(running_stack, "list", "--queue", "nosuch")
+
+
 def test_dead_letters_are_listed_shown_replayed_and_deleted(running_stack: RunningStack) -> None:
     """A notice that no sender can read dies again when it is replayed."""
     history = (Failure(1_700_000_000_000, FailureKind.MALFORMED, "no notice"),)

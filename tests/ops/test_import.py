@@ -95,7 +95,7 @@ def test_rows_that_are_no_products(row: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "line 1: there is no column 'sku'; add it"),
+        ("", "the file is empty; its first line names the columns"),
         ("name\nx\n", "line 1: there is no column 'sku'; add it"),
         ("sku,price\nA,1\n", "line 1: unknown column 'price'"),
         ("sku,attributes.\nA,1\n", "line 1: unknown column 'attributes.'"),
@@ -104,8 +104,8 @@ def test_rows_that_are_no_products(row: str, reason: str) -> None:
         ('sku,name\nA,"never closed\n', "line 2: not CSV"),
         ("sku,name\nA," + "x" * (FIELD_CHARACTERS_MAX + 1) + "\n", "line 2: not CSV: field larger than field limit"),
         ("sku,name\nA," + "x" * LINE_CHARACTERS_MAX + "\n", f"line 2: longer than {LINE_CHARACTERS_MAX} characters"),
-        (b"sku,name\nA,\xff\n", "line 1: or a few lines later: not UTF-8"),
-        ("sku,name\nA,x\n".encode("utf-16"), "line 1: or a few lines later: not UTF-8"),
+        (b"sku,name\nA,\xff\n", "line 1 or a few lines later: not UTF-8"),
+        ("sku,name\nA,x\n".encode("utf-16"), "line 1 or a few lines later: not UTF-8"),
     ],
 )
 def test_files_that_cannot_be_read(text: str | bytes, reason: str) -> None:

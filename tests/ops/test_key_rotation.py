@@ -14,10 +14,12 @@ import httpx
 import jwt
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from devstack.servers import RedisServer
 from devstack.state import StateFolder
 from ops import key_rotation
+from ops.cli import app
 from ops.key_rotation import RotationWaits, buyer_kind, plan, rotate, staff_kind
 from runtime.tokens.key_files import TokenKeysError
 from runtime.tokens.keys import (
@@ -208,6 +210,29 @@ def test_one_rotation_at_a_time(tmp_path: Path) -> None:
     create_token_keys(path)
     with key_rotation._alone(path), pytest.raises(TokenKeysError, match="another rotation"):
         rotate(buyer_kind(path), {}, retire=False, wait_s_max=1, say=silent)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        ("edge=127.0.0.1:1", "backoffice=http://127.0.0.1:1"),
+        ("edge=http://127.0.0.1:1", "backoffice"),
+        ("edge=http://127.0.0.1:1", "backoffice=http://127.0.0.1:1", "relay-0=http://127.0.0.1:1"),
+        ("edge=http://127.0.0.1:1",),
+        ("backoffice=http://127.0.0.1:1",),
+        (),
+    ],
+)
+def test_no_key_changes_while_a_process_is_not_named(tmp_path: Path, named: tuple[str, ...]) -> None:
+    buyer, staff = tmp_path / "buyer.json", tmp_path / "staff.pem"
+    create_token_keys(buyer)
+    create_staff_key(staff)
+    before = buyer.read_bytes(), staff.read_bytes()
+    processes = [argument for process in named for argument in ("--process", process)]
+    arguments = ["--token-keys", str(buyer), "--staff-key", str(staff), "--wait-s", "1", *processes]
+    done = CliRunner().invoke(app, ["rotate-keys", *arguments])
+    assert done.exit_code == 2 and "--process" in done.output
+    assert (buyer.read_bytes(), staff.read_bytes()) == before
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import StateFolder
+from domain.topology import FINGERPRINT_KEY
 from ops import stack_file
 from ops.stack_file import Stack, StackError
 from ops.target import ADDRESSES, resolve
@@ -23,7 +25,10 @@ from tests.fixtures.fix_backoffice import ADMIN_EMAIL, ADMIN_PASSWORD, Backoffic
 from tests.fixtures.fix_databases import Databases
 
 DATABASES = ("catalogue_dsn", "shard_dsns")
-SET = {"FLASHSALE_CATALOGUE_DSN": "postgresql://env/c", "FLASHSALE_SHARD_DSNS": "postgresql://env/0,postgresql://env/1"}
+SET = {
+    "FLASHSALE_CATALOGUE_DSN": "postgresql://env/c", "FLASHSALE_SHARDS": "2",
+    "FLASHSALE_SHARD_DSNS": "postgresql://env/0,postgresql://env/1",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -110,7 +115,8 @@ def test_only_needed_addresses_choose() -> None:
 @pytest.mark.usefixtures("up")
 def test_address_by_file_is_set(tmp_path: Path) -> None:
     (tmp_path / "dsn").write_text("postgresql://file/c\n")
-    environ = {"FLASHSALE_CATALOGUE_DSN_FILE": str(tmp_path / "dsn"), "FLASHSALE_SHARD_DSNS": "postgresql://env/0"}
+    environ = {**SET, "FLASHSALE_CATALOGUE_DSN_FILE": str(tmp_path / "dsn")}
+    del environ["FLASHSALE_CATALOGUE_DSN"]
     assert catalogue(resolve(None, needs=DATABASES, environ=environ).settings) == "postgresql://file/c"
 
 
@@ -186,15 +192,45 @@ def test_operations_run_with_settings_only(
 
 def test_server_that_is_away_is_an_error_without_a_traceback(tmp_path: Path) -> None:
     nowhere = "postgresql://nobody@127.0.0.1:9/x"
-    databases = {"FLASHSALE_CATALOGUE_DSN": nowhere, "FLASHSALE_SHARD_DSNS": nowhere}
+    databases = {"FLASHSALE_CATALOGUE_DSN": nowhere, "FLASHSALE_SHARD_DSNS": ",".join([nowhere] * 4)}
     for environ, command in (
         (databases, ["migrate"]),
+        ({**databases, "FLASHSALE_SHARD_DSNS": nowhere}, ["migrate"]),
+        ({**databases, "FLASHSALE_QUEUE_URL": "amqp://127.0.0.1:9"}, ["dead-letters", "list"]),
+        ({**databases, "FLASHSALE_QUEUE_URL": "nonsense"}, ["dead-letters", "list"]),
+        ({**databases, "FLASHSALE_REDIS_URL": "nonsense"}, ["reconcile"]),
         ({**databases, "FLASHSALE_QUEUE_URL": "redis://127.0.0.1:9/0"}, ["dead-letters", "list"]),
         ({**databases, "FLASHSALE_CATALOGUE_DSN_FILE": "/none"}, ["migrate"]),
     ):
         done = deployed(tmp_path, environ, *command)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("flashsale: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["reconcile", "rebuild"])
+def test_redis_that_is_away_is_an_answer_without_a_traceback(tmp_path: Path, command: str) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:9/x"
+    environ = {
+        "FLASHSALE_CATALOGUE_DSN": nowhere, "FLASHSALE_SHARD_DSNS": ",".join([nowhere] * 4),
+        "FLASHSALE_REDIS_URL": "redis://127.0.0.1:9/0", "FLASHSALE_QUEUE_URL": "redis://127.0.0.1:9/0",
+    }  # fmt: skip
+    sale = ("--sale", "0198c0de-0000-7000-8000-000000000000")
+    done = deployed(tmp_path, environ, command, *sale, "--wait-s", "1", "--json")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "ConnectionError" in done.stdout and "127.0.0.1:9" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["reconcile", "rebuild"])
+def test_other_cluster_settings_are_an_answer_without_a_traceback(
+    databases: Databases, own_redis: RedisServer, tmp_path: Path, command: str
+) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.set(FINGERPRINT_KEY, "0123456789abcdef")
+    urls = {"FLASHSALE_REDIS_URL": own_redis.url, "FLASHSALE_QUEUE_URL": own_redis.url}
+    sale = ("--sale", "0198c0de-0000-7000-8000-000000000000")
+    done = deployed(tmp_path, databases.environ | urls, command, *sale, "--wait-s", "1", "--json")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "FLASHSALE_LANES and FLASHSALE_SHARDS" in done.stdout
 
 
 def test_tokens_are_minted_from_a_key_file(tmp_path: Path) -> None:
@@ -228,9 +264,12 @@ def test_import_sample_and_rotation_run_with_settings_only(
         blind = deployed(tmp_path, rings, "rotate-keys")
         assert blind.returncode == 2 and "--process" in blind.stderr
         assert load_token_keys(backoffice.token_keys_file).active == active
-        rotated = deployed(tmp_path, rings, "rotate-keys", "--process", f"backoffice={backoffice.url}", "--json")
+        # The backoffice reports the buyers' keys as an edge does.
+        named = ("--process", f"backoffice={backoffice.url}", "--process", f"edge={backoffice.url}")
+        rotated = deployed(tmp_path, rings, "rotate-keys", *named, "--json")
         assert rotated.returncode == 0, rotated.stderr
-        assert [json.loads(rotated.stdout)[kind]["processes"] for kind in ("buyer", "staff")] == [["backoffice"]] * 2
+        done = json.loads(rotated.stdout)
+        assert (done["buyer"]["processes"], done["staff"]["processes"]) == (["backoffice", "edge"], ["backoffice"])
     finally:
         backoffice.stop()
 

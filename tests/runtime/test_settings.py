@@ -42,6 +42,26 @@ def test_values_are_parsed() -> None:
     assert settings.token_keys_file == Path("/keys/tokens.json")
 
 
+@pytest.mark.parametrize(("given", "is_enough"), [("a", False), ("a,b", True), ("a,b,c", False), ("", False)])
+def test_every_shard_has_its_database_where_all_are_read(given: str, is_enough: bool) -> None:
+    settings = load_settings({"FLASHSALE_SHARDS": "2", "FLASHSALE_SHARD_DSNS": given})
+    if is_enough:
+        settings.require_all_shards()
+    else:
+        with pytest.raises(SettingsError, match=r"SHARD_DSNS: has \d entries, FLASHSALE_SHARDS is 2"):
+            settings.require_all_shards()
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:6379", "http://127.0.0.1:6379", ""])
+def test_addresses_of_redis_are_checked(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"FLASHSALE_REDIS_URL: .*FLASHSALE_CACHE_URL: "):
+        load_settings({"FLASHSALE_REDIS_URL": url, "FLASHSALE_CACHE_URL": url})
+
+
+def test_links_begin_with_an_address_without_a_slash() -> None:
+    assert load_settings({"FLASHSALE_LINK_URL": "https://shop.example/staff/"}).link_url == "https://shop.example/staff"
+
+
 def test_problems_are_reported_together_by_name_without_values(tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfehunter2")

@@ -53,11 +53,15 @@ LOOKS = Counter("flashsale_reconciler_looks", "Looks at all published sales.")
 def main() -> None:
     """Parse the command line, then run the service or judge once."""
     options = _parse(sys.argv[1:])
+    settings = settings_or_exit(NAME, all_shards=True)
     if options.once:
-        settings = settings_or_exit(NAME)
         configure_logging(NAME, "WARNING")
-        sys.exit(asyncio.run(_judge_once(settings, options.sale, options.wait_s, as_json=options.json)))
-    run(NAME, settings_or_exit(NAME), serve)
+        try:
+            sys.exit(asyncio.run(_judge_once(settings, options.sale, options.wait_s, as_json=options.json)))
+        except fingerprint.FingerprintMismatch as error:
+            _print([], str(error), one=options.sale is not None, as_json=options.json)
+            sys.exit(1)
+    run(NAME, settings, serve)
 
 
 async def serve(service: Service) -> None:
@@ -94,16 +98,23 @@ async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lea
 
 async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:
     async with _clients(settings) as (redis, reading):
-        await fingerprint.check(redis, settings.topology)
         looking = Looking(
             reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
         )
         settled_looks = 0
         deadline = time.monotonic() + wait_s
         verdicts: list[Verdict] = []
-        problem = "no published sale in Redis" if sale_id is None else f"sale {sale_id} is not in Redis"
+        nothing = "no published sale in Redis"
+        if sale_id is not None:
+            nothing = f"sale {sale_id} is not in Redis: check the id; `flashsale rebuild` restores a lost sale"
+        problem = nothing
+        is_checked = False
         while True:
             try:
+                if not is_checked:
+                    await fingerprint.check(redis, settings.topology)
+                    is_checked = True
+                problem = nothing
                 verdicts = await looking.look(only=sale_id)
             except TRANSIENT as error:
                 verdicts, problem = [], f"{type(error).__name__}: {error}"

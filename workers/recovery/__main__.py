@@ -38,4 +38,4 @@ async def main(service: Service) -> None:
 
 
 if __name__ == "__main__":
-    run(NAME, settings_or_exit(NAME), main)
+    run(NAME, settings_or_exit(NAME, all_shards=True), main)

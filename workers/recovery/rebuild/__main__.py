@@ -21,6 +21,7 @@ from domain.ids import parse_uuid
 from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import POSTGRES_CONNECT_S, postgres_pool
 from runtime.process import fingerprint
+from runtime.process.errors import OperatorError
 from runtime.process.service import settings_or_exit
 from runtime.process.settings import Settings
 from runtime.process.telemetry import configure_logging
@@ -43,11 +44,11 @@ WAIT_S_MAX = 3600.0
 def main() -> None:
     """Parse the command line, rebuild, report."""
     options = _parse(sys.argv[1:])
-    settings = settings_or_exit(NAME)
+    settings = settings_or_exit(NAME, all_shards=True)
     configure_logging(NAME, settings.log_level)
     try:
         report = asyncio.run(rebuild(settings, options.sale, force=options.force, wait_s=options.wait_s))
-    except RebuildError as error:
+    except (RebuildError, OperatorError) as error:
         _fail(str(error), options.json)
     except TRANSIENT as error:
         _fail(f"{type(error).__name__}: {error}", options.json)

@@ -171,7 +171,7 @@ class Rebuild:
         """Step 6."""
         restoring = Restoring(look, shards=self._shards, lanes=self._lanes, letters=self._letters, report=self._report)
         await restoring.run(
-            lambda shard: self._step("restored", shard=shard, orders=sum(self._report.tally.orders.values()))
+            lambda shard: self._step("restored", shard=shard, orders_so_far=sum(self._report.tally.orders.values()))
         )
 
     async def _reopen(self, epoch: int) -> None:
