@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,13 +21,14 @@ SEQUENCE_FIELD = "seq"
 class LaneSale:
     """One sale as one lane has it. `definition` is None when the lane does not know the sale or cannot decode it.
 
-    `stock` is by SKU index; None for a SKU without counters.
+    `stock` is by SKU index; None for a SKU without counters, and for one with malformed counters (`malformed`).
     """
 
     lane: int
     is_known: bool
     definition: LaneDefinition | None
     stock: tuple[Stock | None, ...]
+    malformed: tuple[int, ...] = ()  # SKU indices
 
     @property
     def full_stock(self) -> list[Stock] | None:
@@ -80,7 +82,10 @@ async def read_lane(redis: Redis, lane: int, sku_counts: Mapping[UUID, int]) -> 
             lane=lane,
             is_known=packed is not None,
             definition=_definition(packed),
-            stock=tuple(None if counters is None else Stock.unpack(counters) for counters in stock),
+            stock=tuple(unpack_stock(counters) for counters in stock),
+            malformed=tuple(
+                index for index, counters in enumerate(stock) if counters is not None and unpack_stock(counters) is None
+            ),
         )
     return LaneState(seq, sales)
 
@@ -114,6 +119,17 @@ async def read_oldest_entry(redis: Redis, lane: int) -> int | None:
     """Sequence of the oldest entry in the lane's stream; None for an empty stream."""
     head: Any = await redis.xrange(topology.lane_stream_key(lane), count=1)
     return int(head[0][0].partition(b"-")[0]) if head else None
+
+
+def unpack_stock(counters: bytes | None) -> Stock | None:
+    """Counters of a stock field; None for an absent and for a malformed field.
+
+    One damaged field must not hide the other sales of its lane.
+    """
+    try:
+        return None if counters is None else Stock.unpack(counters)
+    except struct.error:
+        return None
 
 
 def _definition(packed: bytes | None) -> LaneDefinition | None:

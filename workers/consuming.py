@@ -6,7 +6,7 @@ message: it pauses consumption with the messages unacknowledged, and spends no a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import psycopg
@@ -80,6 +80,19 @@ class Consuming:
             self._report(waits_for, None)
             return answer
 
+    async def readable(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """The deliveries that the carrier could decode; the others are given up as malformed. Raises Stopping."""
+        readable = []
+        for delivery in deliveries:
+            if delivery.problem is None:
+                readable.append(delivery)
+                continue
+            log.error(
+                "message dead-lettered", queue=delivery.queue, message=delivery.message_id, reason=delivery.problem
+            )
+            await self.give_up(delivery, FailureKind.MALFORMED, delivery.problem)
+        return readable
+
     async def ack(self, delivery: Delivery) -> None:
         """Acknowledge. After an unconfirmed acknowledgement the message comes again."""
         await self._settle(delivery, delivery.ack)
@@ -117,4 +130,5 @@ def letter_of(delivery: Delivery, kind: FailureKind, reason: str) -> NewLetter:
         attempts=delivery.attempt,
         first_seen_ms=delivery.first_seen_ms,
         history=delivery.history_with(failure_now(kind, reason)),
+        replayable=delivery.problem is None,
     )

@@ -20,6 +20,8 @@ from backoffice.stores import Stores
 from domain import topology
 from domain.orders import MalformedEntry, decode_head
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from reservation.reading import unpack_stock
+from reservation.verdicts import decode_verdict
 from runtime.dead_letters import DeadLetters, DeadLettersUnavailable
 from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
@@ -50,7 +52,7 @@ _FAILURES = (
 class SaleFigures:
     """A sale at one moment. `stock` by SKU index, None if a lane has lost the sale; `refused` by code.
 
-    A verdict is None until there is one.
+    A verdict is None until there is one, and when it is older than 15 s.
     """
 
     definition: SaleDefinition
@@ -146,7 +148,7 @@ class Lookout:
         for sale, state in shown:
             accepted, refused, verdict = next(answers), next(answers), next(answers)
             stock = _stock([next(answers) for _ in sale.lanes])
-            judged: dict[str, Any] = orjson.loads(verdict) if verdict is not None else {}
+            judged = decode_verdict(verdict, now_ms)
             figures.append(
                 SaleFigures(
                     definition=sale,
@@ -154,8 +156,8 @@ class Lookout:
                     stock=stock,
                     accepted=int(accepted or 0),
                     refused={code.decode("ascii"): int(count) for code, count in sorted(refused.items())},
-                    verdict_a=judged.get("A"),
-                    verdict_b=judged.get("B"),
+                    verdict_a=judged.a,
+                    verdict_b=judged.b,
                 )
             )
         return now_ms, tuple(figures), len(running) - len(shown), unrelayed
@@ -231,7 +233,7 @@ def _stock(lanes: list[list[bytes | None]]) -> tuple[Stock, ...] | None:
     """Sums over the lanes by SKU index; None if a lane lacks a SKU."""
     sums: list[Stock] = []
     for values in zip(*lanes, strict=True):
-        stocks = [Stock.unpack(value) for value in values if value is not None]
+        stocks = [stock for value in values if (stock := unpack_stock(value)) is not None]
         if len(stocks) < len(values):
             return None
         sums.append(Stock.total(stocks))

@@ -119,7 +119,7 @@ class ReportItem(Resource):
 
 
 class Invariants(Resource):
-    """The reconciler's last verdicts; null if there is no verdict yet."""
+    """The reconciler's verdicts; null if the sale is not judged yet, and when the verdict is older than 15 s."""
 
     A: bool | None
     B: bool | None
@@ -197,7 +197,7 @@ def report_view(report: SaleReport, now_ms: int) -> Report:
         state=report.sale.state(now_ms),
         items=items,
         refused=dict(report.refused),
-        invariants=Invariants(A=report.verdict.get("A"), B=report.verdict.get("B")),
+        invariants=Invariants(A=report.verdict.a, B=report.verdict.b),
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
-import orjson
 from redis.asyncio import Redis
 
 from backoffice.sales.store import Restock
@@ -17,6 +16,7 @@ from domain.sales import SaleDefinition, Stock
 from reservation.documents import SaleDocuments
 from reservation.lane import Lanes
 from reservation.reading import read_stock
+from reservation.verdicts import Judged, read_verdict
 
 
 class SaleLanes:
@@ -72,8 +72,6 @@ class SaleLanes:
         raw = cast(dict[bytes, bytes], await self._redis.hgetall(topology.REFUSED_KEY_PREFIX + str(sale_id)))
         return {code.decode("ascii"): int(count) for code, count in sorted(raw.items())}
 
-    async def verdict(self, sale_id: UUID) -> dict[str, Any]:
-        """The reconciler's last verdict; empty when there is none."""
-        raw = await self._redis.hget(topology.VERDICTS_KEY, str(sale_id))
-        verdict: dict[str, Any] = orjson.loads(raw) if raw is not None else {}
-        return verdict
+    async def verdict(self, sale_id: UUID) -> Judged:
+        """The reconciler's verdict, if it is recent."""
+        return await read_verdict(self._redis, sale_id)

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from domain.problems import FieldError
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, SaleState, Stock, state_at
+from reservation.verdicts import Judged
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -174,7 +175,7 @@ class SaleReport:
     restocked: Mapping[int, int]
     stock: Sequence[Stock]
     refused: Mapping[str, int]
-    verdict: Mapping[str, Any]
+    verdict: Judged
 
 
 def unix_ms(time: datetime) -> int:

@@ -114,6 +114,8 @@ class Delivery:
     `attempt` counts from 1 and grows with `retry` only: a consumer that dies spends none. `failures` counts the
     failures since the message was published by their kind; `history` has the last HISTORY_LENGTH_MAX of them, and
     those from before a replay. `tag` is the adapter's own.
+    `problem` says why the carrier's message could not be decoded; `body` then shows its raw content, and the consumer
+    gives it up as malformed.
     """
 
     queue: str
@@ -126,6 +128,7 @@ class Delivery:
     history: tuple[Failure, ...]
     tag: str
     settlement: Settlement = field(repr=False)
+    problem: str | None = None
 
     async def ack(self) -> None:
         """The work is done and durable. Raises QueueUnavailable."""

@@ -133,7 +133,27 @@ class RedisStreamsQueue:
     def delivery(
         self, queue: str, consumer: StreamConsumer, entry_id: bytes, fields: Mapping[bytes, bytes]
     ) -> Delivery:
-        """A stream entry as it is handed to a consumer's caller."""
+        """A stream entry as it is handed to a consumer's caller; one without our fields has a `problem`."""
+        try:
+            return self._decoded(queue, consumer, entry_id, fields)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            return Delivery(
+                queue=queue,
+                message_id=f"entry {entry_id.decode()}",
+                body=orjson.dumps({name.hex(): value.hex() for name, value in fields.items()}),
+                headers={},
+                attempt=1,
+                first_seen_ms=int(entry_id.partition(b"-")[0]),
+                failures={},
+                history=(),
+                tag=entry_id.decode(),
+                settlement=_ConsumerSettlement(self, consumer),
+                problem=f"undecodable entry of the queue's stream: {type(error).__name__}: {error}",
+            )
+
+    def _decoded(
+        self, queue: str, consumer: StreamConsumer, entry_id: bytes, fields: Mapping[bytes, bytes]
+    ) -> Delivery:
         return Delivery(
             queue=queue,
             message_id=fields[b"m"].decode(),

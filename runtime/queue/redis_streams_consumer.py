@@ -152,7 +152,7 @@ class StreamConsumer:
         self._upkeep.set()
 
     async def _forever(self, step: Any) -> None:
-        """Repeat `step`; while Redis is away, with pauses."""
+        """Repeat `step`; after an error with pauses, and with `problem` set until a step succeeds."""
         backoff = Backoff(first_s=0.05, longest_s=1.0)
         while True:
             try:
@@ -165,6 +165,10 @@ class StreamConsumer:
                     continue
                 await self._note(error, backoff)
             except (RedisError, OSError, TimeoutError) as error:
+                await self._note(error, backoff)
+            except Exception as error:
+                # Without this the task would end, and the queue would stand still without a sign.
+                log.exception("consumer task failed, it goes on", queue=self._queue)
                 await self._note(error, backoff)
 
     async def _note(self, error: Exception, backoff: Backoff) -> None:
@@ -211,8 +215,10 @@ class StreamConsumer:
     def _take(self, entries: list[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
         for entry_id, fields in entries:
             if fields:  # an entry that was deleted while pending has none
-                self._held.add(entry_id.decode())
-                self._ready.append(self._source.delivery(self._queue, self, entry_id, fields))
+                # Made first: an entry that is held and not handed out would stay so for ever.
+                delivery = self._source.delivery(self._queue, self, entry_id, fields)
+                self._held.add(delivery.tag)
+                self._ready.append(delivery)
         if self._ready:
             self._changed.set()
 

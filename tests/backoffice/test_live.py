@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -74,7 +75,8 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     redis_client.hset(lane, topology.stock_field(UUID(sale["id"]), 1), counters.pack())
     redis_client.hset(topology.ACCEPTED_KEY, sale["id"], 6)
     redis_client.hset(topology.REFUSED_KEY_PREFIX + sale["id"], mapping={"sold_out": 12, "rate_limited": 3})
-    redis_client.hset(topology.VERDICTS_KEY, sale["id"], '{"A": true, "B": null}')
+    verdict = {"at_ms": redis_client.time()[0] * 1000, "A": True, "B": None}
+    redis_client.hset(topology.VERDICTS_KEY, sale["id"], json.dumps(verdict))
     redis_client.xadd(topology.lane_stream_key(2), {"e": entry_of(redis_client.time()[0] * 1000 - 60_000)}, id="1-0")
     redis_client.xadd(topology.lane_stream_key(3), {"e": b"no entry"}, id="1-0")
     figures = first(staff)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -11,6 +12,7 @@ import redis
 
 from domain import topology
 from domain.sales import STOCK_MAX, Stock
+from reservation.verdicts import VERDICT_AGE_MS_MAX
 from tests.backoffice.sale_probes import code, document, lane_of, ledger, restock, stock
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
@@ -77,8 +79,7 @@ def test_report(staff: Staff, redis_client: redis.Redis) -> None:
     packed = Stock(available=4, reserved=3, paid=2, rejected=1, allotted=12, borrowed=0, lent=2).pack()
     redis_client.hset(topology.lane_state_key(lane_of(draft)), field, packed)
     redis_client.hset(topology.REFUSED_KEY_PREFIX + draft["id"], mapping={"sold_out": 12, "rate_limited": 3})
-    verdict = {"sale_id": draft["id"], "at_ms": 1, "A": True, "B": None, "detail": []}
-    redis_client.hset(topology.VERDICTS_KEY, draft["id"], json.dumps(verdict))
+    set_verdict(redis_client, draft, age_ms=VERDICT_AGE_MS_MAX // 2)
     assert staff.http.get(path).json() == {
         "sale_id": draft["id"],
         "state": "open",
@@ -89,6 +90,17 @@ def test_report(staff: Staff, redis_client: redis.Redis) -> None:
         "refused": {"rate_limited": 3, "sold_out": 12},
         "invariants": {"A": True, "B": None},
     }
+    for age_ms in (VERDICT_AGE_MS_MAX + 5_000, -VERDICT_AGE_MS_MAX - 5_000):
+        set_verdict(redis_client, draft, age_ms=age_ms)
+        answer = staff.http.get(path).json()
+        assert answer["invariants"] == {"A": None, "B": None}, "an old verdict proves nothing"
+
+
+def set_verdict(client: redis.Redis, sale: dict[str, Any], *, age_ms: int) -> None:
+    seconds, microseconds = client.time()
+    at_ms = seconds * 1000 + microseconds // 1000 - age_ms
+    verdict = {"sale_id": sale["id"], "at_ms": at_ms, "A": True, "B": None, "detail": []}
+    client.hset(topology.VERDICTS_KEY, sale["id"], json.dumps(verdict))
 
 
 def test_report_after_redis_has_forgotten_the_sale(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import pytest
@@ -518,6 +518,55 @@ async def test_every_message_is_in_exactly_one_place(broker: Broker, seed: int) 
             depth = await queue.depth("q")
             assert depth.messages + depth.retrying == len(unsettled)
             assert await is_empty(queue) == (not unsettled)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x": "y"},
+        {"m": "1", "b": "body"},
+        {"m": "1", "b": "body", "h": "{", "a": "1", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "one", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "[]", "r": "[]"},
+        {"m": b"\xff", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "{}", "r": "[]"},
+    ],
+)
+async def test_an_entry_that_cannot_be_decoded_stops_nothing(
+    broker: Broker, redis_client: redis.Redis, fields: dict[str, str]
+) -> None:
+    """One entry without our fields ended the task that reads the queue, without a sign."""
+    queue = broker.open()
+    redis_client.xadd(stream_key("q"), fields)  # type: ignore[arg-type]
+    await queue.publish("q", b"good", message_id="good")
+    async with queue.consume("q", prefetch=10) as consumer:
+        first, second = await receive(consumer, 2)
+        assert first.problem is not None and "undecodable" in first.problem
+        assert (second.message_id, second.body, second.problem) == ("good", b"good", None)
+        await first.ack()
+        await second.ack()
+        assert consumer.problem is None
+        assert await is_empty(queue)
+
+
+async def test_a_consumer_whose_step_fails_goes_on_and_says_so(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = broker.open()
+    broken = True
+    true_delivery = RedisStreamsQueue.delivery
+
+    def delivery(*args: Any) -> Delivery:
+        if broken:
+            raise RuntimeError("a defect")
+        return true_delivery(*args)
+
+    monkeypatch.setattr(RedisStreamsQueue, "delivery", delivery)
+    await queue.publish("q", b"body", message_id="m")
+    async with queue.consume("q", prefetch=1) as consumer:
+        assert await consumer.next_batch(count_max=1, wait_s=0.3) == []
+        assert consumer.problem is not None and "a defect" in consumer.problem
+        broken = False
+        await queue.publish("q", b"next", message_id="n")
+        [received] = await receive(consumer, 1)
+        await received.ack()
 
 
 async def test_failures_of_a_later_release_are_unknown() -> None:

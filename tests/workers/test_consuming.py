@@ -19,6 +19,7 @@ from runtime.process.service import Service
 from runtime.process.settings import Settings
 from runtime.queue import Delivery, FailureKind, Queue, QueueFull, QueueUnavailable, open_queue
 from runtime.queue.port import Settlement, failure_now
+from runtime.queue.redis_streams import stream_key
 from tests.fixtures.fix_databases import Databases
 from tests.workers.writing import eventually
 from workers.consuming import TRANSIENT, Consuming, Stopping, letter_of
@@ -205,3 +206,19 @@ async def test_a_retry_waits_for_room(setup: Setup) -> None:
 def test_transient_faults_are_of_servers_never_of_data() -> None:
     assert not issubclass(ValueError, TRANSIENT) and not issubclass(QueueFull, TRANSIENT)
     assert failure_now(KIND, "x" * 600).reason == "x" * 500
+
+
+async def test_a_message_that_cannot_be_decoded_becomes_a_dead_letter(setup: Setup, redis_client: redis.Redis) -> None:
+    redis_client.xadd(stream_key(QUEUE), {"x": "y"})
+    await setup.queue.publish(QUEUE, b"good", message_id="good")
+    async with setup.queue.consume(QUEUE, prefetch=2) as consumer:
+        received: list[Delivery] = []
+        while len(received) < 2:
+            received += await consumer.next_batch(count_max=2, wait_s=WAIT_S)
+        (good,) = await setup.consuming().readable(received)
+        assert good.body == b"good"
+        await good.ack()
+    (letter,), _ = await setup.letters.list(QUEUE)
+    assert (letter.kind, letter.replayable) == (FailureKind.MALFORMED, False)
+    assert letter.body == b'{"78":"79"}'
+    assert await setup.queue.barrier(QUEUE, wait_s=0)

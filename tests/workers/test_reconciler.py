@@ -106,6 +106,29 @@ def _sql(shard: int, statement: str) -> Callable[[Bench, Market], None]:
     return damage
 
 
+async def test_damage_of_one_sale_is_red_there_and_leaves_the_others_proved(
+    bench: Bench, maker: Maker, redis_client: redis.Redis, market: Market
+) -> None:
+    """A byte cut off a stock field ended every look once, so that the verdicts before it stood for ever."""
+    other = open_market(bench, maker, redis_client, units=5)
+    other.buy(2)
+    await other.store()
+    field = topology.stock_field(other.sale.sale_id, 0)
+    key = topology.lane_state_key(LANE)
+    whole = redis_client.hget(key, field)
+    assert isinstance(whole, bytes)
+    redis_client.hset(key, field, whole[:-1])
+    looking = looking_at(bench)
+    await looking.look()
+    verdicts = {verdict.sale_id: verdict for verdict in await looking.look()}
+    assert verdicts[market.sale.sale_id].is_proved
+    damaged = verdicts[other.sale.sale_id]
+    assert damaged.a is False and any("malformed counters" in text for text in damaged.detail)
+    redis_client.hset(key, field, whole)
+    await looking.look()
+    assert all(verdict.is_proved for verdict in await looking.look())
+
+
 def _in_redis(**more: int) -> Callable[[Bench, Market], None]:
     def damage(_: Bench, market: Market) -> None:
         stock = market.lane.stock(market.sale)

@@ -81,8 +81,9 @@ class Sender:
                 return
 
     async def _take(self, consumer: Consumer) -> None:
-        deliveries = await consumer.next_batch(count_max=LETTERS_MAX, wait_s=RECEIVE_S)
+        received = await consumer.next_batch(count_max=LETTERS_MAX, wait_s=RECEIVE_S)
         self._service.ready("queue", consumer.problem is None, consumer.problem or "")
+        deliveries = await self._consuming.readable(received)
         if not deliveries:
             return
         async with SmtpSession(self._office.server) as session:

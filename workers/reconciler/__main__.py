@@ -23,8 +23,8 @@ import orjson
 from prometheus_client import Counter, Gauge
 from redis.asyncio import Redis
 
-from domain import topology
 from domain.ids import parse_uuid
+from reservation.verdicts import VERDICT_AGE_MS_MAX, publish_verdicts
 from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -45,7 +45,7 @@ EVERY_S = 2.0
 ONCE_EVERY_S = 0.5
 WAIT_S_MAX = 600.0
 
-INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged yet.", ["sale", "invariant"])
+INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged in the last 15 s.", ["sale", "invariant"])
 VERIFIED_SEQ = Gauge("flashsale_lane_verified_seq", "Every entry of the lane up to here is stored.", ["lane"])
 LOOKS = Counter("flashsale_reconciler_looks", "Looks at all published sales.")
 
@@ -77,23 +77,26 @@ async def serve(service: Service) -> None:
 
 async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lease) -> bool:
     verdicts = await looking.look()
-    if verdicts:
-        documents = {str(v.sale_id): orjson.dumps(v.as_document()) for v in verdicts}
-        # mypy: a mapping is invariant in its key type.
-        await redis.hset(topology.VERDICTS_KEY, mapping=documents)  # type: ignore[arg-type]
+    await publish_verdicts(redis, {verdict.sale_id: verdict.as_document() for verdict in verdicts})
     judged = {verdict.sale_id for verdict in verdicts}
     for sale_id in shown - judged:
         for invariant in ("A", "B"):
             INVARIANT.remove(sale_id, invariant)
     shown.clear()
     shown.update(judged)
+    counts_until = time.monotonic() + VERDICT_AGE_MS_MAX / 1000
     for verdict in verdicts:
         for invariant, held in (("A", verdict.a), ("B", verdict.b)):
-            INVARIANT.labels(verdict.sale_id, invariant).set(-1 if held is None else int(held))
+            INVARIANT.labels(verdict.sale_id, invariant).set_function(partial(_value_until, held, counts_until))
     for lane, progress in looking.progress.items():
         VERIFIED_SEQ.labels(lane).set(progress.verified)
     LOOKS.inc()
     return False
+
+
+def _value_until(held: bool | None, counts_until: float) -> float:
+    """The value of the gauge: a verdict that is too old counts as not judged, also when every later look fails."""
+    return -1 if held is None or time.monotonic() > counts_until else int(held)
 
 
 async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from uuid import UUID
 
+import structlog
+
 from domain.sales import SaleDefinition
 from workers.reconciler.progress import STORED_WITHIN_S, LaneProgress
 from workers.reconciler.reading import Reading
@@ -14,12 +16,15 @@ from workers.reconciler.stock import (
     LedgerLook,
     LostRange,
     UnknownTail,
+    damage,
     guard,
     lanes_against_ledger,
     lanes_against_shards,
     shards_against_grants,
 )
 from workers.reconciler.verdict import Finding, Verdict, judge
+
+log = structlog.get_logger()
 
 DEEP_EVERY_S = 15.0
 # A deep look reads every order. It may take this share of the time, so it becomes rarer as the tables grow.
@@ -77,7 +82,7 @@ class Looking:
         lanes = await self._reading.lanes(sales)
         ledger = await self._reading.ledger([sale.sale_id for sale in sales])
         self._lost, self._tails = await self._reading.lost(), await self._reading.unknown_tails()
-        return [self._verdict(sale, at_ms, lanes, ledger[sale.sale_id]) for sale in sales]
+        return [self._contained_verdict(sale, at_ms, lanes, ledger[sale.sale_id]) for sale in sales]
 
     async def _follow_lanes(self, sales: list[SaleDefinition]) -> None:
         """Move the watermarks towards the lanes' present sequences."""
@@ -119,11 +124,26 @@ class Looking:
         still = all(before[lane].seq == after[lane].seq == self.progress[lane].verified for lane in sale.lanes)
         return still and not await self._reading.dead_lettered(sale.lanes)
 
+    def _contained_verdict(
+        self, sale: SaleDefinition, at_ms: int, lanes: Mapping[int, LaneLook], ledger: Mapping[str, LedgerLook]
+    ) -> Verdict:
+        """As `_verdict`. A sale whose data cannot be judged is red, and the other sales keep their verdicts."""
+        try:
+            return self._verdict(sale, at_ms, lanes, ledger)
+        except Exception as error:
+            log.exception("sale cannot be judged", sale_id=str(sale.sale_id))
+            detail = f"cannot be judged: {type(error).__name__}: {error}"
+            return Verdict(sale.sale_id, at_ms, a=False, b=None, detail=(detail,))
+
     def _verdict(
         self, sale: SaleDefinition, at_ms: int, lanes: Mapping[int, LaneLook], ledger: Mapping[str, LedgerLook]
     ) -> Verdict:
         closed = [lanes[lane].closed[sale.sale_id] for lane in sale.lanes if sale.sale_id in lanes[lane].closed]
-        shallow = [*([] if closed else lanes_against_ledger(sale, lanes, ledger)), *guard(ledger)]
+        shallow = [
+            *damage(sale, lanes),
+            *([] if closed else lanes_against_ledger(sale, lanes, ledger)),
+            *guard(ledger),
+        ]
         about_a = [
             *shallow,
             *self._deep_a.get(sale.sale_id, [Finding("the shards were not read yet", certain=False)]),

@@ -60,7 +60,8 @@ class Reading:
         stocks = {sale_id: there.full_stock for sale_id, there in state.sales.items()}
         problems = {sale.sale_id: state.sales[sale.sale_id].problem(sale.epoch) for sale in sales}
         closed = {sale_id: problem for sale_id, problem in problems.items() if problem is not None}
-        return LaneLook(state.seq, stocks, closed)
+        malformed = {sale_id: there.malformed for sale_id, there in state.sales.items() if there.malformed}
+        return LaneLook(state.seq, stocks, closed, malformed)
 
     async def ledger(self, sale_ids: Collection[UUID]) -> dict[UUID, dict[str, LedgerLook]]:
         """Ledger rows by sale and SKU."""

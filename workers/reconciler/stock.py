@@ -14,12 +14,14 @@ from workers.reconciler.verdict import Finding
 class LaneLook:
     """A lane's state hash at one moment. `stocks` by sale, by SKU index; None for a sale that the lane does not know.
 
-    `closed`: for sales that cannot be sold in the lane until they are rebuilt, the reason.
+    `closed`: for sales that cannot be sold in the lane until they are rebuilt, the reason. `malformed`: for sales with
+    malformed counters, the indices of those SKUs.
     """
 
     seq: int
     stocks: Mapping[UUID, list[Stock] | None]
     closed: Mapping[UUID, str] = field(default_factory=dict)
+    malformed: Mapping[UUID, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,13 @@ def lanes_against_ledger(
         if total.allotted != row.stock:
             # A restock raises the ledger first: for a moment the ledger has more than the lanes.
             yield Finding(f"{item.sku}: ledger has {row.stock} units, lanes were given {total.allotted}", certain=False)
+
+
+def damage(sale: SaleDefinition, lanes: Mapping[int, LaneLook]) -> Iterator[Finding]:
+    """Counters that cannot be read. No rebuild or restock under way writes such a value."""
+    for lane in sale.lanes:
+        for index in lanes[lane].malformed.get(sale.sale_id, ()):
+            yield Finding(f"{sale.items[index].sku}: lane {lane} has malformed counters")
 
 
 def guard(ledger: Mapping[str, LedgerLook]) -> Iterator[Finding]:

@@ -114,8 +114,9 @@ class ShardWriter:
 
     async def _take(self, consumer: Consumer) -> int:
         """Store the messages that have arrived; their number."""
-        deliveries = await consumer.next_batch(count_max=PREFETCH, wait_s=RECEIVE_S)
+        received = await consumer.next_batch(count_max=PREFETCH, wait_s=RECEIVE_S)
         self._report(consumer.problem)
+        deliveries = await self._consuming.readable(received)
         batch: list[Parcel] = []
         orders = 0
         for delivery in deliveries:
