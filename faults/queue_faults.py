@@ -12,6 +12,7 @@ from domain.topology import lane_state_key, lane_stream_key, order_queue
 from faults.checker import Expectations
 from faults.conditions import NotFired
 from faults.scenario import Drill, Fault
+from runtime.queue import open_queue
 
 STOPPED_S = 2.0
 POISON = 3
@@ -74,15 +75,27 @@ async def poison_queue(drill: Drill) -> str:
     """Add messages with unreadable orders to shards' queues."""
     lane = drill.lanes[0]
     seqs = []
+    queue = open_queue(drill.stage.stack.queue_url, drill.cluster.queues)
+    try:
+        async with drill.stage.redis() as redis:
+            for shard in range(POISON):
+                keys = lane_state_key(lane), lane_stream_key(lane)
+                seq = int(await cast(Any, redis.eval(_PLANT, 2, *keys, "queue")))
+                body = encode_orders(lane, [(seq, b"this is no order")])
+                await queue.publish(order_queue(shard), body, message_id=f"poison-{seq}")
+                seqs.append(seq)
+    finally:
+        await queue.close()
+    return f"places {seqs} of lane {lane} are messages that cannot be read"
+
+
+async def undecodable(drill: Drill) -> str:
+    """Add entries without the fields of a message to shards' queues."""
     async with drill.stage.redis() as redis:
         for shard in range(POISON):
-            keys = lane_state_key(lane), lane_stream_key(lane)
-            seq = int(await cast(Any, redis.eval(_PLANT, 2, *keys, "queue")))
-            body = encode_orders(lane, [(seq, b"this is no order")])
-            fields: dict[Any, Any] = {"m": f"poison-{seq}", "h": "{}", "b": body, "a": 1, "f": 0, "r": "[]"}
-            await redis.xadd(_stream(shard), fields)
-            seqs.append(seq)
-    return f"places {seqs} of lane {lane} are messages that cannot be read"
+            await redis.xadd(_stream(shard), {"x": "y"})
+            await drill.pause(0.1, 0.4)
+    return f"{POISON} entries without the fields of a message"
 
 
 FAULTS = [
@@ -96,6 +109,11 @@ FAULTS = [
     Fault(
         "poison-message", "messages in a shard's queue that cannot be read",
         "eight attempts, then dead letters; other orders are stored", poison_queue,
+        allowed=Expectations(dead_letters=POISON),
+    ),
+    Fault(
+        "undecodable-queue-entry", "entries in a shard's queue that are no messages",
+        "dead letters at once; other orders are stored", undecodable,
         allowed=Expectations(dead_letters=POISON),
     ),
 ]  # fmt: skip
