@@ -13,7 +13,7 @@ from typing import Protocol
 from uuid import UUID
 
 from runtime.process.errors import OperatorError
-from runtime.queue.port import REASON_LENGTH_MAX, Failure, FailureKind
+from runtime.queue.port import Failure, FailureKind, short_reason
 
 PAGE_LETTERS_MAX = 200
 
@@ -41,7 +41,8 @@ class NewLetter:
     """A letter to be added. Its identity is (queue, message id, body).
 
     `attempts` is 0, and `replayable` false, for bytes that were never a message of a queue. `first_seen_ms` is None for
-    "now". `reason` is cut at REASON_LENGTH_MAX characters. NUL in a text is replaced: PostgreSQL cannot store it.
+    "now". `reason` is stored as `runtime.queue.port.short_reason` of it. NUL in a text is replaced: PostgreSQL cannot
+    store it.
     """
 
     queue: str
@@ -57,8 +58,8 @@ class NewLetter:
 
     @property
     def short_reason(self) -> str:
-        """The reason within its bound."""
-        return self.reason[:REASON_LENGTH_MAX]
+        """The reason as it is stored."""
+        return short_reason(self.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,9 +153,14 @@ class Delivery:
         return {**self.failures, failure.kind: self.failures.get(failure.kind, 0) + 1}
 
 
+def short_reason(reason: str) -> str:
+    """The reason within its bound. Lone surrogates become question marks: no carrier and no database takes them."""
+    return reason[:REASON_LENGTH_MAX].encode("utf-8", "replace").decode("utf-8")
+
+
 def failure_now(kind: FailureKind, reason: str) -> Failure:
-    """A failure of this moment, by the consumer's clock. The reason is cut at its bound."""
-    return Failure(time.time_ns() // 1_000_000, kind, reason[:REASON_LENGTH_MAX])
+    """A failure of this moment, by the consumer's clock, with a short reason."""
+    return Failure(time.time_ns() // 1_000_000, kind, short_reason(reason))
 
 
 class Consumer(Protocol):

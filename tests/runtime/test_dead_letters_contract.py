@@ -31,6 +31,7 @@ from runtime.dead_letters import (
 from runtime.dead_letters.postgres import identity_of
 from runtime.postgres.pool import postgres_pool
 from runtime.queue import Failure, FailureKind, QueueFull, QueueUnavailable
+from runtime.queue.port import failure_now
 from tests.fixtures.fix_databases import Databases
 
 WAIT_S = 10.0
@@ -132,6 +133,14 @@ async def test_nul_in_any_text_is_no_obstacle(store: Store) -> None:
     assert found is not None
     assert (found.message_id, found.reason, found.body) == ("a\ufffdb", "\ufffd", b"\0")
     assert (found.headers, found.history[0].reason) == ({"\0": "\0"}, "\0")
+
+
+async def test_lone_surrogates_in_a_reason_are_no_obstacle(store: Store) -> None:
+    letters = store.open()
+    failure = failure_now(FailureKind.DEFERRED_BY_RECEIVER, "450 sp\udce4ter")
+    found = await letters.get(await letters.add(letter(reason="550 Empf\udce4nger", history=(failure,))))
+    assert found is not None
+    assert (found.reason, found.history[0].reason) == ("550 Empf?nger", "450 sp?ter")
 
 
 async def test_adding_again_after_a_crash_makes_no_second_letter(store: Store) -> None:

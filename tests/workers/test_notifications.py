@@ -326,6 +326,36 @@ async def test_5xx_is_given_up_at_once_and_delays_no_other(
     assert [letter["To"] for letter in mail_server.postbox.letters] == ["other@shop.example"]
 
 
+async def test_answers_that_are_not_utf_8_are_given_up_and_end_no_process(setup: Setup, databases: Databases) -> None:
+    """A reason with such bytes was no text for the queue or the dead letters: each process ended at this notice."""
+    user_id, other = make_user(databases), make_user(databases, "other@shop.example")
+    answers = {b"MAIL": [], b"RCPT": ["450 später".encode("latin-1"), "550 Empfänger unbekannt".encode("latin-1")]}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 shop\r\n")
+        while line := await reader.readline():
+            odd = answers.get(line[:4].upper())
+            if line[:4].upper() == b"DATA":
+                writer.write(b"354 go on\r\n")
+                await reader.readuntil(b"\r\n.\r\n")
+            writer.write((odd.pop(0) if odd else b"250 ok") + b"\r\n")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    setup.office = PostOffice(
+        setup.office.accounts,
+        setup.office.records,
+        setup.writer,
+        MailServer.from_url(SecretStr(f"smtp://127.0.0.1:{port}")),
+    )
+    async with setup.running():
+        for receiver in (user_id, other):
+            await setup.tell(notice_to_user(NoticeKind.VERIFY_EMAIL, receiver))
+        await setup.settled()
+    server.close()
+    assert await setup.dead() == ["550 Empf\ufffdnger unbekannt"]
+
+
 async def test_odd_addresses_delay_no_other(setup: Setup, databases: Databases, mail_server: MailServerProcess) -> None:
     """All of these can be registered; the mail server decides on each, and the letters after them go out."""
     odd = [

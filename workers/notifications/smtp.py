@@ -149,5 +149,10 @@ def _refused(error: aiosmtplib.SMTPResponseException) -> Refused:
 def _words(error: BaseException) -> str:
     """An error's message without the address: servers often repeat it, and dead letters outlive an erased account."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
-        return _ADDRESS.sub("(address)", f"{error.code} {error.message}")
-    return _ADDRESS.sub("(address)", str(error).strip()) or type(error).__name__
+        return _shown(f"{error.code} {error.message}")
+    return _shown(str(error).strip()) or type(error).__name__
+
+
+def _shown(words: str) -> str:
+    # aiosmtplib keeps bytes that are not UTF-8 as lone surrogates, which neither JSON nor PostgreSQL takes.
+    return _ADDRESS.sub("(address)", words.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
