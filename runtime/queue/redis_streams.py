@@ -24,6 +24,9 @@ from runtime.redis.scripts import Argument, Script, load_script, run
 
 GROUP = "workers"
 BARRIER_POLL_S = 0.05
+# PostgreSQL has to store them in dead letters: an `integer`, and a time before the year 10000.
+_COUNT_MAX = (1 << 31) - 1
+_TIME_MS_MAX = 253_402_300_799_999
 
 _PUBLISH = load_script("runtime.queue", "queue_publish-2")
 _ACK = load_script("runtime.queue", "queue_ack-1")
@@ -143,7 +146,7 @@ class RedisStreamsQueue:
                 body=orjson.dumps({name.hex(): value.hex() for name, value in fields.items()}),
                 headers={},
                 attempt=1,
-                first_seen_ms=int(entry_id.partition(b"-")[0]),
+                first_seen_ms=min(int(entry_id.partition(b"-")[0]), _TIME_MS_MAX),
                 failures={},
                 history=(),
                 tag=entry_id.decode(),
@@ -158,10 +161,12 @@ class RedisStreamsQueue:
             queue=queue,
             message_id=fields[b"m"].decode(),
             body=fields[b"b"],
-            headers=orjson.loads(fields[b"h"]),
-            attempt=int(fields[b"a"]),
-            first_seen_ms=int(fields[b"f"]),
-            failures={FailureKind(kind): count for kind, count in orjson.loads(fields[b"k"]).items()},
+            headers=_decode_headers(fields[b"h"]),
+            attempt=_within(int(fields[b"a"]), 1, _COUNT_MAX),
+            first_seen_ms=_within(int(fields[b"f"]), 0, _TIME_MS_MAX),
+            failures={
+                FailureKind(kind): _within(count, 0, _COUNT_MAX) for kind, count in orjson.loads(fields[b"k"]).items()
+            },
             history=_decode_history(fields[b"r"]),
             tag=entry_id.decode(),
             settlement=_ConsumerSettlement(self, consumer),
@@ -214,7 +219,27 @@ def _encode_history(history: Sequence[Failure]) -> bytes:
 
 
 def _decode_history(raw: bytes) -> tuple[Failure, ...]:
-    return tuple(Failure(at_ms, FailureKind(kind), reason) for at_ms, kind, reason in orjson.loads(raw))
+    return tuple(
+        Failure(_within(at_ms, 0, _TIME_MS_MAX), FailureKind(_text(kind)), _text(reason))
+        for at_ms, kind, reason in orjson.loads(raw)
+    )
+
+
+def _decode_headers(raw: bytes) -> dict[str, str]:
+    return {name: _text(value) for name, value in orjson.loads(raw).items()}
+
+
+def _within(value: Any, least: int, most: int) -> int:
+    """The value; ValueError unless it is an integer in this range, both ends included."""
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"not an integer from {least} to {most}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return value
 
 
 async def _answer(queue: str, operation: Awaitable[Any]) -> Any:

@@ -529,6 +529,20 @@ async def test_every_message_is_in_exactly_one_place(broker: Broker, seed: int) 
         {"m": "1", "b": "body", "h": "{}", "a": "one", "f": "1", "k": "{}", "r": "[]"},
         {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "[]", "r": "[]"},
         {"m": b"\xff", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "{}", "r": "[]"},
+        # Values of the wrong type ended the process of whichever consumer looked at them first.
+        {"m": "1", "b": "body", "h": "5", "a": "1", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "[]", "a": "1", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": '{"fence": 1}', "a": "1", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "0", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": '{"malformed": "x"}', "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": '{"malformed": -1}', "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "{}", "r": '[["x", "malformed", "y"]]'},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "{}", "r": '[[1, [], "y"]]'},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "1", "k": "{}", "r": '[[1, "malformed", 2]]'},
+        # PostgreSQL has no such numbers, so that these were never dead letters either.
+        {"m": "1", "b": "body", "h": "{}", "a": "99999999999", "f": "1", "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "9" * 30, "k": "{}", "r": "[]"},
+        {"m": "1", "b": "body", "h": "{}", "a": "1", "f": "-1", "k": "{}", "r": "[]"},
     ],
 )
 async def test_an_entry_that_cannot_be_decoded_stops_nothing(
