@@ -6,8 +6,9 @@ A partition is the stream `log:{topic.partition}:records`, with entry ids `0-<of
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from runtime.redis import client as clients
 from runtime.redis.scripts import load_script, run
 
 BLOCK_MS_MAX = 4_000  # below the client's time-out of 5 s
+ENDS_CHECKED_S = 1.0  # while other partitions have records
 
 _APPEND = load_script("runtime.event_log", "log_append-1")
 
@@ -100,6 +102,7 @@ class StreamReader:
         self._handed_out: dict[int, int] = {}
         self._ready: deque[LogRecord] = deque()
         self._losses: deque[Overtaken | WentBack] = deque()
+        self._ends_checked_at = time.monotonic()
 
     async def __aenter__(self) -> Self:
         """Load the group's positions."""
@@ -149,8 +152,9 @@ class StreamReader:
         reply = await _answer(self._topic, None, self._redis.xread(streams, count=count, block=block))
         for stream, entries in reply or []:
             self._take(self._partition_of[stream], entries)
-        if not reply:
-            await self._check_ends()
+        if not reply or time.monotonic() >= self._ends_checked_at + ENDS_CHECKED_S:
+            await self._check_ends({self._partition_of[stream] for stream, _ in reply or []})
+            self._ends_checked_at = time.monotonic()
 
     def _take(self, partition: int, entries: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
         first, before = _offset(entries[0][0]), self._read[partition]
@@ -170,10 +174,10 @@ class StreamReader:
             )
         self._read[partition] = _offset(entries[-1][0])
 
-    async def _check_ends(self) -> None:
-        """A stream that ends before the position would look empty: its server lost data."""
+    async def _check_ends(self, busy: Collection[int]) -> None:
+        """A stream that ends before the position would look empty: its server lost data. `busy` ones have records."""
         for partition, position in self._read.items():
-            if position and (end := await self._end(partition)) < position:
+            if partition not in busy and position and (end := await self._end(partition)) < position:
                 self._losses.append(WentBack(self._topic, partition, position=position, end=end))
                 self._read[partition] = self._handed_out[partition] = 0
 

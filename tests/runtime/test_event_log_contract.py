@@ -192,6 +192,28 @@ async def test_a_log_that_lost_its_data_is_read_from_its_beginning(
         assert [r.value for r in await reader.next_batch(count_max=10, wait_s=0)] == [b"7"]
 
 
+async def test_a_partition_that_lost_its_data_is_noticed_while_others_are_busy(
+    event_log: EventLog, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would be quiet until it has outgrown the position: everything up to there would never be read."""
+    monkeypatch.setattr("runtime.event_log.redis_streams.ENDS_CHECKED_S", 0.05)
+    for partition, count in ((0, 50), (1, 1)):
+        await event_log.append("orders", partition, numbered(range(count)))
+    async with event_log.reader("g", "orders", (0, 1)) as reader:
+        assert len(await reader.next_batch(count_max=100, wait_s=0)) == 51
+        redis_client.flushall()
+        await event_log.append("orders", 0, numbered([7]))
+        await event_log.append("orders", 1, numbered([0]))
+        values: set[bytes] = set()
+        async with asyncio.timeout(WAIT_S):
+            while b"7" not in values:
+                await event_log.append("orders", 1, numbered([1]))
+                try:
+                    values |= {record.value for record in await reader.next_batch(count_max=10, wait_s=1)}
+                except WentBack as loss:
+                    assert (loss.position, loss.end) == (50, 1)  # noqa: PT017 - perhaps not at the first batch
+
+
 async def test_topics_that_are_not_declared_are_refused(event_log: EventLog) -> None:
     for topic, partition in (("nowhere", 0), ("users", 2), ("users", -1)):
         with pytest.raises(UnknownTopic):
