@@ -92,6 +92,11 @@ class PostgresDeadLetters:
         after = 0 if cursor is None else _parse_id(cursor)
         if after is None:
             raise ValueError("not the id of a dead letter")
+        if queue is not None and "\0" in queue:
+            return (
+                [],
+                None,
+            )  # PostgreSQL refuses NUL as an error, and a caller would take that for a fault of the server
         # One more than asked for shows whether there is a next page.
         values = {"after": after, "rows_max": limit + 1, "queue": queue}
         rows = await self._run("list_letters" if queue is None else "list_letters_of_queue", values)

@@ -204,6 +204,12 @@ async def test_ids_that_cannot_exist_are_not_found(store: Store, wrong: str) -> 
             await letters.list(None, cursor=wrong)
 
 
+async def test_a_queue_that_cannot_exist_has_no_letters(store: Store) -> None:
+    letters = store.open()
+    await letters.add(letter())
+    assert await letters.list("q\0") == ([], None)
+
+
 async def test_deleted_is_gone_for_good(store: Store) -> None:
     letters = store.open()
     letter_id = await letters.add(letter())
