@@ -1,19 +1,34 @@
 #!lua flags=allow-oom
--- Move due messages back into the stream.
+-- Move due messages back into the stream. One whose content is damaged or lost becomes an entry that no consumer can
+-- decode, and so a dead letter: an error would keep back all retries behind it.
 -- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash), 4 entry id of the last message moved back
 -- ARGV: 1 most messages to move
 -- Answer: ms until the next one is due, 0 if one is due now, -1 if none waits
+local function is_message(m)
+  if type(m) ~= 'table' then
+    return false
+  end
+  for field = 1, 7 do
+    if type(m[field]) ~= 'string' and type(m[field]) ~= 'number' then
+      return false
+    end
+  end
+  return true
+end
+
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now = string.format('%d', now_ms)
 local moved
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local packed = redis.call('HGET', KEYS[3], id)
-  if not packed then
-    return redis.error_reply('CORRUPT waiting message without content: ' .. id)
+  local unpacked, m = pcall(cmsgpack.unpack, packed)
+  if unpacked and is_message(m) then
+    moved = redis.call('XADD', KEYS[1], '*',
+      'm', m[1], 'h', m[2], 'b', m[3], 'a', m[4], 'f', m[5], 'r', m[6], 'k', m[7])
+  else
+    moved = redis.call('XADD', KEYS[1], '*', 'waiting', id, 'content', packed or '')
   end
-  local m = cmsgpack.unpack(packed)
-  moved = redis.call('XADD', KEYS[1], '*', 'm', m[1], 'h', m[2], 'b', m[3], 'a', m[4], 'f', m[5], 'r', m[6], 'k', m[7])
   redis.call('ZREM', KEYS[2], id)
   redis.call('HDEL', KEYS[3], id)
 end

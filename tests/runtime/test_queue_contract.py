@@ -562,6 +562,32 @@ async def test_an_entry_that_cannot_be_decoded_stops_nothing(
         assert await is_empty(queue)
 
 
+@pytest.mark.parametrize("damage", ["lost", "malformed", "short"])
+async def test_a_waiting_retry_without_its_message_stops_no_other(
+    broker: Broker, redis_client: redis.Redis, damage: str
+) -> None:
+    """No retry of the queue came back any more, and the barrier did not know of those that had come back before it."""
+    queue = broker.open()
+    for number in range(3):
+        await queue.publish("q", b"body", message_id=str(number))
+    async with queue.consume("q", prefetch=3) as consumer:
+        for delivery in await receive(consumer, 3):
+            await delivery.retry(300, REFUSED, "again")
+        [_, damaged, _] = redis_client.zrange(retry_key("q"), 0, -1)
+        if damage == "lost":
+            redis_client.hdel(waiting_key("q"), damaged)
+        else:
+            redis_client.hset(waiting_key("q"), damaged, b"\xc1" if damage == "malformed" else b"\x92\x01\x02")
+        received = await receive(consumer, 3)
+        assert [delivery.problem is None for delivery in received] == [True, False, True]
+        assert [received[0].message_id, received[2].message_id] == ["0", "2"]
+        assert damaged.hex().encode() in received[1].body, "a dead letter names what was lost"
+        for delivery in received:
+            await delivery.ack()
+    assert redis_client.hlen(waiting_key("q")) == 0
+    assert await queue.barrier("q", wait_s=0)
+
+
 async def test_a_consumer_whose_step_fails_goes_on_and_says_so(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = broker.open()
     broken = True
