@@ -12,9 +12,16 @@ from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
 
+from domain import ids
+
 SKUS_MAX = 200  # a SKU index is one byte in scripts and entries
 PER_USER_LIMIT_MAX = 65_535  # 0 means no limit
 STOCK_MAX = 1_000_000_000
+PRICE_MAX = (1 << 40) - 1  # an order's entry has 5 bytes for a price
+LANE_MAX = (1 << ids.LANE_BITS) - 1
+_U8_MAX = (1 << 8) - 1
+_U32_MAX = (1 << 32) - 1
+_U64_MAX = (1 << 64) - 1
 
 
 class SaleState(StrEnum):
@@ -110,19 +117,29 @@ class SaleDefinition:
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> SaleDefinition:
-        """Inverse of `as_document`; KeyError or ValueError for a document of another shape."""
+        """Inverse of `as_document`.
+
+        KeyError, ValueError or TypeError for a document of another shape or with a value that no sale has.
+        """
         return cls(
-            sale_id=UUID(document["sale_id"]),
-            name=document["name"],
-            epoch=document["epoch"],
-            version=document["version"],
-            state=LaneSaleState(document["state"]),
-            starts_at_ms=document["starts_at_ms"],
-            ends_at_ms=document["ends_at_ms"],
-            hold_ms=document["hold_ms"],
-            currency=document["currency"],
-            lanes=tuple(document["lanes"]),
-            items=tuple(SaleItem(i["sku"], i["unit_price_minor"], i["per_user_limit"]) for i in document["items"]),
+            sale_id=UUID(_text(document["sale_id"])),
+            name=_text(document["name"]),
+            epoch=_number(document["epoch"], _U32_MAX),
+            version=_number(document["version"], _U32_MAX),
+            state=LaneSaleState(_number(document["state"], _U8_MAX)),
+            starts_at_ms=_number(document["starts_at_ms"], _U64_MAX),
+            ends_at_ms=_number(document["ends_at_ms"], _U64_MAX),
+            hold_ms=_number(document["hold_ms"], _U32_MAX),
+            currency=_ascii(document["currency"], least=3, most=3),
+            lanes=tuple(_number(lane, LANE_MAX) for lane in _listed(document["lanes"], LANE_MAX + 1)),
+            items=tuple(
+                SaleItem(
+                    _ascii(item["sku"], least=1, most=_U8_MAX),
+                    _number(item["unit_price_minor"], PRICE_MAX),
+                    _number(item["per_user_limit"], PER_USER_LIMIT_MAX),
+                )
+                for item in _listed(document["items"], SKUS_MAX)
+            ),
         )
 
     @property
@@ -148,6 +165,31 @@ class SaleDefinition:
             self.state, self.epoch, self.version, self.starts_at_ms, self.ends_at_ms, self.hold_ms, len(self.items)
         )
         return head + struct.pack(f">{len(self.items)}H", *(i.per_user_limit for i in self.items))
+
+
+def _number(value: Any, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"not an integer from 0 to {most}: {value!r}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"not a text: {value!r}")
+    return value
+
+
+def _ascii(value: Any, *, least: int, most: int) -> str:
+    text = _text(value)
+    if not text.isascii() or not least <= len(text) <= most:
+        raise ValueError(f"not {least} to {most} characters of ASCII: {text!r}")
+    return text
+
+
+def _listed(value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list) or not 1 <= len(value) <= most:
+        raise ValueError(f"not a list of 1 to {most}")
+    return value
 
 
 _DEFINITION = struct.Struct(">BIIQQIB")

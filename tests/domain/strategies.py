@@ -51,7 +51,10 @@ entries = st.builds(
 )
 
 sale_items = st.builds(
-    sales.SaleItem, sku=skus, unit_price_minor=u64, per_user_limit=st.integers(0, sales.PER_USER_LIMIT_MAX)
+    sales.SaleItem,
+    sku=skus,
+    unit_price_minor=st.integers(0, sales.PRICE_MAX),
+    per_user_limit=st.integers(0, sales.PER_USER_LIMIT_MAX),
 )
 definitions = st.builds(
     sales.SaleDefinition,

@@ -6,6 +6,7 @@ import json
 import struct
 from dataclasses import replace
 from itertools import product
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -73,6 +74,38 @@ def test_document_of_another_shape_raises(member: str) -> None:
 def test_document_with_an_unknown_state_raises() -> None:
     with pytest.raises(ValueError, match="9"):
         SaleDefinition.from_document(_definition().as_document() | {"state": 9})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sale_id": 5},
+        {"name": None},
+        {"epoch": "5"},
+        {"epoch": -1},
+        {"version": 1 << 32},
+        {"state": []},
+        {"starts_at_ms": 1.5},
+        {"ends_at_ms": 1 << 64},
+        {"hold_ms": True},
+        {"currency": "EURO"},
+        {"currency": "\u00e9\u00e9\u00e9"},
+        {"lanes": []},
+        {"lanes": ["0"]},
+        {"lanes": {"0": 0}},
+        {"lanes": [4096]},
+        {"items": []},
+        {"items": [5]},
+        {"items": [{"sku": 5, "unit_price_minor": 1, "per_user_limit": 0}]},
+        {"items": [{"sku": "\u00e9", "unit_price_minor": 1, "per_user_limit": 0}]},
+        {"items": [{"sku": "A", "unit_price_minor": 1 << 40, "per_user_limit": 0}]},
+        {"items": [{"sku": "A", "unit_price_minor": 1, "per_user_limit": 65_536}]},
+        {"items": [{"sku": "A", "unit_price_minor": 1, "per_user_limit": 0}] * 201},
+    ],
+)
+def test_document_with_values_that_no_sale_has_raises(change: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        SaleDefinition.from_document(_definition().as_document() | change)
 
 
 def test_definition_is_packed_as_documented() -> None:

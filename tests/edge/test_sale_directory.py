@@ -15,6 +15,7 @@ from devstack.servers import RedisServer
 from domain import topology
 from edge import sale_directory
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
+from runtime.process import tasks
 from runtime.redis.client import redis_client as open_client
 from tests.fixtures.fix_edge import Publisher
 
@@ -90,6 +91,21 @@ async def test_an_older_document_never_replaces_a_newer_one(directory: SaleDirec
     shop.redis.delete(topology.sale_key(sale.sale_id))
     assert await directory.refresh(str(sale.sale_id)) is None
     assert directory.find(str(sale.sale_id)) is not None, "a sale that Redis lost is still known"
+
+
+async def test_a_document_with_wrong_values_harms_no_other_sale(directory: SaleDirectory, shop: Publisher) -> None:
+    """It ended the task that reads: all who had asked with it waited for ever, also at each new connection."""
+    good, damaged = shop.publish(), shop.publish()
+    key = topology.sale_key(damaged.sale_id)
+    shop.redis.set(key, json.dumps(damaged.as_document() | {"sale_id": 5, "currency": "EURO"}))
+    async with asyncio.timeout(10):
+        views = await asyncio.gather(*(directory.load(str(sale.sale_id)) for sale in (damaged, good)))
+    assert views[0] is None and views[1] is not None
+    following = asyncio.create_task(directory.follow())
+    async with asyncio.timeout(10):
+        while not directory.synced:  # noqa: ASYNC110 - the channel signals nothing
+            await asyncio.sleep(0.01)
+    await tasks.cancel(following)
 
 
 async def test_an_id_in_capitals_is_no_second_sale(directory: SaleDirectory, shop: Publisher) -> None:
