@@ -6,20 +6,22 @@ All servers are asked at the same time and within a bound. A server that does no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
-import orjson
 import psycopg
 import redis.exceptions
 from psycopg_pool import PoolTimeout, TooManyRequests
 
 from backoffice.stores import Stores
 from domain import topology
+from domain.ids import parse_uuid
 from domain.orders import MalformedEntry, decode_head
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
+from reservation.documents import MalformedDocument, SaleDocuments, decode_document
 from reservation.reading import unpack_stock
 from reservation.verdicts import decode_verdict
 from runtime.dead_letters import DeadLetters, DeadLettersUnavailable
@@ -99,7 +101,8 @@ class Lookout:
         self._stores = stores
         self._queue = queue
         self._letters = letters
-        self._known: dict[str, tuple[bytes, SaleDefinition]] = {}  # parsed documents; they seldom change
+        self._documents = SaleDocuments(stores.redis)
+        self._known: dict[UUID, tuple[bytes, SaleDefinition]] = {}  # parsed documents; they seldom change
 
     async def look(self) -> Figures:
         """The current figures; does not raise for a server that is down."""
@@ -164,22 +167,19 @@ class Lookout:
 
     async def _definitions(self) -> list[SaleDefinition]:
         members = cast(set[bytes], await self._stores.redis.smembers(topology.SALES_KEY))
-        sale_ids = sorted((member.decode("ascii") for member in members), reverse=True)[:SALES_READ_MAX]
-        if not sale_ids:
-            self._known = {}
-            return []
-        keys = [topology.sale_key(UUID(sale_id)) for sale_id in sale_ids]
-        documents = cast(list[bytes | None], await self._stores.redis.mget(keys))
-        known: dict[str, tuple[bytes, SaleDefinition]] = {}
-        for sale_id, raw in zip(sale_ids, documents, strict=True):
+        # Janitor and edges log malformed ids and documents; here they only must not hide the other sales.
+        listed = (parse_uuid(member.decode("ascii", "replace")) for member in members)
+        sale_ids = sorted((sale_id for sale_id in listed if sale_id is not None), reverse=True)[:SALES_READ_MAX]
+        known: dict[UUID, tuple[bytes, SaleDefinition]] = {}
+        for sale_id, raw in zip(sale_ids, await self._documents.read_raw(sale_ids) if sale_ids else [], strict=True):
             if raw is None:
                 continue
             before = self._known.get(sale_id)
-            known[sale_id] = (
-                before
-                if before is not None and before[0] == raw
-                else (raw, SaleDefinition.from_document(orjson.loads(raw)))
-            )
+            if before is not None and before[0] == raw:
+                known[sale_id] = before
+                continue
+            with contextlib.suppress(MalformedDocument):
+                known[sale_id] = raw, decode_document(raw)
         self._known = known
         return [definition for _, definition in known.values()]
 

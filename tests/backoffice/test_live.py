@@ -144,6 +144,17 @@ def test_a_lane_that_lost_a_sale_is_shown(staff: Staff, redis_client: redis.Redi
     assert shown["items"] == [{"sku": sale["items"][0]["sku"]}]
 
 
+@pytest.mark.parametrize("document", [b"{", b"[]", b'{"sale_id": 5}'])
+def test_a_malformed_document_and_a_malformed_id_hide_no_other_sale(
+    staff: Staff, redis_client: redis.Redis, document: bytes
+) -> None:
+    sale, damaged = staff.open_sale(), staff.open_sale()
+    redis_client.set(topology.sale_key(UUID(damaged["id"])), document)
+    redis_client.sadd(topology.SALES_KEY, b"\xff not an id")
+    (shown,) = first(staff)["sales"]
+    assert shown["id"] == sale["id"]
+
+
 def test_head_opens_no_stream(staff: Staff) -> None:
     answer = staff.http.head(PATH)
     assert (answer.status_code, answer.content) == (200, b"")
