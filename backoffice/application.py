@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import psycopg
@@ -28,9 +31,10 @@ from backoffice.users.parts import UserParts
 from backoffice.web import health, openapi
 from backoffice.web.metrics import Metrics
 from backoffice.web.routing import Dispatcher, Route
-from runtime.process import fingerprint, tasks
+from runtime.process import fingerprint
 from runtime.process.backoff import Backoff
 from runtime.process.settings import Settings
+from runtime.process.supervision import TaskSupervisor, Work
 from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import StaffKeys, TokenKeys
 
@@ -48,7 +52,8 @@ class Backoffice:
         self._tokens = tokens = TokenParts(
             settings, stores, buyer_keys=buyer_keys, staff_keys=staff_keys, registry=self._metrics.registry
         )
-        self._health = health.Health(stores, tokens.ends)
+        self._background = TaskSupervisor(give_up=_stop_process)
+        self._health = health.Health(stores, tokens.ends, self._background)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
         self._dead_letters = DeadLetterParts(settings)
@@ -83,15 +88,21 @@ class Backoffice:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Pools are open, and background work runs. FingerprintMismatch when Redis belongs to another cluster."""
-        async with self._stores.opened(), self._caches.running():
+        background = self._background
+        async with self._stores.opened(background), self._caches.running(background):
             await self._check_fingerprint()
-            work = (self._prepare(), self._synchroniser.run(), self._sweeper.run(), *self._tokens.work())
-            background = [asyncio.create_task(part) for part in work]
+            work: dict[str, Work] = {
+                "synchroniser": partial(self._synchroniser.run, background),
+                "sweeper": partial(self._sweeper.run, background),
+                **self._tokens.work(background),
+            }
+            background.start("preparation", self._prepare, returns=True)
+            for name, part in work.items():
+                background.start(name, part)
             try:
                 yield
             finally:
-                # `cancel` repeats: when the port is in use, these tasks are in their first database calls.
-                await tasks.cancel(*background)
+                await background.stop()
                 self._auth.close()
                 await self._dead_letters.close()
 
@@ -124,6 +135,12 @@ class Backoffice:
                 await asyncio.sleep(backoff.next_s())
         self._health.prepared = True
         self._metrics.ready.set(1)
+
+
+def _stop_process(task: str) -> None:
+    """Stop in order when a background task keeps ending; the supervisor of the process starts another one."""
+    log.error("stopping: a background task keeps ending", task=task)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _version() -> str:

@@ -22,8 +22,8 @@ from runtime.postgres import positions
 from runtime.postgres.databases import Database, Replica
 from runtime.postgres.pool import postgres_pool
 from runtime.postgres.positions import Positions
-from runtime.process import tasks
 from runtime.process.settings import Settings
+from runtime.process.supervision import TaskSupervisor
 from runtime.redis.client import redis_client
 from runtime.redis.clock import now_ms
 
@@ -75,17 +75,19 @@ class Stores:
         )
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[None]:
+    async def opened(self, background: TaskSupervisor) -> AsyncIterator[None]:
         """Hold the pools open. They connect in the background, so the start does not wait for a server."""
         databases = (self.catalogue, *self.shards)
-        watches = []
+        watches = {f"replica of {database.name}": database.watch for database in databases if database.replica}
         try:
             for database in databases:
                 await database.open()
-            watches = [asyncio.create_task(database.watch()) for database in databases if database.replica is not None]
+            for name, watch in watches.items():
+                background.start(name, watch)
             yield
         finally:
-            await tasks.cancel(*watches)
+            for name in watches:
+                await background.cancel(name)
             await asyncio.gather(*(database.close() for database in databases))
             for client in (self.redis, self.cache, self.positions):
                 await client.aclose()

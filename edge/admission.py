@@ -20,6 +20,7 @@ from domain.topology import Topology
 from edge.clock import RedisClock
 from runtime.process import fingerprint
 from runtime.process.settings import Durability
+from runtime.process.supervision import Beat, no_beat
 
 _log = structlog.get_logger("edge.admission")
 
@@ -70,10 +71,11 @@ class Admission:
         """Whether a promise cannot be kept. An unreachable Redis is no reason: orders in flight are resubmitted."""
         return self._closed
 
-    async def run(self) -> None:
-        """Look for ever. Cancel to stop."""
+    async def run(self, beat: Beat = no_beat) -> None:
+        """Look for ever, with a beat at each look. Cancel to stop."""
         while True:
             await self.look()
+            beat()
             await asyncio.sleep(FAULTY_PERIOD_S if self.observed.faults else PERIOD_S)
 
     async def look(self) -> None:

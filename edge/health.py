@@ -10,6 +10,7 @@ from edge.problems import Answer, render
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
 from runtime.process.settings import Durability
+from runtime.process.supervision import TaskSupervisor
 from runtime.tokens.session_ends import SessionEnds
 
 _HEADERS = [("content-type", "application/json"), ("cache-control", "no-store")]
@@ -19,11 +20,17 @@ class Health:
     """Not ready when a check fails, or after `drain`."""
 
     def __init__(
-        self, admission: Admission, directory: SaleDirectory, session_ends: SessionEnds, durability: Durability
+        self,
+        admission: Admission,
+        directory: SaleDirectory,
+        session_ends: SessionEnds,
+        background: TaskSupervisor,
+        durability: Durability,
     ) -> None:
         self._admission = admission
         self._directory = directory
         self._session_ends = session_ends
+        self._background = background
         self._durability = durability
         self._draining = False
 
@@ -39,6 +46,7 @@ class Health:
             missing["sales"] = "the definitions of sales are not loaded, or may be out of date"
         if not self._session_ends.synced:
             missing["sessions"] = "the list of ended sessions is not loaded, or may be out of date"
+        missing.update({f"task {name}": problem for name, problem in self._background.problems.items()})
         if self._draining:
             missing["draining"] = "the process drains before it stops"
         return missing

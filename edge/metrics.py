@@ -150,7 +150,12 @@ class _EdgeCollector(Collector):
         outside = GaugeMetricFamily(
             "flashsale_edge_outside_keys", "Known keys of an outside issuer", labels=["worker", "issuer"]
         )
+        restarts = CounterMetricFamily(
+            "flashsale_task_restarts", "Background tasks that ended and were started again", labels=["worker", "task"]
+        )
         for worker, snapshot in self._snapshots.items():
+            for task, count in snapshot["task_restarts"].items():
+                restarts.add_metric([worker, task], count)
             durability.add_metric([worker, snapshot["durability"]], 1)
             for issuer, count in snapshot["outside_keys"].items():
                 outside.add_metric([worker, issuer], count)
@@ -162,6 +167,7 @@ class _EdgeCollector(Collector):
         yield durability
         yield keys
         yield outside
+        yield restarts
 
     def _orders(self) -> Iterable[Metric]:
         orders = CounterMetricFamily("flashsale_edge_orders", "Order requests by outcome", labels=["worker", "outcome"])

@@ -29,6 +29,7 @@ from hotpath.tickets import Ticket
 from hotpath.tokens import KeyRing
 from reservation.scripts import LOOKUP, RESERVE
 from runtime.process.settings import Settings
+from runtime.process.supervision import Beat, no_beat
 
 _log = structlog.get_logger("edge.order_path")
 
@@ -114,9 +115,9 @@ class OrderPath:
         """Return an awaitable that answers the request and never raises."""
         return Exchange(self._core, scope, protocol, sale_id, self._directory.find(sale_id))
 
-    async def run(self) -> None:
-        """Maintain the connection to Redis and enforce all deadlines. Cancel to stop."""
-        await self._link.run()
+    async def run(self, beat: Beat = no_beat) -> None:
+        """Maintain the connection to Redis and enforce all deadlines, with a beat at each sweep. Cancel to stop."""
+        await self._link.run(beat)
 
     def refuse(self, refusing: bool) -> None:
         """While true, new orders are `overloaded`: Redis memory use is high."""

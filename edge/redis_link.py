@@ -22,6 +22,7 @@ import structlog
 from edge.lane_marks import LaneMarks
 from hotpath.batcher import Batcher
 from hotpath.resp import ProtocolViolation, ReplyDecoder, ReplyError, encode_command
+from runtime.process.supervision import Beat, no_beat, together
 
 _log = structlog.get_logger("edge.redis_link")
 
@@ -116,26 +117,30 @@ class RedisLink(asyncio.Protocol):
         self.connections = 0
         self.batcher = make_batcher(self._wake)
 
-    async def run(self) -> None:
-        """Maintain the connection and enforce deadlines. Cancel to stop: the remaining orders end at once."""
+    async def run(self, beat: Beat = no_beat) -> None:
+        """Maintain the connection and enforce deadlines. Cancel to stop: the remaining orders end at once.
+
+        Calls `beat` at each sweep of the deadlines.
+        """
         self._loop = asyncio.get_running_loop()
-        sweeper = asyncio.create_task(self._sweep(), name="order-path-sweep")
-        pause_s = RECONNECT_S_MIN
         try:
-            while True:
-                try:
-                    lost = await self._connect()
-                    pause_s = RECONNECT_S_MIN
-                    await lost
-                    _log.warning("redis_lost")
-                except (OSError, TimeoutError, LinkRefused, ProtocolViolation) as error:
-                    _log.warning("redis_unreachable", error=str(error) or type(error).__name__)
-                await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - jitter, no secret
-                pause_s = min(RECONNECT_S_MAX, pause_s * 2)
+            await together(connect=self._stay_connected(), sweep=self._sweep(beat))
         finally:
-            sweeper.cancel()
             self._drop()
             self.batcher.sweep(2**62)  # ends every order: no connection follows
+
+    async def _stay_connected(self) -> None:
+        pause_s = RECONNECT_S_MIN
+        while True:
+            try:
+                lost = await self._connect()
+                pause_s = RECONNECT_S_MIN
+                await lost
+                _log.warning("redis_lost")
+            except (OSError, TimeoutError, LinkRefused, ProtocolViolation) as error:
+                _log.warning("redis_unreachable", error=str(error) or type(error).__name__)
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - jitter, no secret
+            pause_s = min(RECONNECT_S_MAX, pause_s * 2)
 
     async def _connect(self) -> asyncio.Future[None]:
         """Open a connection that is ready for batches. The future completes when the connection is lost."""
@@ -295,10 +300,11 @@ class RedisLink(asyncio.Protocol):
         self._looks_open -= 1
         self._marks.saw(lane, reply)
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, beat: Beat) -> None:
         sweeps = 0
         while True:
             await asyncio.sleep(SWEEP_S)
+            beat()
             sweeps += 1
             if sweeps % LOOK_EVERY_SWEEPS == 0:
                 self._look_at_lanes()

@@ -163,7 +163,12 @@ class SaleDirectory:
                         future.exception()  # mark it as retrieved: all callers may have given up
                     continue
                 for (sale_id, future), document in zip(batch, documents, strict=True):
-                    future.set_result(self._keep(sale_id, document))
+                    try:
+                        future.set_result(self._keep(sale_id, document))
+                    except Exception as error:  # its callers would wait for ever, and those of the sales behind it
+                        _log.exception("sale_document_not_kept", sale_id=sale_id)
+                        future.set_exception(DirectoryUnavailable(type(error).__name__))
+                        future.exception()
         finally:
             self._reader = None
 

@@ -6,8 +6,9 @@ import asyncio
 import gc
 import os
 import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -28,8 +29,8 @@ from edge.sale_directory import SaleDirectory
 from edge.sale_reads import SaleReads
 from hotpath.tokens import KeyRing
 from runtime.postgres.pool import postgres_pool
-from runtime.process import tasks
 from runtime.process.settings import Settings
+from runtime.process.supervision import Beat, TaskSupervisor
 from runtime.process.telemetry import configure_logging
 from runtime.redis.client import redis_client
 from runtime.tokens.key_watch import KeyWatch
@@ -43,6 +44,7 @@ REDIS_CONNECTIONS_MAX = 16
 POSTGRES_CONNECTIONS_MAX = 4  # per shard
 SNAPSHOT_PERIOD_S = 1.0
 STOP_S_MAX = 3.0
+ROUND_S_MAX = 5.0  # for a sweep of the deadlines, and for a look at Redis
 GC_THRESHOLD = 50_000  # allocations minus deallocations before the collector runs
 
 
@@ -75,7 +77,10 @@ class Worker:
             on_memory=self._order_path.refuse,
             on_clock=self._order_path.clock_measured,
         )
-        self._health = Health(self._admission, self._directory, self._session_ends, settings.durability)
+        self._background = TaskSupervisor(give_up=_stop_worker)
+        self._health = Health(
+            self._admission, self._directory, self._session_ends, self._background, settings.durability
+        )
         self._refusals = Refusals(self._redis, self._directory)
         self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
         orders = Orders(
@@ -97,26 +102,24 @@ class Worker:
             on_stop=self._stop,
             on_drain=self._health.drain,
         )
-        self._tasks: list[asyncio.Task[None]] = []
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        for name, task in (
-            ("order-path", self._order_path.run()),
-            ("admission", self._admission.run()),
-            ("sales", self._directory.follow()),
-            ("session-ends", self._session_ends.run()),
-            ("token-keys", self._token_keys.run()),
-            ("outside-issuers", self._outside.run()),
-            ("refusals", self._refusals.run()),
-            ("snapshots", self._leave_snapshots()),
-            ("pools", self._open_pools()),
+        for name, work in (
+            ("order-path", partial(self._in_rounds, "order-path", self._order_path.run)),
+            ("admission", partial(self._in_rounds, "admission", self._admission.run)),
+            ("sales", self._directory.follow),
+            ("session-ends", self._session_ends.run),
+            ("token-keys", self._token_keys.run),
+            ("outside-issuers", self._outside.run),
+            ("refusals", self._refusals.run),
+            ("snapshots", self._leave_snapshots),
         ):
-            self._tasks.append(loop.create_task(task, name=name))
-            self._tasks[-1].add_done_callback(_report)
+            self._background.start(name, work, loop=loop)
+        self._background.start("pools", self._open_pools, returns=True, loop=loop)
         self._metrics.publish()  # tells the main process that this worker handles signals
 
     async def _stop(self) -> None:
-        await tasks.cancel(*self._tasks)
+        await self._background.stop()
         # Only statistics and clean closing are left: an unresponsive server must not keep the process alive.
         try:
             async with asyncio.timeout(STOP_S_MAX):
@@ -129,6 +132,10 @@ class Worker:
     def _refuses_orders(self) -> bool:
         """True also until the ended sessions are loaded: a token of an ended session must not buy."""
         return self._admission.refuses_orders() or not self._session_ends.loaded
+
+    async def _in_rounds(self, name: str, run: Callable[[Beat], Awaitable[None]]) -> None:
+        with self._background.rounds(name, s_max=ROUND_S_MAX) as beat:
+            await run(beat)
 
     async def _open_pools(self) -> None:
         for pool in self._pools:
@@ -154,15 +161,15 @@ class Worker:
             "known_sales": len(self._directory),
             "ended_sessions": len(self._session_ends.table),
             "outside_keys": self._outside.keys,
+            "task_restarts": dict(self._background.restarts),
             "token_keys": {kid: kid == keys.active for kid in keys.keys},
         }
 
 
-def _report(task: asyncio.Task[Any]) -> None:
-    """Stop the worker when a background task fails: only cancellation ends one, anything else is a bug."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("task_died", task=task.get_name(), exc_info=task.exception())
-        os.kill(os.getpid(), signal.SIGTERM)
+def _stop_worker(task: str) -> None:
+    """Stop the worker when a background task keeps ending; the main process starts another one."""
+    _log.error("worker_given_up", task=task)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics) -> list[Route]:

@@ -44,6 +44,7 @@ from backoffice.users.model import USER_CODEC, User
 from devstack.servers import RedisServer
 from perf.results import Figure, Target, add_options, conclude, progress
 from runtime.process.settings import Settings
+from runtime.process.supervision import TaskSupervisor
 from runtime.process.telemetry import configure_logging
 
 ROOM_SHARE = 0.10
@@ -155,7 +156,7 @@ async def measure(subject: Subject, reading: Reading, *, rows: int, reads: int, 
                 # The measurement is about room: entries live as long as in Redis.
                 bounds = replace(bounds, unfollowed_ttl_s=bounds.redis_ttl_s)
             cache = caches.add(subject.name, subject.codec, bounds)
-            async with caches.running():
+            async with caches.running(TaskSupervisor()):
                 while reading.redis_entries != 0 and not caches.follows:  # noqa: ASYNC110 - tells nobody
                     await asyncio.sleep(0.01)
                 samples = await _drive(cache, table, registry, reads=reads)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
 from pydantic import SecretStr
@@ -19,6 +19,7 @@ from backoffice.limits.attempts import Attempts
 from backoffice.stores import Stores
 from backoffice.users.store import Users
 from runtime.process.settings import Settings
+from runtime.process.supervision import TaskSupervisor, Work
 from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import StaffKeys, TokenKeys
 from runtime.tokens.outside_tokens import OutsideTokens
@@ -62,13 +63,16 @@ class TokenParts:
         self._show("buyer", buyer_keys)
         self._show("staff", staff_keys)
 
-    def work(self) -> list[Coroutine[Any, Any, None]]:
-        """Work that runs until cancelled.
-
-        Cancel each as a task with `tasks.cancel`, which repeats: a library may swallow a single cancellation.
-        """
-        watches = [watch.run() for watch in self._watches]
-        return [self.ends.run(), self.sessions.run(), self._outside.run(), *watches]
+    def work(self, background: TaskSupervisor) -> dict[str, Work]:
+        """Work that runs until cancelled, by name."""
+        buyer_keys, staff_keys = self._watches
+        return {
+            "session ends": self.ends.run,
+            "sessions": partial(self.sessions.run, background),
+            "outside issuers": self._outside.run,
+            "buyers' keys": buyer_keys.run,
+            "staff keys": staff_keys.run,
+        }
 
     def _show(self, kind: str, watch: KeyWatch[_Ring]) -> None:
         def show(ring: _Ring) -> None:

@@ -25,6 +25,7 @@ from psycopg.rows import TupleRow
 from backoffice.auth.refresh import end_families
 from backoffice.stores import AWAY, Stores
 from runtime.postgres.sql import load_sql
+from runtime.process.supervision import TaskSupervisor
 from runtime.tokens import session_ends
 from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds
 
@@ -75,20 +76,23 @@ class Sessions:
         except AWAY as error:
             log.warning("ended sessions will be published later", error=type(error).__name__)
 
-    async def run(self) -> None:
-        """Publish cutoffs again, in rounds of `PERIOD_S`, until cancelled."""
-        while True:
-            try:
-                await self.step()
-                self._failing = False
-            except AWAY as error:
-                if not self._failing:
-                    log.warning("ended sessions cannot be published", error=type(error).__name__)
-                self._failing = True
-            except Exception:
-                log.exception("publishing ended sessions failed")
-                self._failing = True
-            await asyncio.sleep(PERIOD_S)
+    async def run(self, background: TaskSupervisor) -> None:
+        """Publish cutoffs again, in rounds of `PERIOD_S`, until cancelled. Rounds that keep failing are a problem."""
+        with background.rounds("sessions") as beat:
+            while True:
+                try:
+                    await self.step()
+                    self._failing = False
+                    beat()
+                except AWAY as error:
+                    if not self._failing:
+                        log.warning("ended sessions cannot be published", error=type(error).__name__)
+                    self._failing = True
+                    beat()
+                except Exception:
+                    log.exception("publishing ended sessions failed")
+                    self._failing = True
+                await asyncio.sleep(PERIOD_S)
 
     async def step(self) -> int:
         """One round: publish recent cutoffs, or all when Redis is not the server of the last round; their number."""

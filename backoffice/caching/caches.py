@@ -14,7 +14,7 @@ from backoffice.caching.cache import Bounds, Cache, Codec
 from backoffice.caching.metrics import CacheMetrics
 from backoffice.caching.shared import CALL_S_MAX, SharedTier
 from domain.topology import CACHE_CHANNEL, parse_cache_key
-from runtime.process import tasks
+from runtime.process.supervision import TaskSupervisor, Work
 from runtime.redis.channel import Channel
 from runtime.redis.client import redis_client
 
@@ -73,13 +73,16 @@ class Caches:
         return cache
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self, background: TaskSupervisor) -> AsyncIterator[None]:
         """Receive messages about changes. Reads also work before and after, as they do without Redis."""
-        background = (asyncio.create_task(self._channel.follow()), asyncio.create_task(self._tend()))
+        work: dict[str, Work] = {"cache changes": self._channel.follow, "cache upkeep": self._tend}
+        for name, part in work.items():
+            background.start(name, part)
         try:
             yield
         finally:
-            await tasks.cancel(*background)
+            for name in work:
+                await background.cancel(name)
             for cache in self._caches.values():
                 await cache.close()
             await self._redis.aclose()

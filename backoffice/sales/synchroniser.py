@@ -19,6 +19,7 @@ from backoffice.sales.store import LiveSale, Sales
 from backoffice.stores import AWAY
 from backoffice.web.idempotency import KeyReused
 from reservation.lane import LaneForgot
+from runtime.process.supervision import TaskSupervisor
 
 PERIOD_S = 2.0
 SETTLED = timedelta(seconds=10)  # no request works longer on a sale
@@ -39,21 +40,27 @@ class Synchroniser:
         self._repaired = repaired
         self._failing = False
 
-    async def run(self) -> None:
-        """Repeat `step` until cancelled. An unavailable server is logged once and asked again in the next round."""
-        while True:
-            try:
-                self._repaired(await self.step())
-            except AWAY as error:
-                if not self._failing:
-                    log.warning("synchroniser cannot reach a server", error=type(error).__name__)
-                self._failing = True
-            except Exception:
-                log.exception("synchroniser failed")
-                self._failing = True
-            else:
-                self._failing = False
-            await asyncio.sleep(PERIOD_S)
+    async def run(self, background: TaskSupervisor) -> None:
+        """Repeat `step` until cancelled. An unavailable server is logged once and asked again in the next round.
+
+        Rounds that keep failing by another error are a problem of the process.
+        """
+        with background.rounds("synchroniser") as beat:
+            while True:
+                try:
+                    self._repaired(await self.step())
+                except AWAY as error:
+                    if not self._failing:
+                        log.warning("synchroniser cannot reach a server", error=type(error).__name__)
+                    self._failing = True
+                    beat()
+                except Exception:
+                    log.exception("synchroniser failed")
+                    self._failing = True
+                else:
+                    self._failing = False
+                    beat()
+                await asyncio.sleep(PERIOD_S)
 
     async def step(self, *, settled: timedelta = SETTLED) -> int:
         """One round over sales and restocks unchanged for `settled`; the number of repairs."""

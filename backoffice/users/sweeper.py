@@ -14,10 +14,12 @@ import structlog
 from backoffice.stores import AWAY
 from backoffice.users.addresses import Addresses
 from backoffice.users.erasure import Erasures
+from runtime.process.supervision import TaskSupervisor
 
 PERIOD_S = 5.0
 SETTLED = timedelta(seconds=20)  # longer than a request works on an account
 BATCH_MAX = 100  # of each kind, per shard and round
+ROUND_S_MAX = 300.0  # over all shards
 
 log = structlog.get_logger(__name__)
 
@@ -35,21 +37,29 @@ class Sweeper:
         self._repaired = repaired
         self._failing: set[int] = set()
 
-    async def run(self) -> None:
-        """Sweep until cancelled. A shard that is away is logged once and tried again in the next round."""
-        while True:
-            for shard in range(self._shards):
-                try:
-                    self._repaired(await self.step(shard))
-                except AWAY as error:
-                    if shard not in self._failing:
-                        log.warning("sweeper cannot work", shard=shard, error=type(error).__name__)
-                    self._failing.add(shard)
-                except Exception:
-                    log.exception("sweeper failed", shard=shard)
-                else:
-                    self._failing.discard(shard)
-            await asyncio.sleep(PERIOD_S)
+    async def run(self, background: TaskSupervisor) -> None:
+        """Sweep until cancelled. A shard that is away is logged once and tried again in the next round.
+
+        Rounds that keep failing by another error are a problem of the process.
+        """
+        with background.rounds("sweeper", s_max=ROUND_S_MAX) as beat:
+            while True:
+                failed = False
+                for shard in range(self._shards):
+                    try:
+                        self._repaired(await self.step(shard))
+                    except AWAY as error:
+                        if shard not in self._failing:
+                            log.warning("sweeper cannot work", shard=shard, error=type(error).__name__)
+                        self._failing.add(shard)
+                    except Exception:
+                        log.exception("sweeper failed", shard=shard)
+                        failed = True
+                    else:
+                        self._failing.discard(shard)
+                if not failed:
+                    beat()
+                await asyncio.sleep(PERIOD_S)
 
     async def step(self, shard: int, *, settled: timedelta = SETTLED) -> int:
         """One round over a shard; the number of repairs."""

@@ -15,6 +15,7 @@ from backoffice.web.metrics import CONTENT_TYPE_LATEST, Metrics
 from backoffice.web.routing import Route
 from domain.problems import Problem
 from runtime.postgres.databases import Database
+from runtime.process.supervision import TaskSupervisor
 from runtime.tokens.session_ends import SessionEnds
 
 CHECK_S_MAX = 1.0
@@ -37,12 +38,14 @@ class Ready(Resource):
 
 
 class Health:
-    """Ready: every store but the cache answers, the first administrator exists, and the process is not draining."""
+    """Ready: every store but the cache answers, the first administrator exists, every background task runs, and the
+    process is not draining."""
 
-    def __init__(self, stores: Stores, ends: SessionEnds) -> None:
+    def __init__(self, stores: Stores, ends: SessionEnds, background: TaskSupervisor) -> None:
         """Not prepared yet."""
         self._stores = stores
         self._ends = ends
+        self._background = background
         self.prepared = False
         self.draining = False
 
@@ -64,6 +67,7 @@ class Health:
         checks = {name: not isinstance(answer, BaseException) for name, answer in zip(asked, answers, strict=True)}
         checks |= {"sessions": self._ends.synced, "prepared": self.prepared, "not_draining": not self.draining}
         missing = [name for name, well in checks.items() if not well]
+        missing += [f"task {name}" for name in self._background.problems]
         if missing == [_DISPENSABLE]:
             return Answer(body=Ready(status="degraded", missing=missing))
         if missing:

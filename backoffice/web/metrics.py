@@ -8,6 +8,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from backoffice.web.messages import Answer, Call
+from runtime.process.supervision import TASK_RESTARTS
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -20,6 +21,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.registry.register(TASK_RESTARTS)
         self._requests = Counter(
             "flashsale_backoffice_requests",
             "Answered requests.",

@@ -19,6 +19,7 @@ import uvloop
 
 from runtime.process import probes, tasks
 from runtime.process.settings import Settings, SettingsError, load_settings
+from runtime.process.supervision import TaskSupervisor
 from runtime.process.telemetry import configure_logging
 
 # Added to the time for work in flight: closing clients, the last metrics.
@@ -29,12 +30,21 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Service:
-    """The argument of `main`: the settings, the stop event, and the conditions of readiness."""
+    """The argument of `main`: the settings, the stop event, the background tasks, and the conditions of readiness.
+
+    `main` starts its tasks with `background.start` and waits for `background.finished`. A task that is not well is a
+    condition of readiness that does not hold.
+    """
 
     name: str
     settings: Settings
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    background: TaskSupervisor = field(init=False)
     _checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """The supervisor takes part in the stop."""
+        self.background = TaskSupervisor(stopping=self.stopping)
 
     def ready(self, name: str, ok: bool, detail: str = "") -> None:
         """Register or change one condition of readiness. /readyz shows `detail`: it must not contain secrets."""
@@ -43,12 +53,14 @@ class Service:
     @property
     def checks(self) -> dict[str, tuple[bool, str]]:
         """All conditions, by name: (ok, detail)."""
-        return dict(self._checks)
+        troubled = {f"task {name}": (False, problem) for name, problem in self.background.problems.items()}
+        return {**self._checks, **troubled}
 
     @property
     def is_ready(self) -> bool:
         """Every condition holds, there is at least one, and the process is not stopping."""
-        return bool(self._checks) and not self.stopping.is_set() and all(ok for ok, _ in self._checks.values())
+        checks = self.checks
+        return bool(checks) and not self.stopping.is_set() and all(ok for ok, _ in checks.values())
 
     async def pause(self, seconds: float) -> bool:
         """Sleep, but wake when the process must stop. Returns whether it must."""

@@ -11,7 +11,8 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -21,6 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
+from runtime.process.supervision import TaskSupervisor
 from runtime.queue.port import Delivery
 from runtime.redis.scripts import load_script, run
 
@@ -84,15 +86,16 @@ class StreamConsumer:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._upkeep = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = TaskSupervisor()
         self._closed = False
-        self._problem: str | None = None
+        self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
         self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
 
     @property
     def problem(self) -> str | None:
         """Why nothing can be read at present; None when all is well."""
-        return self._problem
+        troubled = [f"{name}: {problem}" for name, problem in self._background.problems.items()]
+        return "; ".join([*self._problems.values(), *troubled]) or None
 
     @property
     def held_count(self) -> int:
@@ -121,10 +124,8 @@ class StreamConsumer:
 
     async def __aenter__(self) -> Self:
         """Start to read."""
-        self._tasks = [
-            asyncio.create_task(self._forever(self._read), name=f"read {self._queue}"),
-            asyncio.create_task(self._forever(self._keep), name=f"keep {self._queue}"),
-        ]
+        for name, step in ((f"read {self._queue}", self._read), (f"keep {self._queue}", self._keep)):
+            self._background.start(name, partial(self._forever, name, step))
         return self
 
     async def __aexit__(
@@ -132,7 +133,7 @@ class StreamConsumer:
     ) -> None:
         """Stop; unsettled deliveries may go to other consumers at once."""
         self._closed = True
-        await tasks.cancel(*self._tasks)
+        await self._background.stop()
         self._ready.clear()
         self._changed.set()
         try:
@@ -151,41 +152,41 @@ class StreamConsumer:
         """A retry was added that may be due before the next look."""
         self._upkeep.set()
 
-    async def _forever(self, step: Any) -> None:
-        """Repeat `step`; after an error with pauses, and with `problem` set until a step succeeds."""
+    async def _forever(self, task: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Repeat `step`; after an error with pauses, and with a problem of the task until its next step succeeds."""
         backoff = Backoff(first_s=0.05, longest_s=1.0)
         while True:
             try:
                 await step()
-                self._problem = None
+                self._problems.pop(task, None)
                 backoff.reset()
             except ResponseError as error:
                 if str(error).startswith("NOGROUP"):
-                    await self._create_group()
+                    await self._create_group(task)
                     continue
-                await self._note(error, backoff)
+                await self._note(task, error, backoff)
             except (RedisError, OSError, TimeoutError) as error:
-                await self._note(error, backoff)
+                await self._note(task, error, backoff)
             except Exception as error:
                 # Without this the task would end, and the queue would stand still without a sign.
                 log.exception("consumer task failed, it goes on", queue=self._queue)
-                await self._note(error, backoff)
+                await self._note(task, error, backoff)
 
-    async def _note(self, error: Exception, backoff: Backoff) -> None:
-        self._problem = f"{self._queue}: {error or type(error).__name__}"
+    async def _note(self, task: str, error: Exception, backoff: Backoff) -> None:
+        self._problems[task] = f"{self._queue}: {error or type(error).__name__}"
         log.warning("queue not readable", queue=self._queue, error=str(error) or type(error).__name__)
         await asyncio.sleep(backoff.next_s())
 
-    async def _create_group(self) -> None:
+    async def _create_group(self, task: str) -> None:
         """Create the group at the stream's beginning, so that earlier messages are delivered."""
         try:
             await self._redis.xgroup_create(self._stream, self._group, id="0", mkstream=True)
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):  # another consumer was faster
-                self._problem = f"{self._queue}: {error}"
+                self._problems[task] = f"{self._queue}: {error}"
                 await asyncio.sleep(1)
         except (RedisError, OSError) as error:
-            self._problem = f"{self._queue}: {error}"
+            self._problems[task] = f"{self._queue}: {error}"
             await asyncio.sleep(0.2)
 
     async def _read(self) -> None:

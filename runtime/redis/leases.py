@@ -67,6 +67,7 @@ class Lease:
         self._ends_at = asked_at + self.life_ms / 1000
         self.lost.clear()
         self._renewal = asyncio.create_task(self._renew_until_lost(), name=f"renew {self.key}")
+        self._renewal.add_done_callback(self._ended)
         return True
 
     async def release(self) -> None:
@@ -103,5 +104,11 @@ class Lease:
                 break
             self._ends_at = asked_at + self.life_ms / 1000
             pause_s = interval_s
-        self.lost.set()
         log.warning("lease lost", lease=self.key, token=self.token)
+
+    def _ended(self, renewal: asyncio.Task[None]) -> None:
+        """Without a renewal the lease is lost, whatever ended it: the holder must not wait for its own clock."""
+        if not renewal.cancelled():
+            self.lost.set()
+            if (error := renewal.exception()) is not None:
+                log.error("task ended", task=renewal.get_name(), by=type(error).__name__, exc_info=error)

@@ -17,20 +17,30 @@ ASKED_PER_LIFE = 4
 log = structlog.get_logger()
 
 
-async def own(lease: Lease, work: Callable[[], Awaitable[None]], *, service: Service, held: Gauge) -> None:
+async def own(
+    lease: Lease,
+    work: Callable[[], Awaitable[None]],
+    *,
+    service: Service,
+    held: Gauge,
+    before_asking: Callable[[], None] | None = None,
+) -> None:
     """Run `work` whenever the lease can be taken, until the process stops; then give the lease back.
 
     `work` returns when the process stops or the lease is lost. After LeaseLost, RedisError or OSError from `work` it is
-    started again; any other exception ends the process. `held` is 1 while the lease is held; readiness `redis` tells
-    whether Redis answers requests for the lease.
+    started again; any other exception is raised. `held` is 1 while the lease is held; readiness `lease ...` tells
+    whether Redis answers requests for the lease. `before_asking` is called before each request.
     """
+    condition = f"lease {lease.key}"
     backoff = Backoff(first_s=0.05, longest_s=1.0)
     held.set(0)
     try:
         while not service.stopping.is_set():
+            if before_asking is not None and not lease.held:
+                before_asking()
             try:
                 acquired = lease.held or await lease.acquire()
-                service.ready("redis", ok=True)
+                service.ready(condition, ok=True)
                 if not acquired:
                     # Another process holds the lease: ask `ASKED_PER_LIFE` times in its life.
                     await service.pause(lease.life_ms / ASKED_PER_LIFE / 1000)
@@ -44,7 +54,7 @@ async def own(lease: Lease, work: Callable[[], Awaitable[None]], *, service: Ser
             except (RedisError, OSError) as error:
                 words = str(error) or type(error).__name__
                 log.warning("work interrupted", lease=lease.key, error=words)
-                service.ready("redis", ok=False, detail=words)
+                service.ready(condition, ok=False, detail=words)
                 await service.pause(backoff.next_s())
             finally:
                 held.set(1 if lease.held else 0)

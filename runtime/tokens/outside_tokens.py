@@ -23,6 +23,7 @@ import jwt
 from jwt.exceptions import PyJWTError
 
 from domain import ids
+from runtime.process.supervision import together
 from runtime.tokens.jwks import IssuerKey, Jwks
 from runtime.tokens.keys import LEEWAY_S, TOKEN_LENGTH_MAX
 from runtime.tokens.outside_issuers import OutsideIssuer
@@ -83,10 +84,7 @@ class OutsideTokens:
 
     async def run(self) -> None:
         """Keep all key sets up to date until cancelled, also without issuers."""
-        async with asyncio.TaskGroup() as group:
-            for _, jwks in self._issuers.values():
-                group.create_task(jwks.run())
-            await asyncio.Event().wait()
+        await together(idle=asyncio.Event().wait(), **{iss: jwks.run() for iss, (_, jwks) in self._issuers.items()})
 
     def verify(self, token: str, now_s: int) -> OutsideUser | Fault:
         """Verify a token (compact JWS). Performs no I/O; may request a fetch of a key set."""

@@ -19,7 +19,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from domain import topology
-from runtime.process import tasks
+from runtime.process.supervision import together
 from runtime.redis.channel import RECONNECT_S_MAX, Channel
 from runtime.redis.scripts import load_script, run
 
@@ -90,11 +90,7 @@ class SessionEnds:
 
     async def run(self) -> None:
         """Follow the channel until cancelled, and tidy the table."""
-        tidying = asyncio.create_task(self._tidy_for_ever(), name="session-ends-tidy")
-        try:
-            await self._channel.follow()
-        finally:
-            await tasks.cancel(tidying)
+        await together(follow=self._channel.follow(), tidy=self._tidy_for_ever())
 
     async def _tidy_for_ever(self) -> None:
         while True:

@@ -20,6 +20,7 @@ from backoffice.catalogue.store import PRODUCT_CODEC, Known, ProductBatches
 from backoffice.stores import Stores
 from domain import ids
 from runtime.process.settings import load_settings
+from runtime.process.supervision import TaskSupervisor
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually
@@ -159,7 +160,8 @@ async def test_an_import_that_is_overtaken(
     environ = {**databases.environ, "FLASHSALE_REDIS_URL": f"{url}/0", "FLASHSALE_CACHE_URL": f"{url}/1"}
     settings = load_settings(environ)
     stores, caches = Stores.from_settings(settings), Caches(settings.cache_url, CollectorRegistry())
-    async with stores.opened(), caches.running():
+    background = TaskSupervisor()
+    async with stores.opened(background), caches.running(background):
         batches = RacedBatches(stores)
         batches.rival = rival
         imports = ProductImport(batches, caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings)))

@@ -20,6 +20,7 @@ from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain.topology import Topology
 from runtime.process.settings import load_settings
+from runtime.process.supervision import TaskSupervisor
 from tests.backoffice.test_auth import register
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
@@ -54,7 +55,7 @@ async def refresh_tokens(databases: Databases, redis_client: redis.Redis) -> Asy
         }
     )
     stores = Stores.from_settings(settings)
-    async with stores.opened():
+    async with stores.opened(TaskSupervisor()):
         yield RefreshTokens(stores)
 
 

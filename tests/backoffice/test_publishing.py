@@ -32,6 +32,7 @@ from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
 from reservation.lane import LaneForgot
 from runtime.process.settings import load_settings
+from runtime.process.supervision import TaskSupervisor
 from tests.fixtures.fix_databases import Databases
 
 STAFF_ID = UUID(int=7)
@@ -87,7 +88,7 @@ async def parts(databases: Databases, own_redis: RedisServer) -> AsyncIterator[P
     sales, lanes = Sales(stores), SaleLanes(stores.redis)
     service = SaleService(stores, sales, lanes, kept=timedelta(days=1))
     repaired: list[int] = []
-    async with stores.opened():
+    async with stores.opened(TaskSupervisor()):
         yield Parts(stores, sales, lanes, service, Synchroniser(sales, lanes, service, repaired.append), repaired)
 
 
@@ -304,7 +305,7 @@ async def test_the_synchroniser_goes_on_after_faults(
     sale = await parts.draft()
     await parts.service.publish(sale.id)
     own_redis.kill()
-    task = asyncio.create_task(parts.synchroniser.run())
+    task = asyncio.create_task(parts.synchroniser.run(TaskSupervisor()))
     await asyncio.sleep(0.3)
     own_redis.start()
     await parts.stores.redis.connection_pool.disconnect()

@@ -21,6 +21,7 @@ from migrations.runner import CATALOGUE, apply, read_migrations
 from perf import shop
 from runtime.postgres.pool import POSTGRES_WAITING_MAX
 from runtime.process.settings import Settings
+from runtime.process.supervision import TaskSupervisor
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import eventually
@@ -287,7 +288,7 @@ def test_plans_over_a_hundred_thousand_products(shop_dsn: str, text: str) -> Non
 async def shop_search(shop_dsn: str) -> AsyncIterator[Search]:
     settings = Settings.model_validate({"catalogue_dsn": shop_dsn, "shard_dsns": [shop_dsn] * 4})
     stores = Stores.from_settings(settings)
-    async with stores.opened():
+    async with stores.opened(TaskSupervisor()):
         yield Search(stores)
 
 

@@ -23,6 +23,7 @@ from domain import ids, topology
 from runtime.postgres.databases import Database
 from runtime.postgres.positions import KEPT_MS
 from runtime.process.settings import load_settings
+from runtime.process.supervision import TaskSupervisor
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_replica import Replication
 from tests.fixtures.fix_users import HASH, Accounts
@@ -38,7 +39,8 @@ async def process(databases: Databases, cache: RedisServer, **environ: str) -> A
     )
     stores, caches = Stores.from_settings(settings), Caches(settings.cache_url, CollectorRegistry())
     users = caches.add("user", USER_CODEC, Bounds.from_settings(settings))
-    async with stores.opened(), caches.running():
+    background = TaskSupervisor()
+    async with stores.opened(background), caches.running(background):
         await _until(lambda: caches.follows)
         yield Accounts(stores, databases, users)
 

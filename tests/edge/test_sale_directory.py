@@ -189,3 +189,25 @@ async def becomes(condition: object) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.005)
+
+
+async def test_a_document_that_cannot_be_kept_leaves_no_caller_waiting(
+    directory: SaleDirectory, shop: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw: it concerns the callers of this sale, not those of the sales read with it."""
+    broken, well = shop.publish(), shop.publish()
+    decode = sale_directory.decode_document
+
+    def fail_for_one(document: bytes) -> object:
+        definition = decode(document)
+        if definition.sale_id == broken.sale_id:
+            raise KeyError("a member that no version has")
+        return definition
+
+    monkeypatch.setattr(sale_directory, "decode_document", fail_for_one)
+    async with asyncio.timeout(20):
+        answers = await asyncio.gather(
+            *(directory.load(str(sale.sale_id)) for sale in (broken, well)), return_exceptions=True
+        )
+    assert isinstance(answers[0], DirectoryUnavailable)
+    assert answers[1] is directory.find(str(well.sale_id)) is not None

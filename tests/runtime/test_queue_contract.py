@@ -77,8 +77,9 @@ class RedisBroker:
 
     def crash(self, consumer: Consumer) -> None:
         assert isinstance(consumer, StreamConsumer)
-        for task in consumer._tasks:
-            task.cancel()
+        for watched in consumer._background._watched.values():
+            assert watched.task is not None
+            watched.task.cancel()
 
     def kill(self) -> None:
         self.server.kill()

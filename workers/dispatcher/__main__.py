@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 
 from domain.topology import TOPICS, dispatcher_fence_key, dispatcher_lease_key
 from runtime.dead_letters import open_dead_letters
@@ -34,7 +34,6 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return
-        work = []
         for shard, dsn in enumerate(settings.shard_dsns):
             database = f"shard-{shard}"
             destinations: tuple[Destination, ...] = (OrderEvents(event_log), Notices(queue))
@@ -55,10 +54,10 @@ async def main(process: service.Service) -> None:
                     service=process,
                 )
                 held = metrics.LEASE_HELD.labels(database, destination.name)
-                work += [own(lease, group.run, service=process, held=held), group.measure()]
-        async with asyncio.TaskGroup() as tasks:
-            for coroutine in work:
-                tasks.create_task(coroutine)
+                name = f"{database} {destination.name}"
+                process.background.start(name, partial(own, lease, group.run, service=process, held=held))
+                process.background.start(f"{name} lag", group.measure)
+        await process.background.finished()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -33,11 +33,12 @@ async def main(service: Service) -> None:
         scan = backstop.Backstop(pools, redis, cluster=settings.topology)
         roles.append(("expiry-backstop", backstop.EVERY_S, scan.step))
         roles.append(("expiry-janitor", janitor.EVERY_S, janitor.Janitor(redis, kept_s=settings.sale_kept_s).clear))
-        async with asyncio.TaskGroup() as group:
-            for role, every_s, work in roles:
-                group.create_task(
-                    run_rounds(service, redis, role=role, every_s=every_s, work=work, life_ms=settings.lease_ms)
-                )
+        for role, every_s, work in roles:
+            service.background.start(
+                role,
+                partial(run_rounds, service, redis, role=role, every_s=every_s, work=work, life_ms=settings.lease_ms),
+            )
+        await service.background.finished()
 
 
 if __name__ == "__main__":

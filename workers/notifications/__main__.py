@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 
 from runtime.dead_letters import open_dead_letters
@@ -40,10 +39,10 @@ async def main(service: Service) -> None:
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=SENDERS)) for dsn in settings.shard_dsns]
         office = PostOffice(Accounts(shards, settings.topology), Records(cache), writer, server)
         senders = [Sender(queue=queue, letters=letters, office=office, service=service) for _ in range(SENDERS)]
-        async with asyncio.TaskGroup() as group:
-            group.create_task(senders[0].prove())
-            for sender in senders:
-                group.create_task(sender.run())
+        service.background.start("mail server", senders[0].prove, returns=True)
+        for number, sender in enumerate(senders):
+            service.background.start(f"sender {number}", sender.run)
+        await service.background.finished()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,10 @@ async def serve(service: Service) -> None:
             return
         looking = Looking(reading, kept_s=settings.sale_kept_s)
         look = partial(_publish_look, redis, looking, set())
-        await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=look, life_ms=settings.lease_ms)
+        service.background.start(
+            NAME, partial(run_rounds, service, redis, role=NAME, every_s=EVERY_S, work=look, life_ms=settings.lease_ms)
+        )
+        await service.background.finished()
 
 
 async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lease) -> bool:

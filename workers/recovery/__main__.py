@@ -7,6 +7,7 @@ command of its own: `python -m workers.recovery.rebuild --sale ID`.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -34,7 +35,8 @@ async def main(service: Service) -> None:
             cluster=settings.topology,
             kept_s=settings.sale_kept_s,
         )
-        await watch.run(service)
+        service.background.start("watch", partial(watch.run, service))
+        await service.background.finished()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -26,7 +27,19 @@ async def main(service: Service) -> None:
         catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=1)) for dsn in settings.shard_dsns]
         rejecting = Rejecting(redis=redis, catalogue=catalogue, shards=shards)
-        await run_rounds(service, redis, role=NAME, every_s=EVERY_S, work=rejecting.round, life_ms=settings.lease_ms)
+        service.background.start(
+            NAME,
+            partial(
+                run_rounds,
+                service,
+                redis,
+                role=NAME,
+                every_s=EVERY_S,
+                work=rejecting.round,
+                life_ms=settings.lease_ms,
+            ),
+        )
+        await service.background.finished()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 from runtime.dead_letters import open_dead_letters
 from runtime.process import fingerprint, service
@@ -21,10 +21,11 @@ async def main(process: service.Service) -> None:
     try:
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return
-        async with asyncio.TaskGroup() as group:
-            group.create_task(measure_lanes(service=process, redis=redis))
-            for lane in range(settings.lanes):
-                group.create_task(own_lane(lane, service=process, redis=redis, queue=queue, letters=letters))
+        process.background.start("lag", partial(measure_lanes, service=process, redis=redis))
+        for lane in range(settings.lanes):
+            relay = partial(own_lane, lane, service=process, redis=redis, queue=queue, letters=letters)
+            process.background.start(f"lane {lane}", relay)
+        await process.background.finished()
     finally:
         await queue.close()
         await letters.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 from contextlib import AsyncExitStack
+from functools import partial
 
 from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import postgres_pool
@@ -42,7 +42,6 @@ async def main(service: Service) -> None:
         catalogue = postgres_pool(settings.catalogue_dsn, size_max=settings.shards + 1)
         await stack.enter_async_context(catalogue)
         letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
-        tasks = []
         for shard, dsn in enumerate(settings.shard_dsns):
             pool = postgres_pool(dsn, size_max=2)
             await stack.enter_async_context(pool)
@@ -58,11 +57,9 @@ async def main(service: Service) -> None:
                 service=service,
                 batch_max=settings.writer_batch_max,
             )
-            tasks.append(writer.run())
-            tasks.append(Sweep(pool, grants, shard=shard).run(service))
-        async with asyncio.TaskGroup() as group:
-            for task in tasks:
-                group.create_task(task)
+            service.background.start(f"writer {shard}", writer.run)
+            service.background.start(f"sweep {shard}", partial(Sweep(pool, grants, shard=shard).run, service))
+        await service.background.finished()
 
 
 if __name__ == "__main__":

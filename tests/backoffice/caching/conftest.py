@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from backoffice.caching.cache import Bounds, Codec
 from backoffice.caching.caches import Caches
+from runtime.process.supervision import TaskSupervisor
 from tests.backoffice.caching.scene import CODEC, Process, Start, until
 
 
@@ -32,6 +33,6 @@ async def start(redis_client: redis.Redis) -> AsyncIterator[Start]:
 
 @asynccontextmanager
 async def _following(caches: Caches) -> AsyncIterator[None]:
-    async with caches.running():
+    async with caches.running(TaskSupervisor()):
         await until(lambda: caches.follows)
         yield
