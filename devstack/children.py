@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import random
 import signal
 import socket
@@ -44,11 +45,17 @@ def spawn(
         if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
 
-    with log.open("ab") as sink:
+    with open(log, "ab", opener=_open_private) as sink:
         return subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, env=dict(env), cwd=cwd, user=user,
+            group=None if user is None else pwd.getpwuid(user).pw_gid, extra_groups=None if user is None else (),
             start_new_session=True, preexec_fn=tie_to_parent,
         )  # fmt: skip
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Logs may quote addresses and names: only their owner reads them."""
+    return os.open(path, flags, 0o600)
 
 
 def free_port() -> int:

@@ -24,6 +24,7 @@ def start_detached(folder: StateFolder, *, edge_port: int, backoffice_port: int)
     folder.make()
     log = folder.log("supervisor")
     # Emptied: the lines of an earlier run would mix with this run's errors.
+    log.touch(mode=0o600)
     with log.open("wb") as sink:
         supervisor = subprocess.Popen(
             [sys.executable, "-m", "devstack.supervisor", str(folder.path), str(edge_port), str(backoffice_port)],

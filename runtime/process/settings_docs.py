@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
@@ -101,6 +101,8 @@ def _bounds(field: FieldInfo) -> str:
                 texts.append(f"≤ {limit}")
             case Lt(lt=limit):
                 texts.append(f"< {limit}")
+            case MinLen(min_length=limit):
+                texts.append(f"≥ {limit} characters")
             case _ if getattr(bound, "pattern", None):
                 texts.append(f"`{bound.pattern}`".replace("|", "\\|"))
             case _:

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -46,10 +47,27 @@ def test_background_processes_keep_no_descriptor_of_the_caller(running_stack: Ru
 
 def test_no_password_in_command_lines_or_logs(running_stack: RunningStack) -> None:
     stack = running_stack.stack
-    secrets = [stack.admin["password"], stack.catalogue_dsn.split(":")[2].split("@")[0], stack.payment_secret]
+    urls = (stack.redis_url, stack.catalogue_dsn)
+    secrets = [stack.admin["password"], stack.payment_secret, *(str(urlsplit(url).password) for url in urls)]
+    assert all(len(secret) >= 20 for secret in secrets)
     texts = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in stack.processes.values()]
     texts += [path.read_text(errors="replace") for path in running_stack.folder.logs.iterdir()]
     assert not [text for text in texts if any(secret in text for secret in secrets)]
+
+
+def test_other_local_users_read_nothing(running_stack: RunningStack) -> None:
+    """Neither a file nor Redis: logs, append-only file and mails contain addresses."""
+    folder = running_stack.folder
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    data = folder.postgres.data
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    own = [path for path in folder.path.rglob("*") if not path.is_symlink()]
+    assert {"redis.log", "edge.log"} <= {path.name for path in own}
+    assert not [path for path in own if stat.S_IMODE(path.stat().st_mode) & 0o077]
+    port = urlsplit(running_stack.stack.redis_url).port
+    assert port is not None
+    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
 
 
 @pytest.mark.parametrize("name", NAMES)

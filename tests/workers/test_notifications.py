@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from devstack.servers import RedisServer
 from domain import ids
-from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token
+from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token, encode_mailed_token, secret_hash
 from domain.notices import Notice, NoticeKind, notice_event, notice_to_address, notice_to_user
 from domain.topology import EMAIL_QUEUE, Topology, bucket_of_user
 from runtime.dead_letters import Replay, open_dead_letters, replay
@@ -30,6 +30,7 @@ from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_mail import PASSWORD, USER, MailServerProcess, text_of, token_of
 from workers.notifications.accounts import Accounts, Recipient
 from workers.notifications.letters import SenderInvalid, Writer
+from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
 from workers.notifications.smtp import MailServer, MailServerAway, SmtpSession, SmtpUrlInvalid
 from workers.notifications.worker import PostOffice, Sender
@@ -84,7 +85,11 @@ class Setup:
         self.service = Service("notifications", load_settings({}))
         self.writer = Writer(sender="Shop <no-reply@shop.example>", link_url="https://shop.example/")
         self.office = PostOffice(
-            Accounts(self.shards, TOPOLOGY), Records(self.cache), self.writer, MailServer.from_url(SecretStr(mail_url))
+            Accounts(self.shards, TOPOLOGY),
+            Records(self.cache),
+            MailedSecrets(SecretStr("k" * 32)),
+            self.writer,
+            MailServer.from_url(SecretStr(mail_url)),
         )
 
     @asynccontextmanager
@@ -307,6 +312,27 @@ async def test_4xx_for_ever_ends_in_the_dead_letters(
     assert len(mail_server.postbox.letters) == 1
 
 
+async def test_no_server_holds_the_secret_of_a_link(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess, redis_client: redis.Redis
+) -> None:
+    """Whoever reads the append-only file, a queue or a table cannot reset a password."""
+    user_id = make_user(databases)
+    notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    mail_server.postbox.answers = ["451 greylisted"]
+    async with setup.running(delays_ms=(600_000,)):
+        await setup.tell(notice)
+        await until(lambda: not mail_server.postbox.answers)
+        await until(lambda: tokens(databases, user_id))
+    secret = setup.office.secrets.of(notice.id)
+    assert tokens(databases, user_id)["password_reset"] == secret_hash(secret)
+    forms = (secret, secret.hex().encode(), encode_mailed_token(user_id, secret).encode())
+    for database in (0, 1):
+        with redis.Redis(port=redis_client.get_connection_kwargs()["port"], db=database) as client:
+            client.config_set("rdbcompression", "no")
+            dumps = [client.dump(key) or b"" for key in client.scan_iter()]
+            assert not [dump for dump in dumps if any(form in dump for form in forms)]
+
+
 @pytest.mark.parametrize("place", ["recipient", "data"])
 async def test_5xx_is_given_up_at_once_and_delays_no_other(
     place: str, setup: Setup, databases: Databases, mail_server: MailServerProcess
@@ -345,6 +371,7 @@ async def test_answers_that_are_not_utf_8_are_given_up_and_end_no_process(setup:
     setup.office = PostOffice(
         setup.office.accounts,
         setup.office.records,
+        setup.office.secrets,
         setup.writer,
         MailServer.from_url(SecretStr(f"smtp://127.0.0.1:{port}")),
     )
@@ -458,10 +485,10 @@ async def test_a_password_never_travels_in_the_clear(mail_server: MailServerProc
     assert mail_server.postbox.logins == []
 
 
-async def test_a_letter_that_a_record_lost_gets_another_message_id(
+async def test_a_letter_that_a_record_lost_is_the_same_letter(
     setup: Setup, databases: Databases, mail_server: MailServerProcess
 ) -> None:
-    """The cache forgot that it was sent: a second letter has the valid token, and no mailbox takes it for a copy."""
+    """The cache forgot that it was sent: a second mail has the same token and Message-ID, so mailboxes drop it."""
     user_id = make_user(databases)
     notice = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
     async with setup.running():
@@ -471,7 +498,7 @@ async def test_a_letter_that_a_record_lost_gets_another_message_id(
         await setup.tell(notice)
         await setup.settled()
     first, second = mail_server.postbox.letters
-    assert first["Message-ID"] != second["Message-ID"]
+    assert first["Message-ID"] == second["Message-ID"] and token_of(first) == token_of(second)
     assert decode_mailed_token(token_of(second)) == (user_id, tokens(databases, user_id)["password_reset"])
 
 

@@ -2,8 +2,7 @@
 
 The result of a crash after each step:
 
-    the notice's record claimed, nothing else   the same secret is found again and used
-    the token's hash stored                     as above: the same hash is stored again
+    the token's hash stored                     the same secret is derived again, and the same hash stored
     the server took the mail, not recorded      the mail goes out a second time, with the same bytes except its date:
                                                 same Message-ID, same token. SMTP delivers at least once
     recorded as sent, not acknowledged          the notice comes again, is recognised, and is acknowledged

@@ -12,6 +12,7 @@ from runtime.queue import open_queue
 from runtime.redis.client import redis_client
 from workers.notifications.accounts import Accounts
 from workers.notifications.letters import Writer
+from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
 from workers.notifications.smtp import MailServer
 from workers.notifications.worker import PostOffice, Sender
@@ -25,6 +26,7 @@ async def main(service: Service) -> None:
     settings = service.settings
     server = MailServer.from_url(settings.smtp_url)
     writer = Writer(sender=settings.mail_sender, link_url=settings.link_url)
+    secrets = MailedSecrets(settings.notice_key)
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -37,7 +39,7 @@ async def main(service: Service) -> None:
         letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
         stack.push_async_callback(letters.close)
         shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=SENDERS)) for dsn in settings.shard_dsns]
-        office = PostOffice(Accounts(shards, settings.topology), Records(cache), writer, server)
+        office = PostOffice(Accounts(shards, settings.topology), Records(cache), secrets, writer, server)
         senders = [Sender(queue=queue, letters=letters, office=office, service=service) for _ in range(SENDERS)]
         service.background.start("mail server", senders[0].prove, returns=True)
         for number, sender in enumerate(senders):

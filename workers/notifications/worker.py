@@ -28,6 +28,7 @@ from workers.consuming import TRANSIENT, Consuming, Stopping
 from workers.notifications import metrics
 from workers.notifications.accounts import Accounts, Recipient
 from workers.notifications.letters import STYLES, Writer
+from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
 from workers.notifications.smtp import MailServer, MailServerAway, Refused, SmtpSession, Taken
 
@@ -45,6 +46,7 @@ class PostOffice:
 
     accounts: Accounts
     records: Records
+    secrets: MailedSecrets
     writer: Writer
     server: MailServer
 
@@ -100,13 +102,12 @@ class Sender:
             await self._give_up(delivery, FailureKind.MALFORMED, f"malformed notice: {error}")
             return
         records = self._office.records
-        secret = await self._through("cache", lambda: records.claim(notice.id))
-        if secret is None:
+        if await self._through("cache", lambda: records.is_sent(notice.id)):
             await self._drop(delivery, "sent before")
             return
+        secret = self._office.secrets.of(notice.id)
         recipient, reason = await self._through("shards", lambda: self._address(notice, secret))
         if recipient is None:
-            await self._through("cache", lambda: records.forget(notice.id))
             await self._drop(delivery, reason)
             return
         outcome = await self._send(notice, recipient, secret, session)
@@ -120,7 +121,6 @@ class Sender:
         kind = FailureKind.REJECTED_BY_RECEIVER if outcome.for_good else FailureKind.DEFERRED_BY_RECEIVER
         decision = self._policy.decide(delivery.attempt)
         if outcome.for_good or decision.retry_in_ms is None:
-            await self._through("cache", lambda: records.forget(notice.id))
             await self._give_up(delivery, kind, outcome.reason)
             return
         metrics.RETRIED.labels(notice.kind).inc()
