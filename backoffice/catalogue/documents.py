@@ -20,13 +20,14 @@ from backoffice.web.fields import (
     Resource,
     Sku,
     Text,
-    printable,
+    plain_text,
 )
 
 NUMBER_MAX = 2**53 - 1  # every JSON reader keeps integers up to here exactly
 TEXT_LENGTH_MAX = 1000
 TEXTS_MAX = 50
 BATCH_ITEMS_MAX = 1000
+BATCH_VALUES_MAX = 100_000  # members and list elements of all items; the body's size is bounded, too
 
 
 def _attribute(value: Any) -> Any:
@@ -43,9 +44,8 @@ def _attribute(value: Any) -> Any:
             f"must be a text of at most {TEXT_LENGTH_MAX} characters, a list of at most {TEXTS_MAX} such texts, "
             "a number, true, false or null"
         )
-    for text in texts:
-        printable(text)
-    return value
+    plain = [plain_text(text) for text in texts]
+    return plain if isinstance(value, list) else plain[0]
 
 
 _TEXT_SCHEMA = {"type": "string", "maxLength": TEXT_LENGTH_MAX, "pattern": TEXT_PATTERN}

@@ -22,7 +22,6 @@ from backoffice.catalogue.documents import (
     NewProduct,
 )
 from backoffice.catalogue.store import Known, Product, ProductBatches
-from backoffice.web.fields import Change
 from backoffice.web.routing import field_errors
 
 _ATTEMPTS_MAX = 3  # against concurrent requests that create the same products
@@ -45,7 +44,7 @@ class ProductImport:
         for _attempt in range(_ATTEMPTS_MAX):
             known = await self._batches.compare(list(left.values()))
             for place, item in tuple(left.items()):
-                if item["sku"] not in known and (errors := _errors(NewProduct, item)):
+                if item["sku"] not in known and (errors := _errors_of_new(item)):
                     refused[place] = errors
                     del left[place]
             end = _end(refused, stop=stop)
@@ -76,14 +75,17 @@ def _validated(batch: Batch) -> tuple[dict[int, dict[str, Any]], dict[int, list[
     refused: dict[int, list[ItemError]] = {}
     seen: set[str] = set()
     for place, item in enumerate(batch.items):
-        errors = _errors(BatchItem, item)
-        if not errors and item["sku"] in seen:
-            errors = [ItemError(pointer="/sku", detail="appears more than once in this batch")]
-        if errors:
-            refused[place] = errors
+        try:
+            # What is compared and stored is what the model makes of the item: text in its one form.
+            valid = BatchItem.model_validate(item, strict=True).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            refused[place] = _item_errors(error)
+            continue
+        if valid["sku"] in seen:
+            refused[place] = [ItemError(pointer="/sku", detail="appears more than once in this batch")]
         else:
-            items[place] = item
-            seen.add(item["sku"])
+            items[place] = valid
+            seen.add(valid["sku"])
     return items, refused
 
 
@@ -106,9 +108,13 @@ def _end(refused: Mapping[int, object], *, stop: bool) -> int:
     return min(refused) if stop and refused else BATCH_ITEMS_MAX
 
 
-def _errors(model: type[Change] | type[NewProduct], item: dict[str, Any]) -> list[ItemError]:
+def _errors_of_new(item: dict[str, Any]) -> list[ItemError]:
     try:
-        model.model_validate(item, strict=True)
+        NewProduct.model_validate(item, strict=True)
     except ValidationError as error:
-        return [ItemError(pointer=place.pointer, detail=place.detail) for place in field_errors(error)]
+        return _item_errors(error)
     return []
+
+
+def _item_errors(error: ValidationError) -> list[ItemError]:
+    return [ItemError(pointer=place.pointer, detail=place.detail) for place in field_errors(error)]

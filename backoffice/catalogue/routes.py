@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from uuid import UUID
 
 from backoffice.catalogue.documents import (
+    BATCH_VALUES_MAX,
     Batch,
     BatchResult,
     NewProduct,
@@ -138,6 +139,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             "products",
             roles=STAFF,
             body=Batch,
+            body_values_max=BATCH_VALUES_MAX,
             answers=BatchResult,
         ),
         Route(

@@ -19,15 +19,23 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     PlainSerializer,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic_core import CoreSchema
 
 from backoffice.web.messages import invalid
 from domain import ids
+from domain.currencies import MINOR_UNIT_PLACES
 
 LIMIT_DEFAULT = 50
 LIMIT_MAX = 200
+# Characters without width or ink, and tags. Not the two joiners, which Persian, Indic scripts and emoji need.
+_INVISIBLE_RANGES = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2060-\u2064\u206a-\u206f\u2800\u3164\ufeff\uffa0"
+    f"{chr(0xE0000)}-{chr(0xE007F)}"
+)
+_INVISIBLE = re.compile(f"[{_INVISIBLE_RANGES}]")
 _TURNS = frozenset(("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"))
 
 
@@ -84,8 +92,12 @@ class Resource(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-def printable(text: str) -> str:
-    """The text; ValueError for control characters except line breaks and tabs."""
+def plain_text(text: str) -> str:
+    """The text in Unicode's composed form (NFC) with line ends of one kind, so that equal texts are equal bytes.
+
+    ValueError for control characters except line breaks and tabs.
+    """
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     # PostgreSQL cannot store NUL. Other control characters can attack a terminal or a log.
     if any(unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t" for character in text):
         raise ValueError("control characters are not allowed")
@@ -98,9 +110,17 @@ def _one_line(text: str) -> str:
     # A name with bidirectional control characters can look like another name.
     if any(unicodedata.bidirectional(character) in _TURNS for character in text):
         raise ValueError("bidirectional control characters are not allowed")
+    if _INVISIBLE.search(text):  # so can one with these
+        raise ValueError("invisible characters are not allowed")
     if not any(unicodedata.category(character)[0] in "LNPS" for character in text):
         raise ValueError("must not be blank")
     return text
+
+
+def _currency(code: str) -> str:
+    if code not in MINOR_UNIT_PLACES:
+        raise ValueError("must be a currency of ISO 4217, such as EUR")
+    return code
 
 
 def _dated(time: Any) -> datetime:
@@ -131,19 +151,23 @@ def format_time(time: datetime) -> str:
 # ASCII only: no look-alike letters, no normalisation, one way to fold. No quoted local parts and no address literals.
 _EMAIL = r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,63}$"
 
-TEXT_PATTERN = r"^[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]*$"
-_NOT_IN_A_LINE = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069"
-Text = Annotated[str, AfterValidator(printable), Described(TEXT_PATTERN)]
+TEXT_PATTERN = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
+_NOT_IN_A_LINE = r"\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069" + _INVISIBLE_RANGES
+Text = Annotated[str, AfterValidator(plain_text), Described(TEXT_PATTERN)]
 Email = Annotated[str, Field(pattern=_EMAIL, max_length=254)]
 Name = Annotated[
     str,
     Field(min_length=1, max_length=200),
-    AfterValidator(printable),
+    AfterValidator(plain_text),
     AfterValidator(_one_line),
     Described(rf"^[^{_NOT_IN_A_LINE}]*[^\s{_NOT_IN_A_LINE}][^{_NOT_IN_A_LINE}]*$"),
 ]
 Sku = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-Currency = Annotated[str, Field(pattern=r"^[A-Z]{3}$", description="ISO 4217")]
+Currency = Annotated[
+    str,
+    AfterValidator(_currency),
+    WithJsonSchema({"type": "string", "enum": sorted(MINOR_UNIT_PLACES), "description": "ISO 4217"}),
+]
 _DATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}")
 Moment = Annotated[datetime, BeforeValidator(_dated), AfterValidator(_in_utc)]
 Time = Annotated[datetime, PlainSerializer(format_time, return_type=str)]

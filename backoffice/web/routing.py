@@ -18,6 +18,7 @@ import structlog
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from pydantic import BaseModel, ValidationError
 
+from backoffice.web.json_body import VALUES_MAX, check_json
 from backoffice.web.messages import JSON, Answer, Call, Caller, Refused, Rendered, Role, render, render_problem
 from domain.problems import FieldError, Problem, ProblemDetails
 
@@ -46,6 +47,7 @@ class Route:
     roles: frozenset[Role] | None = None
     anonymous: bool = False
     body: type[BaseModel] | None = None
+    body_values_max: int = VALUES_MAX
     query: type[BaseModel] | None = None
     answers: type[BaseModel] | None = None
     status: int = 200
@@ -143,7 +145,7 @@ class Dispatcher:
             call = replace(call, caller=caller)
         arguments: list[BaseModel] = []
         if route.body is not None:
-            arguments.append(parse_body(route.body, call))
+            arguments.append(parse_body(route.body, call, values_max=route.body_values_max))
         if route.query is not None:
             arguments.append(parse_query(route.query, call))
         return await route.handler(call, *arguments)
@@ -163,7 +165,7 @@ _UNAVAILABLE = (
 )
 
 
-def parse_body(model: type[BaseModel], call: Call) -> BaseModel:
+def parse_body(model: type[BaseModel], call: Call, *, values_max: int = VALUES_MAX) -> BaseModel:
     """The body as a model; Refused(`unsupported_media_type`, `malformed_request` or `validation_failed`)."""
     media_type, _, parameters = call.headers.get("content-type", "").partition(";")
     charset = parameters.strip().lower().replace('"', "")
@@ -171,6 +173,7 @@ def parse_body(model: type[BaseModel], call: Call) -> BaseModel:
         raise Refused(Problem.UNSUPPORTED_MEDIA_TYPE)
     if call.headers.get("content-encoding", "").strip():
         raise Refused(Problem.UNSUPPORTED_MEDIA_TYPE)
+    check_json(call.body, values_max=values_max)
     try:
         return model.model_validate_json(call.body, strict=True)
     except ValidationError as error:

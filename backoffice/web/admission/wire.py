@@ -115,6 +115,9 @@ class ClientWire:
         single = [name for name, _ in head.headers if name in _SINGLE]
         if len(single) != len(set(single)):
             await self._reject("A header that may appear only once appears twice")
+        if not all(value.isascii() for name, value in head.headers if name == b"idempotency-key"):
+            # Robyn leaves such a header out, and a repeated request would be another request.
+            await self._reject("The Idempotency-Key must be 1 to 64 visible ASCII characters")
         if {name for name, _ in head.headers} >= {b"content-length", b"transfer-encoding"}:
             # RFC 9112, section 6.1: a proxy before us may have framed the request by the other header.
             await self._reject("The request has both Content-Length and Transfer-Encoding; send one of them")
