@@ -43,14 +43,26 @@ def test_the_largest_product_is_within_the_bound(staff: Staff) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["\u200b", "A\u200bda", "\u3164", "\u2800\u2800", "na\u00adme", "\ufeffAda", "\u2066Ada", "Ada\U000e0041", "A\r\nB"],
+    [
+        "\u200b",
+        "A\u200bda",
+        "\u3164",
+        "\u2800\u2800",
+        "na\u00adme",
+        "\ufeffAda",
+        "\u2066Ada",
+        "Ada\U000e0041",
+        "A\r\nB",
+    ],
 )
 def test_names_that_are_not_what_they_show(staff: Staff, name: str) -> None:
     answer = staff.http.post("/v1/products", json={**GOOD, "name": name})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/name")
 
 
-@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469", "é"])
+@pytest.mark.parametrize(
+    "name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469", "é"]
+)
 def test_names_in_every_script_are_taken(staff: Staff, name: str) -> None:
     assert staff.http.post("/v1/products", json={**GOOD, "name": name}).json()["name"] == name
 
