@@ -15,6 +15,7 @@ from runtime.dead_letters.port import (
     DeadLettersFull,
     DeadLettersUnavailable,
     NewLetter,
+    identity_of,
 )
 from runtime.dead_letters.postgres import PostgresDeadLetters
 from runtime.dead_letters.replay import BeingReplayed, NotReplayable, Replay, replay
@@ -32,6 +33,7 @@ __all__ = [
     "NotReplayable",
     "PostgresDeadLetters",
     "Replay",
+    "identity_of",
     "open_dead_letters",
     "replay",
 ]

@@ -24,8 +24,8 @@ WITH known AS (
     RETURNING d.id, before.id AS id_before
 ),
 replayed AS (
-    INSERT INTO replayed_letters (id)
-    SELECT id_before FROM known WHERE id_before <> id
+    INSERT INTO replayed_letters (id, identity)
+    SELECT id_before, %(identity)s FROM known WHERE id_before <> id
     ON CONFLICT (id) DO NOTHING
 ),
 counted AS (
@@ -116,7 +116,7 @@ UPDATE dead_letters SET claim = NULL, claimed_until = NULL WHERE id = %(id)s AND
 -- Removes a letter that is back in its queue and remembers its id for a day. Repeating it changes nothing; a claim that
 -- another replay has taken over removes nothing. Index: dead_letters_pkey, replayed_letters_age.
 WITH gone AS (
-    DELETE FROM dead_letters WHERE id = %(id)s AND claim = %(claim)s RETURNING id, queue
+    DELETE FROM dead_letters WHERE id = %(id)s AND claim = %(claim)s RETURNING id, queue, identity
 ),
 counted AS (
     UPDATE dead_letter_counts c SET letters = c.letters - 1 FROM gone g WHERE c.queue = g.queue
@@ -124,8 +124,8 @@ counted AS (
 forgotten AS (
     DELETE FROM replayed_letters WHERE replayed_at < now() - interval '1 day'
 )
-INSERT INTO replayed_letters (id)
-SELECT id FROM gone
+INSERT INTO replayed_letters (id, identity)
+SELECT id, identity FROM gone
 ON CONFLICT (id) DO NOTHING;
 
 -- name: was_replayed

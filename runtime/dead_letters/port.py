@@ -7,6 +7,8 @@ it again makes no second letter. Performs no I/O.
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +18,7 @@ from runtime.process.errors import OperatorError
 from runtime.queue.port import Failure, FailureKind, short_reason
 
 PAGE_LETTERS_MAX = 200
+_LENGTHS = struct.Struct(">QQ")
 
 
 class DeadLettersFull(Exception):
@@ -34,6 +37,12 @@ class DeadLettersUnavailable(OperatorError):
         """`detail` is the client's message."""
         super().__init__(f"dead letters: {detail}")
         self.detail = detail
+
+
+def identity_of(queue: str, message_id: str, body: bytes) -> bytes:
+    """SHA-256 of queue, message id and body, with lengths so that no two of them run into each other."""
+    first, second = queue.encode(), message_id.encode()
+    return hashlib.sha256(_LENGTHS.pack(len(first), len(second)) + first + second + body).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,11 @@ class NewLetter:
     def short_reason(self) -> str:
         """The reason as it is stored."""
         return short_reason(self.reason)
+
+    @property
+    def identity(self) -> bytes:
+        """SHA-256 of queue, message id and body."""
+        return identity_of(self.queue, self.message_id, self.body)
 
 
 @dataclass(frozen=True, slots=True)

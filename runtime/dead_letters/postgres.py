@@ -6,9 +6,7 @@ Tables of the catalogue: `dead_letters`, `dead_letter_counts`, `replayed_letters
 from __future__ import annotations
 
 import builtins
-import hashlib
 import re
-import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -40,7 +38,6 @@ Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 _SQL = load_sql("runtime.dead_letters", "dead_letters.sql")
 _ID = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
 _BIGINT_MAX = (1 << 63) - 1
-_LENGTHS = struct.Struct(">QQ")
 _ADD_TRIES = 3  # two consumers may add the same letter at once: one of them finds it with the next try
 
 
@@ -59,7 +56,7 @@ class PostgresDeadLetters:
     async def add(self, letter: NewLetter) -> str:
         """One statement. Two concurrent additions of one letter meet in its unique identity."""
         values = {
-            "identity": identity_of(letter),
+            "identity": letter.identity,
             "queue": letter.queue,
             "message_id": _text(letter.message_id),
             "body": letter.body,
@@ -173,12 +170,6 @@ class PostgresDeadLetters:
                 yield connection
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise DeadLettersUnavailable(str(error).strip() or type(error).__name__) from error
-
-
-def identity_of(letter: NewLetter) -> bytes:
-    """SHA-256 of queue, message id and body, with lengths so that no two of them run into each other."""
-    queue, message_id = letter.queue.encode(), letter.message_id.encode()
-    return hashlib.sha256(_LENGTHS.pack(len(queue), len(message_id)) + queue + message_id + letter.body).digest()
 
 
 def _parse_id(letter_id: str) -> int | None:

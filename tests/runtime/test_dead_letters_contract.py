@@ -28,7 +28,6 @@ from runtime.dead_letters import (
     open_dead_letters,
     replay,
 )
-from runtime.dead_letters.postgres import identity_of
 from runtime.postgres.pool import postgres_pool
 from runtime.queue import Failure, FailureKind, QueueFull, QueueUnavailable
 from runtime.queue.port import failure_now
@@ -171,7 +170,7 @@ async def test_concurrent_additions_of_one_letter_make_one(store: Store) -> None
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_identity_tells_letters_apart(parts: list[tuple[str, str, bytes]]) -> None:
     identities = {
-        identity_of(NewLetter(queue=queue, message_id=message, body=body, kind=FailureKind.MALFORMED, reason=""))
+        NewLetter(queue=queue, message_id=message, body=body, kind=FailureKind.MALFORMED, reason="").identity
         for queue, message, body in parts
     }
     assert len(identities) == len(parts)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -15,26 +15,44 @@ import redis
 
 from devstack.servers import RedisServer
 from domain import ids, topology
+from domain.messages import SequencedEntry
+from domain.orders import OrderEntry, encode_entry
 from runtime.dead_letters import NewLetter
 from runtime.queue import FailureKind
 from tests.reservation.lane import LANE
-from tests.workers.making import Maker
+from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import ROOT, stop, worker_process
 from tests.workers.writing import Bench, eventually, rows
+from workers.reconciler.deep import DeepLooks
 from workers.reconciler.looking import Looking
+from workers.reconciler.places import Coverage, cover
 from workers.reconciler.progress import LaneProgress
 from workers.reconciler.reading import Reading
 from workers.reconciler.verdict import Verdict
+from workers.shard_writer.plan import Version
 
 
-def looking_at(bench: Bench, *, stored_within_s: float = 60.0) -> Looking:
+class Thorough(Looking):
+    """Quick and deep looks in turn, in place of two tasks."""
+
+    async def look(self, *, only: UUID | None = None) -> list[Verdict]:
+        sales = await self.sales(only=only)
+        await self.follow(sales)
+        if self.deep.is_due(sale.sale_id for sale in sales):
+            await self.deep.run_pass(sales)
+        return await super().look(only=only)
+
+
+def looking_at(bench: Bench, *, stored_within_s: float = 60.0, deep_every_s: float = 0.0) -> Thorough:
     """A reconciler that reads everything at every look."""
     reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters)
-    return Looking(reading, kept_s=3600, stored_within_s=stored_within_s, deep_every_s=0.0, deep_share_max=1e9)
+    progress: dict[int, LaneProgress] = {}
+    deep = DeepLooks(reading.apart(), progress, every_s=deep_every_s, share_max=1e9)
+    return Thorough(reading, deep, progress=progress, kept_s=3600, stored_within_s=stored_within_s)
 
 
-async def settled(looking: Looking) -> Verdict:
+async def settled(looking: Thorough) -> Verdict:
     """The verdict of a second look: doubts of the first one are settled then."""
     await looking.look()
     (verdict,) = await looking.look()
@@ -75,8 +93,7 @@ async def test_a_sale_that_is_right_is_proved(bench: Bench, market: Market) -> N
 async def test_a_new_sale_does_not_wait_for_the_next_deep_look(
     bench: Bench, maker: Maker, redis_client: redis.Redis
 ) -> None:
-    reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters)
-    looking = Looking(reading, kept_s=3600, deep_every_s=1e6, deep_share_max=1e9)
+    looking = looking_at(bench, deep_every_s=1e6)
     assert [verdict.a for verdict in await looking.look()] == [True]
     open_market(bench, maker, redis_client, units=5)
     assert [verdict.a for verdict in await looking.look()] == [True, True]
@@ -218,27 +235,64 @@ async def test_a_lost_entry_is_found_when_its_time_is_over(bench: Bench, market:
     assert (await settled(looking)).is_proved
 
 
+async def buried(market: Market, seq: int, *, letter: bytes = bytes(32)) -> OrderEntry:
+    """Note the entry at a place as a dead letter of its shard, as a writer does; its order."""
+    entry = market.lane.stream()[seq]
+    shard = TOPOLOGY.shard_of_order(entry.order_id)
+    version = Version(entry, SequencedEntry(LANE, seq, encode_entry(entry)))
+    await market.bench.store(shard).note_dead_lettered([version], "test", letter=letter)
+    return entry
+
+
+async def judged(looking: Thorough) -> Verdict:
+    """The settled verdict, when entries that are not stored are due."""
+
+    async def is_judged() -> bool:
+        return (await looking.look())[0].b is not None
+
+    await eventually(is_judged)
+    return await settled(looking)
+
+
 async def test_dead_letters_are_accounted_for(bench: Bench, market: Market) -> None:
-    """An entry in the dead letters of a shard or of the relay is not lost."""
+    """A dead letter excludes exactly its own place: the rest of the lane is compared as before."""
     looking = looking_at(bench, stored_within_s=0.5)
-    market.buy(4)
-    await market.store(without=[20, 21])
-    with psycopg.connect(bench.databases.shard_dsns[2]) as connection:
-        connection.execute("INSERT INTO dead_lettered (lane, lane_seq, reason) VALUES (%s, 20, 'test')", (LANE,))
-    headers = {"lane": str(LANE), "lane_seq": "21"}
+    orders = market.buy(4)
+    market.cancel(orders[3])  # entry 23: the letter holds a release, the shard still the order
+    await market.store(without=[20, 23])
+    await buried(market, 20)
+    await buried(market, 23)
+    verdict = await judged(looking)
+    assert (verdict.a, verdict.b, verdict.detail) == (True, True, ())
+    _in_redis(available=-1, reserved=1)(bench, market)
+    verdict = await settled(looking)
+    assert (verdict.a, verdict.b) == (False, True)
+    assert any("0 in the dead letters" in text or "in Redis" in text for text in verdict.detail)
+
+
+async def test_a_dead_letter_without_a_readable_order_leaves_a_difference_unproved(
+    bench: Bench, market: Market
+) -> None:
+    """An entry in the dead letters of the relay is not lost, but nothing tells its units."""
+    looking = looking_at(bench, stored_within_s=0.5)
+    market.buy(2)
+    await market.store(without=[20])
+    headers = {"lane": str(LANE), "lane_seq": "20"}
     await bench.letters.add(
         NewLetter(
-            queue=topology.POISON_ENTRIES, message_id=f"{LANE}:21", body=b"?", kind=FailureKind.UNROUTABLE, reason="test",
+            queue=topology.POISON_ENTRIES, message_id=f"{LANE}:20", body=b"?", kind=FailureKind.UNROUTABLE, reason="test",
             headers=headers, replayable=False,
         )
     )  # fmt: skip
-
-    async def judged() -> bool:
-        return (await looking.look())[0].b is not None
-
-    await eventually(judged)
+    verdict = await judged(looking)
+    assert (verdict.a, verdict.b) == (None, True)
+    assert "1 dead letters of its lanes are not readable" in verdict.detail[0]
+    # A letter that held no units of the sale explains nothing and hinders nothing.
+    _in_redis(available=1, reserved=-1)(bench, market)
     verdict = await settled(looking)
     assert (verdict.a, verdict.b) == (True, True)
+    _in_redis(reserved=200, allotted=200)(bench, market)
+    assert (await settled(looking)).a is False, "more units than a letter may have"
 
 
 async def test_a_redis_that_lost_entries_is_red(bench: Bench, market: Market) -> None:
@@ -277,18 +331,18 @@ async def test_sales_are_judged_apart_and_only_while_redis_keeps_them(
     assert long_over.sale.sale_id not in verdicts
 
 
-async def test_the_watermark_finds_the_first_gap_with_few_counts() -> None:
-    """Counts against a plain set of stored places."""
+async def test_the_watermark_finds_the_first_gap_with_one_read() -> None:
+    """Reads from a plain set of stored places."""
 
     class Stored:
         def __init__(self, places: set[int]) -> None:
             self.stored = places
-            self.counts = 0
+            self.reads = 0
 
-        async def places(self, lane: int, *, after: int, upto: int) -> int:
+        async def places(self, lane: int, *, after: int, upto: int) -> Coverage:
             assert lane == 7
-            self.counts += 1
-            return sum(after < seq <= upto for seq in self.stored)
+            self.reads += 1
+            return cover(after, upto, stored=[[seq - after for seq in self.stored if after < seq <= upto]])
 
         async def note_poison(self, lane: int) -> None:
             assert lane == 7
@@ -301,7 +355,7 @@ async def test_the_watermark_finds_the_first_gap_with_few_counts() -> None:
         progress = LaneProgress(7)
         await progress.look(stored, 10_000)
         assert progress.verified == gap - 1
-        assert stored.counts <= 16
+        assert stored.reads == 1
     progress = LaneProgress(7)
     await progress.look(Stored(set(range(1, 120_001))), 120_000)
     assert progress.verified == 120_000 and progress.is_proved(120_000)

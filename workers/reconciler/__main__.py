@@ -20,6 +20,7 @@ from functools import partial
 from uuid import UUID
 
 import orjson
+import structlog
 from prometheus_client import Counter, Gauge
 from redis.asyncio import Redis
 
@@ -34,8 +35,9 @@ from runtime.process.telemetry import configure_logging
 from runtime.redis.client import redis_client
 from runtime.redis.leases import Lease
 from workers.consuming import TRANSIENT
+from workers.reconciler.deep import DEEP_EVERY_S, DEEP_SHARE_MAX, DeepLooks
 from workers.reconciler.looking import Looking
-from workers.reconciler.progress import STORED_WITHIN_S
+from workers.reconciler.progress import STORED_WITHIN_S, LaneProgress
 from workers.reconciler.reading import Reading
 from workers.reconciler.verdict import Verdict
 from workers.rounds import run_rounds
@@ -44,9 +46,14 @@ NAME = "reconciler"
 EVERY_S = 2.0
 ONCE_EVERY_S = 0.5
 WAIT_S_MAX = 600.0
+DEEP_POLL_S = 0.5
+DEEP_SHARE_ONCE = 0.5  # of one judgement: an operator waits for it
 
 INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged in the last 15 s.", ["sale", "invariant"])
 VERIFIED_SEQ = Gauge("flashsale_lane_verified_seq", "Every entry of the lane up to here is stored.", ["lane"])
+DEEP_AGE = Gauge("flashsale_deep_look_age_seconds", "Time since all orders of a shard were read.", ["part"])
+DEEP_SLICES = Gauge("flashsale_deep_look_slices", "Slices that deep looks have read since the start.")
+DEEP_CUT = Gauge("flashsale_deep_look_slices_cut", "Slices that took too long and were read again with fewer rows.")
 LOOKS = Counter("flashsale_reconciler_looks", "Looks at all published sales.")
 
 
@@ -64,21 +71,53 @@ def main() -> None:
     run(NAME, settings, serve)
 
 
+log = structlog.get_logger()
+
+
 async def serve(service: Service) -> None:
     """Look until the service stops; one process at a time looks."""
     settings = service.settings
-    async with _clients(settings) as (redis, reading):
+    async with _clients(settings) as (redis, reading, apart):
         if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
-        looking = Looking(reading, kept_s=settings.sale_kept_s)
-        look = partial(_publish_look, redis, looking, set())
+        looking = _looking(reading, apart, kept_s=settings.sale_kept_s)
+        leading = Leading()
+        look = partial(_publish_look, redis, looking, set(), leading)
         service.background.start(
             NAME, partial(run_rounds, service, redis, role=NAME, every_s=EVERY_S, work=look, life_ms=settings.lease_ms)
         )
+        service.background.start("deep look", partial(look_deep, service, looking, leading))
         await service.background.finished()
 
 
-async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lease) -> bool:
+class Leading:
+    """Which lease the quick looks work under: deep looks begin only while it is held."""
+
+    def __init__(self) -> None:
+        self.lease: Lease | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process is the one that looks."""
+        return self.lease is not None and self.lease.held
+
+
+async def look_deep(service: Service, looking: Looking, leading: Leading) -> None:
+    """Run the deep looks until the service stops, apart from the quick ones: none of them waits for the other."""
+    while not await service.pause(DEEP_POLL_S):
+        if not leading.is_held:
+            continue
+        try:
+            sales = await looking.sales()
+            if sales and looking.deep.is_due(sale.sale_id for sale in sales):
+                await looking.deep.run_pass(sales)
+        except TRANSIENT as error:
+            log.warning("deep look failed", error=f"{type(error).__name__}: {error}")
+            await service.pause(EVERY_S)
+
+
+async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], leading: Leading, lease: Lease) -> bool:
+    leading.lease = lease
     verdicts = await looking.look()
     await publish_verdicts(redis, {verdict.sale_id: verdict.as_document() for verdict in verdicts})
     judged = {verdict.sale_id for verdict in verdicts}
@@ -93,6 +132,10 @@ async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], _: Lea
             INVARIANT.labels(verdict.sale_id, invariant).set_function(partial(_value_until, held, counts_until))
     for lane, progress in looking.progress.items():
         VERIFIED_SEQ.labels(lane).set(progress.verified)
+    for part, age_s in looking.deep.ages_s().items():
+        DEEP_AGE.labels(part).set_function(partial(_age_s, time.monotonic() - age_s))
+    DEEP_SLICES.set(looking.deep.slices)
+    DEEP_CUT.set(looking.deep.cut_slices)
     LOOKS.inc()
     return False
 
@@ -102,10 +145,34 @@ def _value_until(held: bool | None, counts_until: float) -> float:
     return -1 if held is None or time.monotonic() > counts_until else int(held)
 
 
+def _age_s(since: float) -> float:
+    return time.monotonic() - since
+
+
+def _looking(
+    reading: Reading,
+    apart: Reading,
+    *,
+    kept_s: int,
+    stored_within_s: float = STORED_WITHIN_S,
+    deep_every_s: float = DEEP_EVERY_S,
+    deep_share_max: float = DEEP_SHARE_MAX,
+) -> Looking:
+    """Quick looks by `reading`, deep looks by `apart`."""
+    progress: dict[int, LaneProgress] = {}
+    deep = DeepLooks(apart, progress, every_s=deep_every_s, share_max=deep_share_max)
+    return Looking(reading, deep, progress=progress, kept_s=kept_s, stored_within_s=stored_within_s)
+
+
 async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:
-    async with _clients(settings) as (redis, reading):
-        looking = Looking(
-            reading, kept_s=settings.sale_kept_s, stored_within_s=wait_s, deep_every_s=0.0, deep_share_max=0.5
+    async with _clients(settings) as (redis, reading, apart):
+        looking = _looking(
+            reading,
+            apart,
+            kept_s=settings.sale_kept_s,
+            stored_within_s=wait_s,
+            deep_every_s=0.0,
+            deep_share_max=DEEP_SHARE_ONCE,
         )
         settled_looks = 0
         deadline = time.monotonic() + wait_s
@@ -121,7 +188,7 @@ async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *
                     await fingerprint.check(redis, settings.topology)
                     is_checked = True
                 problem = nothing
-                verdicts = await looking.look(only=sale_id)
+                verdicts = await _judge(looking, sale_id)
             except TRANSIENT as error:
                 verdicts, problem = [], f"{type(error).__name__}: {error}"
             settled = bool(verdicts) and all(v.a is not None and v.b is not None for v in verdicts)
@@ -131,11 +198,20 @@ async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *
             if settled_looks == 2 or (not settled and time.monotonic() > deadline):
                 break
             if settled:
-                looking.demand_deep()
+                looking.deep.demand()
                 continue
             await asyncio.sleep(min(ONCE_EVERY_S, max(0.01, deadline - time.monotonic())))
     _print(verdicts, problem, one=sale_id is not None, as_json=as_json)
     return 0 if verdicts and all(verdict.is_proved for verdict in verdicts) else 1
+
+
+async def _judge(looking: Looking, sale_id: UUID | None) -> list[Verdict]:
+    """A deep look if one is due, then a quick one. The deep look compares with the watermarks."""
+    sales = await looking.sales(only=sale_id)
+    await looking.follow(sales)
+    if sales and looking.deep.is_due(sale.sale_id for sale in sales):
+        await looking.deep.run_pass(sales)
+    return await looking.look(only=sale_id)
 
 
 def _print(verdicts: Sequence[Verdict], problem: str, *, one: bool, as_json: bool) -> None:
@@ -161,14 +237,19 @@ def _all_of(values: Sequence[bool | None]) -> bool | None:
 
 
 @asynccontextmanager
-async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading]]:
+async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading, Reading]]:
+    """Redis, the reading of the quick looks, and that of the deep looks with connections of its own."""
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
-        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
-        letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
-        yield redis, Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters)
+        readings = []
+        for _ in range(2):
+            catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
+            shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
+            letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
+            readings.append(Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters))
+            stack.push_async_callback(readings[-1].close)
+        yield redis, readings[0], readings[1]
 
 
 def _sale_id(text: str) -> UUID:

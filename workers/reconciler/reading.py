@@ -1,10 +1,15 @@
-"""Reads the inputs of verdicts: lanes in Redis, the catalogue's ledger, the shards. Judges nothing."""
+"""Reads everything that the reconciler's quick looks compare: lanes in Redis, the catalogue, the places in the shards.
+
+A database that does not answer makes its own part unknown: its reads raise `Away`, and until the next look all further
+reads of it raise at once, so that one database delays a look by its own bound only.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import UUID
 
 from psycopg.rows import TupleRow
@@ -14,28 +19,117 @@ from domain import topology
 from domain.sales import SaleDefinition
 from reservation.documents import SaleDocuments
 from reservation.reading import read_lane
-from runtime.dead_letters import PAGE_LETTERS_MAX, DeadLetters
+from runtime.dead_letters import PAGE_LETTERS_MAX, DeadLetters, identity_of
 from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 from runtime.redis.clock import now_ms
-from workers.reconciler.stock import LaneLook, LedgerLook, LostRange, UnitsLook, UnknownTail
+from workers.consuming import TRANSIENT
+from workers.reconciler.places import Coverage, cover, unpack
+from workers.reconciler.stock import GivenUp, LaneLook, LedgerLook, LostRange, UnknownTail
 
-STATEMENT_S_MAX = 60
+STATEMENT_S_MAX = 5
+ANSWER_S_MAX = 6.0  # for a connection and its statement: a frozen server obeys no statement timeout
 POISON_PAGES_MAX = 50
+CATALOGUE = "catalogue"
 
-_SQL = load_sql("workers.reconciler", "reconciler.sql")
+SQL = load_sql("workers.reconciler", "reconciler.sql")
+T = TypeVar("T")
+
+
+class Away(Exception):
+    """A database does not answer; its part of the comparison is unknown."""
+
+    def __init__(self, part: str, reason: str) -> None:
+        """`part` is `catalogue` or `shard N`."""
+        super().__init__(f"{part} does not answer: {reason}")
+        self.part = part
+        self.reason = reason
+
+
+class Source:
+    """One database with a bound on each read. At most one read that got no answer is left behind."""
+
+    def __init__(self, part: str, pool: Pool) -> None:
+        """Uses the pool, does not own it."""
+        self.part = part
+        self.pool = pool
+        self._left_behind: asyncio.Task[Any] | None = None
+        self._problem: str | None = None
+
+    def begin_look(self) -> None:
+        """Ask again, also after a failure."""
+        self._problem = None
+
+    async def ask(self, work: Coroutine[Any, Any, T], *, within_s: float = ANSWER_S_MAX) -> T:
+        """The result of `work`. Raises Away for a transient error, and when no answer comes in time."""
+        if self._left_behind is not None and not self._left_behind.done():
+            self._problem = "it still owes an answer"
+        if self._problem is not None:
+            work.close()
+            raise Away(self.part, self._problem)
+        task = asyncio.ensure_future(work)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=within_s)
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if not done:
+            # Cancelling would wait for the server as well.
+            self._left_behind = task
+            task.add_done_callback(_forget)
+            self._problem = f"no answer within {within_s:.0f} s"
+            raise Away(self.part, self._problem)
+        try:
+            return task.result()
+        except TRANSIENT as error:
+            self._problem = f"{type(error).__name__}: {str(error).strip()[:200]}"
+            raise Away(self.part, self._problem) from error
+
+    async def rows(self, block: str, values: Mapping[str, Any], *, binary: bool = False) -> list[TupleRow]:
+        """The rows of a statement of `reconciler.sql`, in a transaction of its own."""
+        return await self.ask(_rows(self.pool, block, values, binary=binary))
+
+    async def close(self) -> None:
+        """End the read that got no answer."""
+        if self._left_behind is not None:
+            self._left_behind.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueLook:
+    """The catalogue's part of a look."""
+
+    ledger: Mapping[UUID, Mapping[str, LedgerLook]]
+    lost: Sequence[LostRange]
+    tails: Sequence[UnknownTail]
+    given_up: Mapping[UUID, GivenUp]
 
 
 class Reading:
-    """Read access to everything that the reconciler compares; `shards` in shard order."""
+    """Read access to everything that a quick look compares; `shards` in shard order."""
 
     def __init__(self, *, redis: Redis, catalogue: Pool, shards: Sequence[Pool], letters: DeadLetters) -> None:
         """Uses the clients, does not own them."""
         self._redis = redis
         self._documents = SaleDocuments(redis)
-        self._catalogue = catalogue
-        self._shards = shards
+        self.catalogue = Source(CATALOGUE, catalogue)
+        self.shards = [Source(f"shard {number}", pool) for number, pool in enumerate(shards)]
         self._letters = letters
+
+    def apart(self) -> Reading:
+        """The same servers, with failures and answers of its own: for the deep looks."""
+        pools = [source.pool for source in self.shards]
+        return Reading(redis=self._redis, catalogue=self.catalogue.pool, shards=pools, letters=self._letters)
+
+    def begin_look(self) -> None:
+        """Ask every database again."""
+        for source in (self.catalogue, *self.shards):
+            source.begin_look()
+
+    async def close(self) -> None:
+        """End reads that got no answer."""
+        for source in (self.catalogue, *self.shards):
+            await source.close()
 
     async def now_ms(self) -> int:
         """Redis time."""
@@ -63,83 +157,80 @@ class Reading:
         malformed = {sale_id: there.malformed for sale_id, there in state.sales.items() if there.malformed}
         return LaneLook(state.seq, stocks, closed, malformed)
 
+    async def of_catalogue(self, sale_ids: Collection[UUID]) -> CatalogueLook:
+        """Ledger, losses and deleted dead letters of these sales. Raises Away."""
+        ledger = await self.ledger(sale_ids)
+        lost = [LostRange(*row) for row in await self.catalogue.rows("read_lost", {})]
+        tails = [UnknownTail(*row) for row in await self.catalogue.rows("read_unknown_tails", {})]
+        rows = await self.catalogue.rows("read_given_up", {"sale_ids": list(sale_ids)})
+        return CatalogueLook(ledger, lost, tails, {sale_id: GivenUp(*more) for sale_id, *more in rows})
+
     async def ledger(self, sale_ids: Collection[UUID]) -> dict[UUID, dict[str, LedgerLook]]:
-        """Ledger rows by sale and SKU."""
+        """Ledger rows by sale and SKU. Raises Away."""
         ledger: dict[UUID, dict[str, LedgerLook]] = {sale_id: {} for sale_id in sale_ids}
-        rows = await _rows(self._catalogue, "read_ledger", {"sale_ids": list(sale_ids)})
+        rows = await self.catalogue.rows("read_ledger", {"sale_ids": list(sale_ids)})
         for sale_id, sku, stock, granted, shard, total, seq in rows:
             look = ledger[sale_id].setdefault(sku, LedgerLook(stock, granted))
             if shard >= 0:
                 look.grants[shard] = (total, seq)
         return ledger
 
-    async def units(self) -> list[dict[UUID, dict[str, UnitsLook]]]:
-        """Per shard, by sale and SKU. Reads every order, so it is for deep looks only."""
-        shards = []
-        for rows in await self._of_all_shards("read_units", {}):
-            units: dict[UUID, dict[str, UnitsLook]] = {}
-            for sale_id, sku, held, granted, seq, sold in rows:
-                units.setdefault(sale_id, {})[sku] = UnitsLook(int(held), granted, seq, sold)
-            shards.append(units)
-        return shards
-
-    async def strays(self) -> dict[int, tuple[int, int]]:
-        """Per lane: versions without their order, and orders without their version, over all shards."""
-        strays: dict[int, tuple[int, int]] = {}
-        for rows in await self._of_all_shards("count_strays", {}):
-            for lane, versions, orders in rows:
-                before = strays.get(lane, (0, 0))
-                strays[lane] = (before[0] + versions, before[1] + orders)
-        return strays
-
-    async def dead_lettered(self, lanes: Collection[int]) -> int:
-        """Number of entries of these lanes in the dead letters."""
-        counts = await self._of_all_shards("count_dead_lettered", {"lanes": list(lanes)})
-        return sum(int(rows[0][0]) for rows in counts)
-
-    async def places(self, lane: int, *, after: int, upto: int) -> int:
-        """Number of places of a lane in (after, upto] stored, dead-lettered or recorded as lost, over all shards."""
+    async def places(self, lane: int, *, after: int, upto: int) -> Coverage:
+        """The places of a lane in (after, upto], compared with all shards and the catalogue. Raises Away."""
         values = {"lane": lane, "after": after, "upto": upto}
-        counts = await self._of_all_shards("count_range", values)
-        lost = await _rows(self._catalogue, "count_lost", values)
-        return sum(int(rows[0][0]) for rows in (*counts, lost))
-
-    async def lost(self) -> list[LostRange]:
-        """Ranges that rebuilds recorded as lost."""
-        return [LostRange(*row) for row in await _rows(self._catalogue, "read_lost", {})]
-
-    async def unknown_tails(self) -> list[UnknownTail]:
-        """Losses of unknown extent."""
-        return [UnknownTail(*row) for row in await _rows(self._catalogue, "read_unknown_tails", {})]
+        answers = await _all(shard.rows("read_places", values, binary=True) for shard in self.shards)
+        stored, noted = [], []
+        for ((transitions, repeated, dead),) in answers:
+            stored += [unpack(transitions), unpack(repeated)]
+            noted.append(unpack(dead))
+        lost = [(first, last) for first, last in await self.catalogue.rows("read_lost_places", values)]
+        return cover(after, upto, stored=stored, noted=noted, lost=lost)
 
     async def watermarks(self) -> dict[int, int]:
-        """By lane, the sequence up to which it was proved before."""
-        return dict(await _rows(self._catalogue, "read_watermarks", {}))
+        """By lane, the sequence up to which it was proved before. Raises Away."""
+        return dict(await self.catalogue.rows("read_watermarks", {}))
 
     async def raise_watermark(self, lane: int, verified_seq: int) -> None:
-        """Record how far a lane was proved."""
-        async with self._catalogue.connection() as connection:
-            await connection.execute(_SQL["raise_watermark"], {"lane": lane, "verified_seq": verified_seq})
+        """Record how far a lane was proved. Raises Away."""
+        await self.catalogue.rows("raise_watermark", {"lane": lane, "verified_seq": verified_seq})
 
     async def note_poison(self, lane: int) -> None:
-        """Note the relay's own dead letters of a lane in the first shard, since they belong to no shard."""
+        """Note the relay's own dead letters of a lane in the first shard: they belong to no shard. Raises Away."""
         cursor: str | None = None
         seqs: list[int] = []
+        identities: list[bytes] = []
         for _ in range(POISON_PAGES_MAX):
-            letters, cursor = await self._letters.list(topology.POISON_ENTRIES, cursor=cursor, limit=PAGE_LETTERS_MAX)
-            seqs += [int(x.headers["lane_seq"]) for x in letters if x.headers.get("lane") == str(lane)]
+            letters, cursor = await self.catalogue.ask(
+                self._letters.list(topology.POISON_ENTRIES, cursor=cursor, limit=PAGE_LETTERS_MAX)
+            )
+            for letter in letters:
+                if letter.headers.get("lane") == str(lane):
+                    seqs.append(int(letter.headers["lane_seq"]))
+                    identities.append(identity_of(letter.queue, letter.message_id, letter.body))
             if cursor is None:
                 break
         if seqs:
-            values = {"lane": lane, "lane_seqs": seqs, "reason": "belongs to no shard"}
-            async with self._shards[0].connection() as connection:
-                await connection.execute(_SQL["note_dead_lettered"], values)
-
-    async def _of_all_shards(self, block: str, values: Mapping[str, Any]) -> list[list[TupleRow]]:
-        return await asyncio.gather(*(_rows(pool, block, values) for pool in self._shards))
+            values = {"lane": lane, "lane_seqs": seqs, "identities": identities, "reason": "belongs to no shard"}
+            await self.shards[0].rows("note_dead_lettered", values)
 
 
-async def _rows(pool: Pool, block: str, values: Mapping[str, Any]) -> list[TupleRow]:
+async def _all(reads: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of concurrent reads; every read ends before the first error is raised."""
+    results = await asyncio.gather(*reads, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results  # type: ignore[return-value] # no element is an exception
+
+
+async def _rows(pool: Pool, block: str, values: Mapping[str, Any], *, binary: bool) -> list[TupleRow]:
     async with pool.connection() as connection, connection.transaction():
         await connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_S_MAX}s'")
-        return await (await connection.execute(_SQL[block], values)).fetchall()
+        cursor = await connection.execute(SQL[block], values, binary=binary)
+        return await cursor.fetchall() if cursor.description else []
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Take the result of a read that nothing waits for any more."""
+    if not task.cancelled():
+        task.exception()

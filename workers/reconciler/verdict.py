@@ -21,13 +21,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """True: proved. False: violated, see `detail`. None: cannot be judged yet."""
+    """True: proved. False: violated, see `detail`. None: cannot be judged yet.
+
+    `deep_at_ms`: Redis time at which the oldest part of the deep looks was read; None if one was never read.
+    """
 
     sale_id: UUID
     at_ms: int
     a: bool | None
     b: bool | None
     detail: tuple[str, ...] = field(default=())
+    deep_at_ms: int | None = None
 
     @property
     def is_proved(self) -> bool:
@@ -39,6 +43,7 @@ class Verdict:
         return {
             "sale_id": str(self.sale_id),
             "at_ms": self.at_ms,
+            "deep_at_ms": self.deep_at_ms,
             "A": self.a,
             "B": self.b,
             "detail": list(self.detail[:DETAIL_MAX]),

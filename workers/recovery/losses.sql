@@ -1,11 +1,14 @@
 -- Records by which the watch and a rebuild detect that a lane went back.
 
 -- name: newest_stored
--- The newest place of each lane that this shard accounts for. Changes nothing.
--- Index: order_transitions_lane_seq, dead_lettered_pkey, waiting_entries_pkey: three look-ups a lane.
+-- The newest place of each lane that this shard accounts for. Of the dead letters only valid orders count: a malformed
+-- message may name any place, and a floor from it would close the lane. Changes nothing.
+-- Four look-ups a lane.
+-- Index: order_transitions_lane_seq, repeated_places_pkey, dead_lettered_pkey, waiting_entries_pkey.
 SELECT l.lane, greatest(
     (SELECT max(lane_seq) FROM order_transitions t WHERE t.lane = l.lane),
-    (SELECT max(lane_seq) FROM dead_lettered d WHERE d.lane = l.lane),
+    (SELECT max(lane_seq) FROM repeated_places r WHERE r.lane = l.lane),
+    (SELECT max(lane_seq) FROM dead_lettered d WHERE d.lane = l.lane AND d.entry IS NOT NULL),
     (SELECT max(lane_seq) FROM waiting_entries w WHERE w.lane = l.lane)
 )
 FROM unnest(%(lanes)s::smallint[]) AS l (lane);

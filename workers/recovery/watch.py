@@ -103,7 +103,8 @@ class Watch:
                 problem = await self._look_at(sale, state.sales[sale.sale_id])
                 if problem is not None:
                     closed.setdefault(sale.sale_id, problem)
-                    if sale.sale_id not in self.closed:
+                    # A lane that closed the sale for a rebuild has its data: it has lost nothing.
+                    if sale.sale_id not in self.closed and not state.sales[sale.sale_id].is_known:
                         missing.add(lane)
         if missing:
             await self._recovery.close_lanes_gone_back(missing, quiet=self._quiet, missing=missing)

@@ -13,10 +13,13 @@ SELECT entry FROM waiting_entries ORDER BY lane, lane_seq LIMIT %(limit)s;
 
 -- name: count_known
 -- Number of places of a lane in (after, upto] that this shard knows: stored, dead-lettered or waiting. Changes nothing.
--- Index: order_transitions_lane_seq, dead_lettered_pkey, waiting_entries_pkey.
+-- Index: order_transitions_lane_seq, repeated_places_pkey, dead_lettered_pkey, waiting_entries_pkey.
 SELECT count(*)
 FROM (
     SELECT lane_seq FROM order_transitions
+    WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
+    UNION
+    SELECT lane_seq FROM repeated_places
     WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
     UNION
     SELECT lane_seq FROM dead_lettered

@@ -86,6 +86,19 @@ SELECT *
 FROM unnest(%(order_id)s, %(version)s, %(status)s, %(at)s, %(lane)s, %(lane_seq)s)
 ON CONFLICT (order_id, version) DO NOTHING;
 
+-- name: store_repeated
+-- Notes entries of versions that were stored from another place: their own place is accounted for as well. A redelivery
+-- from the same place leaves no row. Runs after store_transitions. Repeating it changes nothing.
+-- Index: order_transitions_pkey, repeated_places_pkey.
+INSERT INTO repeated_places (lane, lane_seq, order_id, version, sale_id, epoch, status)
+SELECT w.lane, w.lane_seq, w.order_id, w.version, w.sale_id, w.epoch, w.status
+FROM unnest(
+    %(lane)s, %(lane_seq)s, %(order_id)s, %(version)s, %(sale_id)s, %(epoch)s, %(status)s
+) AS w (lane, lane_seq, order_id, version, sale_id, epoch, status)
+JOIN order_transitions t USING (order_id, version)
+WHERE (t.lane, t.lane_seq) <> (w.lane, w.lane_seq)
+ON CONFLICT DO NOTHING;
+
 -- name: store_outbox
 -- Events of the versions that were seen for the first time. Not idempotent by itself: it is in one transaction with
 -- their transitions. No index but the key.
@@ -94,9 +107,25 @@ SELECT %(destination)s, *
 FROM unnest(%(partition)s, %(events)s);
 
 -- name: note_dead_lettered
--- Notes entries that become dead letters. Repeating it changes nothing. Index: dead_lettered_pkey.
-INSERT INTO dead_lettered (lane, lane_seq, reason)
-SELECT w.lane, w.lane_seq, %(reason)s
+-- Notes valid orders that become dead letters. A valid order replaces the note of a malformed message at its place.
+-- Repeating it changes nothing. Index: dead_lettered_pkey.
+INSERT INTO dead_lettered AS d (lane, lane_seq, reason, identity, order_id, sale_id, entry)
+SELECT w.lane, w.lane_seq, %(reason)s, %(identity)s, w.order_id, w.sale_id, w.entry
+FROM unnest(%(lane)s, %(lane_seq)s, %(order_id)s, %(sale_id)s, %(entry)s) AS w (lane, lane_seq, order_id, sale_id, entry)
+ON CONFLICT (lane, lane_seq) DO UPDATE SET
+    reason = excluded.reason,
+    identity = excluded.identity,
+    was_seen = false,
+    at = now(),
+    order_id = excluded.order_id,
+    sale_id = excluded.sale_id,
+    entry = excluded.entry
+WHERE d.entry IS NULL OR excluded.entry IS NOT NULL;
+
+-- name: note_undecodable
+-- Notes the places that entries without a valid order claim. Repeating it changes nothing. Index: dead_lettered_pkey.
+INSERT INTO dead_lettered (lane, lane_seq, reason, identity)
+SELECT w.lane, w.lane_seq, %(reason)s, %(identity)s
 FROM unnest(%(lane)s, %(lane_seq)s) AS w (lane, lane_seq)
 ON CONFLICT (lane, lane_seq) DO NOTHING;
 

@@ -15,7 +15,8 @@ An order counts against its shard's quota exactly as long as its stored row is r
     no row, reserved or paid arrives      charge: sold + n, or wait when nothing is granted
     no row, cancelled or expired arrives  never charges
     charged row, final state arrives      release: sold - n, granted - n
-    row at this version or newer          nothing, but the version's transition if it is the first time it is seen
+    row at this version or newer          nothing, but the version's transition if it is the first time it is seen,
+                                          and its place if the version was stored from another one
 """
 
 from __future__ import annotations
@@ -126,11 +127,13 @@ class Change:
 class Plan:
     """Writes of a batch.
 
-    `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant.
+    `rows` take effect in `orders`, `transitions` are seen for the first time, `waiting` found no grant. `repeats` are
+    versions that were seen before: a redelivery, or the same version at another place of its lane.
     """
 
     rows: list[OrderEntry] = field(default_factory=list)
     transitions: list[Version] = field(default_factory=list)
+    repeats: list[Version] = field(default_factory=list)
     waiting: list[Incoming] = field(default_factory=list)
     changes: dict[SkuKey, Change] = field(default_factory=dict)
 
@@ -382,7 +385,9 @@ def make_plan(orders: Sequence[Incoming], stored: Mapping[int, Stored], quotas: 
             plan.rows.append(order.newest)
         seen = set() if before is None else set(before.versions)
         for version in order.versions:
-            if version.entry.version not in seen:
+            if version.entry.version in seen:
+                plan.repeats.append(version)
+            else:
                 seen.add(version.entry.version)
                 plan.transitions.append(version)
     for key, units in released.items():

@@ -89,11 +89,31 @@ class ShardStore:
             # Rare: the database refuses an order. Savepoints cost a round trip each, so only now.
             return await self._execute(connection, storing(orders, bisect=True))
 
-    async def note_dead_lettered(self, entries: Sequence[SequencedEntry], reason: str) -> None:
-        """Note entries that are in the dead letters now, so that the reconciler counts them as accounted for.
+    async def note_dead_lettered(self, versions: Sequence[Version], reason: str, *, letter: bytes) -> None:
+        """Note valid entries that the database refuses and that become this dead letter (its identity).
 
-        A malformed message may name a place beyond the range of the columns. No lane reaches such a number, so the
-        reconciler never looks for it: the dead letter is its only trace.
+        The reconciler counts their places as accounted for and compares the sale without these entries.
+        """
+        async with self._pool.connection() as connection:
+            columns.teach(connection)
+            await connection.execute(
+                _SQL["note_dead_lettered"],
+                {
+                    "lane": columns.smallints([version.source.lane for version in versions]),
+                    "lane_seq": columns.bigints([version.source.lane_seq for version in versions]),
+                    "order_id": columns.uuids([version.entry.order_id for version in versions]),
+                    "sale_id": columns.uuids([version.entry.sale_id for version in versions]),
+                    "entry": columns.byteas([version.source.entry for version in versions]),
+                    "reason": reason,
+                    "identity": letter,
+                },
+            )
+
+    async def note_undecodable(self, entries: Sequence[SequencedEntry], reason: str, *, letter: bytes) -> None:
+        """Note the places of entries that are no valid orders of this shard and become this dead letter.
+
+        Their places may be wrong, so they raise no floor. A malformed message may name a place beyond the range of the
+        columns. No lane reaches such a number, so the reconciler never looks for it: the dead letter is its only trace.
         """
         entries = [e for e in entries if e.lane <= columns.SMALLINT_MAX and e.lane_seq <= columns.BIGINT_MAX]
         if not entries:
@@ -101,11 +121,12 @@ class ShardStore:
         async with self._pool.connection() as connection:
             columns.teach(connection)
             await connection.execute(
-                _SQL["note_dead_lettered"],
+                _SQL["note_undecodable"],
                 {
                     "lane": columns.smallints([entry.lane for entry in entries]),
                     "lane_seq": columns.bigints([entry.lane_seq for entry in entries]),
                     "reason": reason,
+                    "identity": letter,
                 },
             )
 
@@ -230,6 +251,8 @@ async def _write_plan(connection: Connection, plan: Plan) -> None:
             if plan.transitions:
                 await connection.execute(_SQL["store_transitions"], _transition_columns(plan.transitions))
                 await connection.execute(_SQL["store_outbox"], _outbox_columns(plan.transitions))
+            if plan.repeats:
+                await connection.execute(_SQL["store_repeated"], _repeat_columns(plan.repeats))
     except psycopg.Error as error:
         if is_poison(error):
             raise _Refused(reason_of(error)) from error
@@ -278,6 +301,18 @@ def _transition_columns(transitions: Sequence[Version]) -> dict[str, columns.Col
         "at": columns.timestamps([version.entry.changed_at_ms for version in transitions]),
         "lane": columns.smallints([version.source.lane for version in transitions]),
         "lane_seq": columns.bigints([version.source.lane_seq for version in transitions]),
+    }
+
+
+def _repeat_columns(repeats: Sequence[Version]) -> dict[str, columns.Column]:
+    return {
+        "lane": columns.smallints([version.source.lane for version in repeats]),
+        "lane_seq": columns.bigints([version.source.lane_seq for version in repeats]),
+        "order_id": columns.uuids([version.entry.order_id for version in repeats]),
+        "version": columns.integers([version.entry.version for version in repeats]),
+        "sale_id": columns.uuids([version.entry.sale_id for version in repeats]),
+        "epoch": columns.bigints([version.entry.epoch for version in repeats]),
+        "status": columns.smallints([version.entry.status for version in repeats]),
     }
 
 

@@ -30,7 +30,7 @@ from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, QueueFull, RetryPolicy
-from workers.consuming import Consuming, Stopping
+from workers.consuming import Consuming, Stopping, letter_of
 from workers.shard_writer import metrics
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import PoisonEntry, StoreResult, Version, group_by_order, read_entry
@@ -192,8 +192,7 @@ class ShardWriter:
         if len(parcel.waiting) == len(parcel.units):
             await self._settle_waiting(parcel)
         elif len(parcel.poison) == len(parcel.units) == 1:
-            ((unit, (kind, reason)),) = parcel.poison.items()
-            await self._settle_poison(delivery, parcel.units[unit], kind, reason)
+            await self._settle_poison(parcel)
         elif parcel.waiting or parcel.poison:
             await self._settle_mixture(parcel)
         else:
@@ -207,9 +206,9 @@ class ShardWriter:
         delay_ms = _WAITING_DELAYS_MS[min(waits, len(_WAITING_DELAYS_MS) - 1)]
         await self._consuming.retry(parcel.delivery, delay_ms, FailureKind.NO_GRANT, "waiting: no grant")
 
-    async def _settle_poison(
-        self, delivery: Delivery, entries: Sequence[SequencedEntry], kind: FailureKind, reason: str
-    ) -> None:
+    async def _settle_poison(self, parcel: Parcel) -> None:
+        delivery = parcel.delivery
+        ((unit, (kind, reason)),) = parcel.poison.items()
         # Waiting for a grant costs no attempt: only the order's own failures count.
         failures = sum(count for known, count in delivery.failures.items() if known not in _FREE_FAILURES)
         decision = self._policy.decide(failures + 1)
@@ -219,9 +218,17 @@ class ShardWriter:
             return
         metrics.DEAD_LETTERED.labels(self._shard).inc()
         log.error("order dead-lettered", shard=self._shard, message=delivery.message_id, kind=kind, reason=reason)
-        if entries:
-            # Noted first: after a crash in between, the message is still in the queue and comes here again.
-            await self._consuming.through_faults("database", lambda: self._store.note_dead_lettered(entries, reason))
+        # Noted first: after a crash in between, the message is still in the queue and comes here again.
+        letter = letter_of(delivery, kind, reason).identity
+        orders, entries = parcel.versions, parcel.units[unit]
+        if orders:
+            await self._consuming.through_faults(
+                "database", lambda: self._store.note_dead_lettered(orders, reason, letter=letter)
+            )
+        elif entries:
+            await self._consuming.through_faults(
+                "database", lambda: self._store.note_undecodable(entries, reason, letter=letter)
+            )
         await self._consuming.give_up(delivery, kind, reason)
 
     async def _settle_mixture(self, parcel: Parcel) -> None:

@@ -110,6 +110,10 @@ class CatalogueSide:
             await connection.execute(SQL["note_lost"], {"lane": loss.lane, "firsts": firsts, "lasts": lasts})
             await connection.execute(SQL["settle_loss"], {"lane": loss.lane, "found": loss.found, "floor": loss.floor})
 
+    async def given_up(self, lane: int, *, after: int, upto: int) -> set[int]:
+        """Places of a lane in (after, upto] whose dead letters were deleted."""
+        return {row[0] for row in await self._rows("read_given_up", {"lane": lane, "after": after, "upto": upto})}
+
     async def lost(self, lanes: Collection[int]) -> dict[int, list[tuple[int, int]]]:
         """All ranges that lanes ever lost, inclusive."""
         lost: dict[int, list[tuple[int, int]]] = {}

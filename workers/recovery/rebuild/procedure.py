@@ -91,7 +91,7 @@ class Rebuild:
         """Close lanes that went back, unless the sale has left Redis as it should; NotPublished."""
         sale = look.definition
         known = await self._lanes.look(sale)
-        missing = [lane for lane, there in known.items() if there.definition is None]
+        missing = [lane for lane, there in known.items() if not there.is_known]
         is_over = await self._lanes.now_ms() >= sale.ends_at_ms + self._kept_ms
         # However late: a reserved order can only end by its lane, and a closed sale only leaves a lane once reopened.
         if is_over and len(missing) == len(known) and not await self._shards.holds():
@@ -161,6 +161,7 @@ class Rebuild:
         async for after, upto, places in self._shards.places(
             loss.lane, after=max(loss.found, loss.verified), upto=loss.floor
         ):
+            places |= await self._catalogue.given_up(loss.lane, after=after, upto=upto)
             for first, last in known:
                 places.update(range(max(first, after + 1), min(last, upto) + 1))
             ranges += gaps(places, after=after, upto=upto)

@@ -64,6 +64,10 @@ ON CONFLICT (lane, first_seq) DO NOTHING;
 UPDATE lane_losses SET settled_at = now()
 WHERE lane = %(lane)s AND found_seq = %(found)s AND floor_seq = %(floor)s AND settled_at IS NULL;
 
+-- name: read_given_up
+-- Places of a lane in (after, upto] whose dead letters were deleted. Changes nothing. Index: given_up_entries_pkey.
+SELECT lane_seq FROM given_up_entries WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s;
+
 -- name: read_lost
 -- All ranges that lanes ever lost. Changes nothing. Index: lost_entries_pkey.
 SELECT lane, first_seq, last_seq, noted_at FROM lost_entries WHERE lane = ANY(%(lanes)s::smallint[]) ORDER BY lane, first_seq;
@@ -116,8 +120,10 @@ LIMIT %(limit)s;
 
 -- name: read_places
 -- Places of a lane in (after, upto] that this shard accounts for. Changes nothing.
--- Index: order_transitions_lane_seq, dead_lettered_pkey, waiting_entries_pkey.
+-- Index: order_transitions_lane_seq, repeated_places_pkey, dead_lettered_pkey, waiting_entries_pkey.
 SELECT lane_seq FROM order_transitions WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
+UNION
+SELECT lane_seq FROM repeated_places WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
 UNION
 SELECT lane_seq FROM dead_lettered WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
 UNION

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import structlog
 
+from domain import ids
 from domain.messages import MalformedMessage, decode_orders
 from domain.orders import MalformedEntry, OrderEntry, decode_entry
 from domain.topology import order_queue
@@ -79,11 +80,26 @@ class Restoring:
                 for letter in letters:
                     for order in _orders_in(letter.body):
                         known = found.get(order.order_id)
-                        if order.sale_id == self._sale_id and (known is None or known.version < order.version):
+                        if self._may_be_restored(order) and (known is None or known.version < order.version):
                             found[order.order_id] = order
                 if cursor is None:
                     break
         return found
+
+    def _may_be_restored(self, order: OrderEntry) -> bool:
+        """Whether an order is of this sale, as one of its lanes could have accepted it.
+
+        A letter may hold an entry that a lane of another sale or a stranger made. Such an entry holds no units here,
+        and its lane is not under this rebuild.
+        """
+        if order.sale_id != self._sale_id:
+            return False
+        of_a_lane = ids.lane_of(order.order_id) in self._look.definition.lanes
+        of_the_items = all(self._indices.get(line.sku) == line.sku_index for line in order.lines)
+        if not (of_a_lane and of_the_items and order.lines):
+            log.warning("dead letter is not of a lane or an item of the sale", order_id=str(order.order_id))
+            return False
+        return True
 
     async def _restore_dead(self, dead: Mapping[UUID, OrderEntry]) -> None:
         """Dead letters hold their units while they may be replayed, if there are units left and their key is free."""
@@ -107,11 +123,16 @@ class Restoring:
 
 
 def _orders_in(body: bytes) -> list[OrderEntry]:
-    """Orders of a dead letter up to the first malformed one."""
-    orders = []
+    """Orders of a dead letter without the malformed ones."""
+    orders: list[OrderEntry] = []
     try:
-        for entry in decode_orders(body):
-            orders.append(decode_entry(entry.entry))
-    except (MalformedMessage, MalformedEntry):
+        entries = decode_orders(body)
+    except MalformedMessage:
         log.warning("a dead letter is malformed: it holds nothing")
+        return orders
+    for entry in entries:
+        try:
+            orders.append(decode_entry(entry.entry))
+        except MalformedEntry:
+            log.warning("an entry of a dead letter is malformed: it holds nothing", lane_seq=entry.lane_seq)
     return orders
