@@ -36,7 +36,7 @@ from runtime.redis.leases import Lease
 from workers.consuming import TRANSIENT
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import STORED_WITHIN_S
-from workers.reconciler.reading import Reading
+from workers.reconciler.reading import STATEMENT_S_MAX, Reading
 from workers.reconciler.verdict import Verdict
 from workers.rounds import run_rounds
 
@@ -44,6 +44,7 @@ NAME = "reconciler"
 EVERY_S = 2.0
 ONCE_EVERY_S = 0.5
 WAIT_S_MAX = 600.0
+CALL_S_MAX = STATEMENT_S_MAX + 5.0  # the server's own limit comes first
 
 INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged in the last 15 s.", ["sale", "invariant"])
 VERIFIED_SEQ = Gauge("flashsale_lane_verified_seq", "Every entry of the lane up to here is stored.", ["lane"])
@@ -166,7 +167,10 @@ async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading]]:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
         catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
-        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=2)) for dsn in settings.shard_dsns]
+        shards = [
+            await stack.enter_async_context(postgres_pool(dsn, size_max=2, call_s_max=CALL_S_MAX))
+            for dsn in settings.shard_dsns
+        ]
         letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
         yield redis, Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters)
 
