@@ -28,6 +28,7 @@ from runtime.redis.client import redis_client
 from runtime.redis.clock import now_ms
 
 _POSITION_CONNECTIONS_MAX = 8
+_CALL_S_MAX = 8.0  # with the wait for a connection, less than a handler may take (`web.routing`)
 AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSError)
 """Errors of a server that is away. Background work repeats later; requests are answered by `web.routing`."""
 
@@ -60,8 +61,9 @@ class Stores:
         def database(name: str, primary: SecretStr, replica: SecretStr | None) -> Database:
             read = None
             if replica is not None:
-                read = Replica(postgres_pool(replica), lag_ms_max=settings.replica_lag_ms_max)
-            return Database(name, postgres_pool(primary), replica=read, positions=written)
+                pool = postgres_pool(replica, call_s_max=_CALL_S_MAX)
+                read = Replica(pool, lag_ms_max=settings.replica_lag_ms_max)
+            return Database(name, postgres_pool(primary, call_s_max=_CALL_S_MAX), replica=read, positions=written)
 
         replicas = settings.shard_replica_dsns or (None,) * settings.shards
         shards = zip(settings.shard_dsns, replicas, strict=True)

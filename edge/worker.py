@@ -42,6 +42,7 @@ _log = structlog.get_logger("edge.worker")
 
 REDIS_CONNECTIONS_MAX = 16
 POSTGRES_CONNECTIONS_MAX = 4  # per shard
+POSTGRES_CALL_S_MAX = 1.8  # less than `order_store.READ_S_MAX`, so that a silent shard ends the call and not its task
 SNAPSHOT_PERIOD_S = 1.0
 STOP_S_MAX = 3.0
 ROUND_S_MAX = 5.0  # for a sweep of the deadlines, and for a look at Redis
@@ -57,7 +58,10 @@ class Worker:
         self._durability = settings.durability
         timeout_s = settings.request_deadline_ms / 1000
         self._redis = redis_client(settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=timeout_s)
-        self._pools = [postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX) for dsn in settings.shard_dsns]
+        self._pools = [
+            postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX, call_s_max=POSTGRES_CALL_S_MAX)
+            for dsn in settings.shard_dsns
+        ]
         self._session_ends = SessionEnds(self._redis)
         self._token_keys = KeyWatch(settings.token_keys_file, load_token_keys)
         ring = KeyRing(self._token_keys.current.keys, issuer=settings.token_issuer, not_before=self._session_ends.table)

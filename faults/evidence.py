@@ -252,7 +252,7 @@ async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
     async with log.reader(None, topology.TOPIC_ORDERS, range(topology.OUTBOX_PARTITIONS)) as reader:
         while records := await reader.next_batch(count_max=READ_AT_ONCE, wait_s=0):
             for record in records:
-                if wanted not in record.value:
+                if record.problem is not None or wanted not in record.value:
                     continue
                 event = orjson.loads(record.value)
                 data = event["data"]

@@ -49,7 +49,8 @@ class Consuming:
         report: Callable[[str, str | None], None],
         count_pause: Callable[[str], None],
     ) -> None:
-        """`report(waits_for, problem)` sets readiness, with None after the wait; `count_pause` counts each pause."""
+        """`report(waits_for, problem)` sets readiness, with None after all waits; `count_pause` counts each pause."""
+        self._waits: dict[str, dict[object, str]] = {}  # what is waited for -> operation -> problem
         self._service = service
         self._letters = letters
         self._report = report
@@ -67,18 +68,22 @@ class Consuming:
         Raises Stopping when the process is to stop during a pause, and every error that is not in `transient`.
         """
         backoff = Backoff(longest_s=PAUSE_S_MAX)
-        while True:
-            try:
-                answer = await operation()
-            except transient as error:
-                self._count_pause(waits_for)
-                self._report(waits_for, type(error).__name__)
-                log.warning("paused", waits_for=waits_for, error=f"{type(error).__name__}: {error}".strip())
-                if await self._service.pause(backoff.next_s()):
-                    raise Stopping from error
-                continue
-            self._report(waits_for, None)
-            return answer
+        waits, me = self._waits.setdefault(waits_for, {}), object()
+        try:
+            while True:
+                try:
+                    return await operation()
+                except transient as error:
+                    self._count_pause(waits_for)
+                    waits[me] = type(error).__name__
+                    self._report(waits_for, waits[me])
+                    log.warning("paused", waits_for=waits_for, error=f"{type(error).__name__}: {error}".strip())
+                    if await self._service.pause(backoff.next_s()):
+                        raise Stopping from error
+        finally:
+            # Several operations run at once: one that succeeds must not hide another that still waits.
+            waits.pop(me, None)
+            self._report(waits_for, next(iter(waits.values()), None))
 
     async def readable(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """The deliveries that the carrier could decode; the others are given up as malformed. Raises Stopping."""

@@ -89,7 +89,11 @@ class NewRecord:
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A record as read. Offsets of a partition grow without a gap; `at_ms` is the time at which the log took it."""
+    """A record as read. Offsets of a partition grow without a gap; `at_ms` is the time at which the log took it.
+
+    `problem` says why the carrier's record could not be decoded; `value` then shows its raw content, and the reader
+    passes it over.
+    """
 
     partition: int
     offset: int
@@ -97,6 +101,7 @@ class LogRecord:
     value: bytes
     headers: Mapping[str, str]
     at_ms: int
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

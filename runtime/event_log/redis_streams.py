@@ -161,17 +161,7 @@ class StreamReader:
         # Offset 0 is the position of a group that never read: it loses nothing.
         if before and first > before + 1:
             self._losses.append(Overtaken(self._topic, partition, first_lost=before + 1, last_lost=first - 1))
-        for entry_id, fields in entries:
-            self._ready.append(
-                LogRecord(
-                    partition=partition,
-                    offset=_offset(entry_id),
-                    key=fields[b"k"].decode(),
-                    value=fields[b"v"],
-                    headers=orjson.loads(fields[b"h"]) if b"h" in fields else {},
-                    at_ms=int(fields[b"t"]),
-                )
-            )
+        self._ready.extend(_record(partition, _offset(entry_id), fields) for entry_id, fields in entries)
         self._read[partition] = _offset(entries[-1][0])
 
     async def _check_ends(self, busy: Collection[int]) -> None:
@@ -191,6 +181,30 @@ class StreamReader:
         except (RedisError, OSError, TimeoutError) as error:
             raise EventLogUnavailable(self._topic, partition, str(error) or type(error).__name__) from error
         return _offset(info["last-generated-id"])
+
+
+def _record(partition: int, offset: int, fields: Mapping[bytes, bytes]) -> LogRecord:
+    """A stream entry as a record; one without our fields has a `problem`, so that it does not stop its reader."""
+    try:
+        return LogRecord(
+            partition=partition,
+            offset=offset,
+            key=fields[b"k"].decode(),
+            value=fields[b"v"],
+            headers=_headers(fields[b"h"]) if b"h" in fields else {},
+            at_ms=int(fields[b"t"]),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raw = orjson.dumps({name.hex(): value.hex() for name, value in fields.items()})
+        problem = f"undecodable entry of the partition's stream: {type(error).__name__}: {error}"
+        return LogRecord(partition, offset, "", raw, {}, 0, problem)
+
+
+def _headers(raw: bytes) -> dict[str, str]:
+    headers = orjson.loads(raw)
+    if not all(isinstance(value, str) for value in headers.values()):
+        raise ValueError("a header is not a text")
+    return dict(headers)
 
 
 def _offset(entry_id: bytes) -> int:

@@ -1,4 +1,4 @@
-"""PostgreSQL pools: bounded size, bounded waits, no retries: only the caller retries."""
+"""PostgreSQL pools: bounded size, bounded waits, bounded calls, no retries: only the caller retries."""
 
 from __future__ import annotations
 
@@ -7,21 +7,32 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from pydantic import SecretStr
 
+from runtime.postgres.connection import CALL_S_MAX, BoundedConnection
+
 POSTGRES_CONNECT_S = 5
 POSTGRES_WAITING_MAX = 64
+CHECK_S_MAX = 1.0  # for a pooled connection's sign of life, before it is handed out
 # A peer that vanished without a FIN is detected after this time; the kernel's default takes a quarter of an hour.
 _POSTGRES_UNACKNOWLEDGED_MS = 10_000
 
 
-def postgres_pool(dsn: SecretStr, *, size_max: int = 4) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
+def postgres_pool(
+    dsn: SecretStr, *, size_max: int = 4, call_s_max: float = CALL_S_MAX
+) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
     """A pool that is not open yet. `await pool.open()` returns at once; connections are made in the background.
 
     At most `POSTGRES_WAITING_MAX` callers wait for a connection, each at most `POSTGRES_CONNECT_S`. A connection that a
-    server restart broke is replaced before it is handed out. No server-side prepared statements, because PgBouncer
-    before 1.22 does not support them.
+    server restart broke is replaced before it is handed out. A call that gets no answer within `call_s_max` raises
+    `DatabaseSilent`. No server-side prepared statements, because PgBouncer before 1.22 does not support them.
     """
+
+    async def configure(connection: AsyncConnection[TupleRow]) -> None:
+        assert isinstance(connection, BoundedConnection)
+        connection.call_s_max = call_s_max
+
     return AsyncConnectionPool(
         dsn.get_secret_value(),
+        connection_class=BoundedConnection[TupleRow],
         min_size=1,
         max_size=size_max,
         open=False,
@@ -30,7 +41,8 @@ def postgres_pool(dsn: SecretStr, *, size_max: int = 4) -> AsyncConnectionPool[A
         max_idle=300,
         # The pool doubles the pause between its own retries; ending them early lets the next caller try at once.
         reconnect_timeout=2.0,
-        check=AsyncConnectionPool.check_connection,
+        configure=configure,
+        check=_check,
         kwargs={
             "connect_timeout": POSTGRES_CONNECT_S,
             "prepare_threshold": None,
@@ -40,3 +52,14 @@ def postgres_pool(dsn: SecretStr, *, size_max: int = 4) -> AsyncConnectionPool[A
             "keepalives_count": 2,
         },
     )
+
+
+async def _check(connection: AsyncConnection[TupleRow]) -> None:
+    """Raise an error for a connection that does not work any more."""
+    assert isinstance(connection, BoundedConnection)
+    usual_s = connection.call_s_max
+    connection.call_s_max = min(CHECK_S_MAX, usual_s)
+    try:
+        await AsyncConnectionPool.check_connection(connection)
+    finally:
+        connection.call_s_max = usual_s

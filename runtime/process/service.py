@@ -40,21 +40,27 @@ class Service:
     settings: Settings
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     background: TaskSupervisor = field(init=False)
-    _checks: dict[str, tuple[bool, str]] = field(default_factory=dict)
+    _checks: dict[str, dict[object, tuple[bool, str]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """The supervisor takes part in the stop."""
         self.background = TaskSupervisor(stopping=self.stopping)
 
-    def ready(self, name: str, ok: bool, detail: str = "") -> None:
-        """Register or change one condition of readiness. /readyz shows `detail`: it must not contain secrets."""
-        self._checks[name] = (ok, detail)
+    def ready(self, name: str, ok: bool, detail: str = "", *, by: object = None) -> None:
+        """Register or change one condition of readiness. /readyz shows `detail`: it must not contain secrets.
+
+        A condition that several parts report (`by`) holds when it holds for each of them: one that is well does not
+        hide the trouble of another.
+        """
+        self._checks.setdefault(name, {})[by] = (ok, detail)
 
     @property
     def checks(self) -> dict[str, tuple[bool, str]]:
         """All conditions, by name: (ok, detail)."""
         troubled = {f"task {name}": (False, problem) for name, problem in self.background.problems.items()}
-        return {**self._checks, **troubled}
+        # `min` takes a condition that does not hold before one that does.
+        merged = {name: min(reports.values(), key=lambda report: report[0]) for name, reports in self._checks.items()}
+        return {**merged, **troubled}
 
     @property
     def is_ready(self) -> bool:

@@ -192,7 +192,10 @@ class RedisStreamsQueue:
 
 
 class _ConsumerSettlement:
-    """Settles through the queue and makes room in the consumer, also after an error: then the message comes again."""
+    """Settles through the queue and makes room in the consumer, also after an error: then the message comes again.
+
+    But for QueueFull: the message stays with the consumer, which goes on to show signs of life for it.
+    """
 
     __slots__ = ("_consumer", "_queue")
 
@@ -210,8 +213,12 @@ class _ConsumerSettlement:
     async def _settle(self, delivery: Delivery, operation: Awaitable[None]) -> None:
         try:
             await operation
-        finally:
+        except QueueFull:
+            raise
+        except BaseException:
             self._consumer.forget(delivery.tag)
+            raise
+        self._consumer.forget(delivery.tag)
 
 
 def _encode_history(history: Sequence[Failure]) -> bytes:

@@ -161,7 +161,7 @@ class StreamConsumer:
                 self._problems.pop(task, None)
                 backoff.reset()
             except ResponseError as error:
-                if str(error).startswith("NOGROUP"):
+                if str(error).startswith(("NOGROUP", "no such key")):  # a queue that had no message yet
                     await self._create_group(task)
                     continue
                 await self._note(task, error, backoff)

@@ -42,7 +42,7 @@ class KeyRingDocument:
         """TokenKeysError when the text is malformed. Does not check the keys themselves."""
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TokenKeysError(f"{path}: is not valid JSON") from error
         if not isinstance(document, dict) or not isinstance(document.get("keys"), dict):
             raise TokenKeysError(f'{path}: must have the form {{"active": kid, "keys": {{kid: text}}}}')

@@ -25,6 +25,7 @@ from runtime.event_log import (
     WentBack,
     open_event_log,
 )
+from runtime.event_log.redis_streams import stream_key
 
 RECORDS_MAX = 1_000
 WAIT_S = 10.0
@@ -243,3 +244,27 @@ async def test_unreachable_log_is_unavailable_and_keeps_what_it_acknowledged(own
 def test_schemes_without_an_adapter_are_named() -> None:
     with pytest.raises(UnknownEventLogScheme, match="kafka"):
         open_event_log("kafka://localhost:9092", SPECS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"foreign": "entry"},
+        {"k": "key", "v": "value", "t": "soon"},
+        {"k": "key", "v": "value", "t": "1", "h": "{"},
+        {"k": "key", "v": "value", "t": "1", "h": "[]"},
+        {"k": "key", "v": "value", "t": "1", "h": '{"a": 1}'},
+        {"k": b"\xff", "v": "value", "t": "1"},
+    ],
+)
+async def test_a_foreign_record_stops_no_reader(
+    event_log: EventLog, redis_client: redis.Redis, fields: dict[str, str]
+) -> None:
+    """Such a record ended its reader, at each attempt."""
+    await event_log.append("products", 0, numbered([1]))
+    redis_client.xadd(stream_key("products", 0), fields, id="0-2")  # type: ignore[arg-type]
+    await event_log.append("products", 0, numbered([3]))
+    before, foreign, after = await read_all(event_log, "products", 0)
+    assert (before.problem, before.value, after.problem, after.value) == (None, b"1", None, b"3")
+    assert foreign.problem is not None and "undecodable" in foreign.problem
+    assert (foreign.offset, foreign.key, foreign.headers) == (2, "", {})

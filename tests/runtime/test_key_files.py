@@ -66,6 +66,12 @@ def test_malformed_documents(changes: dict[str, Any]) -> None:
     assert "SECRET" not in str(caught.value)
 
 
+def test_a_document_that_is_nested_too_deeply_is_malformed() -> None:
+    """`json` raises another error for it, which ended the watch of the file."""
+    with pytest.raises(TokenKeysError, match="not valid JSON"):
+        KeyRingDocument.parse("[" * 100_000, path=PATH)
+
+
 def test_a_file_is_replaced_atomically_and_stays_private(tmp_path: Path) -> None:
     path = tmp_path / "ring.json"
     create_token_keys(path)

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 import redis
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from devstack.servers import RedisServer
 from domain.topology import QueueSpec, Topology
@@ -608,6 +609,53 @@ async def test_a_consumer_whose_step_fails_goes_on_and_says_so(broker: Broker, m
         await queue.publish("q", b"next", message_id="n")
         [received] = await receive(consumer, 1)
         await received.ack()
+
+
+async def test_a_task_of_a_consumer_that_works_does_not_hide_the_trouble_of_the_other(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each successful read said that all was well while the upkeep failed: readiness flapped, retries did not come."""
+    queue = broker.open()
+    broken = True
+    keep = StreamConsumer._keep
+
+    async def broken_keep(consumer: StreamConsumer) -> None:
+        if broken:
+            raise ResponseError("no upkeep")
+        await keep(consumer)
+
+    monkeypatch.setattr(StreamConsumer, "_keep", broken_keep)
+    async with queue.consume("q", prefetch=10) as consumer:
+        await until(lambda: consumer.problem)
+        for number in range(5):
+            await queue.publish("q", b"body", message_id=str(number))
+            [received] = await receive(consumer, 1)
+            await received.ack()
+            assert consumer.problem is not None and "no upkeep" in consumer.problem
+        broken = False
+        await until(lambda: consumer.problem is None)
+
+
+async def test_a_message_without_room_for_its_retry_stays_with_its_consumer(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller repeats the call; without signs of life, another consumer would take the message meanwhile."""
+    queue = broker.open()
+    await queue.publish("q", b"body", message_id="1")
+    async with queue.consume("q", prefetch=1) as consumer:
+        [delivery] = await receive(consumer, 1)
+
+        async def full(*_: object, **__: object) -> None:
+            raise QueueFull("q")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisStreamsQueue, "retry", full)
+            with pytest.raises(QueueFull):
+                await delivery.retry(300, REFUSED, "again")
+        assert isinstance(consumer, StreamConsumer)
+        assert consumer.held_count == 1
+        await delivery.retry(300, REFUSED, "again")
+        assert consumer.held_count == 0
 
 
 async def test_failures_of_a_later_release_are_unknown() -> None:

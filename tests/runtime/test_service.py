@@ -161,6 +161,15 @@ async def test_readiness_needs_a_condition_and_ends_with_stopping() -> None:
     assert await service.pause(60) is True
 
 
+async def test_a_condition_of_several_parts_holds_when_it_holds_for_each() -> None:
+    service = Service("demo", load_settings({}))
+    service.ready("queue", ok=False, detail="full", by="one")
+    service.ready("queue", ok=True, by="other")
+    assert service.checks == {"queue": (False, "full")}
+    service.ready("queue", ok=True, by="one")
+    assert service.is_ready
+
+
 async def exchange(port: int, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

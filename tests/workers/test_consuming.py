@@ -222,3 +222,23 @@ async def test_a_message_that_cannot_be_decoded_becomes_a_dead_letter(setup: Set
     assert (letter.kind, letter.replayable) == (FailureKind.MALFORMED, False)
     assert letter.body == b'{"78":"79"}'
     assert await setup.queue.barrier(QUEUE, wait_s=0)
+
+
+async def test_an_operation_that_succeeds_does_not_hide_one_that_waits(setup: Setup) -> None:
+    """Settlements run side by side: the first success made the writer ready while another stood still."""
+    consuming = setup.consuming()
+    release = asyncio.Event()
+
+    async def waiting() -> str:
+        if not release.is_set():
+            raise QueueFull(QUEUE)
+        return "done"
+
+    operation = asyncio.create_task(consuming.through_faults("queue", waiting, transient=(QueueFull,)))
+    await eventually(setup.paused)
+    assert await consuming.through_faults("queue", failing()) == "done"
+    assert setup.reports[-1] == ("queue", "QueueFull")
+    release.set()
+    async with asyncio.timeout(WAIT_S):
+        await operation
+    assert setup.reports[-1] == ("queue", None)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
+from pydantic import SecretStr
 
 from domain.messages import SequencedEntry, decode_orders, encode_sequenced
 from domain.orders import OrderStatus, decode_entry, encode_entry, encode_value
 from domain.topology import order_key, order_queue
+from faults.proxy import FaultProxy
 from runtime.dead_letters import PostgresDeadLetters
+from runtime.postgres import pool as pools
+from runtime.postgres.pool import postgres_pool
 from runtime.queue import FailureKind
 from tests.workers.making import Maker, later, renamed, stock
 from tests.workers.writing import FAST_POLICY, Bench, event_ids, eventually, guard_of, rows, statuses
@@ -286,3 +291,41 @@ async def test_headers_stay_with_an_order_that_is_taken_apart(bench: Bench, make
         await bench.drained()
     events = [event for (row,) in rows(bench.databases.shard_dsns[0], "SELECT events FROM outbox") for event in row]
     assert sorted(event["headers"]["n"] for event in events) == ["0", "1"]
+
+
+async def test_a_silent_shard_is_not_ready_and_stores_when_it_speaks_again(
+    bench: Bench, maker: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections stay open and nothing answers, as with a stopped server: the writer waited without a sign."""
+    monkeypatch.setattr(pools, "POSTGRES_CONNECT_S", 1)
+    stock(bench.databases, maker.sale_id, {"SKU-1": 100})
+    dsn = bench.databases.shard_dsns[0]
+    port = urlsplit(dsn).port
+    assert port is not None
+    orders = [maker.order() for _ in range(20)]
+    with FaultProxy(port) as proxy:
+        pool = postgres_pool(SecretStr(dsn.replace(f":{port}/", f":{proxy.port}/")), size_max=2, call_s_max=0.3)
+        silent = replace(bench, pools=[pool, *bench.pools[1:]])
+        async with pool, silent.running(0) as service:
+
+            async def is_ready() -> bool:
+                return service.is_ready
+
+            await bench.publish(maker.numbered(order) for order in orders[:10])
+            await bench.drained()
+            await eventually(is_ready)
+            proxy.stall(stalled=True)
+            await bench.publish(maker.numbered(order) for order in orders[10:])
+
+            async def says_so() -> bool:
+                return service.checks["shard 0"] in [
+                    (False, f"database: {name}") for name in ("DatabaseSilent", "PoolTimeout")
+                ]
+
+            await eventually(says_so)
+            assert not service.is_ready
+            proxy.stall(stalled=False)
+            await bench.drained()
+            await eventually(is_ready)
+    assert statuses(bench.databases) == {order.order_id: (0, 1) for order in orders}
+    assert guard_of(bench.databases, maker.sale_id)["quotas"] == {0: (20, 20)}

@@ -20,6 +20,7 @@ from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavai
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
 from runtime.process.service import Service
+from runtime.process.supervision import Beat
 from runtime.queue import FailureKind
 from runtime.redis.leases import Lease
 from workers.dispatcher import metrics
@@ -76,20 +77,9 @@ class DispatchGroup:
 
     async def run(self) -> None:
         """Dispatch until the process is to stop (then deliveries under way are awaited) or the lease is lost."""
-        idle = Backoff(first_s=IDLE_FIRST_S, longest_s=IDLE_LONGEST_S)
         try:
-            while self._lease.held and not self._service.stopping.is_set():
-                try:
-                    moved = await self._round()
-                except psycopg.Error as error:
-                    moved = False
-                    log.warning("outbox not reachable", database=self._database, error=_words(error))
-                if moved:
-                    idle.reset()
-                    if not self._has_more:
-                        await self._service.pause(GATHER_S)
-                else:
-                    await self._service.pause(idle.next_s())
+            with self._service.background.rounds(" ".join(self._labels)) as beat:
+                await self._dispatch(beat)
             if self._lease.held:
                 await self._finish()
         finally:
@@ -98,6 +88,22 @@ class DispatchGroup:
             for partition in self._partitions:
                 partition.delivery = None
 
+    async def _dispatch(self, beat: Beat) -> None:
+        idle = Backoff(first_s=IDLE_FIRST_S, longest_s=IDLE_LONGEST_S)
+        while self._lease.held and not self._service.stopping.is_set():
+            beat()
+            try:
+                moved = await self._round()
+            except psycopg.Error as error:
+                moved = False
+                log.warning("outbox not reachable", database=self._database, error=_words(error))
+            if moved:
+                idle.reset()
+                if not self._has_more:
+                    await self._service.pause(GATHER_S)
+            else:
+                await self._service.pause(idle.next_s())
+
     async def measure(self) -> None:
         """Publish the lag and whether the database answers, with or without the lease, until the process is to stop."""
         while not self._service.stopping.is_set():
@@ -105,9 +111,9 @@ class DispatchGroup:
                 rows, age_s = await self._outbox.measure()
                 metrics.LAG_ROWS.labels(*self._labels).set(rows)
                 metrics.LAG_SECONDS.labels(*self._labels).set(max(0.0, age_s))
-                self._service.ready(self._database, ok=True)
+                self._service.ready(self._database, ok=True, by=self)
             except psycopg.Error as error:
-                self._service.ready(self._database, ok=False, detail=_words(error))
+                self._service.ready(self._database, ok=False, detail=_words(error), by=self)
             await self._service.pause(MEASURE_S)
 
     async def _round(self) -> bool:

@@ -75,7 +75,7 @@ class Sender:
 
     async def prove(self) -> None:
         """Ready when the mail server has been reached once: a wrong address shows before the first letter does."""
-        self._service.ready("mail server", ok=False, detail="not reached yet")
+        self._service.ready("mail server", ok=False, detail="not reached yet", by=self)
         async with SmtpSession(self._office.server) as session:
             try:
                 await self._through("mail server", session.open)
@@ -84,7 +84,7 @@ class Sender:
 
     async def _take(self, consumer: Consumer) -> None:
         received = await consumer.next_batch(count_max=LETTERS_MAX, wait_s=RECEIVE_S)
-        self._service.ready("queue", consumer.problem is None, consumer.problem or "")
+        self._service.ready("queue", consumer.problem is None, consumer.problem or "", by=(self, "consumer"))
         deliveries = await self._consuming.readable(received)
         if not deliveries:
             return
@@ -165,7 +165,7 @@ class Sender:
         return await self._consuming.through_faults(waits_for, operation, transient=(MailServerAway, *TRANSIENT))
 
     def _report(self, waits_for: str, problem: str | None) -> None:
-        self._service.ready(waits_for, problem is None, problem or "")
+        self._service.ready(waits_for, problem is None, problem or "", by=self)
 
     @staticmethod
     def _count_pause(waits_for: str) -> None:

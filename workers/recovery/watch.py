@@ -26,6 +26,7 @@ from workers.consuming import TRANSIENT
 from workers.recovery.losses import LaneRecovery, PublishedSale
 
 EVERY_S = 0.5
+ROUND_S_MAX = 10.0  # far more than a round takes; a lane that went back sells meanwhile
 SALES_MAX = 1000
 NOTED_EVERY_ROUNDS = 2
 KEPT_MARGIN_S = 60  # a sale that is just leaving Redis, by another clock than PostgreSQL's, is not missing
@@ -56,19 +57,21 @@ class Watch:
         """Look until the service stops. After an error every lane is compared again: Redis may be another one."""
         pause_s = 0.0
         failing = False
-        while not await service.pause(pause_s):
-            pause_s = EVERY_S
-            try:
-                await self.look()
-            except TRANSIENT as error:
-                self._run_id = ""
-                service.ready("watch", ok=False, detail=type(error).__name__)
-                if not failing:
-                    log.warning("watch cannot reach a server", error=f"{type(error).__name__}: {error}")
-                failing = True
-                continue
-            failing = False
-            service.ready("watch", ok=True)
+        with service.background.rounds("watch", s_max=ROUND_S_MAX) as beat:
+            while not await service.pause(pause_s):
+                beat()
+                pause_s = EVERY_S
+                try:
+                    await self.look()
+                except TRANSIENT as error:
+                    self._run_id = ""
+                    service.ready("watch", ok=False, detail=type(error).__name__)
+                    if not failing:
+                        log.warning("watch cannot reach a server", error=f"{type(error).__name__}: {error}")
+                    failing = True
+                    continue
+                failing = False
+                service.ready("watch", ok=True)
 
     async def look(self) -> None:
         """One round. Raises the errors of the servers' clients."""

@@ -50,10 +50,11 @@ from workers.shard_writer.plan import (
 Connection = AsyncConnection[TupleRow]
 
 _SQL = load_sql("workers.shard_writer", "orders.sql")
-# Bounds of the transaction: a lock held longer than this is a fault, and so is a client that stopped talking.
+# Bounds of the transaction: a lock held longer than this is a fault, and so is a client that stopped talking. They are
+# below the client's own bound of a call (`runtime.postgres.connection`), which is for a server that is silent.
 _BOUNDS = (
     "SET LOCAL lock_timeout = '5s'",
-    "SET LOCAL statement_timeout = '30s'",
+    "SET LOCAL statement_timeout = '10s'",
     "SET LOCAL idle_in_transaction_session_timeout = '30s'",
 )
 

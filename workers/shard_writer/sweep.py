@@ -69,11 +69,17 @@ class Sweep:
 
     async def run(self, service: Service) -> None:
         """Sweep until the service stops; a database that is away is tried again in the next round."""
-        while not await service.pause(self._every_s):
-            try:
-                await self.sweep()
-            except (psycopg.Error, OSError, TimeoutError) as error:
-                log.warning("sweep failed", shard=self._shard, error=type(error).__name__)
+        condition = f"sweep {self._shard}"
+        with service.background.rounds(condition) as beat:
+            while not await service.pause(self._every_s):
+                beat()
+                try:
+                    await self.sweep()
+                except (psycopg.Error, OSError, TimeoutError) as error:
+                    service.ready(condition, ok=False, detail=type(error).__name__)
+                    log.warning("sweep failed", shard=self._shard, error=type(error).__name__)
+                else:
+                    service.ready(condition, ok=True)
 
     async def sweep(self) -> int:
         """One round; how many grants were corrected."""

@@ -96,7 +96,7 @@ class ShardWriter:
         self._consuming = Consuming(
             service,
             letters,
-            report=lambda waits_for, problem: self._report(problem and f"{waits_for}: {problem}"),
+            report=lambda waits_for, problem: self._report(problem and f"{waits_for}: {problem}", by=waits_for),
             count_pause=lambda waits_for: metrics.PAUSES.labels(shard, waits_for).inc(),
         )
 
@@ -279,8 +279,8 @@ class ShardWriter:
         except psycopg.Error as error:
             log.warning("grants not lowered yet", shard=self._shard, error=type(error).__name__)
 
-    def _report(self, problem: str | None) -> None:
-        self._service.ready(f"shard {self._shard}", problem is None, problem or "")
+    def _report(self, problem: str | None, *, by: str = "consumer") -> None:
+        self._service.ready(f"shard {self._shard}", problem is None, problem or "", by=by)
 
 
 def _lane_seq(entry: SequencedEntry) -> int:

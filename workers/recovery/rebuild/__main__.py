@@ -15,10 +15,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-import psycopg
 
 from domain.ids import parse_uuid
 from runtime.dead_letters import PostgresDeadLetters
+from runtime.postgres.connection import BoundedConnection
 from runtime.postgres.pool import POSTGRES_CONNECT_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.errors import OperatorError
@@ -39,6 +39,7 @@ from workers.recovery.rebuild.shards import ShardsSide
 NAME = "rebuild"
 WAIT_S = 60.0
 WAIT_S_MAX = 3600.0
+CALL_S_MAX = 120.0  # for a statement over all orders of a sale
 
 
 def main() -> None:
@@ -66,10 +67,13 @@ async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: flo
         await fingerprint.check(redis, settings.topology)
         queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)
-        pool = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
-        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=3)) for dsn in settings.shard_dsns]
+        pool = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2, call_s_max=CALL_S_MAX))
+        shards = [
+            await stack.enter_async_context(postgres_pool(dsn, size_max=3, call_s_max=CALL_S_MAX))
+            for dsn in settings.shard_dsns
+        ]
         # A connection of its own: the lock must live as long as the run and end when the run dies.
-        guard = await psycopg.AsyncConnection.connect(
+        guard = await BoundedConnection.connect(
             settings.catalogue_dsn.get_secret_value(), autocommit=True, connect_timeout=POSTGRES_CONNECT_S
         )
         stack.push_async_callback(guard.close)

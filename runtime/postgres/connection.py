@@ -1,0 +1,78 @@
+"""A PostgreSQL connection whose every call has a deadline on the client's side.
+
+A statement timeout is the server's, so it says nothing about a server that is silent: stopped, cut off, or waiting
+for a standby in COMMIT. At the deadline the socket is shut down, and the call fails with `DatabaseSilent`. Nothing
+else uses the connection afterwards; its pool makes another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.abc import PQGen
+from psycopg.rows import Row
+
+CALL_S_MAX: Final = 12.0  # more than the server's own limits, whose errors say more
+CANCEL_S_MAX: Final = 0.5  # for a request to cancel, and again for the end of the cancelled call
+
+RV = TypeVar("RV")
+
+
+class DatabaseSilent(psycopg.OperationalError):
+    """A call got no answer within its bound, and its connection was closed.
+
+    A COMMIT may have happened or not. Callers repeat only work that is idempotent.
+    """
+
+
+class BoundedConnection(AsyncConnection[Row]):
+    """`call_s_max` bounds each round trip: a statement, a pipeline's, BEGIN, COMMIT, ROLLBACK, a page of a cursor."""
+
+    call_s_max: float = CALL_S_MAX
+    _deadline: asyncio.TimerHandle | None = None
+    _is_cut: bool = False
+
+    async def wait(self, gen: PQGen[RV], *arguments: Any, **named: Any) -> RV:
+        """Run one call of psycopg. Raises DatabaseSilent at the deadline."""
+        self._set_deadline(self.call_s_max)
+        try:
+            return await super().wait(gen, *arguments, **named)
+        except psycopg.Error as error:
+            if not self._is_cut:
+                raise
+            raise DatabaseSilent(
+                f"no answer within {self.call_s_max:g} s, the connection is closed; a COMMIT may have happened or not"
+            ) from error
+        finally:
+            self._set_deadline(None)
+
+    async def cancel_safe(self, *, timeout: float = CANCEL_S_MAX) -> None:  # noqa: ASYNC109 - psycopg's signature
+        """Ask the server to cancel the call under way, as psycopg does when the call's task is cancelled.
+
+        A server that does not end the call loses the connection, so that the task ends soon in any case.
+        """
+        if self._deadline is not None:
+            self._set_deadline(2 * CANCEL_S_MAX)
+        with suppress(TimeoutError):
+            # Without libpq 17, psycopg asks in a thread and without a bound.
+            async with asyncio.timeout(CANCEL_S_MAX):
+                await super().cancel_safe(timeout=min(timeout, CANCEL_S_MAX))
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        if seconds is not None:
+            self._deadline = asyncio.get_running_loop().call_later(seconds, self._cut)
+
+    def _cut(self) -> None:
+        """Shut the socket down: psycopg sees the end of the stream. A copy, because libpq owns the descriptor."""
+        self._is_cut = True
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
