@@ -27,9 +27,9 @@ SALE_GONE = "-"  # a document that is missing without this word was lost, and it
 POSITIONS_SINCE_KEY = "flashsale:positions:since"  # string of the cache Redis: Unix ms since when it remembers
 CACHE_CHANNEL = "flashsale:cache:changed"  # pub/sub of the cache Redis, payload: the place whose row changed
 SESSION_ENDS_KEY = (
-    "flashsale:session-ends"  # sorted set: 16 bytes of a user id, or no bytes for all users -> Unix seconds
+    "flashsale:session-ends"  # sorted set: 16 bytes of a user id, or no bytes for all users -> generation (Unix ms)
 )
-SESSION_ENDS_CHANNEL = "flashsale:session-ends:changed"  # pub/sub, payload: seconds, a space, the member
+SESSION_ENDS_CHANNEL = "flashsale:session-ends:changed"  # pub/sub, payload: generation, a space, the member
 VERDICTS_KEY = "flashsale:verdicts"  # hash sale id -> JSON of the reconciler's last verdict
 ACCEPTED_KEY = "flashsale:accepted"  # hash sale id -> orders accepted for the first time, flushed by edges
 REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flushed by edges

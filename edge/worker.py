@@ -64,7 +64,7 @@ class Worker:
         ]
         self._session_ends = SessionEnds(self._redis)
         self._token_keys = KeyWatch(settings.token_keys_file, load_token_keys)
-        ring = KeyRing(self._token_keys.current.keys, issuer=settings.token_issuer, not_before=self._session_ends.table)
+        ring = KeyRing(self._token_keys.current.keys, issuer=settings.token_issuer, ends=self._session_ends.table)
         self._token_keys.on_change(lambda changed: ring.replace(changed.keys))
         clock = RedisClock()
         self._directory = SaleDirectory(self._redis, kept_s=settings.sale_kept_s)

@@ -7,10 +7,11 @@ cdef class Claims:
     cdef uint64_t user_hash
     cdef int64_t expires_at
     cdef int64_t issued_at
+    cdef int64_t generation  # `gen`; -1 when the token has none
 
 cdef class KeyRing:
     cdef dict keys  # kid -> key
-    cdef dict not_before  # 16 bytes of a user id, or b"" for all users -> seconds; shared with its owner
+    cdef dict ends  # 16 bytes of a user id, or b"" for all users -> generation; shared with its owner
     cdef dict headers  # encoded header -> key, bounded
     cdef str issuer
     cdef str audience

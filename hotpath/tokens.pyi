@@ -22,6 +22,10 @@ class Claims:
     def issued_at_s(self) -> int:
         """`iat`, Unix seconds."""
 
+    @property
+    def generation_of_sessions(self) -> int:
+        """`gen`: the newest end of the user's sessions when the token was made; -1 without it."""
+
 class KeyRing:
     """HS256 keys by `kid`. The algorithm belongs to the key: a header with another one is refused."""
 
@@ -33,11 +37,11 @@ class KeyRing:
         audience: str = "edge",
         role: str = "buyer",
         leeway_s: int = 60,
-        not_before: dict[bytes, int] | None = None,
+        ends: dict[bytes, int] | None = None,
     ) -> None:
-        """`not_before`: 16 bytes of a user id -> Unix seconds; tokens issued earlier are TOKEN_ENDED. The key `b""`
-        stands for all users. The table is not copied: its owner changes it on the loop's thread. An empty table costs
-        nothing.
+        """`ends` is `runtime.tokens.session_ends.SessionEnds.table`: tokens of before are TOKEN_ENDED.
+
+        The table is not copied: its owner changes it on the loop's thread. An empty table costs nothing.
         """
 
     def replace(self, keys: Mapping[str, bytes]) -> None:

@@ -91,15 +91,20 @@ cdef class Claims:
         """`iat`."""
         return self.issued_at
 
+    @property
+    def generation_of_sessions(self):
+        """`gen`; -1 without it."""
+        return self.generation
+
 
 cdef class KeyRing:
     """HS256 keys by `kid`."""
 
     def __init__(
-        self, keys, *, str issuer, str audience="edge", str role="buyer", int leeway_s=60, dict not_before=None
+        self, keys, *, str issuer, str audience="edge", str role="buyer", int leeway_s=60, dict ends=None
     ):
         self.replace(keys)
-        self.not_before = {} if not_before is None else not_before
+        self.ends = {} if ends is None else ends
         self.issuer = issuer
         self.audience = audience
         self.role = role
@@ -175,18 +180,25 @@ cdef class KeyRing:
             return V_TOKEN_INVALID
         if claims.expires_at <= now_s:
             return V_TOKEN_EXPIRED
-        if self.not_before and self.is_ended(claims):
+        if self.ends and self.is_ended(claims):
             return V_TOKEN_ENDED
         claims.user_hash = fnv1a_folded(claims.user)
         return 0
 
     cdef bint is_ended(self, Claims claims) except -1:
-        """Whether the sessions of the user, or of all users, ended after the token was issued."""
-        everybody = self.not_before.get(b"")
-        if everybody is not None and claims.issued_at < <int64_t>everybody:
-            return True
-        own = self.not_before.get((<char*>claims.user)[:16])
-        return own is not None and claims.issued_at < <int64_t>own
+        """Whether the sessions of the user, or of all users, ended after the token was issued.
+
+        `runtime.tokens.session_ends.SessionEnds.is_ended` is the same rule and says why.
+        """
+        own = self.ends.get((<char*>claims.user)[:16])
+        if own is not None:
+            if claims.generation >= 0:
+                if claims.generation < <int64_t>own:
+                    return True
+            elif claims.issued_at - self.leeway_s <= <int64_t>own // 1000:
+                return True
+        everybody = self.ends.get(b"")
+        return everybody is not None and claims.issued_at - self.leeway_s <= <int64_t>everybody // 1000
 
     cdef bytes key_for(self, bytes header):
         """The key named in the header; None when there is none or the header does not fit it."""
@@ -229,6 +241,10 @@ cdef class KeyRing:
             value = members.get(name, 0 if name == "nbf" else None)
             if type(value) is not int or not -(1 << 62) < value < 1 << 62:
                 return 0
+        generation = members.get("gen", -1)
+        if type(generation) is not int or not -1 <= generation < 1 << 62 or (generation < 0 and "gen" in members):
+            return 0
+        claims.generation = generation
         claims.issued_at = members["iat"]
         claims.expires_at = members["exp"]
         not_before[0] = members.get("nbf", 0)
@@ -257,6 +273,7 @@ cdef bint read_plain_claims(
 ) noexcept:
     """`{"sub":"...","iss":"...","aud":"...","roles":["..."],"iat":n,"exp":n}` in any order, no spaces, no escapes.
 
+    Also with `"gen":n` and `"auth_time":n`; this service does not use the latter.
     False for any other text, faulty claims included: the general reader decides on those.
     """
     cdef const char* end = at + length
@@ -266,10 +283,11 @@ cdef bint read_plain_claims(
     cdef Py_ssize_t name_length
     cdef int64_t number
     cdef int digits
-    cdef int seen = 0  # bits: 1 sub, 2 iss, 4 aud, 8 roles, 16 iat, 32 exp
+    cdef int seen = 0  # bits: 1 sub, 2 iss, 4 aud, 8 roles, 16 iat, 32 exp; optional: 64 gen, 128 auth_time
     cdef int bit
     if at == end or at[0] != c"{":
         return False
+    claims.generation = -1
     at += 1
     while True:
         if end - at < 2 or at[0] != c'"':
@@ -283,8 +301,8 @@ cdef bint read_plain_claims(
         if c"0" <= at[0] <= c"9":
             number = 0
             digits = 0
-            if at[0] == c"0":
-                return False
+            if at[0] == c"0" and end - at > 1 and c"0" <= at[1] <= c"9":
+                return False  # not JSON
             while at < end and c"0" <= at[0] <= c"9" and digits < 16:
                 number = 10 * number + (at[0] - c"0")
                 digits += 1
@@ -295,6 +313,11 @@ cdef bint read_plain_claims(
             elif same(name, name_length, b"exp"):
                 bit = 32
                 claims.expires_at = number
+            elif same(name, name_length, b"gen"):
+                bit = 64
+                claims.generation = number
+            elif same(name, name_length, b"auth_time"):
+                bit = 128
             else:
                 return False
         elif at[0] == c'"':
@@ -337,7 +360,7 @@ cdef bint read_plain_claims(
         if at == end:
             return False
         if at[0] == c"}":
-            return at + 1 == end and seen == 63
+            return at + 1 == end and seen & 63 == 63
         if at[0] != c",":
             return False
         at += 1

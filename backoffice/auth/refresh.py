@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import math
 import secrets
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -26,6 +25,7 @@ from backoffice.web.messages import Refused, Role
 from domain import ids
 from domain.problems import Problem, RatePolicy
 from runtime.postgres.sql import load_sql
+from runtime.tokens.keys import LoginClaims
 
 SQL = load_sql(__package__, "refresh.sql")
 GRACE = timedelta(seconds=10)
@@ -45,13 +45,13 @@ TOKEN_LENGTH = (_TOKEN_BYTES * 4 + 2) // 3
 class Login:
     """The result of a login or a refresh.
 
-    `role` and `iat` (Unix seconds) are read under a lock that a change of the role waits for. So the cutoff of such a
-    change ends every token with the old role.
+    `role` and the generation of `claims` are read under a lock. A change of the role and an end of the sessions wait
+    for it, so they end exactly the tokens of before.
     """
 
     user_id: UUID
     role: Role
-    iat: int
+    claims: LoginClaims
     refresh_token: str
 
 
@@ -62,6 +62,7 @@ class _Found:
     family_id: UUID
     user_id: UUID
     secret_hash: bytes
+    logged_in_s: int
     revoked: bool
     expired: bool
     used_long_ago: bool
@@ -116,8 +117,8 @@ class RefreshTokens:
                 await connection.execute(SQL["insert_token"], _row(next_id, found.family_id, next_secret))
                 if secrets.randbelow(TRIM_EVERY) == 0:
                     await connection.execute(SQL["drop_old"], {"family_id": found.family_id, "kept": TOKENS_KEPT})
-                iat = await _iat(connection, user_id)
-                return Login(user_id, Role(row[0]), iat, _encode(user_id, next_id, next_secret))
+                claims = LoginClaims(await _generation(connection, user_id), found.logged_in_s)
+                return Login(user_id, Role(row[0]), claims, _encode(user_id, next_id, next_secret))
             await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
         # After the transaction: an exception inside would roll back the end of the family.
         raise Refused(Problem.TOKEN_INVALID, "The refresh token was used before, so the login has ended; log in again")
@@ -143,14 +144,14 @@ async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, 
     if row is None:
         return None
     await connection.execute(SQL["insert_token"], _row(token_id, family_id, secret))
-    iat = await _iat(connection, user_id)
-    return Login(user_id, Role(row[0]), iat, _encode(user_id, token_id, secret))
+    claims = LoginClaims(await _generation(connection, user_id), row[1])
+    return Login(user_id, Role(row[0]), claims, _encode(user_id, token_id, secret))
 
 
-async def _iat(connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-    """The time now, but not before the cutoff: a login in the second of the cutoff must get valid tokens."""
-    row = await (await connection.execute(SQL["not_before"], {"user_id": user_id})).fetchone()
-    return max(int(time.time()), row[0] if row is not None else 0)
+async def _generation(connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
+    """The newest end of the user's sessions, 0 without one. The caller's transaction holds the lock on the account."""
+    row = await (await connection.execute(SQL["generation"], {"user_id": user_id})).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 async def end_families(connection: AsyncConnection[TupleRow], user_id: UUID) -> None:

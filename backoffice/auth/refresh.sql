@@ -6,16 +6,16 @@ WITH account AS (
 ), made AS (
     INSERT INTO refresh_families (id, user_id, expires_at) SELECT %(family_id)s, id, now() + %(life)s FROM account
 )
-SELECT role FROM account;
+SELECT role, extract(epoch FROM now())::bigint AS logged_in_s FROM account;
 
 -- name: lock_account
 -- Primary key. As in insert_family: a change of the role waits for this lock, or is visible after it.
 SELECT role FROM users WHERE id = %(user_id)s FOR SHARE;
 
--- name: not_before
+-- name: generation
 -- Primary key of session_ends. A separate statement, so that it sees commits made while the previous one waited for its
--- lock.
-SELECT not_before FROM session_ends WHERE user_id = %(user_id)s;
+-- lock. An end of the sessions waits for that lock as well.
+SELECT greatest(generation, not_before * 1000) AS generation FROM session_ends WHERE user_id = %(user_id)s;
 
 -- name: insert_token
 -- Not idempotent: each token has a new id.
@@ -24,6 +24,7 @@ INSERT INTO refresh_tokens (id, family_id, secret_hash) VALUES (%(id)s, %(family
 -- name: lock_token
 -- Primary keys. Locks the row of the family, so that uses of its tokens are serial.
 SELECT family.id AS family_id, family.user_id, token.secret_hash,
+       extract(epoch FROM family.created_at)::bigint AS logged_in_s,
        family.revoked_at IS NOT NULL AS revoked,
        family.expires_at <= now() AS expired,
        coalesce(token.used_at < now() - %(grace)s, false) AS used_long_ago

@@ -1,14 +1,17 @@
-"""Ends the sessions of a user at once: refresh tokens in the shard, access tokens by a cutoff in shard and Redis.
+"""Ends the sessions of a user at once: refresh tokens in the shard, access tokens by a generation in shard and Redis.
 
     await sessions.end(user_id)                    logins and access tokens
     await sessions.end_access_tokens(user_id)      access tokens only; refresh tokens stay valid
 
-    cutoff_s = await sessions.note_within(connection, user_id)    the same in the caller's transaction,
-    await sessions.publish(user_id, cutoff_s)                     and after its commit
+    generation = await sessions.note_within(connection, user_id)    the same in the caller's transaction,
+    await sessions.publish(user_id, generation)                     and after its commit
 
-The shard is the source of truth; Redis carries cutoffs to the other processes. `run` publishes again after a crash
-between the two, or after Redis lost data. Tokens minted after the end, even in the same second, are valid: the minting
-process reads the cutoff from the shard (`refresh.Login`).
+Each end raises the user's generation, and each token carries the generation that its minting process read from the
+shard (`refresh.Login`). A login or refresh locks the account for this, and so does an end: exactly the tokens of before
+the end have a lower generation, whatever the clocks say.
+
+The shard is the source of truth; Redis carries generations to the other processes. `run` publishes again after a crash
+between the two, or after Redis lost data.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds
 
 SQL = load_sql(__package__, "sessions.sql")
 PERIOD_S: Final = 2.0
-RECENT_S: Final = 300  # a round publishes cutoffs of this age again; far longer than from a commit to its publication
+RECENT_S: Final = 300  # a round publishes ends of this age again; far longer than from a commit to its publication
+# The shards remember an end longer than any other process does: after it, new tokens have generation 0.
+REMEMBERED_S: Final = KEPT_S + 3600
 FORGET_EVERY_S: Final = 3600.0
 
 log = structlog.get_logger(__name__)
@@ -44,40 +49,45 @@ class Sessions:
         """Uses both, owns nothing."""
         self._stores = stores
         self._ends = ends
-        self._run_id = ""  # of the Redis that received all cutoffs
+        self._run_id = ""  # of the Redis that received all ends
         self._failing = False
         self._forgotten_at = 0.0
 
     async def end(self, user_id: UUID) -> None:
         """End all refresh and access tokens of the user. May be repeated, also for a user without an account."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
+            await connection.execute(SQL["lock_account"], {"user_id": user_id})
             await end_families(connection, user_id)
-            cutoff_s = await self.note_within(connection, user_id)
-        await self.publish(user_id, cutoff_s)
+            generation = await self.note_within(connection, user_id)
+        await self.publish(user_id, generation)
 
     async def end_access_tokens(self, user_id: UUID) -> None:
         """As `end`, without the refresh tokens, which give new access tokens."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            cutoff_s = await self.note_within(connection, user_id)
-        await self.publish(user_id, cutoff_s)
+            await connection.execute(SQL["lock_account"], {"user_id": user_id})
+            generation = await self.note_within(connection, user_id)
+        await self.publish(user_id, generation)
 
     async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """End access tokens in the caller's transaction on the user's shard; the cutoff to publish after its commit."""
-        # Tokens issued in the present second must end, too.
-        cutoff_s = int(time.time()) + 1
-        await connection.execute(SQL["end_sessions"], {"user_id": user_id, "not_before": cutoff_s})
-        return cutoff_s
+        """End access tokens in the caller's transaction on the user's shard, which has locked or written the account.
 
-    async def publish(self, user_id: UUID, cutoff_s: int) -> None:
-        """Publish a cutoff to all processes. Without Redis `run` publishes it later; this is not an error."""
-        self._ends.take(user_id.bytes, cutoff_s)
+        Returns the generation to publish after the commit.
+        """
+        end = {"user_id": user_id, "now_ms": int(time.time() * 1000)}
+        row = await (await connection.execute(SQL["end_sessions"], end)).fetchone()
+        assert row is not None, "the statement always writes a row"
+        return int(row[0])
+
+    async def publish(self, user_id: UUID, generation: int) -> None:
+        """Publish an end to all processes. Without Redis `run` publishes it later; this is not an error."""
+        self._ends.take(user_id.bytes, generation)
         try:
-            await session_ends.publish(self._stores.redis, [(user_id, cutoff_s)])
+            await session_ends.publish(self._stores.redis, [(user_id, generation)])
         except AWAY as error:
             log.warning("ended sessions will be published later", error=type(error).__name__)
 
     async def run(self, background: TaskSupervisor) -> None:
-        """Publish cutoffs again, in rounds of `PERIOD_S`, until cancelled. Rounds that keep failing are a problem."""
+        """Publish ends again, in rounds of `PERIOD_S`, until cancelled. Rounds that keep failing are a problem."""
         with background.rounds("sessions") as beat:
             while True:
                 try:
@@ -95,18 +105,18 @@ class Sessions:
                 await asyncio.sleep(PERIOD_S)
 
     async def step(self) -> int:
-        """One round: publish recent cutoffs, or all when Redis is not the server of the last round; their number."""
+        """One round: publish recent ends, or all when Redis is not the server of the last round; their number."""
         info = await self._stores.redis.info("server")
         now = int(time.time())
         is_other_server = info["run_id"] != self._run_id
-        # One cutoff more than Redis keeps, so that Redis merges the oldest.
+        # One end more than Redis keeps, so that Redis merges the oldest.
         parameters = {"since": now - (KEPT_S if is_other_server else RECENT_S), "limit": NOTES_MAX + 1}
         forget = time.monotonic() - self._forgotten_at > FORGET_EVERY_S or not self._forgotten_at
         published = 0
         for shard in self._stores.shards:
             async with shard.connection() as connection:
                 if forget:
-                    await connection.execute(SQL["forget_ends"], {"before": now - KEPT_S})
+                    await connection.execute(SQL["forget_ends"], {"before": now - REMEMBERED_S})
                 rows = await (await connection.execute(SQL["ends_since"], parameters)).fetchall()
             # Oldest first, in the order in which they were noted: at the bound, Redis merges the oldest.
             await session_ends.publish(self._stores.redis, [(row[0], row[1]) for row in reversed(rows)])

@@ -52,10 +52,10 @@ class CredentialStore:
             if row is None:
                 return None
             await connection.execute(SQL["void_resets"], {"user_id": user_id})
-            cutoff_s = await self._end_everything(connection, user_id)
+            generation = await self._end_everything(connection, user_id)
             login = await begin_family(connection, user_id, password_hash=new_hash)
             assert login is not None, "this transaction has just set the hash"
-        await self._sessions.publish(user_id, cutoff_s)
+        await self._sessions.publish(user_id, generation)
         return login
 
     async def renew_hash(self, user_id: UUID, *, old_hash: str, new_hash: str) -> bool:
@@ -79,8 +79,8 @@ class CredentialStore:
         user_id, key = _token_key(NoticeKind.PASSWORD_RESET, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             email_folded = await _use(connection, "reset_password", key, new_hash=new_hash)
-            cutoff_s = await self._end_everything(connection, user_id)
-        await self._sessions.publish(user_id, cutoff_s)
+            generation = await self._end_everything(connection, user_id)
+        await self._sessions.publish(user_id, generation)
         return email_folded
 
     async def verify_address(self, token: str) -> None:
@@ -96,7 +96,7 @@ class CredentialStore:
         return row is not None and bool(row[0])
 
     async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """End every login and notify the owner, since the password may be stolen. Return the cutoff to publish."""
+        """End every login and notify the owner, since the password may be stolen. Return the generation to publish."""
         await end_families(connection, user_id)
         await enqueue_notice(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
         return await self._sessions.note_within(connection, user_id)

@@ -51,11 +51,11 @@ class Minter:
         return Tokens(access_token=self._access_token(login), refresh_token=login.refresh_token, expires_in=self.ttl_s)
 
     def _access_token(self, login: Login) -> str:
-        user_id, issuer, ttl_s, now_s = login.user_id, self.issuer, self.ttl_s, login.iat
+        user_id, claims, issuer, ttl_s = login.user_id, login.claims, self.issuer, self.ttl_s
         if login.role is Role.BUYER:
-            return mint_buyer_token(self.buyer_keys.current, user_id=user_id, issuer=issuer, ttl_s=ttl_s, now_s=now_s)
+            return mint_buyer_token(self.buyer_keys.current, user_id=user_id, issuer=issuer, ttl_s=ttl_s, login=claims)
         key, role = self.staff_keys.current.signing, login.role.value
-        return mint_staff_token(key, user_id=user_id, role=role, issuer=issuer, ttl_s=ttl_s, now_s=now_s)
+        return mint_staff_token(key, user_id=user_id, role=role, issuer=issuer, ttl_s=ttl_s, login=claims)
 
 
 class _NotOurs(Exception):
@@ -104,7 +104,7 @@ class TokenVerifier:
             raise Refused(Problem.TOKEN_EXPIRED) from error
         except jwt.PyJWTError as error:
             raise Refused(Problem.TOKEN_INVALID) from error
-        if self._ends.is_ended(caller.user_id.bytes, claims["iat"]):
+        if self._ends.is_ended(caller.user_id.bytes, claims["iat"], _number(claims, "gen")):
             raise Refused(Problem.TOKEN_INVALID, _ENDED)
         return caller
 
@@ -118,7 +118,7 @@ class TokenVerifier:
             raise Refused(Problem.TOKEN_INVALID, _ENDED if found is Fault.ENDED else "")
         for role, has in ((Role.ADMIN, found.is_admin), (Role.STAFF, found.is_staff), (Role.BUYER, found.is_buyer)):
             if has:
-                return Caller(found.user_id, role, found.expires_at_s)
+                return Caller(found.user_id, role, found.expires_at_s, found.auth_time_s)
         raise Refused(Problem.TOKEN_INVALID)
 
     def _verify(self, token: str) -> tuple[dict[str, Any], str, tuple[Role, ...]]:
@@ -148,5 +148,13 @@ def _caller(claims: dict[str, Any], audience: str, admitted: tuple[Role, ...]) -
         raise jwt.InvalidTokenError("claims")
     for role in admitted:
         if roles[0] == role.value:
-            return Caller(user_id, role, int(claims["exp"]))
+            return Caller(user_id, role, int(claims["exp"]), _number(claims, "auth_time"))
     raise jwt.InvalidTokenError("roles")
+
+
+def _number(claims: dict[str, Any], name: str) -> int | None:
+    """A claim that may be absent; InvalidTokenError for anything but a natural number."""
+    value = claims.get(name)
+    if name in claims and (type(value) is not int or value < 0):
+        raise jwt.InvalidTokenError(name)
+    return value

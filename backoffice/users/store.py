@@ -39,13 +39,13 @@ class SessionEnder(Protocol):
     """Ends the access tokens of a user (`auth.sessions`)."""
 
     async def note_within(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
-        """End them in the caller's transaction; the cutoff to publish after its commit."""
+        """End them in the caller's transaction; the generation to publish after its commit."""
         ...
 
-    async def publish(self, user_id: UUID, cutoff_s: int) -> None:
-        """Publish the cutoff to all processes.
+    async def publish(self, user_id: UUID, generation: int) -> None:
+        """Publish the end to all processes.
 
-        A cutoff that a crash left unpublished is published by `Sessions.run`.
+        An end that a crash left unpublished is published by `Sessions.run`.
         """
         ...
 
@@ -160,7 +160,7 @@ class Users:
             claimed_at = await self._addresses.claim(folded, user.id)
             if claimed_at is None:
                 raise EmailTaken
-        release = cutoff_s = None
+        release = generation = None
         async with self._changing(user.id, by=by) as connection:
             changed = await _update(connection, user, change, folded, claimed_at)
             if changed is not None and moves:
@@ -171,9 +171,9 @@ class Users:
                 await enqueue_notice(connection, notice_to_address(NoticeKind.EMAIL_CHANGED, left))
             if changed is not None and changed.role != user.role:
                 # Present tokens carry the old role; a refresh gives tokens with the new one.
-                cutoff_s = await self._sessions.note_within(connection, user.id)
-        if cutoff_s is not None:
-            await self._sessions.publish(user.id, cutoff_s)
+                generation = await self._sessions.note_within(connection, user.id)
+        if generation is not None:
+            await self._sessions.publish(user.id, generation)
         if release is not None:
             assert folded is not None
             await self._confirm(folded, user.id)
@@ -186,8 +186,8 @@ class Users:
         async with self._changing(user.id, by=by) as connection:
             if await (await connection.execute(SQL["erase_user"], row)).fetchone() is None:
                 return False
-            cutoff_s = await self._sessions.note_within(connection, user.id)
-        await self._sessions.publish(user.id, cutoff_s)
+            generation = await self._sessions.note_within(connection, user.id)
+        await self._sessions.publish(user.id, generation)
         return True
 
     async def forget(self, user_id: UUID) -> None:

@@ -32,11 +32,12 @@ EVERYONE = frozenset(Role)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The subject of a verified token; `expires_at_s` is the token's `exp`, in seconds since 1970."""
+    """The subject of a verified token. Times are Unix seconds: `exp`, and `auth_time`, which a token may lack."""
 
     user_id: UUID
     role: Role
     expires_at_s: int
+    auth_time_s: int | None = None
 
 
 class Refused(Exception):

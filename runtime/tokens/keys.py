@@ -98,17 +98,27 @@ def make_token_key() -> tuple[str, str]:
     return secrets.token_hex(4), key
 
 
-def mint_buyer_token(keys: TokenKeys, *, user_id: UUID, issuer: str, ttl_s: int, now_s: int | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class LoginClaims:
+    """The claims of a token that belongs to a login."""
+
+    generation: int
+    """`gen`: the newest end of the user's sessions (`runtime.tokens.session_ends`); 0 without one."""
+    auth_time_s: int
+    """`auth_time` (OpenID Connect Core, section 2): the time of the login, in Unix seconds."""
+
+
+def mint_buyer_token(
+    keys: TokenKeys,
+    *,
+    user_id: UUID,
+    issuer: str,
+    ttl_s: int,
+    now_s: int | None = None,
+    login: LoginClaims | None = None,
+) -> str:
     """A buyer's access token, HS256 with the active key, for the edge and the buyer's own data in the backoffice."""
-    now = int(time.time()) if now_s is None else now_s
-    claims = {
-        "sub": str(user_id),
-        "iss": issuer,
-        "aud": BUYER_AUDIENCE,
-        "roles": ["buyer"],
-        "iat": now,
-        "exp": now + ttl_s,
-    }
+    claims = _claims(user_id, BUYER_AUDIENCE, "buyer", issuer=issuer, ttl_s=ttl_s, now_s=now_s, login=login)
     return jwt.encode(claims, keys.keys[keys.active], algorithm="HS256", headers={"kid": keys.active})
 
 
@@ -155,19 +165,35 @@ def _parse_staff_key(pem: str, path: Path) -> StaffKey:
 
 
 def mint_staff_token(
-    key: StaffKey, *, user_id: UUID, role: str, issuer: str, ttl_s: int, now_s: int | None = None
+    key: StaffKey,
+    *,
+    user_id: UUID,
+    role: str,
+    issuer: str,
+    ttl_s: int,
+    now_s: int | None = None,
+    login: LoginClaims | None = None,
 ) -> str:
     """An access token of staff or an administrator: EdDSA, accepted by the backoffice only."""
+    claims = _claims(user_id, STAFF_AUDIENCE, role, issuer=issuer, ttl_s=ttl_s, now_s=now_s, login=login)
+    return jwt.encode(claims, key.private, algorithm="EdDSA", headers={"kid": key.kid})
+
+
+def _claims(
+    user_id: UUID, audience: str, role: str, *, issuer: str, ttl_s: int, now_s: int | None, login: LoginClaims | None
+) -> dict[str, object]:
     now = int(time.time()) if now_s is None else now_s
-    claims = {
+    claims: dict[str, object] = {
         "sub": str(user_id),
         "iss": issuer,
-        "aud": STAFF_AUDIENCE,
+        "aud": audience,
         "roles": [role],
         "iat": now,
         "exp": now + ttl_s,
     }
-    return jwt.encode(claims, key.private, algorithm="EdDSA", headers={"kid": key.kid})
+    if login is not None:
+        claims |= {"auth_time": login.auth_time_s, "gen": login.generation}
+    return claims
 
 
 def staff_jwks(*keys: StaffKey) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class OutsideUser:
 
     user_id: UUID
     expires_at_s: int
+    auth_time_s: int | None
     is_buyer: bool
     is_staff: bool
     is_admin: bool
@@ -140,7 +141,8 @@ class OutsideTokens:
         user_id = _user_id(claims["sub"], issuer)
         if user_id is None or not 0 < expires_at_s - issued_at_s <= issuer.token_s_max:
             return Fault.INVALID
-        user = _user(user_id, expires_at_s, _roles(claims, issuer.roles_claim), issuer)
+        logged_in_s = _seconds(claims["auth_time"]) if "auth_time" in claims else None
+        user = _user(user_id, expires_at_s, logged_in_s, _roles(claims, issuer.roles_claim), issuer)
         return _Verified(user, jwks, kid, key, issued_at_s, _seconds(claims.get("nbf", 0)))
 
 
@@ -183,10 +185,13 @@ def _roles(claims: dict[str, Any], claim: str) -> frozenset[str]:
     return frozenset(role for role in value if isinstance(role, str)) if isinstance(value, list) else frozenset()
 
 
-def _user(user_id: UUID, expires_at_s: int, roles: frozenset[str], issuer: OutsideIssuer) -> OutsideUser:
+def _user(
+    user_id: UUID, expires_at_s: int, auth_time_s: int | None, roles: frozenset[str], issuer: OutsideIssuer
+) -> OutsideUser:
     return OutsideUser(
         user_id,
         expires_at_s,
+        auth_time_s,
         is_buyer=not issuer.buyer_roles or not roles.isdisjoint(issuer.buyer_roles),
         is_staff=not roles.isdisjoint(issuer.staff_roles),
         is_admin=not roles.isdisjoint(issuer.admin_roles),

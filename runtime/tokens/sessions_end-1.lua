@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- End sessions: note since when a user's tokens count, publish the note, and remove notes that no living token needs.
+-- End sessions: note the generation of a user's end, publish the note, and remove notes that no living token needs.
 -- Beyond the bound the oldest notes become one for all users (the empty member): more tokens may end than requested,
 -- never fewer.
--- KEYS: 1 sorted set: 16 bytes of a user id, or none -> Unix seconds
--- ARGV: 1 channel, 2 seconds before which a note is useless, 3 number of notes kept, then per note: seconds, member
+-- KEYS: 1 sorted set: 16 bytes of a user id, or none -> generation (Unix ms)
+-- ARGV: 1 channel, 2 generation below which a note is useless, 3 number of notes kept, then per note: generation,
+-- member
 -- Answer: notes kept
 for i = 4, #ARGV, 2 do
   redis.call('ZADD', KEYS[1], 'GT', ARGV[i], ARGV[i + 1])

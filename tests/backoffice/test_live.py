@@ -188,7 +188,7 @@ def test_a_stream_ends_soon_after_the_sessions_of_its_caller(
 
 async def _end_sessions(url: str, user_id: UUID) -> None:
     client = redis_client_of(url)
-    await publish(client, [(user_id, int(time.time()))])
+    await publish(client, [(user_id, int(time.time() * 1000))])
     await client.aclose()
 
 

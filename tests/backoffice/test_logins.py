@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from typing import Any
@@ -24,6 +23,7 @@ from runtime.process.supervision import TaskSupervisor
 from tests.backoffice.test_auth import register
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_users import Accounts
 
 TOPOLOGY = Topology()
 
@@ -77,42 +77,47 @@ async def test_a_login_under_way_is_of_the_role_as_it_is_then(
     seen = password_hash(databases, buyer)
     before = await refresh_tokens.start_family(buyer, password_hash=seen)
     assert before is not None and before.role is Role.BUYER
-    later_s = int(time.time()) + 2  # the cutoff ends the present second and the next one
     async with await psycopg.AsyncConnection.connect(shard_of(databases, buyer)) as change:
         await change.execute("UPDATE users SET role = 'staff' WHERE id = %s", (buyer,))
-        await change.execute("INSERT INTO session_ends VALUES (%s, %s)", (buyer, later_s))
+        await change.execute("INSERT INTO session_ends VALUES (%s, 1, 7777)", (buyer,))
         under_way = [
             asyncio.create_task(refresh_tokens.start_family(buyer, password_hash=seen)),
             asyncio.create_task(refresh_tokens.renew(before.refresh_token)),
         ]
         assert not (await asyncio.wait(under_way, timeout=0.3))[0]
     for login in await asyncio.gather(*under_way):
-        assert login is not None and (login.role, login.iat) == (Role.STAFF, later_s)
+        assert login is not None and (login.role, login.claims.generation) == (Role.STAFF, 7777)
 
 
-async def test_a_change_of_the_role_waits_until_a_login_has_said_from_when_it_is(
-    buyer: UUID, databases: Databases, refresh_tokens: RefreshTokens, monkeypatch: pytest.MonkeyPatch
+async def test_an_end_waits_until_a_login_has_said_from_when_it_is(
+    buyer: UUID,
+    databases: Databases,
+    refresh_tokens: RefreshTokens,
+    monkeypatch: pytest.MonkeyPatch,
+    accounts: Accounts,
 ) -> None:
-    """The other order: the cutoff of a later change is after the `iat` of this login."""
+    """The other order: a later end has a greater generation than this login, and ends its refresh token as well."""
     seen, read, over = password_hash(databases, buyer), asyncio.Event(), asyncio.Event()
-    iat_of = refresh._iat
+    generation_of = refresh._generation
 
     async def slowly(connection: psycopg.AsyncConnection[Any], user_id: UUID) -> int:
-        iat = await iat_of(connection, user_id)
+        generation = await generation_of(connection, user_id)
         read.set()
         await asyncio.sleep(0.3)
         over.set()
-        return iat
+        return generation
 
-    monkeypatch.setattr(refresh, "_iat", slowly)
+    monkeypatch.setattr(refresh, "_generation", slowly)
     login = asyncio.create_task(refresh_tokens.start_family(buyer, password_hash=seen))
     await read.wait()
-    async with await psycopg.AsyncConnection.connect(shard_of(databases, buyer)) as change:
-        await change.execute("UPDATE users SET role = 'staff' WHERE id = %s", (buyer,))
-        ends_s = int(time.time()) + 1
-        assert over.is_set()  # the change has waited for the login
+    await accounts.sessions.end(buyer)
+    assert over.is_set()  # the end has waited for the login
     made = await login
-    assert made is not None and made.role is Role.BUYER and made.iat < ends_s
+    assert made is not None and made.role is Role.BUYER
+    (generation,) = accounts.rows("SELECT generation FROM session_ends")
+    assert made.claims.generation < generation
+    with pytest.raises(Refused):
+        await refresh_tokens.renew(made.refresh_token)
 
 
 async def test_of_many_logins_the_oldest_end(

@@ -9,15 +9,16 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
+import jwt
 import psycopg
 import pytest
 import redis
 
+from backoffice.auth.sessions import REMEMBERED_S
 from devstack.servers import RedisServer
 from domain import topology
 from domain.topology import Topology
-from runtime.tokens.keys import load_token_keys, mint_buyer_token
-from runtime.tokens.session_ends import KEPT_S
+from runtime.tokens.keys import LEEWAY_S, LoginClaims, load_token_keys, mint_buyer_token
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import EdgeProcess
@@ -110,11 +111,37 @@ def test_a_changed_password_ends_the_tokens_of_before(account: Account) -> None:
     assert account.refresh(before) == 401 and account.refresh(after) == 200
 
 
-def test_an_erased_account_can_do_nothing_more(account: Account) -> None:
-    token = account.log_in()["access_token"]
+def ahead(process: BackofficeProcess, account: Account, generation: int) -> str:
+    """A token of before an end, made by a process whose clock is ahead by nearly the leeway."""
+    now = int(time.time())
+    ring, claims = load_token_keys(process.token_keys_file), LoginClaims(generation, now)
+    return mint_buyer_token(
+        ring, user_id=account.id, issuer="flashsale", ttl_s=900, now_s=now + LEEWAY_S - 5, login=claims
+    )
+
+
+def test_an_erased_account_can_do_nothing_more(account: Account, backoffice: BackofficeProcess) -> None:
+    token, of_a_fast_clock = account.log_in()["access_token"], ahead(backoffice, account, 0)
     answer = httpx.delete(f"{account.backoffice}/v1/users/me", headers={"Authorization": f"Bearer {token}"})
     assert answer.status_code == 204, answer.text
     until(lambda: account.statuses(token) == (401, 401))
+    until(lambda: account.statuses(of_a_fast_clock) == (401, 401))
+
+
+def test_each_end_ends_the_tokens_of_before_also_within_one_second(
+    account: Account, backoffice: BackofficeProcess
+) -> None:
+    """The ends and the logins between them share seconds, so `iat` cannot tell them apart."""
+    ended = [ahead(backoffice, account, 0)]
+    for _ in range(4):
+        tokens = account.log_in()
+        assert account.statuses(tokens["access_token"]) == (200, 404)
+        assert account.post("/v1/auth/logout-everywhere", token=tokens["access_token"]).status_code == 204
+        claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})
+        ended += [tokens["access_token"], ahead(backoffice, account, claims["gen"])]
+        assert {account.statuses(token)[0] for token in ended} == {401}
+    until(lambda: {account.statuses(token) for token in ended} == {(401, 401)})
+    assert account.statuses(account.log_in()["access_token"]) == (200, 404)
 
 
 def test_staff_end_sessions(account: Account, staff: Staff) -> None:
@@ -141,18 +168,18 @@ def test_unpublished_ends_are_published_again(
     now = int(time.time())
     dsn = databases.shard_dsns[Topology().shard_of_user(account.id)]
     with psycopg.connect(dsn) as connection:
-        connection.execute("INSERT INTO session_ends VALUES (%s, %s)", (account.id, now + 1))
+        connection.execute("INSERT INTO session_ends VALUES (%s, %s, %s)", (account.id, now, 1000 * now + 7))
     until(lambda: account.statuses(token) == (401, 401))
-    assert redis_client.zscore(topology.SESSION_ENDS_KEY, account.id.bytes) == now + 1
+    assert redis_client.zscore(topology.SESSION_ENDS_KEY, account.id.bytes) == 1000 * now + 7
 
 
 def test_a_backoffice_that_starts_tells_all_and_forgets_the_old(
     backoffice_process: BackofficeProcess, databases: Databases, own_redis: RedisServer, tmp_path: Path
 ) -> None:
-    """An empty Redis, as after a loss."""
+    """An empty Redis, as after a loss; rows as the former release wrote them."""
     users = [uuid4() for _ in range(8)]
     old, now = uuid4(), int(time.time())
-    for user, seconds in [*((user, now - 3600) for user in users), (old, now - KEPT_S - 10)]:
+    for user, seconds in [*((user, now - 3600) for user in users), (old, now - REMEMBERED_S - 10)]:
         with psycopg.connect(databases.shard_dsns[Topology().shard_of_user(user)]) as connection:
             connection.execute("INSERT INTO session_ends VALUES (%s, %s)", (user, seconds))
     second = BackofficeProcess(tmp_path, own_redis.url, databases)
@@ -167,8 +194,8 @@ def test_a_backoffice_that_starts_tells_all_and_forgets_the_old(
             url = f"{second.url}/v1/users/me"
             return httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code
 
-        until(lambda: status(now - 3601) == 401)
-        assert status(now - 3600) == 404
+        until(lambda: status(now - 3600 + LEEWAY_S) == 401)
+        assert status(now - 3600 + LEEWAY_S + 1) == 404
         with psycopg.connect(databases.shard_dsns[Topology().shard_of_user(old)]) as connection:
             assert connection.execute("SELECT 1 FROM session_ends WHERE user_id = %s", (old,)).fetchone() is None
     finally:

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from devstack.servers import RedisServer
 from domain import topology
+from runtime.tokens.keys import LEEWAY_S
 from runtime.tokens.outside_tokens import derived_user_id
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 from tests.fixtures.fix_issuer import ISS, Issuer
@@ -92,11 +93,12 @@ def test_bad_outside_tokens(shop: Shop, issuer: Issuer) -> None:
 
 def test_their_sessions_end_too(shop: Shop, issuer: Issuer) -> None:
     now = int(time.time())
-    token = issuer.token(iat=now - 5)
+    ended_s = now - LEEWAY_S - 1
+    token = issuer.token(iat=ended_s + LEEWAY_S)  # of before the end, if the clock of the issuer is ahead
     assert shop.order(token).status_code == 202
     member = USER.bytes
-    shop.publisher.redis.zadd(topology.SESSION_ENDS_KEY, {member: now})
-    shop.publisher.redis.publish(topology.SESSION_ENDS_CHANNEL, b"%d %b" % (now, member))
+    shop.publisher.redis.zadd(topology.SESSION_ENDS_KEY, {member: 1000 * ended_s})
+    shop.publisher.redis.publish(topology.SESSION_ENDS_CHANNEL, b"%d %b" % (1000 * ended_s, member))
     until(lambda: shop.orders(token).status_code == 401)
     answer = shop.order(token)
     assert (answer.status_code, answer.json()["detail"]) == (401, "The session was ended; log in again")

@@ -61,6 +61,9 @@ def test_good_token_of_each_key_and_spelling() -> None:
         assert check(mint(aud=["other", "edge"], roles=["x", "buyer"], jti="1", name="Å")) == good
         assert check(mint(sub=str(USER).upper())) == good
         assert check(mint(nbf=NOW_S)) == good
+        assert (
+            check(mint(gen=0, auth_time=NOW_S)) == check(mint(gen=NOW_S * 1000)) == check(mint(auth_time="x")) == good
+        )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,7 @@ def test_good_token_of_each_key_and_spelling() -> None:
         mint(nbf="soon"),
         mint(exp="later"),
         mint(exp=True),
+        *(mint(gen=value) for value in (-1, "1", None, True, 1.5, 2**62)),
         *(mint(**{name: ...}) for name in GOOD),
         encode({"alg": "HS256", "kid": "a"}, b"[]", KEYS["a"]),
         encode({"alg": "HS256", "kid": "a"}, b"{", KEYS["a"]),
@@ -136,6 +140,8 @@ def test_no_byte_may_change(at: int, byte: int) -> None:
             "iat": st.integers(NOW_S - 100, NOW_S + 100) | st.sampled_from([None, 1.5, 2**70]),
             "exp": st.integers(NOW_S - 100, NOW_S + 100) | st.sampled_from([None, "1", 2**70, 0]),
             "nbf": st.integers(NOW_S - 100, NOW_S + 100) | st.sampled_from([None, False]),
+            "gen": st.integers(-1, 2**63) | st.sampled_from([None, False]),
+            "auth_time": st.integers(0, 2**63) | st.sampled_from([None, -1, "x"]),
         },
     )
 )
@@ -152,7 +158,7 @@ def test_missing(header: str | None) -> None:
 def test_authorization_header(scheme: str) -> None:
     claims = RING.authorize(scheme + mint().decode(), NOW_S)
     assert isinstance(claims, Claims)
-    assert claims.issued_at_s == NOW_S - 10
+    assert (claims.issued_at_s, claims.generation_of_sessions) == (NOW_S - 10, -1)
 
 
 def test_short_keys_are_a_mistake() -> None:
@@ -160,19 +166,37 @@ def test_short_keys_are_a_mistake() -> None:
         KeyRing({"a": b"short"}, issuer="flashsale")
 
 
-def test_tokens_issued_before_an_end_count_no_more() -> None:
+@pytest.mark.parametrize("user", [USER.bytes, b""])
+def test_tokens_without_a_generation_end_by_their_time(user: bytes) -> None:
+    """With the leeway: a clock ahead by it may have written `iat`. The note for all users counts for every token."""
     table: dict[bytes, int] = {}
-    ring = KeyRing(KEYS, issuer="flashsale", not_before=table)
-    token, iat = mint(), NOW_S - 10
-    assert isinstance(ring.verify(token, NOW_S), Claims)
-    for user in (USER.bytes, b""):
-        for not_before, ended in ((iat - 1, False), (iat, False), (iat + 1, True), (1 << 62, True)):
-            table[user] = not_before
-            assert (ring.verify(token, NOW_S) == TOKEN_ENDED) == ended, (user, not_before)
+    ring = KeyRing(KEYS, issuer="flashsale", ends=table)
+    iat = NOW_S - 10
+    tokens = [mint()] if user else [mint(), mint(gen=0), mint(gen=1 << 61)]
+    for token in tokens:
+        assert isinstance(ring.verify(token, NOW_S), Claims)
+        for end_ms, ended in (
+            (1000 * (iat - 60) - 1, False),
+            (1000 * (iat - 60), True),
+            (1000 * iat, True),
+            (1 << 61, True),
+        ):
+            table[user] = end_ms
+            assert (ring.verify(token, NOW_S) == TOKEN_ENDED) == ended, end_ms
         table[bytes(16)] = 1 << 62  # of another user
         del table[user]
         assert isinstance(ring.verify(token, NOW_S), Claims)
-    table[USER.bytes] = NOW_S
+
+
+def test_tokens_end_by_their_generation_whatever_their_time() -> None:
+    end = NOW_S * 1000
+    ring = KeyRing(KEYS, issuer="flashsale", ends={USER.bytes: end})
+    for iat in (NOW_S - 10, NOW_S, NOW_S + 60):
+        for spelling in ({}, {"jti": "x"}):  # read by the plain reader, and by the general one
+            assert ring.verify(mint(gen=0, iat=iat, **spelling), NOW_S) == TOKEN_ENDED
+            assert ring.verify(mint(gen=end - 1, iat=iat, **spelling), NOW_S) == TOKEN_ENDED
+            assert isinstance(ring.verify(mint(gen=end, iat=iat, **spelling), NOW_S), Claims)
+            assert isinstance(ring.verify(mint(gen=end + 1, iat=iat, **spelling), NOW_S), Claims)
     # Forged and expired are reported first, so that only holders of a valid token learn of an end.
     assert ring.verify(mint(key=b"x" * 32), NOW_S) == TOKEN_INVALID
     assert ring.verify(mint(exp=NOW_S - 1), NOW_S) == TOKEN_EXPIRED

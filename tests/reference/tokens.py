@@ -59,6 +59,9 @@ def _are_good(claims: dict[str, Any], role: str, now_s: int) -> bool:
         return False
     if claims["iat"] > now_s + LEEWAY_S or claims.get("nbf", 0) > now_s + LEEWAY_S:
         return False
+    generation = claims.get("gen", 0)
+    if type(generation) is not int or not 0 <= generation < 2**62:
+        return False
     roles = claims["roles"]
     if not isinstance(roles, list) or not all(isinstance(r, str) for r in roles) or role not in roles:
         return False

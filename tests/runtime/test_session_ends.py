@@ -15,10 +15,14 @@ from devstack.servers import RedisServer
 from domain import topology
 from runtime.process import tasks
 from runtime.redis.client import redis_client as open_client
+from runtime.tokens.keys import LEEWAY_S
 from runtime.tokens.session_ends import EVERYBODY, KEPT_S, SessionEnds, publish
 
 WAIT_S_MAX = 20.0
-NOW = int(time.time())
+NOW_S = int(time.time())
+NOW = 1000 * NOW_S  # a generation
+BEFORE_S = NOW_S - 3600
+AFTER_S = NOW_S + LEEWAY_S + 1  # surely after the end, also by a clock that is ahead
 
 
 @pytest.fixture
@@ -54,13 +58,26 @@ async def test_notes_of_before_and_after_the_start_arrive(client: Redis, follow:
     early, late, other = uuid4(), uuid4(), uuid4()
     await publish(client, [(early, NOW)])
     ends = SessionEnds(client)
-    assert not ends.loaded and not ends.is_ended(early.bytes, NOW - 1)
+    assert not ends.loaded and not ends.is_ended(early.bytes, BEFORE_S)
     await follow(ends)
     await publish(client, [(late, NOW + 1)])
     await until(lambda: late.bytes in ends.table)
     assert ends.table == {early.bytes: NOW, late.bytes: NOW + 1}
-    assert ends.is_ended(early.bytes, NOW - 1) and not ends.is_ended(early.bytes, NOW)
+    assert ends.is_ended(early.bytes, BEFORE_S) and not ends.is_ended(early.bytes, AFTER_S)
     assert not ends.is_ended(other.bytes, 0)
+
+
+def test_a_generation_decides_and_not_the_time() -> None:
+    """In the second of the end, and by a clock that is ahead by the leeway."""
+    user, ends = uuid4(), SessionEnds(Redis())
+    ends.take(user.bytes, NOW + 500)
+    for issued_at_s in (BEFORE_S, NOW_S, NOW_S + LEEWAY_S, AFTER_S):
+        assert ends.is_ended(user.bytes, issued_at_s, 0) and ends.is_ended(user.bytes, issued_at_s, NOW + 499)
+        assert not ends.is_ended(user.bytes, issued_at_s, NOW + 500)
+        # Without a generation: ended unless it is surely newer.
+        assert ends.is_ended(user.bytes, issued_at_s) == (issued_at_s < AFTER_S)
+    ends.take(EVERYBODY, NOW)
+    assert ends.is_ended(user.bytes, NOW_S, NOW + 500) and not ends.is_ended(user.bytes, AFTER_S, NOW + 500)
 
 
 async def test_an_older_note_changes_nothing(client: Redis, follow: Follow) -> None:
@@ -71,7 +88,7 @@ async def test_an_older_note_changes_nothing(client: Redis, follow: Follow) -> N
     await publish(client, [(user, NOW - 5)])
     await publish(client, [(UUID(int=1), NOW)])
     await until(lambda: UUID(int=1).bytes in ends.table)
-    assert ends.not_before(user.bytes) == NOW
+    assert ends.table[user.bytes] == NOW
     assert await client.zscore(topology.SESSION_ENDS_KEY, user.bytes) == NOW
 
 
@@ -97,13 +114,17 @@ async def test_malformed_messages_are_ignored(client: Redis, follow: Follow) -> 
     assert set(ends.table) == {user.bytes} and ends.synced
 
 
-async def test_old_notes_are_forgotten(client: Redis) -> None:
+async def test_old_notes_are_forgotten(client: Redis, follow: Follow) -> None:
     old, kept = uuid4(), uuid4()
-    await client.zadd(topology.SESSION_ENDS_KEY, {old.bytes: NOW - KEPT_S - 5})
+    long_ago = NOW - 1000 * (KEPT_S + 5)
+    await client.zadd(topology.SESSION_ENDS_KEY, {old.bytes: long_ago})
+    late = SessionEnds(client)
+    await follow(late)
+    assert late.table == {}, "a token of today has generation 0, since the shard has forgotten the end"
     await publish(client, [(kept, NOW)])
     assert await client.zrange(topology.SESSION_ENDS_KEY, 0, -1) == [kept.bytes]
     ends = SessionEnds(client)
-    ends.take(old.bytes, NOW - KEPT_S - 5)
+    ends.take(old.bytes, long_ago)
     ends.take(kept.bytes, NOW)
     ends.tidy(time.time())
     assert ends.table == {kept.bytes: NOW}
@@ -118,10 +139,10 @@ async def test_at_the_bound_of_redis_the_oldest_become_one_for_all(client: Redis
     await until(lambda: ends.table.get(EVERYBODY) == NOW + 1)
     kept = await client.zrange(topology.SESSION_ENDS_KEY, 0, -1)
     assert kept == [EVERYBODY, *(user.bytes for user in users[2:])]
-    assert ends.is_ended(uuid4().bytes, NOW) and not ends.is_ended(uuid4().bytes, NOW + 1)
+    assert ends.is_ended(uuid4().bytes, NOW_S, NOW) and not ends.is_ended(uuid4().bytes, AFTER_S, 0)
     # All users without a note of their own are covered.
     for place, user in enumerate(users):
-        assert ends.is_ended(user.bytes, NOW + place - 1)
+        assert ends.is_ended(user.bytes, NOW_S, NOW + place - 1)
 
 
 async def test_at_its_own_bound_a_follower_does_the_same() -> None:
@@ -130,8 +151,8 @@ async def test_at_its_own_bound_a_follower_does_the_same() -> None:
     for place, user in enumerate(users):
         ends.take(user.bytes, NOW + place)
         assert len(ends.table) <= 33
-        assert all(ends.is_ended(earlier.bytes, NOW + i - 1) for i, earlier in enumerate(users[: place + 1]))
-    assert not ends.is_ended(uuid4().bytes, NOW + 99)
+        assert all(ends.is_ended(earlier.bytes, NOW_S, NOW + i - 1) for i, earlier in enumerate(users[: place + 1]))
+    assert not ends.is_ended(uuid4().bytes, AFTER_S, 0)
 
 
 async def test_messages_that_were_missed_are_read_again(own_redis: RedisServer, follow: Follow) -> None:
@@ -143,12 +164,12 @@ async def test_messages_that_were_missed_are_read_again(own_redis: RedisServer, 
     await until(lambda: before.bytes in ends.table)
     own_redis.kill()
     await until(lambda: not ends.synced)
-    assert ends.loaded and ends.is_ended(before.bytes, NOW - 1)
+    assert ends.loaded and ends.is_ended(before.bytes, BEFORE_S)
     own_redis.start()
     with redis.Redis(port=own_redis.port) as other:
         # Lost by Redis, and noted while no process listened.
         other.zrem(topology.SESSION_ENDS_KEY, before.bytes)
         other.zadd(topology.SESSION_ENDS_KEY, {meanwhile.bytes: NOW})
     await until(lambda: ends.synced and meanwhile.bytes in ends.table)
-    assert ends.is_ended(before.bytes, NOW - 1)
+    assert ends.is_ended(before.bytes, BEFORE_S)
     await client.aclose()
