@@ -49,16 +49,18 @@ class ProductRoutes:
         return _answer(product, 201, location=f"/v1/products/{product.id}")
 
     async def get(self, call: Call) -> Answer:
-        """One product; 304 if the client has this version."""
+        """One product; 304 if the client has this version. Only staff see inactive products."""
         with _refusals():
             product = await self._service.get(_product_id(call))
+            if not product.active and not _is_staff(call):
+                raise ProductMissing
         if is_known(call, product.version):
             return Answer(304, None, _caching(product))
         return _answer(product)
 
     async def page(self, call: Call, query: ProductQuery) -> Answer:
         """Products, newest first; with a search text best match first. Only staff see inactive products."""
-        is_staff = call.caller is not None and call.caller.role in STAFF
+        is_staff = _is_staff(call)
         if query.active is False and not is_staff:
             raise Refused(Problem.TOKEN_MISSING if call.caller is None else Problem.FORBIDDEN)
         async with nullcontext() if is_staff else self._gate.admitted():
@@ -98,6 +100,10 @@ class ProductRoutes:
     async def put_batch(self, _: Call, body: Batch) -> Answer:
         """Create and change many products."""
         return Answer(body=await self._imports.put(body))
+
+
+def _is_staff(call: Call) -> bool:
+    return call.caller is not None and call.caller.role in STAFF
 
 
 def _product_id(call: Call) -> UUID:
@@ -171,6 +177,8 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             products.get,
             "Read a product",
             "products",
+            roles=EVERYONE,
+            anonymous=True,
             answers=ProductView,
             problems=(Problem.PRODUCT_NOT_FOUND,),
             headers=("If-None-Match",),

@@ -33,6 +33,10 @@ SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, c
         FROM sale_items WHERE sale_id = sales.id) AS items
 FROM sales WHERE id = %(id)s;
 
+-- name: lock
+-- Primary key. Requests that change one sale queue here, so that none of them loses to the others.
+SELECT 1 FROM sales WHERE id = %(id)s FOR UPDATE;
+
 -- name: page
 -- Primary keys of both tables, newest first.
 SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count, lanes, epoch, version,

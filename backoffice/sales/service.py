@@ -10,8 +10,8 @@ Publishing. Each step may be repeated:
 Until step 3 no edge knows the sale, so a lane that lost it between 2 and 3 may be loaded again; after 3 it is only
 rebuilt. After a crash at any step, a repeated request or the next round of the synchroniser completes the publishing.
 
-Changes of a published sale: catalogue (compare-and-set on the version), then `define-1` on each lane, then the
-document.
+Changes of a published sale: catalogue (one after the other, under the lock of its row), then `define-1` on each lane,
+then the document.
 """
 
 from __future__ import annotations
@@ -147,14 +147,12 @@ class SaleService:
 
         If Redis cannot be reached, the catalogue has the change all the same: a repeat or the synchroniser pushes it.
         """
-        for _ in range(_ATTEMPTS_MAX):
-            sale = await self.get(sale_id)
-            wanted = rule(sale, await self.now_ms())
-            if wanted == sale or await self._sales.change_published(wanted):
-                sale = sale if wanted == sale else await self.get(sale_id)
-                await self.push(sale)
-                return sale
-        raise SaleStateConflict(_CONTENDED)
+        now_ms = await self.now_ms()
+        sale = await self._sales.change_published(sale_id, lambda sale: rule(sale, now_ms))
+        if sale is None:
+            raise SaleMissing
+        await self.push(sale)
+        return sale
 
     async def restock(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> tuple[Sale, bool]:
         """Add units once per key: ledger and record in one transaction, then the lane under the same key.

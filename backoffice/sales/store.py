@@ -1,8 +1,9 @@
-"""Sales in the catalogue database. Each change is one transaction with compare-and-set. Does not touch Redis."""
+"""Sales in the catalogue database. Each change is one transaction, with a lock or compare-and-set. Does not touch Redis."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -117,9 +118,7 @@ class Sales:
     async def get(self, sale_id: UUID) -> Sale | None:
         """The sale with its items."""
         async with self._catalogue.connection() as connection:
-            cursor = connection.cursor(row_factory=dict_row)
-            row = await (await cursor.execute(SQL["get"], {"id": sale_id})).fetchone()
-        return None if row is None else Sale.from_row(row)
+            return await _read(connection, sale_id)
 
     async def page(self, *, before: UUID | None, limit: int) -> list[Sale]:
         """Sales, newest first."""
@@ -163,19 +162,28 @@ class Sales:
         async with self._catalogue.connection() as connection:
             await connection.execute(SQL["mark_published"], {"id": sale_id})
 
-    async def change_published(self, sale: Sale) -> bool:
-        """Replace name, window and flags at the same version; False if there is no such version any more."""
-        row = {
-            "id": sale.id,
-            "version": sale.version,
-            "name": sale.name,
-            "starts_at": sale.starts_at,
-            "ends_at": sale.ends_at,
-            "paused": sale.paused,
-            "ended": sale.ended,
-        }
+    async def change_published(self, sale_id: UUID, rule: Callable[[Sale], Sale]) -> Sale | None:
+        """Apply the rule to the sale while no other request changes it; the sale afterwards, None if there is none.
+
+        Writes name, window and flags, unless the rule changes nothing. Exceptions of the rule change nothing.
+        """
         async with self._catalogue.connection() as connection:
-            return await (await connection.execute(SQL["change_published"], row)).fetchone() is not None
+            await connection.execute(SQL["lock"], {"id": sale_id})
+            sale = await _read(connection, sale_id)
+            wanted = sale and rule(sale)
+            if sale is None or wanted is None or wanted == sale:
+                return sale
+            row = {
+                "id": wanted.id,
+                "version": wanted.version,
+                "name": wanted.name,
+                "starts_at": wanted.starts_at,
+                "ends_at": wanted.ends_at,
+                "paused": wanted.paused,
+                "ended": wanted.ended,
+            }
+            await connection.execute(SQL["change_published"], row)
+            return await _read(connection, sale_id)
 
     async def live(self, *, settled: timedelta, kept: timedelta, limit: int) -> list[LiveSale]:
         """Sales that edges must know, until `kept` after their end."""
@@ -237,6 +245,12 @@ class Sales:
                 cursor = await connection.execute(SQL["sold_units"], {"sale_id": sale_id})
                 sold.update(dict(await cursor.fetchall()))
         return sold
+
+
+async def _read(connection: AsyncConnection[TupleRow], sale_id: UUID) -> Sale | None:
+    cursor = connection.cursor(row_factory=dict_row)
+    row = await (await cursor.execute(SQL["get"], {"id": sale_id})).fetchone()
+    return None if row is None else Sale.from_row(row)
 
 
 async def _known_restock(connection: AsyncConnection[TupleRow], parameters: dict[str, Any]) -> KnownRestock | None:

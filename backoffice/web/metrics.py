@@ -7,6 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from backoffice.web.admission.proxies import UNTRUSTED
 from backoffice.web.messages import Answer, Call
 from runtime.process.supervision import TASK_RESTARTS
 
@@ -22,6 +23,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.registry.register(TASK_RESTARTS)
+        self.registry.register(UNTRUSTED)
         self._requests = Counter(
             "flashsale_backoffice_requests",
             "Answered requests.",

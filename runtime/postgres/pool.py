@@ -29,6 +29,7 @@ def postgres_pool(
     async def configure(connection: AsyncConnection[TupleRow]) -> None:
         assert isinstance(connection, BoundedConnection)
         connection.call_s_max = call_s_max
+        await pin_session(connection)
 
     return AsyncConnectionPool(
         dsn.get_secret_value(),
@@ -52,6 +53,16 @@ def postgres_pool(
             "keepalives_count": 2,
         },
     )
+
+
+async def pin_session(connection: AsyncConnection[TupleRow]) -> None:
+    """Set what decides the form of times, whatever the server, the database or the role has as its default.
+
+    With SET, not with `options` at the start of the session: PgBouncer follows the former and refuses the latter.
+    """
+    await connection.set_autocommit(True)
+    await connection.execute("SET TimeZone TO 'UTC'; SET DateStyle TO 'ISO, MDY'; SET IntervalStyle TO 'postgres'")
+    await connection.set_autocommit(False)
 
 
 async def _check(connection: AsyncConnection[TupleRow]) -> None:

@@ -10,8 +10,10 @@ import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from backoffice.limits.attempts import LOGIN_ACCOUNT_FROM_CLIENT
+from backoffice.web.admission.proxies import UNTRUSTED, WARN_EVERY_S, UntrustedProxies
 from backoffice.web.clients import ENTRIES_MAX, UNKNOWN, client_of
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_databases import Databases
@@ -66,6 +68,31 @@ def test_a_row_of_proxies_without_end_is_cut() -> None:
     row.insert(0, "6.6.6.6")
     row += ["10.0.0.2"] * 10
     assert client_of("10.0.0.1", [", ".join(row)], PROXIES) == "10.0.0.2"
+
+
+def test_a_proxy_that_is_not_trusted_is_noticed_once_a_minute() -> None:
+    now = 100.0
+    proxies = UntrustedProxies(PROXIES, now=lambda: now)
+    before = UNTRUSTED._value.get()
+    with capture_logs() as logs:
+        for peer in ("10.0.0.1", "8.8.8.8", None, "unknown", "192.168.1.5", "192.168.1.6"):
+            proxies.see(peer)
+        now += WARN_EVERY_S
+        proxies.see("fe80::1%eth0")
+    assert UNTRUSTED._value.get() == before + 4
+    assert [line["proxy"] for line in logs] == ["192.168.1.5", "fe80::1"]
+    assert "FLASHSALE_TRUSTED_PROXIES" in logs[0]["event"]
+
+
+def test_an_ignored_header_is_counted(backoffice: BackofficeProcess) -> None:
+    def ignored() -> float:
+        text = httpx.get(f"{backoffice.url}/metrics").text
+        return float(text.partition("\nflashsale_backoffice_untrusted_forwards_total ")[2].split()[0])
+
+    before = ignored()
+    httpx.get(f"{backoffice.url}/livez", headers={"X-Forwarded-For": "198.51.100.1"})
+    assert ignored() == before + 1
+    assert "FLASHSALE_TRUSTED_PROXIES" in backoffice.log
 
 
 def _exhaust(http: httpx.Client, client: str) -> None:

@@ -219,3 +219,17 @@ def test_a_cursor_belongs_to_its_list(staff: Staff) -> None:
 def test_ids_that_cannot_exist(staff: Staff, product_id: str) -> None:
     answer = staff.http.get(f"/v1/products/{product_id}")
     assert (answer.status_code, answer.json()["code"]) == (404, "product_not_found")
+
+
+def test_inactive_products_are_not_public(staff: Staff, backoffice: BackofficeProcess) -> None:
+    product = staff.product(active=False)
+    path = f"/v1/products/{product['id']}"
+    for stranger in (
+        httpx.get(backoffice.url + path),
+        httpx.get(backoffice.url + path, headers={"If-None-Match": "*"}),
+    ):
+        assert (stranger.status_code, stranger.json()["code"]) == (404, "product_not_found")
+    mine = staff.http.get(path)
+    assert (mine.status_code, mine.json()) == (200, product)
+    staff.http.patch(path, json={"active": True}, headers={"If-Match": mine.headers["etag"]})
+    assert httpx.get(backoffice.url + path).status_code == 200

@@ -211,7 +211,7 @@ async def test_a_publisher_that_read_an_older_draft(parts: Parts) -> None:
 async def test_a_change_that_redis_did_not_hear_of(parts: Parts, own_redis: RedisServer, healer: str) -> None:
     sale = await parts.draft()
     published = await parts.service.publish(sale.id)
-    assert await parts.sales.change_published(replace(published, paused=True))
+    assert await parts.sales.change_published(published.id, lambda sale: replace(sale, paused=True))
     await restart(parts, own_redis)
     document = await parts.document(sale)
     assert document is not None

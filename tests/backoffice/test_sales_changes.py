@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -121,3 +123,30 @@ def test_window_errors_point_to_the_members_of_the_request(staff: Staff) -> None
     # The state of an ended sale is checked before the window.
     staff.act(sale, "end")
     assert code(staff.http.patch(f"/v1/sales/{sale['id']}", json=late)) == (409, "sale_state_conflict")
+
+
+@pytest.mark.parametrize(("verb", "member", "reached"), [("pause", "state", "paused"), ("end", "state", "ended")])
+def test_a_stop_wins_over_parallel_edits(staff: Staff, verb: str, member: str, reached: str) -> None:
+    """Sixteen clients rename the sale without a pause; the request that stops it does not lose to them."""
+    sale = staff.open_sale()
+    path = f"/v1/sales/{sale['id']}"
+    stopped = threading.Event()
+    statuses: list[int] = []
+
+    def rename(number: int) -> None:
+        for turn in itertools.count():
+            if stopped.is_set():
+                return
+            statuses.append(staff.http.patch(path, json={"name": f"Name {number}.{turn}"}).status_code)
+
+    with ThreadPoolExecutor(16) as pool:
+        for number in range(16):
+            pool.submit(rename, number)
+        try:
+            eventually(lambda: len(statuses) > 32)
+            answer = staff.act(sale, verb)
+        finally:
+            stopped.set()
+    assert (answer.status_code, answer.json()[member]) == (200, reached), answer.text
+    assert set(statuses) <= ({200} if verb == "pause" else {200, 409})
+    assert staff.http.get(path).json()[member] == reached

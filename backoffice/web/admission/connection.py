@@ -97,6 +97,8 @@ class Connection:
             # No route takes multipart; Robyn would parse it and answer an empty 500 when that fails.
             headers = [(name, value) for name, value in headers if name != b"content-type"]
         forwarded_for = [value.decode("latin-1") for name, value in head.headers if name == b"x-forwarded-for"]
+        if forwarded_for:
+            self._context.untrusted_proxies.see(self._wire.peer)
         client = client_of(self._wire.peer or UNKNOWN, forwarded_for, self._context.trusted_proxies)
         headers.append((CLIENT_HEADER, self._context.secret + b":" + client.encode("ascii")))
         headers.append((b"content-length", str(len(body)).encode("ascii")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from backoffice.web.admission.proxies import UntrustedProxies
 from backoffice.web.clients import Network
 from backoffice.web.messages import Stream
 
@@ -43,5 +44,6 @@ class Context:
     methods: Callable[[str], tuple[str, ...]]
     take_stream: Callable[[str], Stream | None]
     trusted_proxies: Sequence[Network]
+    untrusted_proxies: UntrustedProxies
     requests: int = 0
     draining: bool = False

@@ -11,6 +11,7 @@ import structlog
 
 from backoffice.web.admission.connection import Connection
 from backoffice.web.admission.context import Bounds, Context
+from backoffice.web.admission.proxies import UntrustedProxies
 from backoffice.web.admission.wire import Closed
 from backoffice.web.clients import Network
 from backoffice.web.messages import Stream
@@ -35,7 +36,15 @@ class Admission:
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
         """Does not listen yet."""
-        self._context = Context(bounds, robyn, secret.encode("ascii"), methods, take_stream, trusted_proxies)
+        self._context = Context(
+            bounds,
+            robyn,
+            secret.encode("ascii"),
+            methods,
+            take_stream,
+            trusted_proxies,
+            UntrustedProxies(trusted_proxies),
+        )
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._server: asyncio.Server | None = None
 
