@@ -1,4 +1,4 @@
-"""Sales in the catalogue database. Each change is one transaction, with a lock or compare-and-set. Does not touch Redis."""
+"""Sales in the catalogue database. Each change is one transaction with a lock or compare-and-set. Not in Redis."""
 
 from __future__ import annotations
 

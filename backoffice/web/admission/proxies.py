@@ -1,4 +1,4 @@
-"""Notices a proxy that is not trusted: all clients behind it count as one, so that one of them can use up the limits."""
+"""Notices a proxy that is not trusted: all clients behind it count as one, and one of them can use up the limits."""
 
 from __future__ import annotations
 
