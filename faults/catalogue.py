@@ -13,6 +13,7 @@ from faults import (
     publish_faults,
     queue_faults,
     redis_faults,
+    verdict_faults,
     worker_faults,
 )
 from faults.scenario import Fault
@@ -30,6 +31,7 @@ _SUBJECTS = (
     publish_faults.FAULTS,
     disk_faults.FAULTS,
     overload_faults.FAULTS,
+    verdict_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

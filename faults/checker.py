@@ -229,9 +229,18 @@ class _Check:
         """Rows have all their versions, each in its own place, and Redis has the same newest version."""
         known = defaultdict(set)
         places: Counter[tuple[int, int]] = Counter()
-        for order_id, version, lane, lane_seq in self.evidence.transitions:
+        statuses = {}
+        for order_id, version, lane, lane_seq, status in self.evidence.transitions:
             known[order_id].add(version)
             places[lane, lane_seq] += 1
+            statuses[order_id, version] = status
+        contradicted = []
+        for order_id, version, lane, lane_seq, status in self.evidence.repeated:
+            places[lane, lane_seq] += 1
+            if statuses.get((order_id, version)) != status:
+                contradicted.append(f"{order_id}:{version} by {lane}/{lane_seq}")
+        if contradicted and not self.expected.lost_orders:
+            yield f"{len(contradicted)} versions have a second entry with another status: {_some(contradicted)}"
         # A lane that lost entries assigns numbers again until the watch closes it.
         if not self.expected.lost_orders and (
             doubled := [f"{lane}/{seq}" for (lane, seq), count in places.items() if count > 1]
@@ -342,7 +351,7 @@ class _Check:
             named[event.event_id].add((event.order_id, event.version))
             wrong += [event.event_id for row in self.rows_by_id.get(event.order_id, []) if not _tells(event, row)]
             seen[event.order_id, event.version].add((event.event_id, event.digest))
-        stored = {(order_id, version) for order_id, version, _, _ in self.evidence.transitions}
+        stored = {(order_id, version) for order_id, version, *_ in self.evidence.transitions}
         # The embedded stack keeps the event log in the same Redis, so a lost disk loses it, too.
         retained = set() if self.expected.forgotten_events else stored
         if untold := [f"{order_id}:{version}" for order_id, version in retained - seen.keys()]:

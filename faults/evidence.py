@@ -33,7 +33,7 @@ _ORDERS = """
     FROM orders WHERE sale_id = %s
 """
 _TRANSITIONS = """
-    SELECT t.order_id, t.version, t.lane, t.lane_seq
+    SELECT t.order_id, t.version, t.lane, t.lane_seq, t.status
     FROM order_transitions t JOIN orders o ON o.id = t.order_id WHERE o.sale_id = %s
 """
 _QUOTA = "SELECT sku, granted, sold FROM quota WHERE sale_id = %s"
@@ -41,8 +41,12 @@ _LEDGER = "SELECT sku, stock, granted FROM stock_ledger WHERE sale_id = %s"
 _GRANTS = "SELECT sku, shard, total FROM shard_grant WHERE sale_id = %s"
 # Of all sales: a lane's places are shared.
 _PLACES = """
-    SELECT lane_seq FROM order_transitions WHERE lane = %(lane)s UNION SELECT lane_seq FROM dead_lettered WHERE lane = %(lane)s
+    SELECT lane_seq FROM order_transitions WHERE lane = %(lane)s
+    UNION SELECT lane_seq FROM repeated_places WHERE lane = %(lane)s
+    UNION SELECT lane_seq FROM dead_lettered WHERE lane = %(lane)s
 """
+_REPEATED = "SELECT order_id, version, lane, lane_seq, status FROM repeated_places WHERE sale_id = %s"
+_GIVEN_UP = "SELECT lane, lane_seq FROM given_up_entries"
 _OUTBOX = "SELECT count(*) FROM outbox"
 
 
@@ -85,7 +89,8 @@ class Evidence:
 
     definition: SaleDefinition
     rows: list[StoredOrder] = field(default_factory=list)
-    transitions: list[tuple[UUID, int, int, int]] = field(default_factory=list)  # order, version, lane, lane_seq
+    transitions: list[tuple[UUID, int, int, int, int]] = field(default_factory=list)  # order, version, place, status
+    repeated: list[tuple[UUID, int, int, int, int]] = field(default_factory=list)  # as transitions, from another place
     quota: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)  # (shard, SKU) -> granted, sold
     ledger: dict[str, tuple[int, int]] = field(default_factory=dict)  # SKU -> stock, granted
     grants: dict[tuple[int, str], int] = field(default_factory=dict)  # (shard, SKU) -> total
@@ -209,6 +214,7 @@ async def _read_shard(dsn: str, shard: int, evidence: Evidence, sale_id: UUID) -
                 StoredOrder(shard, order_id, user_id, key, status, version, pairs, lane, prices, *money_and_times)
             )
         evidence.transitions += [cast(Any, tuple(row)) for row in await _rows(connection, _TRANSITIONS, sale_id)]
+        evidence.repeated += [cast(Any, tuple(row)) for row in await _rows(connection, _REPEATED, sale_id)]
         for sku, granted, sold in await _rows(connection, _QUOTA, sale_id):
             evidence.quota[shard, sku] = (granted, sold)
         row = await (await connection.execute(_OUTBOX)).fetchone()
@@ -240,6 +246,9 @@ async def _read_catalogue(dsn: str, evidence: Evidence, sale_id: UUID) -> None:
     async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
         evidence.ledger = {sku: (stock, granted) for sku, stock, granted in await _rows(connection, _LEDGER, sale_id)}
         evidence.grants = {(shard, sku): total for sku, shard, total in await _rows(connection, _GRANTS, sale_id)}
+        async for lane, lane_seq in await connection.execute(_GIVEN_UP):
+            if (place := evidence.places.get(lane)) is not None:
+                place[1].add(lane_seq)
 
 
 async def _rows(connection: psycopg.AsyncConnection[Any], query: str, sale_id: UUID) -> Sequence[Any]:

@@ -16,18 +16,24 @@ from redis.asyncio import Redis
 from domain import topology
 
 VERDICT_AGE_MS_MAX = 15_000
+TIME_MS_MAX = 253_402_300_799_999  # the year 9999
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Whether invariants A and B hold; None: not judged, or the verdict is too old."""
+    """Whether invariants A and B hold; None: not judged, or the verdict is too old.
+
+    `deep_at_ms`: Redis time at which the reconciler began to read the oldest part of the stored orders that the verdict
+    rests on; None if it did not read all of them yet, and for a verdict that does not count.
+    """
 
     a: bool | None = None
     b: bool | None = None
+    deep_at_ms: int | None = None
 
 
 async def publish_verdicts(redis: Redis, documents: Mapping[UUID, Mapping[str, Any]]) -> None:
-    """Replace the verdicts of these sales. A document has `at_ms` (Redis time), `A` and `B`."""
+    """Replace the verdicts of these sales. A document has `at_ms` and `deep_at_ms` (Redis time), `A` and `B`."""
     if documents:
         mapping = {str(sale_id): orjson.dumps(document) for sale_id, document in documents.items()}
         # mypy: a mapping is invariant in its key type.
@@ -53,8 +59,13 @@ def decode_verdict(raw: bytes | None, now_ms: int) -> Judged:
     try:
         document = orjson.loads(raw)
         a, b, age_ms = document["A"], document["B"], now_ms - int(document["at_ms"])
+        deep_at_ms = document.get("deep_at_ms")  # absent in a verdict of an older release
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
         return Judged()
     if not -VERDICT_AGE_MS_MAX <= age_ms <= VERDICT_AGE_MS_MAX:
         return Judged()
-    return Judged(a if isinstance(a, bool) else None, b if isinstance(b, bool) else None)
+    return Judged(
+        a if isinstance(a, bool) else None,
+        b if isinstance(b, bool) else None,
+        deep_at_ms if type(deep_at_ms) is int and 0 <= deep_at_ms <= TIME_MS_MAX else None,
+    )

@@ -98,6 +98,7 @@ def _sale_document(sale: SaleFigures, growth: dict[str, float | None]) -> dict[s
         "refused": dict(sale.refused),
         "refused_per_s": growth[f"refused {sale_id}"],
         "invariants": {"A": sale.verdict_a, "B": sale.verdict_b},
+        "deep_look_age_s": sale.deep_look_age_s,
     }
 
 

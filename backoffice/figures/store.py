@@ -54,7 +54,8 @@ _FAILURES = (
 class SaleFigures:
     """A sale at one moment. `stock` by SKU index, None if a lane has lost the sale; `refused` by code.
 
-    A verdict is None until there is one, and when it is older than 15 s.
+    A verdict is None until there is one, and when it is older than 15 s. `deep_look_age_s`: time since the reconciler
+    read every stored order, None if the verdicts do not include that.
     """
 
     definition: SaleDefinition
@@ -64,6 +65,7 @@ class SaleFigures:
     refused: Mapping[str, int]
     verdict_a: bool | None
     verdict_b: bool | None
+    deep_look_age_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Lookout:
                     refused={code.decode("ascii"): int(count) for code, count in sorted(refused.items())},
                     verdict_a=judged.a,
                     verdict_b=judged.b,
+                    deep_look_age_s=None if judged.deep_at_ms is None else max(0.0, (now_ms - judged.deep_at_ms) / 1000),
                 )
             )
         return now_ms, tuple(figures), len(running) - len(shown), unrelayed

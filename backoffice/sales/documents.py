@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from backoffice.sales.model import Item, NewSale, Sale, SaleChanges, SaleReport
+from backoffice.sales.model import EPOCH, Item, NewSale, Sale, SaleChanges, SaleReport
 from backoffice.web.fields import Change, Model, Moment, Name, PriceMinor, Resource, Sku, Time
 from domain import ids
 from domain.sales import PER_USER_LIMIT_MAX, SKUS_MAX, STOCK_MAX, SaleState
@@ -126,13 +127,17 @@ class Invariants(Resource):
 
 
 class Report(Resource):
-    """The numbers of a sale: stock, refusals by code, invariants."""
+    """The numbers of a sale: stock, refusals by code, invariants.
+
+    `deep_look_at`: since when the invariants include every stored order; null if they do not, or are null.
+    """
 
     sale_id: UUID
     state: SaleState
     items: list[ReportItem]
     refused: dict[str, int]
     invariants: Invariants
+    deep_look_at: Time | None
 
 
 def new_sale(body: SaleInput, *, created_by: UUID, idempotency_key: str | None) -> NewSale:
@@ -192,12 +197,14 @@ def report_view(report: SaleReport, now_ms: int) -> Report:
         )
         for index, (item, stock) in enumerate(zip(report.sale.items, report.stock, strict=True))
     ]
+    deep_at_ms = report.verdict.deep_at_ms
     return Report(
         sale_id=report.sale.id,
         state=report.sale.state(now_ms),
         items=items,
         refused=dict(report.refused),
         invariants=Invariants(A=report.verdict.a, B=report.verdict.b),
+        deep_look_at=None if deep_at_ms is None else EPOCH + timedelta(milliseconds=deep_at_ms),
     )
 
 

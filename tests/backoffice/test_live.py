@@ -75,7 +75,8 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     redis_client.hset(lane, topology.stock_field(UUID(sale["id"]), 1), counters.pack())
     redis_client.hset(topology.ACCEPTED_KEY, sale["id"], 6)
     redis_client.hset(topology.REFUSED_KEY_PREFIX + sale["id"], mapping={"sold_out": 12, "rate_limited": 3})
-    verdict = {"at_ms": redis_client.time()[0] * 1000, "A": True, "B": None}
+    now_ms = redis_client.time()[0] * 1000
+    verdict = {"at_ms": now_ms, "A": True, "B": None, "deep_at_ms": now_ms - 30_000}
     redis_client.hset(topology.VERDICTS_KEY, sale["id"], json.dumps(verdict))
     redis_client.xadd(topology.lane_stream_key(2), {"e": entry_of(redis_client.time()[0] * 1000 - 60_000)}, id="1-0")
     redis_client.xadd(topology.lane_stream_key(3), {"e": b"no entry"}, id="1-0")
@@ -101,6 +102,7 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     }
     assert (shown["accepted"], shown["refused"]) == (6, {"rate_limited": 3, "sold_out": 12})
     assert shown["invariants"] == {"A": True, "B": None}
+    assert 30.0 <= shown["deep_look_age_s"] < 60.0
     assert [(lane["lane"], lane["unrelayed"]) for lane in figures["lanes"]] == [(0, 0), (1, 0), (2, 1), (3, 1)]
     ages_s = [lane["age_s"] for lane in figures["lanes"]]
     assert 60.0 <= ages_s[2] < 90.0 and (ages_s[0], ages_s[1], ages_s[3]) == (0.0, 0.0, 0.0)

@@ -72,6 +72,7 @@ def test_report(staff: Staff, redis_client: redis.Redis) -> None:
         "items": [{"sku": sku, "initial": 10, "available": 10, **empty} for sku in skus],
         "refused": {},
         "invariants": {"A": None, "B": None},
+        "deep_look_at": None,
     }
     staff.act(draft, "publish")
     restock(staff, draft, "r", quantity=3)
@@ -89,17 +90,20 @@ def test_report(staff: Staff, redis_client: redis.Redis) -> None:
         ],
         "refused": {"rate_limited": 3, "sold_out": 12},
         "invariants": {"A": True, "B": None},
+        "deep_look_at": "2027-01-15T08:00:00.123Z",
     }
     for age_ms in (VERDICT_AGE_MS_MAX + 5_000, -VERDICT_AGE_MS_MAX - 5_000):
         set_verdict(redis_client, draft, age_ms=age_ms)
         answer = staff.http.get(path).json()
         assert answer["invariants"] == {"A": None, "B": None}, "an old verdict proves nothing"
+        assert answer["deep_look_at"] is None
 
 
 def set_verdict(client: redis.Redis, sale: dict[str, Any], *, age_ms: int) -> None:
     seconds, microseconds = client.time()
     at_ms = seconds * 1000 + microseconds // 1000 - age_ms
     verdict = {"sale_id": sale["id"], "at_ms": at_ms, "A": True, "B": None, "detail": []}
+    verdict["deep_at_ms"] = 1_800_000_000_123
     client.hset(topology.VERDICTS_KEY, sale["id"], json.dumps(verdict))
 
 

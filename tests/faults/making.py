@@ -95,7 +95,8 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
         evidence.records[user, request.key] = order_id
         for at in range(1, version + 1):
             seq += 1
-            evidence.transitions.append((order_id, at, LANE, seq))
+            at_status = OrderStatus.RESERVED if at == 1 else OrderStatus.CANCELLED
+            evidence.transitions.append((order_id, at, LANE, seq, at_status))
             label = "reserved" if at == 1 else "cancelled"
             evidence.events.append(
                 Event(f"{order_id}:{at}", order_id, at, f"digest {number} {at}", label, user, lines, quantity * PRICE)

@@ -89,8 +89,8 @@ def lose_a_version(_: History, evidence: Evidence) -> None:
 
 
 def take_a_place_twice(_: History, evidence: Evidence) -> None:
-    order_id, version, lane, _seq = evidence.transitions[0]
-    evidence.transitions[0] = (order_id, version, lane, evidence.transitions[1][3])
+    order_id, version, lane, _seq, status = evidence.transitions[0]
+    evidence.transitions[0] = (order_id, version, lane, evidence.transitions[1][3], status)
 
 
 def forget_an_order_in_redis(_: History, evidence: Evidence) -> None:
@@ -242,6 +242,35 @@ def skip_a_place(_: History, evidence: Evidence) -> None:
     evidence.places[LANE] = newest + 1, places
 
 
+def hide_a_loss_by_a_duplicate(_: History, evidence: Evidence) -> None:
+    """A place that no shard has, and another that two have: the number of places is right."""
+    order_id, version, lane, lane_seq, status = evidence.transitions[1]
+    evidence.transitions[1] = (order_id, version, lane, lane_seq + 1, status)
+    newest, places = evidence.places[LANE]
+    evidence.places[LANE] = newest, places - {lane_seq}
+
+
+def repeat_a_version_at_another_place(_: History, evidence: Evidence) -> None:
+    """Redis went back and cancelled an order that the shard stores as reserved."""
+    order_id, version, lane, _seq, _status = evidence.transitions[0]
+    newest, places = evidence.places[LANE]
+    evidence.places[LANE] = newest + 1, places | {newest + 1}
+    evidence.repeated.append((order_id, version, lane, newest + 1, OrderStatus.CANCELLED))
+
+
+def repeat_an_entry_at_a_taken_place(_: History, evidence: Evidence) -> None:
+    """The same version with the same status, at the place of another entry."""
+    order_id, version, lane, _seq, status = evidence.transitions[0]
+    evidence.repeated.append((order_id, version, lane, evidence.transitions[1][3], status))
+
+
+def bury_a_release(_: History, evidence: Evidence) -> None:
+    """The cancellation is in the dead letters: its place is accounted for, its version is not stored."""
+    evidence.transitions.pop()
+    row = evidence.rows[-1]
+    evidence.rows[-1] = replace(row, status=OrderStatus.RESERVED, version=1)
+
+
 def name_two_versions_alike(_: History, evidence: Evidence) -> None:
     """Consumers that know the first version's id would drop the second."""
     evidence.events[-1] = replace(evidence.events[-1], event_id=evidence.events[-2].event_id)
@@ -280,7 +309,8 @@ DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (give_a_cancelled_unit_back_twice, "A"), (keep_a_cancelled_purchase, "A"), (forget_a_purchase, "A"),
     (sell_beyond_the_limit, "A"), (forget_a_record, "C"), (skip_a_place, "B"), (name_two_versions_alike, "D"),
     (tell_a_version_as_another, "D"), (tell_an_event_of_another_user, "D"), (tell_an_event_of_other_money, "D"),
-    (answer_untyped_beside_a_stopped_edge, "E"),
+    (answer_untyped_beside_a_stopped_edge, "E"), (hide_a_loss_by_a_duplicate, "B"),
+    (repeat_a_version_at_another_place, "B"), (repeat_an_entry_at_a_taken_place, "B"), (bury_a_release, "A"),
 ]  # fmt: skip
 
 
@@ -292,6 +322,16 @@ def test_each_planted_damage_turns_its_promise_red(
     history, evidence = right_sale(seed)
     damage(history, evidence)
     assert invariant in {finding.invariant for finding in judged(history, evidence)}
+
+
+def test_an_entry_that_came_again_from_another_place_is_accounted_for() -> None:
+    """With the same status nothing contradicts it: a rebuilt order was cancelled as before."""
+    history, evidence = right_sale(0)
+    order_id, version, lane, _seq, status = evidence.transitions[-1]
+    newest, places = evidence.places[LANE]
+    evidence.places[LANE] = newest + 1, places | {newest + 1}
+    evidence.repeated.append((order_id, version, lane, newest + 1, status))
+    assert judged(history, evidence) == []
 
 
 def test_what_a_fault_may_cause_is_no_finding() -> None:

@@ -172,9 +172,28 @@ async def forget_a_record(sold: Sold) -> str:
     return "C"
 
 
+async def hide_a_loss_by_a_duplicate(sold: Sold) -> str:
+    """Runs last: its lane lacks a place from now on. The place before it is there twice."""
+    order_id, dsn = sold.order
+    moved = "UPDATE order_transitions SET lane_seq = lane_seq - 1 WHERE order_id = %s AND version = 1 AND lane_seq > 1"
+    sold.sql(dsn, moved, order_id)
+    return "B"
+
+
+async def repeat_a_version_at_another_place(sold: Sold) -> str:
+    """At place 0, which no entry has: a newer one would be a floor, and the watch would close the lane."""
+    order_id, dsn = sold.order
+    again = (
+        "INSERT INTO repeated_places SELECT lane, 0, order_id, version, %s, 1, 2"
+        " FROM order_transitions WHERE order_id = %s AND version = 1"
+    )
+    sold.sql(dsn, again, sold.history.sale_id, order_id)
+    return "B"
+
+
 @pytest.mark.parametrize(
     "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice,
-     change_a_total, forget_purchases, forget_a_record],
+     change_a_total, forget_purchases, forget_a_record, repeat_a_version_at_another_place, hide_a_loss_by_a_duplicate],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip
 async def test_damage_in_real_servers_turns_the_checker_red(

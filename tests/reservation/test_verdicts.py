@@ -40,6 +40,23 @@ def test_only_booleans_are_judgements() -> None:
     assert decode_verdict(raw, NOW_MS) == Judged()
 
 
+@pytest.mark.parametrize(
+    ("age_ms", "deep_at_ms", "shown"),
+    [
+        (0, NOW_MS - 90_000, NOW_MS - 90_000),
+        (VERDICT_AGE_MS_MAX + 1, NOW_MS - 90_000, None),
+        (0, None, None),
+        (0, "1", None),
+        (0, True, None),
+        (0, -1, None),
+        (0, 10**18, None),
+    ],
+)
+def test_a_verdict_has_the_age_of_its_deep_look(age_ms: int, deep_at_ms: object, shown: int | None) -> None:
+    raw = json.dumps({"at_ms": NOW_MS - age_ms, "A": True, "B": True, "deep_at_ms": deep_at_ms}).encode()
+    assert decode_verdict(raw, NOW_MS).deep_at_ms == shown
+
+
 async def test_published_verdicts_are_read_by_the_clock_of_redis(
     script_redis: redis.Redis, script_redis_server: RedisServer
 ) -> None:
