@@ -119,6 +119,7 @@ class FaultProxy:
         self._refusing = False
         self._delay_s = 0.0
         self._loop = asyncio.new_event_loop()
+        self._stalled_greeting = b""
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._thread = threading.Thread(target=self._serve, name=f"fault-proxy-{self.port}", daemon=True)
@@ -146,9 +147,17 @@ class FaultProxy:
         """While true, close new connections at once. Open connections continue."""
         self._do(lambda: setattr(self, "_refusing", refusing))
 
-    def stall(self, stalled: bool) -> None:
-        """While true, forward nothing in either direction; connections stay open."""
-        self._do(self._flowing.clear if stalled else self._flowing.set)
+    def stall(self, stalled: bool, greeting: bytes = b"") -> None:
+        """While true, forward nothing in either direction; connections stay open.
+
+        With a `greeting`, only on connections whose first bytes contain it.
+        """
+
+        def change() -> None:
+            self._stalled_greeting = greeting
+            (self._flowing.clear if stalled else self._flowing.set)()
+
+        self._do(change)
 
     def slow(self, delay_s: float) -> None:
         """Delay each write; 0 ends the delay."""
@@ -234,7 +243,7 @@ class FaultProxy:
         late = _DelayLine(writer, self._loop)
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                if not self._flowing.is_set():
+                if not self._flowing.is_set() and self._stalled_greeting in connection.greeting + data:
                     self.counted["stalled"] += 1
                     await self._flowing.wait()
                 data = await judge(connection, data)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import psycopg
 import redis
 from redis.asyncio import Redis
@@ -114,9 +115,20 @@ class Stage:
         if name == "postgres":
             await self.until(self._postgres_answers, "PostgreSQL did not answer again")
         if name in self.stack.metrics:
-            url = f"{self.stack.metrics[name]}/readyz"
-            await self.until(lambda: responds(url), f"{name} did not become ready again")
+            await self.ready_again(name)
         return self.pid(name)
+
+    def troubles(self, name: str) -> dict[str, str]:
+        """Checks of a worker's /readyz that do not hold, with their details; empty while it is ready."""
+        try:
+            answer = httpx.get(f"{self.stack.metrics[name]}/readyz", timeout=5)
+        except httpx.TransportError:
+            return {}
+        return {check: found["detail"] for check, found in answer.json()["checks"].items() if not found["ok"]}
+
+    async def ready_again(self, name: str) -> None:
+        """Wait until a worker is ready. NotFired if it takes too long."""
+        await self.until(lambda: responds(f"{self.stack.metrics[name]}/readyz"), f"{name} did not become ready again")
 
     def _redis_answers(self) -> bool:
         try:
