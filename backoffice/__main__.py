@@ -9,6 +9,7 @@ import structlog
 from backoffice.application import Backoffice
 from backoffice.web.admission.context import Bounds
 from backoffice.web.server import serve
+from runtime.process.errors import OperatorError
 from runtime.process.service import settings_or_exit
 from runtime.process.telemetry import configure_logging
 from runtime.tokens.key_watch import KeyWatch
@@ -29,7 +30,7 @@ def main() -> None:
             buyer_keys=KeyWatch(settings.token_keys_file, load_token_keys),
             staff_keys=KeyWatch(settings.staff_key_file, load_staff_keys),
         )
-    except (TokenKeysError, ValueError) as error:
+    except (OperatorError, ValueError) as error:
         log.error("fatal", error=str(error))
         sys.exit(2)
     serve(

@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
-import psycopg
 import redis.exceptions
 import structlog
 
@@ -33,6 +32,7 @@ from backoffice.web.metrics import Metrics
 from backoffice.web.routing import Dispatcher, Route
 from runtime.process import fingerprint
 from runtime.process.backoff import Backoff
+from runtime.process.errors import OperatorError
 from runtime.process.settings import Settings
 from runtime.process.supervision import TaskSupervisor, Work
 from runtime.tokens.key_watch import KeyWatch
@@ -46,7 +46,6 @@ class Backoffice:
 
     def __init__(self, settings: Settings, *, buyer_keys: KeyWatch[TokenKeys], staff_keys: KeyWatch[StaffKeys]) -> None:
         """Does not connect yet; ValueError for settings that contradict one another."""
-        self._settings = settings
         self._stores = stores = Stores.from_settings(settings)
         self._metrics = Metrics()
         self._tokens = tokens = TokenParts(
@@ -68,7 +67,8 @@ class Backoffice:
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
         accounts = UserParts(stores, users_cache, tokens.sessions, attempts, repaired=self._metrics.swept.inc)
         self._sweeper = accounts.sweeper
-        self._auth = AuthParts(settings, stores, tokens, accounts.users, attempts)
+        self._auth = AuthParts(settings, stores, tokens, accounts.users, accounts.administrators, attempts)
+        self._fatal: OperatorError | None = None
         sales = SaleParts(stores, kept_s=settings.sale_kept_s, repaired=self._metrics.repaired.inc)
         self._synchroniser = sales.synchroniser
         subjects = (
@@ -87,7 +87,11 @@ class Backoffice:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Pools are open, and background work runs. FingerprintMismatch when Redis belongs to another cluster."""
+        """Pools are open, and background work runs.
+
+        Raises OperatorError for a fault that only a person can resolve: FingerprintMismatch when Redis belongs to
+        another cluster, FirstAdminError for settings of the first administrator.
+        """
         background = self._background
         async with self._stores.opened(background), self._caches.running(background):
             await self._check_fingerprint()
@@ -105,6 +109,8 @@ class Backoffice:
                 await background.stop()
                 self._auth.close()
                 await self._dead_letters.close()
+                if self._fatal is not None:
+                    raise self._fatal
 
     def drain(self) -> None:
         """Readiness fails from now on, and streams end."""
@@ -124,15 +130,13 @@ class Backoffice:
 
     async def _prepare(self) -> None:
         """Make the first administrator as soon as the databases answer."""
-        password = self._settings.admin_password
-        backoff = Backoff(first_s=0.2, longest_s=5.0)
-        while password is not None:
-            try:
-                await self._auth.make_first_admin(self._settings.admin_email, password)
-                break
-            except psycopg.Error as error:
-                log.warning("waiting for the databases", error=type(error).__name__)
-                await asyncio.sleep(backoff.next_s())
+        try:
+            await self._auth.first_admin.make_when_possible()
+        except OperatorError as error:
+            # No repetition helps: the process ends, and `running` raises the error.
+            self._fatal = error
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
         self._health.prepared = True
         self._metrics.ready.set(1)
 

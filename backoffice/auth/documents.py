@@ -9,13 +9,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, RootModel, SecretStr, model_validator
 
+from backoffice.auth.passwords import PASSWORD_LENGTH_MAX, PASSWORD_LENGTH_MIN
 from backoffice.auth.refresh import TOKEN_LENGTH as REFRESH_TOKEN_LENGTH
 from backoffice.web.fields import Email, Model, Name, Resource
 from domain.mailed_tokens import TOKEN_LENGTH as MAILED_TOKEN_LENGTH
 
-# A password to compare is only bounded; a password to store must also be long enough.
-Password = Annotated[SecretStr, Field(max_length=256)]
-NewPassword = Annotated[SecretStr, Field(min_length=8, max_length=256)]
+# A password to compare is only bounded; a password to store must also be long enough, and hard to guess.
+Password = Annotated[SecretStr, Field(max_length=PASSWORD_LENGTH_MAX)]
+NewPassword = Annotated[
+    SecretStr,
+    Field(
+        min_length=PASSWORD_LENGTH_MIN,
+        max_length=PASSWORD_LENGTH_MAX,
+        description="Passwords that are easy to guess are refused",
+    ),
+]
 MailedToken = Annotated[
     SecretStr,
     Field(min_length=1, max_length=2 * MAILED_TOKEN_LENGTH, description="The token of the newest mail; valid once"),

@@ -6,9 +6,9 @@ from functools import partial
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge
-from pydantic import SecretStr
 
 from backoffice.auth import routes
+from backoffice.auth.first_admin import FirstAdmin
 from backoffice.auth.passwords import Passwords
 from backoffice.auth.refresh import RefreshTokens
 from backoffice.auth.service import AuthService
@@ -17,6 +17,7 @@ from backoffice.auth.store import CredentialStore
 from backoffice.auth.tokens import Minter, TokenVerifier
 from backoffice.limits.attempts import Attempts
 from backoffice.stores import Stores
+from backoffice.users.administrators import Administrators
 from backoffice.users.store import Users
 from runtime.process.settings import Settings
 from runtime.process.supervision import TaskSupervisor, Work
@@ -91,11 +92,17 @@ class AuthParts:
     """The operations of this subject."""
 
     def __init__(
-        self, settings: Settings, stores: Stores, tokens: TokenParts, users: Users, attempts: Attempts
+        self,
+        settings: Settings,
+        stores: Stores,
+        tokens: TokenParts,
+        users: Users,
+        administrators: Administrators,
+        attempts: Attempts,
     ) -> None:
-        """Owns the threads that hash passwords; uses everything else."""
+        """Owns the threads that hash passwords; uses everything else. FirstAdminError for unusable settings."""
         self._passwords = Passwords()
-        self._service = AuthService(
+        service = AuthService(
             users=users,
             credentials=CredentialStore(stores, tokens.sessions),
             refresh=RefreshTokens(stores),
@@ -104,11 +111,8 @@ class AuthParts:
             attempts=attempts,
             verified_only=settings.login_verified_only,
         )
-        self.routes = routes.routes(routes.AuthRoutes(self._service, tokens.minter))
-
-    async def make_first_admin(self, email: str, password: SecretStr) -> None:
-        """Make the administrator of a new installation. Does nothing when an account has this address."""
-        await self._service.make_first_admin(email, password.get_secret_value())
+        self.first_admin = FirstAdmin(settings, users=users, administrators=administrators, passwords=self._passwords)
+        self.routes = routes.routes(routes.AuthRoutes(service, tokens.minter))
 
     def close(self) -> None:
         """Stop the threads that hash passwords."""

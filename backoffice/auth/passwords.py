@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -10,12 +11,15 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from backoffice.web.messages import Refused
+from backoffice.auth.weak_passwords import WEAK_DETAIL, is_weak
+from backoffice.web.messages import Refused, invalid
 from domain.problems import Problem
 
 # OWASP password storage cheat sheet, argon2id: m=19456 (19 MiB), t=2, p=1.
 TIME_COST = 2
 MEMORY_KIB = 19_456
+PASSWORD_LENGTH_MIN = 8
+PASSWORD_LENGTH_MAX = 256
 THREADS = 2  # each hash uses 19 MiB and one core for about 25 ms
 WAITING_MAX = 32  # at 2 x 40 hashes a second, a wait below half a second
 
@@ -41,6 +45,11 @@ class Passwords:
         """Whether the password matches; without a hash False, after the same work."""
         matches = await self._run(partial(self._verify, password_hash or self._decoy, password))
         return matches and password_hash is not None
+
+    async def require_strong(self, password: str, *, pointer: str, known: Sequence[str]) -> None:
+        """Refused(`validation_failed`) at `pointer` for a password that is easy to guess (`weak_passwords`)."""
+        if await self._run(partial(is_weak, password, known)):
+            raise invalid(pointer, WEAK_DETAIL)
 
     def is_outdated(self, password_hash: str) -> bool:
         """Whether the hash has other parameters than new hashes."""

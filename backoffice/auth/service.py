@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import structlog
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
@@ -34,8 +33,6 @@ from backoffice.users.store import Users
 from backoffice.web.messages import STAFF, Caller, Refused, Role
 from domain.notices import NoticeKind, notice_to_user
 from domain.problems import Problem
-
-log = structlog.get_logger(__name__)
 
 
 class AuthService:
@@ -64,6 +61,7 @@ class AuthService:
     async def register(self, client: str, *, email: str, name: str, password: str) -> User:
         """A buyer's account, and a notice that mails a token to verify the address. Refused(`email_taken`)."""
         await self._attempts.spend((REGISTER_CLIENT, client))
+        await self._passwords.require_strong(password, pointer="/password", known=(email, name))
         password_hash = await self._passwords.hash(password)
         user = await self._users.create(
             email=email, name=name, password_hash=password_hash, role=Role.BUYER, together=_request_verification
@@ -106,12 +104,14 @@ class AuthService:
         """Set the password, end every login of the account, and begin a new one."""
         limit = (CHANGE_ACCOUNT, str(user_id))
         await self._attempts.spend(limit)
-        old_hash = await self._credentials.password_hash(user_id)
-        if old_hash is None:
+        account = await self._users.account(user_id)
+        if account is None:
             # A synthetic buyer, or an account that was erased while its token is valid.
             raise Refused(Problem.USER_NOT_FOUND)
+        old_hash = account.password_hash
         if not await self._passwords.verify(old_hash, old):
             raise Refused(Problem.CREDENTIALS_INVALID)
+        await self._passwords.require_strong(new, pointer="/new_password", known=(account.email, account.name))
         new_hash = await self._passwords.hash(new)
         login = await self._credentials.change_password(user_id, old_hash=old_hash, new_hash=new_hash)
         if login is None:
@@ -133,7 +133,10 @@ class AuthService:
         """Set the password with a mailed token, and end every login of the account."""
         await self._attempts.spend((MAILED_TOKEN_CLIENT, client))
         # Checked before the expensive hash: an invalid token costs one read by primary key.
-        await self._credentials.require_valid(NoticeKind.PASSWORD_RESET, token)
+        user_id = await self._credentials.require_valid(NoticeKind.PASSWORD_RESET, token)
+        account = await self._users.account(user_id)
+        known = () if account is None else (account.email, account.name)
+        await self._passwords.require_strong(new, pointer="/new_password", known=known)
         new_hash = await self._passwords.hash(new)
         email_folded = await self._credentials.reset_password(token, new_hash=new_hash)
         # The owner has probably tried several passwords before the reset.
@@ -157,15 +160,6 @@ class AuthService:
             if user is not None and user.role in STAFF:
                 raise Refused(Problem.FORBIDDEN, "Only administrators can end the sessions of staff")
         await self._sessions.end(user_id)
-
-    async def make_first_admin(self, email: str, password: str) -> None:
-        """Make the administrator of a new installation. Does nothing when an account has this address."""
-        if await self._users.find(email) is not None:
-            return
-        password_hash = await self._passwords.hash(password)
-        user = await self._users.create(email=email, name="Administrator", password_hash=password_hash, role=Role.ADMIN)
-        if user is not None:
-            log.info("first administrator made", user_id=str(user.id))
 
     async def _authenticate(self, folded: str, password: str) -> Account | None:
         """The account with this address and password; Refused when the address must be verified first."""

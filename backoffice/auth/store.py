@@ -38,12 +38,6 @@ class CredentialStore:
         async with self._stores.shard_of_address(email_folded).connection() as connection:
             await enqueue_notice(connection, notice_to_address(kind, email_folded))
 
-    async def password_hash(self, user_id: UUID) -> str | None:
-        """The hash of the account; None without an account."""
-        async with self._stores.shard_of_user(user_id).connection() as connection:
-            row = await (await connection.execute(SQL["get_password"], {"user_id": user_id})).fetchone()
-        return row[0] if row is not None else None
-
     async def change_password(self, user_id: UUID, *, old_hash: str, new_hash: str) -> Login | None:
         """Set the password, end every login, begin a new one; None when the hash is no longer `old_hash`."""
         parameters = {"user_id": user_id, "old_hash": old_hash, "new_hash": new_hash}
@@ -64,8 +58,11 @@ class CredentialStore:
         async with self._stores.shard_of_user(user_id).connection() as connection:
             return await (await connection.execute(SQL["renew_hash"], parameters)).fetchone() is not None
 
-    async def require_valid(self, kind: NoticeKind, token: str) -> None:
-        """Refused(`token_invalid` or `token_expired`) unless the token is valid now. Does not use the token."""
+    async def require_valid(self, kind: NoticeKind, token: str) -> UUID:
+        """The user of the token, which stays unused.
+
+        Refused(`token_invalid` or `token_expired`) unless it is valid now.
+        """
         user_id, key = _token_key(kind, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["look_at_token"], key)).fetchone()
@@ -73,6 +70,7 @@ class CredentialStore:
             raise Refused(Problem.TOKEN_INVALID)
         if row[1]:
             raise Refused(Problem.TOKEN_EXPIRED)
+        return user_id
 
     async def reset_password(self, token: str, *, new_hash: str) -> str:
         """Use the token, set the password, end every login; the address of the account. Refused(`token_invalid`)."""

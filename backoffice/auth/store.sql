@@ -1,7 +1,3 @@
--- name: get_password
--- Primary key of users. Reads only.
-SELECT password_hash FROM users WHERE id = %(user_id)s;
-
 -- name: change_password
 -- Primary key of users. Compare-and-set on the old hash: the second of two concurrent changes finds no row.
 UPDATE users SET password_hash = %(new_hash)s, changed_at = now()

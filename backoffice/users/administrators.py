@@ -1,4 +1,4 @@
-"""Keeps at least one administrator: changes that remove one are serial over all processes."""
+"""Keeps at least one administrator: changes that make the first or remove one are serial over all processes."""
 
 from __future__ import annotations
 
@@ -38,13 +38,25 @@ class Administrators:
 
         A crash releases the lock. `psycopg.errors.LockNotAvailable` (an OperationalError) when the wait takes too long.
         """
+        async with self._counted(besides=user_id) as others:
+            if others == 0:
+                raise LastAdministrator
+            yield
+
+    @asynccontextmanager
+    async def none_yet(self) -> AsyncIterator[bool]:
+        """Whether there is no administrator. While this is open, only the caller may make one. Raises as `without`."""
+        async with self._counted(besides=None) as count:
+            yield count == 0
+
+    @asynccontextmanager
+    async def _counted(self, *, besides: UUID | None) -> AsyncIterator[int]:
         async with self._here, self._catalogue.connection() as connection:
             await connection.execute(SQL["limit_lock_wait"])
             await connection.execute(SQL["lock"], {"lock_id": _LOCK_ID})
-            if await self._users.other_admins(user_id) == 0:
-                raise LastAdministrator
+            count = await self._users.count_admins(besides=besides)
             await _require_held(connection)
-            yield
+            yield count
 
 
 async def _require_held(connection: AsyncConnection[TupleRow]) -> None:

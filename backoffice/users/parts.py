@@ -18,7 +18,7 @@ from backoffice.users.sweeper import Sweeper
 
 
 class UserParts:
-    """`users` also serves the login; `sweeper` runs beside requests."""
+    """`users` also serves the login, `administrators` the first one; `sweeper` runs beside requests."""
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class UserParts:
         addresses = Addresses(stores)
         self.users = Users(stores, addresses, cache, sessions)
         erasures = Erasures(stores, self.users, addresses)
-        service = UserService(self.users, Administrators(stores, self.users), erasures, attempts)
+        self.administrators = Administrators(stores, self.users)
+        service = UserService(self.users, self.administrators, erasures, attempts)
         self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
         self.routes = routes.routes(routes.UserRoutes(service))

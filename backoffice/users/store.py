@@ -68,7 +68,14 @@ class Users:
         self._cache = cache
 
     async def create(
-        self, *, email: str, name: str, password_hash: str, role: Role, together: Together | None = None
+        self,
+        *,
+        email: str,
+        name: str,
+        password_hash: str,
+        role: Role,
+        verified: bool = False,
+        together: Together | None = None,
     ) -> User | None:
         """A new account, or None when the address is in use. `together` writes related rows in the same transaction.
 
@@ -89,6 +96,7 @@ class Users:
             "name": name,
             "password_hash": password_hash,
             "role": role,
+            "verified": verified,
             "claimed_at": claimed_at,
             "work": CLAIM_WORK,
         }
@@ -119,6 +127,12 @@ class Users:
             return await shard.read(lambda connection: _get(connection, user_id), subjects=[_subject(user_id)])
 
         return await self._cache.get(str(user_id), load)
+
+    async def account(self, user_id: UUID) -> Account | None:
+        """The account with this id and its password hash, as the primary has it."""
+        async with self._stores.shard_of_user(user_id).connection() as connection:
+            cursor = connection.cursor(row_factory=class_row(Account))
+            return await (await cursor.execute(SQL["get_account_by_id"], {"id": user_id})).fetchone()
 
     async def find(self, email: str) -> Account | None:
         """The account with this address. An unknown address costs the same two reads, so timing does not reveal it."""
@@ -195,9 +209,9 @@ class Users:
         async with self._cache.changing(str(user_id)):
             pass
 
-    async def other_admins(self, user_id: UUID) -> int:
-        """The number of administrators besides this one."""
-        counts = await asyncio.gather(*(self._count_admins(shard, user_id) for shard in self._stores.shards))
+    async def count_admins(self, *, besides: UUID | None) -> int:
+        """The number of administrators, without this one."""
+        counts = await asyncio.gather(*(_count_admins(shard, besides) for shard in self._stores.shards))
         return sum(counts)
 
     @asynccontextmanager
@@ -216,11 +230,6 @@ class Users:
                 # write. Also after an error, because the commit may have succeeded. `wrote` never raises, so the error
                 # is not lost.
                 await shard.wrote(_subject(user_id), _work_of(by))
-
-    async def _count_admins(self, shard: Database, besides: UUID) -> int:
-        async with shard.connection() as connection:
-            row = await (await connection.execute(SQL["count_admins"], {"besides": besides})).fetchone()
-        return 0 if row is None else int(row[0])
 
     async def _confirm(self, folded: str, user_id: UUID) -> bool:
         """Whether the user has the address. True while the shard of the address is away, because the claim is young."""
@@ -243,6 +252,12 @@ def _subject(user_id: UUID) -> str:
 
 def _work_of(user_id: UUID) -> str:
     return f"by:{user_id}"
+
+
+async def _count_admins(shard: Database, besides: UUID | None) -> int:
+    async with shard.connection() as connection:
+        row = await (await connection.execute(SQL["count_admins"], {"besides": besides})).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 async def _get(connection: AsyncConnection[TupleRow], user_id: UUID) -> User | None:

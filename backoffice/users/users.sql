@@ -1,7 +1,8 @@
 -- name: insert_user
 -- Not idempotent: each registration has a new id. No row: the claim of the address is too old.
-INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role)
-SELECT %(id)s, %(bucket)s, %(email)s, %(email_folded)s, %(name)s, %(password_hash)s, %(role)s
+INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role, verified_email_folded)
+SELECT %(id)s, %(bucket)s, %(email)s, %(email_folded)s, %(name)s, %(password_hash)s, %(role)s,
+       CASE WHEN %(verified)s THEN %(email_folded)s END
 WHERE clock_timestamp() < %(claimed_at)s::timestamptz + %(work)s::interval
 RETURNING id, email, name, role, version, created_at;
 
@@ -12,6 +13,10 @@ DELETE FROM users WHERE id = %(id)s;
 -- name: get_user
 -- Primary key. Reads only.
 SELECT id, email, name, role, version, created_at FROM users WHERE id = %(id)s;
+
+-- name: get_account_by_id
+-- Primary key. Reads only.
+SELECT id, email, name, role, version, created_at, password_hash FROM users WHERE id = %(id)s;
 
 -- name: get_account
 -- Primary key. Reads only. No row when the user has another address: the entry of the login index is left over.
@@ -47,7 +52,7 @@ RETURNING user_id, email_folded, noted_at;
 
 -- name: count_admins
 -- Index users_of_staff. Reads only.
-SELECT count(*) FROM users WHERE role = 'admin' AND id <> %(besides)s;
+SELECT count(*) FROM users WHERE role = 'admin' AND id IS DISTINCT FROM %(besides)s::uuid;
 
 -- name: erase_user
 -- Primary key, compare-and-set on the version; repeating finds no row. Tables with personal data reference `users` with

@@ -31,6 +31,7 @@ from backoffice.web.messages import Call, Refused, render_problem
 from backoffice.web.routing import Dispatcher, Route, RouteTable
 from backoffice.web.streams import STREAM_HEADER, Handover
 from domain.problems import Problem, ProblemDetails
+from runtime.process.errors import OperatorError
 
 _LOOPBACK = "127.0.0.1"
 _PROBE_S_MAX = 10.0
@@ -154,6 +155,8 @@ class _Life:
             status = 0
         except OSError as error:
             log.error("cannot listen", host=self._address[0], port=self._address[1], reason=error.strerror)
+        except OperatorError as error:
+            log.error("fatal", error=str(error))
         except Exception:
             log.exception("the backoffice failed")
         finally:

@@ -126,8 +126,12 @@ class Settings(BaseModel):
         description="Public address of the edge: scheme, host and port. The shop page sends orders there.",
     )
     live_viewers_max: int = Field(250, ge=1, le=800, description="Viewers of live figures per process.")
-    admin_email: str = Field("admin@flashsale.example", description="First administrator, created at the first start.")
-    admin_password: SecretStr | None = Field(None, description="Password of the first administrator.")
+    admin_email: str = Field("admin@flashsale.example", description="Address of the first administrator.")
+    admin_password: SecretStr | None = Field(
+        None,
+        description="Password of the first administrator, who is created while no administrator exists. The backoffice "
+        "ends if it is easy to guess, or if another account has the address.",
+    )
     login_verified_only: bool = Field(
         default=False, description="Whether buyers must verify their address before they can log in."
     )

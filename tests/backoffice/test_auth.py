@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from backoffice.auth.refresh import UNUSED_MAX
+from backoffice.auth.weak_passwords import is_weak
 from backoffice.limits.attempts import LOGIN_ACCOUNT_FROM_CLIENT, REGISTER_CLIENT, Attempts, Limit
 from backoffice.web.messages import Refused
 from domain.problems import RatePolicy
@@ -351,3 +352,21 @@ def test_jwks(http: httpx.Client) -> None:
     (key,) = answer.json()["keys"]
     assert (key["kty"], key["crv"], key["alg"]) == ("OKP", "Ed25519", "EdDSA")
     assert "d" not in key
+
+
+@pytest.mark.parametrize(
+    "password", ["password", "Passw0rd", "12345678", "qwertyuiop", "aaaaaaaa", "buyer@shop.example", "Ada Lovelace"]
+)
+def test_passwords_that_are_easy_to_guess_are_refused(http: httpx.Client, password: str) -> None:
+    answer = register(http, password=password, name="Ada Lovelace")
+    assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert answer.json()["errors"] == [
+        {"pointer": "/password", "detail": "is too easy to guess; choose a longer or less common password"}
+    ]
+
+
+def test_long_passwords_cost_bounded_time_to_judge() -> None:
+    """These take zxcvbn about a second: almost each character may stand for a letter."""
+    hard = ("@$01!3457+({[<|" * 20)[:256]
+    assert not is_weak(hard)
+    assert is_weak("a" * 256)
