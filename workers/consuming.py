@@ -28,6 +28,8 @@ TRANSIENT: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
 )
+# Of PostgreSQL's errors, those of the data (SQLSTATE classes 22 and 23): no wait ends them.
+REFUSED: tuple[type[psycopg.Error], ...] = (psycopg.DataError, psycopg.IntegrityError)
 NO_ROOM: tuple[type[Exception], ...] = (QueueFull, DeadLettersFull)
 
 log = structlog.get_logger()
@@ -65,7 +67,8 @@ class Consuming:
     ) -> T:
         """Repeat the operation until it succeeds, with growing, jittered pauses.
 
-        Raises Stopping when the process is to stop during a pause, and every error that is not in `transient`.
+        Raises Stopping when the process is to stop during a pause, every error that is not in `transient`, and those
+        in REFUSED: the caller settles the message that caused it.
         """
         backoff = Backoff(longest_s=PAUSE_S_MAX)
         waits, me = self._waits.setdefault(waits_for, {}), object()
@@ -73,6 +76,8 @@ class Consuming:
             while True:
                 try:
                     return await operation()
+                except REFUSED:
+                    raise
                 except transient as error:
                     self._count_pause(waits_for)
                     waits[me] = type(error).__name__

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import psycopg
-from psycopg import errors
+
+from workers.consuming import REFUSED
 
 _REASON_LENGTH_MAX = 300
 
@@ -11,13 +12,11 @@ _REASON_LENGTH_MAX = 300
 def is_poison(error: psycopg.Error) -> bool:
     """Whether the data of an order caused this: SQLSTATE class 22 (data) or 23 (constraint).
 
-    The quota's own CHECK is not an order's fault: the quota moved under the lock, and the batch is read again. Every
-    other error - connection, locks, time-outs, a full disk, an old schema - passes or needs an operator, and must
+    The quota's own CHECK is one of them: the quota was read under its lock, so an order that does not fit never will.
+    Every other error - connection, locks, time-outs, a full disk, an old schema - passes or needs an operator, and must
     never cost an order an attempt.
     """
-    if isinstance(error, errors.IntegrityError):
-        return error.diag.table_name != "quota"
-    return isinstance(error, errors.DataError)
+    return isinstance(error, REFUSED)
 
 
 def reason_of(error: psycopg.Error) -> str:

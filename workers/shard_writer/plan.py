@@ -162,6 +162,16 @@ class StoreResult:
     final: list[UUID] = field(default_factory=list)
     given_up: dict[SkuKey, Grant] = field(default_factory=dict)
 
+    def add(self, other: StoreResult) -> None:
+        """Add the result of a later batch."""
+        self.stored_count += other.stored_count
+        self.repeated_count += other.repeated_count
+        self.event_count += other.event_count
+        self.waiting += other.waiting
+        self.poison += other.poison
+        self.final += other.final
+        self.given_up |= other.given_up
+
 
 @dataclass(frozen=True, slots=True)
 class ReadShard:
@@ -220,7 +230,12 @@ def storing(orders: Sequence[Incoming], *, bisect: bool) -> Effects:
     totals = needs(orders, stored, quotas)
     if totals:
         grants: Mapping[SkuKey, Grant] = yield RaiseGrants(totals)
-        newer = {key: grant for key, grant in grants.items() if grant.seq > quotas[key].seq}
+        # A grant below what is sold is a damaged guard: its orders wait, and hold up no others.
+        newer = {
+            key: grant
+            for key, grant in grants.items()
+            if grant.seq > quotas[key].seq and grant.total >= quotas[key].sold
+        }
         if newer:
             yield AdoptGrants(newer)
             for key, grant in newer.items():

@@ -30,10 +30,11 @@ from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, QueueFull, RetryPolicy
-from workers.consuming import Consuming, Stopping, letter_of
+from workers.consuming import REFUSED, Consuming, Stopping, letter_of
 from workers.shard_writer import metrics
+from workers.shard_writer.faults import reason_of
 from workers.shard_writer.grants import Grants
-from workers.shard_writer.plan import PoisonEntry, StoreResult, Version, group_by_order, read_entry
+from workers.shard_writer.plan import Incoming, PoisonEntry, StoreResult, Version, group_by_order, read_entry
 from workers.shard_writer.store import ShardStore
 
 FINAL_TTL_S = 24 * 3600
@@ -170,7 +171,7 @@ class ShardWriter:
         """Store the parcels' orders in one transaction, then settle every parcel. Raises Stopping."""
         orders = group_by_order(version for parcel in parcels for version in parcel.versions)
         if orders:
-            result = await self._consuming.through_faults("database", lambda: self._store.store(orders))
+            result = await self._store_all(orders)
             metrics.count(self._shard, result)
             # Before the acknowledgement: after a crash in between, the redelivery repeats it.
             await self._give_final_orders_their_ttl(result)
@@ -186,6 +187,26 @@ class ShardWriter:
         for end in ends:
             if end is not None:
                 raise end
+
+    async def _store_all(self, orders: Sequence[Incoming]) -> StoreResult:
+        """Store the orders. Raises Stopping.
+
+        The store bisects what the rows of an order cause. This bisects what is refused beside them, by the catalogue's
+        half of the guard for example: a single order that was refused, for the second time, is poison.
+        """
+        try:
+            return await self._consuming.through_faults("database", lambda: self._store.store(orders))
+        except REFUSED as error:
+            log.warning("batch refused", shard=self._shard, orders=len(orders), reason=reason_of(error))
+            if len(orders) > 1:
+                middle = len(orders) // 2
+                result = await self._store_all(orders[:middle])
+                result.add(await self._store_all(orders[middle:]))
+                return result
+        try:
+            return await self._consuming.through_faults("database", lambda: self._store.store(orders))
+        except REFUSED as error:
+            return StoreResult(poison=[(orders[0], reason_of(error))])
 
     async def _settle(self, parcel: Parcel) -> None:
         delivery = parcel.delivery
