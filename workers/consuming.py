@@ -28,9 +28,15 @@ TRANSIENT: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
 )
-# Of PostgreSQL's errors, those of the data (SQLSTATE classes 22 and 23): no wait ends them.
+# Of PostgreSQL's errors, those of the data (SQLSTATE classes 22 and 23): no wait ends them. The quota's own CHECK is one
+# of them: the quota was read under its lock, so an order that does not fit never will. Every other error - connection,
+# locks, time-outs, a full disk, an old schema - passes or needs an operator, and must never cost a message an attempt.
 REFUSED: tuple[type[psycopg.Error], ...] = (psycopg.DataError, psycopg.IntegrityError)
+# The message waits for something outside of it.
+FREE_FAILURES = frozenset({FailureKind.NO_GRANT, FailureKind.QUEUE_FULL, FailureKind.SHARD_AWAY})
 NO_ROOM: tuple[type[Exception], ...] = (QueueFull, DeadLettersFull)
+
+_REASON_LENGTH_MAX = 300
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -128,6 +134,11 @@ class Consuming:
             log.warning("message not settled, it comes again", queue=delivery.queue, error=error.detail)
 
 
+def failures_of_its_own(delivery: Delivery) -> int:
+    """The failures that spent an attempt."""
+    return sum(count for kind, count in delivery.failures.items() if kind not in FREE_FAILURES)
+
+
 def letter_of(delivery: Delivery, kind: FailureKind, reason: str) -> NewLetter:
     """The dead letter of a message after this last failure."""
     return NewLetter(
@@ -142,3 +153,9 @@ def letter_of(delivery: Delivery, kind: FailureKind, reason: str) -> NewLetter:
         history=delivery.history_with(failure_now(kind, reason)),
         replayable=delivery.problem is None,
     )
+
+
+def reason_of(error: psycopg.Error) -> str:
+    """One line for the dead letter: SQLSTATE and the database's message."""
+    text = error.diag.message_primary or type(error).__name__
+    return f"{error.sqlstate or 'none'} {text}"[:_REASON_LENGTH_MAX]

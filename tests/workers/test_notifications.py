@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from uuid import UUID
@@ -33,7 +34,7 @@ from workers.notifications.letters import SenderInvalid, Writer
 from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
 from workers.notifications.smtp import MailServer, MailServerAway, SmtpSession, SmtpUrlInvalid
-from workers.notifications.worker import PostOffice, Sender
+from workers.notifications.worker import LETTERS_MAX, PostOffice, Sender
 
 WAIT_S = 20.0
 EMAIL = "Buyer@shop.example"
@@ -230,6 +231,35 @@ async def test_an_entry_that_was_left_leads_to_nobody(
         await setup.settled()
     assert mail_server.postbox.letters == []
     assert tokens(databases, user_id) == {}
+
+
+async def test_a_shard_that_is_away_delays_no_other_account(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notice of its account waited without end in a sender's hands, and everybody's mail behind it."""
+    monkeypatch.setattr("workers.notifications.accounts.AWAY_S", 0.2)
+    monkeypatch.setattr("workers.notifications.accounts.CONNECTION_S", 0.2)
+    monkeypatch.setattr("workers.notifications.worker.SHARD_AWAY_DELAY_MS", 50)
+    away, other = make_user(databases), make_user(databases, "other@shop.example")
+    shard = TOPOLOGY.shard_of_user(away)
+    while TOPOLOGY.shard_of_user(other) == shard:
+        other = make_user(databases, f"{other}@shop.example")
+    good, setup.shards[shard] = setup.shards[shard], postgres_pool(SecretStr("postgresql://x@127.0.0.1:1/x"))
+    await setup.shards[shard].open()
+    setup.office = replace(setup.office, accounts=Accounts(setup.shards, TOPOLOGY))
+    async with setup.running():
+        for _ in range(3 * LETTERS_MAX):
+            await setup.tell(notice_to_user(NoticeKind.EMAIL_CHANGED, away))
+        await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, other))
+        await until(lambda: mail_server.postbox.letters)
+        assert decode_mailed_token(token_of(mail_server.postbox.letters[0])) is not None
+        assert not setup.service.is_ready and f"shard {shard}" in str(setup.service.checks)
+        bad, setup.shards[shard] = setup.shards[shard], good
+        await until(lambda: len(mail_server.postbox.letters) == 3 * LETTERS_MAX + 1)
+        await setup.settled()
+        assert setup.service.is_ready
+    await bad.close()
+    assert await setup.dead() == []
 
 
 async def test_a_notice_that_comes_twice_is_sent_once(

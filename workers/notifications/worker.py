@@ -4,8 +4,9 @@
     sent before, no account, superseded         ack
     not taken yet (4xx, connection broken)      retry by the policy, at last the dead letters
     refused for good (5xx), or malformed        the dead letters
+    the account's shard is away                 retry later, which spends no attempt and holds up no other notice
 
-A server that is away (mail, Redis, a shard) pauses consumption with the notices unacknowledged and spends no attempt.
+A server that all notices need (mail, Redis) pauses consumption with the notices unacknowledged and spends no attempt.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from domain.topology import EMAIL_QUEUE, EMAIL_RETRY_DELAYS_MS
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, RetryPolicy
-from workers.consuming import TRANSIENT, Consuming, Stopping
+from workers.consuming import REFUSED, TRANSIENT, Consuming, Stopping, failures_of_its_own, reason_of
 from workers.notifications import metrics
-from workers.notifications.accounts import Accounts, Recipient
+from workers.notifications.accounts import Accounts, Recipient, ShardAway
 from workers.notifications.letters import STYLES, Writer
 from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
@@ -34,6 +35,7 @@ from workers.notifications.smtp import MailServer, MailServerAway, Refused, Smtp
 
 LETTERS_MAX = 16  # over one connection, and in one sender's hands
 RECEIVE_S = 0.5
+SHARD_AWAY_DELAY_MS = EMAIL_RETRY_DELAYS_MS[1]
 POLICY = RetryPolicy(EMAIL_RETRY_DELAYS_MS)
 
 log = structlog.get_logger()
@@ -106,7 +108,18 @@ class Sender:
             await self._drop(delivery, "sent before")
             return
         secret = self._office.secrets.of(notice.id)
-        recipient, reason = await self._through("shards", lambda: self._address(notice, secret))
+        try:
+            recipient, reason = await self._address(notice, secret)
+        except ShardAway as away:
+            self._count_pause("shards")
+            await self._consuming.retry(delivery, SHARD_AWAY_DELAY_MS, FailureKind.SHARD_AWAY, str(away))
+            return
+        except REFUSED as error:
+            await self._give_up(delivery, FailureKind.REFUSED_BY_DATABASE, reason_of(error))
+            return
+        finally:
+            problem = self._office.accounts.problem
+            self._service.ready("shards", problem is None, problem or "")
         if recipient is None:
             await self._drop(delivery, reason)
             return
@@ -119,7 +132,7 @@ class Sender:
             await self._consuming.ack(delivery)
             return
         kind = FailureKind.REJECTED_BY_RECEIVER if outcome.for_good else FailureKind.DEFERRED_BY_RECEIVER
-        decision = self._policy.decide(delivery.attempt)
+        decision = self._policy.decide(failures_of_its_own(delivery) + 1)
         if outcome.for_good or decision.retry_in_ms is None:
             await self._give_up(delivery, kind, outcome.reason)
             return

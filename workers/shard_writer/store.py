@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -23,8 +22,8 @@ from domain.messages import SequencedEntry
 from domain.orders import OrderEntry
 from domain.topology import DESTINATION_ORDER_EVENTS, outbox_partition
 from runtime.postgres.sql import load_sql
+from workers.consuming import REFUSED, reason_of
 from workers.shard_writer import columns
-from workers.shard_writer.faults import is_poison, reason_of
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import (
     AdoptGrants,
@@ -254,10 +253,8 @@ async def _write_plan(connection: Connection, plan: Plan) -> None:
                 await connection.execute(_SQL["store_outbox"], _outbox_columns(plan.transitions))
             if plan.repeats:
                 await connection.execute(_SQL["store_repeated"], _repeat_columns(plan.repeats))
-    except psycopg.Error as error:
-        if is_poison(error):
-            raise _Refused(reason_of(error)) from error
-        raise
+    except REFUSED as error:
+        raise _Refused(reason_of(error)) from error
 
 
 def _change_columns(changes: dict[SkuKey, Change]) -> dict[str, columns.Column]:

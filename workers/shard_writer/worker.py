@@ -30,9 +30,8 @@ from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, QueueFull, RetryPolicy
-from workers.consuming import REFUSED, Consuming, Stopping, letter_of
+from workers.consuming import REFUSED, Consuming, Stopping, failures_of_its_own, letter_of, reason_of
 from workers.shard_writer import metrics
-from workers.shard_writer.faults import reason_of
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import Incoming, PoisonEntry, StoreResult, Version, group_by_order, read_entry
 from workers.shard_writer.store import ShardStore
@@ -47,7 +46,6 @@ _EXPIRE_BATCH = 1000
 _WAITING_DELAYS_MS = ORDER_RETRY_DELAYS_MS[:4]
 # Three seconds of waiting: from then on the rejecter is told.
 _NOTED_AFTER = len(_WAITING_DELAYS_MS)
-_FREE_FAILURES = frozenset({FailureKind.NO_GRANT, FailureKind.QUEUE_FULL})  # these spend no attempt
 
 log = structlog.get_logger()
 
@@ -231,8 +229,7 @@ class ShardWriter:
         delivery = parcel.delivery
         ((unit, (kind, reason)),) = parcel.poison.items()
         # Waiting for a grant costs no attempt: only the order's own failures count.
-        failures = sum(count for known, count in delivery.failures.items() if known not in _FREE_FAILURES)
-        decision = self._policy.decide(failures + 1)
+        decision = self._policy.decide(failures_of_its_own(delivery) + 1)
         if decision.retry_in_ms is not None:
             metrics.POISON_RETRIED.labels(self._shard).inc()
             await self._consuming.retry(delivery, decision.retry_in_ms, kind, reason)
