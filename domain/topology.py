@@ -128,6 +128,11 @@ def lane_stream_key(lane: int) -> str:
     return f"{lane_tag(lane)}:stream"
 
 
+def lane_relayed_key(lane: int) -> str:
+    """Hash: `<destination>/<shards>` -> lane_seq up to which a destination has confirmed its entries (`workers.relay`)."""
+    return f"{lane_tag(lane)}:relayed"
+
+
 def lane_lease_key(lane: int) -> str:
     """String: fencing token of the relay that owns the lane."""
     return f"{lane_tag(lane)}:lease"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,14 @@ from redis.asyncio import Redis
 
 from devstack.servers import RedisServer
 from domain.messages import decode_orders
-from domain.topology import POISON_ENTRIES, lane_fence_key, lane_lease_key, lane_stream_key, order_queue
+from domain.topology import (
+    POISON_ENTRIES,
+    lane_fence_key,
+    lane_lease_key,
+    lane_relayed_key,
+    lane_stream_key,
+    order_queue,
+)
 from runtime.dead_letters import open_dead_letters
 from runtime.queue import Queue, open_queue
 from runtime.queue.redis_streams import stream_key
@@ -71,7 +79,8 @@ class Relay:
         finally:
             self.stopping.set()
             try:
-                await asyncio.wait_for(task, WAIT_S)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait_for(task, WAIT_S)
             finally:
                 await self.lease.release()
                 await self.queue.close()
@@ -120,6 +129,41 @@ async def test_a_full_queue_stops_no_other_shard_and_loses_nothing(
         await until(lambda: redis_client.xlen(lane_stream_key(LANE)) == 0)
     assert queued(redis_client, shard=1, lane=LANE).keys() == held_up
     assert queued_others(redis_client) == others
+
+
+async def test_a_restart_publishes_nothing_again_while_a_queue_is_full(
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each restart published all entries of the healthy shards once more: 15,000, 30,000, 45,000 ..."""
+    monkeypatch.setattr(session_module, "BACKLOG_ENTRIES_MAX", 50)
+    monkeypatch.setattr(session_module, "NOTE_S", 0.05)
+    pipeline = redis_client.pipeline()
+    for _ in range(1_000):
+        pipeline.xadd(stream_key(order_queue(1)), {"filler": ""})
+    pipeline.execute()
+    rng = random.Random(7)
+    written = fill_lane(redis_client, rng, lane=LANE, count=2_000)
+    for turn in range(4):
+        others = {seq: entry for seq, entry in written.items() if shard_of(entry) != 1}
+        relay = Relay(redis_server.url, databases, length_max=1_000, batch_max=10)
+        async with relay.running() as session:
+            await until(lambda others=others: queued_others(redis_client) == others)
+            if turn == 2:  # a crash: what was confirmed since the last note is repeated, no more
+                await until(lambda: redis_client.hlen(lane_relayed_key(LANE)) >= 3)
+                await asyncio.sleep(0.3)
+                session.cancel()
+        written |= fill_lane(redis_client, rng, lane=LANE, count=100, first_seq=max(written) + 1)
+    published = [
+        item.lane_seq
+        for shard in (0, 2, 3)
+        for _, fields in redis_client.xrange(stream_key(order_queue(shard)))
+        for item in decode_orders(fields[b"b"])
+    ]
+    assert len(published) == len(set(published)), "an entry was published twice"
+    redis_client.delete(stream_key(order_queue(1)))
+    async with Relay(redis_server.url, databases, length_max=1_000, batch_max=10).running():
+        await until(lambda: redis_client.xlen(lane_stream_key(LANE)) == 0)
+    assert queued_anywhere(redis_client, lane=LANE) == written
 
 
 def shard_of(entry: bytes) -> int:

@@ -1,13 +1,15 @@
 """One tenure of a lane: from the stream's head on, read, publish with confirms, trim the confirmed prefix.
 
 A session ends with its lease, with the process, or with any failure of the lane's Redis; the next one begins at the
-head again. It keeps no state, so a crash between any two steps only repeats them: an entry is trimmed after its
-confirm.
+head again. A crash between any two steps only repeats them: an entry is trimmed after its confirm. While a destination
+takes nothing, the stream keeps all entries behind its first one; the others' progress is noted in Redis, so that the
+next session does not publish theirs again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ import structlog
 from redis.asyncio import Redis
 
 from domain.messages import encode_orders
-from domain.topology import POISON_ENTRIES, Topology, lane_stream_key, order_queue
+from domain.topology import POISON_ENTRIES, Topology, lane_relayed_key, lane_stream_key, order_queue
 from reservation.lane import Lanes
 from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavailable, NewLetter
 from runtime.process import tasks
@@ -34,6 +36,7 @@ LINGER_S = 0.02  # between two pages that were not full: fewer, larger messages
 WAKE_BLOCK_MS = 500
 ROOM_WAIT_S = 0.25  # longest time that a shard delays the others before its entries are left out
 TRIM_PAUSE_S = 0.02
+NOTE_S = 1.0  # between notes of progress: a crash repeats what was published since the last one
 DRAIN_S = 5.0
 
 log = structlog.get_logger()
@@ -80,6 +83,9 @@ class LaneSession:
         self._destinations.append(Destination("poison", Backlog(BACKLOG_ENTRIES_MAX), 1, self._bury))
         self._cursor: bytes | None = None  # id of the last entry that was offered to its destination
         self._trimmed_seq = -1
+        self._relayed_key = lane_relayed_key(lane)
+        self._relayed = [0] * len(self._destinations)  # noted: confirmed up to here, inclusive
+        self._note_at = 0.0
         self._progress = asyncio.Event()
         self._draining = False
 
@@ -88,6 +94,7 @@ class LaneSession:
 
         Raises RedisError or OSError when the lane's Redis fails, LeaseLost when the trim script refuses.
         """
+        await self._read_relayed()
         publishers = [
             asyncio.create_task(self._publish(destination), name=f"publish {self._stream} {destination.name}")
             for destination in self._destinations
@@ -111,6 +118,7 @@ class LaneSession:
         for destination in self._destinations:
             destination.backlog.work.set()
         await asyncio.wait(publishers, timeout=DRAIN_S)
+        self._note_at = 0.0
         await self._trim_confirmed()
 
     # Reading
@@ -134,6 +142,8 @@ class LaneSession:
             return False
         page = await self._page("-" if self._cursor is None else f"({self._cursor.decode()}", "+")
         for seq, number, entry, headers in self._sorted(page):
+            if seq <= self._relayed[number]:
+                continue
             backlog = self._destinations[number].backlog
             if not backlog.has_room and backlog.left_out_from is None:
                 await tasks.wait_within(backlog.room, ROOM_WAIT_S)
@@ -242,7 +252,7 @@ class LaneSession:
 
     async def _trim(self) -> None:
         while True:
-            await self._progress.wait()
+            await tasks.wait_within(self._progress, NOTE_S)  # a note may be due without further progress
             self._progress.clear()
             await self._trim_confirmed()
             await asyncio.sleep(TRIM_PAUSE_S)
@@ -251,11 +261,40 @@ class LaneSession:
         """Trim up to the last entry before which nothing is unconfirmed. The script checks the lease, not our clock."""
         if self._cursor is None:
             return
+        read = seq_of(self._cursor)
         oldest = [destination.backlog.oldest_unconfirmed for destination in self._destinations]
-        confirmed = min((seq - 1 for seq in oldest if seq is not None), default=seq_of(self._cursor))
-        confirmed = min(confirmed, seq_of(self._cursor))
-        if confirmed <= self._trimmed_seq:
+        confirmed = [read if seq is None else min(seq - 1, read) for seq in oldest]
+        upto = min(confirmed)
+        if upto > self._trimmed_seq:
+            trimmed = await self._lanes.trim(self._lane, token=self._lease.token, upto=upto)
+            self._trimmed_seq = upto
+            metrics.TRIMMED.labels(self._lane).inc(trimmed)
+        await self._note_relayed(confirmed, upto)
+
+    # Progress of each destination
+
+    @property
+    def _fields(self) -> list[str]:
+        """The fields of the hash: with another number of shards, entries have other destinations."""
+        shards = len(self._destinations) - 1
+        return [f"{destination.name}/{shards}" for destination in self._destinations]
+
+    async def _read_relayed(self) -> None:
+        values: Any = await self._redis.hmget(self._relayed_key, self._fields)
+        self._relayed = [int(value) if value is not None and value.isdigit() else 0 for value in values]
+
+    async def _note_relayed(self, confirmed: Sequence[int], trimmed: int) -> None:
+        """Note the destinations that are ahead of the trimmed prefix.
+
+        A note is true whenever it is written, also by a session that has lost its lease: an older one costs repeats.
+        """
+        if max(confirmed) <= trimmed or time.monotonic() < self._note_at:
             return
-        trimmed = await self._lanes.trim(self._lane, token=self._lease.token, upto=confirmed)
-        self._trimmed_seq = confirmed
-        metrics.TRIMMED.labels(self._lane).inc(trimmed)
+        self._note_at = time.monotonic() + NOTE_S
+        notes = {
+            field: seq
+            for field, seq, noted in zip(self._fields, confirmed, self._relayed, strict=True)
+            if seq > max(noted, trimmed)
+        }
+        if notes:
+            await self._redis.hset(self._relayed_key, mapping=notes)  # type: ignore[arg-type]  # Mapping is invariant
