@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from domain.topology import Topology
 from runtime.postgres import positions
-from runtime.postgres.databases import Database, Replica
+from runtime.postgres.databases import Commits, Database, Replica
 from runtime.postgres.pool import postgres_pool
 from runtime.postgres.positions import Positions
 from runtime.process.settings import Settings
@@ -61,9 +61,10 @@ class Stores:
         def database(name: str, primary: SecretStr, replica: SecretStr | None) -> Database:
             read = None
             if replica is not None:
-                pool = postgres_pool(replica, call_s_max=_CALL_S_MAX)
-                read = Replica(pool, lag_ms_max=settings.replica_lag_ms_max)
-            return Database(name, postgres_pool(primary, call_s_max=_CALL_S_MAX), replica=read, positions=written)
+                read = Replica(postgres_pool(replica, call_s_max=_CALL_S_MAX), lag_ms_max=settings.replica_lag_ms_max)
+            commits = Commits()
+            pool = postgres_pool(primary, call_s_max=_CALL_S_MAX, on_unknown_commit=commits.unknown)
+            return Database(name, pool, replica=read, positions=written, commits=commits)
 
         replicas = settings.shard_replica_dsns or (None,) * settings.shards
         shards = zip(settings.shard_dsns, replicas, strict=True)

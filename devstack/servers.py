@@ -312,7 +312,7 @@ class PostgresServer:
 
     def create_database(self, name: str) -> str:
         """Create a database, unless it exists. Returns its dsn."""
-        with psycopg.connect(self.dsn(), autocommit=True) as connection:
+        with psycopg.connect(self.dsn(), autocommit=True, connect_timeout=10) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.dsn(name)

@@ -68,6 +68,14 @@ class Child:
         )  # fmt: skip
         self.started_at = time.monotonic()
 
+    def start_or_later(self) -> None:
+        """Start the process again. When the machine does not allow it, such as with a full disk, try again later."""
+        try:
+            self.start()
+        except OSError as error:
+            self.restart_at = time.monotonic() + RESTART_S_MAX
+            _say(f"{self.program.name} cannot be started: {error}; next attempt in {RESTART_S_MAX:.0f} s")
+
     def buried(self) -> bool:
         """Whether the process has ended since the last call; if so, kill the rest of its group, schedule a restart."""
         if self.process is None or self.process.poll() is None:
@@ -188,10 +196,10 @@ class Supervisor:
         for child in self.children.values():
             changed |= child.buried()
             if child.process is None and time.monotonic() >= child.restart_at:
-                child.start()
+                child.start_or_later()
                 changed = True
         if changed and self.stack is not None:
-            self._publish()
+            self._publish_or_say()
 
     def _publish(self) -> None:
         """Write the current pids to `stack.json`; a process that waits for its restart keeps its last pid there."""
@@ -209,6 +217,13 @@ class Supervisor:
             if child.process is None
         }
         self.plan.folder.write_stack(self.stack)
+
+    def _publish_or_say(self) -> None:
+        """As `_publish`. A full disk must not stop the stack: commands see older pids until the next change."""
+        try:
+            self._publish()
+        except OSError as error:
+            _say(f"stack.json is out of date: {error}")
 
     def _until_next_restart_s(self) -> float | None:
         due = [child.restart_at for child in self.children.values() if child.process is None]

@@ -138,6 +138,27 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
 
 
+async def take_standby_away(drill: Drill) -> str:
+    """Make every COMMIT wait for a synchronous standby that does not exist. Reads are answered as before."""
+    stage = drill.stage
+    before, began = drill.pace(), time.monotonic()
+    try:
+        await stage.sql(stage.maintenance_dsn, "ALTER SYSTEM SET synchronous_standby_names = 'away'")
+        await stage.sql(stage.maintenance_dsn, "SELECT pg_reload_conf()")
+        said = await _says_so(drill, "shard-writer-0", "shard 0", "shard 1", "shard 2", "shard 3")
+        drill.goes_on(began, before)
+        waiting = await stage.sql(
+            stage.maintenance_dsn, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        )
+    finally:
+        await stage.sql(stage.maintenance_dsn, "ALTER SYSTEM RESET synchronous_standby_names")
+        await stage.sql(stage.maintenance_dsn, "SELECT pg_reload_conf()")
+    if waiting == [(0,)]:
+        raise NotFired("no COMMIT waited")
+    await stage.ready_again("shard-writer-0")
+    return f"{waiting[0][0]} COMMITs waited after {time.monotonic() - began:.0f} s; /readyz said {said!r}"
+
+
 async def _says_so(drill: Drill, process: str, *checks: str) -> str:
     """Wait until /readyz of a process names the checks; the detail of the last one. NotFired if that takes too long."""
     details: dict[str, str] = {}
@@ -175,6 +196,11 @@ FAULTS = [
         "postgres-paused", "PostgreSQL stops (SIGSTOP) for longer than a call may take",
         "its clients are not ready within the bound of a call; sales continue; all orders are stored afterwards",
         pause_postgres,
+    ),
+    Fault(
+        "standby-away", "COMMIT waits for a synchronous standby that is away",
+        "the writer says so within the bound of a call; sales continue; an order whose COMMIT got no answer is stored "
+        "once", take_standby_away,
     ),
     Fault("writer-stalled", "no data passes between writer and PostgreSQL for 4 s", _AWAY, stall_writer),
 ]  # fmt: skip

@@ -59,12 +59,15 @@ class Health:
             "redis": cast(Awaitable[object], self._stores.redis.ping()),
             "cache": cast(Awaitable[object], self._stores.cache.ping()),
             "catalogue": _ping(self._stores.catalogue),
-            **{f"shard_{place}": _ping(shard) for place, shard in enumerate(self._stores.shards)},
+            **{name: _ping(shard) for name, shard in self._shards()},
         }
         answers = await asyncio.gather(
             *(asyncio.wait_for(answer, CHECK_S_MAX) for answer in asked.values()), return_exceptions=True
         )
         checks = {name: not isinstance(answer, BaseException) for name, answer in zip(asked, answers, strict=True)}
+        # A primary that waits for a standby in COMMIT still answers the question above.
+        for name, database in (("catalogue", self._stores.catalogue), *self._shards()):
+            checks[name] &= database.commits.are_answered
         checks |= {"sessions": self._ends.synced, "prepared": self.prepared, "not_draining": not self.draining}
         missing = [name for name, well in checks.items() if not well]
         missing += [f"task {name}" for name in self._background.problems]
@@ -74,6 +77,9 @@ class Health:
             detail = f"Not ready: {', '.join(missing)}"
             raise Refused(Problem.DEPENDENCY_UNAVAILABLE, detail, extensions={"missing": missing})
         return Answer(body=Ready())
+
+    def _shards(self) -> list[tuple[str, Database]]:
+        return [(f"shard_{place}", shard) for place, shard in enumerate(self._stores.shards)]
 
 
 async def _ping(database: Database) -> None:

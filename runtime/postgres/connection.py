@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,7 @@ class BoundedConnection(AsyncConnection[Row]):
     """`call_s_max` bounds each round trip: a statement, a pipeline's, BEGIN, COMMIT, ROLLBACK, a page of a cursor."""
 
     call_s_max: float = CALL_S_MAX
+    on_unknown_commit: Callable[[], None] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _is_cut: bool = False
 
@@ -51,6 +53,15 @@ class BoundedConnection(AsyncConnection[Row]):
             ) from error
         finally:
             self._set_deadline(None)
+
+    async def commit(self) -> None:
+        """Commit. After DatabaseSilent the outcome is unknown; `on_unknown_commit` is called."""
+        try:
+            await super().commit()
+        except DatabaseSilent:
+            if self.on_unknown_commit is not None:
+                self.on_unknown_commit()
+            raise
 
     async def cancel_safe(self, *, timeout: float = CANCEL_S_MAX) -> None:  # noqa: ASYNC109 - psycopg's signature
         """Ask the server to cancel the call under way, as psycopg does when the call's task is cancelled.

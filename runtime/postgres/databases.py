@@ -32,6 +32,7 @@ WATCH_S: Final = 0.25
 REPLICA_WAIT_S: Final = 0.5  # wait for a connection to a replica; then the primary is read
 ASK_S_MAX: Final = 2.0  # for the watch's queries
 CLOSE_S_MAX: Final = 5.0
+UNKNOWN_COMMIT_S: Final = 15.0
 _SAMPLES_MAX: Final = 256  # one minute of samples; no bound on the lag is longer
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
@@ -80,11 +81,31 @@ class Replica:
         self._samples.clear()
 
 
+class Commits:
+    """Whether COMMITs of a primary are answered. One that waits for a standby still answers reads, and each probe."""
+
+    def __init__(self) -> None:
+        """All were answered so far."""
+        self._unknown_at: float | None = None
+
+    def unknown(self) -> None:
+        """Note a COMMIT without an answer (`pool.postgres_pool`)."""
+        self._unknown_at = time.monotonic()
+
+    @property
+    def are_answered(self) -> bool:
+        """False for `UNKNOWN_COMMIT_S` after a COMMIT without an answer; then requests try again."""
+        return self._unknown_at is None or time.monotonic() - self._unknown_at > UNKNOWN_COMMIT_S
+
+
 class Database:
     """A primary and optionally a replica. `name` is the same in all processes."""
 
-    def __init__(self, name: str, primary: Pool, *, replica: Replica | None, positions: Positions) -> None:
-        """`primary` and the replica's pool are not open yet."""
+    def __init__(
+        self, name: str, primary: Pool, *, replica: Replica | None, positions: Positions, commits: Commits | None = None
+    ) -> None:
+        """`primary` and the replica's pool are not open yet; `commits` are those of `primary`."""
+        self.commits = commits or Commits()
         self.name = name
         self.replica = replica
         self._primary = primary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
@@ -17,18 +19,24 @@ _POSTGRES_UNACKNOWLEDGED_MS = 10_000
 
 
 def postgres_pool(
-    dsn: SecretStr, *, size_max: int = 4, call_s_max: float = CALL_S_MAX
+    dsn: SecretStr,
+    *,
+    size_max: int = 4,
+    call_s_max: float = CALL_S_MAX,
+    on_unknown_commit: Callable[[], None] | None = None,
 ) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
     """A pool that is not open yet. `await pool.open()` returns at once; connections are made in the background.
 
     At most `POSTGRES_WAITING_MAX` callers wait for a connection, each at most `POSTGRES_CONNECT_S`. A connection that a
     server restart broke is replaced before it is handed out. A call that gets no answer within `call_s_max` raises
-    `DatabaseSilent`. No server-side prepared statements, because PgBouncer before 1.22 does not support them.
+    `DatabaseSilent`; `on_unknown_commit` is called when that call was a COMMIT. No server-side prepared statements,
+    because PgBouncer before 1.22 does not support them.
     """
 
     async def configure(connection: AsyncConnection[TupleRow]) -> None:
         assert isinstance(connection, BoundedConnection)
         connection.call_s_max = call_s_max
+        connection.on_unknown_commit = on_unknown_commit
         await pin_session(connection)
 
     return AsyncConnectionPool(

@@ -156,6 +156,11 @@ class TaskSupervisor:
         if self._failure is not None:
             raise self._failure
 
+    def raise_given_up(self) -> None:
+        """Raise TasksGivenUp if a task ended too often: for a part of a process, whose own task must end then."""
+        if isinstance(self._failure, TasksGivenUp):
+            raise self._failure
+
     async def cancel(self, name: str) -> None:
         """End one task."""
         watched = self._watched.pop(name, None)

@@ -86,7 +86,7 @@ class StreamConsumer:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._upkeep = asyncio.Event()
-        self._background = TaskSupervisor()
+        self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
         self._closed = False
         self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
         self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
@@ -103,7 +103,11 @@ class StreamConsumer:
         return len(self._held)
 
     async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
-        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any."""
+        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any.
+
+        Raises TasksGivenUp when the consumer cannot go on: the caller leaves it and opens another one.
+        """
+        self._background.raise_given_up()
         if not self._ready and not self._closed:
             self._changed.clear()
             await tasks.wait_within(self._changed, wait_s)
@@ -116,6 +120,7 @@ class StreamConsumer:
     async def __anext__(self) -> Delivery:
         """The next delivery."""
         while not self._ready:
+            self._background.raise_given_up()
             if self._closed:
                 raise StopAsyncIteration
             self._changed.clear()

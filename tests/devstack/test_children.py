@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 from devstack.children import alive, free_port, log_tail, port_is_free, spawn
+from devstack.plan import Program
+from devstack.supervisor import Child
 
 _PARENT = """
 import os, sys, time
@@ -64,3 +66,15 @@ def test_listening_port_is_not_free() -> None:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         assert not port_is_free(sock.getsockname()[1])
+
+
+def test_a_process_that_the_machine_cannot_start_now_is_started_later(tmp_path: Path) -> None:
+    """The error ended the supervisor, and with it every other process of the stack."""
+    place = tmp_path / "not there yet"
+    child = Child(Program("sleeper", ["/bin/sleep", "600"], {}, place / "log", cwd=tmp_path))
+    child.start_or_later()
+    assert child.process is None and child.restart_at > time.monotonic()
+    place.mkdir()
+    child.start_or_later()
+    assert child.process is not None
+    child.kill_group()

@@ -18,6 +18,8 @@ from redis.exceptions import ResponseError
 
 from devstack.servers import RedisServer
 from domain.topology import QueueSpec, Topology
+from runtime.process import supervision
+from runtime.process.supervision import TasksGivenUp
 from runtime.queue import (
     Consumer,
     Delivery,
@@ -634,6 +636,21 @@ async def test_a_task_of_a_consumer_that_works_does_not_hide_the_trouble_of_the_
             assert consumer.problem is not None and "no upkeep" in consumer.problem
         broken = False
         await until(lambda: consumer.problem is None)
+
+
+async def test_a_consumer_that_cannot_go_on_tells_its_caller(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect in the loop around the steps: the caller leaves the consumer, and its own task is restarted."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(StreamConsumer, "_forever", broken)
+    monkeypatch.setattr(supervision, "RESTARTS_MAX", 1)
+    async with asyncio.timeout(20), broker.open().consume("q", prefetch=1) as consumer:
+        with pytest.raises(TasksGivenUp):
+            await anext(consumer)
+        with pytest.raises(TasksGivenUp):
+            await consumer.next_batch(count_max=1, wait_s=0)
 
 
 async def test_a_message_without_room_for_its_retry_stays_with_its_consumer(

@@ -385,3 +385,27 @@ async def test_notices_wait_for_room_in_their_queue(setup: Setup, redis_server: 
         await until(lambda: waiting_rows(setup.dsn) == 1)
     assert {name: orjson.loads(body)["id"] for name, body in arrived.items()} == {f"n{n}": f"n{n}" for n in range(5)}
     await small.close()
+
+
+async def test_rows_that_cannot_be_deleted_are_not_ready(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that waits for a standby in COMMIT answers every question, so that only the deletion shows it."""
+    broken = True
+    delete = Outbox.delete
+
+    async def broken_delete(outbox: Outbox, ids: Sequence[int]) -> None:
+        if broken:
+            raise psycopg.OperationalError("no answer")
+        await delete(outbox, ids)
+
+    async def says_so() -> bool:
+        return setup.service.checks.get(DATABASE) == (False, "no answer")
+
+    async def is_ready() -> bool:
+        return setup.service.is_ready
+
+    monkeypatch.setattr(Outbox, "delete", broken_delete)
+    async with setup.running():
+        put(setup.dsn, 0, [event("k", 1)])
+        await eventually(says_so)
+        broken = False
+        await eventually(is_ready)

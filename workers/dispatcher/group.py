@@ -83,6 +83,7 @@ class DispatchGroup:
             if self._lease.held:
                 await self._finish()
         finally:
+            self._service.ready(self._database, ok=True, by=(self, "rounds"))  # the next owner's concern
             await tasks.cancel(*self._deliveries())
             # The next tenure begins with none: the result of a cancelled delivery would end it without a trace.
             for partition in self._partitions:
@@ -94,8 +95,11 @@ class DispatchGroup:
             beat()
             try:
                 moved = await self._round()
+                self._service.ready(self._database, ok=True, by=(self, "rounds"))
             except psycopg.Error as error:
+                # A database that waits for a standby in COMMIT answers `measure` all the same.
                 moved = False
+                self._service.ready(self._database, ok=False, detail=_words(error), by=(self, "rounds"))
                 log.warning("outbox not reachable", database=self._database, error=_words(error))
             if moved:
                 idle.reset()

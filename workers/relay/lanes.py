@@ -36,7 +36,8 @@ async def own_lane(lane: int, *, service: Service, redis: Redis, queue: Queue, l
             topology=settings.topology,
             batch_max=settings.relay_batch_max,
         )
-        await session.run(service.stopping)
+        with service.background.rounds(f"lane {lane}") as beat:
+            await session.run(service.stopping, beat)
 
     await own(lease, relay, service=service, held=metrics.LEASE_HELD.labels(lane))
 

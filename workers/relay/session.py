@@ -23,6 +23,7 @@ from reservation.lane import Lanes
 from runtime.dead_letters import DeadLetters, DeadLettersFull, DeadLettersUnavailable, NewLetter
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
+from runtime.process.supervision import Beat, no_beat
 from runtime.queue import FailureKind, Queue, QueueFull, QueueUnavailable
 from runtime.redis.leases import Lease
 from workers.relay import metrics
@@ -89,8 +90,10 @@ class LaneSession:
         self._progress = asyncio.Event()
         self._draining = False
 
-    async def run(self, stopping: asyncio.Event) -> None:
+    async def run(self, stopping: asyncio.Event, beat: Beat = no_beat) -> None:
         """Relay until the process is to stop (then publishes in flight are awaited) or the lease is lost.
+
+        Calls `beat` before each page.
 
         Raises RedisError or OSError when the lane's Redis fails, LeaseLost when the trim script refuses.
         """
@@ -100,7 +103,7 @@ class LaneSession:
             for destination in self._destinations
             for _ in range(PUBLISHES_IN_FLIGHT)
         ]
-        work = [asyncio.create_task(self._read()), asyncio.create_task(self._trim()), *publishers]
+        work = [asyncio.create_task(self._read(beat)), asyncio.create_task(self._trim()), *publishers]
         ends = [asyncio.create_task(stopping.wait()), asyncio.create_task(self._lease.lost.wait())]
         try:
             done, _ = await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
@@ -123,8 +126,9 @@ class LaneSession:
 
     # Reading
 
-    async def _read(self) -> None:
+    async def _read(self, beat: Beat) -> None:
         while True:
+            beat()
             progressed = await self._read_page()
             for number, destination in enumerate(self._destinations):
                 progressed |= await self._read_again(number, destination.backlog)
