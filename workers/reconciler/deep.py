@@ -179,7 +179,6 @@ class DeepLooks:
     async def run_pass(self, sales: list[SaleDefinition]) -> None:
         """Renew all parts. A database that is away leaves its parts as they are. Raises the errors of Redis."""
         began = time.monotonic()
-        busy_before = self._busy_s
         self._reading.begin_look()
         scans = await self._scan(sales)
         # Asked again after each phase: one may have failed at a lock that does not concern the others.
@@ -193,13 +192,11 @@ class DeepLooks:
         self.lanes = {lane: part for lane, part in self.lanes.items() if lane in lanes}
         self.slices += sum(scan.part.slices for scan in scans)
         now = time.monotonic()
-        rest_s = (self._busy_s - busy_before) / self._share_max
+        rest_s = (now - began) / self._share_max
         doubts = any(not f.certain for found in self._all_findings() for f in found)
         self._affordable_at = now + rest_s
         self._due_at = max(self._affordable_at, now + (0.0 if doubts else self._every_s))
         self._cycle_s = max(self._due_at, now + self._every_s) - began
-
-    _busy_s: float = 0.0
 
     async def _scan(self, sales: list[SaleDefinition]) -> list[ShardScan]:
         """Scan all shards under snapshots of one moment, then compare them with Redis."""
@@ -306,7 +303,6 @@ class DeepLooks:
         began = time.monotonic()
         more = await slice_()
         took_s = time.monotonic() - began
-        self._busy_s += took_s
         if self._share_max < 1:
             await asyncio.sleep(took_s)
         return bool(more)
