@@ -22,8 +22,8 @@ from tests.workers.making import TOPOLOGY, Maker, message
 from tests.workers.selling import Market, open_market
 from tests.workers.test_reconciler import buried, looking_at, settled
 from tests.workers.writing import Bench, incoming, rows
+from workers.places import cover
 from workers.reconciler import reading, scanning
-from workers.reconciler.places import cover
 from workers.reconciler.reading import Away, Source
 
 

@@ -24,9 +24,9 @@ from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import ROOT, stop, worker_process
 from tests.workers.writing import Bench, eventually, rows
+from workers.places import Coverage, cover
 from workers.reconciler.deep import DeepLooks
 from workers.reconciler.looking import Looking
-from workers.reconciler.places import Coverage, cover
 from workers.reconciler.progress import LaneProgress
 from workers.reconciler.reading import Reading
 from workers.reconciler.verdict import Verdict
