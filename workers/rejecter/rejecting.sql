@@ -12,8 +12,8 @@ WHERE t.order_id = w.order_id AND t.version = w.version;
 SELECT entry FROM waiting_entries ORDER BY lane, lane_seq LIMIT %(limit)s;
 
 -- name: read_known
--- Places of a lane in (after, upto] that this shard knows, stored, dead-lettered or waiting, each as 4 bytes relative to
--- `after`. Changes nothing.
+-- Places of a lane in (after, upto] that this shard knows: stored, dead-lettered or waiting. Each has 4 bytes and is
+-- relative to `after`. Changes nothing.
 -- Index: order_transitions_lane_seq, repeated_places_pkey, dead_lettered_pkey, waiting_entries_pkey.
 SELECT coalesce(string_agg(int4send((lane_seq - %(after)s::bigint)::integer), ''::bytea), ''::bytea)
 FROM (
