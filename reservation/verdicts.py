@@ -31,6 +31,10 @@ class Judged:
     b: bool | None = None
     deep_at_ms: int | None = None
 
+    def deep_age_s(self, now_ms: int) -> float | None:
+        """Seconds since `deep_at_ms`, at `now_ms` of Redis time."""
+        return None if self.deep_at_ms is None else max(0.0, (now_ms - self.deep_at_ms) / 1000)
+
 
 async def publish_verdicts(redis: Redis, documents: Mapping[UUID, Mapping[str, Any]]) -> None:
     """Replace the verdicts of these sales. A document has `at_ms` and `deep_at_ms` (Redis time), `A` and `B`."""

@@ -17,8 +17,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import redis
 
-from perf import by_clock, cached_reads, flatness, gate, growth, login, open_loop, pipeline, writer_bench
+from devstack.servers import RedisServer
+from perf import by_clock, cached_reads, deep_look, flatness, gate, growth, login, open_loop, pipeline, writer_bench
 from perf.by_clock import RequestsFailed
 from perf.driver.loop import Loop
 from perf.flatness import Buyers, Point
@@ -28,6 +30,7 @@ from perf.scene import Scene, empty_handler
 from perf.stage import Stage, edge_on_redis
 from perf.whole_stack import sale_on
 from perf.wrk import LoadGenerator
+from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_stack import RunningStack
 
 
@@ -65,6 +68,13 @@ def test_closed_loop_stops_when_told(aim: Aim) -> None:
         final = load.finish()
     require_all_accepted(final | {"accepted": final["accepted"] or 1})
     assert "open_loop" not in final
+
+
+async def test_deep_look(databases: Databases, redis_server: RedisServer, redis_client: redis.Redis) -> None:
+    assert redis_client.dbsize() == 0
+    result = await deep_look.measure(databases, redis_server.url, orders=2000)
+    assert result["orders"] == 2000 and result["slices"] == 4 * 2 + 1
+    assert deep_look.as_text(result)
 
 
 def test_growth(stage: Stage) -> None:

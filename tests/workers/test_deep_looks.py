@@ -22,8 +22,8 @@ from tests.workers.making import TOPOLOGY, Maker, message
 from tests.workers.selling import Market, open_market
 from tests.workers.test_reconciler import buried, looking_at, settled
 from tests.workers.writing import Bench, incoming, rows
+from workers.places import cover
 from workers.reconciler import reading, scanning
-from workers.reconciler.places import cover
 from workers.reconciler.reading import Away, Source
 
 
@@ -181,11 +181,11 @@ async def test_a_slow_deep_look_leaves_the_quick_ones_alone_and_its_age_shows(
         assert not deep_look.done()
         assert (meanwhile.a, meanwhile.deep_at_ms) == (True, first.deep_at_ms)
         await deep_look
-        assert set(looking.deep.problems) == {"shard 2", "notes of shard 2"}
+        assert set(looking.deep.parts.problems) == {"shard 2", "notes of shard 2"}
         (after,) = await looking.look()
         assert after.deep_at_ms == first.deep_at_ms, "the oldest part counts"
         # Too old to prove anything.
-        looking.deep.shards[2].read_at -= 1000
+        looking.deep.parts.shards[2].read_at -= 1000
         (old,) = await looking.look()
         assert (old.a, old.b) == (None, None)
         assert old.detail[0].startswith("shard 2 was last read 100") and "QueryCanceled" in old.detail[0]
@@ -209,7 +209,7 @@ async def test_a_shard_that_is_away_makes_its_own_part_unknown(
     (verdict,) = await looking.look()
     assert (verdict.a, verdict.b) == (True, None)
     assert any("shard 3 does not answer: no route" in text for text in verdict.detail)
-    looking.deep.shards[3].read_at -= 1000
+    looking.deep.parts.shards[3].read_at -= 1000
     (verdict,) = await looking.look()
     assert (verdict.a, verdict.b) == (None, None)
     assert any(text.startswith("shard 3 was last read") for text in verdict.detail)
@@ -219,6 +219,23 @@ async def test_a_shard_that_is_away_makes_its_own_part_unknown(
     verdict = await settled(looking)
     assert verdict.a is False
     assert any("shard 0 stores" in text for text in verdict.detail)
+
+
+async def test_a_catalogue_that_is_away_leaves_the_sale_unproved_and_violations_violated(
+    bench: Bench, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking = looking_at(bench)
+    assert (await settled(looking)).is_proved
+    for each in (looking._reading, looking.deep._reading):
+        monkeypatch.setattr(each.catalogue, "ask", _refusing(each.catalogue))
+    (verdict,) = await looking.look()
+    assert (verdict.a, verdict.b) == (None, None)
+    assert verdict.detail[0] == "the ledger is unknown" and "catalogue does not answer" in verdict.detail[-1]
+    field = topology.stock_field(market.sale.sale_id, 0)
+    whole = market.redis.hget(topology.lane_state_key(LANE), field)
+    assert isinstance(whole, bytes)
+    market.redis.hset(topology.lane_state_key(LANE), field, whole[:-1])
+    assert (await settled(looking)).a is False
 
 
 def _refusing(source: Source) -> object:

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import redis
 
+from devstack.children import free_port
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.messages import SequencedEntry
@@ -22,11 +23,11 @@ from runtime.queue import FailureKind
 from tests.reservation.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
-from tests.workers.worker_process import ROOT, stop, worker_process
+from tests.workers.worker_process import ROOT, get, stop, worker_process
 from tests.workers.writing import Bench, eventually, rows
+from workers.places import Coverage, cover
 from workers.reconciler.deep import DeepLooks
 from workers.reconciler.looking import Looking
-from workers.reconciler.places import Coverage, cover
 from workers.reconciler.progress import LaneProgress
 from workers.reconciler.reading import Reading
 from workers.reconciler.verdict import Verdict
@@ -414,8 +415,12 @@ async def test_the_service_publishes_its_verdicts(bench: Bench, market: Market, 
     async def red() -> bool:
         return await verdict() == {"A": False, "B": True}
 
-    with worker_process("workers.reconciler", _settings(bench, redis_server)) as process:
+    environ = _settings(bench, redis_server) | {"METRICS_PORT": str(free_port())}
+    with worker_process("workers.reconciler", environ) as process:
         await eventually(green)
         _in_redis(available=1)(bench, market)
         await eventually(red)
+        text = get(f"http://127.0.0.1:{environ['METRICS_PORT']}/metrics")[1]
+        ages_s = [float(line.split()[-1]) for line in text.splitlines() if line.startswith("flashsale_deep_look_age")]
+        assert len(ages_s) == 4 and all(0 <= age_s < 60 for age_s in ages_s)
         assert stop(process) == 0

@@ -127,6 +127,8 @@ async def test_nothing_is_rejected_while_a_release_is_on_its_way(bench: Bench, m
     delivery.seen = cancel_seq  # the cancel is held up
     await delivery.round()
     assert notes(bench) == 1
+    with psycopg.connect(bench.databases.shard_dsns[2]) as connection:  # place 1 twice does not stand for the cancel's
+        connection.execute("INSERT INTO dead_lettered (lane, lane_seq, reason) VALUES (%s, 1, 'test')", (LANE,))
     for _ in range(4):
         await rejecting.round(lease)
     order = market.lane.order(again.order_id)

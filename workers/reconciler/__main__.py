@@ -133,7 +133,7 @@ async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], leadin
             INVARIANT.labels(verdict.sale_id, invariant).set_function(partial(_value_until, held, counts_until))
     for lane, progress in looking.progress.items():
         VERIFIED_SEQ.labels(lane).set(progress.verified)
-    for part, age_s in looking.deep.ages_s().items():
+    for part, age_s in looking.deep.parts.ages_s().items():
         DEEP_AGE.labels(part).set_function(partial(_age_s, time.monotonic() - age_s))
     DEEP_SLICES.set(looking.deep.slices)
     DEEP_CUT.set(looking.deep.cut_slices)

@@ -42,6 +42,7 @@ class Looking:
         """`kept_s`: sales that ended longer ago have left Redis and are skipped. `deep` reads `progress`, too."""
         self._reading = reading
         self.deep = deep
+        self._parts = deep.parts
         self.progress = progress
         self._kept_ms = kept_s * 1000
         self._stored_within_s = stored_within_s
@@ -61,7 +62,7 @@ class Looking:
             # Forget sales that have left Redis.
             left = {sale.sale_id for sale in sales}
             self._earlier = {sale_id: found for sale_id, found in self._earlier.items() if sale_id in left}
-            self.deep.keep(left)
+            self._parts.keep(left)
         if not sales:
             return []
         await self.follow(sales)
@@ -109,9 +110,9 @@ class Looking:
         closed = [lanes[lane].closed[sale.sale_id] for lane in sale.lanes if sale.sale_id in lanes[lane].closed]
         shallow = list(damage(sale, lanes))
         about_b: list[Finding] = []
-        missing = self.deep.missing(sale)
-        waits_a = [*missing, *self.deep.unexplained(sale.sale_id)]
-        waits_b = [*missing, *self.deep.missing_lanes(sale)]
+        missing = self._parts.missing(sale)
+        waits_a = [*missing, *self._parts.unexplained(sale.sale_id)]
+        waits_b = [*missing, *self._parts.missing_lanes(sale)]
         if catalogue is None:
             waits_a.append("the ledger is unknown")
             waits_b.append("recorded losses are unknown")
@@ -128,9 +129,9 @@ class Looking:
             about_b += progress.findings
             if not progress.is_proved(lanes[lane].seq):
                 waits_b.append(f"lane {lane}: {lanes[lane].seq - progress.verified} entries are not stored yet")
-        about_b += self.deep.about_b(sale)
+        about_b += self._parts.about_b(sale)
         earlier = self._earlier.get(sale.sale_id, frozenset())
-        a, detail_a = judge([*shallow, *self.deep.about_a(sale.sale_id)], earlier)
+        a, detail_a = judge([*shallow, *self._parts.about_a(sale.sale_id)], earlier)
         b, detail_b = judge(about_b, earlier)
         if a is True and waits_a:
             a, detail_a = None, waits_a
@@ -142,7 +143,7 @@ class Looking:
             detail_a = [f"closed for recovery, run `flashsale rebuild`: {'; '.join(closed)}", *detail_a]
         self._earlier[sale.sale_id] = frozenset(finding.text for finding in shallow)
         detail = (*detail_a, *detail_b, *sorted(self._away.values()))
-        return Verdict(sale.sale_id, at_ms, a, b, detail, deep_at_ms=self.deep.at_ms(sale))
+        return Verdict(sale.sale_id, at_ms, a, b, detail, deep_at_ms=self._parts.at_ms(sale))
 
 
 def _lost_findings(sale: SaleDefinition, catalogue: CatalogueLook) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from workers.reconciler.places import DOUBLED_MAX, Coverage
+from workers.places import DOUBLED_MAX, Coverage
 from workers.reconciler.verdict import Finding
 
 STORED_WITHIN_S = 60.0

@@ -24,7 +24,7 @@ from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 from runtime.redis.clock import now_ms
 from workers.consuming import TRANSIENT
-from workers.reconciler.places import Coverage, cover, unpack
+from workers.places import Coverage, cover, unpack
 from workers.reconciler.stock import GivenUp, LaneLook, LedgerLook, LostRange, UnknownTail
 
 STATEMENT_S_MAX = 5

@@ -37,9 +37,11 @@ from reservation.reading import read_sequences
 from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 from runtime.redis.leases import Lease
+from workers.places import cover, unpack
 
 EVERY_S = 1.0
 STEADY_S = 5.0
+PLACES_PER_LOOK = 50_000
 NOTES_MAX = 5_000  # per shard and round
 REJECTED_MAX = 200  # per sale and round, since the ledger is locked meanwhile
 _LOCK_BOUNDS = ("SET LOCAL lock_timeout = '2s'", "SET LOCAL idle_in_transaction_session_timeout = '30s'")
@@ -188,11 +190,19 @@ class Rejecting:
         known = set()
         for lane, upto in places.items():
             after = min(watermarks.get(lane, 0), upto)
-            values = {"lane": lane, "after": after, "upto": upto}
-            counts = await asyncio.gather(*(_fetch(pool, "count_known", values) for pool in self._shards))
-            if sum(rows[0][0] for rows in counts) >= upto - after:
+            if await self._is_known(lane, after=after, upto=upto):
                 known.add(lane)
         return frozenset(known)
+
+    async def _is_known(self, lane: int, *, after: int, upto: int) -> bool:
+        """Whether every place in (after, upto] is known to some shard: as a set, so that no duplicate hides a gap."""
+        for start in range(after, upto, PLACES_PER_LOOK):
+            values = {"lane": lane, "after": start, "upto": min(start + PLACES_PER_LOOK, upto)}
+            answers = await asyncio.gather(*(_fetch(pool, "read_known", values) for pool in self._shards))
+            noted = [unpack(bytes(rows[0][0])) for rows in answers]
+            if not cover(start, values["upto"], stored=(), noted=noted).is_complete:
+                return False
+        return True
 
     async def _supplies(self, orders: Iterable[OrderEntry]) -> dict[Sku, Supply]:
         wanted = {(order.sale_id, line.sku) for order in orders for line in order.lines}

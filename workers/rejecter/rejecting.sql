@@ -11,20 +11,21 @@ WHERE t.order_id = w.order_id AND t.version = w.version;
 -- The notes, oldest place first. Changes nothing. Index: waiting_entries_pkey.
 SELECT entry FROM waiting_entries ORDER BY lane, lane_seq LIMIT %(limit)s;
 
--- name: count_known
--- Number of places of a lane in (after, upto] that this shard knows: stored, dead-lettered or waiting. Changes nothing.
+-- name: read_known
+-- Places of a lane in (after, upto] that this shard knows: stored, dead-lettered or waiting. Each has 4 bytes and is
+-- relative to `after`. Changes nothing.
 -- Index: order_transitions_lane_seq, repeated_places_pkey, dead_lettered_pkey, waiting_entries_pkey.
-SELECT count(*)
+SELECT coalesce(string_agg(int4send((lane_seq - %(after)s::bigint)::integer), ''::bytea), ''::bytea)
 FROM (
     SELECT lane_seq FROM order_transitions
     WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
-    UNION
+    UNION ALL
     SELECT lane_seq FROM repeated_places
     WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
-    UNION
+    UNION ALL
     SELECT lane_seq FROM dead_lettered
     WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
-    UNION
+    UNION ALL
     SELECT lane_seq FROM waiting_entries
     WHERE lane = %(lane)s AND lane_seq > %(after)s AND lane_seq <= %(upto)s
 ) AS places;
