@@ -163,7 +163,9 @@ class Lookout:
                     refused={code.decode("ascii"): int(count) for code, count in sorted(refused.items())},
                     verdict_a=judged.a,
                     verdict_b=judged.b,
-                    deep_look_age_s=None if judged.deep_at_ms is None else max(0.0, (now_ms - judged.deep_at_ms) / 1000),
+                    deep_look_age_s=None
+                    if judged.deep_at_ms is None
+                    else max(0.0, (now_ms - judged.deep_at_ms) / 1000),
                 )
             )
         return now_ms, tuple(figures), len(running) - len(shown), unrelayed
