@@ -21,6 +21,7 @@ from backoffice.catalogue.store import PRODUCT_CODEC
 from backoffice.dead_letters.parts import DeadLetterParts
 from backoffice.figures.parts import FigureParts
 from backoffice.limits.attempts import Attempts
+from backoffice.limits.known_clients import KnownClients
 from backoffice.orders.parts import OrderParts
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
@@ -63,11 +64,21 @@ class Backoffice:
             tokens.verifier,
             viewers_max=settings.live_viewers_max,
         )
-        attempts = Attempts(stores.cache)
+        attempts, known_clients = Attempts(stores.cache), KnownClients(stores.cache)
         users_cache = self._caches.add("user", USER_CODEC, Bounds.from_settings(settings))
-        accounts = UserParts(stores, users_cache, tokens.sessions, attempts, repaired=self._metrics.swept.inc)
+        accounts = UserParts(
+            stores,
+            users_cache,
+            tokens.sessions,
+            attempts,
+            known_clients,
+            recent_login_s=settings.recent_login_s,
+            repaired=self._metrics.swept.inc,
+        )
         self._sweeper = accounts.sweeper
-        self._auth = AuthParts(settings, stores, tokens, accounts.users, accounts.administrators, attempts)
+        self._auth = AuthParts(
+            settings, stores, tokens, accounts.users, accounts.administrators, attempts, known_clients
+        )
         self._fatal: OperatorError | None = None
         sales = SaleParts(stores, kept_s=settings.sale_kept_s, repaired=self._metrics.repaired.inc)
         self._synchroniser = sales.synchroniser

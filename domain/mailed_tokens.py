@@ -15,6 +15,10 @@ SECRET_BYTES = 32
 TOKEN_LENGTH = (16 + SECRET_BYTES) * 4 // 3
 VERIFY_EMAIL_LIFE = timedelta(hours=24)
 PASSWORD_RESET_LIFE = timedelta(minutes=30)
+EMAIL_UNDO_LIFE = timedelta(days=7)  # a holiday
+# Valid links of a user and purpose; the oldest go first. More than strangers can request within the life of one: the
+# limit of an address is 20 requests an hour, the longest life of a link that can be requested is a day.
+LINKS_MAX = 512
 
 
 def encode_mailed_token(user_id: UUID, secret: bytes) -> str:

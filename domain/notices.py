@@ -3,8 +3,8 @@
 A notice never carries a secret. It has the kind of the message and the recipient; the token of a mailed link is made
 together with the mail, so that no table, queue or dead letter ever holds one. It goes to an account (`user_id`) or to
 the account of an address (`email_folded`): the notification worker then finds out whether such an account exists, and
-the caller does not learn it. The notice that an account has left an address goes to the address itself, which has no
-account then.
+the caller does not learn it. The notice that an account has left an address has both: it goes to the address, and its
+link undoes the change of the account.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MalformedNotice(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Exactly one of `user_id` and `email_folded` is set. `id` is a UUIDv7: a newer notice has a greater id."""
+    """One of `user_id` and `email_folded` is set, for EMAIL_CHANGED both. `id` is a UUIDv7: a newer one is greater."""
 
     id: UUID
     kind: NoticeKind
@@ -58,9 +58,18 @@ def notice_to_address(kind: NoticeKind, email_folded: str) -> Notice:
     return Notice(ids.new_uuid7(), kind, email_folded=email_folded)
 
 
+def notice_of_left_address(user_id: UUID, email_folded: str) -> Notice:
+    """A new notice to the address that an account has just left."""
+    return Notice(ids.new_uuid7(), NoticeKind.EMAIL_CHANGED, user_id=user_id, email_folded=email_folded)
+
+
 def notice_event(notice: Notice) -> dict[str, Any]:
     """The event of an outbox row."""
-    to = {"user_id": str(notice.user_id)} if notice.user_id is not None else {"email": notice.email_folded}
+    to: dict[str, str] = {}
+    if notice.user_id is not None:
+        to["user_id"] = str(notice.user_id)
+    if notice.email_folded is not None:
+        to["email"] = notice.email_folded
     return {
         "id": str(notice.id),
         "type": f"notice.{notice.kind.value}",
@@ -83,7 +92,9 @@ def parse_notice(body: bytes) -> Notice:
         raise MalformedNotice("not a notice") from error
     if schema != NOTICE_SCHEMA:
         raise MalformedNotice(f"schema {schema}")
-    if notice_id is None or (user_id is None) == (email is None) or (user_id is not None and user is None):
+    parts = (user_id is not None) + (email is not None)
+    wanted = 2 if kind is NoticeKind.EMAIL_CHANGED else 1
+    if notice_id is None or parts != wanted or (user_id is not None and user is None):
         raise MalformedNotice("ids")
     if email is not None and not (isinstance(email, str) and email.isascii() and email.isprintable()):
         raise MalformedNotice("email")  # PostgreSQL would refuse a NUL at each attempt

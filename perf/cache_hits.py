@@ -306,6 +306,7 @@ def _user(number: int) -> User:
         role="buyer",
         version=1,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        email_verified=True,
     )
 
 

@@ -26,7 +26,7 @@ NewPassword = Annotated[
 ]
 MailedToken = Annotated[
     SecretStr,
-    Field(min_length=1, max_length=2 * MAILED_TOKEN_LENGTH, description="The token of the newest mail; valid once"),
+    Field(min_length=1, max_length=2 * MAILED_TOKEN_LENGTH, description="The token of a mail; valid once"),
 ]
 
 
@@ -108,6 +108,12 @@ class EmailVerification(RootModel[VerificationRequest | VerificationConfirmation
     @classmethod
     def _pick(cls, data: Any) -> BaseModel:
         return _either(data, VerificationRequest, VerificationConfirmation)
+
+
+class EmailUndo(Model):
+    """Give the account its old address back with the token that was mailed there; it expires after 7 days."""
+
+    token: MailedToken
 
 
 def _either(data: Any, request: type[BaseModel], confirmation: type[BaseModel]) -> BaseModel:

@@ -16,6 +16,7 @@ from backoffice.auth.sessions import Sessions
 from backoffice.auth.store import CredentialStore
 from backoffice.auth.tokens import Minter, TokenVerifier
 from backoffice.limits.attempts import Attempts
+from backoffice.limits.known_clients import KnownClients
 from backoffice.stores import Stores
 from backoffice.users.administrators import Administrators
 from backoffice.users.store import Users
@@ -99,16 +100,18 @@ class AuthParts:
         users: Users,
         administrators: Administrators,
         attempts: Attempts,
+        known_clients: KnownClients,
     ) -> None:
         """Owns the threads that hash passwords; uses everything else. FirstAdminError for unusable settings."""
         self._passwords = Passwords()
         service = AuthService(
             users=users,
-            credentials=CredentialStore(stores, tokens.sessions),
+            credentials=CredentialStore(stores, tokens.sessions, users),
             refresh=RefreshTokens(stores),
             sessions=tokens.sessions,
             passwords=self._passwords,
             attempts=attempts,
+            known_clients=known_clients,
             verified_only=settings.login_verified_only,
         )
         self.first_admin = FirstAdmin(settings, users=users, administrators=administrators, passwords=self._passwords)

@@ -6,6 +6,7 @@ import orjson
 
 from backoffice.auth.documents import (
     Credentials,
+    EmailUndo,
     EmailVerification,
     PasswordChange,
     PasswordReset,
@@ -85,6 +86,11 @@ class AuthRoutes:
             await self._service.request_mail(call.client, NoticeKind.VERIFY_EMAIL, form.email)
         else:
             await self._service.verify_address(call.client, form.token.get_secret_value())
+        return Answer(204)
+
+    async def undo_email_change(self, call: Call, body: EmailUndo) -> Answer:
+        """Give an account its old address back."""
+        await self._service.undo_email_change(call.client, body.token.get_secret_value())
         return Answer(204)
 
     async def end_own_sessions(self, call: Call) -> Answer:
@@ -173,6 +179,17 @@ def routes(auth: AuthRoutes) -> tuple[Route, ...]:
             body=EmailVerification,
             status=204,
             problems=token,
+        ),
+        Route(
+            "POST",
+            "/v1/auth/undo-email-change",
+            auth.undo_email_change,
+            "Undo a change of the e-mail address with the token that was mailed to the old address; ends every login and "
+            "voids the password, and a mail with a token to set another one follows",
+            "auth",
+            body=EmailUndo,
+            status=204,
+            problems=(*token, Problem.EMAIL_TAKEN),
         ),
         Route(
             "POST",

@@ -27,12 +27,19 @@ from backoffice.limits.attempts import (
     REGISTER_CLIENT,
     Attempts,
 )
+from backoffice.limits.known_clients import KnownClients
 from backoffice.outbox.store import enqueue_notice
 from backoffice.users.model import Account, User, fold_email
-from backoffice.users.store import Users
+from backoffice.users.store import EmailTaken, Users
 from backoffice.web.messages import STAFF, Caller, Refused, Role
 from domain.notices import NoticeKind, notice_to_user
 from domain.problems import Problem
+
+_ATTEMPTS_MAX = 5  # against concurrent changes of the same account
+_ADDRESS_TAKEN = (
+    "Another account has this address now. Reset its password with a letter to this address, change its address or erase "
+    "it, and use this link again"
+)
 
 
 class AuthService:
@@ -47,6 +54,7 @@ class AuthService:
         sessions: Sessions,
         passwords: Passwords,
         attempts: Attempts,
+        known_clients: KnownClients,
         verified_only: bool,
     ) -> None:
         """Owns none of its arguments. With `verified_only` buyers must verify their address before they log in."""
@@ -56,6 +64,7 @@ class AuthService:
         self._sessions = sessions
         self._passwords = passwords
         self._attempts = attempts
+        self._known_clients = known_clients
         self._verified_only = verified_only
 
     async def register(self, client: str, *, email: str, name: str, password: str) -> User:
@@ -77,7 +86,10 @@ class AuthService:
         """
         folded = fold_email(email)
         pair = (LOGIN_ACCOUNT_FROM_CLIENT, f"{folded} {client}")
-        others = ((LOGIN_ACCOUNT, folded), (LOGIN_CLIENT, client))
+        others = [(LOGIN_CLIENT, client)]
+        # Strangers can use up the limit of an account. It does not lock out clients that have logged in before.
+        if not await self._known_clients.knows(folded, client):
+            others.append((LOGIN_ACCOUNT, folded))
         await self._attempts.spend(pair, *others)
         # The second round is for a password, or its hash, that changes in between.
         for _ in range(2):
@@ -89,6 +101,7 @@ class AuthService:
             if login is not None:
                 await self._attempts.refund(others)
                 await self._attempts.forget(*pair)
+                await self._known_clients.remember(folded, client)
                 return login
         raise Refused(Problem.CREDENTIALS_INVALID)
 
@@ -122,11 +135,10 @@ class AuthService:
     async def request_mail(self, client: str, kind: NoticeKind, email: str) -> None:
         """Have a token mailed to the address, if an account has it. The work is the same for every address."""
         folded = fold_email(email)
-        await self._attempts.spend(
-            (MAIL_ADDRESS_FROM_CLIENT, f"{kind} {folded} {client}"),
-            (MAIL_ADDRESS, f"{kind} {folded}"),
-            (MAIL_CLIENT, client),
-        )
+        limits = [(MAIL_ADDRESS_FROM_CLIENT, f"{kind} {folded} {client}"), (MAIL_CLIENT, client)]
+        if not await self._known_clients.knows(folded, client):
+            limits.append((MAIL_ADDRESS, f"{kind} {folded}"))
+        await self._attempts.spend(*limits)
         await self._credentials.request_mail(kind, folded)
 
     async def reset_password(self, client: str, *, token: str, new: str) -> None:
@@ -139,8 +151,11 @@ class AuthService:
         await self._passwords.require_strong(new, pointer="/new_password", known=known)
         new_hash = await self._passwords.hash(new)
         email_folded = await self._credentials.reset_password(token, new_hash=new_hash)
-        # The owner has probably tried several passwords before the reset.
+        # The owner has probably tried several passwords before the reset, and strangers may have, too.
         await self._attempts.forget(LOGIN_ACCOUNT_FROM_CLIENT, f"{email_folded} {client}")
+        await self._attempts.forget(LOGIN_ACCOUNT, email_folded)
+        await self._known_clients.forget(email_folded)
+        await self._known_clients.remember(email_folded, client)
 
     async def verify_address(self, client: str, token: str) -> None:
         """Verify the address with a mailed token."""
@@ -148,6 +163,24 @@ class AuthService:
         # Distinguishes an expired token from one that is used or unknown.
         await self._credentials.require_valid(NoticeKind.VERIFY_EMAIL, token)
         await self._credentials.verify_address(token)
+
+    async def undo_email_change(self, client: str, token: str) -> None:
+        """Give an account the address back that it has left, with a token that was mailed there.
+
+        The change was perhaps made by a thief: every login ends, and the password is void until the owner sets another.
+        """
+        await self._attempts.spend((MAILED_TOKEN_CLIENT, client))
+        user_id, email = await self._credentials.left_address(token)
+        for _ in range(_ATTEMPTS_MAX):
+            user = await self._users.newest(user_id)
+            if user is None:
+                raise Refused(Problem.TOKEN_INVALID)
+            try:
+                if await self._credentials.undo_email_change(user, email, token):
+                    return
+            except EmailTaken as error:
+                raise Refused(Problem.EMAIL_TAKEN, _ADDRESS_TAKEN) from error
+        raise Refused(Problem.OVERLOADED, "Concurrent requests change this account; try again", retry_after_s=1)
 
     async def end_own_sessions(self, user_id: UUID) -> None:
         """End every token of the caller, including the token of this request."""
@@ -169,7 +202,7 @@ class AuthService:
         if account is None or not matches:
             return None
         # Revealed only with the right password. Addresses of staff need no verification.
-        if self._verified_only and account.role == Role.BUYER and not await self._credentials.is_verified(account.id):
+        if self._verified_only and account.role == Role.BUYER and not account.email_verified:
             detail = "The e-mail address is not verified; use the link in the mail, or request another mail"
             raise Refused(Problem.FORBIDDEN, detail)
         return account

@@ -1,7 +1,8 @@
 """Passwords, verified addresses and mailed tokens of accounts, in their shards. One transaction per operation.
 
 Hashes no password and sends no mail. A request for a mail is a notice in the outbox, the same work whether the address
-exists or not; the notifications worker makes the token. A user has one valid token per purpose; a newer one voids it.
+exists or not; the notifications worker makes the token. A newer token does not void an older one, so a stranger who
+requests a mail takes nothing from the owner. The use of one voids the others of its purpose.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from backoffice.auth.refresh import Login, begin_family, end_families
 from backoffice.auth.sessions import Sessions
 from backoffice.outbox.store import enqueue_notice
 from backoffice.stores import Stores
+from backoffice.users.model import User, fold_email
+from backoffice.users.store import Users
 from backoffice.web.messages import Refused
 from domain.mailed_tokens import decode_mailed_token
 from domain.notices import NoticeKind, notice_to_address, notice_to_user
@@ -28,10 +31,11 @@ SQL = load_sql(__package__, "store.sql")
 class CredentialStore:
     """The proofs that a user owns an account."""
 
-    def __init__(self, stores: Stores, sessions: Sessions) -> None:
-        """Uses both, owns nothing."""
+    def __init__(self, stores: Stores, sessions: Sessions, users: Users) -> None:
+        """Uses its arguments, owns nothing."""
         self._stores = stores
         self._sessions = sessions
+        self._users = users
 
     async def request_mail(self, kind: NoticeKind, email_folded: str) -> None:
         """Enqueue a notice that mails a token to the account of this address, if there is one."""
@@ -45,7 +49,7 @@ class CredentialStore:
             row = await (await connection.execute(SQL["change_password"], parameters)).fetchone()
             if row is None:
                 return None
-            await connection.execute(SQL["void_resets"], {"user_id": user_id})
+            await connection.execute(SQL["void_tokens"], _resets(user_id))
             generation = await self._end_everything(connection, user_id)
             login = await begin_family(connection, user_id, password_hash=new_hash)
             assert login is not None, "this transaction has just set the hash"
@@ -66,16 +70,13 @@ class CredentialStore:
         user_id, key = _token_key(kind, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
             row = await (await connection.execute(SQL["look_at_token"], key)).fetchone()
-        if row is None or row[0]:
-            raise Refused(Problem.TOKEN_INVALID)
-        if row[1]:
-            raise Refused(Problem.TOKEN_EXPIRED)
+        _require_good(row)
         return user_id
 
     async def reset_password(self, token: str, *, new_hash: str) -> str:
         """Use the token, set the password, end every login; the address of the account. Refused(`token_invalid`)."""
         user_id, key = _token_key(NoticeKind.PASSWORD_RESET, token)
-        async with self._stores.shard_of_user(user_id).connection() as connection:
+        async with self._users.changing(user_id, by=user_id) as connection:
             email_folded = await _use(connection, "reset_password", key, new_hash=new_hash)
             generation = await self._end_everything(connection, user_id)
         await self._sessions.publish(user_id, generation)
@@ -84,14 +85,39 @@ class CredentialStore:
     async def verify_address(self, token: str) -> None:
         """Use the token and mark the address as verified. Refused(`token_invalid`)."""
         user_id, key = _token_key(NoticeKind.VERIFY_EMAIL, token)
-        async with self._stores.shard_of_user(user_id).connection() as connection:
+        async with self._users.changing(user_id, by=user_id) as connection:
             await _use(connection, "verify_address", key)
 
-    async def is_verified(self, user_id: UUID) -> bool:
-        """Whether the present address of the account is verified; False without an account."""
+    async def left_address(self, token: str) -> tuple[UUID, str]:
+        """The user of an undo token and the address that it gives back; Refused as `require_valid`."""
+        user_id, key = _token_key(NoticeKind.EMAIL_CHANGED, token)
         async with self._stores.shard_of_user(user_id).connection() as connection:
-            row = await (await connection.execute(SQL["is_verified"], {"user_id": user_id})).fetchone()
-        return row is not None and bool(row[0])
+            row = await (await connection.execute(SQL["look_at_undo"], key)).fetchone()
+        return user_id, _require_good(row)[2]
+
+    async def undo_email_change(self, user: User, email: str, token: str) -> bool:
+        """Use the token, give the account the address back, lock the password, end every login.
+
+        The owner gets a letter with a link to set a new password. False when the version of the account has changed.
+        Raises EmailTaken, ClaimLapsed.
+        """
+        user_id, key = _token_key(NoticeKind.EMAIL_CHANGED, token)
+        generation = 0
+
+        async def together(connection: AsyncConnection[TupleRow]) -> None:
+            nonlocal generation
+            notice_id = await _use_token(connection, key)
+            await connection.execute(SQL["void_newer_tokens"], {**key, "notice_id": notice_id})
+            await connection.execute(SQL["void_tokens"], _resets(user_id))
+            await connection.execute(SQL["lock_password"], {"user_id": user_id})
+            await enqueue_notice(connection, notice_to_address(NoticeKind.PASSWORD_RESET, fold_email(email)))
+            await end_families(connection, user_id)
+            generation = await self._sessions.note_within(connection, user_id)
+
+        if not await self._users.move_back(user, email, together=together):
+            return False
+        await self._sessions.publish(user_id, generation)
+        return True
 
     async def _end_everything(self, connection: AsyncConnection[TupleRow], user_id: UUID) -> int:
         """End every login and notify the owner, since the password may be stolen. Return the generation to publish."""
@@ -101,12 +127,39 @@ class CredentialStore:
 
 
 async def _use(connection: AsyncConnection[TupleRow], effect: str, key: dict[str, Any], **values: str) -> str:
-    """Apply the effect of a token and mark it as used; its address. Refused rolls back the caller's transaction."""
+    """Apply the effect of a token, use it, and void the others of its purpose; its address.
+
+    Refused rolls back the caller's transaction.
+    """
     written = await (await connection.execute(SQL[effect], {**key, **values})).fetchone()
-    if written is None or await (await connection.execute(SQL["use_token"], key)).fetchone() is None:
+    if written is None:
         raise Refused(Problem.TOKEN_INVALID)
+    await _use_token(connection, key)
+    await connection.execute(SQL["void_tokens"], key)
     email_folded: str = written[0]
     return email_folded
+
+
+async def _use_token(connection: AsyncConnection[TupleRow], key: dict[str, Any]) -> UUID:
+    """Mark a token as used; the notice of its letter. Refused(`token_invalid`) if it was used or has expired."""
+    used = await (await connection.execute(SQL["use_token"], key)).fetchone()
+    if used is None:
+        raise Refused(Problem.TOKEN_INVALID)
+    notice_id: UUID = used[0]
+    return notice_id
+
+
+def _require_good(row: TupleRow | None) -> TupleRow:
+    """A row that begins with `used` and `expired`; Refused without one, or if one of them is true."""
+    if row is None or row[0]:
+        raise Refused(Problem.TOKEN_INVALID)
+    if row[1]:
+        raise Refused(Problem.TOKEN_EXPIRED)
+    return row
+
+
+def _resets(user_id: UUID) -> dict[str, Any]:
+    return {"user_id": user_id, "purpose": NoticeKind.PASSWORD_RESET.value}
 
 
 def _token_key(kind: NoticeKind, token: str) -> tuple[UUID, dict[str, Any]]:

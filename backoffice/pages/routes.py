@@ -37,6 +37,7 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
         "docs.html": "/docs",
         "verify-email.html": "/account/verify-email",
         "password-reset.html": "/account/password-reset",
+        "undo-email-change.html": "/account/undo-email-change",
     }
     found: list[Route] = []
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):

@@ -23,6 +23,7 @@ class UserView(Resource):
     name: str
     role: Annotated[RoleName, Field(description="The permissions of the account")]
     created_at: Time
+    email_verified: Annotated[bool, Field(description="Whether a mailed link has proved the address")]
 
 
 class UserList(Resource):

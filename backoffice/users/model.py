@@ -22,6 +22,8 @@ class User:
     role: str
     version: int
     created_at: datetime
+    email_verified: bool
+    """Whether a mailed token has proved the present address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,4 +63,4 @@ def _decode(content: bytes) -> User:
     return User(**{**fields, "id": UUID(fields["id"]), "created_at": created_at})
 
 
-USER_CODEC: Codec[User] = Codec(_encode, _decode, schema=1)
+USER_CODEC: Codec[User] = Codec(_encode, _decode, schema=2)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from backoffice.caching.cache import Cache
 from backoffice.limits.attempts import Attempts
+from backoffice.limits.known_clients import KnownClients
 from backoffice.stores import Stores
 from backoffice.users import routes
 from backoffice.users.addresses import Addresses
@@ -26,7 +27,9 @@ class UserParts:
         cache: Cache[User],
         sessions: SessionEnder,
         attempts: Attempts,
+        known_clients: KnownClients,
         *,
+        recent_login_s: int,
         repaired: Callable[[int], None],
     ) -> None:
         """Uses its arguments, owns nothing. `repaired` receives the number of repairs of each sweep."""
@@ -34,6 +37,8 @@ class UserParts:
         self.users = Users(stores, addresses, cache, sessions)
         erasures = Erasures(stores, self.users, addresses)
         self.administrators = Administrators(stores, self.users)
-        service = UserService(self.users, self.administrators, erasures, attempts)
+        service = UserService(
+            self.users, self.administrators, erasures, attempts, known_clients, recent_login_s=recent_login_s
+        )
         self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
         self.routes = routes.routes(routes.UserRoutes(service))

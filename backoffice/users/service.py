@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 from backoffice.limits.attempts import ADDRESS_ACCOUNT, MAIL_ADDRESS, MAIL_CLIENT, Attempts
+from backoffice.limits.known_clients import KnownClients
+from backoffice.stores import AWAY
 from backoffice.users.administrators import Administrators, LastAdministrator
 from backoffice.users.erasure import Erasures
 from backoffice.users.model import Change, User, fold_email
-from backoffice.users.policy import needs_admin_to_change, needs_admin_to_erase, require_admin
+from backoffice.users.policy import (
+    is_sensitive,
+    needs_admin_to_change,
+    needs_admin_to_erase,
+    require_admin,
+    require_recent_login,
+    require_verified_staff,
+)
 from backoffice.users.store import EmailTaken, Users
 from backoffice.web.messages import Caller, Refused, Role
 from domain.problems import Problem
@@ -22,12 +32,23 @@ _CONTENDED = "Concurrent requests change this account; try again"
 class UserService:
     """Reads and changes of accounts. `versions` are the versions that `If-Match` allows, None for any."""
 
-    def __init__(self, users: Users, administrators: Administrators, erasures: Erasures, attempts: Attempts) -> None:
-        """Uses its arguments, owns nothing."""
+    def __init__(
+        self,
+        users: Users,
+        administrators: Administrators,
+        erasures: Erasures,
+        attempts: Attempts,
+        known_clients: KnownClients,
+        *,
+        recent_login_s: int,
+    ) -> None:
+        """Uses its arguments, owns nothing. Sensitive changes need a login of at most `recent_login_s` ago."""
+        self._recent_login_s = recent_login_s
         self._users = users
         self._administrators = administrators
         self._erasures = erasures
         self._attempts = attempts
+        self._known_clients = known_clients
 
     async def get(self, user_id: UUID) -> User:
         """The account; Refused(`user_not_found`)."""
@@ -53,6 +74,7 @@ class UserService:
         if change.email is not None:
             user = await self._users.get(caller.user_id)
             if user is not None and fold_email(user.email) != fold_email(change.email):
+                require_recent_login(caller, recent_s=self._recent_login_s)
                 await self._attempts.spend(
                     (ADDRESS_ACCOUNT, str(caller.user_id)),
                     (MAIL_ADDRESS, fold_email(change.email)),
@@ -66,7 +88,10 @@ class UserService:
             user = _found(await self._users.newest(user_id))
             if needs_admin_to_change(caller, user, change):
                 await self._require_admin(caller)
+            if is_sensitive(change, user):
+                require_recent_login(caller, recent_s=self._recent_login_s)
             _require_version(user, versions)
+            require_verified_staff(change, user)
             if not change.differs_from(user):
                 return user
             try:
@@ -90,10 +115,14 @@ class UserService:
                 return
             if needs_admin_to_erase(caller, user):
                 await self._require_admin(caller)
+            require_recent_login(caller, recent_s=self._recent_login_s)
             _require_version(user, versions)
             async with self._keeping_an_admin(user):
-                if await self._erasures.erase(user, by=caller.user_id):
-                    return
+                if not await self._erasures.erase(user, by=caller.user_id):
+                    continue
+            with contextlib.suppress(*AWAY):  # otherwise the list ends by its time
+                await self._known_clients.forget(fold_email(user.email))
+            return
         raise Refused(Problem.OVERLOADED, _CONTENDED, retry_after_s=1)
 
     async def _change(self, user: User, change: Change, *, by: UUID) -> User | None:

@@ -25,7 +25,7 @@ from backoffice.users.addresses import CLAIM_WORK, Addresses, ClaimLapsed, Relea
 from backoffice.users.model import Account, Change, User, fold_email
 from backoffice.web.messages import Role
 from domain import ids
-from domain.notices import NoticeKind, notice_to_address, notice_to_user
+from domain.notices import NoticeKind, notice_of_left_address, notice_to_user
 from domain.topology import bucket_of_user
 from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
@@ -169,20 +169,16 @@ class Users:
         folded = None if change.email is None else fold_email(change.email)
         left = fold_email(user.email)
         moves = folded is not None and folded != left
-        claimed_at = None
-        if folded is not None and moves:
-            claimed_at = await self._addresses.claim(folded, user.id)
-            if claimed_at is None:
-                raise EmailTaken
+        claimed_at = await self._claim(folded, user.id) if folded is not None and moves else None
         release = generation = None
-        async with self._changing(user.id, by=by) as connection:
+        async with self.changing(user.id, by=by) as connection:
             changed = await _update(connection, user, change, folded, claimed_at)
             if changed is not None and moves:
                 release = await _note_release(connection, user.id, left)
                 # The new address is not verified.
                 await enqueue_notice(connection, notice_to_user(NoticeKind.VERIFY_EMAIL, user.id))
-                # Warns the owner of the old mailbox, in case of a change by another person.
-                await enqueue_notice(connection, notice_to_address(NoticeKind.EMAIL_CHANGED, left))
+                # Warns the owner of the old mailbox, and lets them undo a change by another person.
+                await enqueue_notice(connection, notice_of_left_address(user.id, left))
             if changed is not None and changed.role != user.role:
                 # Present tokens carry the old role; a refresh gives tokens with the new one.
                 generation = await self._sessions.note_within(connection, user.id)
@@ -194,10 +190,37 @@ class Users:
             await self._release(release)
         return changed
 
+    async def move_back(
+        self, user: User, email: str, *, together: Callable[[AsyncConnection[TupleRow]], Awaitable[None]]
+    ) -> bool:
+        """Give the account a former address back; False when its version has changed. Raises EmailTaken, ClaimLapsed.
+
+        Sends no letter to the address that the account leaves. `together` writes related rows in the same transaction.
+        """
+        folded, left = fold_email(email), fold_email(user.email)
+        claimed_at = None if folded == left else await self._claim(folded, user.id)
+        release = None
+        async with self.changing(user.id, by=user.id) as connection:
+            if await _update(connection, user, Change(email=email), folded, claimed_at) is None:
+                return False
+            if claimed_at is not None:
+                release = await _note_release(connection, user.id, left)
+            await together(connection)
+        if release is not None:
+            await self._confirm(folded, user.id)
+            await self._release(release)
+        return True
+
+    async def _claim(self, folded: str, user_id: UUID) -> datetime:
+        claimed_at = await self._addresses.claim(folded, user_id)
+        if claimed_at is None:
+            raise EmailTaken
+        return claimed_at
+
     async def erase(self, user: User, *, by: UUID) -> bool:
         """Delete the account and all personal data in its shard; False when its version has changed."""
         row = {"id": user.id, "version": user.version, "erased_by": by}
-        async with self._changing(user.id, by=by) as connection:
+        async with self.changing(user.id, by=by) as connection:
             if await (await connection.execute(SQL["erase_user"], row)).fetchone() is None:
                 return False
             generation = await self._sessions.note_within(connection, user.id)
@@ -215,7 +238,7 @@ class Users:
         return sum(counts)
 
     @asynccontextmanager
-    async def _changing(self, user_id: UUID, *, by: UUID) -> AsyncIterator[AsyncConnection[TupleRow]]:
+    async def changing(self, user_id: UUID, *, by: UUID) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A transaction on the shard of the user.
 
         After it, no process reads the old account from a cache or a replica.

@@ -4,7 +4,8 @@ INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role, v
 SELECT %(id)s, %(bucket)s, %(email)s, %(email_folded)s, %(name)s, %(password_hash)s, %(role)s,
        CASE WHEN %(verified)s THEN %(email_folded)s END
 WHERE clock_timestamp() < %(claimed_at)s::timestamptz + %(work)s::interval
-RETURNING id, email, name, role, version, created_at;
+RETURNING id, email, name, role, version, created_at,
+    coalesce(verified_email_folded = email_folded, false) AS email_verified;
 
 -- name: delete_user
 -- Primary key. Idempotent. Undoes a registration that lost its claim.
@@ -12,20 +13,28 @@ DELETE FROM users WHERE id = %(id)s;
 
 -- name: get_user
 -- Primary key. Reads only.
-SELECT id, email, name, role, version, created_at FROM users WHERE id = %(id)s;
+SELECT id, email, name, role, version, created_at,
+       coalesce(verified_email_folded = email_folded, false) AS email_verified
+FROM users WHERE id = %(id)s;
 
 -- name: get_account_by_id
 -- Primary key. Reads only.
-SELECT id, email, name, role, version, created_at, password_hash FROM users WHERE id = %(id)s;
+SELECT id, email, name, role, version, created_at, password_hash,
+       coalesce(verified_email_folded = email_folded, false) AS email_verified
+FROM users WHERE id = %(id)s;
 
 -- name: get_account
 -- Primary key. Reads only. No row when the user has another address: the entry of the login index is left over.
-SELECT id, email, name, role, version, created_at, password_hash FROM users
+SELECT id, email, name, role, version, created_at, password_hash,
+       coalesce(verified_email_folded = email_folded, false) AS email_verified
+FROM users
 WHERE id = %(id)s AND email_folded = %(email_folded)s;
 
 -- name: page
 -- Primary key, newest first; for roles other than buyer, index users_of_staff. Reads only.
-SELECT id, email, name, role, version, created_at FROM users
+SELECT id, email, name, role, version, created_at,
+       coalesce(verified_email_folded = email_folded, false) AS email_verified
+FROM users
 WHERE (%(before)s::uuid IS NULL OR id < %(before)s)
   AND (%(role)s::text IS NULL OR role = %(role)s)
 ORDER BY id DESC LIMIT %(limit)s;
@@ -42,7 +51,8 @@ UPDATE users SET
     changed_at = now()
 WHERE id = %(id)s AND version = %(version)s
   AND (%(claimed_at)s::timestamptz IS NULL OR clock_timestamp() < %(claimed_at)s::timestamptz + %(work)s::interval)
-RETURNING id, email, name, role, version, created_at;
+RETURNING id, email, name, role, version, created_at,
+    coalesce(verified_email_folded = email_folded, false) AS email_verified;
 
 -- name: note_release
 -- Primary key of login_releases. Repeating renews the note, so that a worker with the older note does not delete it.

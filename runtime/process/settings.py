@@ -135,6 +135,13 @@ class Settings(BaseModel):
     login_verified_only: bool = Field(
         default=False, description="Whether buyers must verify their address before they can log in."
     )
+    recent_login_s: int = Field(
+        600,
+        ge=60,
+        le=86_400,
+        description="Age of a login in seconds up to which it counts as the proof of the password that a change of address "
+        "or role and an erasure need.",
+    )
     trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
         (),
         description="Networks (CIDR) of trusted proxies, separated by commas. X-Forwarded-For names the client's address "

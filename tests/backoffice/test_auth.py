@@ -45,8 +45,9 @@ def test_register_and_log_in(http: httpx.Client, backoffice: BackofficeProcess, 
     made = register(http, "Buyer@Shop.example")
     assert made.status_code == 201
     user = made.json()
-    assert set(user) == {"id", "email", "name", "role", "created_at"}
+    assert set(user) == {"id", "email", "name", "role", "created_at", "email_verified"}
     assert (user["email"], user["name"], user["role"]) == ("Buyer@Shop.example", "Ada", "buyer")
+    assert user["email_verified"] is False
     tokens = login(http, "buyer@SHOP.example").json()
     assert (tokens["token_type"], tokens["expires_in"]) == ("Bearer", 900)
     claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})

@@ -18,6 +18,7 @@ import redis
 
 from backoffice.auth.passwords import MEMORY_KIB, TIME_COST
 from backoffice.limits.attempts import CHANGE_ACCOUNT, LOGIN_ACCOUNT_FROM_CLIENT, MAIL_ADDRESS_FROM_CLIENT
+from domain import ids
 from domain.mailed_tokens import SECRET_BYTES, encode_mailed_token, secret_hash
 from domain.notices import NoticeKind, parse_notice
 from domain.topology import DESTINATION_NOTICES, Topology, outbox_partition
@@ -75,11 +76,9 @@ def mailed(databases: Databases, user_id: UUID, kind: NoticeKind, *, life: str =
     secret = secrets.token_bytes(SECRET_BYTES)
     with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
         connection.execute(
-            "INSERT INTO mailed_tokens (user_id, purpose, notice_id, secret_hash, email_folded, expires_at) "
-            "SELECT id, %s, %s, %s, email_folded, now() + %s::interval FROM users WHERE id = %s "
-            "ON CONFLICT (user_id, purpose) DO UPDATE SET secret_hash = excluded.secret_hash, "
-            "expires_at = excluded.expires_at, used_at = NULL",
-            (kind.value, uuid4(), secret_hash(secret), life, user_id),
+            "INSERT INTO mailed_links (user_id, purpose, notice_id, secret_hash, email_folded, expires_at) "
+            "SELECT id, %s, %s, %s, email_folded, now() + %s::interval FROM users WHERE id = %s",
+            (kind.value, ids.new_uuid7(), secret_hash(secret), life, user_id),
         )
     return encode_mailed_token(user_id, secret)
 
@@ -218,6 +217,7 @@ def test_a_mailed_token_resets_the_password_once(http: httpx.Client, buyer: UUID
     assert me(http, login(http, password=NEW).json()["access_token"]).status_code == 200
     assert notices(databases) == [(TOPOLOGY.shard_of_user(buyer), "password_changed", str(buyer))]
     assert is_verified(databases, buyer)  # the token was mailed to this address
+    assert me(http, login(http, password=NEW).json()["access_token"]).json()["email_verified"] is True
     assert code(reset(http, token, "a third password")) == (401, "token_invalid")
     assert login(http, password=NEW).status_code == 200
 
@@ -255,10 +255,38 @@ def test_a_reset_resets_the_limit_of_guesses(http: httpx.Client, buyer: UUID, da
     assert login(http, password=NEW).status_code == 200
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_any_of_several_links_resets_once_and_voids_the_others(
+    place: int, http: httpx.Client, buyer: UUID, databases: Databases
+) -> None:
+    """A request by a stranger does not void the link of the owner."""
+    tokens = [mailed(databases, buyer, NoticeKind.PASSWORD_RESET) for _ in range(3)]
+    assert reset(http, tokens[place]).status_code == 204
+    assert login(http, password=NEW).status_code == 200
+    for token in tokens:
+        assert code(reset(http, token, "a third password")) == (401, "token_invalid")
+
+
+def test_of_several_links_used_at_once_one_wins(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
+    tokens = [mailed(databases, buyer, NoticeKind.PASSWORD_RESET) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda n: reset(http, tokens[n], f"new password {n}"), range(4)))
+    won = [place for place, answer in enumerate(answers) if answer.status_code == 204]
+    assert [n for n in range(4) if login(http, password=f"new password {n}").status_code == 200] == won
+    assert len(won) == 1
+
+
 def test_a_mailed_token_verifies_the_address_once(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
     token = mailed(databases, buyer, NoticeKind.VERIFY_EMAIL)
+    access = login(http).json()["access_token"]
+    before = me(http, access)
+    assert before.json()["email_verified"] is False
     assert verify(http, token).status_code == 204
     assert is_verified(databases, buyer)
+    # Not from a cache, and with another version.
+    after = me(http, access)
+    assert after.json() == {**before.json(), "email_verified": True}
+    assert after.headers["etag"] != before.headers["etag"]
     assert code(verify(http, token)) == (401, "token_invalid")
 
 

@@ -112,7 +112,7 @@ def test_a_changed_password_ends_the_tokens_of_before(account: Account) -> None:
 
 
 def ahead(process: BackofficeProcess, account: Account, generation: int) -> str:
-    """A token of before an end, made by a process whose clock is ahead by nearly the leeway."""
+    """A token of before an end, made by a process with a clock that is ahead by nearly the leeway."""
     now = int(time.time())
     ring, claims = load_token_keys(process.token_keys_file), LoginClaims(generation, now)
     return mint_buyer_token(

@@ -34,6 +34,7 @@ def test_own_account(people: People) -> None:
         "name": "Ada",
         "role": "buyer",
         "created_at": user["created_at"],
+        "email_verified": True,
     }
     assert (read.headers["etag"], read.headers["cache-control"]) == ('"1"', "private, no-cache")
     known = ada.http.get("/v1/users/me", headers={"If-None-Match": '"1"'})
@@ -43,7 +44,8 @@ def test_own_account(people: People) -> None:
     assert renamed.json() == {**user, "name": "Ada Lovelace"}
     assert renamed.headers["etag"] == '"2"'
     moved = ada.http.patch("/v1/users/me", json={"email": "ada@other.example", "name": "A"})
-    assert moved.json() == {**user, "name": "A", "email": "ada@other.example"} == ada.me()
+    expected = {**user, "name": "A", "email": "ada@other.example", "email_verified": False}
+    assert moved.json() == expected == ada.me()
     # A change without a difference makes no new version.
     for body in ({}, {"name": "A"}, {"email": "ada@other.example"}):
         same = ada.http.patch("/v1/users/me", json=body)

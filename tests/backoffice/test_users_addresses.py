@@ -52,7 +52,7 @@ async def login(accounts: Accounts, email: str) -> UUID | None:
 async def test_another_address(accounts: Accounts) -> None:
     user = await accounts.make(OLD)
     changed = await accounts.change(user, email="Lovelace@Shop.example")
-    assert changed == User(user.id, "Lovelace@Shop.example", "Ada", "buyer", 2, user.created_at)
+    assert changed == User(user.id, "Lovelace@Shop.example", "Ada", "buyer", 2, user.created_at, email_verified=False)
     assert accounts.index() == {NEW: (user.id, True)}
     assert accounts.rows("SELECT email_folded FROM login_releases") == []
     assert await login(accounts, "LOVELACE@shop.example") == user.id
@@ -62,7 +62,7 @@ async def test_another_address(accounts: Accounts) -> None:
     told = [event for events in accounts.rows("SELECT events FROM outbox ORDER BY id") for event in events]
     assert [(event["type"], event["data"]) for event in told] == [
         ("notice.verify_email", {"user_id": str(user.id)}),
-        ("notice.email_changed", {"email": OLD}),
+        ("notice.email_changed", {"user_id": str(user.id), "email": OLD}),
     ]
 
 

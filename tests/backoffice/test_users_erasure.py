@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -31,7 +32,7 @@ KEPT = {"orders", "erasures", "session_ends"}
 
 
 def caller_of(user_id: UUID, role: Role = Role.BUYER) -> Caller:
-    return Caller(user_id, role, expires_at_s=2**40)
+    return Caller(user_id, role, expires_at_s=2**40, auth_time_s=int(time.time()))
 
 
 def tables(databases: Databases) -> Iterator[tuple[psycopg.Connection[Any], str]]:

@@ -112,7 +112,7 @@ async def test_absent_accounts_are_cached_too(pair: tuple[Accounts, Accounts], o
         made = cursor.execute(
             "INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role) "
             "VALUES (%s, 1, 'a@b.example', 'a@b.example', 'A', 'x', 'buyer') "
-            "RETURNING id, email, name, role, version, created_at",
+            "RETURNING id, email, name, role, version, created_at, false AS email_verified",
             (nobody,),
         ).fetchone()
     assert await one.users.get(nobody) is None

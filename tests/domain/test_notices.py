@@ -16,6 +16,7 @@ from domain.notices import (
     MalformedNotice,
     NoticeKind,
     notice_event,
+    notice_of_left_address,
     notice_to_address,
     notice_to_user,
     parse_notice,
@@ -26,7 +27,10 @@ USER = UUID("01890000-0000-7000-8000-000000000001")
 
 @pytest.mark.parametrize("kind", NoticeKind)
 def test_a_notice_survives_its_journey(kind: NoticeKind) -> None:
-    for notice in (notice_to_user(kind, USER), notice_to_address(kind, "a@b.example")):
+    notices = [notice_to_user(kind, USER), notice_to_address(kind, "a@b.example")]
+    if kind is NoticeKind.EMAIL_CHANGED:
+        notices = [notice_of_left_address(USER, "a@b.example")]
+    for notice in notices:
         event = notice_event(notice)
         assert event["type"] == f"notice.{kind.value}"
         assert event["key"] == notice.key
@@ -49,6 +53,8 @@ def test_a_notice_survives_its_journey(kind: NoticeKind) -> None:
         {"data": {"email": "\u00e9@b.example"}},
         {"data": {"email": "a\x00@b.example"}},
         {"data": {"email": "a@b.example", "user_id": str(USER)}},
+        {"type": "notice.email_changed"},
+        {"type": "notice.email_changed", "data": {"email": "a@b.example"}},
     ],
 )
 def test_what_is_no_notice(change: dict[str, object]) -> None:

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from devstack.servers import RedisServer
 from domain import ids
 from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token, encode_mailed_token, secret_hash
-from domain.notices import Notice, NoticeKind, notice_event, notice_to_address, notice_to_user
+from domain.notices import Notice, NoticeKind, notice_event, notice_of_left_address, notice_to_address, notice_to_user
 from domain.topology import EMAIL_QUEUE, Topology, bucket_of_user
 from runtime.dead_letters import Replay, open_dead_letters, replay
 from runtime.postgres.pool import postgres_pool
@@ -29,6 +29,7 @@ from runtime.queue import Queue, RetryPolicy, open_queue
 from runtime.redis.client import redis_client as new_client
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_mail import PASSWORD, USER, MailServerProcess, text_of, token_of
+from workers.notifications import accounts
 from workers.notifications.accounts import Accounts, Recipient
 from workers.notifications.letters import SenderInvalid, Writer
 from workers.notifications.mailed_secrets import MailedSecrets
@@ -59,11 +60,11 @@ def make_user(databases: Databases, email: str = EMAIL) -> UUID:
 
 
 def tokens(databases: Databases, user_id: UUID) -> dict[str, bytes]:
-    """Hashes of the user's tokens that are good, by purpose."""
+    """Hashes of the user's newest tokens that are good, by purpose."""
     with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)]) as connection:
         rows = connection.execute(
-            "SELECT purpose, secret_hash FROM mailed_tokens "
-            "WHERE user_id = %s AND used_at IS NULL AND expires_at > now()",
+            "SELECT purpose, secret_hash FROM mailed_links "
+            "WHERE user_id = %s AND used_at IS NULL AND expires_at > now() ORDER BY notice_id",
             (user_id,),
         ).fetchall()
     return {purpose: bytes(secret_hash) for purpose, secret_hash in rows}
@@ -145,19 +146,19 @@ async def setup(
     await made.cache.aclose()
 
 
-async def test_an_address_that_was_left_is_told_without_link_or_token(
+async def test_an_address_that_was_left_gets_a_link_that_undoes_the_change(
     setup: Setup, databases: Databases, mail_server: MailServerProcess
 ) -> None:
     left = "left@shop.example"
     user_id = make_user(databases)  # has another address by now
     async with setup.running():
-        await setup.tell(notice_to_address(NoticeKind.EMAIL_CHANGED, left))
+        await setup.tell(notice_of_left_address(user_id, left))
         await setup.settled()
     (letter,) = mail_server.postbox.letters
     assert (letter["To"], letter["Subject"]) == (left, "Your e-mail address was changed")
-    assert "tell the shop at once" in text_of(letter)
-    assert "http" not in text_of(letter) and EMAIL.lower() not in letter.as_string().lower()
-    assert tokens(databases, user_id) == {}
+    assert f"https://shop.example/account/undo-email-change#{token_of(letter)}" in text_of(letter)
+    assert "good for 7 days" in text_of(letter) and EMAIL.lower() not in letter.as_string().lower()
+    assert decode_mailed_token(token_of(letter)) == (user_id, tokens(databases, user_id)["email_changed"])
     assert await setup.dead() == []
 
 
@@ -190,7 +191,9 @@ async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_ser
     user_id = make_user(databases)
     async with setup.running():
         for kind in NoticeKind:
-            await setup.tell(notice_to_user(kind, user_id))
+            is_left = kind is NoticeKind.EMAIL_CHANGED
+            left = notice_of_left_address(user_id, "left@shop.example")
+            await setup.tell(left if is_left else notice_to_user(kind, user_id))
         await setup.settled()
     letters = {letter["Subject"]: letter for letter in mail_server.postbox.letters}
     assert set(letters) == {
@@ -202,7 +205,7 @@ async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_ser
     assert "24 hours" in text_of(letters["Confirm your e-mail address"])
     assert "30 minutes" in text_of(letters["Reset your password"])
     assert "#" not in text_of(letters["Your password was changed"])
-    assert set(tokens(databases, user_id)) == {"verify_email", "password_reset"}
+    assert set(tokens(databases, user_id)) == {"verify_email", "password_reset", "email_changed"}
     for letter in letters.values():
         assert all(len(line) < 998 for line in letter.as_bytes().split(b"\n"))
         assert "$" not in letter.as_string()
@@ -273,12 +276,14 @@ async def test_a_notice_that_comes_twice_is_sent_once(
     assert len(mail_server.postbox.letters) == 1
 
 
-async def test_a_newer_token_voids_the_older_and_an_older_notice_comes_too_late(
+async def test_a_newer_token_leaves_the_older_valid(
     setup: Setup, databases: Databases, mail_server: MailServerProcess
 ) -> None:
     user_id = make_user(databases)
-    older = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    oldest = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
     await asyncio.sleep(0.002)  # ids are ordered by the millisecond
+    older = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
+    await asyncio.sleep(0.002)
     newer = notice_to_user(NoticeKind.PASSWORD_RESET, user_id)
     await asyncio.sleep(0.002)
     async with setup.running():
@@ -286,13 +291,32 @@ async def test_a_newer_token_voids_the_older_and_an_older_notice_comes_too_late(
         await setup.settled()
         await setup.tell(older)
         await setup.settled()
-        assert len(mail_server.postbox.letters) == 1
-        decoded = decode_mailed_token(token_of(mail_server.postbox.letters[0]))
-        assert decoded == (user_id, tokens(databases, user_id)["password_reset"])
-        await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, user_id))
+        assert len(mail_server.postbox.letters) == 2
+        first = decode_mailed_token(token_of(mail_server.postbox.letters[0]))
+        assert first == (user_id, tokens(databases, user_id)["password_reset"])
+        dsn = databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)]
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            assert connection.execute("SELECT count(*) FROM mailed_links WHERE used_at IS NULL").fetchone() == (2,)
+            # A reset voids them all, and a notice of before it comes too late.
+            connection.execute("UPDATE mailed_links SET used_at = now()")
+        await setup.tell(oldest)
         await setup.settled()
-    first, second = (decode_mailed_token(token_of(letter)) for letter in mail_server.postbox.letters)
-    assert second == (user_id, tokens(databases, user_id)["password_reset"]) != first
+    assert len(mail_server.postbox.letters) == 2 and tokens(databases, user_id) == {}
+
+
+async def test_the_number_of_valid_tokens_is_bounded(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "LINKS_MAX", 2)
+    user_id = make_user(databases)
+    async with setup.running():
+        for _ in range(4):
+            await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, user_id))
+            await setup.settled()
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)]) as connection:
+        rows = connection.execute("SELECT secret_hash FROM mailed_links ORDER BY notice_id").fetchall()
+    sent = [decode_mailed_token(token_of(letter)) for letter in mail_server.postbox.letters]
+    assert [(user_id, bytes(row[0])) for row in rows] == sent[-2:]
 
 
 async def test_a_verified_address_is_asked_no_more(
@@ -541,7 +565,7 @@ async def test_a_used_token_is_not_made_good_by_a_redelivery(
         await setup.tell(notice)
         await setup.settled()
         with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
-            connection.execute("UPDATE mailed_tokens SET used_at = now()")
+            connection.execute("UPDATE mailed_links SET used_at = now()")
         await setup.cache.flushdb()
         await setup.tell(notice)
         await setup.settled()

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row
 from psycopg_pool import AsyncConnectionPool
 
-from domain.mailed_tokens import secret_hash
+from domain.mailed_tokens import LINKS_MAX, secret_hash
 from domain.notices import Notice, NoticeKind
 from domain.topology import Topology
 from runtime.postgres.sql import load_sql
@@ -32,9 +32,9 @@ Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 @dataclass(frozen=True, slots=True)
 class Recipient:
-    """An account that gets mail; or an address that an account has left, then without `user_id`."""
+    """An account that gets mail, at its address or at one that it has left."""
 
-    user_id: UUID | None
+    user_id: UUID
     email: str = field(repr=False)
     email_folded: str = field(repr=False)
     verified: bool
@@ -82,9 +82,10 @@ class Accounts:
     async def recipient(self, notice: Notice) -> Recipient | None:
         """The recipient of the notice; None when there is no such account (any more)."""
         user_id = notice.user_id
-        if notice.kind is NoticeKind.EMAIL_CHANGED and notice.email_folded is not None:
+        if notice.kind is NoticeKind.EMAIL_CHANGED:
+            assert notice.email_folded is not None and user_id is not None, "parse_notice checks it"
             # The address may belong to another account by now: the letter is for the reader of the mailbox.
-            return Recipient(user_id=None, email=notice.email_folded, email_folded=notice.email_folded, verified=False)
+            return Recipient(user_id, email=notice.email_folded, email_folded=notice.email_folded, verified=False)
         if notice.email_folded is not None:
             async with self._shard(self._topology.shard_of_address(notice.email_folded)) as connection:
                 found = await connection.execute(SQL["find_address"], {"email_folded": notice.email_folded})
@@ -101,8 +102,7 @@ class Accounts:
         return recipient
 
     async def issue_token(self, notice: Notice, recipient: Recipient, *, secret: bytes, life: timedelta) -> bool:
-        """Make the secret valid for `life`; False when a newer notice has a token or the account has changed."""
-        assert recipient.user_id is not None, "a token is an account's"
+        """Make the secret valid for `life`; False when a newer token was used or the account has changed."""
         token = {
             "user_id": recipient.user_id,
             "purpose": notice.kind.value,
@@ -112,4 +112,7 @@ class Accounts:
             "life": life,
         }
         async with self._shard(self._topology.shard_of_user(recipient.user_id)) as connection:
-            return await (await connection.execute(SQL["issue_token"], token)).fetchone() is not None
+            if await (await connection.execute(SQL["issue_token"], token)).fetchone() is None:
+                return False
+            await connection.execute(SQL["drop_old_tokens"], {**token, "kept": LINKS_MAX})
+        return True

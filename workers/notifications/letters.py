@@ -18,7 +18,7 @@ from importlib import resources
 from string import Template
 from urllib.parse import quote
 
-from domain.mailed_tokens import PASSWORD_RESET_LIFE, VERIFY_EMAIL_LIFE, encode_mailed_token
+from domain.mailed_tokens import EMAIL_UNDO_LIFE, PASSWORD_RESET_LIFE, VERIFY_EMAIL_LIFE, encode_mailed_token
 from domain.notices import Notice, NoticeKind
 from workers.notifications.accounts import Recipient
 
@@ -27,7 +27,7 @@ from workers.notifications.accounts import Recipient
 class Style:
     """How a kind of notice is written.
 
-    `page` is the path of its link, empty for none. `life` is the life of its token, None for no token.
+    `page` is the path of its link. `life` is the life of its token, None for no token.
     """
 
     subject: str
@@ -39,8 +39,7 @@ STYLES = {
     NoticeKind.VERIFY_EMAIL: Style("Confirm your e-mail address", "/account/verify-email", VERIFY_EMAIL_LIFE),
     NoticeKind.PASSWORD_RESET: Style("Reset your password", "/account/password-reset", PASSWORD_RESET_LIFE),
     NoticeKind.PASSWORD_CHANGED: Style("Your password was changed", "/account/password-reset", None),
-    # No link: the address no longer belongs to an account, so only support can help.
-    NoticeKind.EMAIL_CHANGED: Style("Your e-mail address was changed", "", None),
+    NoticeKind.EMAIL_CHANGED: Style("Your e-mail address was changed", "/account/undo-email-change", EMAIL_UNDO_LIFE),
 }
 
 
@@ -76,7 +75,6 @@ class Writer:
         link = self._link_url + style.page
         values = {"link": link}
         if style.life is not None:
-            assert recipient.user_id is not None, "a token is an account's"
             token = encode_mailed_token(recipient.user_id, secret)
             # Behind the `#`, which browsers do not send: the token gets into no server's log.
             values = {"link": f"{link}#{quote(token)}", "token": token, "life": _in_words(style.life)}
@@ -104,4 +102,7 @@ def _template(name: str) -> Template:
 
 def _in_words(life: timedelta) -> str:
     minutes = int(life.total_seconds()) // 60
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"
+    if minutes < 120:
+        return f"{minutes} minutes"
+    hours = minutes // 60
+    return f"{hours} hours" if hours < 48 else f"{hours // 24} days"

@@ -4,9 +4,13 @@
 import { ask, find, say } from "./page.js";
 
 const WAY = document.body.dataset.way;
-const OVER = {
-  token_invalid: "This link has been used, or a newer link was sent. Request a new one.",
+const asks = find("ask-form"); // the undo of a changed address has none
+const OVER = asks ? {
+  token_invalid: "This link is not valid any more. Request a new one.",
   token_expired: "This link has expired. Request a new one.",
+} : {
+  token_invalid: "This link is not valid any more.",
+  token_expired: "This link has expired.",
 };
 
 const token = decodeURIComponent(location.hash.slice(1));
@@ -46,7 +50,7 @@ find("use-form").addEventListener("submit", (event) => {
   });
 });
 
-find("ask-form").addEventListener("submit", (event) => {
+asks?.addEventListener("submit", (event) => {
   event.preventDefault();
   during(event.target, async () => {
     try {
