@@ -129,7 +129,7 @@ def lane_stream_key(lane: int) -> str:
 
 
 def lane_relayed_key(lane: int) -> str:
-    """Hash: `<destination>/<shards>` -> lane_seq up to which a destination has confirmed its entries (`workers.relay`)."""
+    """Hash: `<destination>/<shards>` -> lane_seq up to which the destination has confirmed its entries."""
     return f"{lane_tag(lane)}:relayed"
 
 

@@ -28,9 +28,9 @@ TRANSIENT: tuple[type[Exception], ...] = (
     OSError,
     TimeoutError,
 )
-# Of PostgreSQL's errors, those of the data (SQLSTATE classes 22 and 23): no wait ends them. The quota's own CHECK is one
-# of them: the quota was read under its lock, so an order that does not fit never will. Every other error - connection,
-# locks, time-outs, a full disk, an old schema - passes or needs an operator, and must never cost a message an attempt.
+# Of PostgreSQL's errors, those of the data (SQLSTATE classes 22 and 23): no wait ends them. The quota's own CHECK is
+# one of them: the quota was read under its lock, so an order that does not fit never will. Every other error passes or
+# needs an operator (connection, locks, time-outs, a full disk, an old schema), and never costs a message an attempt.
 REFUSED: tuple[type[psycopg.Error], ...] = (psycopg.DataError, psycopg.IntegrityError)
 # The message waits for something outside of it.
 FREE_FAILURES = frozenset({FailureKind.NO_GRANT, FailureKind.QUEUE_FULL, FailureKind.SHARD_AWAY})

@@ -252,7 +252,7 @@ async def test_a_shard_that_is_away_delays_no_other_account(
     setup.office = replace(setup.office, accounts=Accounts(setup.shards, TOPOLOGY))
     async with setup.running():
         for _ in range(3 * LETTERS_MAX):
-            await setup.tell(notice_to_user(NoticeKind.EMAIL_CHANGED, away))
+            await setup.tell(notice_to_user(NoticeKind.PASSWORD_CHANGED, away))
         await setup.tell(notice_to_user(NoticeKind.PASSWORD_RESET, other))
         await until(lambda: mail_server.postbox.letters)
         assert decode_mailed_token(token_of(mail_server.postbox.letters[0])) is not None

@@ -24,6 +24,7 @@ from tests.workers.making import TOPOLOGY, Maker
 from tests.workers.selling import Market, open_market
 from tests.workers.test_reconciler import looking_at
 from tests.workers.writing import Bench, event_ids, eventually, guard_of, incoming, rows, statuses
+from workers.rejecter import rejecting as rejecting_module
 from workers.rejecter.rejecting import Patience, Rejecting, Supply
 
 UNITS, SURPLUS = 10, 3
@@ -114,6 +115,27 @@ async def test_exactly_the_surplus_is_rejected(bench: Bench, market: Market, lea
         await rejecting.round(lease)
         await rejecting_at(bench).round(lease)
     assert notes(bench) == 0 and len(market.lane.stream()) == UNITS + 2 * SURPLUS
+
+
+async def test_paid_orders_that_wait_take_no_place_of_others(
+    bench: Bench, market: Market, lease: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for a restock, perhaps for days; more of them than the bound of a round ended all rejection."""
+    monkeypatch.setattr(rejecting_module, "NOTES_MAX", 4)
+    paid_count = 6
+    oversell(market, SURPLUS + paid_count)
+    market.buy(UNITS, shard=0)
+    for order in market.buy(paid_count, shard=0):
+        assert market.lane.change("settle-4", order)[0] is Transition.DONE
+    market.buy(SURPLUS, shard=0)
+    delivery, rejecting = Delivery(market), rejecting_at(bench)
+    await delivery.round()
+    assert notes(bench) == 2 * paid_count + SURPLUS
+    for _ in range(3):
+        await rejecting.round(lease)
+        await delivery.round()
+    assert delivery.statuses() == {OrderStatus.RESERVED: UNITS, OrderStatus.REJECTED: SURPLUS}
+    assert rejecting_module.WAITING_PAID._value.get() == paid_count
 
 
 async def test_nothing_is_rejected_while_a_release_is_on_its_way(bench: Bench, market: Market, lease: Lease) -> None:

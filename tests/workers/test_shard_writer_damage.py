@@ -18,7 +18,7 @@ def damage(dsn: str, statement: str) -> None:
 
 
 async def test_a_release_that_does_not_fit_its_quota_is_poison_alone(bench: Bench, maker: Maker) -> None:
-    """As weather it blocked the shard for ever: no order of any sale was stored behind it."""
+    """As a transient fault it blocked the shard for ever: no order of any sale was stored behind it."""
     stock(bench.databases, maker.sale_id, {"SKU-1": 10, "SKU-2": 10})
     held, other = maker.order(lines=[("SKU-1", 3)]), maker.order(lines=[("SKU-2", 1)])
     store = bench.store(0)

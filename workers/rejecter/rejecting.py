@@ -19,13 +19,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import structlog
-from prometheus_client import Counter, Gauge
+from prometheus_client import Counter as MetricCounter
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -46,8 +48,8 @@ NOTES_MAX = 5_000  # per shard and round
 REJECTED_MAX = 200  # per sale and round, since the ledger is locked meanwhile
 _LOCK_BOUNDS = ("SET LOCAL lock_timeout = '2s'", "SET LOCAL idle_in_transaction_session_timeout = '30s'")
 
-REJECTED = Counter("flashsale_orders_rejected", "Accepted orders whose units did not exist: Redis had lost data.")
-REJECTED_UNITS = Counter("flashsale_units_written_off", "Units of rejected orders.")
+REJECTED = MetricCounter("flashsale_orders_rejected", "Accepted orders whose units did not exist: Redis had lost data.")
+REJECTED_UNITS = MetricCounter("flashsale_units_written_off", "Units of rejected orders.")
 WAITING = Gauge("flashsale_orders_waiting", "Orders that have waited for a grant longer than a release takes.")
 WAITING_PAID = Gauge("flashsale_paid_orders_waiting", "Paid orders among the waiting ones; they need a restock.")
 
@@ -142,10 +144,7 @@ class Rejecting:
 
     async def round(self, lease: Lease) -> bool:
         """Look at the waiting orders and reject those that wait in vain; False: nothing to do at once."""
-        waiting = await self._read_waiting()
-        reserved = {i: order for i, order in waiting.items() if order.status is OrderStatus.RESERVED}
-        WAITING.set(len(waiting))
-        WAITING_PAID.set(sum(order.status is OrderStatus.PAID for order in waiting.values()))
+        reserved = await self._read_waiting()
         self._patience.see_orders(reserved, await self._lane_seqs(reserved), time.monotonic())
         if not reserved:
             return False
@@ -161,19 +160,24 @@ class Rejecting:
         return False
 
     async def _read_waiting(self) -> dict[UUID, OrderEntry]:
-        """Waiting orders at their newest noted version."""
-        waiting: dict[UUID, OrderEntry] = {}
-        for rows in await asyncio.gather(*(self._notes(pool) for pool in self._shards)):
-            for entry in (decode_entry(raw) for (raw,) in rows):
-                known = waiting.get(entry.order_id)
-                if known is None or entry.version > known.version:
-                    waiting[entry.order_id] = entry
-        return waiting
+        """Waiting orders that are reserved at their newest noted version; sets the gauges."""
+        notes = await asyncio.gather(*(self._notes(pool) for pool in self._shards))
+        counts: Counter[int] = Counter()
+        for _, by_status in notes:
+            counts.update(by_status)
+        WAITING.set(counts.total())
+        WAITING_PAID.set(counts[OrderStatus.PAID])
+        entries = [decode_entry(raw) for rows, _ in notes for (raw,) in rows]
+        return {entry.order_id: entry for entry in entries}
 
-    async def _notes(self, pool: Pool) -> list[Any]:
+    async def _notes(self, pool: Pool) -> tuple[list[Any], dict[int, int]]:
+        """The reserved orders that wait in one shard, and the number of all by status."""
+        wanted = {"status": int(OrderStatus.RESERVED), "limit": NOTES_MAX}
         async with pool.connection() as connection:
             await connection.execute(_SQL["forget_stored"])
-            return await (await connection.execute(_SQL["read_waiting"], {"limit": NOTES_MAX})).fetchall()
+            rows = await (await connection.execute(_SQL["read_waiting"], wanted)).fetchall()
+            counts: dict[int, int] = dict(await (await connection.execute(_SQL["count_waiting"])).fetchall())
+        return rows, counts
 
     async def _lane_seqs(self, orders: Mapping[UUID, OrderEntry]) -> dict[UUID, dict[int, int]]:
         """Newest sequence of every lane of the orders' sales; sales without a document are left out."""

@@ -8,8 +8,22 @@ USING order_transitions t
 WHERE t.order_id = w.order_id AND t.version = w.version;
 
 -- name: read_waiting
--- The notes, oldest place first. Changes nothing. Index: waiting_entries_pkey.
-SELECT entry FROM waiting_entries ORDER BY lane, lane_seq LIMIT %(limit)s;
+-- The waiting orders of one status at their newest noted version, oldest place first: `status` is the second byte of an
+-- entry (`domain.orders`). The bound is for those that can be rejected: paid ones wait for a restock, perhaps for days,
+-- and take no place. Changes nothing. Reads all notes, usually none.
+SELECT entry
+FROM (
+    SELECT DISTINCT ON (order_id) lane, lane_seq, entry FROM waiting_entries ORDER BY order_id, version DESC
+) AS newest
+WHERE get_byte(entry, 1) = %(status)s
+ORDER BY lane, lane_seq
+LIMIT %(limit)s;
+
+-- name: count_waiting
+-- Number of waiting orders by their newest noted status. Changes nothing. Reads all notes, usually none.
+SELECT get_byte(entry, 1), count(*)
+FROM (SELECT DISTINCT ON (order_id) entry FROM waiting_entries ORDER BY order_id, version DESC) AS newest
+GROUP BY 1;
 
 -- name: read_known
 -- Places of a lane in (after, upto] that this shard knows: stored, dead-lettered or waiting. Each has 4 bytes and is
