@@ -6,11 +6,12 @@ Rebuilds nothing. Every step may be repeated.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import structlog
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
@@ -20,6 +21,7 @@ from reservation.reading import read_sequences
 from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 
+SHARD_S_MAX = 1.0  # for the record of a shard, while a lane that went back sells
 _SQL = load_sql("workers.recovery", "losses.sql")
 log = structlog.get_logger()
 
@@ -42,19 +44,37 @@ class LaneRecovery:
         self._lanes = Lanes(redis)
         self._catalogue = catalogue
         self._shards = shards
+        self.silent_shards: frozenset[int] = frozenset()  # in the last call of `known_floors`
 
     async def floors(self, lanes: Collection[int]) -> dict[int, int]:
         """For each lane the newest sequence that any shard, the reconciler or the watch has recorded; 0 for none."""
-        floors = dict.fromkeys(lanes, 0)
         values = {"lanes": list(lanes)}
-        answers = await asyncio.gather(
-            _rows(self._catalogue, "newest_seen", values),
-            *(_rows(shard, "newest_stored", values) for shard in self._shards),
+        return _highest(
+            lanes,
+            await asyncio.gather(
+                _rows(self._catalogue, "newest_seen", values),
+                *(_rows(shard, "newest_stored", values) for shard in self._shards),
+            ),
         )
-        for rows in answers:
-            for lane, seq in rows:
-                floors[lane] = max(floors[lane], seq or 0)
-        return floors
+
+    async def known_floors(self, lanes: Collection[int]) -> dict[int, int]:
+        """Like `floors`, without the shards that do not answer within `SHARD_S_MAX`; they are in `silent_shards`.
+
+        Such a floor is too low by the entries of the last second at most, which only a silent shard and no watch has
+        recorded: enough to close a lane, not enough to open one.
+        """
+        values = {"lanes": list(lanes)}
+        seen = await _rows(self._catalogue, "newest_seen", values)
+        answers = await asyncio.gather(*(self._within_time(shard, values) for shard in self._shards))
+        self.silent_shards = frozenset(shard for shard, rows in enumerate(answers) if rows is None)
+        return _highest(lanes, [seen, *(rows for rows in answers if rows is not None)])
+
+    async def _within_time(self, shard: Pool, values: Mapping[str, Any]) -> list[TupleRow] | None:
+        try:
+            async with asyncio.timeout(SHARD_S_MAX):
+                return await _rows(shard, "newest_stored", values)
+        except (psycopg.OperationalError, psycopg.InterfaceError, OSError, TimeoutError):
+            return None
 
     async def verified(self, lanes: Collection[int]) -> dict[int, int]:
         """For each lane the sequence up to which the reconciler proved it to be stored."""
@@ -72,7 +92,12 @@ class LaneRecovery:
             await connection.execute(_SQL["note_seen"], values)
 
     async def close_lanes_gone_back(
-        self, lanes: Collection[int], *, quiet: Mapping[int, int] | None = None, missing: Collection[int] = ()
+        self,
+        lanes: Collection[int],
+        *,
+        quiet: Mapping[int, int] | None = None,
+        missing: Collection[int] = (),
+        seen: Mapping[int, int] | None = None,
     ) -> dict[int, Closed]:
         """Close every sale of each lane with a sequence below its floor, and raise the sequence.
 
@@ -80,10 +105,17 @@ class LaneRecovery:
         loss includes no unknown entries. `missing`: lanes that do not know a sale which they were given. Such a lane
         without a sequence has lost its data, even if no entry of it was ever recorded.
 
+        `seen`: sequences that the caller has seen itself. With them, a shard that is away closes no lane later than
+        another one; without them, all shards must answer.
+
         Returns the lanes that had gone back. The floors are read first: Redis had shown them by then, so a lane that
         only moves on meanwhile is not mistaken for one that went back.
         """
-        floors = await self.floors(lanes)
+        if seen is None:
+            floors = await self.floors(lanes)
+        else:
+            known = await self.known_floors(lanes)
+            floors = {lane: max(floor, seen.get(lane, 0)) for lane, floor in known.items()}
         sequences = await self.sequences(lanes)
         gone_back = {}
         for lane in lanes:
@@ -106,10 +138,24 @@ class LaneRecovery:
             gone_back[lane] = closed
         return gone_back
 
-    async def published(self, *, kept_s: int, limit: int) -> list[PublishedSale]:
-        """Sales that lanes must know, the first to end first."""
-        rows = await _rows(self._catalogue, "published_sales", {"kept_s": kept_s, "limit": limit})
-        return [PublishedSale(sale_id, epoch, tuple(lanes)) for sale_id, epoch, lanes in rows]
+    async def published(self, *, kept_s: int, page: int) -> AsyncIterator[list[PublishedSale]]:
+        """Sales that lanes must know, the last to end first, in pages of at most this size."""
+        last: dict[str, Any] = {"ends_at": None, "id": None}
+        while True:
+            rows = await _rows(self._catalogue, "published_sales", {"kept_s": kept_s, "limit": page, **last})
+            if rows:
+                yield [PublishedSale(sale_id, epoch, tuple(lanes)) for sale_id, epoch, lanes, _ in rows]
+            if len(rows) < page:
+                return
+            last = {"ends_at": rows[-1][3], "id": rows[-1][0]}
+
+
+def _highest(lanes: Collection[int], answers: Iterable[list[TupleRow]]) -> dict[int, int]:
+    floors = dict.fromkeys(lanes, 0)
+    for rows in answers:
+        for lane, seq in rows:
+            floors[lane] = max(floors[lane], seq or 0)
+    return floors
 
 
 async def _rows(pool: Pool, block: str, values: Mapping[str, Any]) -> list[TupleRow]:

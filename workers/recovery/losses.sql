@@ -37,7 +37,9 @@ SET was_quiet = l.was_quiet AND excluded.was_quiet, noticed_at = now(), settled_
 WHERE l.settled_at IS NOT NULL;
 
 -- name: published_sales
--- Sales that lanes must know. Changes nothing. Index: sales_live.
-SELECT id, epoch, lanes FROM sales
+-- A page of the sales that lanes must know, the last to end first: those that are over come last. Changes nothing.
+-- Index: sales_live.
+SELECT id, epoch, lanes, ends_at FROM sales
 WHERE stage = 'published' AND ends_at > now() - make_interval(secs => %(kept_s)s)
-ORDER BY ends_at LIMIT %(limit)s;
+    AND (%(id)s::uuid IS NULL OR (ends_at, id) < (%(ends_at)s::timestamptz, %(id)s::uuid))
+ORDER BY ends_at DESC, id DESC LIMIT %(limit)s;

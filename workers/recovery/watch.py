@@ -11,6 +11,7 @@ being watched, and closing must not wait until a lease of a dead holder runs out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import structlog
@@ -27,7 +28,9 @@ from workers.recovery.losses import LaneRecovery, PublishedSale
 
 EVERY_S = 0.5
 ROUND_S_MAX = 10.0  # far more than a round takes; a lane that went back sells meanwhile
-SALES_MAX = 1000
+SALES_PAGE = 1000
+SALES_MAX = 20_000  # a round looks at so many sales; those that end first are left out, and the watch is not ready
+COMPARE_EVERY_ROUNDS = 10  # with the records of all shards, while one of them is silent
 NOTED_EVERY_ROUNDS = 2
 KEPT_MARGIN_S = 60  # a sale that is just leaving Redis, by another clock than PostgreSQL's, is not missing
 
@@ -51,6 +54,8 @@ class Watch:
         self._noted: dict[int, int] = {}
         self._quiet: dict[int, int] = {}  # sequences of lanes that stood still between the last two rounds
         self._rounds = 0
+        self._compare_at_round = 0
+        self.problem: str | None = None  # what the last round could not look at
         self.closed: dict[UUID, str] = {}
 
     async def run(self, service: Service) -> None:
@@ -71,17 +76,22 @@ class Watch:
                     failing = True
                     continue
                 failing = False
-                service.ready("watch", ok=True)
+                service.ready("watch", self.problem is None, self.problem or "")
 
     async def look(self) -> None:
         """One round. Raises the errors of the servers' clients."""
         run_id = str((await self._redis.info("server"))["run_id"])
         sequences = await self._recovery.sequences(self._lanes)
-        is_another = run_id != self._run_id
+        # A shard that was silent may have recorded more: compare again.
+        is_due = bool(self._recovery.silent_shards) and self._rounds >= self._compare_at_round
+        is_another = run_id != self._run_id or is_due
         went_back = [lane for lane in self._lanes if sequences[lane] < self._sequences.get(lane, 0)]
         if is_another or went_back:
             await self._recovery.note_seen(self._sequences)
-            for lane in await self._recovery.close_lanes_gone_back(self._lanes, quiet=self._quiet):
+            self._compare_at_round = self._rounds + COMPARE_EVERY_ROUNDS
+            for lane in await self._recovery.close_lanes_gone_back(
+                self._lanes, quiet=self._quiet, seen=self._sequences
+            ):
                 LANES_GONE_BACK.labels(lane).inc()
             sequences = await self._recovery.sequences(self._lanes)
         elif sequences != self._noted and self._rounds % NOTED_EVERY_ROUNDS == 0:
@@ -96,7 +106,23 @@ class Watch:
     async def _look_at_sales(self) -> None:
         closed: dict[UUID, str] = {}
         missing: set[int] = set()
-        sales = await self._recovery.published(kept_s=self._kept_s, limit=SALES_MAX)
+        count = 0
+        async for sales in self._recovery.published(kept_s=self._kept_s, page=SALES_PAGE):
+            if count >= SALES_MAX:
+                break
+            count += len(sales)
+            await self._look_at_page(sales, closed, missing)
+        if missing:
+            await self._recovery.close_lanes_gone_back(
+                missing, quiet=self._quiet, missing=missing, seen=self._sequences
+            )
+        silent = ", ".join(str(shard) for shard in sorted(self._recovery.silent_shards))
+        self.problem = f"no record of shard {silent}" if silent else None
+        if count >= SALES_MAX:
+            self.problem = f"more than {SALES_MAX} published sales: some are not watched"
+        self._show(closed)
+
+    async def _look_at_page(self, sales: Sequence[PublishedSale], closed: dict[UUID, str], missing: set[int]) -> None:
         for lane in self._lanes:
             listed = [sale for sale in sales if lane in sale.lanes]
             if not listed:
@@ -109,9 +135,6 @@ class Watch:
                     # A lane that closed the sale for a rebuild has its data: it has lost nothing.
                     if sale.sale_id not in self.closed and not state.sales[sale.sale_id].is_known:
                         missing.add(lane)
-        if missing:
-            await self._recovery.close_lanes_gone_back(missing, quiet=self._quiet, missing=missing)
-        self._show(closed)
 
     async def _look_at(self, sale: PublishedSale, there: LaneSale) -> str | None:
         """Why the lane cannot sell, None if it can. Closes a sale of an older epoch."""
