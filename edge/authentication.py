@@ -55,7 +55,7 @@ class Authentication:
     def buyer(self, request: Request) -> UUID | Answer:
         """The user id in the token, or the problem to answer."""
         values = request.headers.get_all("authorization")
-        if len(values) > 1:
+        if len(values) > 1 or (values and request.headers.get("authorization") is None):
             return refuse(Problem.MALFORMED_REQUEST, HEADER_REPEATED_DETAIL)
         authorization, now_s = values[0] if values else None, self._clock.now_ms() // 1000
         found = self._ring.authorize(authorization, now_s)

@@ -6,7 +6,7 @@ Reads only. A shard's rows come from its primary, so that orders stored a moment
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -23,7 +23,7 @@ from domain.topology import Topology
 from runtime.postgres.sql import load_sql
 
 READ_S_MAX = 2.0  # for a connection and the rows together
-SALES_ASKED_MAX = 256  # newest sales: their user hashes are read for a list
+SALES_ASKED_MAX = 256  # sales whose user hashes are read for a list; orders of others are in their shard after seconds
 RECORDS_PER_SCAN = 1000
 SCANS_MAX = 10  # per user hash: a list shows at most ten thousand unstored orders of one sale
 
@@ -68,11 +68,14 @@ class OrderStore:
         return [_entry(row) for row in rows]
 
     async def held_page(
-        self, user_id: UUID, sales: Iterable[SaleDefinition], *, before: UUID, limit: int
+        self, user_id: UUID, sales: Sequence[SaleDefinition], *, before: UUID, limit: int
     ) -> list[OrderEntry]:
-        """At most `limit` orders of a user in Redis with ids below `before`, newest first, from these sales' hashes."""
-        newest = sorted(sales, key=lambda sale: sale.starts_at_ms, reverse=True)[:SALES_ASKED_MAX]
-        keys = [topology.user_key(topology.home_lane(user_id, s.lanes), s.sale_id, user_id) for s in newest]
+        """At most `limit` orders of a user in Redis with ids below `before`, newest first, from these sales' hashes.
+
+        Only the first `SALES_ASKED_MAX` sales are asked.
+        """
+        asked = sales[:SALES_ASKED_MAX]
+        keys = [topology.user_key(topology.home_lane(user_id, s.lanes), s.sale_id, user_id) for s in asked]
         order_ids = [i for i in await self._order_ids(keys) if i.int < before.int]
         order_ids = sorted(order_ids, key=lambda i: i.int, reverse=True)[:limit]
         async with self._redis.pipeline(transaction=False) as pipeline:

@@ -77,7 +77,7 @@ class Orders:
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)  # the list would lack orders of sales that are not read yet
         # One order more than the limit tells whether there is a next page.
         wanted = page.limit + 1
-        sales = [known.definition for known in self._directory]
+        sales = self._directory.by_use(self._clock.now_ms())
         try:
             held, stored = await asyncio.gather(
                 self._store.held_page(user_id, sales, before=page.before, limit=wanted),

@@ -54,9 +54,8 @@ class Refusals:
 
     async def flush(self) -> None:
         """Add the counts since the last flush. Keeps them for the next flush when Redis does not answer."""
-        for sale in self._directory:
-            sale_id = str(sale.definition.sale_id)
-            for verdict, count in sale.view.tally.take().items():
+        for sale_id, tally in self._directory.tallies():
+            for verdict, count in tally.take().items():
                 problem = PROBLEM_OF_VERDICT.get(verdict)
                 if problem is not None:
                     self._unflushed[topology.REFUSED_KEY_PREFIX + sale_id, problem.value] += count

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -25,7 +26,8 @@ from runtime.redis.channel import ChannelLost
 
 _log = structlog.get_logger("edge.sales")
 
-SALES_MAX = 1000  # sales kept; beyond this number the sale that ended first is dropped
+SALES_MAX = 1000  # sales kept; beyond it one that has ended is dropped, else the one that was used longest ago
+RETIRED_MAX = 4096  # dropped sales whose last counts are not written yet
 ABSENT_MAX = 4096  # unknown ids remembered
 ABSENT_S = 1.0
 PENDING_MAX = 1024  # ids waiting for Redis
@@ -37,12 +39,16 @@ class DirectoryUnavailable(Exception):
     """Redis did not answer for a sale's definition, or too many reads wait already."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KnownSale:
-    """A published sale as the domain knows it, and as the compiled order path reads it."""
+    """A published sale as the domain knows it, and as the compiled order path reads it.
+
+    `used_at` is the time (monotonic) of the last read, or of the last look at its counts that found some.
+    """
 
     definition: SaleDefinition
     view: SaleView
+    used_at: float
 
 
 def make_view(definition: SaleDefinition, *, tally: Tally | None = None) -> SaleView:
@@ -82,6 +88,7 @@ class SaleDirectory:
         self._absent: dict[str, float] = {}  # in order of insertion, so the oldest is first
         self._pending: dict[str, asyncio.Future[KnownSale | None]] = {}
         self._reader: asyncio.Task[None] | None = None
+        self._retired: deque[KnownSale] = deque(maxlen=RETIRED_MAX)
         self.find: Callable[[str], SaleView | None] = self._views.get
 
     @property
@@ -98,13 +105,28 @@ class SaleDirectory:
         sale = self._known.get(sale_id.lower())
         return sale is not None and now_ms >= sale.definition.ends_at_ms + self._kept_ms
 
-    def __iter__(self) -> Iterator[KnownSale]:
-        """All known sales."""
-        return iter(tuple(self._known.values()))
-
     def __len__(self) -> int:
         """Number of known sales."""
         return len(self._known)
+
+    def tallies(self) -> list[tuple[str, Tally]]:
+        """The sale ids and counts of all sales, also of those that were dropped since the last call.
+
+        The caller takes the counts. Sales with counts are in use.
+        """
+        now = time.monotonic()
+        for sale in self._known.values():
+            if sale.view.tally.total:
+                sale.used_at = now
+        retired = [self._retired.popleft() for _ in range(len(self._retired))]
+        return [(str(sale.definition.sale_id), sale.view.tally) for sale in (*self._known.values(), *retired)]
+
+    def by_use(self, now_ms: int) -> list[SaleDefinition]:
+        """All known sales: those that are on first, the latest used first."""
+        sales = sorted(
+            self._known.values(), key=lambda sale: (sale.definition.ends_at_ms > now_ms, sale.used_at), reverse=True
+        )
+        return [sale.definition for sale in sales]
 
     async def load(self, sale_id: str) -> SaleView | None:
         """View of a sale, from memory or from Redis; None if there is no such published sale.
@@ -122,6 +144,7 @@ class SaleDirectory:
         canonical = str(parsed)
         sale = self._known.get(canonical)
         if sale is not None:
+            sale.used_at = time.monotonic()
             return sale
         absent_until = self._absent.get(canonical)
         if absent_until is not None and time.monotonic() < absent_until:
@@ -189,14 +212,31 @@ class SaleDirectory:
             known.definition.version,
         ):
             return known  # this read started before the one that found the newer version
-        sale = KnownSale(definition, make_view(definition, tally=known.view.tally if known else None))
+        tally = known.view.tally if known else None
+        sale = KnownSale(definition, make_view(definition, tally=tally), time.monotonic())
         self._known[sale_id] = sale
         self._views[sale_id] = sale.view
         self._absent.pop(sale_id, None)
         if len(self._known) > SALES_MAX:
-            oldest = min(self._known, key=lambda i: self._known[i].definition.ends_at_ms)
-            del self._known[oldest], self._views[oldest]
+            self._drop_one(sale_id)
         return sale
+
+    def _drop_one(self, newest: str) -> None:
+        """Drop a sale that has ended, the first one; else the one that was used longest ago."""
+        now_ms = time.time() * 1000
+        others = [sale_id for sale_id in self._known if sale_id != newest]
+        if ended := [sale_id for sale_id in others if self._known[sale_id].definition.ends_at_ms <= now_ms]:
+            dropped = min(ended, key=lambda sale_id: self._known[sale_id].definition.ends_at_ms)
+        else:
+            # Without counts first: the order path does not mark its sales as used before they are looked at.
+            dropped = min(others, key=lambda i: (self._known[i].view.tally.total > 0, self._known[i].used_at))
+        self._forget(dropped)
+
+    def _forget(self, sale_id: str) -> None:
+        self._views.pop(sale_id, None)
+        sale = self._known.pop(sale_id, None)
+        if sale is not None:
+            self._retired.append(sale)
 
     def _remember_absent(self, sale_id: str) -> None:
         self._absent.pop(sale_id, None)
@@ -211,8 +251,7 @@ class SaleDirectory:
     async def _changed(self, announcement: Announcement) -> None:
         sale_id = str(announcement.sale_id)
         if announcement.gone:
-            self._known.pop(sale_id, None)
-            self._views.pop(sale_id, None)
+            self._forget(sale_id)
             return
         try:
             await self._read(sale_id)

@@ -304,9 +304,9 @@ cdef class Exchange(Ticket):
         cdef int fault
         headers = self.scope.headers  # each access copies them
         # Refuse duplicates, because another reader may use the other value. `get_all` leaves out values that are not
-        # ASCII.
+        # ASCII; `get` shows that the first one is such a value. Granian hides one that follows.
         values = <list>headers.get_all(AUTHORIZATION)
-        if len(values) != 1:
+        if len(values) != 1 or headers.get(AUTHORIZATION) is None:
             return self.respond_fixed(V_HEADER_REPEATED if values else V_TOKEN_MISSING)
         authorization = <str>values[0]
         text = PyUnicode_AsUTF8AndSize(authorization, &length)
@@ -331,7 +331,7 @@ cdef class Exchange(Ticket):
         if fault:
             return self.respond_fixed(fault)
         values = <list>headers.get_all(CONTENT_TYPE)
-        if len(values) > 1:
+        if len(values) > 1 or (values and headers.get(CONTENT_TYPE) is None):
             return self.respond_fixed(V_HEADER_REPEATED)
         media_type = values[0] if values else None
         if (media_type != JSON_TYPE and not is_json_type(media_type)) or CONTENT_ENCODING in headers:
@@ -357,7 +357,7 @@ cdef class Exchange(Ticket):
         cdef const char* text
         cdef Py_ssize_t length = 0
         values = <list>headers.get_all(IDEMPOTENCY_KEY)
-        if len(values) > 1:
+        if len(values) > 1 or (values and headers.get(IDEMPOTENCY_KEY) is None):
             return V_HEADER_REPEATED
         if not values:
             # `get_all` leaves out a value that is not ASCII.

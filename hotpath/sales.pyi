@@ -15,6 +15,10 @@ class Tally:
     def take(self) -> dict[int, int]:
         """Verdict -> count since the last call. Resets the counts."""
 
+    @property
+    def total(self) -> int:
+        """Sum of the counts since the last call of `take`."""
+
 class SaleView:
     """One version of a published sale. Immutable, except for the marks of SKUs last seen sold out."""
 

@@ -36,6 +36,15 @@ cdef class Tally:
         memset(self.counts, 0, sizeof(self.counts))
         return taken
 
+    @property
+    def total(self):
+        """Sum of the counts since the last call of `take`."""
+        cdef int verdict
+        cdef uint64_t total = 0
+        for verdict in range(<int>VERDICTS_MAX):
+            total += self.counts[verdict]
+        return total
+
 
 cdef inline unsigned int sku_hash(const char* sku, int length) noexcept nogil:
     cdef unsigned int value = 0x811C9DC5

@@ -201,10 +201,25 @@ def test_headers_that_may_be_given_once(edge: EdgeProcess, buyers: Buyers, publi
     assert publisher.stock(sale).reserved == 0
 
 
-def test_a_second_token_on_the_other_routes(edge: EdgeProcess, buyers: Buyers) -> None:
-    token = f"Authorization: Bearer {buyers.token()}\r\n"
-    data = f"GET /v1/orders HTTP/1.1\r\nHost: edge\r\n{token}{token}\r\n".encode()
+@pytest.mark.parametrize("name", ["Authorization", "Idempotency-Key", "Content-Type"])
+def test_a_value_that_is_not_ascii_before_another(
+    edge: EdgeProcess, buyers: Buyers, publisher: Publisher, name: str
+) -> None:
+    """Granian hides such a value: the second one passed, while another reader may use the first."""
+    sale = publisher.publish()
+    body = json.dumps(ONE).encode()
+    lines = [f"POST {path(sale)} HTTP/1.1", "Host: edge", f"{name}: \xe9"]
+    lines += [f"{header}: {value}" for header, value in buyers.headers().items()]
+    data = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode("latin-1") + body
     assert wire.ask(edge.port, data).code == "malformed_request"
+    assert publisher.stock(sale).reserved == 0
+
+
+@pytest.mark.parametrize("other", ["Bearer other", "\xe9"])
+def test_a_second_token_on_the_other_routes(edge: EdgeProcess, buyers: Buyers, other: str) -> None:
+    lines = ["GET /v1/orders HTTP/1.1", "Host: edge", f"Authorization: {other}"]
+    lines += [f"Authorization: Bearer {buyers.token()}", "", ""]
+    assert wire.ask(edge.port, "\r\n".join(lines).encode("latin-1")).code == "malformed_request"
 
 
 def test_slow_bodies(edge: EdgeProcess, buyers: Buyers, sale: SaleDefinition) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,10 +16,16 @@ import redis
 from devstack.servers import RedisServer
 from domain import topology
 from edge import sale_directory
+from edge.order_path import fixed_answers
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
+from hotpath.counters import Counters, Verdict
+from hotpath.exchange import Exchange, OrderCore
+from hotpath.sales import SaleView
+from hotpath.tokens import KeyRing
 from runtime.process import tasks
 from runtime.redis.client import redis_client as open_client
 from tests.fixtures.fix_edge import Publisher
+from tests.hotpath.making import Peer
 
 
 @pytest.fixture
@@ -115,7 +123,7 @@ async def test_an_id_in_capitals_is_no_second_sale(directory: SaleDirectory, sho
     shop.change(sale, ends_at_ms=sale.ends_at_ms + 1)
     newer = await directory.refresh(capitals)
     assert view is not None and newer is not None and newer.version == view.version + 1
-    assert [known.view for known in directory] == [newer] and directory.find(str(sale.sale_id)) is newer
+    assert len(directory) == 1 and directory.find(str(sale.sale_id)) is newer
     assert directory.is_forgotten(capitals, sale.ends_at_ms + 2 * 86_400_000)
 
 
@@ -128,15 +136,99 @@ async def test_counts_of_refusals_go_on_under_a_new_version(directory: SaleDirec
     assert (first.version, second.version) == (1, 2) and first.tally is second.tally
 
 
-async def test_the_sale_that_ended_first_makes_room(
+async def test_sales_that_are_over_make_room_first(
     directory: SaleDirectory, shop: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sale_directory, "SALES_MAX", 2)
-    sales = [shop.publish(ends_in_s=seconds) for seconds in (100, 50, 200)]
+    monkeypatch.setattr(sale_directory, "SALES_MAX", 3)
+    windows = ((-60, 20), (-60, 9), (-60, -3), (-60, -5), (-60, 500))
+    soon, sooner, over, over_first, last = sales = [
+        shop.publish(starts_in_s=starts, ends_in_s=ends) for starts, ends in windows
+    ]
     for sale in sales:
         await directory.load(str(sale.sale_id))
-    assert [directory.find(str(sale.sale_id)) is not None for sale in sales] == [True, False, True]
-    assert len(directory) == 2
+    assert [directory.find(str(sale.sale_id)) is not None for sale in sales] == [True, True, False, False, True]
+    assert len(directory) == 3 and {soon, sooner, last}.isdisjoint({over, over_first})
+
+
+async def test_without_one_that_is_over_the_longest_unused_makes_room(
+    directory: SaleDirectory, shop: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sale that is on ended first of all, and was dropped at each look at another one."""
+    monkeypatch.setattr(sale_directory, "SALES_MAX", 3)
+    on, *others = [shop.publish(ends_in_s=seconds) for seconds in (60, 1000, 2000, 3000, 4000)]
+    view = await directory.load(str(on.sale_id))
+    for sale in others:
+        assert view is not None
+        count_one(view)  # an order path uses the view, without a call of the directory
+        directory.tallies()
+        await directory.load(str(sale.sale_id))
+    assert directory.find(str(on.sale_id)) is view
+    assert [directory.find(str(sale.sale_id)) is not None for sale in others] == [False, False, True, True]
+
+
+async def test_the_counts_of_a_dropped_sale_are_written(
+    directory: SaleDirectory, shop: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sale_directory, "SALES_MAX", 1)
+    dropped, kept = shop.publish(ends_in_s=-1), shop.publish()
+    view = await directory.load(str(dropped.sale_id))
+    assert view is not None
+    count_one(view)
+    await directory.load(str(kept.sale_id))
+    assert directory.find(str(dropped.sale_id)) is None
+    counts = {sale_id: tally.take() for sale_id, tally in directory.tallies()}
+    assert counts[str(dropped.sale_id)] == {Verdict.TOKEN_MISSING: 1}
+    assert str(dropped.sale_id) not in dict(directory.tallies())
+
+
+async def test_lists_ask_the_sales_that_are_on_and_in_use(directory: SaleDirectory, shop: Publisher) -> None:
+    over, first, second = [shop.publish(ends_in_s=seconds) for seconds in (-1, 100, 200)]
+    for sale in (first, second, over):
+        await directory.load(str(sale.sale_id))
+    await directory.load(str(first.sale_id))
+    ordered = [sale.sale_id for sale in directory.by_use(int(time.time() * 1000))]
+    assert ordered == [first.sale_id, second.sale_id, over.sale_id]
+
+
+class _Unsigned:
+    """A request without headers, and its answers."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.headers = self
+
+    def get_all(self, _: str) -> list[str]:
+        return []
+
+    def response_bytes(self, status: int, _headers: object, _body: bytes) -> None:
+        self.statuses.append(status)
+
+
+def _never(*_: object) -> Any:
+    raise AssertionError("a request without a token gets a fixed answer")
+
+
+def count_one(view: SaleView) -> None:
+    """Let the compiled order path answer a request of the sale: one without a token."""
+    core = OrderCore(
+        ring=KeyRing({"kid": bytes(32)}, issuer="flashsale"),
+        batcher=Peer().batcher,
+        counters=Counters(),
+        fixed_answers=fixed_answers(),
+        answer_with_argument=_never,
+        answer_invalid=_never,
+        slow_path=_never,
+        report=_never,
+        location_prefix="/v1/orders/",
+        body_length_max=4096,
+        body_deadline_ms=1000,
+        local_interval_us=1,
+        local_burst=1,
+    )
+    request = _Unsigned()
+    with pytest.raises(StopIteration):
+        next(Exchange(core, request, request, "", view))  # type: ignore[call-overload]
+    assert request.statuses == [401]
 
 
 async def test_too_many_reads_at_once_are_refused(directory: SaleDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
