@@ -1,7 +1,8 @@
 """Decides whether the edge may admit orders: Redis must be reachable, durable as promised, and have free memory.
 
-Asks Redis once a second for its time, memory and identity. When the server changed (restarted, replaced), checks its
-configuration and the cluster's fingerprint again. Only decides; the application refuses.
+Asks Redis four times a second for its time, memory, identity and configuration: an operator may switch `appendfsync`
+off while orders arrive, and every order until the next look would be promised and not durable. When the server changed
+(restarted, replaced), checks the cluster's fingerprint again. Only decides; the application refuses.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from runtime.process.supervision import Beat, no_beat
 
 _log = structlog.get_logger("edge.admission")
 
-PERIOD_S = 1.0
+PERIOD_S = 0.25
 FAULTY_PERIOD_S = 0.1  # short, so that the edge is ready soon after the server is back
 ANSWER_S_MAX = 2.0
-RECHECK_S = 30.0  # the configuration of a running server may change
+RECHECK_S = 30.0  # of the fingerprint
+_CONFIGURATION = ("appendonly", "appendfsync", "maxmemory-policy")
 
 
 @dataclass(slots=True)
@@ -83,11 +85,11 @@ class Admission:
         faults = dict(self.observed.faults)
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
-                info = await self._ask()
+                info, configuration = await self._ask()
                 faults.pop("redis", None)
+                faults |= {"durability": "", "eviction": "", **self._broken_promises(configuration)}
                 if info["run_id"] != self.observed.run_id or time.monotonic() - self._checked_at > RECHECK_S:
-                    faults.update(dict.fromkeys(("durability", "eviction", "cluster_settings"), ""))
-                    faults.update(await self._check_promises())
+                    faults["cluster_settings"] = await self._other_cluster()
                     self._checked_at = time.monotonic()
                     if self.observed.run_id not in ("", info["run_id"]):
                         self.observed.restarts_seen += 1
@@ -104,13 +106,20 @@ class Admission:
         self.observed.faults = faults
         self._closed = not self.observed.run_id or bool(faults.keys() - {"redis"})
 
-    async def _ask(self) -> dict[str, Any]:
+    async def _ask(self) -> tuple[dict[str, Any], object]:
+        """The server's `INFO`, and its configuration or the error that it answers."""
         asked_at = time.time()
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.time()
             pipeline.info("memory")
             pipeline.info("server")
-            (redis_s, redis_us), memory, server = await pipeline.execute()
+            pipeline.config_get(*_CONFIGURATION)
+            answers = await pipeline.execute(raise_on_error=False)
+        *facts, configuration = answers
+        for fact in facts:
+            if isinstance(fact, Exception):
+                raise fact
+        (redis_s, redis_us), memory, server = facts
         self._clock.measured(redis_s=redis_s, redis_us=redis_us, asked_at=asked_at, answered_at=time.time())
         self._on_clock(self._clock.offset_ms)
         # A Redis without a limit may use all memory of the machine.
@@ -121,22 +130,24 @@ class Admission:
             self.observed.memory_high = high
             _log.warning("memory_high" if high else "memory_normal", percent=round(self.observed.memory_percent, 1))
             self._on_memory(high)
-        answer: dict[str, Any] = server
-        return answer
+        return server, configuration
 
-    async def _check_promises(self) -> dict[str, str]:
-        """Compare the configuration of Redis with the promise of a 202. Returns name -> sentence for each fault."""
-        faults: dict[str, str] = {}
+    async def _other_cluster(self) -> str:
+        """A sentence when Redis belongs to a cluster with other settings, else empty."""
         try:
             await fingerprint.check(self._redis, self._cluster)
         except fingerprint.FingerprintMismatch as error:
-            faults["cluster_settings"] = str(error)
-        try:
-            config: dict[Any, Any] = await self._redis.config_get("appendonly", "appendfsync", "maxmemory-policy")
-        except ResponseError as error:
-            faults["durability"] = f"cannot be checked: {error}"
-            return faults
-        seen = {_text(name): _text(value) for name, value in config.items()}
+            return str(error)
+        return ""
+
+    def _broken_promises(self, configuration: object) -> dict[str, str]:
+        """Compare the configuration of Redis with the promise of a 202. Returns name -> sentence for each fault."""
+        if isinstance(configuration, ResponseError):
+            return {"durability": f"cannot be checked: {configuration}"}
+        if not isinstance(configuration, dict):
+            raise RedisError(f"not a configuration: {type(configuration).__name__}")
+        faults: dict[str, str] = {}
+        seen = {_text(name): _text(value) for name, value in configuration.items()}
         synced = seen.get("appendonly") == "yes" and seen.get("appendfsync") == "always"
         if self._durability is not Durability.MEMORY and not synced:
             faults["durability"] = (
