@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
 from uuid import UUID
 
 import psycopg
 import pytest
 import redis
+from pydantic import SecretStr
 
 from domain import topology
 from domain.messages import SequencedEntry
 from domain.orders import OrderEntry, OrderStatus, encode_entry, encode_value
 from domain.topology import order_queue
+from faults.proxy import FaultProxy
 from runtime.dead_letters import NewLetter, replay
+from runtime.postgres.pool import postgres_pool
 from runtime.queue import FailureKind
 from tests.reservation.lane import LANE
 from tests.workers.making import TOPOLOGY, Maker, message
@@ -246,22 +248,32 @@ def _refusing(source: Source) -> object:
     return ask
 
 
-async def test_a_database_that_is_frozen_delays_a_look_by_its_bound_only(bench: Bench) -> None:
-    source = Source("shard 0", bench.pools[0])
-    frozen = asyncio.Event()
-
-    async def never() -> None:
-        await frozen.wait()
-
-    began = time.monotonic()
-    for _ in range(3):
-        with pytest.raises(Away):
-            await source.ask(never(), within_s=0.2)
-        source.begin_look()
-    assert time.monotonic() - began < 10, "the second one does not wait for the first"
-    frozen.set()
-    await asyncio.sleep(0)
-    assert await source.rows("read_quotas", {"sale_ids": []}) == []
+async def test_a_shard_that_is_silent_delays_a_look_by_its_bound_only(
+    bench: Bench, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many lanes and reads ask the shard; the first one that gets no answer speaks for all of them."""
+    dsn = bench.databases.shard_dsns[3]
+    port = int(dsn.rpartition(":")[2].partition("/")[0])
+    with FaultProxy(port) as proxy:
+        through = SecretStr(dsn.replace(f":{port}/", f":{proxy.port}/"))
+        async with postgres_pool(through, size_max=2, call_s_max=0.5) as pool:
+            pool.timeout = 0.5
+            looking = looking_at(bench)
+            asked = [source for each in (looking._reading, looking.deep._reading) for source in [each.shards[3]]]
+            for source in asked:
+                monkeypatch.setattr(source, "pool", pool)
+            assert (await settled(looking)).is_proved
+            proxy.stall(stalled=True)
+            market.buy(1, shard=0)
+            (verdict,) = await looking.look()
+            assert (verdict.a, verdict.b) == (True, None)
+            assert any(text.startswith("shard 3 does not answer: ") for text in verdict.detail)
+            with pytest.raises(Away):
+                await looking._reading.places(LANE, after=0, upto=1)
+            assert proxy.counted["stalled"] < 10
+            proxy.stall(stalled=False)
+            await market.store()
+            assert (await settled(looking)).is_proved
 
 
 async def test_what_was_found_at_rest_stands_while_the_sale_moves(bench: Bench, market: Market) -> None:

@@ -38,7 +38,7 @@ from workers.consuming import TRANSIENT
 from workers.reconciler.deep import DEEP_EVERY_S, DEEP_SHARE_MAX, DeepLooks
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import STORED_WITHIN_S, LaneProgress
-from workers.reconciler.reading import STATEMENT_S_MAX, Reading
+from workers.reconciler.reading import CALL_S_MAX, Reading
 from workers.reconciler.verdict import Verdict
 from workers.rounds import run_rounds
 
@@ -48,7 +48,6 @@ ONCE_EVERY_S = 0.5
 WAIT_S_MAX = 600.0
 DEEP_POLL_S = 0.5
 DEEP_SHARE_ONCE = 0.5  # of one judgement: an operator waits for it
-CALL_S_MAX = STATEMENT_S_MAX + 5.0  # the server's own limit comes first
 
 INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged in the last 15 s.", ["sale", "invariant"])
 VERIFIED_SEQ = Gauge("flashsale_lane_verified_seq", "Every entry of the lane up to here is stored.", ["lane"])
@@ -245,14 +244,12 @@ async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading, Re
         stack.push_async_callback(redis.aclose)
         readings = []
         for _ in range(2):
-            catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
-            shards = [
+            catalogue, *shards = [
                 await stack.enter_async_context(postgres_pool(dsn, size_max=2, call_s_max=CALL_S_MAX))
-                for dsn in settings.shard_dsns
+                for dsn in (settings.catalogue_dsn, *settings.shard_dsns)
             ]
             letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
             readings.append(Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters))
-            stack.push_async_callback(readings[-1].close)
         yield redis, readings[0], readings[1]
 
 

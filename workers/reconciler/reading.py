@@ -28,7 +28,7 @@ from workers.places import Coverage, cover, unpack
 from workers.reconciler.stock import GivenUp, LaneLook, LedgerLook, LostRange, UnknownTail
 
 STATEMENT_S_MAX = 5
-ANSWER_S_MAX = 6.0  # for a connection and its statement: a frozen server obeys no statement timeout
+CALL_S_MAX = 6.0  # the client's bound, above the server's
 POISON_PAGES_MAX = 50
 CATALOGUE = "catalogue"
 
@@ -47,40 +47,25 @@ class Away(Exception):
 
 
 class Source:
-    """One database with a bound on each read. At most one read that got no answer is left behind."""
+    """One database. Its pool bounds each call, so that one without an answer ends as a transient error."""
 
     def __init__(self, part: str, pool: Pool) -> None:
         """Uses the pool, does not own it."""
         self.part = part
         self.pool = pool
-        self._left_behind: asyncio.Task[Any] | None = None
         self._problem: str | None = None
 
     def begin_look(self) -> None:
         """Ask again, also after a failure."""
         self._problem = None
 
-    async def ask(self, work: Coroutine[Any, Any, T], *, within_s: float = ANSWER_S_MAX) -> T:
-        """The result of `work`. Raises Away for a transient error, and when no answer comes in time."""
-        if self._left_behind is not None and not self._left_behind.done():
-            self._problem = "it still owes an answer"
+    async def ask(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`. Raises Away for a transient error, now and until the next look begins."""
         if self._problem is not None:
             work.close()
             raise Away(self.part, self._problem)
-        task = asyncio.ensure_future(work)
         try:
-            done, _ = await asyncio.wait({task}, timeout=within_s)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        if not done:
-            # Cancelling would wait for the server as well.
-            self._left_behind = task
-            task.add_done_callback(_forget)
-            self._problem = f"no answer within {within_s:.0f} s"
-            raise Away(self.part, self._problem)
-        try:
-            return task.result()
+            return await work
         except TRANSIENT as error:
             self._problem = f"{type(error).__name__}: {str(error).strip()[:200]}"
             raise Away(self.part, self._problem) from error
@@ -88,11 +73,6 @@ class Source:
     async def rows(self, block: str, values: Mapping[str, Any], *, binary: bool = False) -> list[TupleRow]:
         """The rows of a statement of `reconciler.sql`, in a transaction of its own."""
         return await self.ask(_rows(self.pool, block, values, binary=binary))
-
-    async def close(self) -> None:
-        """End the read that got no answer."""
-        if self._left_behind is not None:
-            self._left_behind.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +105,6 @@ class Reading:
         """Ask every database again."""
         for source in (self.catalogue, *self.shards):
             source.begin_look()
-
-    async def close(self) -> None:
-        """End reads that got no answer."""
-        for source in (self.catalogue, *self.shards):
-            await source.close()
 
     async def now_ms(self) -> int:
         """Redis time."""
@@ -228,9 +203,3 @@ async def _rows(pool: Pool, block: str, values: Mapping[str, Any], *, binary: bo
         await connection.execute(f"SET LOCAL statement_timeout = '{STATEMENT_S_MAX}s'")
         cursor = await connection.execute(SQL[block], values, binary=binary)
         return await cursor.fetchall() if cursor.description else []
-
-
-def _forget(task: asyncio.Task[Any]) -> None:
-    """Take the result of a read that nothing waits for any more."""
-    if not task.cancelled():
-        task.exception()

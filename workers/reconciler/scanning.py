@@ -10,9 +10,8 @@ and read again with fewer rows: the snapshot and the slices before it stay. Only
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -22,7 +21,8 @@ from psycopg.errors import QueryCanceled
 from psycopg.rows import TupleRow
 
 from domain.orders import MalformedEntry, OrderEntry, decode_entry
-from workers.reconciler.reading import ANSWER_S_MAX, SQL, Away, Source
+from workers.consuming import TRANSIENT
+from workers.reconciler.reading import SQL, Away, Source
 from workers.reconciler.stock import UnitsLook
 from workers.shard_writer.plan import holds_units
 
@@ -91,7 +91,7 @@ class ShardScan:
         """Read the next slice; whether more are left."""
         for _ in range(SLICE_TRIES_MAX):
             try:
-                more = await self._source.ask(self._slice(), within_s=3 * SLICE_S_MAX + ANSWER_S_MAX)
+                more = await self._source.ask(self._slice())
             except Away as away:
                 if not isinstance(away.__cause__, QueryCanceled):
                     raise
@@ -105,10 +105,8 @@ class ShardScan:
 
     async def close(self) -> None:
         """Give the snapshot up."""
-        # The stack may wait for a server that does not answer: not here.
-        closing = asyncio.ensure_future(self._stack.aclose())
-        await asyncio.wait({closing}, timeout=ANSWER_S_MAX)
-        closing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        with suppress(*TRANSIENT):
+            await self._stack.aclose()
 
     async def _open(self) -> None:
         connection = await self._stack.enter_async_context(self._source.pool.connection())
