@@ -108,7 +108,7 @@ def log_in_buyer(page: Page, email: str) -> None:
 
 def orders_of(page: Page, stack: Stack) -> list[Any]:
     """The orders of the buyer, read from the edge with the token of the page."""
-    token = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.buyer')).access")
+    token = page.evaluate("JSON.parse(localStorage.getItem('flashsale.buyer')).access")
     answer = httpx.get(f"{stack.edge_url}/v1/orders", headers={"Authorization": f"Bearer {token}"}, timeout=10)
     assert answer.status_code == 200, answer.text
     items: list[Any] = answer.json()["items"]

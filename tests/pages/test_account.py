@@ -60,7 +60,7 @@ def test_a_forgotten_password(visit: Visit, running_stack: RunningStack, address
     again = visit(link).page
     again.get_by_label("New password, at least 8").fill("something else")
     again.get_by_role("button", name="Set password").click()
-    expect(again.get_by_text("This link has been used")).to_be_visible()
+    expect(again.get_by_text("This link is not valid any more")).to_be_visible()
     expect(again.get_by_role("button", name="Send link")).to_be_visible()
     assert logs_in(stack, address, NEW)
 
@@ -73,4 +73,28 @@ def test_an_address_is_confirmed_only_by_a_click(visit: Visit, running_stack: Ru
     expect(page.get_by_text("Your address is confirmed.")).to_be_visible()
     again = visit(link).page
     again.get_by_role("button", name="Confirm address").click()
-    expect(again.get_by_text("This link has been used")).to_be_visible()
+    expect(again.get_by_text("This link is not valid any more")).to_be_visible()
+
+
+def test_a_changed_address_is_undone_from_the_old_mailbox(
+    visit: Visit, running_stack: RunningStack, address: str
+) -> None:
+    stack, other = running_stack.stack, f"thief-{secrets.token_hex(4)}@x.example"
+    with httpx.Client(base_url=stack.backoffice_url) as http:
+        tokens = http.post("/v1/auth/login", json={"email": address, "password": PASSWORD}).json()
+        http.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+        assert http.patch("/v1/users/me", json={"email": other}).status_code == 200
+    link = link_of(stack, address, "Your e-mail address was changed")
+    opened = visit(link, viewport=PHONE)
+    opened.page.get_by_role("button", name="Undo the change").click()
+    expect(opened.page.get_by_role("heading", name="The account has its old address again")).to_be_focused()
+    assert opened.overflow_px == 0
+    assert not logs_in(stack, other, PASSWORD) and not logs_in(stack, address, PASSWORD)
+    page = visit(link_of(stack, address, "Reset your password"), viewport=PHONE).page
+    page.get_by_label("New password, at least 8").fill(NEW)
+    page.get_by_role("button", name="Set password").click()
+    expect(page.get_by_role("heading", name="Password changed")).to_be_focused()
+    assert logs_in(stack, address, NEW)
+    again = visit(link).page
+    again.get_by_role("button", name="Undo the change").click()
+    expect(again.get_by_text("This link is not valid any more.")).to_be_visible()

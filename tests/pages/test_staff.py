@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -43,7 +44,7 @@ def log_in(page: Page) -> None:
 
 
 def staff_of(process: BackofficeProcess, page: Page) -> Staff:
-    return Staff(process.url, page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff')).access"))
+    return Staff(process.url, page.evaluate("JSON.parse(localStorage.getItem('flashsale.staff')).access"))
 
 
 def answer(page: Page, name: str) -> None:
@@ -246,7 +247,7 @@ def test_logins(visit: Visit, own: BackofficeProcess) -> None:
     expect(page.get_by_role("heading", name="Running sales")).to_be_visible()  # the login survives a reload
     page.get_by_role("button", name="Log out").click()
     expect(page.get_by_role("heading", name="Log in")).to_be_visible()
-    assert page.evaluate("sessionStorage.length") == 0
+    assert page.evaluate("localStorage.length") == 0
 
 
 def test_live_again_after_the_backoffice_was_down(visit: Visit, own: BackofficeProcess) -> None:
@@ -262,13 +263,13 @@ def test_live_again_after_the_backoffice_was_down(visit: Visit, own: BackofficeP
 def test_a_token_is_renewed_before_it_expires(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)
-    before = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff')).refresh")
+    before = page.evaluate("JSON.parse(localStorage.getItem('flashsale.staff')).refresh")
     page.evaluate(
-        """() => sessionStorage.setItem('flashsale.staff',
-          JSON.stringify({...JSON.parse(sessionStorage.getItem('flashsale.staff')), renewAt: 0}))"""
+        """() => localStorage.setItem('flashsale.staff',
+          JSON.stringify({...JSON.parse(localStorage.getItem('flashsale.staff')), renewAt: Date.now() - 1}))"""
     )
     page.reload()
     expect(page.locator("#live-state")).to_have_text("live")
-    kept = page.evaluate("JSON.parse(sessionStorage.getItem('flashsale.staff'))")
-    assert kept["refresh"] != before and kept["renewAt"] > 0
+    kept = page.evaluate("JSON.parse(localStorage.getItem('flashsale.staff'))")
+    assert kept["refresh"] != before and kept["renewAt"] > time.time() * 1000
     assert staff_of(own, page).http.get("/v1/sales").status_code == 200

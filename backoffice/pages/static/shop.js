@@ -43,7 +43,10 @@ const WORDS = {
 };
 const words = (problem) => WORDS[problem.code] ?? problem.text;
 
-const session = new Session("buyer", (text) => showLogin(text));
+const session = new Session("buyer", (text) => {
+  showLogin(text);
+  begin();
+});
 const orders = new Orders(session, EDGE, {
   closed: () => show(),
   now: () => Date.now() + shop.offsetMs,
@@ -164,7 +167,7 @@ function showItems() {
 function show() {
   find("login").hidden = session.active;
   find("logout").hidden = !session.active;
-  find("who").textContent = session.email;
+  find("who").textContent = session.label;
   find("history").hidden = !session.active;
   find("buying").hidden = !session.active || orders.open || !shop.sale;
   if (!shop.sale) return;
@@ -277,6 +280,7 @@ find("logout").addEventListener("click", async () => {
 function begin() {
   show();
   if (!session.active) return;
+  session.learn(show);
   orders.load();
   resume();
 }

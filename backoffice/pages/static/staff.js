@@ -17,10 +17,11 @@ function show(text = "") {
   find("login").hidden = session.active;
   find("desk").hidden = !session.active;
   find("logout").hidden = !session.active;
-  find("who").textContent = session.email;
+  find("who").textContent = session.label;
   say(find("login-message"), text, "warn");
   tell("");
   if (session.active) {
+    session.learn(() => (find("who").textContent = session.label));
     live.start();
     sales.load();
     letters.load();
