@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 import orjson
 
 from backoffice.auth.documents import (
@@ -24,6 +27,8 @@ from backoffice.web.routing import Route
 from domain.notices import NoticeKind
 from domain.problems import Problem
 from runtime.tokens.keys import staff_jwks
+
+BODY_BYTES_MAX: Final = 8 * 1024  # an address, a name and two passwords, each character escaped
 
 
 class AuthRoutes:
@@ -108,6 +113,11 @@ def routes(auth: AuthRoutes) -> tuple[Route, ...]:
     """Operations of this subject."""
     limited = (Problem.RATE_LIMITED, Problem.OVERLOADED)
     token = (Problem.TOKEN_INVALID, Problem.TOKEN_EXPIRED, Problem.RATE_LIMITED)
+    # Most of these read a body from anyone.
+    return tuple(replace(route, body_bytes_max=BODY_BYTES_MAX) for route in _routes(auth, limited, token))
+
+
+def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem, ...]) -> tuple[Route, ...]:
     return (
         Route(
             "POST",

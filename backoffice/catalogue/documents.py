@@ -27,6 +27,7 @@ NUMBER_MAX = 2**53 - 1  # every JSON reader keeps integers up to here exactly
 TEXT_LENGTH_MAX = 1000
 TEXTS_MAX = 50
 BATCH_ITEMS_MAX = 1000
+PRODUCT_BYTES_MAX = 1024 * 1024  # of one product, and of a batch
 BATCH_VALUES_MAX = 100_000  # members and list elements of all items; the body's size is bounded, too
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from backoffice.catalogue.documents import (
     BATCH_VALUES_MAX,
+    PRODUCT_BYTES_MAX,
     Batch,
     BatchResult,
     NewProduct,
@@ -146,6 +147,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             roles=STAFF,
             body=Batch,
             body_values_max=BATCH_VALUES_MAX,
+            body_bytes_max=PRODUCT_BYTES_MAX,
             answers=BatchResult,
         ),
         Route(
@@ -167,6 +169,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             "products",
             roles=STAFF,
             body=NewProduct,
+            body_bytes_max=PRODUCT_BYTES_MAX,
             answers=ProductView,
             status=201,
             problems=(Problem.SKU_TAKEN,),
@@ -191,6 +194,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             "products",
             roles=STAFF,
             body=ProductChange,
+            body_bytes_max=PRODUCT_BYTES_MAX,
             answers=ProductView,
             problems=(*conditional, Problem.SKU_TAKEN),
             headers=("If-Match!",),

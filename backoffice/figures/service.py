@@ -27,6 +27,7 @@ from runtime.process import tasks
 
 PERIOD_S = 1.0
 CHECK_S = 5.0  # the longest time that a stream goes on after the sessions of its caller ended
+USER_VIEWERS_MAX = 20  # streams of one user
 BEAT_S = 15.0  # after so long without an event, a comment keeps proxies from closing the connection
 _DRAINING = "draining"
 _BEAT = b": still here\n\n"
@@ -39,6 +40,7 @@ class Viewer:
 
     def __init__(self, live: Live, call: Call) -> None:
         """For the caller, until the token expires."""
+        self.user_id = call.who.user_id
         self._live = live
         self._authorization = call.headers.get("authorization")
         self._expires_at_s = call.who.expires_at_s
@@ -106,9 +108,15 @@ class Live:
         self._last: bytes | None = None
 
     def watch(self, call: Call) -> Viewer:
-        """A stream of figures from now on; Refused when there are `viewers_max` viewers, and while draining."""
+        """A stream of figures from now on.
+
+        Refused while draining, and when there are `viewers_max` viewers or `USER_VIEWERS_MAX` of the caller.
+        """
         if self._draining or len(self._viewers) >= self._viewers_max:
             raise Refused(Problem.OVERLOADED, "There are too many viewers. Try again later", retry_after_s=5)
+        if sum(viewer.user_id == call.who.user_id for viewer in self._viewers) >= USER_VIEWERS_MAX:
+            detail = f"You have {USER_VIEWERS_MAX} streams of figures open. Close one of them"
+            raise Refused(Problem.OVERLOADED, detail, retry_after_s=5)
         viewer = Viewer(self, call)
         self._viewers.add(viewer)
         if self._last is not None:

@@ -37,6 +37,12 @@ def client_of(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -
     return str(address)
 
 
+def is_in(peer: str | None, networks: Sequence[Network]) -> bool:
+    """Whether the address belongs to one of the networks."""
+    address = _parse(peer or "")
+    return address is not None and any(address in network for network in networks)
+
+
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
     """An address, with or without a port. An IPv4-mapped IPv6 address becomes IPv4."""
     if text.startswith("["):

@@ -18,11 +18,25 @@ import structlog
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from pydantic import BaseModel, ValidationError
 
+from backoffice.web.admission.context import Permit
 from backoffice.web.json_body import VALUES_MAX, check_json
-from backoffice.web.messages import JSON, Answer, Call, Caller, Refused, Rendered, Role, render, render_problem
+from backoffice.web.messages import (
+    JSON,
+    STAFF,
+    Answer,
+    Call,
+    Caller,
+    Refused,
+    Rendered,
+    Role,
+    render,
+    render_problem,
+)
 from domain.problems import FieldError, Problem, ProblemDetails
 
 HANDLER_S_MAX = 15.0  # for the whole handler; its pools and clients time out earlier
+BODY_BYTES_MAX = 64 * 1024  # of most routes
+SHORT_BODY_BYTES = 4096  # of routes that ignore a body
 ERRORS_MAX = 50  # field errors in one answer
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 
@@ -48,6 +62,7 @@ class Route:
     anonymous: bool = False
     body: type[BaseModel] | None = None
     body_values_max: int = VALUES_MAX
+    body_bytes_max: int = BODY_BYTES_MAX
     query: type[BaseModel] | None = None
     answers: type[BaseModel] | None = None
     status: int = 200
@@ -81,30 +96,30 @@ class Observe(Protocol):
 
 
 class RouteTable:
-    """All routes by the shape of their path; finds the methods of a path before any body is read."""
+    """All routes by the shape of their path; finds those of a path before any body is read."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         """Asserts that no operation is declared twice."""
         self.routes = tuple(routes)
-        self._by_segments: dict[int, list[tuple[re.Pattern[str], set[str]]]] = {}
-        patterns: dict[str, set[str]] = {}
+        self._by_segments: dict[int, list[tuple[re.Pattern[str], dict[str, Route]]]] = {}
+        by_path: dict[str, dict[str, Route]] = {}
         for route in self.routes:
-            methods = patterns.setdefault(route.path, set())
+            methods = by_path.setdefault(route.path, {})
             assert route.method not in methods, f"{route.method} {route.path} is declared twice"
-            methods.add(route.method)
+            methods[route.method] = route
             if route.method == "GET":
-                methods.add("HEAD")
+                methods["HEAD"] = route
         # Fixed segments win over parameters: /v1/users/me before /v1/users/{user_id}.
-        for path in sorted(patterns, key=lambda path: path.count("{")):
+        for path in sorted(by_path, key=lambda path: path.count("{")):
             expression = re.compile(_PARAMETER.sub(r"[^/]+", path.replace(".", r"\.")))
-            self._by_segments.setdefault(path.count("/"), []).append((expression, patterns[path]))
+            self._by_segments.setdefault(path.count("/"), []).append((expression, by_path[path]))
 
-    def methods(self, path: str) -> tuple[str, ...]:
-        """Methods of a concrete path, sorted for `Allow`; empty when no route matches."""
+    def find(self, path: str) -> Mapping[str, Route]:
+        """The routes of a concrete path by method; empty when none matches."""
         for expression, methods in self._by_segments.get(path.count("/"), ()):
             if expression.fullmatch(path):
-                return tuple(sorted(methods))
-        return ()
+                return methods
+        return {}
 
 
 class Dispatcher:
@@ -114,6 +129,31 @@ class Dispatcher:
         """`observe` is called once per request, `authenticate` when the route has roles."""
         self._authenticate = authenticate
         self._observe = observe
+
+    def permit(self, table: RouteTable, method: str, path: str, authorization: str | None) -> Permit:
+        """Decide on a request by its head: the route, the token and the role, before any body is read."""
+        routes = table.find(path)
+        if not routes:
+            return Permit(ProblemDetails(Problem.NOT_FOUND))
+        route = routes.get(method)
+        if route is None:
+            return Permit(ProblemDetails(Problem.METHOD_NOT_ALLOWED, allow=tuple(sorted(routes))))
+        try:
+            caller = self._caller(route, authorization)
+        except Refused as refusal:
+            self._observe(route=route.path, method=method, status=refusal.details.problem.status, seconds=0.0)
+            return Permit(refusal.details)
+        bytes_max = SHORT_BODY_BYTES if route.body is None else route.body_bytes_max
+        return Permit(None, bytes_max, is_staff=caller is not None and caller.role in STAFF)
+
+    def _caller(self, route: Route, authorization: str | None) -> Caller | None:
+        """The caller, None where the route reads no token; Refused for a caller whom the route does not admit."""
+        if route.roles is None or (route.anonymous and not authorization):
+            return None
+        caller = self._authenticate(authorization)
+        if caller.role not in route.roles:
+            raise Refused(Problem.FORBIDDEN, "The role in the access token does not allow this")
+        return caller
 
     async def answer(self, route: Route, call: Call) -> Rendered:
         """The answer in wire form. Raises only CancelledError."""
@@ -138,10 +178,8 @@ class Dispatcher:
         return rendered
 
     async def _run(self, route: Route, call: Call) -> Answer:
-        if route.roles is not None and not (route.anonymous and not call.headers.get("authorization")):
-            caller = self._authenticate(call.headers.get("authorization"))
-            if caller.role not in route.roles:
-                raise Refused(Problem.FORBIDDEN, "The role in the access token does not allow this")
+        caller = self._caller(route, call.headers.get("authorization"))
+        if caller is not None:
             call = replace(call, caller=caller)
         arguments: list[BaseModel] = []
         if route.body is not None:

@@ -15,6 +15,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 from urllib.parse import unquote_plus
 
@@ -85,7 +86,7 @@ def serve(
         admission = Admission(
             robyn=upstream,
             secret=secret,
-            methods=table.methods,
+            permit=partial(application.dispatcher.permit, table),
             take_stream=handover.take,
             bounds=bounds,
             trusted_proxies=trusted_proxies,

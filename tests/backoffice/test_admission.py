@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from ipaddress import IPv4Network, ip_network
 from typing import Any
 
 import httpx
 import pytest
 
-from backoffice.web.admission.context import Bounds
+from backoffice.web.admission.context import Bounds, Permit
 from backoffice.web.admission.listener import Admission
 from backoffice.web.messages import Stream
+from domain.problems import Problem, ProblemDetails
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 
 MIB = 1024 * 1024
@@ -125,7 +128,7 @@ def test_a_rejected_head_request_is_answered_without_a_body(backoffice: Backoffi
 
 
 def test_body_cap(backoffice: BackofficeProcess, staff: Staff) -> None:
-    declared = request("POST", "/v1/auth/login", f"Content-Type: application/json\r\nContent-Length: {MIB + 1}\r\n")
+    declared = request("POST", "/v1/auth/login", "Content-Type: application/json\r\nContent-Length: 8193\r\n")
     status, document, head = problem(exchange(backoffice.port, declared))
     assert (status, document["code"]) == (413, "body_too_large")
     assert "connection: close" in head
@@ -133,7 +136,7 @@ def test_body_cap(backoffice: BackofficeProcess, staff: Staff) -> None:
     assert problem(exchange(backoffice.port, absurd))[0] in (400, 413)
     chunk = f"{65536:x}\r\n".encode() + bytes(65536) + b"\r\n"
     chunked = request("POST", "/v1/auth/login", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n")
-    status, _, _ = problem(exchange(backoffice.port, chunked, *[chunk] * 17))
+    status, _, _ = problem(exchange(backoffice.port, chunked, *[chunk] * 2))
     assert status == 413
     # A body of exactly the maximum is read and parsed.
     answer = staff.http.post("/v1/products", content=b" " * MIB, headers={"Content-Type": "application/json"})
@@ -195,11 +198,21 @@ def test_forged_client_header_is_ignored(backoffice: BackofficeProcess) -> None:
     assert answer.status_code == 200
 
 
+def permit(method: str, path: str, authorization: str | None) -> Permit:
+    """GET and POST of `/`; the token of staff is "staff"."""
+    if path != "/":
+        return Permit(ProblemDetails(Problem.NOT_FOUND))
+    if method not in ("GET", "POST"):
+        return Permit(ProblemDetails(Problem.METHOD_NOT_ALLOWED, allow=("GET", "POST")))
+    return Permit(None, MIB, is_staff=authorization == "staff")
+
+
 @asynccontextmanager
 async def admitting(
     bounds: Bounds,
     upstream: Callable[..., Any] | None = None,
     take_stream: Callable[[str], Stream | None] = lambda _: None,
+    trusted_proxies: Sequence[IPv4Network] = (),
 ) -> AsyncIterator[tuple[int, Admission]]:
     """Admission alone, before a scripted upstream, or before a port where nothing listens."""
     server = await asyncio.start_server(upstream or _never, "127.0.0.1", 0)
@@ -209,9 +222,10 @@ async def admitting(
     admission = Admission(
         robyn=address,
         secret="s",
-        methods=lambda path: ("GET", "POST") * (path == "/"),
+        permit=permit,
         take_stream=take_stream,
         bounds=bounds,
+        trusted_proxies=trusted_proxies,
     )
     port = await admission.start("127.0.0.1", 0)
     yield port, admission
@@ -279,6 +293,116 @@ async def test_bounds_on_connections_and_requests() -> None:
         held.set()
         assert (await first).startswith(b"HTTP/1.1 204 ")
         idle_writer.close()
+
+
+async def _ends_when_told(held: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    await held.wait()
+    writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    writer.close()
+
+
+async def test_requests_whose_body_never_comes_keep_no_one_out() -> None:
+    """260 of them locked out staff, who could not pause a sale, for as long as somebody liked."""
+    bounds = Bounds(requests_max=4, client_requests_max=4, staff_requests_kept=1, body_s_max=60)
+    async with admitting(bounds, _answers) as (port, admission):
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(12)]
+        for sock in silent:
+            sock.sendall(request("POST", "/", "Content-Length: 5\r\n"))
+        await until(lambda: admission.requests == 3)
+        for _ in range(3):
+            raw = await asyncio.to_thread(exchange, port, request("GET", "/", "Connection: close\r\n"))
+            assert raw.startswith(b"HTTP/1.1 204 ")
+        displaced = await asyncio.to_thread(silent[0].recv, 65536)
+        assert problem(displaced)[1]["code"] == "request_timeout"
+        for sock in silent:
+            sock.close()
+
+
+async def test_places_of_busy_requests_are_bounded_by_client_and_kept_for_staff() -> None:
+    held = asyncio.Event()
+    bounds = Bounds(requests_max=4, client_requests_max=2, staff_requests_kept=1)
+    networks = (ip_network("127.0.0.0/8"),)
+    upstream = partial(_ends_when_told, held)
+
+    async def busy(client: int, *, staff: bool = False) -> bytes:
+        head = f"X-Forwarded-For: 198.51.100.{client}\r\nConnection: close\r\n"
+        head += "Authorization: staff\r\n" * staff
+        return await asyncio.to_thread(exchange, port, request("GET", "/", head))
+
+    async with admitting(bounds, upstream, trusted_proxies=networks) as (port, admission):
+        waiting = [asyncio.create_task(busy(client)) for client in (1, 1, 2)]
+        await until(lambda: admission.requests == 3)
+        assert problem(await busy(1))[1]["code"] == "overloaded", "this client has all that one may have"
+        assert problem(await busy(3))[1]["code"] == "overloaded", "the last place is kept for staff"
+        waiting.append(asyncio.create_task(busy(3, staff=True)))
+        await until(lambda: admission.requests == 4)
+        held.set()
+        assert all(raw.startswith(b"HTTP/1.1 204 ") for raw in await asyncio.gather(*waiting))
+
+
+async def test_silent_connections_keep_no_one_out() -> None:
+    """1,030 of them took all connections. The one that has been silent longest makes room."""
+    bounds = Bounds(connections_max=6, client_connections_max=4, idle_s_max=60)
+    async with admitting(bounds, _answers) as (port, _):
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(4)]
+        await asyncio.sleep(0.05)
+        others = [
+            socket.create_connection(("127.0.0.1", port), timeout=10, source_address=("127.0.0.2", 0)) for _ in range(2)
+        ]
+        for _ in range(3):
+            raw = await asyncio.to_thread(exchange, port, request("GET", "/", "Connection: close\r\n"))
+            assert raw.startswith(b"HTTP/1.1 204 ")
+        assert silent[0].recv(1) == b"", "the one of the same address that was silent longest"
+        for sock in (*silent[1:], *others):
+            sock.sendall(request("GET", "/"))
+            assert (await asyncio.to_thread(sock.recv, 65536)).startswith(b"HTTP/1.1 204 ")
+        for sock in (*silent, *others):
+            sock.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - a socket has no event to wait for
+            await asyncio.sleep(0.01)
+
+
+def test_routes_and_tokens_come_before_bodies(backoffice: BackofficeProcess) -> None:
+    """A body of a megabyte was read and parsed for a path that does not exist, and for callers without a token."""
+    for method, path, code in (
+        ("POST", "/nowhere", "not_found"),
+        ("PUT", "/v1/sales", "method_not_allowed"),
+        ("POST", "/v1/sales", "token_missing"),
+        ("POST", "/v1/products/import", "token_missing"),
+    ):
+        raw = exchange(backoffice.port, request(method, path, f"Content-Length: {MIB}\r\n"))
+        assert problem(raw)[1]["code"] == code
+        raw = exchange(backoffice.port, request(method, path, f"Content-Length: {MIB}\r\nExpect: 100-continue\r\n"))
+        assert problem(raw)[1]["code"] == code
+        # A short body is read, and the connection goes on.
+        with socket.create_connection(("127.0.0.1", backoffice.port), timeout=10) as sock:
+            sock.sendall(request(method, path, "Content-Length: 2\r\n") + b"{}")
+            sock.sendall(request("GET", "/livez", "Connection: close\r\n"))
+            received = b""
+            while chunk := sock.recv(65536):
+                received += chunk
+        assert code.encode() in received and received.count(b"HTTP/1.1 200 ") == 1
+
+
+def test_small_chunks_are_bounded(backoffice: BackofficeProcess, staff: Staff) -> None:
+    """One-byte chunks cost six seconds of the event loop a megabyte."""
+    head = f"Authorization: Bearer {staff.token}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+    for count, status in ((400, 422), (600, 400)):
+        body = b"1\r\n{\r\n" + b"1\r\n \r\n" * count + b"1\r\n}\r\n0\r\n\r\n"
+        raw = exchange(backoffice.port, request("POST", "/v1/products", head), body)
+        assert problem(raw)[0] == status
+    large = json.dumps({"name": "x" * 900_000}).encode()
+    body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in batched(large, 600)) + b"0\r\n\r\n"
+    assert problem(exchange(backoffice.port, request("POST", "/v1/products", head), body))[0] == 422
+
+
+def batched(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
 
 
 async def _answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from backoffice.figures.documents import Rates
-from backoffice.figures.service import Live
+from backoffice.figures.service import USER_VIEWERS_MAX, Live
 from backoffice.web.messages import Call, Caller, Role
 from devstack.servers import RedisServer
 from domain import ids, topology
@@ -259,6 +259,21 @@ def test_viewers_are_bounded_and_make_room(own: BackofficeProcess) -> None:
     assert viewers[1].read_until(b"0\r\n\r\n").count(b'event: end\ndata: {"reason":"draining"}') == 1
 
 
+def test_one_user_does_not_hold_all_streams(own: BackofficeProcess) -> None:
+    own.start()
+    token = token_of(own)
+    viewers = [Viewer(own.port, token) for _ in range(USER_VIEWERS_MAX)]
+    for viewer in viewers:
+        viewer.read_until(b"event: figures")
+    refused = httpx.get(own.url + PATH, headers={"Authorization": f"Bearer {token}"}, timeout=10)
+    assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+    assert "Close one" in refused.json()["detail"]
+    other = Viewer(own.port, token_of(own))
+    other.read_until(b"event: figures")
+    for viewer in (*viewers, other):
+        viewer.close()
+
+
 def test_many_viewers_and_some_that_do_not_read(own: BackofficeProcess) -> None:
     """200 viewers of large figures, half of which never read: other requests are answered, and memory stays bounded."""
     own.start()
@@ -266,7 +281,7 @@ def test_many_viewers_and_some_that_do_not_read(own: BackofficeProcess) -> None:
     staff = Staff(own.url, token)
     for _ in range(4):
         staff.open_sale(skus=50)
-    viewers = [Viewer(own.port, token, buffer_bytes=4096) for _ in range(200)]
+    viewers = [Viewer(own.port, token_of(own), buffer_bytes=4096) for _ in range(200)]
     try:
         for viewer in viewers[:100]:
             viewer.read_until(b"event: figures")

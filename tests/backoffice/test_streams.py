@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from backoffice.web.admission.context import Bounds
+from backoffice.web.admission.context import Bounds, Permit
 from backoffice.web.admission.listener import Admission
 from backoffice.web.streams import STREAM_HEADER, Handover
 
@@ -49,7 +49,7 @@ async def streaming(stream: Pieces, bounds: Bounds) -> AsyncIterator[tuple[int, 
     admission = Admission(
         robyn=server.sockets[0].getsockname()[:2],
         secret="s",
-        methods=lambda _: ("GET",),
+        permit=lambda *_: Permit(None),
         take_stream=handover.take,
         bounds=bounds,
     )

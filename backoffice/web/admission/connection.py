@@ -8,7 +8,7 @@ from urllib.parse import quote
 import h11
 import structlog
 
-from backoffice.web.admission.context import Context
+from backoffice.web.admission.context import Context, Permit
 from backoffice.web.admission.robyn_link import RobynFailed, RobynLink
 from backoffice.web.admission.wire import ClientWire, Closed
 from backoffice.web.clients import UNKNOWN, client_of
@@ -19,6 +19,7 @@ from runtime.process import tasks
 
 log = structlog.get_logger(__name__)
 
+SHORT_BODY_BYTES = 4096  # of a request that is refused by its head
 CLIENT_HEADER = b"x-flashsale-client"
 _STREAM_HEADER = STREAM_HEADER.encode("ascii")
 _HOP_BY_HOP = frozenset(
@@ -35,6 +36,26 @@ class Connection:
         self._wire = ClientWire(context, reader, writer)
         self._robyn: RobynLink | None = None
         self._stream: Stream | None = None  # taken over from a handler
+        self.is_displaced = False  # its place is taken by another connection
+
+    @property
+    def peer(self) -> str | None:
+        """The address of the other side."""
+        return self._wire.peer
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when the head of a request is waited for; None during a request."""
+        return self._wire.silent_since
+
+    def displace_silent(self) -> None:
+        """End the wait for a request: another connection needs the place."""
+        self.is_displaced = True
+        self._wire.end_wait()
+
+    def displace(self) -> None:
+        """End the wait for the body of the request: another request needs the place."""
+        self._wire.end_wait()
 
     @property
     def streams(self) -> bool:
@@ -61,14 +82,17 @@ class Connection:
         """Answer requests until one side closes; ends with an exception, Closed as a rule."""
         while True:
             head = await self._wire.read_head()
-            if self._context.requests >= self._context.bounds.requests_max:
+            method, (path, target) = head.method.decode("ascii"), _split_target(head.target)
+            authorization = next((value for name, value in head.headers if name == b"authorization"), None)
+            permit = self._context.permit(method, path, authorization.decode("latin-1") if authorization else None)
+            client = self._client(head)
+            if not self._context.places.take(self, client, is_staff=permit.is_staff):
                 await self.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
                 raise Closed
-            self._context.requests += 1
             try:
-                await self._serve_one(head)
+                await self._serve_one(head, target, permit, client)
             finally:
-                self._context.requests -= 1
+                self._context.places.leave(self)
             if self._stream is not None:
                 await self._write_stream(self._stream)
                 raise Closed
@@ -76,30 +100,36 @@ class Connection:
                 raise Closed
             self._wire.next_cycle()
 
-    async def _serve_one(self, head: h11.Request) -> None:
-        method = head.method.decode("ascii")
-        path, target = _split_target(head.target)
-        body = await self._wire.read_body(head)
-        allowed = self._context.methods(path)
-        if not allowed:
-            await self._wire.send(render_problem(ProblemDetails(Problem.NOT_FOUND)))
-        elif method not in allowed:
-            await self._wire.send(render_problem(ProblemDetails(Problem.METHOD_NOT_ALLOWED, allow=allowed)))
-        else:
-            request = h11.Request(method=head.method, target=target, headers=self._forwarded_headers(head, body))
-            await self._forward(request, body)
+    async def _serve_one(self, head: h11.Request, target: bytes, permit: Permit, client: str) -> None:
+        if permit.refusal is not None:
+            # A short body is read, so that the connection can go on; a long one is not.
+            await self._read_body(head, SHORT_BODY_BYTES, permit.refusal)
+            await self._wire.send(render_problem(permit.refusal))
+            return
+        body = await self._read_body(head, permit.body_bytes_max)
+        request = h11.Request(method=head.method, target=target, headers=self._forwarded_headers(head, body, client))
+        await self._forward(request, body)
 
-    def _forwarded_headers(self, head: h11.Request, body: bytes) -> list[tuple[bytes, bytes]]:
+    async def _read_body(self, head: h11.Request, bytes_max: int, refusal: ProblemDetails | None = None) -> bytes:
+        self._context.places.wait_for_body(self)
+        body = await self._wire.read_body(head, bytes_max, refusal)
+        self._context.places.has_body(self)
+        return body
+
+    def _client(self, head: h11.Request) -> str:
+        """The client that limits count."""
+        forwarded_for = [value.decode("latin-1") for name, value in head.headers if name == b"x-forwarded-for"]
+        if forwarded_for:
+            self._context.untrusted_proxies.see(self._wire.peer)
+        return client_of(self._wire.peer or UNKNOWN, forwarded_for, self._context.trusted_proxies)
+
+    def _forwarded_headers(self, head: h11.Request, body: bytes, client: str) -> list[tuple[bytes, bytes]]:
         headers = [(name, value) for name, value in head.headers if name not in _NOT_FORWARDED]
         if not any(name == b"host" for name, _ in headers):
             headers.append((b"host", b"localhost"))  # HTTP/1.0 does not require the header
         if any(name == b"content-type" and b"multipart/" in value.lower() for name, value in headers):
             # No route takes multipart; Robyn would parse it and answer an empty 500 when that fails.
             headers = [(name, value) for name, value in headers if name != b"content-type"]
-        forwarded_for = [value.decode("latin-1") for name, value in head.headers if name == b"x-forwarded-for"]
-        if forwarded_for:
-            self._context.untrusted_proxies.see(self._wire.peer)
-        client = client_of(self._wire.peer or UNKNOWN, forwarded_for, self._context.trusted_proxies)
         headers.append((CLIENT_HEADER, self._context.secret + b":" + client.encode("ascii")))
         headers.append((b"content-length", str(len(body)).encode("ascii")))
         return headers

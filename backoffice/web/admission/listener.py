@@ -10,7 +10,8 @@ import h11
 import structlog
 
 from backoffice.web.admission.connection import Connection
-from backoffice.web.admission.context import Bounds, Context
+from backoffice.web.admission.context import Bounds, Context, Permit
+from backoffice.web.admission.places import Places
 from backoffice.web.admission.proxies import UntrustedProxies
 from backoffice.web.admission.wire import Closed
 from backoffice.web.clients import Network
@@ -30,7 +31,7 @@ class Admission:
         *,
         robyn: tuple[str, int],
         secret: str,
-        methods: Callable[[str], tuple[str, ...]],
+        permit: Callable[[str, str, str | None], Permit],
         take_stream: Callable[[str], Stream | None],
         bounds: Bounds,
         trusted_proxies: Sequence[Network] = (),
@@ -40,10 +41,15 @@ class Admission:
             bounds,
             robyn,
             secret.encode("ascii"),
-            methods,
+            permit,
             take_stream,
             trusted_proxies,
             UntrustedProxies(trusted_proxies),
+            Places(
+                most=bounds.requests_max,
+                client_most=bounds.client_requests_max,
+                kept_for_staff=bounds.staff_requests_kept,
+            ),
         )
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._server: asyncio.Server | None = None
@@ -51,7 +57,7 @@ class Admission:
     @property
     def requests(self) -> int:
         """Requests in progress, without streams that have begun."""
-        return self._context.requests
+        return len(self._context.places)
 
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port, which the kernel chooses for 0. OSError when the port is in use."""
@@ -89,7 +95,7 @@ class Admission:
         task = asyncio.current_task()
         assert task is not None
         connection = Connection(self._context, reader, writer)
-        if len(self._connections) >= self._context.bounds.connections_max:
+        if not self._make_room(connection):
             with contextlib.suppress(OSError, TimeoutError):
                 await connection.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
             writer.close()
@@ -102,3 +108,20 @@ class Admission:
         finally:
             del self._connections[task]
             connection.close()
+
+    def _make_room(self, newcomer: Connection) -> bool:
+        """Whether there is room for a connection, if need be that of the one that has been silent longest."""
+        bounds = self._context.bounds
+        others = [connection for connection in self._connections.values() if not connection.is_displaced]
+        own = [connection for connection in others if connection.peer == newcomer.peer]
+        if len(own) >= bounds.client_connections_max and not self._context.trusts(newcomer.peer):
+            return _displace_one(own)
+        return len(others) < bounds.connections_max or _displace_one(others)
+
+
+def _displace_one(connections: Sequence[Connection]) -> bool:
+    silent = [connection for connection in connections if connection.silent_since is not None]
+    if not silent:
+        return False
+    min(silent, key=lambda connection: connection.silent_since or 0.0).displace_silent()
+    return True

@@ -21,7 +21,8 @@ READ_BYTES = 64 * 1024
 # A duplicate of one of these is rejected: a proxy before us and a handler could each read a different one of the two.
 _SINGLE = frozenset((b"authorization", b"content-encoding", b"content-type", b"idempotency-key", b"if-match"))
 _LENGTH_DIGITS_MAX = 15
-_LINGER_S, _LINGER_READS = 1.0, 64
+_CHUNK_BYTES = 256
+_LINGER_S, _LINGER_READS = 1.0, 16
 
 
 class Closed(Exception):
@@ -39,7 +40,8 @@ class ClientWire:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._bounds.head_bytes_max)
         self._head_only = False  # the request is a HEAD
         self._idle = True  # no byte of the next request has arrived
-        self._deadline: asyncio.Timeout | None = None  # of the head that is being read
+        self._deadline: asyncio.Timeout | None = None  # of the head or the body that is being read
+        self.silent_since: float | None = None  # while the head of a request is waited for
 
     @property
     def peer(self) -> str | None:
@@ -64,6 +66,11 @@ class ClientWire:
         if self._idle and self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(asyncio.get_running_loop().time() + self._bounds.linger_s_max)
 
+    def end_wait(self) -> None:
+        """End the wait for a head or a body now, as at its deadline."""
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(0.0)
+
     def close(self) -> None:
         """Close after the written data was sent."""
         self._writer.close()
@@ -76,7 +83,11 @@ class ClientWire:
         """The head of the next request; Closed after a refusal, or without a request."""
         self._idle = True
         self._head_only = False
-        head = await self._next_head()
+        self.silent_since = asyncio.get_running_loop().time()
+        try:
+            head = await self._next_head()
+        finally:
+            self._deadline = self.silent_since = None
         self._idle = False
         self._head_only = head.method == b"HEAD"
         await self._check_head(head)
@@ -122,23 +133,34 @@ class ClientWire:
             # RFC 9112, section 6.1: a proxy before us may have framed the request by the other header.
             await self._reject("The request has both Content-Length and Transfer-Encoding; send one of them")
 
-    async def read_body(self, head: h11.Request) -> bytes:
-        """The whole body; Closed after a refusal, or when the client leaves."""
+    async def read_body(self, head: h11.Request, bytes_max: int, refusal: ProblemDetails | None = None) -> bytes:
+        """The whole body; Closed after a refusal, or when the client leaves.
+
+        `refusal` is the answer to a body that is too large, if it is another than `body_too_large`.
+        """
+        too_large = refusal or ProblemDetails(Problem.BODY_TOO_LARGE, f"The body is larger than {bytes_max} bytes")
+        chunked = any(name == b"transfer-encoding" for name, _ in head.headers)
+        if refusal is not None and (chunked or self._http.they_are_waiting_for_100_continue):
+            await self.refuse(refusal)
+            raise Closed
         declared = next((value for name, value in head.headers if name == b"content-length"), b"0")
-        if len(declared) > _LENGTH_DIGITS_MAX or int(declared) > self._bounds.body_bytes_max:
-            await self._refuse_large_body()
+        if len(declared) > _LENGTH_DIGITS_MAX or int(declared) > bytes_max:
+            await self.refuse(too_large)
+            raise Closed
         try:
-            async with asyncio.timeout(self._bounds.body_s_max):
-                return await self._read_chunks()
+            async with asyncio.timeout(self._bounds.body_s_max) as self._deadline:
+                return await self._read_parts(bytes_max, too_large)
         except TimeoutError:
             await self.refuse(ProblemDetails(Problem.REQUEST_TIMEOUT))
             raise Closed from None
         except h11.RemoteProtocolError:
             await self._reject("The body does not match its Content-Length or chunked framing")
+        finally:
+            self._deadline = None
 
-    async def _read_chunks(self) -> bytes:
-        chunks: list[bytes] = []
-        size = 0
+    async def _read_parts(self, bytes_max: int, too_large: ProblemDetails) -> bytes:
+        parts: list[bytes] = []
+        size = reads = 0
         while True:
             if self._http.they_are_waiting_for_100_continue:
                 go_on = h11.InformationalResponse(status_code=100, headers=[])
@@ -146,12 +168,18 @@ class ClientWire:
             event = self._http.next_event()
             if isinstance(event, h11.Data):
                 size += len(event.data)
-                if size > self._bounds.body_bytes_max:
-                    await self._refuse_large_body()
-                chunks.append(bytes(event.data))
+                if size > bytes_max:
+                    await self.refuse(too_large)
+                    raise Closed
+                parts.append(bytes(event.data))
+                # A read makes one part of a body with a length. Only chunks make more, and each costs as much as a
+                # read: a body of one-byte chunks would take seconds of the event loop.
+                if len(parts) - reads > self._bounds.chunks_max + size // _CHUNK_BYTES:
+                    await self._reject("The body has too many small chunks")
             elif isinstance(event, h11.EndOfMessage):
-                return b"".join(chunks)
+                return b"".join(parts)
             elif event is h11.NEED_DATA:
+                reads += 1
                 self._http.receive_data(await self._reader.read(READ_BYTES))
             else:
                 raise Closed
@@ -183,11 +211,6 @@ class ClientWire:
     async def _reject(self, detail: str) -> NoReturn:
         await self.refuse(ProblemDetails(Problem.MALFORMED_REQUEST, detail))
         raise Closed from None
-
-    async def _refuse_large_body(self) -> NoReturn:
-        detail = f"The body is larger than {self._bounds.body_bytes_max} bytes"
-        await self.refuse(ProblemDetails(Problem.BODY_TOO_LARGE, detail))
-        raise Closed
 
     async def send(self, rendered: Rendered) -> None:
         """One whole answer of ours."""
