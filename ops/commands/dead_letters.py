@@ -105,7 +105,10 @@ def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = N
 
 @app.command()
 def delete(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Remove a dead letter for good. Exit status 1 if there is none."""
+    """Remove a dead letter for good. Exit status 1 if there is none.
+
+    A change of an order in it is lost: invariant B of its sale is violated from then on.
+    """
     settings = resolve(state_dir, needs=NEEDS).settings
     done = _with_letters(settings, lambda letters, _: letters.delete(letter_id))
     _report(letter_id, done, "deleted", as_json=as_json)

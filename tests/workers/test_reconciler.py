@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,14 +19,18 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.messages import SequencedEntry
 from domain.orders import OrderEntry, encode_entry
+from domain.sales import SaleDefinition, Stock
+from reservation.documents import SaleDocuments
+from reservation.lane import Lanes
 from runtime.dead_letters import NewLetter
 from runtime.queue import FailureKind
-from tests.reservation.lane import LANE
-from tests.workers.making import TOPOLOGY, Maker
+from tests.reservation.lane import LANE, make_sale
+from tests.workers.making import TOPOLOGY, Maker, stock
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import ROOT, get, stop, worker_process
 from tests.workers.writing import Bench, eventually, rows
 from workers.places import Coverage, cover
+from workers.reconciler import deep
 from workers.reconciler.deep import DeepLooks
 from workers.reconciler.looking import Looking
 from workers.reconciler.progress import LaneProgress
@@ -49,8 +54,8 @@ def looking_at(bench: Bench, *, stored_within_s: float = 60.0, deep_every_s: flo
     """A reconciler that reads everything at every look."""
     reading = Reading(redis=bench.redis, catalogue=bench.catalogue, shards=bench.pools, letters=bench.letters)
     progress: dict[int, LaneProgress] = {}
-    deep = DeepLooks(reading.apart(), progress, every_s=deep_every_s, share_max=1e9)
-    return Thorough(reading, deep, progress=progress, kept_s=3600, stored_within_s=stored_within_s)
+    looks = DeepLooks(reading.apart(), progress, every_s=deep_every_s, share_max=1e9)
+    return Thorough(reading, looks, progress=progress, kept_s=3600, stored_within_s=stored_within_s)
 
 
 async def settled(looking: Thorough) -> Verdict:
@@ -147,10 +152,51 @@ async def test_damage_of_one_sale_is_red_there_and_leaves_the_others_proved(
     assert all(verdict.is_proved for verdict in await looking.look())
 
 
+@pytest.mark.parametrize("damage", ["sequence", "type"])
+async def test_a_lane_that_cannot_be_read_is_red_and_leaves_the_others_proved(
+    bench: Bench, redis_client: redis.Redis, market: Market, damage: str
+) -> None:
+    """A look that one lane ended was a look without any verdict."""
+    other = replace(make_sale(), lanes=(LANE + 1,))
+    stock(bench.databases, other.sale_id, {"SKU-0": 5})
+    await Lanes(bench.redis).load(LANE + 1, other, [Stock.fresh(5)])
+    await SaleDocuments(bench.redis).announce(other)
+    key = topology.lane_state_key(LANE)
+    if damage == "sequence":
+        redis_client.hset(key, "seq", "eighteen")
+    else:
+        redis_client.delete(key)
+        redis_client.set(key, b"no hash")
+    looking = looking_at(bench)
+    await looking.look()
+    verdicts = {verdict.sale_id: verdict for verdict in await looking.look()}
+    assert verdicts[other.sale_id].is_proved
+    assert verdicts[market.sale.sale_id].a is False
+    assert any(f"lane {LANE} cannot be read" in text for text in verdicts[market.sale.sale_id].detail)
+
+
+async def test_a_sale_that_cannot_be_compared_is_red_and_leaves_the_others_proved(
+    bench: Bench, maker: Maker, redis_client: redis.Redis, market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = open_market(bench, maker, redis_client, units=5)
+
+    def compare(sale: SaleDefinition, *_: object) -> list[object]:
+        if sale.sale_id == other.sale.sale_id:
+            raise struct.error("unpack requires a buffer of 28 bytes")
+        return []
+
+    monkeypatch.setattr(deep, "lanes_against_shards", compare)
+    looking = looking_at(bench)
+    verdicts = {verdict.sale_id: verdict for verdict in await looking.look()}
+    assert verdicts[market.sale.sale_id].is_proved
+    assert verdicts[other.sale.sale_id].a is False
+    assert "cannot be judged: error: unpack requires" in verdicts[other.sale.sale_id].detail[0]
+
+
 def _in_redis(**more: int) -> Callable[[Bench, Market], None]:
     def damage(_: Bench, market: Market) -> None:
-        stock = market.lane.stock(market.sale)
-        changed = replace(stock, **{name: getattr(stock, name) + units for name, units in more.items()})
+        counters = market.lane.stock(market.sale)
+        changed = replace(counters, **{name: getattr(counters, name) + units for name, units in more.items()})
         field = topology.stock_field(market.sale.sale_id, 0)
         market.redis.hset(topology.lane_state_key(LANE), field, changed.pack())
 

@@ -140,18 +140,11 @@ class DeepLooks:
             return scans  # the comparisons before stand, and the age of the part that is missing counts
         for sale in sales:
             still = all(before[x].seq == after[x].seq == verified.get(x) for x in sale.lanes)
-            is_closed = any(sale.sale_id in after[lane].closed for lane in sale.lanes)
-            units = [part.units.get(sale.sale_id, {}) for part in read]
-            found = list(shards_against_ledger(ledger[sale.sale_id], units))
             earlier = self.parts.comparisons.get(sale.sale_id, Comparison(sale.epoch))
-            now = Comparison(sale.epoch)
-            if still and not is_closed:
-                different, now.unexplained = _compare(sale, after, read)
-                now.differences = _settled(different, earlier.differences)
-            elif not is_closed and earlier.epoch == sale.epoch:
-                # A sale that moves cannot be compared: what was proved at rest stands, a doubt does not.
-                now.differences = [finding for finding in earlier.differences if finding.certain]
-            now.oversold = found
+            try:
+                now = _compared(sale, after, ledger[sale.sale_id], read, earlier, still=still)
+            except Exception as error:  # its own damage must not end the looks at other sales
+                now = Comparison(sale.epoch, oversold=[_unjudged(sale.sale_id, error)])
             self.parts.comparisons[sale.sale_id] = now
         return scans
 
@@ -172,7 +165,10 @@ class DeepLooks:
         part = Part(scan.part.at_ms, read_at, scan.part.sales)
         earlier = self.parts.shards.get(shard)
         for sale_id in scan.part.sales:
-            found = list(_about_shard(shard, scan.part, sale_id, ledger[sale_id]))
+            try:
+                found = list(_about_shard(shard, scan.part, sale_id, ledger[sale_id]))
+            except Exception as error:  # as above
+                found = [_unjudged(sale_id, error)]
             part.by_sale[sale_id] = _settled(found, earlier.by_sale.get(sale_id, ()) if earlier else ())
             part.lost_by_sale[sale_id] = [
                 _contradiction(shard, found) for found in scan.part.contradictions.get(sale_id, ())
@@ -231,6 +227,34 @@ def _about_shard(shard: int, part: ShardPart, sale_id: UUID, ledger: Mapping[str
     if sale_id in part.unreadable:
         yield Finding(f"shard {shard}: {part.unreadable[sale_id]} lines of orders cannot be read")
     yield from shard_against_grants(shard, part.units.get(sale_id, {}), ledger)
+
+
+def _unjudged(sale_id: UUID, error: Exception) -> Finding:
+    log.error("sale cannot be compared", sale_id=str(sale_id), exc_info=error)
+    return Finding(f"cannot be judged: {type(error).__name__}: {error}")
+
+
+def _compared(
+    sale: SaleDefinition,
+    lanes: Mapping[int, LaneLook],
+    ledger: Mapping[str, LedgerLook],
+    parts: list[ShardPart],
+    earlier: Comparison,
+    *,
+    still: bool,
+) -> Comparison:
+    """A sale in all shards, and against Redis if it stood `still`."""
+    now = Comparison(sale.epoch)
+    now.oversold = list(shards_against_ledger(ledger, [part.units.get(sale.sale_id, {}) for part in parts]))
+    if any(sale.sale_id in lanes[lane].closed for lane in sale.lanes):
+        return now
+    if still:
+        different, now.unexplained = _compare(sale, lanes, parts)
+        now.differences = _settled(different, earlier.differences)
+    elif earlier.epoch == sale.epoch:
+        # A sale that moves cannot be compared: what was proved at rest stands, a doubt does not.
+        now.differences = [finding for finding in earlier.differences if finding.certain]
+    return now
 
 
 def _compare(

@@ -5,6 +5,7 @@
     the entry waits for a grant                the note stays
     the letter was there and is gone           it was deleted: the place is given up in the catalogue, the note deleted
     the letter was never seen, for a day       as well: it was deleted before the next look
+    the note names no letter                   the note stays: a release before the shard's migration 11 made it
 
 A place that is given up stays accounted for. If the entry was a change of an order that no shard has, its sale has lost
 it, and invariant B shows that.

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from psycopg.rows import TupleRow
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from domain import topology
 from domain.sales import SaleDefinition
@@ -125,7 +126,13 @@ class Reading:
         return {lane: await self._lane(lane, listed) for lane, listed in sorted(by_lane.items())}
 
     async def _lane(self, lane: int, sales: Sequence[SaleDefinition]) -> LaneLook:
-        state = await read_lane(self._redis, lane, {sale.sale_id: len(sale.items) for sale in sales})
+        try:
+            state = await read_lane(self._redis, lane, {sale.sale_id: len(sale.items) for sale in sales})
+        except (ValueError, ResponseError) as error:
+            # A damaged sequence, or a key of another type: the other lanes keep their verdicts.
+            if isinstance(error, ResponseError) and not str(error).startswith("WRONGTYPE"):
+                raise
+            return LaneLook(0, {sale.sale_id: None for sale in sales}, problem=f"{type(error).__name__}: {error}")
         stocks = {sale_id: there.full_stock for sale_id, there in state.sales.items()}
         problems = {sale.sale_id: state.sales[sale.sale_id].problem(sale.epoch) for sale in sales}
         closed = {sale_id: problem for sale_id, problem in problems.items() if problem is not None}

@@ -15,13 +15,14 @@ class LaneLook:
     """A lane's state hash at one moment. `stocks` by sale, by SKU index; None for a sale that the lane does not know.
 
     `closed`: for sales that cannot be sold in the lane until they are rebuilt, the reason. `malformed`: for sales with
-    malformed counters, the indices of those SKUs.
+    malformed counters, the indices of those SKUs. `problem`: why the hash as a whole cannot be read; empty if it can.
     """
 
     seq: int
     stocks: Mapping[UUID, list[Stock] | None]
     closed: Mapping[UUID, str] = field(default_factory=dict)
     malformed: Mapping[UUID, tuple[int, ...]] = field(default_factory=dict)
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,10 @@ def lanes_against_ledger(
 
 
 def damage(sale: SaleDefinition, lanes: Mapping[int, LaneLook]) -> Iterator[Finding]:
-    """Counters that cannot be read. No rebuild or restock under way writes such a value."""
+    """Lanes and counters that cannot be read. No rebuild or restock under way writes such a value."""
     for lane in sale.lanes:
+        if lanes[lane].problem:
+            yield Finding(f"lane {lane} cannot be read: {lanes[lane].problem}")
         for index in lanes[lane].malformed.get(sale.sale_id, ()):
             yield Finding(f"{sale.items[index].sku}: lane {lane} has malformed counters")
 

@@ -61,7 +61,7 @@ export class Letters {
   }
 
   async remove(letter, row) {
-    if (!(await confirm(`Delete the dead letter ${letter.id}? Its content will be lost.`, "Delete", { danger: true }))) return;
+    if (!(await confirm(`Delete the dead letter ${letter.id}? Its content will be lost. If it changes an order, invariant B of the sale will be violated.`, "Delete", { danger: true }))) return;
     await this.act("DELETE", `/v1/dead-letters/${encodeURIComponent(letter.id)}`, letter, row, "was deleted");
   }
 
