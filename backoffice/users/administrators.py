@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from backoffice.stores import Stores
-from backoffice.users.store import Users
+from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "administrators.sql")
@@ -25,10 +25,10 @@ class LastAdministrator(Exception):
 class Administrators:
     """Administrators are in all shards; a lock in the catalogue orders changes of them."""
 
-    def __init__(self, stores: Stores, users: Users) -> None:
-        """Uses both, owns nothing."""
+    def __init__(self, stores: Stores) -> None:
+        """Uses the stores, owns nothing."""
         self._catalogue = stores.catalogue
-        self._users = users
+        self._shards = stores.shards
         # Bounds the connections of this process that wait for the lock to one.
         self._here = asyncio.Lock()
 
@@ -54,9 +54,15 @@ class Administrators:
         async with self._here, self._catalogue.connection() as connection:
             await connection.execute(SQL["limit_lock_wait"])
             await connection.execute(SQL["lock"], {"lock_id": _LOCK_ID})
-            count = await self._users.count_admins(besides=besides)
+            counts = await asyncio.gather(*(_count(shard, besides) for shard in self._shards))
             await _require_held(connection)
-            yield count
+            yield sum(counts)
+
+
+async def _count(shard: Database, besides: UUID | None) -> int:
+    async with shard.connection() as connection:
+        row = await (await connection.execute(SQL["count_admins"], {"besides": besides})).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 async def _require_held(connection: AsyncConnection[TupleRow]) -> None:

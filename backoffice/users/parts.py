@@ -36,7 +36,7 @@ class UserParts:
         addresses = Addresses(stores)
         self.users = Users(stores, addresses, cache, sessions)
         erasures = Erasures(stores, self.users, addresses)
-        self.administrators = Administrators(stores, self.users)
+        self.administrators = Administrators(stores)
         service = UserService(
             self.users, self.administrators, erasures, attempts, known_clients, recent_login_s=recent_login_s
         )

@@ -27,7 +27,6 @@ from backoffice.web.messages import Role
 from domain import ids
 from domain.notices import NoticeKind, notice_of_left_address, notice_to_user
 from domain.topology import bucket_of_user
-from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "users.sql")
@@ -232,11 +231,6 @@ class Users:
         async with self._cache.changing(str(user_id)):
             pass
 
-    async def count_admins(self, *, besides: UUID | None) -> int:
-        """The number of administrators, without this one."""
-        counts = await asyncio.gather(*(_count_admins(shard, besides) for shard in self._stores.shards))
-        return sum(counts)
-
     @asynccontextmanager
     async def changing(self, user_id: UUID, *, by: UUID) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A transaction on the shard of the user.
@@ -275,12 +269,6 @@ def _subject(user_id: UUID) -> str:
 
 def _work_of(user_id: UUID) -> str:
     return f"by:{user_id}"
-
-
-async def _count_admins(shard: Database, besides: UUID | None) -> int:
-    async with shard.connection() as connection:
-        row = await (await connection.execute(SQL["count_admins"], {"besides": besides})).fetchone()
-    return 0 if row is None else int(row[0])
 
 
 async def _get(connection: AsyncConnection[TupleRow], user_id: UUID) -> User | None:

@@ -60,10 +60,6 @@ INSERT INTO login_releases (user_id, email_folded) VALUES (%(user_id)s, %(email_
 ON CONFLICT (user_id, email_folded) DO UPDATE SET noted_at = now()
 RETURNING user_id, email_folded, noted_at;
 
--- name: count_admins
--- Index users_of_staff. Reads only.
-SELECT count(*) FROM users WHERE role = 'admin' AND id IS DISTINCT FROM %(besides)s::uuid;
-
 -- name: erase_user
 -- Primary key, compare-and-set on the version; repeating finds no row. Tables with personal data reference `users` with
 -- ON DELETE CASCADE (a test checks all tables), so their rows are deleted, too. Orders hold no personal data except the

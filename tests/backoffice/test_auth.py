@@ -371,3 +371,24 @@ def test_long_passwords_cost_bounded_time_to_judge() -> None:
     hard = ("@$01!3457+({[<|" * 20)[:256]
     assert not is_weak(hard)
     assert is_weak("a" * 256)
+
+
+def test_a_refresh_does_not_make_a_login_recent(http: httpx.Client, databases: Databases) -> None:
+    """A stolen login cannot take the account over: that needs the password again."""
+    register(http)
+    tokens = login(http).json()
+    for dsn in databases.shard_dsns:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE refresh_families SET created_at = created_at - interval '11 minutes'")
+    headers = {"Authorization": f"Bearer {refresh(http, tokens['refresh_token']).json()['access_token']}"}
+    for answer in (
+        http.patch("/v1/users/me", json={"email": "thief@x.example"}, headers=headers),
+        http.delete("/v1/users/me", headers=headers),
+    ):
+        problem = answer.json()
+        assert (answer.status_code, problem["code"], problem["reason"]) == (403, "forbidden", "recent_login_required")
+        assert problem["max_age_s"] == 600 and "log in again" in problem["detail"]
+    assert http.patch("/v1/users/me", json={"name": "Countess"}, headers=headers).status_code == 200
+    headers = {"Authorization": f"Bearer {login(http).json()['access_token']}"}
+    moved = http.patch("/v1/users/me", json={"email": "ada@other.example"}, headers=headers)
+    assert (moved.status_code, moved.json()["email_verified"]) == (200, False)

@@ -122,7 +122,7 @@ def first_admin(accounts: Accounts) -> Iterator[Callable[..., FirstAdmin]]:
         environ = {"FLASHSALE_ADMIN_EMAIL": email}
         if password is not None:
             environ["FLASHSALE_ADMIN_PASSWORD"] = password
-        administrators = Administrators(accounts.stores, accounts.users)
+        administrators = Administrators(accounts.stores)
         return FirstAdmin(
             load_settings(environ), users=accounts.users, administrators=administrators, passwords=passwords
         )

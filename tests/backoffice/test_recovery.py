@@ -148,7 +148,9 @@ def test_a_changed_password_ends_every_other_login(http: httpx.Client, buyer: UU
 def test_a_change_needs_the_old_password(http: httpx.Client, buyer: UUID, databases: Databases) -> None:
     tokens = login(http).json()
     assert code(change(http, tokens["access_token"], old="wrong password")) == (401, "credentials_invalid")
-    assert code(change(http, tokens["access_token"], new="short")) == (422, "validation_failed")
+    for weak in ("short", "Passw0rd", EMAIL):
+        answer = change(http, tokens["access_token"], new=weak)
+        assert code(answer) == (422, "validation_failed") and answer.json()["errors"][0]["pointer"] == "/new_password"
     assert refresh(http, tokens["refresh_token"]).status_code == 200
     assert len(notices(databases)) == 1 and buyer
     assert login(http).status_code == 200
@@ -355,6 +357,9 @@ def test_a_refused_new_password_does_not_use_the_token_up(
 ) -> None:
     token = mailed(databases, buyer, NoticeKind.PASSWORD_RESET)
     assert reset(http, token, "short").status_code == 422
+    for guessed in ("Passw0rd", EMAIL):
+        weak = reset(http, token, guessed)
+        assert code(weak) == (422, "validation_failed") and weak.json()["errors"][0]["pointer"] == "/new_password"
     assert reset(http, token).status_code == 204
 
 

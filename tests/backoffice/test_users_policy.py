@@ -80,7 +80,7 @@ async def test_administrators_leave_one_after_the_other(accounts: Accounts) -> N
     """Concurrent demotions and erasures of all administrators, each in its own process: one administrator remains."""
     crowd = [await accounts.make(f"a{place}@shop.example", role=Role.ADMIN) for place in range(4)]
     users, erasures = accounts.users, accounts.erasures
-    processes = [new_service(accounts.stores, users, Administrators(accounts.stores, users), erasures) for _ in crowd]
+    processes = [new_service(accounts.stores, users, Administrators(accounts.stores), erasures) for _ in crowd]
     results = await asyncio.gather(
         *(
             process.change(caller(user.id), user.id, Change(role=Role.BUYER), None)

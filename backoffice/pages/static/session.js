@@ -8,7 +8,10 @@ const EARLY_MS = 60000; // renew a token so long before it expires, or a quarter
 const IDLE_MS_MAX = 12 * 3600 * 1000; // a login that no tab has renewed for so long is not taken up again
 const ASK_WITHIN_MS = 3000; // tabs ask at random moments whether the address is verified
 
-/** Run `work` in one tab at a time. Pages without TLS have no locks: the server's grace for a lost reply is enough. */
+/**
+ * Run `work` in one tab at a time. A tab may see the tokens of another one a little late, and pages without TLS have no
+ * locks. For both, the server accepts a refresh token again within some seconds.
+ */
 const inTurn = (name, work) => (navigator.locks ? navigator.locks.request(name, work) : work());
 
 export class Session {
