@@ -39,8 +39,12 @@ class Mailbox:
         """Store the mail; returns the answer to the sender."""
         content = envelope.content
         assert isinstance(content, bytes)
-        for recipient in envelope.rcpt_tos:
-            self._keep(recipient, content)
+        try:
+            for recipient in envelope.rcpt_tos:
+                self._keep(recipient, content)
+        except OSError as error:
+            # A full disk, for example. An answer of 5xx would make the sender give the mail up.
+            return f"452 4.3.1 not kept: {error.strerror}"
         return "250 kept"
 
     def _keep(self, recipient: str, content: bytes) -> None:
@@ -49,9 +53,13 @@ class Mailbox:
         name = _UNSAFE.sub("_", recipient)[:_NAME_LENGTH_MAX]
         path = self._folder / f"{stamp}-{os.getpid()}.{self._number:06d}-{name}.eml"
         staging = path.with_suffix(".part")
-        staging.touch(mode=0o600)
-        staging.write_bytes(content)
-        staging.rename(path)
+        try:
+            staging.touch(mode=0o600)
+            staging.write_bytes(content)
+            staging.rename(path)
+        except OSError:
+            staging.unlink(missing_ok=True)
+            raise
         self._kept.append(path)
         while len(self._kept) > self._kept_max:
             self._kept.pop(0).unlink(missing_ok=True)

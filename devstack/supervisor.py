@@ -284,8 +284,10 @@ class Supervisor:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} supervisor: {text}\n")
-    sys.stderr.flush()
+    """Log a line. On a full disk it is lost: the supervisor of a stack must not end by its own log."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} supervisor: {text}\n")
+        sys.stderr.flush()
 
 
 def supervise(

@@ -153,7 +153,11 @@ class _EdgeCollector(Collector):
         restarts = CounterMetricFamily(
             "flashsale_task_restarts", "Background tasks that ended and were started again", labels=["worker", "task"]
         )
+        lost_lines = CounterMetricFamily(
+            "flashsale_log_writes_failed", "Writes of log lines that failed, such as on a full disk", labels=["worker"]
+        )
         for worker, snapshot in self._snapshots.items():
+            lost_lines.add_metric([worker], snapshot["log_writes_failed"])
             for task, count in snapshot["task_restarts"].items():
                 restarts.add_metric([worker, task], count)
             durability.add_metric([worker, snapshot["durability"]], 1)
@@ -168,6 +172,7 @@ class _EdgeCollector(Collector):
         yield keys
         yield outside
         yield restarts
+        yield lost_lines
 
     def _orders(self) -> Iterable[Metric]:
         orders = CounterMetricFamily("flashsale_edge_orders", "Order requests by outcome", labels=["worker", "outcome"])

@@ -31,7 +31,7 @@ from hotpath.tokens import KeyRing
 from runtime.postgres.pool import postgres_pool
 from runtime.process.settings import Settings
 from runtime.process.supervision import Beat, TaskSupervisor
-from runtime.process.telemetry import configure_logging
+from runtime.process.telemetry import configure_logging, log_writes_failed
 from runtime.redis.client import redis_client
 from runtime.tokens.key_watch import KeyWatch
 from runtime.tokens.keys import load_token_keys
@@ -166,6 +166,7 @@ class Worker:
             "ended_sessions": len(self._session_ends.table),
             "outside_keys": self._outside.keys,
             "task_restarts": dict(self._background.restarts),
+            "log_writes_failed": log_writes_failed(),
             "token_keys": {kid: kid == keys.active for kid in keys.keys},
         }
 

@@ -11,14 +11,17 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
+from devstack.plan import responds
 from devstack.servers import RedisServer
 from faults.checker import Expectations
 from faults.conditions import Needs, NotFired
 from faults.history import Ending
 from faults.redis_faults import LIMITED
 from faults.scenario import Drill, Fault
+from ops.shop import Shop, ShopError
 from ops.stack_file import PROJECT
 from runtime.process.settings import overrule
 
@@ -26,13 +29,16 @@ FULL_S = 3.0
 REFUSED_S = 2.5  # the watch closes affected sales within half a second; the last second is checked
 GONE_BACK_S = 2.0
 ASKED_AGAIN = 50
+PRODUCTS_MAX = 2000
 REBUILD_S_MAX = 90
 _AWAY = frozenset({"overloaded", "dependency_unavailable", "outcome_unknown"})  # answers to orders without Redis
+_ENDED_BY_WRITE_ERRORS = frozenset({"redis", "postgres"})  # rather than confirm data that is not on disk
 _TORN = b"*3\r\n$3\r\nSET\r\n$4\r\ntorn\r\n$20\r\nhalf"
 
 
 def _data(drill: Drill) -> Path:
-    return drill.stage.small_disk or drill.stage.folder.data / "redis"
+    disk = drill.stage.redis_disk
+    return disk.path if disk else drill.stage.folder.data / "redis"
 
 
 @asynccontextmanager
@@ -83,6 +89,50 @@ async def fill_disk(drill: Drill) -> str:
     if not met:
         raise NotFired("no order met the full disk")
     return f"Redis ended by its write error (pid {old} became {new}); {met} attempts met it"
+
+
+async def fill_state_disk(drill: Drill) -> str:
+    """Fill the disk of the whole stack: the files of Redis and PostgreSQL, all logs, mails and `stack.json`."""
+    stage, old, disk = drill.stage, drill.stage.pid("redis"), drill.stage.state_disk
+    assert disk is not None
+    staff, before, began = stage.staff(), dict(stage.stack.processes), time.monotonic()
+    await asyncio.to_thread(disk.fill)
+    try:
+        await stage.until(
+            lambda: not responds(f"{stage.stack.edge_url}/readyz"), "the edge stayed ready on a full disk"
+        )
+        refused = await _product_refused(drill, staff)
+        await asyncio.sleep(FULL_S)
+        met = sum(a.returned_at > began and a.code in _AWAY for a in drill.buyers.history.attempts())
+    finally:
+        disk.free()
+    new = await stage.replaced("redis", old)
+    for name in stage.stack.metrics:
+        await stage.ready_again(name)
+    ended = {name for name, pid in stage.stack.processes.items() if pid != before[name]} - _ENDED_BY_WRITE_ERRORS
+    if ended:
+        drill.fail("F", f"a full disk ended {sorted(ended)}: probably by their logs")
+    if not met:
+        raise NotFired("no order met the full disk")
+    return (
+        f"Redis ended by its write error (pid {old} became {new}), the edge was not ready, PostgreSQL refused a product "
+        f"({refused}); {met} attempts met it"
+    )
+
+
+async def _product_refused(drill: Drill, staff: Shop) -> str:
+    """Create products until PostgreSQL finds no room for one; the code of the answer. A finding for an untyped one."""
+    for number in range(PRODUCTS_MAX):
+        sku = f"FULL-{drill.stage.sales_made}-{number}"
+        # Random, so that PostgreSQL cannot compress it into a page that it has.
+        name = drill.rng.randbytes(100).hex()
+        try:
+            await asyncio.to_thread(partial(staff.create_product, sku=sku, name=name, price_minor=1))
+        except ShopError as error:
+            if "dependency_unavailable" not in str(error):
+                drill.fail("E", f"a product on a full disk: {error}")
+            return "dependency_unavailable"
+    raise NotFired("PostgreSQL stored products on a full disk")
 
 
 async def wipe(drill: Drill) -> str:
@@ -158,6 +208,11 @@ FAULTS = [
         "aof-disk-full", "the disk of the append-only file is full for 3 s",
         "Redis ends instead of answering an unwritten order; it restarts when there is space", fill_disk,
         needs=Needs(small_disk=True),
+    ),
+    Fault(
+        "state-disk-full", "the disk of the whole stack is full for some seconds: Redis, PostgreSQL, logs",
+        "no order is accepted and the edge is not ready; the stack stays up, and continues when there is space",
+        fill_state_disk, needs=Needs(state_disk=True),
     ),
     Fault(
         "redis-wiped-mid-sale", "Redis loses its whole disk during a sale",

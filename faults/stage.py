@@ -26,8 +26,9 @@ from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.plan import responds
 from devstack.state import StateFolder
-from faults.conditions import Needs, NotFired, NotHere
+from faults.conditions import Needs, NotFired
 from faults.proxy import FaultProxy
+from faults.small_disk import SmallDisk, small_disk
 from faults.variation import Variation
 from ops.shop import Shop
 from ops.stack_file import PROJECT, Stack
@@ -40,6 +41,7 @@ USERS = 400
 TOKEN_S = 4 * 3600  # longer than a whole run
 WAIT_S_MAX = 30.0
 SMALL_DISK_MB = 24
+STATE_DISK_MB = 2048
 # Short leases: a crashed process's leases expire well within the ten seconds that recovery may take.
 _LIMITS = {"edge_workers": "2", "lease_ms": "1500", "log_level": "INFO"}
 # Process -> the servers that it reaches through proxies.
@@ -55,12 +57,13 @@ ROUTES = {
 
 @dataclass(slots=True)
 class Stage:
-    """A stack that is up. `proxies` by (process, server)."""
+    """A stack that is up. `proxies` by (process, server). `redis_disk`, `state_disk`: as `Needs` asks for them."""
 
     folder: StateFolder
     proxies: dict[tuple[str, str], FaultProxy]
     users: list[tuple[UUID, str]]
-    small_disk: Path | None = None
+    redis_disk: SmallDisk | None = None
+    state_disk: SmallDisk | None = None
     sales_made: int = 0
     _extras: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -225,7 +228,9 @@ class Stage:
 def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
     """A stage while the block runs. NotHere if the machine cannot provide it."""
     with ExitStack() as stack:
-        small_disk = stack.enter_context(_small_disk()) if needs.small_disk else None
+        redis_disk = stack.enter_context(small_disk(SMALL_DISK_MB, mode=0o700)) if needs.small_disk else None
+        # Others may pass through its root: as root, PostgreSQL runs as another user, beside the stack's folder.
+        state_disk = stack.enter_context(small_disk(STATE_DISK_MB, mode=0o711)) if needs.state_disk else None
         ports = {"redis": free_port(), "postgres": free_port()}
         proxies = {
             (process, server): stack.enter_context(FaultProxy(ports[server]))
@@ -240,10 +245,16 @@ def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
                 for process, servers in ROUTES.items()
             },
             ports=ports,
-            redis_folder=str(small_disk or ""),
+            redis_folder=str(redis_disk.path) if redis_disk else "",
         )
         _, folder = stack.enter_context(
-            own_stack(say, name="faults", supervisor_module="faults.variation", prepare=variation.write)
+            own_stack(
+                say,
+                name="faults",
+                supervisor_module="faults.variation",
+                prepare=variation.write,
+                parent=state_disk.path if state_disk else None,
+            )
         )
         users = [
             (UUID(user), token)
@@ -251,27 +262,11 @@ def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
                 load_token_keys(folder.token_keys), count=USERS, issuer=load_settings().token_issuer, ttl_s=TOKEN_S
             )
         ]
-        stage = Stage(folder, proxies, users, small_disk)
+        stage = Stage(folder, proxies, users, redis_disk, state_disk)
         try:
             yield stage
         finally:
             stage.calm()
-
-
-@contextmanager
-def _small_disk() -> Iterator[Path]:
-    """A mounted tmpfs of a few megabytes. NotHere without the permission to mount."""
-    path = Path(tempfile.mkdtemp(prefix="flashsale-small-disk-"))
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m,mode=0700", "flashsale", str(path)]
-    try:
-        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-            raise NotHere("a small tmpfs cannot be mounted here (needs root)")
-        try:
-            yield path
-        finally:
-            subprocess.run(["umount", "-l", str(path)], capture_output=True, check=False)  # noqa: S607 - of the system
-    finally:
-        path.rmdir()
 
 
 def keep_logs(folder: StateFolder) -> Path:

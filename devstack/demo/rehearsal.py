@@ -165,15 +165,19 @@ def own_stack(
     supervisor_module: str = "devstack.supervisor",
     prepare: Callable[[StateFolder], None] = lambda _: None,
     settings: Mapping[str, str] | None = None,
+    parent: Path | None = None,
 ) -> Iterator[tuple[Stack, StateFolder]]:
     """A stack on free ports in a folder of its own, on the project's disk: on a RAM disk fsync would look too fast.
+
+    `parent` is another folder to create it in.
 
     It ends when this process ends for any reason, and is removed afterwards. `prepare` gets the folder before anything
     starts; `settings` are FLASHSALE_* of all processes and override the caller's.
     """
-    parent = StateFolder.at(None).path
-    parent.mkdir(mode=0o700, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+    usual = StateFolder.at(None).path
+    if parent is None:
+        usual.mkdir(mode=0o700, exist_ok=True)
+    path = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent or usual))
     folder = StateFolder(path)
     try:
         folder.make()
@@ -198,8 +202,8 @@ def own_stack(
     finally:
         if folder.supervisor_pid() is None:
             folder.destroy()
-        if not any(parent.iterdir()):
-            parent.rmdir()
+        if parent is None and not any(usual.iterdir()):
+            usual.rmdir()
 
 
 def _keep_logs(folder: StateFolder) -> None:

@@ -7,10 +7,48 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Final, TextIO, cast
 
 import structlog
+from prometheus_client import Counter
 
 LEVELS = {"DEBUG": logging.DEBUG, "INFO": logging.INFO, "WARNING": logging.WARNING, "ERROR": logging.ERROR}
+
+LOG_WRITES_FAILED: Final = Counter(
+    "flashsale_log_writes_failed", "Writes of log lines that failed, such as on a full disk. The lines may be lost."
+)
+
+
+def log_writes_failed() -> int:
+    """The count, for a process that collects its metrics in another way."""
+    (metric,) = LOG_WRITES_FAILED.collect()
+    return int(metric.samples[0].value)
+
+
+class LossyStream:
+    """A text stream that loses lines where the other one raises.
+
+    A full disk must not end the work that logs: an error of a log line would be an error of its caller.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        """`stream` stays the caller's."""
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write; never raises OSError."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            LOG_WRITES_FAILED.inc()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush; never raises OSError."""
+        try:
+            self._stream.flush()
+        except OSError:
+            LOG_WRITES_FAILED.inc()
 
 
 def configure_logging(service: str, level: str) -> None:
@@ -19,6 +57,7 @@ def configure_logging(service: str, level: str) -> None:
     `level` is one of `LEVELS`. Call once, when the process starts.
     """
     terminal = sys.stderr.isatty()
+    stream = cast(TextIO, LossyStream(sys.stderr))  # with the two methods that loggers use
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -35,10 +74,10 @@ def configure_logging(service: str, level: str) -> None:
     structlog.configure(
         processors=[*shared, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

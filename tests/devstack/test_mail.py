@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import email
 import email.policy
+import resource
 import secrets
 import smtplib
 import stat
@@ -12,12 +14,14 @@ import sys
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
+from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from devstack.children import free_port, port_is_free
-from devstack.mailbox import Mailbox
+from devstack.mailbox import MAIL_BYTES_MAX, Mailbox
 from tests.fixtures.fix_mail import text_of, token_of
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually
 
@@ -114,3 +118,19 @@ def test_the_mailbox_keeps_the_newest(tmp_path: Path) -> None:
     # A new run keeps the mails of the last one.
     Mailbox(tmp_path, kept_max=3)._keep("r5@x.example", b"5")
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_full_disk_is_temporary_for_senders_and_leaves_no_half_of_a_mail(tmp_path: Path) -> None:
+    mailbox, envelope = Mailbox(tmp_path), Envelope()
+    envelope.rcpt_tos, envelope.content = ["c@d.example"], b"x" * (MAIL_BYTES_MAX // 2)
+    server, session = MagicMock(spec=SMTP), MagicMock(spec=Session)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))  # no room for more than 1 KiB of a file
+    try:
+        answer = asyncio.run(mailbox.handle_DATA(server, session, envelope))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert answer.startswith("452 ")
+    assert list(tmp_path.iterdir()) == []
+    assert asyncio.run(mailbox.handle_DATA(server, session, envelope)) == "250 kept"
+    assert len(list(tmp_path.iterdir())) == 1

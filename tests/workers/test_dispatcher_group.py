@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 import orjson
 import psycopg
@@ -25,7 +26,7 @@ from domain.topology import (
     outbox_partition,
 )
 from runtime.dead_letters import DeadLetter, DeadLetters, PostgresDeadLetters
-from runtime.event_log import EventLog, LogRecord, open_event_log
+from runtime.event_log import EventLog, EventLogUnavailable, LogRecord, NewRecord, open_event_log
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import load_settings
@@ -180,6 +181,32 @@ async def test_a_row_larger_than_one_append_is_told_whole(setup: Setup) -> None:
     put(setup.dsn, 4, events)
     async with setup.running():
         await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert await setup.logged(4) == events
+
+
+async def test_a_row_that_fails_half_way_is_appended_once(setup: Setup) -> None:
+    """Each try appended the first thousand records again: the log grew without an end while the second step failed."""
+    events = [event("k", version) for version in range(2_500)]
+    failures = 0
+
+    class HalfWay:
+        """The real log; the step with this record fails several times."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(setup.log, name)
+
+        async def append(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
+            nonlocal failures
+            if failures < 3 and any(orjson.loads(record.value)["version"] == 1_200 for record in records):
+                failures += 1
+                raise EventLogUnavailable(topic, partition, "told to")
+            await setup.log.append(topic, partition, records)
+
+    setup.destination = OrderEvents(cast(EventLog, HalfWay()))
+    put(setup.dsn, 4, events)
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert failures == 3
     assert await setup.logged(4) == events
 
 

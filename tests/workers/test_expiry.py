@@ -198,6 +198,54 @@ async def test_the_backstop_gives_stored_final_orders_the_ttl_they_missed(
     await lease.release()
 
 
+async def test_the_backstop_scans_on_while_a_shard_is_away(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    market = open_market(bench, maker, redis_client, units=40)
+    orders = market.buy(40)
+    for order in orders:
+        market.cancel(order)
+    await market.store()
+    for order in orders:
+        redis_client.persist(topology.order_key(order.order_id))
+    lease = await _lease(bench)
+    backstop = Backstop(bench.pools, bench.redis, cluster=TOPOLOGY, final_since_ms=0, rest_s=0)
+    away = TOPOLOGY.shard_of_order(orders[0].order_id)
+    name = bench.databases.shard_dsns[away].rpartition("/")[2]
+    with psycopg.connect(bench.databases.catalogue_dsn, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            await backstop.step(lease)
+        finally:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+    lasting = {order.order_id for order in orders if redis_client.ttl(topology.order_key(order.order_id)) == -1}
+    assert lasting == {o.order_id for o in orders if TOPOLOGY.shard_of_order(o.order_id) == away}
+    assert 0 < len(lasting) < len(orders)
+    await lease.release()
+
+
+async def test_a_damaged_sale_keeps_no_other_from_being_cleared(
+    bench: Bench, maker: Maker, redis_client: redis.Redis
+) -> None:
+    """Its error reply ended each round of the janitor: the sales behind it stayed in Redis for ever."""
+    seconds, _ = await bench.redis.time()
+    markets = [
+        open_market(bench, Maker(maker.rng, uuid4()), redis_client, units=5, ends_at_ms=(seconds - 7200) * 1000)
+        for _ in range(4)
+    ]
+    damaged = markets[0].sale.sale_id
+    redis_client.hset(topology.lane_state_key(LANE), topology.stock_field(damaged, 0), b"short")
+    lease = await _lease(bench)
+    with capture_logs() as lines:
+        await Janitor(bench.redis, kept_s=3600).clear(lease)
+    state = markets[0].lane.state()
+    assert [m.sale.sale_id for m in markets if topology.definition_field(m.sale.sale_id).encode() in state] == [damaged]
+    (line,) = [line for line in lines if line["log_level"] == "error"]
+    assert line["sale_id"] == str(damaged) and "CORRUPT" in line["error"]
+    await lease.release()
+
+
 async def test_the_janitor_clears_a_sale_that_is_long_over(
     bench: Bench, maker: Maker, redis_client: redis.Redis
 ) -> None:

@@ -138,6 +138,28 @@ async def test_paid_orders_that_wait_take_no_place_of_others(
     assert rejecting_module.WAITING_PAID._value.get() == paid_count
 
 
+async def test_a_damaged_note_keeps_no_other_order_from_being_rejected(
+    bench: Bench, market: Market, lease: Lease
+) -> None:
+    oversell(market)
+    market.buy(UNITS + SURPLUS)
+    delivery = Delivery(market)
+    await delivery.round()
+    damaged = [b"", bytes([1, OrderStatus.RESERVED, 7]), bytes([1, OrderStatus.PAID])]
+    with psycopg.connect(bench.databases.shard_dsns[0]) as connection:
+        for number, entry in enumerate(damaged):
+            connection.execute(
+                "INSERT INTO waiting_entries (lane, lane_seq, order_id, version, entry) VALUES (%s, %s, %s, 1, %s)",
+                (LANE, 1_000_000 + number, uuid4(), entry),
+            )
+    rejecting = rejecting_at(bench)
+    for _ in range(3):
+        await rejecting.round(lease)
+        await delivery.round()
+    assert delivery.statuses()[OrderStatus.REJECTED] == SURPLUS
+    assert notes(bench) == len(damaged)
+
+
 async def test_nothing_is_rejected_while_a_release_is_on_its_way(bench: Bench, market: Market, lease: Lease) -> None:
     """A cancelled unit is sold again before the shard knows of the cancel."""
     orders = market.buy(UNITS, shard=0)

@@ -44,21 +44,31 @@ class Destination(Protocol):
 
 
 class OrderEvents:
-    """Order events go to the event log's topic of orders, partition by partition."""
+    """Order events go to the event log's topic of orders, partition by partition. One instance for each database.
+
+    The records that a failed delivery had appended are remembered and not appended again with the next try: otherwise
+    each try would append its first steps once more, as long as a later step fails.
+    """
 
     name = DESTINATION_ORDER_EVENTS
 
     def __init__(self, event_log: EventLog) -> None:
         """`event_log` stays the caller's to close."""
         self._event_log = event_log
+        self._appended: dict[int, list[NewRecord]] = {}  # by partition; the first records of a page at most
 
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         """Append, in as many steps as the log's bound asks for, one after the other."""
         records = [NewRecord(event.key, event.body, event.headers) for event in events]
+        before = self._appended.pop(partition, [])
+        done = len(before) if records[: len(before)] == before else 0
         try:
-            for start in range(0, len(records), APPEND_RECORDS_MAX):
-                await self._event_log.append(TOPIC_ORDERS, partition, records[start : start + APPEND_RECORDS_MAX])
+            while done < len(records):
+                step = records[done : done + APPEND_RECORDS_MAX]
+                await self._event_log.append(TOPIC_ORDERS, partition, step)
+                done += len(step)
         except EventLogUnavailable as error:
+            self._appended[partition] = records[:done]
             raise DeliveryFailed(str(error)) from error
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 from uuid import UUID
 
+import psycopg
 import structlog
 from redis.asyncio import Redis
 
@@ -33,6 +34,7 @@ REST_S = 10.0
 OVERDUE_MS = 60_000
 FINAL_SINCE_MS = 3_600_000
 FINAL_TTL_S = 24 * 3600
+AWAY_S = 5.0  # a shard that did not answer is not asked for this time; the next scan finds its orders again
 
 _SQL = load_sql("workers.expiry", "expiry.sql")
 log = structlog.get_logger()
@@ -61,6 +63,7 @@ class Backstop:
         self._rest_s = rest_s
         self._rests_until = 0.0
         self._cursor = 0
+        self._away_until = [0.0] * len(pools)
 
     async def step(self, _: Lease) -> bool:
         """Scan about `KEYS_PER_STEP` keys; never asks for another round at once, so that Redis rests in between."""
@@ -129,9 +132,20 @@ class Backstop:
         for entry in lasting:
             by_shard.setdefault(self._cluster.shard_of_order(entry.order_id), []).append(entry.order_id)
         for shard, order_ids in by_shard.items():
-            async with self._pools[shard].connection() as connection:
-                rows = await (await connection.execute(_SQL["final"], {"ids": order_ids})).fetchall()
             pipeline = self._redis.pipeline(transaction=False)
-            for (order_id,) in rows:
+            for order_id in await self._stored_as_final(shard, order_ids):
                 pipeline.expire(topology.order_key(order_id), FINAL_TTL_S)
             await pipeline.execute()
+
+    async def _stored_as_final(self, shard: int, order_ids: list[UUID]) -> list[UUID]:
+        """Those that the shard has in a final state. None while it is away: the scan goes on for the other shards."""
+        if time.monotonic() < self._away_until[shard]:
+            return []
+        try:
+            async with self._pools[shard].connection() as connection:
+                rows = await (await connection.execute(_SQL["final"], {"ids": order_ids})).fetchall()
+        except (psycopg.Error, OSError, TimeoutError) as error:
+            self._away_until[shard] = time.monotonic() + AWAY_S
+            log.warning("shard away, its final orders get no TTL", shard=shard, error=type(error).__name__)
+            return []
+        return [order_id for (order_id,) in rows]

@@ -16,6 +16,7 @@ from uuid import UUID
 import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 
 from domain import topology
 from domain.outcomes import ForgetAnswer
@@ -69,7 +70,11 @@ class Janitor:
             for lane in sale.lanes:
                 if not lease.held:
                     return False
-                is_clear = await self._clear_lane(lease, sale, lane, redis_ms) and is_clear
+                try:
+                    is_clear = await self._clear_lane(lease, sale, lane, redis_ms) and is_clear
+                except ResponseError as error:  # damaged state of this sale; the others leave Redis all the same
+                    log.error("sale is not cleared", sale_id=str(sale_id), lane=lane, error=str(error))
+                    is_clear = False
             if is_clear and redis_ms >= sale.ends_at_ms + self._kept_ms + LISTED_S * 1000:
                 await self._documents.remove(sale_id)
                 undocumented.add(sale_id)

@@ -31,7 +31,7 @@ from prometheus_client import Gauge
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from domain.orders import OrderEntry, OrderStatus, decode_entry
+from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.outcomes import Transition
 from reservation.documents import SaleDocuments
 from reservation.lane import Lanes
@@ -167,8 +167,8 @@ class Rejecting:
             counts.update(by_status)
         WAITING.set(counts.total())
         WAITING_PAID.set(counts[OrderStatus.PAID])
-        entries = [decode_entry(raw) for rows, _ in notes for (raw,) in rows]
-        return {entry.order_id: entry for entry in entries}
+        entries = [_decode(raw) for rows, _ in notes for (raw,) in rows]
+        return {entry.order_id: entry for entry in entries if entry is not None}
 
     async def _notes(self, pool: Pool) -> tuple[list[Any], dict[int, int]]:
         """The reserved orders that wait in one shard, and the number of all by status."""
@@ -244,6 +244,15 @@ class Rejecting:
             log.error("order rejected: its units do not exist", units=units, **about)
         elif change.transition is Transition.NOT_FOUND:
             log.error("order without units is not in Redis: rebuild the sale", **about)
+
+
+def _decode(note: bytes) -> OrderEntry | None:
+    """The noted order; None for damaged bytes, which must not end the rejection of all other orders."""
+    try:
+        return decode_entry(note)
+    except MalformedEntry as error:
+        log.error("note of a waiting order is malformed", error=str(error))
+        return None
 
 
 def _units_by_sku(rows: Iterable[tuple[UUID, str, int]]) -> dict[Sku, int]:

@@ -10,18 +10,19 @@ WHERE t.order_id = w.order_id AND t.version = w.version;
 -- name: read_waiting
 -- The waiting orders of one status at their newest noted version, oldest place first: `status` is the second byte of an
 -- entry (`domain.orders`). The bound is for those that can be rejected: paid ones wait for a restock, perhaps for days,
--- and take no place. Changes nothing. Reads all notes, usually none.
+-- and take no place. A damaged entry without a second byte is of no status. Changes nothing. Reads all notes, usually
+-- none.
 SELECT entry
 FROM (
     SELECT DISTINCT ON (order_id) lane, lane_seq, entry FROM waiting_entries ORDER BY order_id, version DESC
 ) AS newest
-WHERE get_byte(entry, 1) = %(status)s
+WHERE CASE WHEN length(entry) > 1 THEN get_byte(entry, 1) END = %(status)s
 ORDER BY lane, lane_seq
 LIMIT %(limit)s;
 
 -- name: count_waiting
 -- Number of waiting orders by their newest noted status. Changes nothing. Reads all notes, usually none.
-SELECT get_byte(entry, 1), count(*)
+SELECT CASE WHEN length(entry) > 1 THEN get_byte(entry, 1) ELSE -1 END, count(*)
 FROM (SELECT DISTINCT ON (order_id) entry FROM waiting_entries ORDER BY order_id, version DESC) AS newest
 GROUP BY 1;
 

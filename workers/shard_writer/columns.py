@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
 from uuid import UUID
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, DataError
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
@@ -107,17 +107,17 @@ def uuids(values: Sequence[UUID]) -> Column:
 
 
 def smallints(values: Sequence[int]) -> Column:
-    """`smallint[]`; struct.error for a value out of range."""
+    """`smallint[]`; DataError for a value out of range."""
     return _fixed(_Smallints, "h", 2, values)
 
 
 def integers(values: Sequence[int]) -> Column:
-    """`integer[]`; struct.error for a value out of range."""
+    """`integer[]`; DataError for a value out of range."""
     return _fixed(_Integers, "i", 4, values)
 
 
 def bigints(values: Sequence[int]) -> Column:
-    """`bigint[]`; struct.error for a value out of range."""
+    """`bigint[]`; DataError for a value out of range."""
     return _fixed(_Bigints, "q", 8, values)
 
 
@@ -154,7 +154,12 @@ def _head(cls: type[Column], count: int) -> bytes:
 def _fixed(cls: type[Column], code: str, length: int, values: Sequence[int] | Sequence[bytes]) -> Column:
     pairs: Iterable[tuple[int, int | bytes]] = zip(repeat(length), values)
     flat = chain.from_iterable(pairs)
-    return cls(_head(cls, len(values)) + struct.pack(">" + f"i{code}" * len(values), *flat))
+    try:
+        packed = struct.pack(">" + f"i{code}" * len(values), *flat)
+    except struct.error as error:
+        # As PostgreSQL would answer it: a data error of the order that caused it, never the end of the writer.
+        raise DataError(f"value out of range: {error}") from error
+    return cls(_head(cls, len(values)) + packed)
 
 
 def _variable(cls: type[Column], values: Sequence[bytes]) -> Column:

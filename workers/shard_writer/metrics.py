@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from workers.shard_writer.plan import StoreResult
 
@@ -17,6 +17,11 @@ DEAD_LETTERED = Counter("flashsale_writer_dead_lettered", "Messages given up to 
 PAUSES = Counter("flashsale_writer_pauses", "Pauses of consumption, by what was waited for.", ["shard", "waits_for"])
 TTL_MISSED = Counter("flashsale_writer_ttl_missed", "Final orders whose value in Redis got no TTL.", ["shard"])
 GRANTS_SWEPT = Counter("flashsale_writer_grants_swept", "Grants that the sweep corrected.", ["shard"])
+GUARD_DAMAGED = Gauge(
+    "flashsale_writer_guard_damaged",
+    "SKUs with a grant and a quota that do not fit each other, in the last sweep.",
+    ["shard"],
+)
 BATCH_ORDERS = Histogram(
     "flashsale_writer_batch_orders",
     "Orders in one transaction.",

@@ -4,6 +4,9 @@ Heals: a grant that was made and not adopted, a release that did not reach the c
 and not used. Idle units are given up only when nothing moved between two looks, so that a writer between its
 catalogue transaction and its own rarely loses them; if it does, it asks again.
 
+A SKU with halves that do not fit each other (damage: a grant below the units sold, or units given up that the ledger
+does not have) is logged as an error and left as it is; the others are healed.
+
 Looks at the sales that may move: those that ended less than a day ago or not yet, and those that the round before
 found unsettled. Replayed dead letters move older sales as well, hence the look at all sales once a minute and after a
 start. So the cost of a round follows the sales of the day, not all sales ever.
@@ -23,6 +26,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from runtime.postgres.sql import load_sql
 from runtime.process.service import Service
+from workers.consuming import REFUSED, reason_of
 from workers.shard_writer import columns, metrics
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import Grant, Quota, SkuKey
@@ -44,8 +48,13 @@ class _Look:
 
     @property
     def is_unsettled(self) -> bool:
-        """Whether there may be something to heal."""
+        """Whether there may be something to heal, or damage to show."""
         return self.grant_seq > self.seq or self.total > self.granted or self.granted > self.sold
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the newest grant cannot be taken over: more was sold."""
+        return self.grant_seq > self.seq and self.total < self.sold
 
 
 class Sweep:
@@ -65,6 +74,7 @@ class Sweep:
         self._shard = shard
         self._every_s = every_s
         self._before: dict[SkuKey, _Look] = {}  # the unsettled SKUs of the round before
+        self._damaged: set[SkuKey] = set()  # in the round before
         self._rounds = 0
 
     async def run(self, service: Service) -> None:
@@ -95,7 +105,8 @@ class Sweep:
                 quotas = await _read_quotas(connection, "read_quotas_of", {"sale_ids": sale_ids})
             looks = {key: _look(grants.get(key), quotas.get(key)) for key in grants | quotas}
             stable = {key: look for key, look in looks.items() if self._before.get(key) == look}
-            unknown = {key: look for key, look in stable.items() if look.grant_seq > look.seq}
+            damaged = {key: "grant below the units sold" for key, look in stable.items() if look.is_damaged}
+            unknown = {key: look for key, look in stable.items() if look.grant_seq > look.seq and not look.is_damaged}
             if unknown:
                 await _adopt(connection, unknown)
             # The sequence must agree: a writer may have raised the grant since it was read.
@@ -110,11 +121,32 @@ class Sweep:
         # Before the catalogue is lowered: after a failure, these are looked at again, whatever their age.
         self._before = {key: look for key, look in looks.items() if look.is_unsettled}
         self._rounds += 1
-        if lower:
-            await self._grants.lower_to(lower)
-        corrected = len(unknown) + len(lower)
+        refused = await self._lower(lower)
+        self._show(damaged | refused)
+        corrected = len(unknown) + len(lower) - len(refused)
         metrics.GRANTS_SWEPT.labels(self._shard).inc(corrected)
         return corrected
+
+    async def _lower(self, lower: dict[SkuKey, Grant]) -> dict[SkuKey, str]:
+        """Lower grants; returns the SKUs that the catalogue refuses, each with the reason. They are found by halves."""
+        if not lower:
+            return {}
+        try:
+            await self._grants.lower_to(lower)
+        except REFUSED as error:
+            if len(lower) == 1:
+                return dict.fromkeys(lower, reason_of(error))
+            grants, middle = list(lower.items()), len(lower) // 2
+            return await self._lower(dict(grants[:middle])) | await self._lower(dict(grants[middle:]))
+        return {}
+
+    def _show(self, damaged: dict[SkuKey, str]) -> None:
+        """Log each damaged SKU when it is found, and count them."""
+        for sale_id, sku in damaged.keys() - self._damaged:
+            reason = damaged[sale_id, sku]
+            log.error("guard is damaged", shard=self._shard, sale_id=str(UUID(int=sale_id)), sku=sku, reason=reason)
+        self._damaged = set(damaged)
+        metrics.GUARD_DAMAGED.labels(self._shard).set(len(damaged))
 
 
 def _look(grant: Grant | None, quota: Quota | None) -> _Look:
