@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, zip_longest
 
 from faults import (
+    backoffice_faults,
     disk_faults,
     edge_faults,
     hostile_faults,
@@ -24,6 +25,7 @@ _SUBJECTS = (
     edge_faults.FAULTS,
     worker_faults.WRITER,
     hostile_faults.FAULTS,
+    backoffice_faults.FAULTS,
     worker_faults.DISPATCHER,
     postgres_faults.FAULTS,
     worker_faults.EXPIRY,

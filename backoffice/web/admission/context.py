@@ -23,7 +23,7 @@ class Bounds:
     idle_s_max: float = 60.0
     answer_s_max: float = 30.0
     write_s_max: float = 30.0
-    chunks_max: int = 512  # of a chunked body, besides one for each 256 bytes
+    chunks_max: int = 256  # of a chunked body, besides one for each 256 bytes
     connections_max: int = 1024
     client_connections_max: int = 256  # of one address that is no trusted proxy
     requests_max: int = 256  # a stream that has begun does not count; its handler bounds the number of streams
