@@ -26,9 +26,10 @@ from typing import Any
 
 from devstack.children import alive
 from devstack.servers import PostgresServer, RedisServer
-from ops.stack_file import Stack, StackFolder
+from ops.stack_file import Stack, StackError, StackFolder
 
 STATE_VARIABLE = "DEVSTACK_STATE"  # in the environment of every process of a stack: the stack's folder
+SPACE_MB_MIN = 64  # PostgreSQL cannot even start with less
 _LOG_BYTES_MAX = 16 * 1024 * 1024
 _LOCK_S_MAX = 0.5
 
@@ -63,7 +64,17 @@ class StateFolder(StackFolder):
         return self.path / "mail"
 
     def make(self) -> None:
-        """Create the folders. Only their owner can enter them, also those of an earlier version."""
+        """Create the folders. Only their owner can enter them, also those of an earlier version.
+
+        StackError when their disk is full: a supervisor could not even log the reason of its end.
+        """
+        existing = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        free_mb = shutil.disk_usage(existing).free // (1024 * 1024)
+        if free_mb < SPACE_MB_MIN:
+            raise StackError(
+                f"the disk of {self.path} has {free_mb} MB of free space, a stack needs {SPACE_MB_MIN} MB at least: "
+                "free some space, or choose another folder with --state-dir"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.logs, self.data, self.path / "keys"):
             folder.mkdir(mode=0o700, exist_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from devstack import state
 from devstack.children import alive, spawn
 from devstack.servers import PostgresServer
 from devstack.state import STATE_VARIABLE, StateFolder
@@ -149,3 +150,12 @@ def test_a_value_of_the_stack_replaces_both_ways_to_set_it() -> None:
     environ = {"FLASHSALE_CATALOGUE_DSN_FILE": "theirs", "FLASHSALE_TOKEN_KEYS_FILE": "theirs", "HOME": "kept"}
     ours = {"FLASHSALE_CATALOGUE_DSN": "ours", "FLASHSALE_TOKEN_KEYS_FILE": "ours"}
     assert overrule(environ, ours) == {**ours, "HOME": "kept"}
+
+
+def test_a_full_disk_is_said_before_anything_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The supervisor ended without a word: its log was on the same disk."""
+    monkeypatch.setattr(state, "SPACE_MB_MIN", 1 << 40)
+    folder = StateFolder(tmp_path / "new" / "state")
+    with pytest.raises(StackError, match=r"has \d+ MB of free space, a stack needs"):
+        folder.make()
+    assert list(tmp_path.iterdir()) == []
