@@ -6,6 +6,7 @@ from itertools import chain, zip_longest
 
 from faults import (
     backoffice_faults,
+    clock_faults,
     disk_faults,
     edge_faults,
     hostile_faults,
@@ -34,6 +35,7 @@ _SUBJECTS = (
     disk_faults.FAULTS,
     overload_faults.FAULTS,
     verdict_faults.FAULTS,
+    clock_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -2,7 +2,7 @@
 -- Move due messages back into the stream. One whose content is damaged or lost becomes an entry that no consumer can
 -- decode, and so a dead letter: an error would keep back all retries behind it.
 -- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash), 4 entry id of the last message moved back
--- ARGV: 1 most messages to move
+-- ARGV: 1 most messages to move, 2 longest delay in ms: what is due later than that became so when the clock went back
 -- Answer: ms until the next one is due, 0 if one is due now, -1 if none waits
 local function is_message(m)
   if type(m) ~= 'table' then
@@ -19,8 +19,13 @@ end
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local now = string.format('%d', now_ms)
+local latest = string.format('(%d', now_ms + ARGV[2])
+local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])
+if #due == 0 then
+  due = redis.call('ZRANGEBYSCORE', KEYS[2], latest, '+inf', 'LIMIT', 0, ARGV[1])
+end
 local moved
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, ARGV[1])) do
+for _, id in ipairs(due) do
   local packed = redis.call('HGET', KEYS[3], id)
   local unpacked, m = pcall(cmsgpack.unpack, packed)
   if unpacked and is_message(m) then

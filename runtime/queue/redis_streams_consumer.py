@@ -29,6 +29,9 @@ from runtime.redis.scripts import load_script, run
 CLAIM_MS = 5_000
 BLOCK_MS = 1_000
 DUE_MOVED_MAX = 100
+DELAY_MS_MAX = 600_000  # the longest delay of any retry policy
+CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
+REWOUND_AT_ONCE = 1000
 CLAIM_LOOKS = 4  # signs of life, and looks for others', in one claim time
 UPKEEP_MS = 200  # a retry that another consumer made is noticed after this time
 TIDY_S = 60.0
@@ -37,6 +40,7 @@ STALE_CONSUMER_MS = 600_000
 log = structlog.get_logger()
 
 _DUE = load_script("runtime.queue", "queue_due-4")
+_REWIND = load_script("runtime.queue", "queue_rewind-1")
 _TOUCH = load_script("runtime.queue", "queue_touch-1")
 _LEAVE = load_script("runtime.queue", "queue_leave-1")
 
@@ -89,6 +93,7 @@ class StreamConsumer:
         self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
         self._closed = False
         self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
+        self._clock_ahead_s: float | None = None  # of Redis, ahead of our own monotonic one
         self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
 
     @property
@@ -233,6 +238,7 @@ class StreamConsumer:
 
         One call may find fewer than there are, so the scan goes on until its cursor is back at 0-0.
         """
+        await self._follow_clock()
         cursor = "0-0"
         while self._has_room():
             count = self._prefetch - len(self._held)
@@ -245,6 +251,22 @@ class StreamConsumer:
             if cursor == "0-0":
                 return
 
+    async def _follow_clock(self) -> None:
+        """Notice a clock of Redis that went back, also before this consumer came: deliveries seem to be of later."""
+        seconds, microseconds = await self._redis.time()
+        now_s, monotonic_s = seconds + microseconds / 1e6, time.monotonic()
+        ahead_s = now_s - monotonic_s
+        if self._clock_ahead_s is None or ahead_s < self._clock_ahead_s - CLOCK_BACK_S_MIN:
+            if self._clock_ahead_s is not None:
+                log.warning(
+                    "the clock of Redis went back", queue=self._queue, by_s=round(self._clock_ahead_s - ahead_s, 1)
+                )
+            start = "-"
+            while start:
+                found = await run(self._redis, _REWIND, (self._stream,), (self._group, start, REWOUND_AT_ONCE))
+                start = "(" + found.decode() if found else ""
+        self._clock_ahead_s = ahead_s
+
     async def _keep(self) -> None:
         """A round of upkeep: signs of life, due retries, and now and then the names of dead consumers."""
         now = time.monotonic()
@@ -256,7 +278,7 @@ class StreamConsumer:
             await self._remove_stale_consumers()
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
-        next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX,)))
+        next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX)))
         pause_ms = UPKEEP_MS if next_due_ms < 0 else min(next_due_ms, UPKEEP_MS)
         self._upkeep.clear()
         await tasks.wait_within(self._upkeep, pause_ms / 1000)

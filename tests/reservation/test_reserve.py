@@ -410,3 +410,38 @@ def test_wrong_types_do_nothing(lane: LaneClient, sale: SaleDefinition, script_r
             lane.reserve([make_request(sale, ids.new_uuid7(), "key"), make_request(sale, user, "key")], rate=FREE_RATE)
         assert lane.snapshot() == before
         script_redis.delete(spoiled)
+
+
+# --- bounds of one user ---
+
+RECORDS_MAX = 1000  # of `decide.lua`
+
+
+def test_a_clock_that_went_back_locks_no_one_out(lane: LaneClient, sale: SaleDefinition, user: UUID) -> None:
+    """The arrival time is never further ahead than after a burst, so the wait is at most one interval."""
+    rate = Rate(interval_us=1_000_000, burst=3)
+    assert lane.outcome(make_request(sale, user, "before"), rate=rate) is Outcome.ACCEPTED
+    key = topology.user_key(LANE, sale.sale_id, user)
+    state = lane.redis.hget(key, USER_STATE_FIELD)
+    hour_ahead_us = int.from_bytes(state[:7], "big") + 3_600_000_000
+    lane.redis.hset(key, USER_STATE_FIELD, hour_ahead_us.to_bytes(7, "big") + state[7:])
+    _, answers = lane.reserve([make_request(sale, user, "after")], rate=rate)
+    assert answers[0] == Answer(Outcome.RATE_LIMITED, 1000)
+
+
+def test_records_of_one_user_are_bounded(lane: LaneClient, user: UUID) -> None:
+    """Ordering and cancelling in a loop grew Redis without a bound: a cancelled order leaves its record."""
+    sale = make_sale(limits=(0,))
+    lane.load(sale, [Stock.fresh(10)])
+    order = make_request(sale, user, "first")
+    assert lane.outcome(order) is Outcome.ACCEPTED
+    key = topology.user_key(LANE, sale.sale_id, user)
+    record = next(value for field, value in lane.redis.hgetall(key).items() if field != USER_STATE_FIELD)
+    lane.redis.hset(key, mapping={b"key%d" % place: record for place in range(RECORDS_MAX - 1)})
+    assert lane.redis.hlen(key) == RECORDS_MAX + 1, "the records and the state"
+    for request in (make_request(sale, user, "more"), make_request(sale, user, "again")):
+        assert lane.outcome(request) is Outcome.PURCHASE_LIMIT
+        _, answers = lane.lookup([request])
+        assert outcomes(answers) == [Outcome.PURCHASE_LIMIT]
+    assert lane.outcome(order) is Outcome.REPLAYED
+    assert lane.outcome(make_request(sale, ids.new_uuid7(), "another user")) is Outcome.ACCEPTED

@@ -25,6 +25,8 @@ local now_us = time[1] * 1000000 + time[2]
 local now_ms = floor(now_us / 1000)
 -- A request is allowed while the arrival time is not further ahead than this.
 local ahead_us_max = interval_us * burst - interval_us
+-- No arrival time is further ahead than this after a request that was allowed.
+local ahead_us_most = interval_us * burst
 local tat_of_fresh = pack('>I7', max(now_us + interval_us, now_us))
 
 -- The lines without their sale: `tail` is their text, `suffixes` end the field names of their stock, `fresh_state` is

@@ -1,6 +1,7 @@
 -- The decision on one request, in the order given in docs/redis-layout.md. Reads only.
 -- The caller keeps the effects of the earlier requests up to date: `states` (user hash key -> state after this batch),
 -- `accepted` (their number), `places` and `records` (of each accepted request).
+local RECORDS_MAX = 1000 -- of one user in one sale; a batch may pass it by its own requests
 local states, places, records = {}, {}, {}
 local accepted = 0
 
@@ -90,13 +91,16 @@ local function decide(i)
     local tat = decode('>I7', state)
     if tat < now_us then
       tat = now_us
+    elseif tat > now_us + ahead_us_most then
+      tat = now_us + ahead_us_most -- the clock went back: no one waits for longer than after a burst
     end
     local wait_us = tat - now_us - ahead_us_max
     if wait_us > 0 then
       return RATE_LIMITED + 16 * ceil(wait_us / 1000)
     end
     local purchases = add_purchases(sub(state, ARRIVAL_LENGTH + 1), kind)
-    if not purchases then
+    -- Cancelled orders leave their records: without a bound, ordering and cancelling in a loop would fill the memory.
+    if not purchases or call('HLEN', user) > RECORDS_MAX then
       return PURCHASE_LIMIT
     end
     next_state = pack('>I7', tat + interval_us) .. purchases
