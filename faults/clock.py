@@ -77,7 +77,7 @@ def clock_folder(state: Path) -> Path:
 
 
 def main() -> None:
-    """`python -m faults.clock SECONDS COMMAND...`: run a command of a stack with its clock ahead, until it jumps back."""
+    """`python -m faults.clock SECONDS COMMAND...`: run a command of a stack with its clock ahead until it jumps."""
     ahead_s, *command = sys.argv[1:]
     folder = clock_folder(Path(os.environ[STATE_VARIABLE]))
     folder.mkdir(mode=0o700, exist_ok=True)
