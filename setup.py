@@ -17,6 +17,7 @@ EXTENSIONS = [
     "hotpath.validation",  # order body and Idempotency-Key
     "hotpath.tokens",  # HS256 key ring
     "hotpath.sales",  # what the hot path knows of a sale
+    "hotpath.rates",  # rates of users
     "hotpath.resp",  # RESP encoding and decoding
     "hotpath.tickets",  # one order on its way
     "hotpath.calls",  # script calls of a batch

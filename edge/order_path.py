@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from mmap import mmap
 from typing import Any, Final, Protocol
 
 import structlog
@@ -24,6 +25,7 @@ from edge.sale_directory import DirectoryUnavailable
 from hotpath.batcher import Batcher
 from hotpath.counters import Counters, Verdict
 from hotpath.exchange import DEFINITION_STALE, Exchange, OrderCore
+from hotpath.rates import UserRates
 from hotpath.sales import SaleView
 from hotpath.tickets import Ticket
 from hotpath.tokens import KeyRing
@@ -35,7 +37,6 @@ _log = structlog.get_logger("edge.order_path")
 
 BODY_LENGTH_MAX: Final = 4096
 REFRESHES_MAX: Final = 3  # a definition that is stale after this many reads belongs to a lane under rebuild
-LOCAL_LIMIT_FACTOR: Final = 10  # the local limiter only keeps a runaway client off Redis, which has the exact limit
 # A second batch leaves while one is on the wire when this many orders wait: Redis works while replies are processed.
 # Measured with 128 and 256 connections: 8 gives 20% more orders than a full batch, at the same CPU time per order.
 BATCH_SIZE_EARLY: Final = 8
@@ -78,8 +79,9 @@ class OrderPath:
     """The order path of one worker. `run` must run while `exchange` is used."""
 
     def __init__(
-        self, settings: Settings, *, ring: KeyRing, directory: Directory, outside: OutsideBuyers | None
+        self, settings: Settings, *, ring: KeyRing, directory: Directory, outside: OutsideBuyers | None, rates: mmap
     ) -> None:
+        """`rates` is the memory of users' rates (`edge.user_rates`)."""
         self._settings = settings
         self._directory = directory
         self._deadline_s = settings.request_deadline_ms / 1000
@@ -93,7 +95,6 @@ class OrderPath:
             marks=LaneMarks(settings.lanes),
         )
         self._batcher = self._link.batcher
-        interval_us = 1_000_000 // (settings.user_rate * LOCAL_LIMIT_FACTOR)
         self._core = OrderCore(
             ring=ring,
             batcher=self._batcher,
@@ -107,8 +108,7 @@ class OrderPath:
             location_prefix="/v1/orders/",
             body_length_max=BODY_LENGTH_MAX,
             body_deadline_ms=settings.body_deadline_ms,
-            local_interval_us=max(1, interval_us),
-            local_burst=settings.user_burst * LOCAL_LIMIT_FACTOR,
+            rates=UserRates(rates, interval_us=1_000_000 // settings.user_rate, burst=settings.user_burst),
         )
 
     def exchange(self, scope: Any, protocol: Any, sale_id: str) -> Awaitable[None]:

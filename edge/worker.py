@@ -27,6 +27,7 @@ from edge.refusals import Refusals
 from edge.routing import Route, Router
 from edge.sale_directory import SaleDirectory
 from edge.sale_reads import SaleReads
+from edge.user_rates import shared_rates
 from hotpath.tokens import KeyRing
 from runtime.postgres.pool import postgres_pool
 from runtime.process.settings import Settings
@@ -71,7 +72,9 @@ class Worker:
         self._outside = OutsideTokens(settings.outside_issuers, self._session_ends)
         # With None the order path skips the check.
         outside = OutsideBuyers(self._outside) if settings.outside_issuers else None
-        self._order_path = OrderPath(settings, ring=ring, directory=self._directory, outside=outside)
+        self._order_path = OrderPath(
+            settings, ring=ring, directory=self._directory, outside=outside, rates=shared_rates(folder)
+        )
         self._admission = Admission(
             self._redis,
             cluster=settings.topology,

@@ -5,16 +5,12 @@ from libc.stdint cimport int64_t, uint64_t
 from hotpath.batcher cimport Batcher
 from hotpath.tickets cimport Ticket
 from hotpath.counters cimport VERDICTS_MAX, Counters
+from hotpath.rates cimport UserRates
 from hotpath.sales cimport SaleView
 from hotpath.tokens cimport Claims, KeyRing
 
 cdef enum:
-    LIMITER_SLOTS = 16384  # a power of two
     PLAIN_TYPE_CHARS = 16  # application/json
-
-cdef struct LimiterSlot:
-    uint64_t user_hash
-    int64_t arrival_us  # GCRA theoretical arrival time
 
 cdef class OrderCore:
     cdef KeyRing ring
@@ -29,13 +25,9 @@ cdef class OrderCore:
     cdef str location_prefix
     cdef Py_ssize_t body_length_max
     cdef int64_t body_deadline_ns
-    cdef int64_t local_interval_us
-    cdef int64_t local_allowance_us
-    cdef LimiterSlot* limiter
+    cdef UserRates rates
     cdef dict bodies  # exchanges that wait for a body, oldest first
     cdef Claims claims  # scratch
-
-    cdef int64_t limited_us(self, uint64_t user_hash, int64_t now_us) noexcept
 
 cdef class Exchange(Ticket):
     cdef OrderCore core

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from hotpath.batcher import Batcher
 from hotpath.counters import Counters
+from hotpath.rates import UserRates
 from hotpath.sales import SaleView
 from hotpath.tickets import Ticket
 from hotpath.tokens import KeyRing
@@ -33,8 +34,7 @@ class OrderCore:
         location_prefix: str,
         body_length_max: int,
         body_deadline_ms: int,
-        local_interval_us: int,
-        local_burst: int,
+        rates: UserRates,
         verify_outside: Callable[[str, int], bytes | int] | None = None,
     ) -> None:
         """`fixed_answers`: by verdict, for each verdict whose answer has no parameters.

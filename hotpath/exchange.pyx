@@ -7,7 +7,6 @@ Rare requests (an unknown sale, a body without a length, a stale definition) tak
 edge. Knows only the methods of Granian's RSGI scope and protocol; performs no I/O of its own.
 """
 
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from hotpath.batcher cimport monotonic_ns, unix_ms
@@ -67,14 +66,6 @@ cdef tuple REPLAYED_HEADER = ("idempotency-replayed", "true")
 cdef class OrderCore:
     """The shared state of all exchanges of a worker."""
 
-    def __cinit__(self):
-        self.limiter = <LimiterSlot*>calloc(LIMITER_SLOTS, sizeof(LimiterSlot))
-        if self.limiter == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self.limiter)
-
     def __init__(
         self,
         *,
@@ -89,8 +80,7 @@ cdef class OrderCore:
         str location_prefix not None,
         Py_ssize_t body_length_max,
         int64_t body_deadline_ms,
-        int64_t local_interval_us,
-        int64_t local_burst,
+        UserRates rates not None,
         verify_outside=None,
     ):
         assert location_prefix.isascii()
@@ -106,24 +96,9 @@ cdef class OrderCore:
         self.location_prefix = location_prefix
         self.body_length_max = body_length_max
         self.body_deadline_ns = body_deadline_ms * 1000000
-        self.local_interval_us = local_interval_us
-        self.local_allowance_us = local_interval_us * local_burst
+        self.rates = rates
         self.bodies = {}
         self.claims = Claims.__new__(Claims)
-
-    cdef int64_t limited_us(self, uint64_t user_hash, int64_t now_us) noexcept:
-        """0 when the user may pass, else the wait. Loose: users that share a slot reset one another's history."""
-        cdef LimiterSlot* slot = &self.limiter[user_hash & (LIMITER_SLOTS - 1)]
-        cdef int64_t arrival
-        if slot.user_hash != user_hash:
-            slot.user_hash = user_hash
-            slot.arrival_us = now_us
-        arrival = slot.arrival_us if slot.arrival_us > now_us else now_us
-        arrival += self.local_interval_us
-        if arrival - now_us > self.local_allowance_us:
-            return arrival - now_us - self.local_allowance_us
-        slot.arrival_us = arrival
-        return 0
 
     def sweep(self, int64_t now_ns):
         """End the wait for bodies past their deadline."""
@@ -300,7 +275,7 @@ cdef class Exchange(Ticket):
         cdef OrderCore core = self.core
         cdef const char* text
         cdef Py_ssize_t length = 0
-        cdef int64_t now_s
+        cdef int64_t now_s, wait_us
         cdef int fault
         headers = self.scope.headers  # each access copies them
         # Refuse duplicates, because another reader may use the other value. `get_all` leaves out values that are not
@@ -327,6 +302,10 @@ cdef class Exchange(Ticket):
                 fault = self.check_outside(authorization, now_s)
             if fault:
                 return self.respond_fixed(fault)
+        # Before all other work: a request counts whatever becomes of it.
+        wait_us = core.rates.wait_us(self.user_hash, self.started_ns // 1000)
+        if wait_us > 0:
+            return self.respond_with(V_TOO_FAST, core.answer_with_argument(V_TOO_FAST, wait_us // 1000 + 1))
         fault = self.read_key(headers)
         if fault:
             return self.respond_fixed(fault)
@@ -373,13 +352,9 @@ cdef class Exchange(Ticket):
         """Read the order's lines from the body. False when the request has been answered."""
         cdef OrderCore core = self.core
         cdef Lines lines
-        cdef int64_t wait_us
         cdef int i, index
         if self.content_length >= 0 and len(body) != self.content_length:
             return self.respond_fixed(V_BODY_TRUNCATED)
-        wait_us = core.limited_us(self.user_hash, monotonic_ns() // 1000)
-        if wait_us > 0:
-            return self.respond_with(V_TOO_FAST, core.answer_with_argument(V_TOO_FAST, wait_us // 1000 + 1))
         if not parse_plain(body, len(body), &lines):
             parsed = examine(body)
             if type(parsed) is Invalid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from devstack.servers import RedisServer
 from domain import topology
 from domain.sales import LaneSaleState, SaleDefinition
 from tests.edge import wire
@@ -175,7 +177,7 @@ def test_a_chunked_body_of_a_client_that_is_gone(edge: EdgeProcess, buyers: Buye
     sale = publisher.publish()
     body = json.dumps(ONE).encode()
     head = wire.request("POST", path(sale), {**buyers.headers(), "Transfer-Encoding": "chunked"})
-    for _ in range(20):
+    for _ in range(12):
         with wire.Connection(edge.port) as connection:
             connection.send(head + b"%x\r\n%b\r\n" % (len(body), body))
     # The edge has processed them all when it answers a later, complete one.
@@ -431,3 +433,22 @@ def test_the_rate_limit(client: httpx.Client, buyers: Buyers, publisher: Publish
         assert answer.headers["ratelimit"] == f'"orders";r=0;t={wait_s}'
         assert answer.headers["ratelimit-policy"] == '"orders";q=20;w=2'
     assert client.post(path(sale), headers=buyers.headers(), json=ONE).status_code == 202, "others are not limited"
+
+
+def test_refused_requests_and_other_sales_count_for_the_rate(
+    own_edge: Callable[..., EdgeProcess], edge_redis: RedisServer, buyers: Buyers, publisher: Publisher
+) -> None:
+    """Ten order requests a second and user, says the contract: only accepted ones of one sale counted."""
+    edge = own_edge(redis_url=edge_redis.url, user_rate="1", user_burst="5", edge_workers="2")
+    sales = [publisher.publish(stock=10), publisher.publish(stock=0), publisher.publish(starts_in_s=3600)]
+    user, other = uuid4(), uuid4()
+    statuses: list[int] = []
+    unknown = f"/v1/sales/{uuid4()}/orders"
+    asked = [(path(sale), ONE) for sale in sales] + [(unknown, ONE), (path(sales[0]), {"items": []}), (unknown, ONE)]
+    for where, body in asked:
+        # A connection for each request: the workers share the rates.
+        answer = httpx.post(f"{edge.url}{where}", headers=buyers.headers(user), json=body)
+        statuses.append(answer.status_code)
+    assert statuses == [202, 409, 409, 404, 422, 429]
+    assert answer.json()["code"] == "rate_limited" and int(answer.headers["retry-after"]) >= 1
+    assert httpx.post(f"{edge.url}{path(sales[0])}", headers=buyers.headers(other), json=ONE).status_code == 202

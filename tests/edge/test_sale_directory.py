@@ -20,6 +20,7 @@ from edge.order_path import fixed_answers
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
 from hotpath.counters import Counters, Verdict
 from hotpath.exchange import Exchange, OrderCore
+from hotpath.rates import UserRates
 from hotpath.sales import SaleView
 from hotpath.tokens import KeyRing
 from runtime.process import tasks
@@ -222,8 +223,7 @@ def count_one(view: SaleView) -> None:
         location_prefix="/v1/orders/",
         body_length_max=4096,
         body_deadline_ms=1000,
-        local_interval_us=1,
-        local_burst=1,
+        rates=UserRates(bytearray(64), interval_us=1, burst=1),
     )
     request = _Unsigned()
     with pytest.raises(StopIteration):
