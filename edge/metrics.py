@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,14 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from edge.problems import Answer
+from domain.problems import Problem
+from edge.problems import Answer, refuse
 from edge.routing import Request
 
 Snapshot = Mapping[str, Any]
 _FOLDER_PREFIX = "flashsale-edge-"
+FRESH_S = 1.0  # computed once in this time, for any number of scrapes
+SCRAPES_MAX = 64  # answers of one computation; then `overloaded` until the next one
 
 
 @contextmanager
@@ -84,23 +88,44 @@ def worker_is_started(folder: Path, worker: int, *, pid: int | None) -> bool:
 
 
 class Metrics:
-    """Handler of /metrics. `snapshot` takes a fresh snapshot of this worker for each request."""
+    """Handler of /metrics. Computes the text once in `FRESH_S`, from a new snapshot of this worker."""
 
-    def __init__(self, folder: SnapshotFolder, worker: int, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(
+        self,
+        folder: SnapshotFolder,
+        worker: int,
+        snapshot: Callable[[], Snapshot],
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._folder = folder
         self._worker = worker
         self._snapshot = snapshot
+        self._now_s = now_s
+        self._text = b""
+        self._computed_at = -FRESH_S
+        self._scrapes = 0
 
     def publish(self) -> None:
         """Write a snapshot for the other workers."""
         self._folder.publish(self._snapshot())
 
     async def get(self, request: Request) -> Answer:  # noqa: ARG002 - a handler's signature
-        """Prometheus text format."""
+        """Prometheus text format, at most `FRESH_S` old."""
+        now_s = self._now_s()
+        if now_s - self._computed_at >= FRESH_S:
+            self._text = self._compute()
+            self._computed_at = now_s
+            self._scrapes = 0
+        elif self._scrapes >= SCRAPES_MAX:
+            return refuse(Problem.OVERLOADED)
+        self._scrapes += 1
+        return 200, [("content-type", CONTENT_TYPE_PLAIN_0_0_4)], self._text
+
+    def _compute(self) -> bytes:
         snapshots = {self._worker: self._snapshot(), **self._folder.read_others()}
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_EdgeCollector(snapshots))
-        return 200, [("content-type", CONTENT_TYPE_PLAIN_0_0_4)], generate_latest(registry)
+        return generate_latest(registry)
 
 
 # Name, help text, members of `batcher` in a snapshot to sum.

@@ -14,6 +14,7 @@ from edge.routing import Request
 
 _P = Problem
 _BUYER: Final = (_P.TOKEN_MISSING, _P.TOKEN_INVALID, _P.TOKEN_EXPIRED)
+_CROWDED: Final = (_P.RATE_LIMITED, _P.OVERLOADED)
 # The problems of each operation, besides those that any request may get.
 CODES: Final[dict[tuple[str, str], tuple[Problem, ...]]] = {
     ("post", "/v1/sales/{sale_id}/orders"): (
@@ -36,20 +37,21 @@ CODES: Final[dict[tuple[str, str], tuple[Problem, ...]]] = {
         _P.DEPENDENCY_UNAVAILABLE,
         _P.OUTCOME_UNKNOWN,
     ),
-    ("get", "/v1/orders"): (*_BUYER, _P.VALIDATION_FAILED, _P.DEPENDENCY_UNAVAILABLE),
-    ("get", "/v1/orders/{order_id}"): (*_BUYER, _P.ORDER_NOT_FOUND, _P.DEPENDENCY_UNAVAILABLE),
+    ("get", "/v1/orders"): (*_BUYER, *_CROWDED, _P.VALIDATION_FAILED, _P.DEPENDENCY_UNAVAILABLE),
+    ("get", "/v1/orders/{order_id}"): (*_BUYER, *_CROWDED, _P.ORDER_NOT_FOUND, _P.DEPENDENCY_UNAVAILABLE),
     ("post", "/v1/orders/{order_id}/cancel"): (
         *_BUYER,
+        *_CROWDED,
         _P.ORDER_NOT_FOUND,
         _P.ORDER_STATE_CONFLICT,
         _P.DEPENDENCY_UNAVAILABLE,
         _P.OUTCOME_UNKNOWN,
     ),
-    ("get", "/v1/sales/{sale_id}"): (_P.SALE_NOT_FOUND, _P.DEPENDENCY_UNAVAILABLE),
+    ("get", "/v1/sales/{sale_id}"): (_P.SALE_NOT_FOUND, _P.OVERLOADED, _P.DEPENDENCY_UNAVAILABLE),
     ("get", "/openapi.json"): (),
     ("get", "/livez"): (),
     ("get", "/readyz"): (_P.DEPENDENCY_UNAVAILABLE,),
-    ("get", "/metrics"): (),
+    ("get", "/metrics"): (_P.OVERLOADED,),
 }
 ANYWHERE: Final = (_P.NOT_FOUND, _P.METHOD_NOT_ALLOWED, _P.INTERNAL_ERROR)
 

@@ -24,8 +24,8 @@ from runtime.postgres.sql import load_sql
 
 READ_S_MAX = 2.0  # for a connection and the rows together
 SALES_ASKED_MAX = 256  # sales whose user hashes are read for a list; orders of others are in their shard after seconds
-RECORDS_PER_SCAN = 1000
-SCANS_MAX = 10  # per user hash: a list shows at most ten thousand unstored orders of one sale
+RECORDS_READ_MAX = 2000  # for a list, of all sales together; orders beyond are in their shard after seconds
+SCANS_MAX = 10  # per user hash; one is enough unless the hash grows or shrinks meanwhile
 
 _SQL = load_sql("edge", "orders.sql")
 
@@ -72,7 +72,7 @@ class OrderStore:
     ) -> list[OrderEntry]:
         """At most `limit` orders of a user in Redis with ids below `before`, newest first, from these sales' hashes.
 
-        Only the first `SALES_ASKED_MAX` sales are asked.
+        Only the first `SALES_ASKED_MAX` sales are asked, and about `RECORDS_READ_MAX` records are read.
         """
         asked = sales[:SALES_ASKED_MAX]
         keys = [topology.user_key(topology.home_lane(user_id, s.lanes), s.sale_id, user_id) for s in asked]
@@ -88,13 +88,13 @@ class OrderStore:
     async def _order_ids(self, keys: Sequence[bytes]) -> set[UUID]:
         """Order ids in the apply-once records of user hashes: the first 16 bytes of each."""
         found: set[UUID] = set()  # HSCAN may return a field twice
-        pending = [(key, 0) for key in keys]
+        pending = [(key, 0, count) for key, count in await self._readable(keys)]
         for _ in range(SCANS_MAX):
-            if not pending:
+            if not pending or len(found) >= RECORDS_READ_MAX:
                 break
             async with self._redis.pipeline(transaction=False) as pipeline:
-                for key, cursor in pending:
-                    pipeline.hscan(key, cursor, count=RECORDS_PER_SCAN)
+                for key, cursor, count in pending:
+                    pipeline.hscan(key, cursor, count=count)
                 answers: list[tuple[int, dict[bytes, bytes]]] = await pipeline.execute()
             found.update(
                 UUID(bytes=record[:16])
@@ -102,8 +102,22 @@ class OrderStore:
                 for field, record in fields.items()
                 if field != topology.USER_STATE_FIELD
             )
-            pending = [(key, cursor) for (key, _), (cursor, _) in zip(pending, answers, strict=True) if cursor]
+            pending = [(key, at, count) for (key, _, count), (at, _) in zip(pending, answers, strict=True) if at]
         return found
+
+    async def _readable(self, keys: Sequence[bytes]) -> list[tuple[bytes, int]]:
+        """The first hashes with fields, and how many fields to read of each, `RECORDS_READ_MAX` in all."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.hlen(key)
+            lengths: list[int] = await pipeline.execute()
+        chosen: list[tuple[bytes, int]] = []
+        left = RECORDS_READ_MAX
+        for key, length in zip(keys, lengths, strict=True):
+            if length and left:
+                chosen.append((key, min(length, left)))
+                left -= min(length, left)
+        return chosen
 
     @asynccontextmanager
     async def _shard(self, shard: int) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -25,7 +25,8 @@ from edge.authentication import Authentication
 from edge.clock import RedisClock
 from edge.order_store import OrderStore, ShardUnavailable
 from edge.presenting import order_document
-from edge.problems import Answer, invalid, refuse
+from edge.problems import Answer, invalid, rate_limited, refuse
+from edge.read_limits import Places, PlacesTaken, ReadRate
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
 from reservation.lane import Change, Lanes
@@ -35,6 +36,12 @@ _log = structlog.get_logger("edge.orders")
 
 LIMIT_DEFAULT: Final = 20
 LIMIT_MAX: Final = 100
+# Reads at once in a worker. Together they hold fewer connections to Redis than the client of reads has.
+LISTS_RUNNING_MAX: Final = 2
+LISTS_WAITING_MAX: Final = 32
+ORDERS_RUNNING_MAX: Final = 8
+ORDERS_WAITING_MAX: Final = 128
+PLACE_WAIT_S_MAX: Final = 1.0
 _HIGHEST: Final = UUID(int=(1 << 128) - 1)
 _HEADERS: Final = [("content-type", "application/json"), ("cache-control", "no-store")]
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)
@@ -52,6 +59,7 @@ class Orders:
         directory: SaleDirectory,
         authentication: Authentication,
         clock: RedisClock,
+        rate: ReadRate,
         deadline_ms: int,
     ) -> None:
         self._lanes = Lanes(redis)
@@ -59,6 +67,13 @@ class Orders:
         self._directory = directory
         self._authentication = authentication
         self._clock = clock
+        self._rate = rate
+        self._list_places = Places(
+            running_max=LISTS_RUNNING_MAX, waiting_max=LISTS_WAITING_MAX, wait_s_max=PLACE_WAIT_S_MAX
+        )
+        self._order_places = Places(
+            running_max=ORDERS_RUNNING_MAX, waiting_max=ORDERS_WAITING_MAX, wait_s_max=PLACE_WAIT_S_MAX
+        )
         self._deadline_s = deadline_ms / 1000
 
     async def get(self, request: Request) -> Answer:
@@ -67,7 +82,7 @@ class Orders:
 
     async def list(self, request: Request) -> Answer:
         """The buyer's orders, newest first, including those that are not stored yet."""
-        user_id = self._authentication.buyer(request)
+        user_id = self._reader(request)
         if not isinstance(user_id, UUID):
             return user_id
         page = _page(request.query_string)
@@ -77,12 +92,15 @@ class Orders:
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)  # the list would lack orders of sales that are not read yet
         # One order more than the limit tells whether there is a next page.
         wanted = page.limit + 1
-        sales = self._directory.by_use(self._clock.now_ms())
         try:
-            held, stored = await asyncio.gather(
-                self._store.held_page(user_id, sales, before=page.before, limit=wanted),
-                self._store.stored_page(user_id, before=page.before, limit=wanted),
-            )
+            async with self._list_places.place():
+                sales = self._directory.by_use(self._clock.now_ms())
+                held, stored = await asyncio.gather(
+                    self._store.held_page(user_id, sales, before=page.before, limit=wanted),
+                    self._store.stored_page(user_id, before=page.before, limit=wanted),
+                )
+        except PlacesTaken:
+            return refuse(Problem.OVERLOADED)
         except (*_UNAVAILABLE, MalformedEntry) as error:
             _log.warning("orders_unreadable", error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
@@ -104,19 +122,29 @@ class Orders:
         """Cancel a reserved order. A repeated request gets the same answer."""
         return await self._with_order(request, self._cancelled)
 
+    def _reader(self, request: Request) -> UUID | Answer:
+        """The user id in the token, within the rate of reads; or the problem to answer."""
+        user_id = self._authentication.buyer(request)
+        if isinstance(user_id, UUID) and (wait_ms := self._rate.take(user_id)):
+            return rate_limited(wait_ms, rate=self._rate.per_s, burst=self._rate.burst, name="reads")
+        return user_id
+
     async def _with_order(self, request: Request, act: Callable[[OrderEntry, bool], Awaitable[Answer]]) -> Answer:
         """Find the buyer's order and let `act` answer. Its second argument says whether the order came from Redis."""
-        user_id = self._authentication.buyer(request)
+        user_id = self._reader(request)
         if not isinstance(user_id, UUID):
             return user_id
         order_id = ids.parse_uuid(request.params["order_id"])
         if order_id is None or not self._store.can_exist(order_id):
             return refuse(Problem.ORDER_NOT_FOUND)
         try:
-            entry = await self._store.held(order_id)
-            in_redis = entry is not None
-            if entry is None:
-                entry = await self._store.stored(order_id)
+            async with self._order_places.place():
+                entry = await self._store.held(order_id)
+                in_redis = entry is not None
+                if entry is None:
+                    entry = await self._store.stored(order_id)
+        except PlacesTaken:
+            return refuse(Problem.OVERLOADED)
         except (*_UNAVAILABLE, MalformedEntry) as error:
             _log.warning("order_unreadable", order_id=str(order_id), error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)

@@ -36,10 +36,10 @@ def method_not_allowed(methods: Sequence[str]) -> Answer:
     return render(ProblemDetails(Problem.METHOD_NOT_ALLOWED, allow=tuple(methods)))
 
 
-def rate_limited(wait_ms: int, *, rate: int, burst: int) -> Answer:
-    """429 with the rate fields; `rate` is orders a second, `burst` orders."""
+def rate_limited(wait_ms: int, *, rate: int, burst: int, name: str = "orders") -> Answer:
+    """429 with the rate fields; `rate` is requests a second, `burst` requests, `name` the kind of both."""
     wait_s = max(1, math.ceil(wait_ms / 1000))
-    policy = RatePolicy("orders", burst, max(1, math.ceil(burst / rate)))
+    policy = RatePolicy(name, burst, max(1, math.ceil(burst / rate)))
     return render(ProblemDetails(Problem.RATE_LIMITED, retry_after_s=wait_s, policy=policy))
 
 

@@ -17,6 +17,7 @@ from domain.sales import SaleDefinition, SaleState, state_at
 from edge.clock import RedisClock
 from edge.presenting import availability, sale_document, timestamp
 from edge.problems import Answer, refuse
+from edge.read_limits import Places, PlacesTaken
 from edge.routing import Request
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
 from reservation.lane import LaneForgot
@@ -26,6 +27,10 @@ _log = structlog.get_logger("edge.sales")
 
 FRESH_S = 1.0
 CACHED_MAX = 1000  # sales; also the limit of the directory
+# Sales whose counters are read at once in a worker. Any number of requests waits for one read.
+READS_RUNNING_MAX = 4
+READS_WAITING_MAX = 256
+READ_WAIT_S_MAX = 1.0
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class SaleReads:
         self._redis = redis
         self._directory = directory
         self._clock = clock
+        self._places = Places(running_max=READS_RUNNING_MAX, waiting_max=READS_WAITING_MAX, wait_s_max=READ_WAIT_S_MAX)
         self._shown: dict[str, _Shown] = {}
         self._reading: dict[str, asyncio.Task[_Shown]] = {}
 
@@ -60,6 +66,8 @@ class SaleReads:
             return refuse(Problem.SALE_NOT_FOUND)
         try:
             shown = await self._fresh(str(sale.definition.sale_id), sale.definition)
+        except PlacesTaken:
+            return refuse(Problem.OVERLOADED)
         except (TimeoutError, RedisError, OSError, LaneForgot) as error:
             _log.warning("sale_read_failed", sale_id=str(sale.definition.sale_id), error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
@@ -98,7 +106,8 @@ class SaleReads:
         return await asyncio.shield(task)
 
     async def _read(self, sale_id: str, definition: SaleDefinition) -> _Shown:
-        lanes = await asyncio.gather(*(read_sale(self._redis, lane, definition) for lane in definition.lanes))
+        async with self._places.place():
+            lanes = [await read_sale(self._redis, lane, definition) for lane in definition.lanes]
         if self._directory.is_forgotten(sale_id, self._clock.now_ms()):
             availabilities = ["sold_out"] * len(definition.items)
         else:

@@ -23,6 +23,7 @@ from edge.openapi import openapi
 from edge.order_path import OrderPath
 from edge.order_store import OrderStore
 from edge.orders import Orders
+from edge.read_limits import ReadRate
 from edge.refusals import Refusals
 from edge.routing import Route, Router
 from edge.sale_directory import SaleDirectory
@@ -41,7 +42,9 @@ from runtime.tokens.session_ends import SessionEnds
 
 _log = structlog.get_logger("edge.worker")
 
-REDIS_CONNECTIONS_MAX = 16
+REDIS_CONNECTIONS_MAX = 16  # of the sales, ended sessions and tallies that orders need
+READ_REDIS_CONNECTIONS_MAX = 16
+ADMISSION_REDIS_CONNECTIONS_MAX = 1  # its own, so that no other use delays the look that keeps the worker ready
 POSTGRES_CONNECTIONS_MAX = 4  # per shard
 POSTGRES_CALL_S_MAX = 1.8  # less than `order_store.READ_S_MAX`, so that a silent shard ends the call and not its task
 SNAPSHOT_PERIOD_S = 1.0
@@ -58,7 +61,10 @@ class Worker:
         self._number = number
         self._durability = settings.durability
         timeout_s = settings.request_deadline_ms / 1000
-        self._redis = redis_client(settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=timeout_s)
+        self._redis, self._read_redis, self._admission_redis = (
+            redis_client(settings.redis_url, connections_max=connections_max, timeout_s=timeout_s)
+            for connections_max in (REDIS_CONNECTIONS_MAX, READ_REDIS_CONNECTIONS_MAX, ADMISSION_REDIS_CONNECTIONS_MAX)
+        )
         self._pools = [
             postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX, call_s_max=POSTGRES_CALL_S_MAX)
             for dsn in settings.shard_dsns
@@ -76,7 +82,7 @@ class Worker:
             settings, ring=ring, directory=self._directory, outside=outside, rates=shared_rates(folder)
         )
         self._admission = Admission(
-            self._redis,
+            self._admission_redis,
             cluster=settings.topology,
             clock=clock,
             durability=settings.durability,
@@ -91,14 +97,15 @@ class Worker:
         self._refusals = Refusals(self._redis, self._directory)
         self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
         orders = Orders(
-            redis=self._redis,
-            store=OrderStore(self._redis, self._pools, settings.topology),
+            redis=self._read_redis,
+            store=OrderStore(self._read_redis, self._pools, settings.topology),
             directory=self._directory,
             authentication=Authentication(ring, clock, outside),
             clock=clock,
+            rate=ReadRate(per_s=settings.user_read_rate, burst=settings.user_read_burst),
             deadline_ms=settings.request_deadline_ms,
         )
-        sales = SaleReads(self._redis, self._directory, clock)
+        sales = SaleReads(self._read_redis, self._directory, clock)
         self.application = EdgeApplication(
             router=Router(routes(orders=orders, sales=sales, health=self._health, metrics=self._metrics)),
             order_exchange=self._order_path.exchange,
@@ -132,7 +139,7 @@ class Worker:
             async with asyncio.timeout(STOP_S_MAX):
                 await self._refusals.flush()
                 await asyncio.gather(*(pool.close(timeout=1.0) for pool in self._pools))
-                await self._redis.aclose()
+                await asyncio.gather(*(r.aclose() for r in (self._redis, self._read_redis, self._admission_redis)))
         except TimeoutError:
             _log.warning("stopped_late")
 

@@ -85,6 +85,12 @@ class Settings(BaseModel):
     durability: Durability = Field(Durability.FSYNC, description="Guarantee of a 202: fsync, replicated or memory.")
     user_rate: int = Field(10, ge=1, le=1000, description="Orders per second that one user may place.")
     user_burst: int = Field(20, ge=1, le=10_000, description="Orders that one user may place at once.")
+    user_read_rate: int = Field(
+        20, ge=1, le=1000, description="Reads and cancellations per second of one user at one edge worker."
+    )
+    user_read_burst: int = Field(
+        60, ge=1, le=10_000, description="Reads and cancellations of one user at one edge worker at once."
+    )
     batch_size_max: int = Field(64, ge=1, le=64, description="Orders in one script call.")
     batches_in_flight_max: int = Field(2, ge=1, le=16, description="Script calls that a worker has in flight.")
     edge_queue_length_max: int = Field(4096, ge=1, description="Waiting orders at which a worker answers `overloaded`.")

@@ -12,6 +12,7 @@ from prometheus_client.samples import Sample
 
 from devstack.servers import RedisServer
 from domain import topology
+from edge.metrics import FRESH_S
 from tests.edge.concurrent import ask_all, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 
@@ -20,6 +21,12 @@ def samples(edge: EdgeProcess) -> list[Sample]:
     answer = httpx.get(f"{edge.url}/metrics")
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     return [sample for family in text_string_to_metric_families(answer.text) for sample in family.samples]
+
+
+def fresh_samples(edge: EdgeProcess) -> list[Sample]:
+    """Samples that include all requests answered before the call: the text is up to `FRESH_S` old."""
+    time.sleep(FRESH_S)
+    return samples(edge)
 
 
 def total(found: Iterable[Sample], name: str, **labels: str) -> float:
@@ -92,8 +99,10 @@ async def test_orders_of_a_batch_are_counted_by_either_script(
     edge: EdgeProcess, buyers: Buyers, publisher: Publisher
 ) -> None:
     names = ("flashsale_edge_batch_orders_total", "flashsale_edge_batches_total")
-    before = [total(samples(edge), name) for name in names]
+    found = await asyncio.to_thread(fresh_samples, edge)
+    before = [total(found, name) for name in names]
     sale = publisher.publish(stock=1)
     for order in orders_of_many(sale, buyers, 4):  # accepted, sold out, then by the read-only lookup
         await ask_all(edge.port, [order])
-    assert [total(samples(edge), name) - count for name, count in zip(names, before, strict=True)] == [4, 4]
+    found = await asyncio.to_thread(fresh_samples, edge)
+    assert [total(found, name) - count for name, count in zip(names, before, strict=True)] == [4, 4]
