@@ -86,10 +86,10 @@ class Settings(BaseModel):
     user_rate: int = Field(10, ge=1, le=1000, description="Orders per second that one user may place.")
     user_burst: int = Field(20, ge=1, le=10_000, description="Orders that one user may place at once.")
     user_read_rate: int = Field(
-        20, ge=1, le=1000, description="Reads and cancellations per second of one user at one edge worker."
+        50, ge=1, le=1000, description="Reads and cancellations per second of one user at one edge worker."
     )
     user_read_burst: int = Field(
-        60, ge=1, le=10_000, description="Reads and cancellations of one user at one edge worker at once."
+        200, ge=1, le=10_000, description="Reads and cancellations of one user at one edge worker at once."
     )
     batch_size_max: int = Field(64, ge=1, le=64, description="Orders in one script call.")
     batches_in_flight_max: int = Field(2, ge=1, le=16, description="Script calls that a worker has in flight.")
