@@ -50,7 +50,6 @@ cdef class Batcher:
     cdef int reserve_flight
     cdef int lookup_flight
     cdef readonly int queued
-    cdef int queued_lookups  # of `queued`
     cdef bint is_up
     cdef bint is_woken
     cdef bint scripts_missing
@@ -72,7 +71,6 @@ cdef class Batcher:
     cdef str last_error
 
     cdef bint take(self, Ticket ticket) except -1
-    cdef bint has_place(self, bint lookup) noexcept
     cdef int enqueue(self, Ticket ticket, bint front) except -1
     cdef bint has_room(self, int in_flight, int waiting) noexcept
     cdef int call_wake(self) except -1

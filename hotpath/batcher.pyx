@@ -129,7 +129,7 @@ cdef class Batcher:
 
     cdef bint take(self, Ticket ticket) except -1:
         assert not ticket.ended and not ticket.in_flight
-        if not self.has_place(sees_sold_out(ticket)):
+        if self.queued >= self.queue_bound or self.refusing:
             ticket.end(V_UNKNOWN if ticket.may_have_run else V_OVERLOADED)
             return False
         if ticket.deadline_ns == 0:
@@ -141,30 +141,26 @@ cdef class Batcher:
             self.call_wake()
         return True
 
-    cdef bint has_place(self, bint lookup) noexcept:
-        """Whether one more order may wait. Look-ups have half as many places, and take none of the others."""
-        if self.refusing:
-            return False
-        if lookup:
-            return self.queued_lookups < max(1, self.queue_bound // 2)
-        return self.queued - self.queued_lookups < self.queue_bound
-
     cdef int enqueue(self, Ticket ticket, bint front) except -1:
         """Queue the order. Returns how many wait for its lane and script."""
         cdef LaneNames names = ticket.sale.lane_for(ticket.user_hash)
         cdef LaneQueue lane = <LaneQueue>self.lanes.get(names.lane)
+        cdef int i
         if lane is None:
             lane = LaneQueue(names)
             self.lanes[names.lane] = lane
             self.lane_list.append(lane)
-        ticket.by_lookup = sees_sold_out(ticket)
+        ticket.by_lookup = False
+        for i in range(ticket.line_count):
+            if ticket.sale.sold_out[ticket.sku_index[i]]:
+                ticket.by_lookup = True
+                break
         source = lane.lookup if ticket.by_lookup else lane.reserve
         if front:
             source.appendleft(ticket)
         else:
             source.append(ticket)
         self.queued += 1
-        self.queued_lookups += ticket.by_lookup
         return len(source)
 
     cdef bint has_room(self, int in_flight, int waiting) noexcept:
@@ -303,7 +299,6 @@ cdef class Batcher:
                 sale.batch_serial = serial
                 sale.batch_place = place
             self.queued -= 1
-            self.queued_lookups -= lookup
             ticket.place = sale.batch_place
             if not ticket.has_id:
                 self.ids.put(ticket.id, now_ms, lane.lane, <int>(ticket.user_hash & 1023))
@@ -544,9 +539,7 @@ cdef class Batcher:
                 kept = [ticket for ticket in source if (<Ticket>ticket).deadline_ns > now_ns]
                 source.clear()
                 source.extend(kept)
-                self.queued -= <int>len(late)
-                if source is lane.lookup:
-                    self.queued_lookups -= <int>len(late)
+                self.queued -= len(late)
                 for ticket in late:
                     if ticket.may_have_run:
                         self.end_ticket(ticket, V_UNKNOWN)
@@ -592,15 +585,6 @@ cdef class Batcher:
             "error_replies": self.error_replies,
             "expired": self.expired,
         }
-
-
-cdef bint sees_sold_out(Ticket ticket) noexcept:
-    """Whether its lane last reported one of its SKUs as sold out."""
-    cdef int i
-    for i in range(ticket.line_count):
-        if ticket.sale.sold_out[ticket.sku_index[i]]:
-            return True
-    return False
 
 
 def _check_loaded(reply):

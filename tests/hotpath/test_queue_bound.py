@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from hotpath.counters import Verdict
-from tests.hotpath.making import FAR_NS, LOOKUP_SHA, Peer, make_sale, make_ticket
+from tests.hotpath.making import Peer, make_sale, make_ticket
 
 
 def test_full_queue_refuses_at_once() -> None:
@@ -96,23 +96,3 @@ def test_memory_high_refuses_new_orders_only() -> None:
     assert call.size == 1
     peer.batcher.refuse(refusing=False)
     assert peer.batcher.submit(make_ticket(sale))
-
-
-async def test_look_ups_take_no_place_of_orders_that_can_be_accepted() -> None:
-    """A sell-out crowd filled the queue: orders for other SKUs were `overloaded`."""
-    peer, sale = Peer(batch_size_max=2, batches_in_flight_max=1, queue_length_max=6), make_sale()
-    peer.connect()
-    peer.batcher.submit(make_ticket(sale))
-    peer.receive(peer.calls()[0].answer(8))
-    hopeless = [make_ticket(sale, key=str(number)) for number in range(5)]
-    assert [peer.batcher.submit(ticket) for ticket in hopeless] == [True, True, True, False, False]
-    assert hopeless[4].verdict == Verdict.OVERLOADED
-    others = [make_ticket(sale, lines=[(1, 1)], key=str(number)) for number in range(7)]
-    assert [peer.batcher.submit(ticket) for ticket in others] == [True] * 6 + [False]
-    for call in peer.calls():
-        peer.receive(call.answer(8, 8) if call.sha == LOOKUP_SHA else call.accepted())
-    # Each kind has the places that its own orders left.
-    assert peer.batcher.submit(make_ticket(sale, key="look")) and peer.batcher.submit(make_ticket(sale, lines=[(1, 1)]))
-    peer.batcher.sweep(FAR_NS)
-    assert peer.batcher.queued == 0
-    assert [peer.batcher.submit(make_ticket(sale, key=str(number))) for number in range(4)] == [True] * 3 + [False]
