@@ -34,14 +34,14 @@ cdef class Batcher:
     cdef int batch_size_early
     cdef int batches_in_flight_max
     cdef int queue_length_max
-    cdef int queue_bound  # current bound, at most queue_length_max
+    cdef int queue_bound[2]  # current bounds, at most queue_length_max; [0] reserve, [1] lookup, as in all pairs below
     cdef int64_t deadline_ns
     cdef object wake
     cdef OrderIds ids
     cdef Writer writer
     cdef dict lanes
     cdef list lane_list
-    cdef int last_busy[2]  # place in lane_list of the busy lane with the latest turn; [0] reserve, [1] lookup
+    cdef int last_busy[2]  # place in lane_list of the busy lane with the latest turn
     cdef int last_rest[2]
     cdef int busy_turns[2]  # since the latest turn of a lane with less
     cdef object flight  # deque of Batch, in wire order
@@ -49,18 +49,18 @@ cdef class Batcher:
     cdef bytes rest
     cdef int reserve_flight
     cdef int lookup_flight
-    cdef readonly int queued
+    cdef int waiting[2]
     cdef bint is_up
     cdef bint is_woken
     cdef bint scripts_missing
     cdef bint refusing
     cdef int64_t hold_until_ns
     cdef public int64_t clock_offset_ms
-    cdef uint64_t served  # orders that Redis answered
-    cdef uint64_t served_before
-    cdef int64_t measured_ns
-    cdef double pace  # orders per nanosecond while orders wait; 0: not known
-    cdef bint was_empty  # the queue was empty at some moment since the last measurement
+    cdef uint64_t served[2]  # orders that Redis answered
+    cdef uint64_t served_before[2]
+    cdef int64_t measured_ns[2]
+    cdef double pace[2]  # orders per nanosecond while orders wait; 0: not known
+    cdef bint was_empty[2]  # none waited at some moment since the last measurement
     cdef uint64_t sent_batches
     cdef uint64_t sent_orders
     cdef uint64_t sent_lookups
@@ -71,12 +71,14 @@ cdef class Batcher:
     cdef str last_error
 
     cdef bint take(self, Ticket ticket) except -1
+    cdef int choose_script(self, Ticket ticket) noexcept
     cdef int enqueue(self, Ticket ticket, bint front) except -1
+    cdef int requeue(self, Ticket ticket) except -1
     cdef bint has_room(self, int in_flight, int waiting) noexcept
     cdef int call_wake(self) except -1
     cdef int put_batches(self, bint lookup) except -1
     cdef int next_lane(self, bint lookup, int last, Py_ssize_t least, Py_ssize_t most) except -2
-    cdef int bound_queue(self, int64_t now_ns) except -1
+    cdef int bound_queue(self, bint lookup, int64_t now_ns) except -1
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1
     cdef int digest(self, Batch batch, const char* at) except -1
     cdef int decide(self, Ticket ticket, int64_t value) except -1

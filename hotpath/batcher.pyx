@@ -2,8 +2,9 @@
 `sweep`.
 
 A batch leaves when the connection has room; orders that arrive meanwhile form the next one. Orders for SKUs last seen
-sold out use the read-only lookup script, in batches and room of their own, so that an order that can be accepted never
-waits behind hopeless ones. Replies end tickets; `settle` then wakes their waiters directly from the caller's stack.
+sold out use the read-only lookup script, in batches, room and a queue bound of their own, so that an order that can be
+accepted neither waits behind hopeless ones nor is refused because of them. Replies end tickets; `settle` then wakes
+their waiters directly from the caller's stack.
 
     submit -> queue of the lane -> output -> in flight -> receive -> settle
                  ^ lost connection, NOSCRIPT, LOADING, HAS_STOCK |
@@ -109,8 +110,9 @@ cdef class Batcher:
         self.batch_size_early = batch_size_early if batch_size_early > 0 else batch_size_max
         self.batches_in_flight_max = batches_in_flight_max
         self.queue_length_max = queue_length_max
-        self.queue_bound = queue_length_max
-        self.was_empty = True
+        for lookup in range(2):
+            self.queue_bound[lookup] = queue_length_max
+            self.was_empty[lookup] = True
         self.deadline_ns = <int64_t>deadline_ms * NS_PER_MS
         self.wake = wake
         self.ids = OrderIds()
@@ -129,7 +131,8 @@ cdef class Batcher:
 
     cdef bint take(self, Ticket ticket) except -1:
         assert not ticket.ended and not ticket.in_flight
-        if self.queued >= self.queue_bound or self.refusing:
+        self.choose_script(ticket)
+        if self.waiting[ticket.by_lookup] >= self.queue_bound[ticket.by_lookup] or self.refusing:
             ticket.end(V_UNKNOWN if ticket.may_have_run else V_OVERLOADED)
             return False
         if ticket.deadline_ns == 0:
@@ -141,27 +144,36 @@ cdef class Batcher:
             self.call_wake()
         return True
 
-    cdef int enqueue(self, Ticket ticket, bint front) except -1:
-        """Queue the order. Returns how many wait for its lane and script."""
-        cdef LaneNames names = ticket.sale.lane_for(ticket.user_hash)
-        cdef LaneQueue lane = <LaneQueue>self.lanes.get(names.lane)
+    cdef int choose_script(self, Ticket ticket) noexcept:
+        """The lookup for an order with a SKU last seen sold out, else reserve."""
         cdef int i
-        if lane is None:
-            lane = LaneQueue(names)
-            self.lanes[names.lane] = lane
-            self.lane_list.append(lane)
         ticket.by_lookup = False
         for i in range(ticket.line_count):
             if ticket.sale.sold_out[ticket.sku_index[i]]:
                 ticket.by_lookup = True
                 break
+        return 0
+
+    cdef int enqueue(self, Ticket ticket, bint front) except -1:
+        """Queue the order for its script. Returns how many wait for its lane and script."""
+        cdef LaneNames names = ticket.sale.lane_for(ticket.user_hash)
+        cdef LaneQueue lane = <LaneQueue>self.lanes.get(names.lane)
+        if lane is None:
+            lane = LaneQueue(names)
+            self.lanes[names.lane] = lane
+            self.lane_list.append(lane)
         source = lane.lookup if ticket.by_lookup else lane.reserve
         if front:
             source.appendleft(ticket)
         else:
             source.append(ticket)
-        self.queued += 1
+        self.waiting[ticket.by_lookup] += 1
         return len(source)
+
+    cdef int requeue(self, Ticket ticket) except -1:
+        """Queue the order again, in front. No bound applies: it was admitted once."""
+        self.choose_script(ticket)
+        return self.enqueue(ticket, True)
 
     cdef bint has_room(self, int in_flight, int waiting) noexcept:
         """A lone batch leaves at any size; another one only when its lane has enough orders for the round trip."""
@@ -201,6 +213,7 @@ cdef class Batcher:
 
     def output(self):
         """All batches that may leave now."""
+        cdef int lookup
         self.is_woken = False
         if not self.is_up:
             return b""
@@ -215,8 +228,9 @@ cdef class Batcher:
             self.hold_until_ns = 0
         self.put_batches(False)
         self.put_batches(True)
-        if self.queued == 0:
-            self.was_empty = True
+        for lookup in range(2):
+            if self.waiting[lookup] == 0:
+                self.was_empty[lookup] = True
         return self.writer.take()
 
     cdef int put_batches(self, bint lookup) except -1:
@@ -298,7 +312,7 @@ cdef class Batcher:
                     sales.append(sale)
                 sale.batch_serial = serial
                 sale.batch_place = place
-            self.queued -= 1
+            self.waiting[lookup] -= 1
             ticket.place = sale.batch_place
             if not ticket.has_id:
                 self.ids.put(ticket.id, now_ms, lane.lane, <int>(ticket.user_hash & 1023))
@@ -377,7 +391,7 @@ cdef class Batcher:
             raise ProtocolViolation("a reply does not have the shape of the script's replies")
         now_ms = read_number(after, &after)
         at = after
-        self.served += len(batch.tickets)
+        self.served[batch.kind] += len(batch.tickets)
         self.clock_offset_ms = now_ms - unix_ms()
         for ticket in batch.tickets:
             ticket.reserved_at_ms = now_ms
@@ -406,7 +420,7 @@ cdef class Batcher:
         if ticket.ended:
             return 0
         if outcome == V_HAS_STOCK:
-            self.enqueue(ticket, True)
+            self.requeue(ticket)
             return 0
         ticket.argument = value >> OUTCOME_BITS
         return self.end_ticket(ticket, outcome)
@@ -472,7 +486,7 @@ cdef class Batcher:
         self.flight = deque()
         self.reserve_flight = 0
         self.lookup_flight = 0
-        self.was_empty = True  # the next connection has its own pace
+        self.was_empty[0] = self.was_empty[1] = True  # the next connection has its own pace
         while flight:
             batch = <Batch>flight.pop()
             if batch.kind == COMMAND:
@@ -490,7 +504,7 @@ cdef class Batcher:
                 ticket.may_have_run = True
             if not ticket.ended:
                 self.resubmitted += 1
-                self.enqueue(ticket, True)
+                self.requeue(ticket)
         return 0
 
     cdef int end_ticket(self, Ticket ticket, int verdict) except -1:
@@ -498,40 +512,41 @@ cdef class Batcher:
         self.done.append(ticket)
         return 0
 
-    cdef int bound_queue(self, int64_t now_ns) except -1:
-        """Bound the queue to the orders that are answered within half a deadline at the current pace.
+    cdef int bound_queue(self, bint lookup, int64_t now_ns) except -1:
+        """Bound the orders that wait for a script to those answered within half a deadline at the script's pace.
 
         A longer queue gives every order to Redis just before its deadline: all run, and all answers come too late
         (measured: goodput fell to 40 % of the peak). The pace shows the capacity only while orders wait.
         """
-        cdef int64_t elapsed_ns = now_ns - self.measured_ns
-        cdef uint64_t served = self.served - self.served_before
+        cdef int64_t elapsed_ns = now_ns - self.measured_ns[lookup]
+        cdef uint64_t served = self.served[lookup] - self.served_before[lookup]
         cdef double pace, bound
         if elapsed_ns < MEASURE_MS * NS_PER_MS:
             return 0
-        if self.was_empty:
-            self.was_empty = self.queued == 0
-            self.pace = 0
-            self.queue_bound = self.queue_length_max
+        if self.was_empty[lookup]:
+            self.was_empty[lookup] = self.waiting[lookup] == 0
+            self.pace[lookup] = 0
+            self.queue_bound[lookup] = self.queue_length_max
         elif served:
             pace = <double>served / elapsed_ns
-            self.pace = pace if self.pace == 0 else 0.7 * self.pace + 0.3 * pace
-            bound = max(self.pace * self.deadline_ns / 2, self.batch_size_max * (self.batches_in_flight_max + 1))
-            self.queue_bound = <int>min(bound, <double>self.queue_length_max)
+            self.pace[lookup] = pace if self.pace[lookup] == 0 else 0.7 * self.pace[lookup] + 0.3 * pace
+            bound = max(self.pace[lookup] * self.deadline_ns / 2, self.batch_size_max * (self.batches_in_flight_max + 1))
+            self.queue_bound[lookup] = <int>min(bound, <double>self.queue_length_max)
         elif elapsed_ns < self.deadline_ns:
             return 0  # a round trip may take longer; and silence does not mean a slow Redis
-        self.measured_ns = now_ns
-        self.served_before = self.served
+        self.measured_ns[lookup] = now_ns
+        self.served_before[lookup] = self.served[lookup]
         return 0
 
     def sweep(self, int64_t now_ns):
-        """End and settle orders past their deadline, bound the queue, wake the owner when a pause is over."""
+        """End and settle orders past their deadline, bound the queues, wake the owner when a pause is over."""
         cdef LaneQueue lane
         cdef Batch batch
         cdef Ticket ticket
         cdef int ended = 0
+        cdef int lookup
         for lane in self.lane_list:
-            for source in (lane.reserve, lane.lookup):
+            for lookup, source in enumerate((lane.reserve, lane.lookup)):
                 # Resubmitted orders stand before older ones, so the whole queue must be searched.
                 late = [ticket for ticket in source if (<Ticket>ticket).deadline_ns <= now_ns]
                 if not late:
@@ -539,7 +554,7 @@ cdef class Batcher:
                 kept = [ticket for ticket in source if (<Ticket>ticket).deadline_ns > now_ns]
                 source.clear()
                 source.extend(kept)
-                self.queued -= len(late)
+                self.waiting[lookup] -= len(late)
                 for ticket in late:
                     if ticket.may_have_run:
                         self.end_ticket(ticket, V_UNKNOWN)
@@ -553,11 +568,17 @@ cdef class Batcher:
                         self.end_ticket(ticket, V_UNKNOWN)
                         ended += 1
         self.expired += ended
-        self.bound_queue(now_ns)
+        self.bound_queue(False, now_ns)
+        self.bound_queue(True, now_ns)
         if self.is_up and not self.is_woken and self.queued and self.hold_until_ns and now_ns >= self.hold_until_ns:
             self.call_wake()
         self.settle()
         return ended
+
+    @property
+    def queued(self):
+        """Orders that wait for a batch of either script."""
+        return self.waiting[0] + self.waiting[1]
 
     @property
     def in_flight(self):

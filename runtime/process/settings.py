@@ -93,7 +93,12 @@ class Settings(BaseModel):
     )
     batch_size_max: int = Field(64, ge=1, le=64, description="Orders in one script call.")
     batches_in_flight_max: int = Field(2, ge=1, le=16, description="Script calls that a worker has in flight.")
-    edge_queue_length_max: int = Field(4096, ge=1, description="Waiting orders at which a worker answers `overloaded`.")
+    edge_queue_length_max: int = Field(
+        4096,
+        ge=1,
+        description="Waiting orders at which a worker answers `overloaded`. Orders for SKUs last seen sold out are "
+        "counted apart, with the same limit.",
+    )
     request_deadline_ms: int = Field(2000, ge=50, le=30_000, description="An order is answered within this time.")
     body_deadline_ms: int = Field(5000, ge=50, le=60_000, description="A body must arrive within this time.")
     drain_ms: int = Field(10_000, ge=0, le=120_000, description="Time for work in flight after SIGTERM.")

@@ -96,3 +96,42 @@ def test_memory_high_refuses_new_orders_only() -> None:
     assert call.size == 1
     peer.batcher.refuse(refusing=False)
     assert peer.batcher.submit(make_ticket(sale))
+
+
+async def test_a_sell_out_crowd_fills_a_bound_of_its_own() -> None:
+    """Look-ups at their bound are refused; an order of another SKU is queued, and the reverse."""
+    peer, sale = Peer(batches_in_flight_max=1, queue_length_max=3), make_sale()
+    peer.connect()
+    peer.batcher.submit(make_ticket(sale))
+    peer.receive(peer.calls()[0].answer(8))
+    assert sale.is_sold_out(0)
+    crowd = [make_ticket(sale, key=str(i)) for i in range(5)]
+    assert [peer.batcher.submit(ticket) for ticket in crowd] == [True] * 3 + [False] * 2
+    assert crowd[3].verdict == Verdict.OVERLOADED
+    others = [make_ticket(sale, lines=[(1, 1)], key=f"other-{i}") for i in range(4)]
+    assert [peer.batcher.submit(ticket) for ticket in others] == [True] * 3 + [False]
+    assert peer.batcher.queued == 6
+    reserve, lookup = peer.calls()
+    peer.receive(reserve.accepted())
+    assert others[0].verdict == Verdict.ACCEPTED
+    peer.receive(lookup.answer(8, 8, 8))
+    assert peer.batcher.queued == 0
+
+
+async def test_look_ups_have_a_pace_of_their_own() -> None:
+    """Four look-ups per 100 ms and a deadline of 2 s: forty may wait. Orders, not served here, keep their setting."""
+    peer, sale = Peer(batches_in_flight_max=1, queue_length_max=100, deadline_ms=2000), make_sale()
+    peer.connect()
+    peer.batcher.submit(make_ticket(sale))
+    peer.receive(peer.calls()[0].answer(8))
+    now_ns = time.monotonic_ns()
+    for number in range(100):
+        assert peer.batcher.submit(make_ticket(sale, key=str(number)))
+    peer.batcher.sweep(now_ns)
+    for step in range(1, 4):
+        (lookup,) = peer.calls()
+        peer.receive(lookup.answer(8, 8, 8, 8))
+        peer.batcher.sweep(now_ns + step * 100_000_000)
+    assert not peer.batcher.submit(make_ticket(sale, key="late"))
+    orders = [make_ticket(sale, lines=[(1, 1)], key=f"other-{i}") for i in range(101)]
+    assert [peer.batcher.submit(ticket) for ticket in orders] == [True] * 100 + [False]
