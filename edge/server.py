@@ -30,6 +30,7 @@ from runtime.process.settings import Settings
 HEADER_READ_MS = 30_000  # also the longest idle time of a connection between requests
 HEADERS_SIZE_MAX = 64 * 1024
 BACKLOG_MAX = 65_535
+BACKLOG_MIN = 4096  # a full backlog drops buyers' packets, and they try again after a second
 PORT_WAIT_S = 2.0  # workers of a killed predecessor hold the port for a moment
 KILL_AFTER_S = 5  # after the drain: then a worker that still runs is killed
 RESPAWN_S_FIRST = 0.1  # before the second respawn in a row of a worker; the first is immediate
@@ -57,7 +58,7 @@ class EdgeServer(MPServer):
             loop=Loops.uvloop,
             http=HTTPModes.http1,
             websockets=False,
-            backlog=min(BACKLOG_MAX, settings.edge_connections_max),
+            backlog=min(BACKLOG_MAX, max(BACKLOG_MIN, settings.edge_connections_max)),
             backpressure=settings.edge_connections_max,
             http1_settings=HTTP1Settings(header_read_timeout=HEADER_READ_MS, max_buffer_size=HEADERS_SIZE_MAX),
             log_dictconfig={"loggers": {"_granian": {"handlers": [], "propagate": True}}, "handlers": {}},
@@ -68,6 +69,7 @@ class EdgeServer(MPServer):
         )
         self._settings = settings
         self._folder = folder
+        self._port = port
         self._respawned_at: dict[int, float] = {}
         self._respawns_in_a_row: dict[int, int] = {}
 
@@ -77,7 +79,7 @@ class EdgeServer(MPServer):
         target: Any,
         callback_loader: Any,  # noqa: ARG002
     ) -> WorkerProcess:
-        loader = partial(_load, self._settings, idx, self._folder, os.getpid())
+        loader = partial(_load, self._settings, idx, self._folder, os.getpid(), self._port)
         return super()._spawn_worker(idx, target, loader)
 
     def _respawn_workers(self, workers: list[int], spawn_target: Any, target_loader: Any, delay: float = 0) -> None:
@@ -117,13 +119,13 @@ class EdgeServer(MPServer):
         super().shutdown(exit_code)  # type: ignore[no-untyped-call]
 
 
-def _load(settings: Settings, idx: int, folder: Path, parent: int) -> Any:
+def _load(settings: Settings, idx: int, folder: Path, parent: int, port: int) -> Any:
     """Build the application in a worker process."""
     # A worker that outlives its killed main process would hold the port.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(1)
-    return worker.build(settings, number=idx, folder=folder)
+    return worker.build(settings, number=idx, folder=folder, port=port)
 
 
 def claim_port(host: str, port: int) -> int:

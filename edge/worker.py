@@ -23,6 +23,7 @@ from edge.openapi import openapi
 from edge.order_path import OrderPath
 from edge.order_store import OrderStore
 from edge.orders import Orders
+from edge.places import Places
 from edge.read_limits import ReadRate
 from edge.refusals import Refusals
 from edge.routing import Route, Router
@@ -49,6 +50,7 @@ POSTGRES_CONNECTIONS_MAX = 4  # per shard
 POSTGRES_CALL_S_MAX = 1.8  # less than `order_store.READ_S_MAX`, so that a silent shard ends the call and not its task
 SNAPSHOT_PERIOD_S = 1.0
 STOP_S_MAX = 3.0
+REQUEST_MS_BESIDE = 5000  # for a head that arrives slowly, and for reads, beside the deadlines of body and order
 ROUND_S_MAX = 5.0  # for a sweep of the deadlines, and for a look at Redis
 GC_THRESHOLD = 50_000  # allocations minus deallocations before the collector runs
 
@@ -56,7 +58,8 @@ GC_THRESHOLD = 50_000  # allocations minus deallocations before the collector ru
 class Worker:
     """The parts of one worker. `number` is its place among the workers of this edge, from 0."""
 
-    def __init__(self, settings: Settings, *, number: int, folder: Path) -> None:
+    def __init__(self, settings: Settings, *, number: int, folder: Path, port: int) -> None:
+        """`port` is the one that the workers listen on."""
         assert settings.token_keys_file is not None, "the main process checks it"
         self._number = number
         self._durability = settings.durability
@@ -94,6 +97,13 @@ class Worker:
         self._health = Health(
             self._admission, self._directory, self._session_ends, self._background, settings.durability
         )
+        self._places = Places(
+            port=port,
+            address_max=settings.edge_address_connections_max,
+            connections_max=settings.edge_connections_max,
+            request_ms_max=settings.body_deadline_ms + REQUEST_MS_BESIDE + settings.request_deadline_ms,
+            trusted=settings.trusted_proxies,
+        )
         self._refusals = Refusals(self._redis, self._directory)
         self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
         orders = Orders(
@@ -121,6 +131,7 @@ class Worker:
         for name, work in (
             ("order-path", partial(self._in_rounds, "order-path", self._order_path.run)),
             ("admission", partial(self._in_rounds, "admission", self._admission.run)),
+            ("connections", partial(self._in_rounds, "connections", self._places.run)),
             ("sales", self._directory.follow),
             ("session-ends", self._session_ends.run),
             ("token-keys", self._token_keys.run),
@@ -202,10 +213,10 @@ def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics
     ]
 
 
-def build(settings: Settings, *, number: int, folder: Path) -> EdgeApplication:
+def build(settings: Settings, *, number: int, folder: Path, port: int) -> EdgeApplication:
     """Set up logging and build the application, in a worker process."""
     configure_logging("edge", settings.log_level)
-    application = Worker(settings, number=number, folder=folder).application
+    application = Worker(settings, number=number, folder=folder, port=port).application
     # Objects that exist now live as long as the worker, and requests create no cycles. A collection every 700 objects
     # only adds pauses, the longest when it visits every imported module.
     gc.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -113,6 +114,22 @@ async def read_sequences(redis: Redis, lanes: Collection[int]) -> dict[int, int]
     for lane in lanes:
         pipeline.hget(topology.lane_state_key(lane), SEQUENCE_FIELD)
     return {lane: int(seq or 0) for lane, seq in zip(lanes, await pipeline.execute(), strict=True)}
+
+
+async def read_intact_sequences(redis: Redis, lanes: Collection[int]) -> dict[int, int]:
+    """Like `read_sequences`, without the lanes with a damaged sequence: one must not hide the others."""
+    pipeline = redis.pipeline(transaction=False)
+    for lane in lanes:
+        pipeline.hget(topology.lane_state_key(lane), SEQUENCE_FIELD)
+    sequences = {}
+    for lane, seq in zip(lanes, await pipeline.execute(raise_on_error=False), strict=True):
+        if isinstance(seq, Exception):
+            if str(seq).startswith("WRONGTYPE"):
+                continue
+            raise seq
+        with contextlib.suppress(ValueError):
+            sequences[lane] = int(seq or 0)
+    return sequences
 
 
 async def read_oldest_entry(redis: Redis, lane: int) -> int | None:

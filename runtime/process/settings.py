@@ -82,6 +82,12 @@ class Settings(BaseModel):
     edge_connections_max: int = Field(
         16_384, ge=128, description="Open connections of one edge worker, idle ones included."
     )
+    edge_address_connections_max: int = Field(
+        1024,
+        ge=16,
+        description="Open connections of one client (IPv4 address, IPv6 network of 64 bits) to one edge worker; above, its "
+        "idle ones are closed, the longest idle first. Clients in FLASHSALE_TRUSTED_PROXIES are exempt.",
+    )
     durability: Durability = Field(Durability.FSYNC, description="Guarantee of a 202: fsync, replicated or memory.")
     user_rate: int = Field(10, ge=1, le=1000, description="Orders per second that one user may place.")
     user_burst: int = Field(20, ge=1, le=10_000, description="Orders that one user may place at once.")

@@ -82,7 +82,7 @@ def ask(process: EdgeProcess, method: str, path: str, token: str | None) -> tupl
 
 def test_the_table_is_complete(buyers: Buyers, tmp_path: Path) -> None:
     settings = load_settings({"FLASHSALE_TOKEN_KEYS_FILE": str(buyers.keys_file)})
-    table = Worker(settings, number=0, folder=tmp_path).application._router.routes
+    table = Worker(settings, number=0, folder=tmp_path, port=0).application._router.routes
     assert {f"{route.method} {route.template}" for route in table} == set(ROUTES)
 
 

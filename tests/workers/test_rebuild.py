@@ -244,6 +244,26 @@ async def test_rebuilding_one_sale_leaves_the_lane_to_the_others(
         assert (await verdict_of(bench, each)).is_proved
 
 
+@pytest.mark.parametrize("damage", ["damaged", "of another type"])
+async def test_a_damaged_sequence_of_one_lane_does_not_hide_the_others(
+    bench: Bench, market: Market, redis_client: redis.Redis, damage: str
+) -> None:
+    watch, key = await quiet_watch(bench), topology.lane_state_key(LANE - 1)
+    if damage == "damaged":
+        redis_client.hset(key, "seq", "12x")
+    else:
+        redis_client.delete(key)
+        redis_client.set(key, "12")
+    await watch.look()
+    assert watch.problem == f"damaged sequence of lane {LANE - 1}"
+    redis_client.delete(topology.lane_state_key(LANE))
+    await watch.look()
+    assert watch.closed == {market.sale.sale_id: f"lane {LANE} does not know the sale"}
+    redis_client.delete(key)
+    await watch.look()
+    assert watch.problem is None
+
+
 async def test_what_the_queue_held_is_lost_with_it_and_b_says_so(
     bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
 ) -> None:

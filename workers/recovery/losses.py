@@ -17,7 +17,7 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from reservation.lane import Closed, Lanes
-from reservation.reading import read_sequences
+from reservation.reading import read_intact_sequences, read_sequences
 from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 
@@ -85,6 +85,10 @@ class LaneRecovery:
         """Sequences in Redis; 0 for a lane without one."""
         return await read_sequences(self._redis, lanes)
 
+    async def intact_sequences(self, lanes: Collection[int]) -> dict[int, int]:
+        """Like `sequences`, without the lanes with a damaged sequence."""
+        return await read_intact_sequences(self._redis, lanes)
+
     async def note_seen(self, sequences: Mapping[int, int]) -> None:
         """Record sequences seen in Redis, so that a later loss of entries that no shard has is detected, too."""
         values = {"lanes": list(sequences), "seqs": list(sequences.values())}
@@ -106,19 +110,20 @@ class LaneRecovery:
         without a sequence has lost its data, even if no entry of it was ever recorded.
 
         `seen`: sequences that the caller has seen itself. With them, a shard that is away closes no lane later than
-        another one; without them, all shards must answer.
+        another one, and a lane with a damaged sequence is left out; without them, all shards must answer.
 
         Returns the lanes that had gone back. The floors are read first: Redis had shown them by then, so a lane that
         only moves on meanwhile is not mistaken for one that went back.
         """
         if seen is None:
             floors = await self.floors(lanes)
+            sequences = await self.sequences(lanes)
         else:
             known = await self.known_floors(lanes)
             floors = {lane: max(floor, seen.get(lane, 0)) for lane, floor in known.items()}
-        sequences = await self.sequences(lanes)
+            sequences = await self.intact_sequences(lanes)
         gone_back = {}
-        for lane in lanes:
+        for lane in sequences:
             is_lost = lane in missing and sequences[lane] == 0
             if sequences[lane] >= floors[lane] and not is_lost:
                 continue

@@ -53,6 +53,7 @@ class Watch:
         self._sequences: dict[int, int] = {}
         self._noted: dict[int, int] = {}
         self._quiet: dict[int, int] = {}  # sequences of lanes that stood still between the last two rounds
+        self._damaged: set[int] = set()  # lanes whose sequence cannot be read
         self._rounds = 0
         self._compare_at_round = 0
         self.problem: str | None = None  # what the last round could not look at
@@ -81,11 +82,11 @@ class Watch:
     async def look(self) -> None:
         """One round. Raises the errors of the servers' clients."""
         run_id = str((await self._redis.info("server"))["run_id"])
-        sequences = await self._recovery.sequences(self._lanes)
+        sequences = await self._recovery.intact_sequences(self._lanes)
         # A shard that was silent may have recorded more: compare again.
         is_due = bool(self._recovery.silent_shards) and self._rounds >= self._compare_at_round
         is_another = run_id != self._run_id or is_due
-        went_back = [lane for lane in self._lanes if sequences[lane] < self._sequences.get(lane, 0)]
+        went_back = [lane for lane in sequences if sequences[lane] < self._sequences.get(lane, 0)]
         if is_another or went_back:
             await self._recovery.note_seen(self._sequences)
             self._compare_at_round = self._rounds + COMPARE_EVERY_ROUNDS
@@ -93,15 +94,24 @@ class Watch:
                 self._lanes, quiet=self._quiet, seen=self._sequences
             ):
                 LANES_GONE_BACK.labels(lane).inc()
-            sequences = await self._recovery.sequences(self._lanes)
+            sequences = await self._recovery.intact_sequences(self._lanes)
         elif sequences != self._noted and self._rounds % NOTED_EVERY_ROUNDS == 0:
             await self._recovery.note_seen(sequences)
             self._noted = sequences
         self._rounds += 1
+        self._note_damage(set(self._lanes) - sequences.keys())
         await self._look_at_sales()
         self._quiet = {lane: seq for lane, seq in sequences.items() if self._sequences.get(lane) == seq}
         # Last, so that a round that broke off is repeated with the same comparison.
-        self._run_id, self._sequences = run_id, sequences
+        # A damaged lane keeps its last one: after its repair it must not be below.
+        self._run_id, self._sequences = run_id, self._sequences | sequences
+
+    def _note_damage(self, damaged: set[int]) -> None:
+        for lane in damaged - self._damaged:
+            log.error("lane has a damaged sequence: its sales are not watched", lane=lane)
+        for lane in self._damaged - damaged:
+            log.info("lane has an intact sequence again", lane=lane)
+        self._damaged = damaged
 
     async def _look_at_sales(self) -> None:
         closed: dict[UUID, str] = {}
@@ -118,12 +128,17 @@ class Watch:
             )
         silent = ", ".join(str(shard) for shard in sorted(self._recovery.silent_shards))
         self.problem = f"no record of shard {silent}" if silent else None
+        if self._damaged:
+            lanes = ", ".join(str(lane) for lane in sorted(self._damaged))
+            self.problem = f"damaged sequence of lane {lanes}"
         if count >= SALES_MAX:
             self.problem = f"more than {SALES_MAX} published sales: some are not watched"
         self._show(closed)
 
     async def _look_at_page(self, sales: Sequence[PublishedSale], closed: dict[UUID, str], missing: set[int]) -> None:
         for lane in self._lanes:
+            if lane in self._damaged:
+                continue
             listed = [sale for sale in sales if lane in sale.lanes]
             if not listed:
                 continue
