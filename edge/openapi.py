@@ -289,7 +289,9 @@ def build() -> dict[str, Any]:
         "info": {
             "title": "Flashsale edge",
             "version": "1",
-            "description": "Takes orders for flash sales. Every answer is 2xx, 304, or a problem with a code.",
+            "description": "Takes orders for flash sales. Every answer is 2xx, 304, or a problem with a code. Requests "
+            "that are not HTTP/1.1 are answered by the parser below: 400 (malformed), 414 (target too long) or 431 "
+            "(headers too large), without a body, and the connection closes.",
         },
         "paths": paths,
         "components": {

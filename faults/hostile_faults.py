@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
-from faults.conditions import NotFired
+from faults.conditions import Needs, NotFired
 from faults.history import Ending
 from faults.scenario import Drill, Fault
 from faults.wire import HEAD_BYTES_MAX, Answer, NotHttp, order_request, read_answer
 
 SLOW_CLIENTS = 250
+PLACES = 256
+SILENT = 800
 SLOW_S = 7.0  # longer than a body may take to arrive
 ENDLESS_MB = 32
 MEMORY_MB_MAX = 64
@@ -82,6 +84,35 @@ async def slow_heads(drill: Drill) -> str:
     if held < SLOW_CLIENTS:
         raise NotFired(f"only {held} of {SLOW_CLIENTS} clients sent until the end")
     return f"{held} of {SLOW_CLIENTS} sent for {SLOW_S:.0f} s; buyers got {now:.0f} answers/s, {before:.0f}/s before"
+
+
+async def silent_sockets(drill: Drill) -> str:
+    """Hold more silent connections of one address than all workers have places, while buyers come from another one."""
+    host, _, port = drill.stage.stack.edge_url.removeprefix("http://").partition(":")
+    before, began = drill.pace(), time.monotonic()
+    opened: list[asyncio.StreamWriter] = []
+    asked, answered = 0, 0
+    try:
+        for _ in range(SILENT // 100):
+            made = await asyncio.gather(
+                *(asyncio.open_connection(host, int(port), local_addr=("127.0.0.3", 0)) for _ in range(100)),
+                return_exceptions=True,
+            )
+            opened += [made_one[1] for made_one in made if not isinstance(made_one, BaseException)]
+            asked += 1
+            async with _connection(drill) as (reader, writer):
+                writer.write(f"GET /v1/sales/{drill.sale_id} HTTP/1.1\r\nHost: edge\r\n\r\n".encode())
+                answer = await _answer(reader)
+                answered += answer is not None and answer.status == 200
+        now = drill.goes_on(began, before)
+    finally:
+        for writer in opened:
+            writer.transport.abort()
+    if answered < asked:
+        drill.fail("E", f"{asked - answered} of {asked} new connections got no answer beside the silent ones")
+    if len(opened) < SILENT:
+        raise NotFired(f"only {len(opened)} connections were opened")
+    return f"{len(opened)} silent connections of one address; {answered} new ones of another were answered, {now:.0f}/s"
 
 
 async def slow_bodies(drill: Drill) -> str:
@@ -221,6 +252,11 @@ async def storm_of_retries(drill: Drill) -> str:
 
 FAULTS = [
     Fault("slowloris", "250 clients send heads byte by byte", "other clients are served as before", slow_heads),
+    Fault(
+        "edge-silent-sockets", f"{SILENT} silent connections of one address at an edge with {PLACES} places a worker",
+        "the longest silent ones make room: buyers on new connections are answered", silent_sockets,
+        needs=Needs(limits={"edge_connections_max": str(PLACES)}),
+    ),
     Fault("slow-body", "250 clients send a head and no body", "request_timeout; other clients are served", slow_bodies),
     Fault(
         "huge-body", "bodies of a gigabyte, and in chunks without an end",

@@ -70,6 +70,24 @@ def test_wrong_methods(edge: EdgeProcess, path: str, method: str) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")], "no origin is configured"
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /" + b"a" * 65_534 + b" HTTP/1.1\r\nHost: edge\r\n\r\n", 414),
+        (b"GET /livez HTTP/1.1\r\nHost: edge\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431),
+    ],
+)
+def test_the_parsers_own_answers_are_those_that_the_documents_name(
+    edge: EdgeProcess, client: httpx.Client, data: bytes, status: int
+) -> None:
+    with wire.Connection(edge.port) as connection:
+        connection.send(data)
+        answer = connection.receive()
+        assert (answer.status, answer.body) == (status, b"") and connection.is_closed()
+    assert str(status) in client.get("/openapi.json").json()["info"]["description"]
+
+
 def test_head_is_get_without_its_body(edge: EdgeProcess, publisher: Publisher, buyers: Buyers) -> None:
     sale = publisher.publish()
     own = {"Authorization": f"Bearer {buyers.token()}"}
