@@ -21,6 +21,7 @@ from hotpath.counters cimport (
     V_ACCEPTED,
     V_HAS_STOCK,
     V_OVERLOADED,
+    V_RATE_LIMITED,
     V_REPLAYED,
     V_SOLD_OUT,
     V_UNAVAILABLE,
@@ -145,9 +146,9 @@ cdef class Batcher:
         return True
 
     cdef int choose_script(self, Ticket ticket) noexcept:
-        """The lookup for an order with a SKU last seen sold out, else reserve."""
+        """The lookup for an order with a SKU last seen sold out, or above the user's rate; else reserve."""
         cdef int i
-        ticket.by_lookup = False
+        ticket.by_lookup = ticket.over_rate_ms > 0
         for i in range(ticket.line_count):
             if ticket.sale.sold_out[ticket.sku_index[i]]:
                 ticket.by_lookup = True
@@ -419,6 +420,9 @@ cdef class Batcher:
                 ticket.sale.sold_out[ticket.sku_index[i]] = 0
         if ticket.ended:
             return 0
+        if outcome == V_HAS_STOCK and ticket.over_rate_ms > 0:
+            ticket.argument = ticket.over_rate_ms
+            return self.end_ticket(ticket, V_RATE_LIMITED)
         if outcome == V_HAS_STOCK:
             self.requeue(ticket)
             return 0

@@ -26,6 +26,7 @@ cdef class OrderCore:
     cdef Py_ssize_t body_length_max
     cdef int64_t body_deadline_ns
     cdef UserRates rates
+    cdef UserRates ceiling
     cdef dict bodies  # exchanges that wait for a body, oldest first
     cdef Claims claims  # scratch
 

@@ -35,6 +35,7 @@ class OrderCore:
         body_length_max: int,
         body_deadline_ms: int,
         rates: UserRates,
+        ceiling: UserRates,
         verify_outside: Callable[[str, int], bytes | int] | None = None,
     ) -> None:
         """`fixed_answers`: by verdict, for each verdict whose answer has no parameters.

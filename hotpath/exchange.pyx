@@ -81,6 +81,7 @@ cdef class OrderCore:
         Py_ssize_t body_length_max,
         int64_t body_deadline_ms,
         UserRates rates not None,
+        UserRates ceiling not None,
         verify_outside=None,
     ):
         assert location_prefix.isascii()
@@ -97,6 +98,7 @@ cdef class OrderCore:
         self.body_length_max = body_length_max
         self.body_deadline_ns = body_deadline_ms * 1000000
         self.rates = rates
+        self.ceiling = ceiling
         self.bodies = {}
         self.claims = Claims.__new__(Claims)
 
@@ -302,8 +304,14 @@ cdef class Exchange(Ticket):
                 fault = self.check_outside(authorization, now_s)
             if fault:
                 return self.respond_fixed(fault)
-        # Before all other work: a request counts whatever becomes of it.
-        wait_us = core.rates.wait_us(self.user_hash, self.started_ns // 1000)
+        # Before all other work: a request counts whatever becomes of it. Above the rate, the lookup still answers an
+        # earlier order under the same key; above the ceiling, no request passes.
+        wait_us = core.ceiling.wait_us(self.user_hash, self.started_ns // 1000)
+        if wait_us == 0:
+            wait_us = core.rates.wait_us(self.user_hash, self.started_ns // 1000)
+            if wait_us > 0 and self.sale is not None:
+                self.over_rate_ms = wait_us // 1000 + 1
+                wait_us = 0
         if wait_us > 0:
             return self.respond_with(V_TOO_FAST, core.answer_with_argument(V_TOO_FAST, wait_us // 1000 + 1))
         fault = self.read_key(headers)

@@ -15,6 +15,7 @@ cdef class Ticket:
     cdef uint8_t sku_index[LINES_MAX]
     cdef uint8_t quantity[LINES_MAX]
     cdef int line_count
+    cdef int64_t over_rate_ms  # the wait of a user above the rate: only an earlier order may be answered. 0: none
     # the progress
     cdef int64_t deadline_ns  # 0: set by the first submit
     cdef uint8_t id[16]

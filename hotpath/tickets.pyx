@@ -62,6 +62,7 @@ cdef class Ticket:
         memcpy(other.sku_index, self.sku_index, sizeof(self.sku_index))
         memcpy(other.quantity, self.quantity, sizeof(self.quantity))
         other.line_count = self.line_count
+        other.over_rate_ms = self.over_rate_ms
         other.deadline_ns = self.deadline_ns
         memcpy(other.id, self.id, sizeof(self.id))
         other.has_id = self.has_id

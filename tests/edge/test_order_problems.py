@@ -452,3 +452,18 @@ def test_refused_requests_and_other_sales_count_for_the_rate(
     assert statuses == [202, 409, 409, 404, 422, 429]
     assert answer.json()["code"] == "rate_limited" and int(answer.headers["retry-after"]) >= 1
     assert httpx.post(f"{edge.url}{path(sales[0])}", headers=buyers.headers(other), json=ONE).status_code == 202
+
+
+def test_above_the_rate_a_repeated_request_gets_its_answer(
+    own_edge: Callable[..., EdgeProcess], edge_redis: RedisServer, buyers: Buyers, publisher: Publisher
+) -> None:
+    edge = own_edge(redis_url=edge_redis.url, user_rate="1", user_burst="5")
+    sale, user = publisher.publish(stock=100), uuid4()
+    url, first = f"{edge.url}{path(sale)}", buyers.headers(user)
+    with httpx.Client() as http:
+        answers = [http.post(url, headers=first, json=ONE) for _ in range(30)]
+        assert {(answer.status_code, answer.content) for answer in answers} == {(202, answers[0].content)}
+        assert_problem(http.post(url, headers=buyers.headers(user), json=ONE), 429, "rate_limited")
+        many = [http.post(url, headers=first, json=ONE).status_code for _ in range(60)]
+    assert many.count(429) >= 10, "ten times the rate is the ceiling"
+    assert publisher.stock(sale).reserved == 1

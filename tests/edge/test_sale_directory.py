@@ -224,6 +224,7 @@ def count_one(view: SaleView) -> None:
         body_length_max=4096,
         body_deadline_ms=1000,
         rates=UserRates(bytearray(64), interval_us=1, burst=1),
+        ceiling=UserRates(bytearray(64), interval_us=1, burst=1),
     )
     request = _Unsigned()
     with pytest.raises(StopIteration):
