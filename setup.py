@@ -22,7 +22,8 @@ EXTENSIONS = [
     "hotpath.tickets",  # one order on its way
     "hotpath.calls",  # script calls of a batch
     "hotpath.batcher",  # micro-batches
-    "hotpath.exchange",  # one POST of an order, from headers to answer
+    "hotpath.order_request",  # one POST of an order, whichever server read it
+    "hotpath.exchange",  # one POST of an order in Granian
     "perf.driver.loop",  # the bundled load driver
 ]
 

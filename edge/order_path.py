@@ -1,6 +1,6 @@
 """`POST /v1/sales/{sale_id}/orders`: connects the compiled order path to settings, sales and problem answers.
 
-A usual request runs no Python code of this module after `exchange`. `_slow_path` finishes the rare ones: a sale that
+A usual request runs no Python code of this module after `exchange`. `slow_path` finishes the rare ones: a sale that
 this worker has not read yet, a body without a length, a definition that the lane reports as stale.
 """
 
@@ -24,7 +24,8 @@ from edge.refusals import PROBLEM_OF_VERDICT
 from edge.sale_directory import DirectoryUnavailable
 from hotpath.batcher import Batcher
 from hotpath.counters import Counters, Verdict
-from hotpath.exchange import DEFINITION_STALE, Exchange, OrderCore
+from hotpath.exchange import Exchange
+from hotpath.order_request import DEFINITION_STALE, OrderCore, OrderRequest
 from hotpath.rates import UserRates
 from hotpath.sales import SaleView
 from hotpath.tickets import Ticket
@@ -98,14 +99,14 @@ class OrderPath:
             marks=LaneMarks(settings.lanes),
         )
         self._batcher = self._link.batcher
-        self._core = OrderCore(
+        self.core = OrderCore(
             ring=ring,
             batcher=self._batcher,
             counters=self._counters,
             fixed_answers=fixed_answers(),
             answer_with_argument=self._answer_with_argument,
             answer_invalid=_answer_invalid,
-            slow_path=self._slow_path,
+            slow_path=self.slow_path,
             report=_report,
             verify_outside=None if outside is None else outside.verify,
             location_prefix="/v1/orders/",
@@ -119,9 +120,13 @@ class OrderPath:
             ),
         )
 
+    def find_sale(self, sale_id: str) -> SaleView | None:
+        """The sale, if this worker knows it."""
+        return self._directory.find(sale_id)
+
     def exchange(self, scope: Any, protocol: Any, sale_id: str) -> Awaitable[None]:
         """Return an awaitable that answers the request and never raises."""
-        return Exchange(self._core, scope, protocol, sale_id, self._directory.find(sale_id))
+        return Exchange(self.core, scope, protocol, sale_id, self._directory.find(sale_id))
 
     async def run(self, beat: Beat = no_beat) -> None:
         """Maintain the connection to Redis and enforce all deadlines, with a beat at each sweep. Cancel to stop."""
@@ -142,7 +147,7 @@ class OrderPath:
             "batcher": {**self._batcher.stats(), "reconnects": max(0, self._link.connections - 1)},
             "queued": self._batcher.queued,
             "in_flight": self._batcher.in_flight,
-            "waiting_for_body": self._core.waiting_for_body,
+            "waiting_for_body": self.core.waiting_for_body,
         }
 
     def _make_batcher(self, wake: Callable[[], None]) -> Batcher:
@@ -163,7 +168,7 @@ class OrderPath:
         )
 
     def _sweep(self, now_ns: int) -> None:
-        self._core.sweep(now_ns)
+        self.core.sweep(now_ns)
 
     def _answer_with_argument(self, verdict: int, wait_ms: int) -> Answer:
         if verdict == Verdict.NOT_OPEN:
@@ -173,7 +178,8 @@ class OrderPath:
 
     # ---- rare requests -----------------------------------------------------------------------------------------
 
-    async def _slow_path(self, exchange: Exchange, reason: int) -> None:
+    async def slow_path(self, exchange: OrderRequest, reason: int) -> None:
+        """Answer a rare request. `reason` is one of `hotpath.order_request`."""
         if reason == DEFINITION_STALE:
             await self._resubmit_while_stale(exchange, exchange)
             return
@@ -187,7 +193,7 @@ class OrderPath:
             await self._ask(ticket)
             await self._resubmit_while_stale(exchange, ticket)
 
-    async def _resubmit_while_stale(self, exchange: Exchange, ticket: Ticket) -> None:
+    async def _resubmit_while_stale(self, exchange: OrderRequest, ticket: Ticket) -> None:
         """Answer. While the lane reports the definition as stale, first read the definition again and resubmit."""
         try:
             for _ in range(REFRESHES_MAX):
@@ -207,7 +213,7 @@ class OrderPath:
             return
         exchange.respond(ticket)
 
-    async def _first_ticket(self, exchange: Exchange) -> Ticket | None:
+    async def _first_ticket(self, exchange: OrderRequest) -> Ticket | None:
         """The order, not submitted yet; None when the request has been answered."""
         sale = exchange.known_sale
         if sale is None:
@@ -223,8 +229,10 @@ class OrderPath:
         if self._batcher.submit(ticket):
             await ticket
 
-    async def _read_body(self, exchange: Exchange) -> bytes | None:
+    async def _read_body(self, exchange: OrderRequest) -> bytes | None:
         """The whole body; None when the request has been answered."""
+        if exchange.body is not None:
+            return exchange.body
         protocol = exchange.rsgi_protocol
         try:
             async with asyncio.timeout(self._body_deadline_s):

@@ -1,85 +1,15 @@
-"""One POST of an order from headers to answer, as a hand-written awaitable. Coroutines handle the rare requests."""
+"""One POST of an order in Granian, as a hand-written awaitable. Coroutines handle the rare requests."""
 
-from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeAlias
+from collections.abc import Generator
+from typing import Any
 
-from hotpath.batcher import Batcher
-from hotpath.counters import Counters
-from hotpath.rates import UserRates
+from hotpath.order_request import OrderCore, OrderRequest
 from hotpath.sales import SaleView
-from hotpath.tickets import Ticket
-from hotpath.tokens import KeyRing
 
-Answer: TypeAlias = tuple[int, list[tuple[str, str]], bytes]
-
-SALE_UNKNOWN: int
-LENGTH_UNKNOWN: int
-DEFINITION_STALE: int
-"""Reasons for the slow path."""
-
-class OrderCore:
-    """The shared state of all exchanges of a worker."""
-
-    def __init__(
-        self,
-        *,
-        ring: KeyRing,
-        batcher: Batcher,
-        counters: Counters,
-        fixed_answers: dict[int, Answer],
-        answer_with_argument: Callable[[int, int], Answer],
-        answer_invalid: Callable[[int, list[tuple[str, str]]], Answer],
-        slow_path: Callable[[Exchange, int], Coroutine[Any, Any, None]],
-        report: Callable[[BaseException], None],
-        location_prefix: str,
-        body_length_max: int,
-        body_deadline_ms: int,
-        rates: UserRates,
-        ceiling: UserRates,
-        verify_outside: Callable[[str, int], bytes | int] | None = None,
-    ) -> None:
-        """`fixed_answers`: by verdict, for each verdict whose answer has no parameters.
-
-        `answer_with_argument(verdict, wait_ms)`; `answer_invalid(verdict, [(pointer, detail)])`;
-        `slow_path(exchange, reason)` makes the coroutine that answers a rare request; `report` gets internal errors.
-        `verify_outside(token, now_s)` gets tokens that no key of the ring signed: 16 bytes of the user, or a verdict.
-        """
-
-    def sweep(self, now_ns: int) -> int:
-        """End the wait for bodies past their deadline; returns the number ended."""
-
-    @property
-    def waiting_for_body(self) -> int: ...
-
-class Exchange(Ticket):
-    """Awaiting it answers the request. An internal error becomes `internal_error` and is reported, never raised."""
+class Exchange(OrderRequest):
+    """Awaiting it answers the request. It never raises."""
 
     def __init__(self, core: OrderCore, scope: Any, protocol: Any, sale_id: str, sale: SaleView | None) -> None:
         """`sale` None: this worker does not know the sale, and valid headers lead to the slow path."""
-
-    @property
-    def rsgi_protocol(self) -> Any:
-        """Granian's protocol object."""
-
-    @property
-    def sale_id(self) -> str:
-        """The sale id in the client's spelling."""
-
-    @property
-    def known_sale(self) -> SaleView | None:
-        """The view from the constructor."""
-
-    @property
-    def has_length(self) -> bool:
-        """Whether the request has a Content-Length."""
-
-    def ticket_for(self, sale: SaleView, body: bytes) -> Ticket | None:
-        """The order in the body, not submitted yet; None when the request has been answered."""
-
-    def respond(self, ticket: Ticket) -> None:
-        """Answer with the verdict of an ended ticket."""
-
-    def refuse(self, verdict: int) -> None:
-        """Answer with a fixed problem."""
 
     def __await__(self) -> Generator[Any, None, Any]: ...

@@ -19,7 +19,8 @@ from edge import sale_directory
 from edge.order_path import fixed_answers
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
 from hotpath.counters import Counters, Verdict
-from hotpath.exchange import Exchange, OrderCore
+from hotpath.exchange import Exchange
+from hotpath.order_request import OrderCore
 from hotpath.rates import UserRates
 from hotpath.sales import SaleView
 from hotpath.tokens import KeyRing
