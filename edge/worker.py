@@ -18,6 +18,7 @@ from edge.authentication import Authentication, OutsideBuyers
 from edge.clock import RedisClock
 from edge.cors import Cors
 from edge.health import Health
+from edge.kernel_connections import KernelConnections
 from edge.metrics import Metrics, Snapshot, SnapshotFolder
 from edge.openapi import openapi
 from edge.order_path import OrderPath
@@ -98,10 +99,12 @@ class Worker:
             self._admission, self._directory, self._session_ends, self._background, settings.durability
         )
         self._places = Places(
-            port=port,
+            KernelConnections(
+                port=port,
+                request_ms_max=settings.body_deadline_ms + REQUEST_MS_BESIDE + settings.request_deadline_ms,
+            ),
             address_max=settings.edge_address_connections_max,
             connections_max=settings.edge_connections_max,
-            request_ms_max=settings.body_deadline_ms + REQUEST_MS_BESIDE + settings.request_deadline_ms,
             trusted=settings.trusted_proxies,
         )
         self._refusals = Refusals(self._redis, self._directory)
