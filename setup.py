@@ -24,6 +24,9 @@ EXTENSIONS = [
     "hotpath.batcher",  # micro-batches
     "hotpath.order_request",  # one POST of an order, whichever server read it
     "hotpath.exchange",  # one POST of an order in Granian
+    "hotpath.answer_queue",  # the direct door: answers of a connection
+    "hotpath.direct_order",  # the direct door: one POST of an order
+    "hotpath.direct",  # the direct door: connections
     "perf.driver.loop",  # the bundled load driver
 ]
 

@@ -72,6 +72,7 @@ class Plan:
     redis: RedisServer = field(init=False)
     postgres: PostgresServer = field(init=False)
     settings: Settings = field(init=False)
+    edge_direct_port: int = field(init=False)
     metrics_ports: dict[str, int] = field(init=False)
     mail_port: int = field(init=False)
 
@@ -83,8 +84,18 @@ class Plan:
         self.postgres = replace(self.folder.postgres, port=free_port())
         # Reports all problems of the caller's settings before anything starts.
         self.settings = load_settings(self._callers_settings())
+        self.edge_direct_port = self._choose_direct_port()
         self.metrics_ports = {name: free_port() for name in WORKERS}
         self.mail_port = free_port()
+
+    def _choose_direct_port(self) -> int:
+        """The caller's choice, which may be 0 for no direct door; without one, a free port."""
+        if "edge_direct_port" not in self.settings.model_fields_set:
+            return free_port()
+        port = self.settings.edge_direct_port
+        if port and not port_is_free(port):
+            raise StackError(f"port {port} is in use: choose another with FLASHSALE_EDGE_DIRECT_PORT, or 0 for none")
+        return port
 
     def _callers_settings(self) -> dict[str, str]:
         return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
@@ -112,6 +123,7 @@ class Plan:
         ours = {
             **self.folder.settings_env(self.stack()),
             "FLASHSALE_EDGE_PORT": str(self.edge_port),
+            "FLASHSALE_EDGE_DIRECT_PORT": str(self.edge_direct_port),
             "FLASHSALE_BACKOFFICE_PORT": str(self.backoffice_port),
             "FLASHSALE_SMTP_URL": self.smtp_url,
             "FLASHSALE_LINK_URL": self.backoffice_url,
@@ -189,6 +201,7 @@ class Plan:
         """The content of `stack.json`, without pids."""
         return Stack(
             edge_url=self.edge_url,
+            edge_direct_url=f"http://127.0.0.1:{self.edge_direct_port}" if self.edge_direct_port else None,
             backoffice_url=self.backoffice_url,
             admin={"email": self.settings.admin_email, "password": self.admin_password},
             redis_url=self.redis.url,

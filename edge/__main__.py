@@ -11,6 +11,7 @@ import structlog
 
 from edge.metrics import snapshots
 from edge.server import EdgeServer, PortUnavailable, claim_port
+from edge.worker import Ports
 from runtime.process.settings import Durability, Settings, SettingsError, load_settings
 from runtime.process.telemetry import configure_logging
 from runtime.tokens.keys import TokenKeysError, load_token_keys
@@ -25,17 +26,21 @@ def main() -> int:
     try:
         settings = load_settings()
         _check(settings)
-        port = claim_port(settings.edge_host, settings.edge_port)
+        ports = Ports(claim_port(settings.edge_host, settings.edge_port), _direct_port(settings))
     except (SettingsError, TokenKeysError, PortUnavailable) as error:
         sys.stderr.write(f"edge: {error}\n")
         return 2
     configure_logging("edge", settings.log_level)
-    raise_open_files(settings.edge_connections_max)
+    raise_open_files(settings.edge_connections_max * (2 if ports.direct else 1))
     # Workers inherit this: without it, a drain signal would kill a worker that has no handler yet.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with snapshots() as folder:
-        EdgeServer(settings, port=port, folder=folder).serve()
+        EdgeServer(settings, ports=ports, folder=folder).serve()
     return 0
+
+
+def _direct_port(settings: Settings) -> int:
+    return claim_port(settings.edge_host, settings.edge_direct_port) if settings.edge_direct_port else 0
 
 
 def raise_open_files(connections_max: int) -> None:

@@ -105,6 +105,7 @@ class EdgeApplication:
         on_start: Callable[[asyncio.AbstractEventLoop], None],
         on_stop: Callable[[], Awaitable[None]],
         on_drain: Callable[[], None],
+        in_flight_elsewhere: Callable[[], int] = lambda: 0,
     ) -> None:
         self._router = router
         self._order_exchange = order_exchange
@@ -114,6 +115,7 @@ class EdgeApplication:
         self._on_start = on_start
         self._on_stop = on_stop
         self._on_drain = on_drain
+        self._in_flight_elsewhere = in_flight_elsewhere
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
         self.in_flight = 0  # requests inside `_serve`
@@ -163,7 +165,7 @@ class EdgeApplication:
     async def _leave_when_quiet(self) -> None:
         deadline = time.monotonic() + self._drain_s
         begun = -1
-        while time.monotonic() < deadline and (begun != self._begun or self.in_flight):
+        while time.monotonic() < deadline and (begun != self._begun or self.in_flight or self._in_flight_elsewhere()):
             begun = self._begun
             await asyncio.sleep(min(QUIET_S, self._drain_s))
         # SIGTERM makes Granian close the listener and finish the requests in flight.

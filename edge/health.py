@@ -26,12 +26,15 @@ class Health:
         session_ends: SessionEnds,
         background: TaskSupervisor,
         durability: Durability,
+        direct_url: str | None,
     ) -> None:
+        """`direct_url`: address of the direct door, None while it is off."""
         self._admission = admission
         self._directory = directory
         self._session_ends = session_ends
         self._background = background
         self._durability = durability
+        self._direct = {} if direct_url is None else {"edge_direct_url": direct_url}
         self._draining = False
 
     def drain(self) -> None:
@@ -59,7 +62,11 @@ class Health:
         """200, or 503 with the names of failed checks. Both contain the durability level."""
         missing = self.missing
         if not missing:
-            return 200, _HEADERS, orjson.dumps({"status": "ready", "durability": self._durability.value, "missing": []})
+            return (
+                200,
+                _HEADERS,
+                orjson.dumps({"status": "ready", "durability": self._durability.value, "missing": [], **self._direct}),
+            )
         detail = "; ".join(f"{name}: {text}" for name, text in missing.items())
         extensions = {"durability": self._durability.value, "missing": sorted(missing)}
         return render(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, detail, extensions=extensions))

@@ -139,6 +139,12 @@ _BATCHER_COUNTERS = (
     ("resubmitted_orders", "Orders sent again after a lost connection", ("resubmitted",)),
     ("redis_reconnects", "Connections of the order path to Redis after the first one", ("reconnects",)),
 )
+# Of the direct door: name, help text, member of `direct` in a snapshot.
+_DIRECT_COUNTERS = (
+    ("accepted", "Connections of the direct door", "accepted"),
+    ("refused", "Connections that the direct door closed at once, because all places were taken", "refused"),
+    ("displaced", "Idle connections that the direct door closed for others", "displaced"),
+)
 _GAUGES = (
     ("queue_length", "Orders that wait for a batch", "queued"),
     ("batches_in_flight", "Script calls without a reply yet", "in_flight"),
@@ -157,6 +163,7 @@ class _EdgeCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._orders()
         yield from self._batches()
+        yield from self._direct()
         for name, text, member in _GAUGES:
             gauge = GaugeMetricFamily(f"flashsale_edge_{name}", text, labels=["worker"])
             for worker, snapshot in self._snapshots.items():
@@ -198,6 +205,27 @@ class _EdgeCollector(Collector):
         yield outside
         yield restarts
         yield lost_lines
+
+    def _direct(self) -> Iterable[Metric]:
+        doors = {worker: each["direct"] for worker, each in self._snapshots.items() if each["direct"] is not None}
+        if not doors:
+            return
+        connections = GaugeMetricFamily(
+            "flashsale_edge_direct_connections", "Open connections of the direct door", labels=["worker"]
+        )
+        malformed = CounterMetricFamily(
+            "flashsale_edge_direct_malformed", "Requests at the direct door that are not HTTP/1.1", labels=["worker"]
+        )
+        for worker, door in doors.items():
+            connections.add_metric([worker], door["connections"])
+            malformed.add_metric([worker], door["malformed"])
+        yield connections
+        yield malformed
+        for name, text, member in _DIRECT_COUNTERS:
+            counter = CounterMetricFamily(f"flashsale_edge_direct_connections_{name}", text, labels=["worker"])
+            for worker, door in doors.items():
+                counter.add_metric([worker], door[member])
+            yield counter
 
     def _orders(self) -> Iterable[Metric]:
         orders = CounterMetricFamily("flashsale_edge_orders", "Order requests by outcome", labels=["worker", "outcome"])

@@ -25,6 +25,7 @@ from granian.server.mp import MPServer, WorkerProcess
 
 from edge import worker
 from edge.metrics import worker_is_started
+from edge.worker import Ports
 from runtime.process.settings import Settings
 
 HEADER_READ_MS = 30_000  # also the longest idle time of a connection between requests
@@ -46,13 +47,13 @@ class PortUnavailable(Exception):
 class EdgeServer(MPServer):
     """Granian's multi-process server. The workers share `folder` (metrics)."""
 
-    def __init__(self, settings: Settings, *, port: int, folder: Path) -> None:
+    def __init__(self, settings: Settings, *, ports: Ports, folder: Path) -> None:
         # Spawned workers share nothing with the threads of this process; forked ones would.
         multiprocessing.set_start_method("spawn", force=True)
         super().__init__(
             target="edge.worker",
             address=settings.edge_host,
-            port=port,
+            port=ports.granian,
             interface=Interfaces.RSGI,
             workers=settings.edge_workers,
             loop=Loops.uvloop,
@@ -69,7 +70,7 @@ class EdgeServer(MPServer):
         )
         self._settings = settings
         self._folder = folder
-        self._port = port
+        self._ports = ports
         self._respawned_at: dict[int, float] = {}
         self._respawns_in_a_row: dict[int, int] = {}
 
@@ -79,7 +80,7 @@ class EdgeServer(MPServer):
         target: Any,
         callback_loader: Any,  # noqa: ARG002
     ) -> WorkerProcess:
-        loader = partial(_load, self._settings, idx, self._folder, os.getpid(), self._port)
+        loader = partial(_load, self._settings, idx, self._folder, os.getpid(), self._ports)
         return super()._spawn_worker(idx, target, loader)
 
     def _respawn_workers(self, workers: list[int], spawn_target: Any, target_loader: Any, delay: float = 0) -> None:
@@ -119,13 +120,13 @@ class EdgeServer(MPServer):
         super().shutdown(exit_code)  # type: ignore[no-untyped-call]
 
 
-def _load(settings: Settings, idx: int, folder: Path, parent: int, port: int) -> Any:
+def _load(settings: Settings, idx: int, folder: Path, parent: int, ports: Ports) -> Any:
     """Build the application in a worker process."""
     # A worker that outlives its killed main process would hold the port.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise SystemExit(1)
-    return worker.build(settings, number=idx, folder=folder, port=port)
+    return worker.build(settings, number=idx, folder=folder, ports=ports)
 
 
 def claim_port(host: str, port: int) -> int:

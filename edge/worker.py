@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edge.app import ORDER_TEMPLATE, EdgeApplication, order_path_only
 from edge.authentication import Authentication, OutsideBuyers
 from edge.clock import RedisClock
 from edge.cors import Cors
+from edge.direct_door import DirectDoor
 from edge.health import Health
 from edge.kernel_connections import KernelConnections
 from edge.metrics import Metrics, Snapshot, SnapshotFolder
@@ -56,11 +58,18 @@ ROUND_S_MAX = 5.0  # for a sweep of the deadlines, and for a look at Redis
 GC_THRESHOLD = 50_000  # allocations minus deallocations before the collector runs
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports that the workers listen on. `direct` 0: no direct door."""
+
+    granian: int
+    direct: int = 0
+
+
 class Worker:
     """The parts of one worker. `number` is its place among the workers of this edge, from 0."""
 
-    def __init__(self, settings: Settings, *, number: int, folder: Path, port: int) -> None:
-        """`port` is the one that the workers listen on."""
+    def __init__(self, settings: Settings, *, number: int, folder: Path, ports: Ports) -> None:
         assert settings.token_keys_file is not None, "the main process checks it"
         self._number = number
         self._durability = settings.durability
@@ -96,11 +105,16 @@ class Worker:
         )
         self._background = TaskSupervisor(give_up=_stop_worker)
         self._health = Health(
-            self._admission, self._directory, self._session_ends, self._background, settings.durability
+            self._admission,
+            self._directory,
+            self._session_ends,
+            self._background,
+            settings.durability,
+            url_of(settings.edge_host, ports.direct) if ports.direct else None,
         )
         self._places = Places(
             KernelConnections(
-                port=port,
+                port=ports.granian,
                 request_ms_max=settings.body_deadline_ms + REQUEST_MS_BESIDE + settings.request_deadline_ms,
             ),
             address_max=settings.edge_address_connections_max,
@@ -118,17 +132,33 @@ class Worker:
             rate=ReadRate(per_s=settings.user_read_rate, burst=settings.user_read_burst),
             deadline_ms=settings.request_deadline_ms,
         )
+        cors = Cors(settings.cors_origins)
         sales = SaleReads(self._read_redis, self._directory, clock)
         self.application = EdgeApplication(
             router=Router(routes(orders=orders, sales=sales, health=self._health, metrics=self._metrics)),
             order_exchange=self._order_path.exchange,
             refuses_orders=self._refuses_orders,
-            cors=Cors(settings.cors_origins),
+            cors=cors,
             drain_ms=settings.drain_ms,
             on_start=self._start,
             on_stop=self._stop,
-            on_drain=self._health.drain,
+            on_drain=self._drain,
+            in_flight_elsewhere=lambda: 0 if self._direct is None else self._direct.unanswered,
         )
+        self._direct = (
+            DirectDoor(
+                self._order_path, self.application, cors, host=settings.edge_host, port=ports.direct,
+                connections_max=settings.edge_connections_max, address_max=settings.edge_address_connections_max,
+                trusted=settings.trusted_proxies, refuses_orders=self._refuses_orders,
+            )
+            if ports.direct
+            else None
+        )  # fmt: skip
+
+    def _drain(self) -> None:
+        self._health.drain()
+        if self._direct is not None:
+            self._direct.drain()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         for name, work in (
@@ -143,10 +173,15 @@ class Worker:
             ("snapshots", self._leave_snapshots),
         ):
             self._background.start(name, work, loop=loop)
+        if self._direct is not None:
+            for name, work in (("direct-door", self._direct.run), ("direct-connections", self._direct.places.run)):
+                self._background.start(name, partial(self._in_rounds, name, work), loop=loop)
         self._background.start("pools", self._open_pools, returns=True, loop=loop)
         self._metrics.publish()  # tells the main process that this worker handles signals
 
     async def _stop(self) -> None:
+        if self._direct is not None:
+            await self._direct.finish()
         await self._background.stop()
         # Only statistics and clean closing are left: an unresponsive server must not keep the process alive.
         try:
@@ -189,10 +224,16 @@ class Worker:
             "known_sales": len(self._directory),
             "ended_sessions": len(self._session_ends.table),
             "outside_keys": self._outside.keys,
+            "direct": None if self._direct is None else self._direct.snapshot(),
             "task_restarts": dict(self._background.restarts),
             "log_writes_failed": log_writes_failed(),
             "token_keys": {kid: kid == keys.active for kid in keys.keys},
         }
+
+
+def url_of(host: str, port: int) -> str:
+    """The address as a URL."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _stop_worker(task: str) -> None:
@@ -216,10 +257,10 @@ def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics
     ]
 
 
-def build(settings: Settings, *, number: int, folder: Path, port: int) -> EdgeApplication:
+def build(settings: Settings, *, number: int, folder: Path, ports: Ports) -> EdgeApplication:
     """Set up logging and build the application, in a worker process."""
     configure_logging("edge", settings.log_level)
-    application = Worker(settings, number=number, folder=folder, port=port).application
+    application = Worker(settings, number=number, folder=folder, ports=ports).application
     # Objects that exist now live as long as the worker, and requests create no cycles. A collection every 700 objects
     # only adds pauses, the longest when it visits every imported module.
     gc.collect()

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from faults.catalogue import FAULTS
+from faults.conditions import Door
 from faults.drill import STEADY_S, Result
 from faults.run import run_faults
 from faults.scenario import Fault
@@ -25,6 +26,9 @@ def faults(
         int | None, typer.Option(min=0, help="Repeat the run with this seed; each run prints its seed.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, max=600, help="Seconds of buying before each fault.")] = STEADY_S,
+    door: Annotated[
+        Door, typer.Option(help="The doors of the edge that buyers use; a fault at a door attacks one of them.")
+    ] = Door.BOTH,
     as_json: AsJson = False,
 ) -> None:
     """Break stacks on purpose, under load, and check all invariants.
@@ -38,18 +42,20 @@ def faults(
         return
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     if not as_json:
-        print(f"seed {seed}")
+        print(f"seed {seed}, door: {door}")
     console = Console(stderr=True)
     results: list[Result] = []
     with console.status("faults") as shown:  # shows nothing unless stderr is a terminal
-        for result in run_faults(chosen, seed=seed, seconds=seconds, say=shown.update):
+        for result in run_faults(chosen, seed=seed, seconds=seconds, say=shown.update, door=door):
             results.append(result)
             if not as_json:
                 sys.stdout.write(_as_text(result))
                 sys.stdout.flush()
     red = [result for result in results if not result.is_green and not result.skipped]
     if as_json:
-        print_json({"seed": seed, "faults": [result.as_document() for result in results], "red": len(red)})
+        print_json(
+            {"seed": seed, "door": door, "faults": [result.as_document() for result in results], "red": len(red)}
+        )
     else:
         skipped = sum(bool(result.skipped) for result in results)
         print(f"{len(results) - len(red) - skipped} green, {len(red)} red, {skipped} skipped")

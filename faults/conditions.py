@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 
 class NotFired(Exception):
@@ -12,6 +13,14 @@ class NotFired(Exception):
 
 class NotHere(Exception):
     """This machine does not allow the fault; the message is the reason."""
+
+
+class Door(StrEnum):
+    """The doors of the edge that buyers use, and of which a fault at a door attacks one."""
+
+    GRANIAN = "granian"
+    DIRECT = "direct"
+    BOTH = "both"
 
 
 @dataclass(frozen=True, slots=True)

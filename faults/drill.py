@@ -110,8 +110,8 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
     say(f"{fault.name}: opening a sale")
     sale_id, skus = await asyncio.to_thread(_open_sale, fault, stage)
     habits = Habits(cancel=fault.sale.cancel)
-    buyers = SimulatedBuyers([stage.stack.edge_url], History(sale_id), dict(stage.users), skus, rng, habits)
-    drill = Drill(stage, buyers, rng, sale_id, skus, cluster, say)
+    buyers = SimulatedBuyers(stage.edge_urls, History(sale_id), dict(stage.users), skus, rng, habits)
+    drill = Drill(stage, buyers, rng, sale_id, skus, cluster, say, rng.choice(stage.edge_urls))
     buyers.start()
     try:
         say(f"{fault.name}: buying")

@@ -180,7 +180,7 @@ async def _order_at_skewed(drill: Drill, by_s: int, *, ttl_s: int) -> tuple[Atte
 
 async def exhaust_descriptors(drill: Drill) -> str:
     """Open more idle connections than the edge may have open files."""
-    host, _, port = drill.stage.stack.edge_url.removeprefix("http://").partition(":")
+    host, _, port = drill.door_url.removeprefix("http://").partition(":")
     opened: list[asyncio.StreamWriter] = []
     workers, before = drill.stage.edge_workers(), drill.pace()
     began = time.monotonic()
@@ -222,7 +222,7 @@ async def lose_power(drill: Drill) -> str:
         argv, env={**os.environ, "PYTHONUNBUFFERED": "1"}, log=log, cwd=PROJECT, orphan_signal=signal.SIGTERM
     )
     stack = await asyncio.to_thread(wait_until_up, stage.folder, supervisor, log)
-    drill.buyers.urls[:] = [stack.edge_url]
+    drill.buyers.urls[:] = stage.edge_urls
     drill.silence(began)
     return f"{len(pids)} processes were killed at once, and all were restarted"
 

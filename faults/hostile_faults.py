@@ -29,7 +29,7 @@ ANSWER_S_MAX = 10.0
 
 @asynccontextmanager
 async def _connection(drill: Drill) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    host, _, port = drill.stage.stack.edge_url.removeprefix("http://").partition(":")
+    host, _, port = drill.door_url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port), limit=HEAD_BYTES_MAX)
     try:
         yield reader, writer
@@ -88,7 +88,7 @@ async def slow_heads(drill: Drill) -> str:
 
 async def silent_sockets(drill: Drill) -> str:
     """Hold more silent connections of one address than all workers have places, while buyers come from another one."""
-    host, _, port = drill.stage.stack.edge_url.removeprefix("http://").partition(":")
+    host, _, port = drill.door_url.removeprefix("http://").partition(":")
     before, began = drill.pace(), time.monotonic()
     opened: list[asyncio.StreamWriter] = []
     asked, answered = 0, 0

@@ -97,7 +97,7 @@ async def _drive(drill: Drill, sale_id: str, sku: str, name: str, connections: i
     tokens.touch(mode=0o600)
     tokens.write_text("".join(f"{user}\t{token}\n" for user, token in drill.stage.users), encoding="ascii")
     argv = [
-        "-m", "perf.driver", "--url", drill.stage.stack.edge_url, "--sale", sale_id, "--sku", sku,
+        "-m", "perf.driver", "--url", drill.door_url, "--sale", sale_id, "--sku", sku,
         "--tokens", str(tokens), "--orders", str(folder.path / f"{name}.tsv"), "--key-prefix", name,
         "--connections", str(connections), "--seconds-max", str(RUN_S),
     ]  # fmt: skip

@@ -6,14 +6,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 
 from faults.checker import Finding
-from faults.conditions import Needs, NotHere
+from faults.conditions import Door, Needs, NotHere
 from faults.drill import Result, run_drill
 from faults.scenario import Fault
 from faults.stage import Stage, keep_logs, staged
 from ops.stack_file import StackError
 
 
-def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None]) -> Iterator[Result]:
+def run_faults(
+    faults: Sequence[Fault], *, seed: int, seconds: float, say: Callable[[str], None], door: Door = Door.BOTH
+) -> Iterator[Result]:
     """Yield the result of each fault as soon as it has ended."""
     left = list(faults)
     while left:
@@ -21,16 +23,16 @@ def run_faults(faults: Sequence[Fault], *, seed: int, seconds: float, say: Calla
         group = [fault for fault in left if fault.needs.key == key]
         left = [fault for fault in left if fault.needs.key != key]
         while group:
-            group = yield from _on_one_stage(group, seed=seed, seconds=seconds, say=say)
+            group = yield from _on_one_stage(group, seed=seed, seconds=seconds, say=say, door=door)
 
 
 def _on_one_stage(
-    group: list[Fault], *, seed: int, seconds: float, say: Callable[[str], None]
+    group: list[Fault], *, seed: int, seconds: float, say: Callable[[str], None], door: Door
 ) -> Generator[Result, None, list[Fault]]:
     """Yield results until one is red. Returns the remaining faults, which need another stage."""
     with ExitStack() as stack:
         try:
-            stage = _enter(stack, group[0].needs, say)
+            stage = _enter(stack, group[0].needs, say, door)
         except NotHere as reason:
             yield from (Result(fault.name, seed, skipped=str(reason)) for fault in group)
             return []
@@ -48,10 +50,10 @@ def _on_one_stage(
     return []
 
 
-def _enter(stack: ExitStack, needs: Needs, say: Callable[[str], None]) -> Stage:
+def _enter(stack: ExitStack, needs: Needs, say: Callable[[str], None], door: Door) -> Stage:
     """Start a stage, with a second try: another process may take a chosen port, or a busy machine may be too slow."""
     try:
-        return stack.enter_context(staged(needs, say))
+        return stack.enter_context(staged(needs, say, door=door))
     except StackError as error:
         say(f"trying again: {error}")
-    return stack.enter_context(staged(needs, say))
+    return stack.enter_context(staged(needs, say, door=door))

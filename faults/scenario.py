@@ -42,6 +42,7 @@ class Drill:
     skus: list[str]
     cluster: Topology
     say: Callable[[str], None]
+    door_url: str  # of the edge, for a fault that attacks one
     findings: list[Finding] = field(default_factory=list)
 
     def fail(self, invariant: str, text: str) -> None:

@@ -26,7 +26,7 @@ from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.plan import responds
 from devstack.state import StateFolder
-from faults.conditions import Needs, NotFired
+from faults.conditions import Door, Needs, NotFired
 from faults.proxy import FaultProxy
 from faults.small_disk import SmallDisk, small_disk
 from faults.variation import Variation
@@ -64,6 +64,7 @@ class Stage:
     users: list[tuple[UUID, str]]
     redis_disk: SmallDisk | None = None
     state_disk: SmallDisk | None = None
+    door: Door = Door.BOTH
     sales_made: int = 0
     _extras: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -71,6 +72,13 @@ class Stage:
     def stack(self) -> Stack:
         """The current content of `stack.json`."""
         return self.folder.require_stack()
+
+    @property
+    def edge_urls(self) -> list[str]:
+        """The doors of the edge that buyers use."""
+        stack = self.stack
+        doors = {Door.GRANIAN: stack.edge_url, Door.DIRECT: stack.edge_direct_url}
+        return [url for door, url in doors.items() if url is not None and self.door in (door, Door.BOTH)]
 
     def staff(self) -> Shop:
         """The backoffice with a fresh login of the administrator: a token may end before the stage does."""
@@ -225,7 +233,7 @@ class Stage:
 
 
 @contextmanager
-def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
+def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) -> Iterator[Stage]:
     """A stage while the block runs. NotHere if the machine cannot provide it."""
     with ExitStack() as stack:
         redis_disk = stack.enter_context(small_disk(SMALL_DISK_MB, mode=0o700)) if needs.small_disk else None
@@ -262,7 +270,7 @@ def staged(needs: Needs, say: Callable[[str], None]) -> Iterator[Stage]:
                 load_token_keys(folder.token_keys), count=USERS, issuer=load_settings().token_issuer, ttl_s=TOKEN_S
             )
         ]
-        stage = Stage(folder, proxies, users, redis_disk, state_disk)
+        stage = Stage(folder, proxies, users, redis_disk, state_disk, door)
         try:
             yield stage
         finally:

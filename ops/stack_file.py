@@ -31,10 +31,12 @@ class Stack:
 
     `payment_secret`: no process reads it before payments exist; it is part of the file's published contract already.
     `mail_folder`: the mails that were sent, a file each.
+    `edge_direct_url`: the edge's direct door; None while it is off.
     `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
     """
 
     edge_url: str
+    edge_direct_url: str | None
     backoffice_url: str
     admin: dict[str, str] = field(repr=False)
     redis_url: str
@@ -50,6 +52,11 @@ class Stack:
     supervisor: int
     processes: dict[str, int] = field(default_factory=dict)
     restarting: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def order_url(self) -> str:
+        """The edge's fastest door."""
+        return self.edge_direct_url or self.edge_url
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> Self:

@@ -105,6 +105,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
             {
                 "up": True,
                 "edge_url": stack.edge_url,
+                "edge_direct_url": stack.edge_direct_url,
                 "backoffice_url": stack.backoffice_url,
                 "supervisor": stack.supervisor,
                 "processes": {
@@ -151,6 +152,8 @@ def _readiness(stack: Stack) -> dict[str, bool]:
 def print_addresses(stack: Stack, folder: StateFolder) -> None:
     """Print the addresses and the administrator's login."""
     print(f"edge        {stack.edge_url}")
+    if stack.edge_direct_url:
+        print(f"  direct    {stack.edge_direct_url}  (HTTP/1.1, the fastest way to order)")
     print(f"backoffice  {stack.backoffice_url}")
     print(f"admin       {stack.admin['email']}  {stack.admin['password']}")
     print(f"mails       {stack.mail_folder}")

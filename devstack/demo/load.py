@@ -88,7 +88,7 @@ class DriverRun:
         """Order until all units are sold, and for `sold_out_s` after. StackError when the driver or Redis fails."""
         log = folder.log("driver")
         argv = [
-            sys.executable, "-m", "perf.driver", "--url", stack.edge_url, "--sale", str(self.sale_id),
+            sys.executable, "-m", "perf.driver", "--url", stack.order_url, "--sale", str(self.sale_id),
             "--tokens", str(self.tokens), "--orders", str(self.orders), "--connections", str(self.connections),
             "--seconds-max", str(SELLING_S_MAX + self.sold_out_s),
         ]  # fmt: skip

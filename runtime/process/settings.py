@@ -78,6 +78,7 @@ class Settings(BaseModel):
     # Edge
     edge_host: str = Field("127.0.0.1", description="Address the edge listens on.")
     edge_port: int = Field(8080, ge=0, le=65535, description="Port the edge listens on.")
+    edge_direct_port: int = Field(0, ge=0, le=65535, description="Port of the edge's direct door; 0: no direct door.")
     edge_workers: int = Field(1, ge=1, le=128, description="Edge worker processes.")
     edge_connections_max: int = Field(
         16_384, ge=128, description="Open connections of one edge worker, idle ones included."

@@ -22,7 +22,8 @@ from runtime.process.settings import overrule
 
 def _stack(supervisor: int) -> Stack:
     return Stack(
-        edge_url="http://edge", backoffice_url="http://backoffice", admin={"email": "a@b.c", "password": "p"},
+        edge_url="http://edge", edge_direct_url="http://direct", backoffice_url="http://backoffice",
+        admin={"email": "a@b.c", "password": "p"},
         redis_url="redis://r", cache_url="redis://c", catalogue_dsn="postgresql://c", shard_dsns=["postgresql://s"],
         queue_url="redis://q", event_log_url="redis://e", payment_secret="secret",
         smtp_url="smtp://m", mail_folder="/m", metrics={}, supervisor=supervisor,
@@ -63,8 +64,8 @@ def test_stack_file_is_private_and_believed_only_while_its_supervisor_runs(folde
 
 def test_stack_file_has_every_member_of_the_contract() -> None:
     assert asdict(_stack(1)).keys() >= {
-        "edge_url", "backoffice_url", "admin", "redis_url", "cache_url", "catalogue_dsn", "shard_dsns", "queue_url",
-        "event_log_url", "payment_secret", "processes",
+        "edge_url", "edge_direct_url", "backoffice_url", "admin", "redis_url", "cache_url", "catalogue_dsn",
+        "shard_dsns", "queue_url", "event_log_url", "payment_secret", "processes",
     }  # fmt: skip
 
 

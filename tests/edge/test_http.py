@@ -70,6 +70,7 @@ def test_wrong_methods(edge: EdgeProcess, path: str, method: str) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")], "no origin is configured"
 
 
+@pytest.mark.doors("granian")
 @pytest.mark.parametrize(
     ("data", "status"),
     [

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -15,6 +16,8 @@ from domain import topology
 from edge.metrics import FRESH_S
 from tests.edge.concurrent import ask_all, orders_of_many
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
+
+pytestmark = pytest.mark.doors("granian")  # not a matter of the door
 
 
 def samples(edge: EdgeProcess) -> list[Sample]:

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devstack.servers import RedisServer
-from edge.worker import Worker
+from edge.worker import Ports, Worker
 from runtime.process.settings import load_settings
 from runtime.tokens.keys import create_staff_key, load_staff_keys, mint_staff_token
 from tests.fixtures.fix_databases import Databases
@@ -82,7 +82,7 @@ def ask(process: EdgeProcess, method: str, path: str, token: str | None) -> tupl
 
 def test_the_table_is_complete(buyers: Buyers, tmp_path: Path) -> None:
     settings = load_settings({"FLASHSALE_TOKEN_KEYS_FILE": str(buyers.keys_file)})
-    table = Worker(settings, number=0, folder=tmp_path, port=0).application._router.routes
+    table = Worker(settings, number=0, folder=tmp_path, ports=Ports(granian=0)).application._router.routes
     assert {f"{route.method} {route.template}" for route in table} == set(ROUTES)
 
 

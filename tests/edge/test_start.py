@@ -19,6 +19,8 @@ from domain import topology
 from domain.topology import Topology
 from tests.fixtures.fix_edge import ROOT, Buyers, EdgeProcess, Publisher
 
+pytestmark = pytest.mark.doors("granian")  # not a matter of the door
+
 StartEdge = Callable[..., EdgeProcess]
 ONE = {"items": [{"sku": "SKU-1", "quantity": 1}]}
 
@@ -50,9 +52,10 @@ def test_bad_settings_are_named(own_edge: StartEdge, tmp_path: Path) -> None:
 def test_a_busy_port_is_named(own_edge: StartEdge, edge_redis: RedisServer, tmp_path: Path) -> None:
     """Also when an edge has the port, whose workers listen with SO_REUSEPORT: the kernel would share the port."""
     first = own_edge(redis_url=edge_redis.url)
-    second = EdgeProcess(first.settings, tmp_path / "second.log", port=first.port)
-    second.spawn()
-    assert f"cannot listen on 127.0.0.1:{first.port}" in refused_start(second)
+    for number, ports in enumerate(({"granian_port": first.granian_port}, {"direct_port": first.direct_port})):
+        second = EdgeProcess(first.settings, tmp_path / f"second-{number}.log", **ports)
+        second.spawn()
+        assert f"cannot listen on 127.0.0.1:{next(iter(ports.values()))}" in refused_start(second)
     assert first.wait_ready().status_code == 200
 
 
@@ -68,7 +71,9 @@ def test_ready_as_soon_as_redis_is_there(own_edge: StartEdge, tmp_path: Path) ->
     server.start()
     try:
         ready = edge.wait_ready()
-        assert ready.json() == {"status": "ready", "durability": "fsync", "missing": []}
+        direct = f"http://127.0.0.1:{edge.direct_port}"
+        expected = {"status": "ready", "durability": "fsync", "missing": [], "edge_direct_url": direct}
+        assert ready.json() == expected
         assert httpx.head(f"{edge.url}/readyz").status_code == 200
     finally:
         server.stop()

@@ -14,6 +14,8 @@ from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_edge import Buyers, EdgeProcess, Publisher
 from tests.fixtures.planted import PlantedError
 
+pytestmark = pytest.mark.doors("granian")  # not a matter of the door
+
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlantedError:

@@ -44,7 +44,7 @@ def make_stack(folder: StateFolder) -> int:
     lock = folder.acquire()
     assert lock is not None
     stack = Stack(
-        edge_url="http://stack-edge", backoffice_url="http://stack-backoffice",
+        edge_url="http://stack-edge", edge_direct_url=None, backoffice_url="http://stack-backoffice",
         admin={"email": "admin@stack", "password": "of the stack"}, redis_url="redis://stack/0",
         cache_url="redis://stack/1", catalogue_dsn="postgresql://stack/c", shard_dsns=["postgresql://stack/0"],
         queue_url="redis://stack/2", event_log_url="redis://stack/3", payment_secret="", smtp_url="smtp://stack",
