@@ -9,10 +9,16 @@ cdef class Claims:
     cdef int64_t issued_at
     cdef int64_t generation  # `gen`; -1 when the token has none
 
+cdef class HmacKey:
+    cdef object inner
+    cdef object outer
+
+    cdef bytes digest(self, bytes message)
+
 cdef class KeyRing:
-    cdef dict keys  # kid -> key
+    cdef dict keys  # kid -> HmacKey
     cdef dict ends  # 16 bytes of a user id, or b"" for all users -> generation; shared with its owner
-    cdef dict headers  # encoded header -> key, bounded
+    cdef dict headers  # encoded header -> HmacKey, bounded
     cdef str issuer
     cdef str audience
     cdef str role
@@ -23,6 +29,6 @@ cdef class KeyRing:
 
     # 0, V_TOKEN_INVALID, V_TOKEN_EXPIRED or V_TOKEN_ENDED; 0 fills `claims`.
     cdef int check(self, const char* token, Py_ssize_t length, int64_t now_s, Claims claims) except -1
-    cdef bytes key_for(self, bytes header)
+    cdef HmacKey key_for(self, bytes header)
     cdef bint is_ended(self, Claims claims) except -1
     cdef int read_claims(self, bytes payload, Claims claims, int64_t* not_before) except -1
