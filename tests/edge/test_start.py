@@ -243,3 +243,15 @@ def test_the_limit_of_open_files_is_raised() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "1256 4000"
     assert "open_files_limited" in done.stdout + done.stderr
+
+
+def test_workers_are_scheduled_in_batches(own_edge: StartEdge, edge_redis: RedisServer) -> None:
+    edge = own_edge(redis_url=edge_redis.url)
+    assert edge.process is not None
+    (worker,) = (
+        pid
+        for pid in Path(f"/proc/{edge.process.pid}/task/{edge.process.pid}/children").read_text().split()
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    threads = [int(path.name) for path in Path(f"/proc/{worker}/task").iterdir()]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
