@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import redis.exceptions
 import structlog
 
+from backoffice.audit.parts import AuditParts
 from backoffice.auth.parts import AuthParts, TokenParts
 from backoffice.caching.cache import Bounds
 from backoffice.caching.caches import Caches
@@ -79,6 +80,7 @@ class Backoffice:
         self._auth = AuthParts(
             settings, stores, tokens, accounts.users, accounts.administrators, attempts, known_clients
         )
+        self._audit = AuditParts(stores, accounts.addresses.user_of, retention_days=settings.audit_retention_days)
         self._fatal: OperatorError | None = None
         sales = SaleParts(stores, kept_s=settings.sale_kept_s, repaired=self._metrics.repaired.inc)
         self._synchroniser = sales.synchroniser
@@ -91,10 +93,11 @@ class Backoffice:
             *health.routes(self._health, self._metrics),
             *self._figures.routes,
             *self._dead_letters.routes,
+            *self._audit.routes,
             *page_routes.routes(edge_url=settings.edge_public_url),
         )
         self.routes: tuple[Route, ...] = (*subjects, openapi.route(subjects, version=_version()))
-        self.dispatcher = Dispatcher(tokens.verifier, self._metrics.observe)
+        self.dispatcher = Dispatcher(tokens.verifier, self._metrics.observe, self._audit.recorder)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -110,6 +113,7 @@ class Backoffice:
                 "synchroniser": partial(self._synchroniser.run, background),
                 "sweeper": partial(self._sweeper.run, background),
                 **self._tokens.work(background),
+                **self._audit.work(background),
             }
             background.start("preparation", self._prepare, returns=True)
             for name, part in work.items():
@@ -118,6 +122,7 @@ class Backoffice:
                 yield
             finally:
                 await background.stop()
+                await self._audit.recorder.write_rest()
                 self._auth.close()
                 await self._dead_letters.close()
                 if self._fatal is not None:

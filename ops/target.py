@@ -48,7 +48,7 @@ def resolve(
     """
     assert ADDRESSES & set(needs)
     environ = os.environ if environ is None else environ
-    given = [name for name in needs if _is_set(environ, name)]
+    given = [name for name in needs if is_set(environ, name)]
     if state_dir is None and ADDRESSES & set(given):
         if missing := [name for name in needs if name not in given]:
             raise OperatorError(
@@ -65,7 +65,8 @@ def resolve(
     return _stack_target(folder, stack, environ)
 
 
-def _is_set(environ: Mapping[str, str], name: str) -> bool:
+def is_set(environ: Mapping[str, str], name: str) -> bool:
+    """Whether the environment gives this setting, itself or as a file."""
     by_file = file_variable(name)
     return _variable(name) in environ or (by_file is not None and by_file in environ)
 

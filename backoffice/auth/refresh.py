@@ -24,6 +24,7 @@ from backoffice.stores import Stores
 from backoffice.web.messages import Refused, Role
 from domain import ids
 from domain.problems import Problem, RatePolicy
+from runtime.audit import Action, object_name, record
 from runtime.postgres.sql import load_sql
 from runtime.tokens.keys import LoginClaims
 
@@ -79,6 +80,8 @@ class RefreshTokens:
         """A new login; None when the hash is no longer `password_hash`."""
         async with self._stores.shard_of_user(user_id).connection() as connection:
             login = await begin_family(connection, user_id, password_hash=password_hash)
+            if login is not None:
+                await _record_own(connection, Action.USER_LOGIN, user_id)
             # After the lock on the account: a change of the password takes its locks in the same order.
             await connection.execute(SQL["delete_old"], {"user_id": user_id, "kept": FAMILIES_MAX})
         return login
@@ -120,6 +123,7 @@ class RefreshTokens:
                 claims = LoginClaims(await _generation(connection, user_id), found.logged_in_s)
                 return Login(user_id, Role(row[0]), claims, _encode(user_id, next_id, next_secret))
             await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
+            await _record_own(connection, Action.USER_TOKEN_REUSED, user_id)
         # After the transaction: an exception inside would roll back the end of the family.
         raise Refused(Problem.TOKEN_INVALID, "The refresh token was used before, so the login has ended; log in again")
 
@@ -134,6 +138,8 @@ class RefreshTokens:
             found = await (await cursor.execute(SQL["lock_token"], {"id": token_id, "grace": GRACE})).fetchone()
             if found is not None and found.user_id == user_id and _matches(found.secret_hash, secret):
                 await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
+                if not found.revoked:
+                    await _record_own(connection, Action.USER_LOGOUT, user_id)
 
 
 async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, password_hash: str) -> Login | None:
@@ -157,6 +163,11 @@ async def _generation(connection: AsyncConnection[TupleRow], user_id: UUID) -> i
 async def end_families(connection: AsyncConnection[TupleRow], user_id: UUID) -> None:
     """End every login of an account, in the caller's transaction on the shard of the user."""
     await connection.execute(SQL["revoke_families"], {"user_id": user_id})
+
+
+async def _record_own(connection: AsyncConnection[TupleRow], action: Action, user_id: UUID) -> None:
+    """Record an action of the account's owner, as a password or a refresh token has proved."""
+    await record(connection, action, object_name("user", user_id), actor=str(user_id))
 
 
 def _row(token_id: UUID, family_id: UUID, secret: bytes) -> dict[str, object]:

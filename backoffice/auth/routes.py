@@ -26,6 +26,7 @@ from backoffice.web.messages import EVERYONE, STAFF, Answer, Call
 from backoffice.web.routing import Route
 from domain.notices import NoticeKind
 from domain.problems import Problem
+from runtime.audit import Action
 from runtime.tokens.keys import staff_jwks
 
 BODY_BYTES_MAX: Final = 8 * 1024  # an address, a name and two passwords, each character escaped
@@ -129,6 +130,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             answers=UserView,
             status=201,
             problems=(Problem.EMAIL_TAKEN, *limited),
+            action=Action.USER_REGISTER,
         ),
         Route(
             "POST",
@@ -139,6 +141,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             body=Credentials,
             answers=Tokens,
             problems=(Problem.CREDENTIALS_INVALID, Problem.FORBIDDEN, *limited),
+            action=Action.USER_LOGIN,
         ),
         Route(
             "POST",
@@ -149,8 +152,18 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             body=RefreshToken,
             answers=Tokens,
             problems=token,
+            action=Action.USER_REFRESH,
         ),
-        Route("POST", "/v1/auth/logout", auth.logout, "End a login", "auth", body=RefreshToken, status=204),
+        Route(
+            "POST",
+            "/v1/auth/logout",
+            auth.logout,
+            "End a login",
+            "auth",
+            body=RefreshToken,
+            status=204,
+            action=Action.USER_LOGOUT,
+        ),
         Route(
             "GET",
             "/.well-known/jwks.json",
@@ -169,6 +182,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             body=PasswordChange,
             answers=Tokens,
             problems=(Problem.CREDENTIALS_INVALID, Problem.USER_NOT_FOUND, Problem.RATE_LIMITED),
+            action=Action.USER_PASSWORD_CHANGE,
         ),
         Route(
             "POST",
@@ -179,6 +193,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             body=PasswordReset,
             status=204,
             problems=token,
+            action=Action.USER_PASSWORD_RESET,
         ),
         Route(
             "POST",
@@ -189,6 +204,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             body=EmailVerification,
             status=204,
             problems=token,
+            action=Action.USER_VERIFY_EMAIL,
         ),
         Route(
             "POST",
@@ -200,6 +216,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             body=EmailUndo,
             status=204,
             problems=(*token, Problem.EMAIL_TAKEN),
+            action=Action.USER_UNDO_EMAIL,
         ),
         Route(
             "POST",
@@ -209,6 +226,7 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             "auth",
             roles=EVERYONE,
             status=204,
+            action=Action.USER_END_SESSIONS,
         ),
         Route(
             "POST",
@@ -219,5 +237,6 @@ def _routes(auth: AuthRoutes, limited: tuple[Problem, ...], token: tuple[Problem
             roles=STAFF,
             status=204,
             problems=(Problem.USER_NOT_FOUND,),
+            action=Action.USER_END_SESSIONS,
         ),
     )

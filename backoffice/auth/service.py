@@ -34,6 +34,7 @@ from backoffice.users.store import EmailTaken, Users
 from backoffice.web.messages import STAFF, Caller, Refused, Role
 from domain.notices import NoticeKind, notice_to_user
 from domain.problems import Problem
+from runtime.audit import acting
 
 _ATTEMPTS_MAX = 5  # against concurrent changes of the same account
 _ADDRESS_TAKEN = (
@@ -85,6 +86,7 @@ class AuthService:
         Otherwise Refused(`credentials_invalid`), after the same work whether the address exists or not.
         """
         folded = fold_email(email)
+        acting().email_folded = folded
         pair = (LOGIN_ACCOUNT_FROM_CLIENT, f"{folded} {client}")
         others = [(LOGIN_CLIENT, client)]
         # Strangers can use up the limit of an account. It does not lock out clients that have logged in before.

@@ -27,6 +27,7 @@ from psycopg.rows import TupleRow
 
 from backoffice.auth.refresh import end_families
 from backoffice.stores import AWAY, Stores
+from runtime.audit import Action, object_name, record
 from runtime.postgres.sql import load_sql
 from runtime.process.supervision import TaskSupervisor
 from runtime.tokens import session_ends
@@ -59,6 +60,7 @@ class Sessions:
             await connection.execute(SQL["lock_account"], {"user_id": user_id})
             await end_families(connection, user_id)
             generation = await self.note_within(connection, user_id)
+            await record(connection, Action.USER_END_SESSIONS, object_name("user", user_id))
         await self.publish(user_id, generation)
 
     async def end_access_tokens(self, user_id: UUID) -> None:

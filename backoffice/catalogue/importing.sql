@@ -18,7 +18,8 @@ FROM given JOIN products AS old USING (sku);
 
 -- name: lock
 -- Locks in SKU order, so that two imports cannot deadlock. Unique index on the SKU.
-SELECT id FROM products WHERE sku = ANY (%(skus)s) ORDER BY sku FOR UPDATE;
+SELECT id, sku, name, description, price_minor, currency, attributes, active, version
+FROM products WHERE sku = ANY (%(skus)s) ORDER BY sku FOR UPDATE;
 
 -- name: upsert
 -- Repeating changes nothing, not even a version: no product differs any more. Members that are NULL stay unchanged.

@@ -9,6 +9,11 @@ RETURNING id, sku, name, description, price_minor, currency, attributes, active,
 -- Primary key.
 SELECT id, sku, name, description, price_minor, currency, attributes, active, version FROM products WHERE id = %(id)s;
 
+-- name: lock
+-- Primary key. Locks the product until its change commits; the change is recorded with the values of before.
+SELECT id, sku, name, description, price_minor, currency, attributes, active, version
+FROM products WHERE id = %(id)s FOR UPDATE;
+
 -- name: page
 -- Primary key, newest first.
 SELECT id, sku, name, description, price_minor, currency, attributes, active, version
@@ -36,4 +41,4 @@ RETURNING id, sku, name, description, price_minor, currency, attributes, active,
 -- Primary key, compare-and-set on the version. NULL: any version.
 DELETE FROM products
 WHERE id = %(id)s AND (%(versions)s::int[] IS NULL OR version = ANY (%(versions)s))
-RETURNING id;
+RETURNING id, sku, name, description, price_minor, currency, attributes, active, version;

@@ -29,6 +29,7 @@ from backoffice.web.fields import decode_cursor, encode_cursor
 from backoffice.web.messages import EVERYONE, STAFF, Answer, Call, Refused
 from backoffice.web.routing import Route
 from domain.problems import Problem
+from runtime.audit import Action
 
 _KIND = "products"
 
@@ -149,6 +150,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             body_values_max=BATCH_VALUES_MAX,
             body_bytes_max=PRODUCT_BYTES_MAX,
             answers=BatchResult,
+            action=Action.PRODUCT_IMPORT,
         ),
         Route(
             "GET",
@@ -173,6 +175,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             answers=ProductView,
             status=201,
             problems=(Problem.SKU_TAKEN,),
+            action=Action.PRODUCT_CREATE,
         ),
         Route(
             "GET",
@@ -198,6 +201,7 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             answers=ProductView,
             problems=(*conditional, Problem.SKU_TAKEN),
             headers=("If-Match!",),
+            action=Action.PRODUCT_CHANGE,
         ),
         Route(
             "DELETE",
@@ -209,5 +213,6 @@ def routes(products: ProductRoutes) -> tuple[Route, ...]:
             status=204,
             problems=conditional,
             headers=("If-Match!",),
+            action=Action.PRODUCT_DELETE,
         ),
     )

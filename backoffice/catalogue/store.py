@@ -8,13 +8,14 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from psycopg import Rollback, errors
-from psycopg.rows import class_row
+from psycopg import AsyncConnection, Rollback, errors
+from psycopg.rows import TupleRow, class_row
 from psycopg.types.json import Jsonb
 
 from backoffice.caching.cache import Codec
 from backoffice.stores import Stores
 from domain import ids
+from runtime.audit import Action, NewEntry, differences, object_name, record, record_all
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "products.sql")
@@ -63,14 +64,17 @@ class Products:
     async def create(self, fields: dict[str, Any]) -> Product:
         """A new product; SkuTaken."""
         row = {**fields, "id": ids.new_uuid7(), "attributes": Jsonb(fields["attributes"])}
-        product = await self._one("insert", row)
-        if product is None:
-            raise SkuTaken
+        async with self._catalogue.connection() as connection:
+            product = await _one(connection, "insert", row)
+            if product is None:
+                raise SkuTaken
+            await record(connection, Action.PRODUCT_CREATE, _name(product), after=_facts(product))
         return product
 
     async def get(self, product_id: UUID) -> Product | None:
         """The product; None if it does not exist."""
-        return await self._one("get", {"id": product_id})
+        async with self._catalogue.connection() as connection:
+            return await _one(connection, "get", {"id": product_id})
 
     async def page(self, *, before: UUID | None, active: bool | None, limit: int) -> list[Product]:
         """Products older than `before`, newest first; `active` filters."""
@@ -84,20 +88,38 @@ class Products:
         row: dict[str, Any] = {name: fields.get(name) for name in _COLUMNS}
         row["attributes"] = Jsonb(fields["attributes"]) if fields.get("attributes") is not None else None
         try:
-            return await self._one("update", {**row, "id": product_id, "versions": versions})
+            async with self._catalogue.connection() as connection:
+                before = await _one(connection, "lock", {"id": product_id})
+                product = await _one(connection, "update", {**row, "id": product_id, "versions": versions})
+                if before is not None and product is not None:
+                    old, new = differences(_facts(before), _facts(product))
+                    await record(connection, Action.PRODUCT_CHANGE, _name(product), before=old, after=new)
+                return product
         except errors.UniqueViolation as error:
             raise SkuTaken from error
 
     async def delete(self, product_id: UUID, versions: list[int] | None) -> bool:
         """Whether it was deleted; False if it has none of `versions` (None: any) or does not exist."""
         async with self._catalogue.connection() as connection:
-            cursor = await connection.execute(SQL["delete"], {"id": product_id, "versions": versions})
-            return await cursor.fetchone() is not None
+            product = await _one(connection, "delete", {"id": product_id, "versions": versions})
+            if product is None:
+                return False
+            await record(connection, Action.PRODUCT_DELETE, _name(product), before=_facts(product))
+            return True
 
-    async def _one(self, statement: str, parameters: dict[str, Any]) -> Product | None:
-        async with self._catalogue.connection() as connection:
-            cursor = connection.cursor(row_factory=class_row(Product))
-            return await (await cursor.execute(SQL[statement], parameters)).fetchone()
+
+async def _one(connection: AsyncConnection[TupleRow], statement: str, parameters: dict[str, Any]) -> Product | None:
+    cursor = connection.cursor(row_factory=class_row(Product))
+    return await (await cursor.execute(SQL[statement], parameters)).fetchone()
+
+
+def _name(product: Product) -> str:
+    return object_name("product", product.id)
+
+
+def _facts(product: Product) -> dict[str, Any]:
+    """The members of an entry in the audit log."""
+    return {name: getattr(product, name) for name in (*_COLUMNS, "attributes")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +156,7 @@ class ProductBatches:
             self._catalogue.connection() as connection,
             connection.transaction(force_rollback=dry_run),
         ):
-            await connection.execute(BATCH_SQL["lock"], {"skus": [item["sku"] for item in items]})
+            before = await _locked(connection, items)
             written: dict[str, str] = {}
             while rows:
                 async with connection.transaction() as attempt:
@@ -148,4 +170,30 @@ class ProductBatches:
                     # Roll back and write only the rows before it; fewer rows each time, so the loop ends.
                     rows = rows[:first]
                     raise Rollback(attempt)
+            await _record_batch(connection, rows, written, before)
             return written
+
+
+async def _locked(connection: AsyncConnection[TupleRow], items: list[dict[str, Any]]) -> dict[str, Product]:
+    """The existing products of a batch by SKU, locked."""
+    cursor = connection.cursor(row_factory=class_row(Product))
+    await cursor.execute(BATCH_SQL["lock"], {"skus": [item["sku"] for item in items]})
+    return {product.sku: product for product in await cursor.fetchall()}
+
+
+async def _record_batch(
+    connection: AsyncConnection[TupleRow],
+    rows: list[dict[str, Any]],
+    written: dict[str, str],
+    before: dict[str, Product],
+) -> None:
+    entries = []
+    for row in rows:
+        if written.get(row["sku"]) not in ("created", "updated"):
+            continue
+        given = {name: value for name, value in row.items() if name != "id" and value is not None}
+        known = before.get(row["sku"])
+        old, new = (None, given) if known is None else differences(_facts(known), given)
+        about = object_name("product", row["id"] if known is None else known.id)
+        entries.append(NewEntry(action=Action.PRODUCT_IMPORT, object=about, before=old, after=new))
+    await record_all(connection, entries)

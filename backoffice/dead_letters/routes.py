@@ -16,6 +16,7 @@ from backoffice.dead_letters.documents import (
 from backoffice.web.messages import STAFF, Answer, Call, Refused, invalid
 from backoffice.web.routing import Route
 from domain.problems import Problem
+from runtime.audit import Action
 from runtime.dead_letters import (
     BeingReplayed,
     DeadLetters,
@@ -129,6 +130,7 @@ def routes(letters: DeadLetterRoutes) -> tuple[Route, ...]:
             roles=STAFF,
             answers=Replayed,
             problems=(*missing, Problem.VALIDATION_FAILED),
+            action=Action.DEAD_LETTER_REPLAY,
         ),
         Route(
             "DELETE",
@@ -139,5 +141,6 @@ def routes(letters: DeadLetterRoutes) -> tuple[Route, ...]:
             roles=STAFF,
             status=204,
             problems=missing,
+            action=Action.DEAD_LETTER_DELETE,
         ),
     )

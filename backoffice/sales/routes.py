@@ -29,6 +29,7 @@ from backoffice.web.routing import Route
 from domain.problems import FieldError, Problem
 from domain.sales import STOCK_MAX
 from reservation.lane import LaneForgot
+from runtime.audit import Action
 
 _KIND = "sales"
 _REPLAYED = {"idempotency-replayed": "true"}
@@ -76,12 +77,12 @@ class SaleRoutes:
                 raise Refused(Problem.SALE_STATE_CONFLICT, str(error)[:1000]) from error
             return await self._answer(sale)
 
-    def transition(self, rule: Callable[[Sale, int], Sale]) -> Callable[[Call], Awaitable[Answer]]:
-        """The handler that applies a rule of `sales.model`."""
+    def transition(self, rule: Callable[[Sale, int], Sale], action: Action) -> Callable[[Call], Awaitable[Answer]]:
+        """The handler that applies a rule of `sales.model`, recorded as `action`."""
 
         async def apply(call: Call) -> Answer:
             with _refusals():
-                return await self._answer(await self._service.change(_sale_id(call), rule))
+                return await self._answer(await self._service.change(_sale_id(call), rule, action))
 
         return apply
 
@@ -137,9 +138,13 @@ def routes(sales: SaleRoutes) -> tuple[Route, ...]:
     one = "/v1/sales/{sale_id}"
     conflict = (Problem.SALE_NOT_FOUND, Problem.SALE_STATE_CONFLICT)
 
-    def action(verb: str, handler: Callable[[Call], Awaitable[Answer]], summary: str) -> Route:
+    def transition(rule: Callable[[Sale, int], Sale], action: Action, summary: str) -> Route:
+        return verb(sales.transition(rule, action), action, summary)
+
+    def verb(handler: Callable[[Call], Awaitable[Answer]], action: Action, summary: str) -> Route:
+        path = f"{one}/{action.partition('.')[2]}"
         return Route(
-            "POST", f"{one}/{verb}", handler, summary, "sales", roles=STAFF, answers=SaleView, problems=conflict
+            "POST", path, handler, summary, "sales", roles=STAFF, answers=SaleView, problems=conflict, action=action
         )
 
     return (
@@ -156,6 +161,7 @@ def routes(sales: SaleRoutes) -> tuple[Route, ...]:
             status=201,
             problems=(Problem.IDEMPOTENCY_KEY_REUSED,),
             headers=("Idempotency-Key",),
+            action=Action.SALE_CREATE,
         ),
         Route(
             "GET",
@@ -177,11 +183,12 @@ def routes(sales: SaleRoutes) -> tuple[Route, ...]:
             body=SaleChange,
             answers=SaleView,
             problems=conflict,
+            action=Action.SALE_CHANGE,
         ),
-        action("publish", sales.publish, "Publish a sale"),
-        action("pause", sales.transition(model.paused), "Pause a sale: no orders until it is resumed"),
-        action("resume", sales.transition(model.resumed), "Resume a paused sale"),
-        action("end", sales.transition(model.ended), "End a sale: no more orders"),
+        verb(sales.publish, Action.SALE_PUBLISH, "Publish a sale"),
+        transition(model.paused, Action.SALE_PAUSE, "Pause a sale: no orders until it is resumed"),
+        transition(model.resumed, Action.SALE_RESUME, "Resume a paused sale"),
+        transition(model.ended, Action.SALE_END, "End a sale: no more orders"),
         Route(
             "POST",
             f"{one}/restock",
@@ -198,6 +205,7 @@ def routes(sales: SaleRoutes) -> tuple[Route, ...]:
                 Problem.IDEMPOTENCY_KEY_REUSED,
             ),
             headers=("Idempotency-Key!",),
+            action=Action.SALE_RESTOCK,
         ),
         Route(
             "GET",

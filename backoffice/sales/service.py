@@ -32,6 +32,7 @@ from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import Stock
 from reservation.lane import LaneForgot
+from runtime.audit import Action
 
 _ATTEMPTS_MAX = 5  # against concurrent changes of the same sale
 _CONTENDED = "Other requests are changing the sale. Repeat the request"
@@ -91,7 +92,8 @@ class SaleService:
         for _ in range(2):  # a draft may be published meanwhile; then the rules of published sales apply
             sale = await self.get(sale_id)
             if sale.stage is not Stage.DRAFT:
-                return await self.change(sale_id, partial(model.changed, changes=changes))
+                rule = partial(model.changed, changes=changes)
+                return await self.change(sale_id, rule, Action.SALE_CHANGE)
             if await self._sales.change_draft(model.changed_draft(sale, await self.now_ms(), changes=changes)):
                 return await self.get(sale_id)
         raise SaleStateConflict(_CONTENDED)
@@ -142,13 +144,13 @@ class SaleService:
             raise
         await self._lanes.announce(definition)
 
-    async def change(self, sale_id: UUID, rule: Callable[[Sale, int], Sale]) -> Sale:
+    async def change(self, sale_id: UUID, rule: Callable[[Sale, int], Sale], action: Action) -> Sale:
         """Apply a rule of `sales.model`; the sale afterwards. SaleStateConflict, SaleMissing, LaneForgot.
 
         If Redis cannot be reached, the catalogue has the change all the same: a repeat or the synchroniser pushes it.
         """
         now_ms = await self.now_ms()
-        sale = await self._sales.change_published(sale_id, lambda sale: rule(sale, now_ms))
+        sale = await self._sales.change_published(sale_id, lambda sale: rule(sale, now_ms), action)
         if sale is None:
             raise SaleMissing
         await self.push(sale)

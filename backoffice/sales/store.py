@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from backoffice.sales.model import Item, NewSale, Sale
 from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import STOCK_MAX
+from runtime.audit import Action, differences, object_name, record
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "sales.sql")
@@ -98,6 +99,8 @@ class Sales:
                 assert found is not None
                 return found, True
             await _insert_items(connection, new.id, new.items)
+            facts = audit_facts(new) | {"currency": currency}
+            await record(connection, Action.SALE_CREATE, object_name("sale", new.id), after=facts)
         return new.id, False
 
     async def was_created(self, new: NewSale) -> bool:
@@ -130,6 +133,7 @@ class Sales:
     async def change_draft(self, sale: Sale) -> bool:
         """Replace the draft of the same version; False if there is no such version any more. ItemsNotSellable."""
         async with self._catalogue.connection() as connection:
+            before = await _read(connection, sale.id)
             currency = await _currency_of(connection, sale.items)
             row = {
                 "id": sale.id,
@@ -145,6 +149,9 @@ class Sales:
                 return False
             await connection.execute(SQL["delete_items"], {"sale_id": sale.id})
             await _insert_items(connection, sale.id, sale.items)
+            assert before is not None, "compare-and-set found its version"
+            old, new = differences(audit_facts(before), audit_facts(sale))
+            await record(connection, Action.SALE_CHANGE, object_name("sale", sale.id), before=old, after=new)
         return True
 
     async def start_loading(self, sale: Sale, lanes: tuple[int, ...]) -> bool:
@@ -155,6 +162,8 @@ class Sales:
             if await (await connection.execute(SQL["start_loading"], row)).fetchone() is None:
                 return False
             await connection.execute(SQL["fill_ledger"], {"id": sale.id})
+            facts = {**audit_facts(sale), "lanes": list(lanes)}
+            await record(connection, Action.SALE_PUBLISH, object_name("sale", sale.id), after=facts)
         return True
 
     async def mark_published(self, sale_id: UUID) -> None:
@@ -162,7 +171,7 @@ class Sales:
         async with self._catalogue.connection() as connection:
             await connection.execute(SQL["mark_published"], {"id": sale_id})
 
-    async def change_published(self, sale_id: UUID, rule: Callable[[Sale], Sale]) -> Sale | None:
+    async def change_published(self, sale_id: UUID, rule: Callable[[Sale], Sale], action: Action) -> Sale | None:
         """Apply the rule to the sale while no other request changes it; the sale afterwards, None if there is none.
 
         Writes name, window and flags, unless the rule changes nothing. Exceptions of the rule change nothing.
@@ -183,6 +192,8 @@ class Sales:
                 "ended": wanted.ended,
             }
             await connection.execute(SQL["change_published"], row)
+            old, new = differences(audit_facts(sale), audit_facts(wanted))
+            await record(connection, action, object_name("sale", sale_id), before=old, after=new)
             return await _read(connection, sale_id)
 
     async def live(self, *, settled: timedelta, kept: timedelta, limit: int) -> list[LiveSale]:
@@ -216,6 +227,8 @@ class Sales:
                 return False
             if await (await connection.execute(SQL["raise_ledger"], parameters)).fetchone() is None:
                 raise StockTooHigh  # rolls back the inserted row
+            added = {"sku": sku, "quantity": restock.quantity}
+            await record(connection, Action.SALE_RESTOCK, object_name("sale", restock.sale_id), after=added)
             return True
 
     async def mark_restocked(self, restock: Restock) -> None:
@@ -245,6 +258,14 @@ class Sales:
                 cursor = await connection.execute(SQL["sold_units"], {"sale_id": sale_id})
                 sold.update(dict(await cursor.fetchall()))
         return sold
+
+
+def audit_facts(sale: Sale | NewSale) -> dict[str, Any]:
+    """The members of an entry in the audit log."""
+    facts = {name: getattr(sale, name) for name in ("name", "starts_at", "ends_at", "hold_seconds", "lane_count")}
+    if isinstance(sale, Sale):
+        facts |= {"paused": sale.paused, "ended": sale.ended}
+    return facts | {"items": [asdict(item) for item in sale.items]}
 
 
 async def _read(connection: AsyncConnection[TupleRow], sale_id: UUID) -> Sale | None:

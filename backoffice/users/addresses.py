@@ -105,8 +105,11 @@ class Addresses:
             return await cursor.fetchone() is not None
 
     async def user_of(self, folded: str) -> UUID | None:
-        """The user of the entry. Only the row of the user tells whether the user has the address."""
-        entry = await self._entry(folded)
+        """The user of the entry. Only the row of the user tells whether the user has the address.
+
+        Text that cannot be an address has none, without a query: PostgreSQL rejects NUL.
+        """
+        entry = await self._entry(folded) if folded.isascii() and folded.isprintable() else None
         return None if entry is None else entry.user_id
 
     async def settle(self, folded: str, user_id: UUID) -> bool:

@@ -19,7 +19,10 @@ from backoffice.users.sweeper import Sweeper
 
 
 class UserParts:
-    """`users` also serves the login, `administrators` the first one; `sweeper` runs beside requests."""
+    """`users` also serves the login, `administrators` the first one, `addresses` the audit log.
+
+    `sweeper` runs beside requests.
+    """
 
     def __init__(
         self,
@@ -33,12 +36,12 @@ class UserParts:
         repaired: Callable[[int], None],
     ) -> None:
         """Uses its arguments, owns nothing. `repaired` receives the number of repairs of each sweep."""
-        addresses = Addresses(stores)
-        self.users = Users(stores, addresses, cache, sessions)
-        erasures = Erasures(stores, self.users, addresses)
+        self.addresses = Addresses(stores)
+        self.users = Users(stores, self.addresses, cache, sessions)
+        erasures = Erasures(stores, self.users, self.addresses)
         self.administrators = Administrators(stores)
         service = UserService(
             self.users, self.administrators, erasures, attempts, known_clients, recent_login_s=recent_login_s
         )
-        self.sweeper = Sweeper(addresses, erasures, shards=stores.topology.shards, repaired=repaired)
+        self.sweeper = Sweeper(self.addresses, erasures, shards=stores.topology.shards, repaired=repaired)
         self.routes = routes.routes(routes.UserRoutes(service))

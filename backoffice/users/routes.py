@@ -12,6 +12,7 @@ from backoffice.web.fields import decode_cursor, encode_cursor
 from backoffice.web.messages import EVERYONE, STAFF, Answer, Call, Role
 from backoffice.web.routing import Route
 from domain.problems import Problem
+from runtime.audit import Action
 
 _KIND = "users"
 
@@ -106,6 +107,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             answers=UserView,
             problems=(*conditional, Problem.EMAIL_TAKEN, Problem.RATE_LIMITED),
             headers=("If-Match",),
+            action=Action.USER_CHANGE,
         ),
         Route(
             "DELETE",
@@ -117,6 +119,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             status=204,
             problems=conditional,
             headers=("If-Match",),
+            action=Action.USER_ERASE,
         ),
         Route("GET", "/v1/users", users.page, "List accounts", "users", roles=STAFF, query=UserQuery, answers=UserList),
         Route(
@@ -141,6 +144,7 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             answers=UserView,
             problems=(*conditional, Problem.EMAIL_TAKEN),
             headers=("If-Match",),
+            action=Action.USER_CHANGE,
         ),
         Route(
             "DELETE",
@@ -152,5 +156,6 @@ def routes(users: UserRoutes) -> tuple[Route, ...]:
             status=204,
             problems=conditional,
             headers=("If-Match",),
+            action=Action.USER_ERASE,
         ),
     )

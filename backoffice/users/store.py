@@ -27,9 +27,12 @@ from backoffice.web.messages import Role
 from domain import ids
 from domain.notices import NoticeKind, notice_of_left_address, notice_to_user
 from domain.topology import bucket_of_user
+from runtime.audit import ANONYMOUS, DONE, Action, acting, differences, object_name, record
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "users.sql")
+
+ADDRESS_LOST = "address_lost"  # outcome of a registration whose address another one got first
 
 log = structlog.get_logger(__name__)
 
@@ -102,8 +105,10 @@ class Users:
         async with self._stores.shard_of_user(user_id).connection() as connection:
             cursor = connection.cursor(row_factory=class_row(User))
             user = await (await cursor.execute(SQL["insert_user"], row)).fetchone()
-            if user is not None and together is not None:
-                await together(connection, user_id)
+            if user is not None:
+                await _record_registration(connection, user, outcome=DONE)
+                if together is not None:
+                    await together(connection, user_id)
         if user is None:
             raise ClaimLapsed
         await self._stores.shard_of_user(user_id).wrote(_subject(user_id))
@@ -111,6 +116,7 @@ class Users:
             return user
         async with self._stores.shard_of_user(user_id).connection() as connection:
             await connection.execute(SQL["delete_user"], {"id": user_id})
+            await _record_registration(connection, user, outcome=ADDRESS_LOST)
         return None
 
     async def newest(self, user_id: UUID) -> User | None:
@@ -172,6 +178,8 @@ class Users:
         release = generation = None
         async with self.changing(user.id, by=by) as connection:
             changed = await _update(connection, user, change, folded, claimed_at)
+            if changed is not None:
+                await _record_change(connection, user, changed)
             if changed is not None and moves:
                 release = await _note_release(connection, user.id, left)
                 # The new address is not verified.
@@ -222,6 +230,7 @@ class Users:
         async with self.changing(user.id, by=by) as connection:
             if await (await connection.execute(SQL["erase_user"], row)).fetchone() is None:
                 return False
+            await record(connection, Action.USER_ERASE, object_name("user", user.id), before={"role": user.role})
             generation = await self._sessions.note_within(connection, user.id)
         await self._sessions.publish(user.id, generation)
         return True
@@ -291,6 +300,26 @@ async def _update(
     }
     cursor = connection.cursor(row_factory=class_row(User))
     return await (await cursor.execute(SQL["change_user"], row)).fetchone()
+
+
+async def _record_registration(connection: AsyncConnection[TupleRow], user: User, *, outcome: str) -> None:
+    actor = str(user.id) if acting().actor == ANONYMOUS else None
+    about = object_name("user", user.id)
+    await record(connection, Action.USER_REGISTER, about, after={"role": user.role}, actor=actor, outcome=outcome)
+
+
+async def _record_change(connection: AsyncConnection[TupleRow], user: User, changed: User) -> None:
+    """Record the change; of personal data only which members changed: the entry outlives an erasure."""
+    action = Action.USER_CHANGE if changed.role == user.role else Action.USER_ROLE
+    before, after = differences(_facts(user), _facts(changed))
+    personal = [name for name in ("email", "name") if getattr(user, name) != getattr(changed, name)]
+    if personal:
+        after["personal"] = personal
+    await record(connection, action, object_name("user", user.id), before=before, after=after)
+
+
+def _facts(user: User) -> dict[str, object]:
+    return {"role": user.role, "email_verified": user.email_verified}
 
 
 async def _note_release(connection: AsyncConnection[TupleRow], user_id: UUID, folded: str) -> Release | None:

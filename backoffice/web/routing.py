@@ -18,6 +18,7 @@ import structlog
 from psycopg_pool import PoolClosed, PoolTimeout, TooManyRequests
 from pydantic import BaseModel, ValidationError
 
+from backoffice.web.acts import REQUEST_ID_HEADER, Recorder, is_noted, new_act, object_of
 from backoffice.web.admission.context import Permit
 from backoffice.web.json_body import VALUES_MAX, check_json
 from backoffice.web.messages import (
@@ -33,6 +34,7 @@ from backoffice.web.messages import (
     render_problem,
 )
 from domain.problems import FieldError, Problem, ProblemDetails
+from runtime.audit import Act, Action, act_as
 
 HANDLER_S_MAX = 15.0  # for the whole handler; its pools and clients time out earlier
 BODY_BYTES_MAX = 64 * 1024  # of most routes
@@ -70,6 +72,8 @@ class Route:
     problems: tuple[Problem, ...] = ()
     headers: tuple[str, ...] = field(default=())
     """Request headers that the operation reads; required ones end with `!`."""
+    action: Action | None = None
+    """The action in the audit log, for a route that changes something: its refusals are noted there."""
     described: bool = True
     """Whether the operation is in the OpenAPI document; files of pages are not."""
 
@@ -125,12 +129,16 @@ class RouteTable:
 class Dispatcher:
     """Runs the handler of a route and turns every outcome into an answer."""
 
-    def __init__(self, authenticate: Authenticate, observe: Observe) -> None:
-        """`observe` is called once per request, `authenticate` when the route has roles."""
+    def __init__(self, authenticate: Authenticate, observe: Observe, recorder: Recorder) -> None:
+        """`observe` is called once per request, `authenticate` when the route has roles.
+
+        `recorder` is the audit log.
+        """
         self._authenticate = authenticate
         self._observe = observe
+        self._recorder = recorder
 
-    def permit(self, table: RouteTable, method: str, path: str, authorization: str | None) -> Permit:
+    def permit(self, table: RouteTable, method: str, path: str, authorization: str | None, client: str) -> Permit:
         """Decide on a request by its head: the route, the token and the role, before any body is read."""
         routes = table.find(path)
         if not routes:
@@ -138,55 +146,78 @@ class Dispatcher:
         route = routes.get(method)
         if route is None:
             return Permit(ProblemDetails(Problem.METHOD_NOT_ALLOWED, allow=tuple(sorted(routes))))
+        caller = None
         try:
             caller = self._caller(route, authorization)
+            _require_role(route, caller)
         except Refused as refusal:
             self._observe(route=route.path, method=method, status=refusal.details.problem.status, seconds=0.0)
+            self._note(new_act(client, caller), route, path, refusal)
             return Permit(refusal.details)
         bytes_max = SHORT_BODY_BYTES if route.body is None else route.body_bytes_max
         return Permit(None, bytes_max, is_staff=caller is not None and caller.role in STAFF)
 
     def _caller(self, route: Route, authorization: str | None) -> Caller | None:
-        """The caller, None where the route reads no token; Refused for a caller whom the route does not admit."""
+        """The caller, None where the route reads no token; Refused for a token that is not valid."""
         if route.roles is None or (route.anonymous and not authorization):
             return None
-        caller = self._authenticate(authorization)
-        if caller.role not in route.roles:
-            raise Refused(Problem.FORBIDDEN, "The role in the access token does not allow this")
-        return caller
+        return self._authenticate(authorization)
+
+    def _note(self, act: Act, route: Route, path: str, refusal: Refused) -> None:
+        problem = refusal.details.problem
+        if route.action is not None and is_noted(problem):
+            self._recorder.refused(
+                act, route.action, object_of(route.action, route.path, path, act.actor), problem.value
+            )
 
     async def answer(self, route: Route, call: Call) -> Rendered:
         """The answer in wire form. Raises only CancelledError."""
         started = time.perf_counter()
-        try:
-            async with asyncio.timeout(HANDLER_S_MAX):
-                rendered = render(await self._run(route, call))
-        except Refused as refusal:
-            rendered = render_problem(refusal.details)
-        except TooManyRequests:  # the queue of a connection pool is full
-            rendered = render_problem(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
-        except _UNAVAILABLE as error:
-            # The text of the error may name hosts and databases.
-            log.warning("dependency unavailable", method=route.method, route=route.path, error=type(error).__name__)
-            rendered = render_problem(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1))
-        except Exception:
-            log.exception("handler failed", method=route.method, route=route.path)
-            rendered = render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
+        with act_as(new_act(call.client)) as act:
+            rendered = await self._answer(route, call, act)
+        rendered.headers[REQUEST_ID_HEADER] = act.request_id or ""
         self._observe(
             route=route.path, method=call.method, status=rendered.status, seconds=time.perf_counter() - started
         )
         return rendered
 
-    async def _run(self, route: Route, call: Call) -> Answer:
+    async def _answer(self, route: Route, call: Call, act: Act) -> Rendered:
+        try:
+            async with asyncio.timeout(HANDLER_S_MAX):
+                rendered = render(await self._run(route, call, act))
+            self._recorder.succeeded(act)
+            return rendered
+        except Refused as refusal:
+            self._note(act, route, call.path, refusal)
+            return render_problem(refusal.details)
+        except TooManyRequests:  # the queue of a connection pool is full
+            return render_problem(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
+        except _UNAVAILABLE as error:
+            # The text of the error may name hosts and databases.
+            log.warning("dependency unavailable", method=route.method, route=route.path, error=type(error).__name__)
+            return render_problem(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1))
+        except Exception:
+            log.exception("handler failed", method=route.method, route=route.path, request_id=act.request_id)
+            return render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
+
+    async def _run(self, route: Route, call: Call, act: Act) -> Answer:
         caller = self._caller(route, call.headers.get("authorization"))
         if caller is not None:
+            act.actor = str(caller.user_id)
             call = replace(call, caller=caller)
+        _require_role(route, caller)
         arguments: list[BaseModel] = []
         if route.body is not None:
             arguments.append(parse_body(route.body, call, values_max=route.body_values_max))
         if route.query is not None:
             arguments.append(parse_query(route.query, call))
         return await route.handler(call, *arguments)
+
+
+def _require_role(route: Route, caller: Caller | None) -> None:
+    """Refused for a caller whom the route does not admit."""
+    if caller is not None and route.roles is not None and caller.role not in route.roles:
+        raise Refused(Problem.FORBIDDEN, "The role in the access token does not allow this")
 
 
 _UNAVAILABLE = (

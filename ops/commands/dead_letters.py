@@ -13,6 +13,7 @@ import typer
 from domain.topology import POISON_ENTRIES, POISON_OUTBOX
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.target import resolve
+from runtime.audit import act_as, operator_act
 from runtime.dead_letters import (
     PAGE_LETTERS_MAX,
     BeingReplayed,
@@ -119,7 +120,8 @@ def _with_letters(settings: Settings, operation: Callable[[DeadLetters, Queue], 
         queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
         try:
-            return await operation(letters, queue)
+            with act_as(operator_act()):
+                return await operation(letters, queue)
         finally:
             await letters.close()
             await queue.close()

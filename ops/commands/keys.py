@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 
+from ops.audit import recorded
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.key_rotation import RotationWaits, buyer_kind, plan, rotate, staff_kind
-from ops.target import resolve
+from ops.target import is_set, resolve
+from runtime.audit import Action, object_name
 from runtime.process.errors import OperatorError
+from runtime.process.settings import load_settings
 
 SERVICES: Final = ("edge", "backoffice")
 
@@ -42,7 +47,7 @@ def rotate_keys(
     Running it again after an interruption continues with the next step. Outside of a stack, name each edge and each
     backoffice with --process.
     """
-    buyer_file, staff_file, processes = _rings(token_keys, staff_key, state_dir)
+    buyer_file, staff_file, processes, catalogue = _rings(token_keys, staff_key, state_dir)
     named = dict(map(_named_process, process or ()))
     # A process that is forgotten would refuse the tokens that are signed with the new key.
     if processes is None and not dry_run and not all(any(n.startswith(s) for n in named) for s in SERVICES):
@@ -58,7 +63,10 @@ def rotate_keys(
     try:
         with Console(stderr=True).status("Rotating keys") as status:  # shows nothing unless stderr is a terminal
             for kind in kinds:
-                outcomes[kind.name] = rotate(kind, processes, retire=retire, wait_s_max=wait_s, say=status.update)
+                with recorded(catalogue, Action.KEYS_ROTATE, object_name("keys", kind.name)) as after:
+                    outcome = rotate(kind, processes, retire=retire, wait_s_max=wait_s, say=status.update)
+                    after |= {"active": outcome["active"], "previous": outcome["previous"], "retired": retire}
+                outcomes[kind.name] = outcome
     except RotationWaits:
         _show(outcomes, as_json=as_json)  # the ring that was rotated before
         raise
@@ -78,13 +86,19 @@ def _named_process(text: str) -> tuple[str, str]:
 
 def _rings(
     token_keys: Path | None, staff_key: Path | None, state_dir: Path | None
-) -> tuple[Path, Path, dict[str, str] | None]:
-    """Files of buyers' and of staff keys, and the processes that read them; None when only the caller knows those."""
+) -> tuple[Path, Path, dict[str, str] | None, SecretStr | None]:
+    """Files of buyers' and of staff keys, the processes that read them, and the catalogue with the audit log.
+
+    Processes are None when only the caller knows them, the catalogue when the deployment's is not known.
+    """
     files = {"token_keys_file": token_keys, "staff_key_file": staff_key}
     processes = None
+    catalogue = load_settings().catalogue_dsn if is_set(os.environ, "catalogue_dsn") else None
     if needs := [name for name, path in files.items() if path is None]:
         target = resolve(state_dir, needs=needs, running=False)
         files |= {name: getattr(target.settings, name) for name in needs}
+        if target.is_stack:
+            catalogue = target.settings.catalogue_dsn if target.stack is not None else None
         if target.is_stack and len(needs) == len(files):
             processes = dict(target.stack.metrics) if target.stack is not None else {}
     for path in files.values():
@@ -95,7 +109,7 @@ def _rings(
             )
     buyer_file, staff_file = files.values()
     assert buyer_file is not None and staff_file is not None
-    return buyer_file, staff_file, processes
+    return buyer_file, staff_file, processes, catalogue
 
 
 def _show(outcomes: dict[str, Any], *, as_json: bool) -> None:

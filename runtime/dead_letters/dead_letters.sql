@@ -89,14 +89,14 @@ WHERE d.id = %(id)s
 FOR UPDATE OF c;
 
 -- name: delete_letter
--- Removes a letter and answers its id. Repeating it removes nothing. Index: dead_letters_pkey.
+-- Removes a letter and answers it. Repeating it removes nothing. Index: dead_letters_pkey.
 WITH gone AS (
-    DELETE FROM dead_letters WHERE id = %(id)s RETURNING id, queue
+    DELETE FROM dead_letters WHERE id = %(id)s RETURNING id, queue, message_id, kind, reason
 ),
 counted AS (
     UPDATE dead_letter_counts c SET letters = c.letters - 1 FROM gone g WHERE c.queue = g.queue
 )
-SELECT id FROM gone;
+SELECT id, queue, message_id, kind, reason FROM gone;
 
 -- name: claim_letter
 -- Claims a letter for a replay unless another replay holds it: one of many callers gets the row. A claim ends by itself
@@ -113,20 +113,23 @@ RETURNING
 UPDATE dead_letters SET claim = NULL, claimed_until = NULL WHERE id = %(id)s AND claim = %(claim)s;
 
 -- name: finish_replay
--- Removes a letter that is back in its queue and remembers its id for a day. Repeating it changes nothing; a claim that
--- another replay has taken over removes nothing. Index: dead_letters_pkey, replayed_letters_age.
+-- Removes a letter that is back in its queue, remembers its id for a day, and answers it. Repeating it changes nothing;
+-- a claim that another replay has taken over removes nothing. Index: dead_letters_pkey, replayed_letters_age.
 WITH gone AS (
-    DELETE FROM dead_letters WHERE id = %(id)s AND claim = %(claim)s RETURNING id, queue, identity
+    DELETE FROM dead_letters WHERE id = %(id)s AND claim = %(claim)s RETURNING id, queue, identity, message_id, kind, reason
 ),
 counted AS (
     UPDATE dead_letter_counts c SET letters = c.letters - 1 FROM gone g WHERE c.queue = g.queue
 ),
 forgotten AS (
     DELETE FROM replayed_letters WHERE replayed_at < now() - interval '1 day'
+),
+remembered AS (
+    INSERT INTO replayed_letters (id, identity)
+    SELECT id, identity FROM gone
+    ON CONFLICT (id) DO NOTHING
 )
-INSERT INTO replayed_letters (id, identity)
-SELECT id, identity FROM gone
-ON CONFLICT (id) DO NOTHING;
+SELECT id, queue, message_id, kind, reason FROM gone;
 
 -- name: was_replayed
 -- Whether a letter of this id was replayed within a day. Changes nothing. Index: replayed_letters_pkey.

@@ -20,6 +20,7 @@ from psycopg.errors import UniqueViolation
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.audit import Action, object_name, record
 from runtime.dead_letters.port import (
     PAGE_LETTERS_MAX,
     Claim,
@@ -112,8 +113,11 @@ class PostgresDeadLetters:
             return False
         async with self._transaction() as connection:
             await connection.execute(_SQL["lock_count"], {"id": number})
-            cursor = await connection.execute(_SQL["delete_letter"], {"id": number})
-            return await cursor.fetchone() is not None
+            gone = await (await connection.execute(_SQL["delete_letter"], {"id": number})).fetchone()
+            if gone is None:
+                return False
+            await _record(connection, Action.DEAD_LETTER_DELETE, gone)
+            return True
 
     async def count(self) -> Mapping[str, int]:
         """The kept counts: a row per queue."""
@@ -137,7 +141,9 @@ class PostgresDeadLetters:
         values = {"id": int(claim.letter.id), "claim": claim.token}
         async with self._transaction() as connection:
             await connection.execute(_SQL["lock_count"], values)
-            await connection.execute(_SQL["finish_replay"], values)
+            gone = await (await connection.execute(_SQL["finish_replay"], values)).fetchone()
+            if gone is not None:
+                await _record(connection, Action.DEAD_LETTER_REPLAY, gone)
 
     async def was_replayed(self, letter_id: str) -> bool:
         """Look the id up among those remembered."""
@@ -170,6 +176,12 @@ class PostgresDeadLetters:
                 yield connection
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise DeadLettersUnavailable(str(error).strip() or type(error).__name__) from error
+
+
+async def _record(connection: AsyncConnection[TupleRow], action: Action, letter: TupleRow) -> None:
+    number, queue, message_id, kind, reason = letter
+    before = {"queue": queue, "message_id": message_id, "kind": kind, "reason": reason}
+    await record(connection, action, object_name("dead_letter", str(number)), before=before)
 
 
 def _parse_id(letter_id: str) -> int | None:

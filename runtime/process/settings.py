@@ -183,6 +183,9 @@ class Settings(BaseModel):
         le=86_400,
         description="Lifetime of an entry in the cache Redis; a random part of up to a fifth is taken off.",
     )
+    audit_retention_days: int = Field(
+        400, ge=30, le=3650, description="Days after which entries of the audit log are deleted."
+    )
 
     # Workers
     metrics_host: str = Field("127.0.0.1", description="Address of a worker's /metrics, /livez and /readyz.")

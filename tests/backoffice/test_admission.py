@@ -198,7 +198,7 @@ def test_forged_client_header_is_ignored(backoffice: BackofficeProcess) -> None:
     assert answer.status_code == 200
 
 
-def permit(method: str, path: str, authorization: str | None) -> Permit:
+def permit(method: str, path: str, authorization: str | None, _client: str) -> Permit:
     """GET and POST of `/`; the token of staff is "staff"."""
     if path != "/":
         return Permit(ProblemDetails(Problem.NOT_FOUND))

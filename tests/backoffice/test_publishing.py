@@ -31,6 +31,7 @@ from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, Stock
 from reservation.lane import LaneForgot
+from runtime.audit import Action
 from runtime.process.settings import load_settings
 from runtime.process.supervision import TaskSupervisor
 from tests.fixtures.fix_databases import Databases
@@ -140,7 +141,7 @@ async def test_a_cut_sale_is_a_draft_that_cannot_change(parts: Parts) -> None:
     assert not await parts.sales.change_draft(replace(loading, name="other"))
     for rule in (model.paused, model.resumed, model.ended):
         with pytest.raises(SaleStateConflict):
-            await parts.service.change(sale.id, rule)
+            await parts.service.change(sale.id, rule, Action.SALE_CHANGE)
 
 
 async def test_redis_dies_while_publishing(parts: Parts, own_redis: RedisServer) -> None:
@@ -211,13 +212,13 @@ async def test_a_publisher_that_read_an_older_draft(parts: Parts) -> None:
 async def test_a_change_that_redis_did_not_hear_of(parts: Parts, own_redis: RedisServer, healer: str) -> None:
     sale = await parts.draft()
     published = await parts.service.publish(sale.id)
-    assert await parts.sales.change_published(published.id, lambda sale: replace(sale, paused=True))
+    assert await parts.sales.change_published(published.id, lambda sale: replace(sale, paused=True), Action.SALE_PAUSE)
     await restart(parts, own_redis)
     document = await parts.document(sale)
     assert document is not None
     assert document.state is LaneSaleState.RUNNING
     if healer == "repeat":
-        await parts.service.change(sale.id, model.paused)
+        await parts.service.change(sale.id, model.paused, Action.SALE_PAUSE)
     else:
         assert await parts.step() == 1
     document = await parts.document(sale)
@@ -232,7 +233,7 @@ async def test_a_change_that_redis_did_not_hear_of(parts: Parts, own_redis: Redi
 async def test_an_older_document_never_replaces_a_newer_one(parts: Parts) -> None:
     sale = await parts.draft()
     first = await parts.service.publish(sale.id)
-    second = await parts.service.change(sale.id, model.paused)
+    second = await parts.service.change(sale.id, model.paused, Action.SALE_PAUSE)
     await asyncio.gather(*(parts.lanes.announce(first.definition) for _ in range(5)))
     assert await parts.document(sale) == second.definition
     await parts.stores.redis.set(topology.sale_key(sale.id), b"rubbish")
@@ -278,7 +279,7 @@ async def test_a_restock_of_a_sale_that_ended_meanwhile_still_arrives(parts: Par
     sale = await parts.draft()
     sale = await parts.service.publish(sale.id)
     await parts.sales.add_restock(Restock(sale.id, "r", 0, 5), sku=sale.items[0].sku, created_by=STAFF_ID)
-    await parts.service.change(sale.id, model.ended)
+    await parts.service.change(sale.id, model.ended, Action.SALE_END)
     assert await parts.step() == 1
     assert (await parts.stock(sale)).available == ledger(databases, sale) == 15
 

@@ -76,6 +76,8 @@ ROUTES = {
     "GET /v1/sales/{sale_id}/report": NEEDS_STAFF,
     "GET /v1/orders": NEEDS_STAFF,
     "GET /v1/orders/{order_id}": NEEDS_STAFF,
+    "GET /v1/audit": NEEDS_STAFF,
+    "GET /v1/audit/export": NEEDS_STAFF,
     "GET /v1/dead-letters": NEEDS_STAFF,
     "GET /v1/dead-letters/{letter_id}": NEEDS_STAFF,
     "POST /v1/dead-letters/{letter_id}/replay": NEEDS_STAFF,

@@ -6,18 +6,22 @@ import psycopg
 
 _COLUMNS = """
 SELECT table_name, column_name, data_type, is_nullable = 'NO', coalesce(column_default, '')
-FROM information_schema.columns WHERE table_schema = 'public' ORDER BY table_name, ordinal_position
+FROM information_schema.columns WHERE table_schema IN ('public', 'audit') ORDER BY table_name, ordinal_position
 """
 _CONSTRAINTS = """
-SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)
-FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND contype <> 'n' ORDER BY 1, 2
+SELECT conrelid::regclass::text, conname, pg_get_constraintdef(pg_constraint.oid)
+FROM pg_constraint JOIN pg_namespace AS space ON space.oid = connamespace
+WHERE nspname IN ('public', 'audit') AND contype <> 'n' ORDER BY 1, 2
 """
-_INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexdef"
+_INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname IN ('public', 'audit') ORDER BY indexdef"
+_TRIGGERS = """
+SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1
+"""
 _VIEWS = "SELECT viewname, definition FROM pg_views WHERE schemaname = 'public' ORDER BY viewname"
 
 
 def describe(dsn: str) -> str:
-    """Columns, constraints, indexes and views, a line each, sorted."""
+    """Columns, constraints, indexes, triggers and views, a line each, sorted."""
     with psycopg.connect(dsn) as connection:
         lines = [
             f"{table}.{column} {kind}{' not null' if required else ''}{f' default {default}' if default else ''}"
@@ -25,5 +29,6 @@ def describe(dsn: str) -> str:
         ]
         lines += [f"{table}: {name} {definition}" for table, name, definition in connection.execute(_CONSTRAINTS)]
         lines += [row[0] for row in connection.execute(_INDEXES)]
+        lines += [row[0] for row in connection.execute(_TRIGGERS)]
         lines += [f"view {name}: {' '.join(text.split())}" for name, text in connection.execute(_VIEWS)]
     return "\n".join(lines) + "\n"

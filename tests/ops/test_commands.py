@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from devstack.state import StateFolder
+from tests.fixtures.fix_databases import audited
 from tests.fixtures.fix_stack import RunningStack, eventually, flashsale
 
 
@@ -43,6 +44,9 @@ def test_keys_rotate_under_a_running_stack(running_stack: RunningStack) -> None:
     for token in (before, after):
         url = f"{running_stack.stack.edge_url}/v1/orders"
         assert httpx.get(url, headers={"Authorization": f"Bearer {token}"}).status_code == 200
+    for ring in ("buyer", "staff"):
+        entries = audited(running_stack.stack.catalogue_dsn, f"keys:{ring}")
+        assert entries[-2:] == [("keys.rotate", "begun"), ("keys.rotate", "done")]
 
 
 def test_migrate_finds_a_running_stack_up_to_date(running_stack: RunningStack) -> None:

@@ -19,6 +19,7 @@ from ops.commands.dead_letters import app
 from runtime.dead_letters import DeadLetters, NewLetter, open_dead_letters
 from runtime.process.errors import OperatorError
 from runtime.queue import Failure, FailureKind, Queue, open_queue
+from tests.fixtures.fix_databases import audited
 from tests.fixtures.fix_stack import RunningStack
 
 WAIT_S = 20.0
@@ -77,6 +78,7 @@ def test_dead_letters_are_listed_shown_replayed_and_deleted(running_stack: Runni
     assert "malformed: no notice" in run(running_stack, "show", first["id"])
 
     assert run(running_stack, "replay", first["id"]) == f"{first['id']} replayed.\n"
+    assert audited(running_stack.stack.catalogue_dsn, f"dead_letter:{first['id']}") == [("dead_letter.replay", "done")]
     for command in ("replay", "show", "delete"):
         with pytest.raises(OperatorError, match="there is no dead letter"):
             run(running_stack, command, first["id"])

@@ -13,6 +13,7 @@ import redis
 
 from domain import ids, topology
 from domain.topology import Topology
+from tests.fixtures.fix_databases import audited
 from tests.fixtures.fix_stack import RunningStack, eventually
 
 
@@ -50,6 +51,7 @@ def test_a_sale_that_redis_lost_is_rebuilt(running_stack: RunningStack) -> None:
     assert buy(sample)[1]["order_id"] == bought[1]["order_id"]
     judged = json.loads(running_stack.flashsale("reconcile", "--sale", sale_id, "--json").stdout)
     assert (judged["A"], judged["B"]) == (True, True), judged
+    assert audited(running_stack.stack.catalogue_dsn, f"sale:{sale_id}") == [("sale.rebuild", "done")]
 
 
 def test_what_is_no_sale_id_is_wrong_usage(running_stack: RunningStack) -> None:

@@ -273,3 +273,28 @@ def test_a_token_is_renewed_before_it_expires(visit: Visit, own: BackofficeProce
     kept = page.evaluate("JSON.parse(localStorage.getItem('flashsale.staff'))")
     assert kept["refresh"] != before and kept["renewAt"] > time.time() * 1000
     assert staff_of(own, page).http.get("/v1/sales").status_code == 200
+
+
+def test_the_audit_log(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    staff = staff_of(own, page)
+    sale = staff.open_sale(name="Kettles")
+    page.get_by_label("Action", exact=True).fill("publish")
+    page.get_by_role("button", name="Show entries").click()
+    expect(page.locator("#audit tr")).to_have_count(1)
+    row = page.locator("#audit tr")
+    expect(row).to_contain_text("sale.publish")
+    expect(row).to_contain_text(sale["id"])
+    row.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("dialog")).to_contain_text("127.0.0.1")
+    answer(page, "Close")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export as CSV").click()
+    text = Path(download.value.path()).read_text()
+    assert download.value.suggested_filename == "audit.csv"
+    assert text.count("sale.publish") == 1 and "product.create" not in text
+    page.get_by_label("Object", exact=True).fill("sale:none")
+    page.get_by_role("button", name="Show entries").click()
+    expect(page.locator("#audit-none")).to_be_visible()
+    expect(page.locator("#audit-table")).to_be_hidden()

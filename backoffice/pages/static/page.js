@@ -83,8 +83,11 @@ export class NoAnswer extends Error {
   }
 }
 
-/** Send a request with `body` as JSON; return the parsed body, null for an empty one. Throws Problem or NoAnswer. */
-export async function ask(method, url, { token = null, body, headers = {}, timeoutMs = 30000 } = {}) {
+/**
+ * Send a request with `body` as JSON; return the parsed body, null for an empty one; with `raw` its text. Throws
+ * Problem or NoAnswer.
+ */
+export async function ask(method, url, { token = null, body, headers = {}, timeoutMs = 30000, raw = false } = {}) {
   const sent = { ...headers };
   if (token) sent.Authorization = `Bearer ${token}`;
   if (body !== undefined) sent["Content-Type"] = "application/json";
@@ -98,6 +101,7 @@ export async function ask(method, url, { token = null, body, headers = {}, timeo
   } catch {
     throw new NoAnswer();
   }
+  if (raw && answer.ok) return text;
   let document = null;
   try {
     document = text ? JSON.parse(text) : null;

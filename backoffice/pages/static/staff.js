@@ -2,6 +2,7 @@
 
 import { find, say } from "./page.js";
 import { Session } from "./session.js";
+import { Audit } from "./audit.js";
 import { Letters } from "./letters.js";
 import { Live } from "./live.js";
 import { CreateForm, Sales } from "./sales.js";
@@ -11,6 +12,7 @@ const tell = (text, kind) => say(find("message"), text, kind);
 const live = new Live(session);
 const sales = new Sales(session, tell);
 const letters = new Letters(session, tell);
+const audit = new Audit(session, tell);
 const create = new CreateForm(session, tell, () => sales.load());
 
 function show(text = "") {
@@ -25,6 +27,7 @@ function show(text = "") {
     live.start();
     sales.load();
     letters.load();
+    audit.load();
     create.load();
   } else {
     live.stop();

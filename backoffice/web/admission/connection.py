@@ -84,8 +84,9 @@ class Connection:
             head = await self._wire.read_head()
             method, (path, target) = head.method.decode("ascii"), _split_target(head.target)
             authorization = next((value for name, value in head.headers if name == b"authorization"), None)
-            permit = self._context.permit(method, path, authorization.decode("latin-1") if authorization else None)
             client = self._client(head)
+            token = authorization.decode("latin-1") if authorization else None
+            permit = self._context.permit(method, path, token, client)
             if not self._context.places.take(self, client, is_staff=permit.is_staff):
                 await self.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
                 raise Closed

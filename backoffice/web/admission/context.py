@@ -47,15 +47,15 @@ class Permit:
 class Context:
     """Shared by the connections.
 
-    `permit(method, path, authorization)` decides by the head of a request. `take_stream(name)` returns the stream that
-    replaces an answer of Robyn. `secret` proves to handlers that admission forwarded the request. `X-Forwarded-For` is
-    trusted only from `trusted_proxies`.
+    `permit(method, path, authorization, client)` decides by the head of a request. `take_stream(name)` returns the
+    stream that replaces an answer of Robyn. `secret` proves to handlers that admission forwarded the request.
+    `X-Forwarded-For` is trusted only from `trusted_proxies`.
     """
 
     bounds: Bounds
     robyn: tuple[str, int]
     secret: bytes
-    permit: Callable[[str, str, str | None], Permit]
+    permit: Callable[[str, str, str | None, str], Permit]
     take_stream: Callable[[str], Stream | None]
     trusted_proxies: Sequence[Network]
     untrusted_proxies: UntrustedProxies

@@ -31,7 +31,7 @@ class Admission:
         *,
         robyn: tuple[str, int],
         secret: str,
-        permit: Callable[[str, str, str | None], Permit],
+        permit: Callable[[str, str, str | None, str], Permit],
         take_stream: Callable[[str], Stream | None],
         bounds: Bounds,
         trusted_proxies: Sequence[Network] = (),

@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 import orjson
 
 from domain.ids import parse_uuid
+from runtime.audit import act_as, operator_act
 from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.connection import BoundedConnection
 from runtime.postgres.pool import POSTGRES_CONNECT_S, postgres_pool
@@ -48,7 +49,8 @@ def main() -> None:
     settings = settings_or_exit(NAME, all_shards=True)
     configure_logging(NAME, settings.log_level)
     try:
-        report = asyncio.run(rebuild(settings, options.sale, force=options.force, wait_s=options.wait_s))
+        with act_as(operator_act()):
+            report = asyncio.run(rebuild(settings, options.sale, force=options.force, wait_s=options.wait_s))
     except (RebuildError, OperatorError) as error:
         _fail(str(error), options.json)
     except TRANSIENT as error:

@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem
 from reservation.lane import AppliedRestock
+from runtime.audit import Action, object_name, record
 from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
 from workers.recovery.rebuild.errors import Busy, NotPublished, Superseded
@@ -83,10 +84,14 @@ class CatalogueSide:
 
     async def raise_epoch(self, epoch: int) -> int:
         """Raise the epoch by one; the new epoch. Superseded when the epoch is not `epoch` any more."""
-        rows = await self._rows("raise_epoch", {"sale_id": self._sale_id, "epoch": epoch})
-        if not rows:
-            raise Superseded("another process raised the sale's epoch")
-        raised: int = rows[0][0]
+        async with self._pool.connection() as connection:
+            cursor = await connection.execute(SQL["raise_epoch"], {"sale_id": self._sale_id, "epoch": epoch})
+            row = await cursor.fetchone()
+            if row is None:
+                raise Superseded("another process raised the sale's epoch")
+            raised: int = row[0]
+            about = object_name("sale", self._sale_id)
+            await record(connection, Action.SALE_REBUILD, about, before={"epoch": epoch}, after={"epoch": raised})
         return raised
 
     async def set_stage(self, epoch: int, stage: str) -> None:

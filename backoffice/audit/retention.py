@@ -1,0 +1,58 @@
+"""Deletes entries that are older than the retention, in every database. Several processes may run it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+
+from backoffice.audit.store import delete_old
+from backoffice.stores import AWAY
+from runtime.postgres.databases import Database
+from runtime.process.supervision import TaskSupervisor
+
+EVERY_S: Final = 3600.0
+LOOK_S: Final = 10.0
+BATCH_ENTRIES: Final = 5000
+ROUND_S_MAX: Final = 300.0
+
+log = structlog.get_logger(__name__)
+
+
+class Retention:
+    """`step` is one round over all databases."""
+
+    def __init__(self, databases: tuple[Database, ...], *, days: int) -> None:
+        """Uses the databases, owns nothing."""
+        self._databases = databases
+        self._kept = timedelta(days=days)
+        self._done_at: float | None = None
+
+    async def run(self, background: TaskSupervisor) -> None:
+        """Delete old entries every hour, until cancelled. A database that is away is tried again soon."""
+        with background.rounds("audit retention", s_max=ROUND_S_MAX) as beat:
+            while True:
+                if self._done_at is None or time.monotonic() - self._done_at >= EVERY_S:
+                    try:
+                        deleted = await self.step()
+                        self._done_at = time.monotonic()
+                        if deleted:
+                            log.info("old audit entries deleted", entries=deleted)
+                    except AWAY as error:
+                        log.warning("old audit entries cannot be deleted", error=type(error).__name__)
+                beat()
+                await asyncio.sleep(LOOK_S)
+
+    async def step(self) -> int:
+        """Delete a batch of each database; the number of entries. Full batches are followed by more."""
+        before = datetime.now(UTC) - self._kept
+        deleted = 0
+        for database in self._databases:
+            while found := await delete_old(database, before, limit=BATCH_ENTRIES):
+                deleted += found
+                if found < BATCH_ENTRIES:
+                    break
+        return deleted

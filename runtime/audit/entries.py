@@ -1,0 +1,98 @@
+"""Entries of the audit log as values: actions, names of objects, the changed members. Performs no I/O."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+DONE: Final = "done"
+UNKNOWN_OBJECT: Final = "unknown"
+VALUE_BYTES_MAX: Final = 4000  # of one member as JSON; of a longer one the length and a hash are kept
+
+
+class Action(StrEnum):
+    """All actions that leave an entry: `subject.verb`."""
+
+    USER_REGISTER = "user.register"
+    USER_LOGIN = "user.login"
+    USER_REFRESH = "user.refresh"
+    USER_LOGOUT = "user.logout"
+    USER_TOKEN_REUSED = "user.token_reused"
+    USER_PASSWORD_CHANGE = "user.password_change"
+    USER_PASSWORD_RESET = "user.password_reset"
+    USER_VERIFY_EMAIL = "user.verify_email"
+    USER_UNDO_EMAIL = "user.undo_email_change"
+    USER_CHANGE = "user.change"
+    USER_ROLE = "user.role"
+    USER_ERASE = "user.erase"
+    USER_END_SESSIONS = "user.end_sessions"
+    PRODUCT_CREATE = "product.create"
+    PRODUCT_CHANGE = "product.change"
+    PRODUCT_DELETE = "product.delete"
+    PRODUCT_IMPORT = "product.import"
+    SALE_CREATE = "sale.create"
+    SALE_CHANGE = "sale.change"
+    SALE_PUBLISH = "sale.publish"
+    SALE_PAUSE = "sale.pause"
+    SALE_RESUME = "sale.resume"
+    SALE_END = "sale.end"
+    SALE_RESTOCK = "sale.restock"
+    SALE_REBUILD = "sale.rebuild"
+    DEAD_LETTER_REPLAY = "dead_letter.replay"
+    DEAD_LETTER_DELETE = "dead_letter.delete"
+    KEYS_ROTATE = "keys.rotate"
+    AUDIT_EXPORT = "audit.export"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEntry:
+    """An entry to record. `actor`, when None, is the actor of the act (`runtime.audit.acts`).
+
+    `before` and `after` hold only members that changed, and no personal data: entries outlive an erased account.
+    """
+
+    action: Action
+    object: str
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+    actor: str | None = None
+    outcome: str = DONE
+
+
+def object_name(kind: str, id_: UUID | str) -> str:
+    """`kind:id`."""
+    return f"{kind}:{id_}"
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The members of `after` that differ from `before`, with the old and with the new values."""
+    changed = [name for name, value in after.items() if before.get(name) != value]
+    return {name: before.get(name) for name in changed}, {name: after[name] for name in changed}
+
+
+def members_json(members: Mapping[str, Any] | None) -> str | None:
+    """The members as JSON, long values replaced by their length and hash; None for None."""
+    if members is None:
+        return None
+    return orjson.dumps({name: _bounded(value) for name, value in members.items()}).decode()
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str):
+        value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    content = orjson.dumps(value, default=_plain)
+    if len(content) <= VALUE_BYTES_MAX:
+        return orjson.Fragment(content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _plain(value: Any) -> str:
+    assert isinstance(value, UUID | date | datetime), type(value)
+    return str(value)
