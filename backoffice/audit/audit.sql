@@ -13,9 +13,10 @@ WHERE (%(before_id)s::uuid IS NULL OR id < %(before_id)s)
 ORDER BY id DESC LIMIT %(limit)s;
 
 -- name: add_refusal
--- Primary key. Repeating changes nothing: the caller repeats with the same id.
-INSERT INTO audit.entries (id, actor, action, object, client, request_id, outcome, times)
-VALUES (%(id)s, %(actor)s, %(action)s, %(object)s, %(client)s, %(request_id)s, %(outcome)s, %(times)s)
+-- Primary key. Repeating changes nothing: the caller repeats with the same id. `at` is the time of the refusal, which
+-- the id has as well: it may be written much later.
+INSERT INTO audit.entries (id, at, actor, action, object, client, request_id, outcome, times)
+VALUES (%(id)s, %(at)s, %(actor)s, %(action)s, %(object)s, %(client)s, %(request_id)s, %(outcome)s, %(times)s)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: delete_old

@@ -2,16 +2,18 @@
 
 A refusal has no transaction of a change, and a request must not wait for its entry: an attacker would measure whether
 an account exists, or slow the database down. Refusals are noted in memory and written within about a second. Equal ones
-within `WINDOW_S` become one entry with a number, so a flood of refusals makes few entries. A crash loses the notes of
-the last second.
+within `WINDOW_S` become one entry with a number, so a flood of refusals makes few entries. A flood of one client also
+leaves room for the refusals of others. A crash loses the notes of the last second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -28,8 +30,11 @@ from runtime.process.supervision import TaskSupervisor
 PERIOD_S: Final = 1.0
 WINDOW_S: Final = 60.0
 REST_S_MAX: Final = 3.0  # for the notes that are left when the process ends
+CLIENT_KEYS_MAX: Final = 100  # different refusals of one client within the window; of more only the client is kept
 KEYS_MAX: Final = 2000  # different refusals within the window; of more only action and outcome are kept
 MANY: Final = "many"  # actor and object of those
+FINDS_AT_ONCE: Final = 8
+FIND_S_MAX: Final = 20.0  # for the accounts of one round
 
 log = structlog.get_logger(__name__)
 
@@ -51,29 +56,46 @@ class Refusal(NamedTuple):
 class _Noted:
     """`times` of a refusal are not written yet; `writing` of them are on their way, as the entry `id`.
 
-    Both stay until the write has succeeded, so a repeated write makes no second entry.
+    Both stay until the write has succeeded, so a repeated write makes no second entry. `at` and `id` have the time of
+    the first one that is not written. `object` is None until the account of the address is found.
     """
 
     since: float
     request_id: str | None
-    times: int = 1
+    object: str | None
+    times: int = 0
     writing: int = 0
     is_written: bool = False
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
     id: UUID = field(default_factory=ids.new_uuid7)
+
+    def add(self) -> None:
+        """Note one more."""
+        if not self.times:
+            self.at, self.id = datetime.now(UTC), ids.new_uuid7()
+        self.times += 1
 
 
 class Refusals:
     """The refusals of this process."""
 
     def __init__(
-        self, catalogue: Database, find_user: FindUser, *, keys_max: int = KEYS_MAX, window_s: float = WINDOW_S
+        self,
+        catalogue: Database,
+        find_user: FindUser,
+        *,
+        keys_max: int = KEYS_MAX,
+        client_keys_max: int = CLIENT_KEYS_MAX,
+        window_s: float = WINDOW_S,
     ) -> None:
         """`find_user` finds the account of a folded address. Owns nothing."""
         self._catalogue = catalogue
         self._find_user = find_user
         self._keys_max = keys_max
+        self._client_keys_max = client_keys_max
         self._window_s = window_s
         self._noted: dict[Refusal, _Noted] = {}
+        self._keys_of: Counter[str | None] = Counter()  # by client
         self._failing = False
 
     def refused(self, act: Act, action: Action, object_: str, outcome: str) -> None:
@@ -88,26 +110,34 @@ class Refusals:
 
     def note(self, refusal: Refusal, *, request_id: str | None) -> None:
         """Note a refusal; it is written soon."""
+        if refusal not in self._noted and self._keys_of[refusal.client] >= self._client_keys_max:
+            refusal, request_id = Refusal(refusal.action, MANY, MANY, refusal.client, refusal.outcome), None
         if refusal not in self._noted and len(self._noted) >= self._keys_max:
             refusal, request_id = Refusal(refusal.action, MANY, MANY, None, refusal.outcome), None
         noted = self._noted.get(refusal)
         if noted is None:
-            self._noted[refusal] = _Noted(time.monotonic(), request_id)
-        else:
-            noted.times += 1
+            known = refusal.object if refusal.email_folded is None else None
+            noted = self._noted[refusal] = _Noted(time.monotonic(), request_id, known)
+            self._keys_of[refusal.client] += 1
+        noted.add()
 
     async def run(self, background: TaskSupervisor) -> None:
-        """Write notes until cancelled."""
+        """Write notes until cancelled. Rounds that keep failing by another error than AWAY are a problem."""
         with background.rounds("audit refusals") as beat:
             while True:
                 try:
                     await self.step()
                     self._failing = False
+                    beat()
                 except AWAY as error:
                     if not self._failing:
                         log.warning("refusals cannot be written", error=type(error).__name__)
                     self._failing = True
-                beat()
+                    beat()
+                except psycopg.Error as error:  # such as a table that a migration has not made yet
+                    if not self._failing:
+                        log.error("writing refusals failed", error=type(error).__name__)
+                    self._failing = True
                 await asyncio.sleep(PERIOD_S)
 
     async def write_rest(self) -> None:
@@ -121,49 +151,99 @@ class Refusals:
             log.exception("refusals are lost", refusals=len(self._noted))
 
     async def step(self, *, everything: bool = False) -> int:
-        """Write first refusals, and the number of the others when their window ends; the number of entries."""
+        """Write first refusals, and the number of the others when their window ends; the number of entries.
+
+        A refusal waits while the shard of its address is away, and the others are written; then raises the error.
+        """
         now = time.monotonic()
         due: list[tuple[Refusal, _Noted]] = []
         for refusal, noted in list(self._noted.items()):
             is_over = now - noted.since >= self._window_s
             if noted.times and (everything or is_over or not noted.is_written):
-                noted.writing = noted.writing or noted.times
                 due.append((refusal, noted))
             elif is_over and not noted.times:
                 del self._noted[refusal]
-        if not due:
-            return 0
-        try:
-            rows = [await self._row(*one) for one in due]
-            async with self._catalogue.connection() as connection, connection.cursor() as cursor:
-                await cursor.executemany(SQL["add_refusal"], rows)
-        except (psycopg.DataError, psycopg.IntegrityError):
-            # A fault of ours. Without this, what a client has sent could keep all later refusals from being written.
-            log.exception("refusals are dropped", refusals=len(due))
-            rows = []
-        for row in rows:
-            _log_account(row["action"], row["object"], row["outcome"], row["request_id"], row["times"])
+                self._keys_of[refusal.client] -= 1
+                if not self._keys_of[refusal.client]:
+                    del self._keys_of[refusal.client]
+        away = await self._find_objects([one for one in due if one[1].object is None])
+        due = [one for one in due if one[1].object is not None]
+        if due:
+            await self._write(due)
         for _, noted in due:
             noted.times -= noted.writing
             noted.writing = 0
-            noted.is_written, noted.since, noted.id = True, now, ids.new_uuid7()
+            noted.is_written, noted.since = True, now
+            if noted.times:  # noted during the write
+                noted.at, noted.id = datetime.now(UTC), ids.new_uuid7()
+        if away is not None:
+            raise away
         return len(due)
 
-    async def _row(self, refusal: Refusal, noted: _Noted) -> dict[str, Any]:
-        about = refusal.object
-        if refusal.email_folded is not None:
-            user_id = await self._find_user(refusal.email_folded)
-            about = UNKNOWN_OBJECT if user_id is None else object_name("user", user_id)
-        return {
-            "id": noted.id,
-            "actor": refusal.actor,
-            "action": refusal.action,
-            "object": about,
-            "client": refusal.client,
-            "request_id": noted.request_id,
-            "outcome": refusal.outcome,
-            "times": noted.writing,
-        }
+    async def _find_objects(self, unknown: list[tuple[Refusal, _Noted]]) -> Exception | None:
+        """Find the accounts of addresses; the error of a shard that is away. The next round begins with the others."""
+        away: Exception | None = None
+        deadline = time.monotonic() + FIND_S_MAX
+        for first in range(0, len(unknown), FINDS_AT_ONCE):
+            part = unknown[first : first + FINDS_AT_ONCE]
+            found = await asyncio.gather(
+                *(self._find_user(one.email_folded or "") for one, _ in part), return_exceptions=True
+            )
+            for (refusal, noted), user_id in zip(part, found, strict=True):
+                if isinstance(user_id, AWAY):
+                    away = user_id
+                    self._noted[refusal] = self._noted.pop(refusal)
+                elif isinstance(user_id, BaseException):
+                    raise user_id
+                else:
+                    noted.object = UNKNOWN_OBJECT if user_id is None else object_name("user", user_id)
+            if time.monotonic() > deadline:
+                break
+        return away
+
+    async def _write(self, due: list[tuple[Refusal, _Noted]]) -> None:
+        rows = []
+        for refusal, noted in due:
+            noted.writing = noted.writing or noted.times
+            rows.append(_row(refusal, noted))
+        try:
+            async with self._catalogue.connection() as connection, connection.cursor() as cursor:
+                await cursor.executemany(SQL["add_refusal"], rows)
+        except (psycopg.DataError, psycopg.IntegrityError):
+            rows = await self._write_each(rows)
+        for row in rows:
+            _log_account(row["action"], row["object"], row["outcome"], row["request_id"], row["times"])
+
+    async def _write_each(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write the rows that PostgreSQL takes; those rows. One that it does not take is a fault of ours, and dropped:
+
+        otherwise a client could keep the refusals of all from being written.
+        """
+        written = []
+        async with self._catalogue.connection() as connection:
+            for row in rows:
+                try:
+                    async with connection.transaction():
+                        await connection.execute(SQL["add_refusal"], row)
+                    written.append(row)
+                except (psycopg.DataError, psycopg.IntegrityError) as error:
+                    # Without the text of the error, which repeats the row.
+                    log.error("a refusal is dropped", action=row["action"], error=type(error).__name__)
+        return written
+
+
+def _row(refusal: Refusal, noted: _Noted) -> dict[str, Any]:
+    return {
+        "id": noted.id,
+        "at": noted.at,
+        "actor": refusal.actor,
+        "action": refusal.action,
+        "object": noted.object,
+        "client": refusal.client,
+        "request_id": noted.request_id,
+        "outcome": refusal.outcome,
+        "times": noted.writing,
+    }
 
 
 def _log_account(action: str, object_: str, outcome: str, request_id: str | None, times: int = 1) -> None:

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+import psycopg
 import structlog
 
 from backoffice.audit.store import delete_old
@@ -17,6 +18,7 @@ from runtime.process.supervision import TaskSupervisor
 EVERY_S: Final = 3600.0
 LOOK_S: Final = 10.0
 BATCH_ENTRIES: Final = 5000
+WORK_S_MAX: Final = 30.0  # of one step; what is left is deleted by the next one, `LOOK_S` later
 ROUND_S_MAX: Final = 300.0
 
 log = structlog.get_logger(__name__)
@@ -37,22 +39,31 @@ class Retention:
             while True:
                 if self._done_at is None or time.monotonic() - self._done_at >= EVERY_S:
                     try:
-                        deleted = await self.step()
-                        self._done_at = time.monotonic()
+                        deleted, is_done = await self.step()
+                        if is_done:
+                            self._done_at = time.monotonic()
                         if deleted:
                             log.info("old audit entries deleted", entries=deleted)
+                        beat()
                     except AWAY as error:
                         log.warning("old audit entries cannot be deleted", error=type(error).__name__)
-                beat()
+                        beat()
+                    except psycopg.Error as error:  # such as a table that a migration has not made yet
+                        log.error("deleting old audit entries failed", error=type(error).__name__)
+                else:
+                    beat()
                 await asyncio.sleep(LOOK_S)
 
-    async def step(self) -> int:
-        """Delete a batch of each database; the number of entries. Full batches are followed by more."""
+    async def step(self, *, work_s_max: float = WORK_S_MAX) -> tuple[int, bool]:
+        """Delete batches for at most `work_s_max`; the number of entries, and whether all old ones are deleted."""
+        until = time.monotonic() + work_s_max
         before = datetime.now(UTC) - self._kept
         deleted = 0
         for database in self._databases:
             while found := await delete_old(database, before, limit=BATCH_ENTRIES):
                 deleted += found
+                if time.monotonic() >= until:
+                    return deleted, False
                 if found < BATCH_ENTRIES:
                     break
-        return deleted
+        return deleted, True
