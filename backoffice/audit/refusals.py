@@ -103,7 +103,7 @@ class Refusals:
         refusal = Refusal(action, object_, act.actor, act.client, outcome, act.email_folded)
         self.note(refusal, request_id=act.request_id)
 
-    def succeeded(self, act: Act) -> None:
+    def answered(self, act: Act) -> None:
         """Log changes of accounts (`web.acts.Recorder`): no address, neither of mail nor of network."""
         for entry in act.recorded:
             _log_account(entry.action, entry.object, entry.outcome, act.request_id)

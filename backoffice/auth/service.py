@@ -137,6 +137,7 @@ class AuthService:
     async def request_mail(self, client: str, kind: NoticeKind, email: str) -> None:
         """Have a token mailed to the address, if an account has it. The work is the same for every address."""
         folded = fold_email(email)
+        acting().email_folded = folded
         limits = [(MAIL_ADDRESS_FROM_CLIENT, f"{kind} {folded} {client}"), (MAIL_CLIENT, client)]
         if not await self._known_clients.knows(folded, client):
             limits.append((MAIL_ADDRESS, f"{kind} {folded}"))

@@ -170,7 +170,8 @@ class ProductBatches:
                     # Roll back and write only the rows before it; fewer rows each time, so the loop ends.
                     rows = rows[:first]
                     raise Rollback(attempt)
-            await _record_batch(connection, rows, written, before)
+            if not dry_run:
+                await _record_batch(connection, rows, written, before)
             return written
 
 

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from backoffice.web.messages import Caller
+from domain.ids import parse_uuid
 from domain.problems import Problem
 from runtime.audit import ANONYMOUS, UNKNOWN_OBJECT, Act, Action, object_name
 
@@ -36,8 +37,8 @@ class Recorder(Protocol):
         """A request was refused with the code `outcome`."""
         ...
 
-    def succeeded(self, act: Act) -> None:
-        """The entries in `act.recorded` are committed."""
+    def answered(self, act: Act) -> None:
+        """A request was answered, with any outcome. The entries in `act.recorded` are committed."""
         ...
 
 
@@ -57,7 +58,9 @@ def object_of(action: Action, route_path: str, path: str, actor: str) -> str:
     kind = action.partition(".")[0]
     found = _expression(route_path).fullmatch(path)
     if found is not None and found.groups():
-        return object_name(kind, found[1]) if _ID.fullmatch(found[1]) else UNKNOWN_OBJECT
+        if not _ID.fullmatch(found[1]):
+            return UNKNOWN_OBJECT
+        return object_name(kind, parse_uuid(found[1]) or found[1])  # of one form, which filters find
     return object_name(kind, actor) if kind == "user" and actor != ANONYMOUS else UNKNOWN_OBJECT
 
 

@@ -152,8 +152,9 @@ class Dispatcher:
             _require_role(route, caller)
         except Refused as refusal:
             self._observe(route=route.path, method=method, status=refusal.details.problem.status, seconds=0.0)
-            self._note(new_act(client, caller), route, path, refusal)
-            return Permit(refusal.details)
+            act = new_act(client, caller)
+            self._note(act, route, path, refusal)
+            return Permit(refusal.details, request_id=act.request_id)
         bytes_max = SHORT_BODY_BYTES if route.body is None else route.body_bytes_max
         return Permit(None, bytes_max, is_staff=caller is not None and caller.role in STAFF)
 
@@ -174,7 +175,10 @@ class Dispatcher:
         """The answer in wire form. Raises only CancelledError."""
         started = time.perf_counter()
         with act_as(new_act(call.client)) as act:
-            rendered = await self._answer(route, call, act)
+            try:
+                rendered = await self._answer(route, call, act)
+            finally:
+                self._recorder.answered(act)  # a request may fail after its change has committed
         rendered.headers[REQUEST_ID_HEADER] = act.request_id or ""
         self._observe(
             route=route.path, method=call.method, status=rendered.status, seconds=time.perf_counter() - started
@@ -184,9 +188,7 @@ class Dispatcher:
     async def _answer(self, route: Route, call: Call, act: Act) -> Rendered:
         try:
             async with asyncio.timeout(HANDLER_S_MAX):
-                rendered = render(await self._run(route, call, act))
-            self._recorder.succeeded(act)
-            return rendered
+                return render(await self._run(route, call, act))
         except Refused as refusal:
             self._note(act, route, call.path, refusal)
             return render_problem(refusal.details)

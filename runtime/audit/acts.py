@@ -8,7 +8,9 @@ A task without an act works on behalf of its own process.
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,11 +22,12 @@ from runtime.audit.entries import NewEntry
 ANONYMOUS: Final = "anonymous"
 OWN_WORK: Final = "backoffice"  # work beside requests
 _NAME_LENGTH_MAX: Final = 60
+_UNUSUAL: Final = re.compile(r"[^!-~]")
 
 
 @dataclass(slots=True)
 class Act:
-    """One request or command. `client` is an address as limits count it.
+    """One request or command. `client` is an address as limits count it; `recorded` are its committed entries.
 
     `email_folded` is the address that a login names, in memory only: it finds the account of a refused login.
     """
@@ -55,9 +58,10 @@ def act_as(act: Act) -> Iterator[Act]:
 
 
 def operator_act() -> Act:
-    """The act of a command: `operator:` and the name of the system's user."""
+    """The act of a command: `operator:` and the name of the system's user, which no environment variable changes."""
+    user_id = os.getuid()
     try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, in a container
-        name = "unknown"
-    return Act(f"operator:{name[:_NAME_LENGTH_MAX]}")
+        name = pwd.getpwuid(user_id).pw_name
+    except KeyError:  # a user id without a name, in a container
+        name = str(user_id)
+    return Act(f"operator:{_UNUSUAL.sub('_', name)[:_NAME_LENGTH_MAX]}")

@@ -14,7 +14,7 @@ import orjson
 
 DONE: Final = "done"
 UNKNOWN_OBJECT: Final = "unknown"
-VALUE_BYTES_MAX: Final = 4000  # of one member as JSON; of a longer one the length and a hash are kept
+VALUE_BYTES_MAX: Final = 4000  # of one member as JSON, or of one element of a list; of more, length and hash are kept
 
 
 class Action(StrEnum):
@@ -73,7 +73,8 @@ def object_name(kind: str, id_: UUID | str) -> str:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The members of `after` that differ from `before`, with the old and with the new values."""
-    changed = [name for name, value in after.items() if before.get(name) != value]
+    # As JSON: in Python, true and 1 are equal.
+    changed = [name for name, value in after.items() if _content(before.get(name)) != _content(value)]
     return {name: before.get(name) for name in changed}, {name: after[name] for name in changed}
 
 
@@ -85,12 +86,18 @@ def members_json(members: Mapping[str, Any] | None) -> str | None:
 
 
 def _bounded(value: Any) -> Any:
+    if isinstance(value, list):  # such as the items of a sale, whose prices must all be readable
+        return [_bounded(element) for element in value]
     if isinstance(value, str):
         value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
-    content = orjson.dumps(value, default=_plain)
+    content = _content(value)
     if len(content) <= VALUE_BYTES_MAX:
         return orjson.Fragment(content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _content(value: Any) -> bytes:
+    return orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS)
 
 
 def _plain(value: Any) -> str:

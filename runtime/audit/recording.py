@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from psycopg import AsyncConnection
@@ -11,6 +12,7 @@ from psycopg.rows import TupleRow
 from domain import ids
 from runtime.audit.acts import acting
 from runtime.audit.entries import DONE, Action, NewEntry, members_json
+from runtime.postgres.connection import BoundedConnection
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql("runtime.audit", "audit.sql")
@@ -32,7 +34,7 @@ async def record(
 
 
 async def record_all(connection: AsyncConnection[TupleRow], entries: Sequence[NewEntry]) -> None:
-    """Record entries in this order."""
+    """Record entries in this order. The act knows them after the commit."""
     if not entries:
         return
     act = acting()
@@ -56,4 +58,5 @@ async def record_all(connection: AsyncConnection[TupleRow], entries: Sequence[Ne
     else:
         async with connection.cursor() as cursor:
             await cursor.executemany(SQL["add_entry"], rows)
-    act.recorded.extend(entries)
+    if isinstance(connection, BoundedConnection):
+        connection.after_commit(partial(act.recorded.extend, entries))

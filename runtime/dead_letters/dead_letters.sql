@@ -91,12 +91,12 @@ FOR UPDATE OF c;
 -- name: delete_letter
 -- Removes a letter and answers it. Repeating it removes nothing. Index: dead_letters_pkey.
 WITH gone AS (
-    DELETE FROM dead_letters WHERE id = %(id)s RETURNING id, queue, message_id, kind, reason
+    DELETE FROM dead_letters WHERE id = %(id)s RETURNING id, queue, message_id, kind
 ),
 counted AS (
     UPDATE dead_letter_counts c SET letters = c.letters - 1 FROM gone g WHERE c.queue = g.queue
 )
-SELECT id, queue, message_id, kind, reason FROM gone;
+SELECT id, queue, message_id, kind FROM gone;
 
 -- name: claim_letter
 -- Claims a letter for a replay unless another replay holds it: one of many callers gets the row. A claim ends by itself
@@ -116,7 +116,7 @@ UPDATE dead_letters SET claim = NULL, claimed_until = NULL WHERE id = %(id)s AND
 -- Removes a letter that is back in its queue, remembers its id for a day, and answers it. Repeating it changes nothing;
 -- a claim that another replay has taken over removes nothing. Index: dead_letters_pkey, replayed_letters_age.
 WITH gone AS (
-    DELETE FROM dead_letters WHERE id = %(id)s AND claim = %(claim)s RETURNING id, queue, identity, message_id, kind, reason
+    DELETE FROM dead_letters WHERE id = %(id)s AND claim = %(claim)s RETURNING id, queue, identity, message_id, kind
 ),
 counted AS (
     UPDATE dead_letter_counts c SET letters = c.letters - 1 FROM gone g WHERE c.queue = g.queue
@@ -129,7 +129,7 @@ remembered AS (
     SELECT id, identity FROM gone
     ON CONFLICT (id) DO NOTHING
 )
-SELECT id, queue, message_id, kind, reason FROM gone;
+SELECT id, queue, message_id, kind FROM gone;
 
 -- name: was_replayed
 -- Whether a letter of this id was replayed within a day. Changes nothing. Index: replayed_letters_pkey.

@@ -179,8 +179,9 @@ class PostgresDeadLetters:
 
 
 async def _record(connection: AsyncConnection[TupleRow], action: Action, letter: TupleRow) -> None:
-    number, queue, message_id, kind, reason = letter
-    before = {"queue": queue, "message_id": message_id, "kind": kind, "reason": reason}
+    # Without the reason: mail servers repeat the address in it.
+    number, queue, message_id, kind = letter
+    before = {"queue": queue, "message_id": message_id, "kind": kind}
     await record(connection, action, object_name("dead_letter", str(number)), before=before)
 
 

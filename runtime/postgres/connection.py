@@ -39,6 +39,7 @@ class BoundedConnection(AsyncConnection[Row]):
     on_unknown_commit: Callable[[], None] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _is_cut: bool = False
+    _after_commit: tuple[Callable[[], None], ...] = ()
 
     async def wait(self, gen: PQGen[RV], *arguments: Any, **named: Any) -> RV:
         """Run one call of psycopg. Raises DatabaseSilent at the deadline."""
@@ -56,12 +57,24 @@ class BoundedConnection(AsyncConnection[Row]):
 
     async def commit(self) -> None:
         """Commit. After DatabaseSilent the outcome is unknown; `on_unknown_commit` is called."""
+        calls, self._after_commit = self._after_commit, ()
         try:
             await super().commit()
         except DatabaseSilent:
             if self.on_unknown_commit is not None:
                 self.on_unknown_commit()
             raise
+        for call in calls:
+            call()
+
+    async def rollback(self) -> None:
+        """Roll back; drops the calls of `after_commit`."""
+        self._after_commit = ()
+        await super().rollback()
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Call this once when `commit` has succeeded: the end of the block of a pool's connection."""
+        self._after_commit += (call,)
 
     async def cancel_safe(self, *, timeout: float = CANCEL_S_MAX) -> None:  # noqa: ASYNC109 - psycopg's signature
         """Ask the server to cancel the call under way, as psycopg does when the call's task is cancelled.

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import psycopg
 import pytest
 
 from backoffice.audit.refusals import MANY, Refusal, Refusals
 from backoffice.audit.store import AuditLog, Entry, Filters
 from domain import ids
-from runtime.audit import Action
+from runtime.audit import Act, Action, act_as, differences, operator_act, record
+from tests.backoffice.test_audit import done, entries, refused
+from tests.backoffice.test_auth import login, refresh, register
+from tests.backoffice.test_dead_letters import Queues
+from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_people import People
 from tests.fixtures.fix_users import Accounts
 
 
@@ -109,3 +118,114 @@ class _Past:
     @staticmethod
     def now(zone: Any) -> datetime:
         return datetime.now(zone) - timedelta(hours=1)
+
+
+def test_the_request_id_of_a_refusal_by_the_head_is_in_the_answer(staff: Staff, people: People) -> None:
+    sale, buyer = staff.draft(), people.make("buyer")
+    path = f"/v1/sales/{sale['id']}/pause"
+    answer = buyer.http.post(path)
+    (entry,) = refused(staff, actor=str(buyer.id))
+    assert answer.status_code == 403 and answer.headers["x-request-id"] == entry["request_id"]
+    answer = buyer.http.post(path, content=iter([b"x"] * 3))  # a body that is not read
+    assert answer.status_code == 403 and answer.headers["x-request-id"]
+    assert "x-request-id" not in buyer.http.get("/v1/nothing").headers
+
+
+def test_a_stolen_token_is_in_the_log_of_the_service(databases: Databases, backoffice: BackofficeProcess) -> None:
+    with httpx.Client(base_url=backoffice.url, timeout=20) as http:
+        user_id = register(http).json()["id"]
+        token = login(http).json()["refresh_token"]
+        assert refresh(http, token).status_code == 200
+        for dsn in databases.shard_dsns:
+            with psycopg.connect(dsn, autocommit=True) as connection:
+                connection.execute("UPDATE refresh_tokens SET used_at = used_at - interval '1 hour'")
+        assert refresh(http, token).status_code == 401
+    lines = [line for line in backoffice.log.splitlines() if user_id in line and "account action" in line]
+    assert any("user.token_reused" in line for line in lines), lines
+
+
+async def test_the_act_knows_only_entries_that_are_committed(accounts: Accounts) -> None:
+    with act_as(Act("someone")) as act:
+        with contextlib.suppress(ZeroDivisionError):
+            async with accounts.stores.catalogue.connection() as connection:
+                await record(connection, Action.SALE_CHANGE, "sale:1")
+                raise ZeroDivisionError
+        assert act.recorded == []
+        async with accounts.stores.catalogue.connection() as connection:
+            await record(connection, Action.SALE_CHANGE, "sale:2")
+            assert act.recorded == []
+        assert [entry.object for entry in act.recorded] == ["sale:2"]
+
+
+def test_values_that_python_takes_for_equal() -> None:
+    assert differences({"a": True}, {"a": 1}) == ({"a": True}, {"a": 1})
+    assert differences({"a": {"x": 0, "y": 1}}, {"a": {"y": True, "x": 0}})[1] == {"a": {"y": True, "x": 0}}
+    assert differences({"a": {"x": 0, "y": 1}}, {"a": {"y": 1, "x": 0}}) == ({}, {})
+
+
+def test_attributes_that_become_look_alikes(staff: Staff) -> None:
+    product = staff.product(attributes={"new": 1})
+    one = f"/v1/products/{product['id']}"
+    assert staff.http.patch(one, json={"attributes": {"new": True}}, headers={"If-Match": "*"}).status_code == 200
+    entry = done(staff, "product.change", f"product:{product['id']}")
+    assert entry["before"] == {"attributes": {"new": 1}} and entry["after"]["attributes"]["new"] is True
+
+
+def test_prices_of_a_sale_with_many_items_are_all_recorded(staff: Staff) -> None:
+    sale = staff.draft(skus=80)
+    items = [
+        {**item, "price_minor": 777 if place == 79 else item["price_minor"]} for place, item in enumerate(sale["items"])
+    ]
+    kept = [{name: item[name] for name in ("sku", "stock", "price_minor", "per_user_limit")} for item in items]
+    assert staff.http.patch(f"/v1/sales/{sale['id']}", json={"items": kept}).status_code == 200
+    entry = done(staff, "sale.change", f"sale:{sale['id']}")
+    assert (entry["before"]["items"][79]["price_minor"], entry["after"]["items"][79]["price_minor"]) == (500, 777)
+
+
+async def test_a_dead_letter_of_a_mail_leaves_no_address(backoffice: BackofficeProcess, staff: Staff) -> None:
+    """Mail servers repeat the address in the reason of a refusal."""
+    queues = Queues(backoffice)
+    try:
+        letter = await queues.kill(b"x", message_id="notice-1", reasons=("550 <ada@shop.example>: none",))
+    finally:
+        await queues.letters.close()
+        await queues.queue.close()
+    assert staff.http.delete(f"/v1/dead-letters/{letter}").status_code == 204
+    entry = done(staff, "dead_letter.delete", letter)  # the id alone, which is a number, finds the object
+    assert entry["before"]["message_id"] == "notice-1"
+    assert "ada@" not in staff.http.get("/v1/audit").text
+
+
+def test_ids_in_upper_case(staff: Staff, people: People) -> None:
+    sale, buyer = staff.draft(), people.make("buyer")
+    assert buyer.http.post(f"/v1/sales/{sale['id'].upper()}/pause").status_code == 403
+    (entry,) = refused(staff, object=f"sale:{sale['id']}")
+    assert entry["object"] == f"sale:{sale['id']}"
+    for query in ({"object": sale["id"].upper()}, {"object": f"sale:{sale['id'].upper()}"}):
+        assert entry in entries(staff, **query)
+    assert entry in entries(staff, actor=str(buyer.id).upper())
+
+
+def test_the_environment_does_not_name_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = operator_act().actor
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "another\udcff")
+    assert operator_act().actor == usual and usual.isascii()
+    monkeypatch.setattr("runtime.audit.acts.os.getuid", lambda: 4_000_000)  # an id without a name, in a container
+    assert operator_act().actor == "operator:4000000"
+
+
+async def test_the_actors_of_requests_at_once(backoffice: BackofficeProcess, people: People, staff: Staff) -> None:
+    buyers = [people.make("buyer") for _ in range(8)]
+
+    async def work(buyer: Any) -> None:
+        async with httpx.AsyncClient(base_url=backoffice.url, headers=buyer.http.headers, timeout=20) as client:
+            for place in range(4):
+                answer = await client.patch("/v1/users/me", json={"name": f"Ada {place}"})
+                assert answer.status_code == 200
+
+    await asyncio.gather(*map(work, buyers))
+    changes = [entry for entry in entries(staff, action="user.change") if entry["outcome"] == "done"]
+    assert len(changes) == 32
+    assert {(entry["actor"], entry["object"]) for entry in changes} == {(str(b.id), f"user:{b.id}") for b in buyers}
+    assert len({entry["request_id"] for entry in changes}) == 32

@@ -87,6 +87,7 @@ class Connection:
             client = self._client(head)
             token = authorization.decode("latin-1") if authorization else None
             permit = self._context.permit(method, path, token, client)
+            self._wire.request_id = permit.request_id
             if not self._context.places.take(self, client, is_staff=permit.is_staff):
                 await self.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
                 raise Closed

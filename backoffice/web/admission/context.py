@@ -36,11 +36,15 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The decision on a request before its body is read: the refusal or None, the bound of the body, the caller."""
+    """The decision on a request before its body is read: the refusal or None, the bound of the body, the caller.
+
+    `request_id` is that of the refusal's entry in the audit log.
+    """
 
     refusal: ProblemDetails | None
     body_bytes_max: int = 0
     is_staff: bool = False
+    request_id: str | None = None
 
 
 @dataclass(slots=True)

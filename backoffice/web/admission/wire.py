@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import h11
 
+from backoffice.web.acts import REQUEST_ID_HEADER
 from backoffice.web.admission.context import Context
 from backoffice.web.messages import Rendered, render_problem
 from domain.problems import Problem, ProblemDetails
@@ -42,6 +43,7 @@ class ClientWire:
         self._idle = True  # no byte of the next request has arrived
         self._deadline: asyncio.Timeout | None = None  # of the head or the body that is being read
         self.silent_since: float | None = None  # while the head of a request is waited for
+        self.request_id: str | None = None  # of the audit log, for an answer of ours
 
     @property
     def peer(self) -> str | None:
@@ -217,6 +219,8 @@ class ClientWire:
         headers = [(name.encode("ascii"), value.encode("ascii")) for name, value in rendered.headers.items()]
         headers.append((b"content-length", str(len(rendered.body)).encode("ascii")))
         headers.append((b"date", formatdate(usegmt=True).encode("ascii")))  # RFC 9110, section 6.6.1
+        if self.request_id is not None:
+            headers.append((REQUEST_ID_HEADER.encode("ascii"), self.request_id.encode("ascii")))
         if self._context.draining and "connection" not in rendered.headers:
             headers.append((b"connection", b"close"))
         reason = HTTPStatus(rendered.status).phrase.encode("ascii")
