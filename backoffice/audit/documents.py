@@ -19,21 +19,23 @@ COLUMNS: Final = ("at", "actor", "action", "object", "outcome", "times", "client
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would calculate a cell that begins so
 _KINDS: Final = sorted({action.partition(".")[0] for action in Action})
 
-Term = Annotated[str | None, Field(min_length=1, max_length=300, pattern=r"^[!-~]+$")]
+# An export records its filters, so they must not hold a mail address. Names of operators may have an `@`.
+_Actor = Annotated[str | None, Field(min_length=1, max_length=300, pattern=r"^(operator:[!-~]+|[!-?A-~]+)$")]
+_Term = Annotated[str | None, Field(min_length=1, max_length=300, pattern=r"^[!-?A-~]+$")]
 
 
 class _Terms(Model):
     """The filters of list and export."""
 
-    actor: Term = Field(None, description="A user id, `anonymous`, `backoffice` or `operator:NAME`")
-    action: Term = Field(None, description="An action such as `sale.publish`, or its verb: `publish`")
-    object: Term = Field(None, description="`kind:id` such as `sale:...`, or the id alone")
+    actor: _Actor = Field(None, description="A user id, `anonymous`, `backoffice` or `operator:NAME`")
+    action: _Term = Field(None, description="An action such as `sale.publish`, or its verb: `publish`")
+    object: _Term = Field(None, description="`kind:id` such as `sale:...`, or the id alone")
     since: Moment | None = Field(None, description="No entries of before this time")
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     def filters(self) -> Filters:
         """The conditions of the store."""
-        actor = self.actor and self.actor.removeprefix("user:")
+        actor = self.actor and _canonical(self.actor.removeprefix("user:"))
         return Filters(actor, _actions(self.action), _objects(self.object), self.since)
 
 
@@ -142,5 +144,12 @@ def _objects(term: str | None) -> tuple[str, ...] | None:
     """The objects that a filter means: an id alone means it of every kind."""
     if term is None:
         return None
-    id_ = parse_uuid(term)
-    return (term,) if id_ is None else tuple(object_name(kind, id_) for kind in _KINDS)
+    kind, colon, id_ = term.partition(":")
+    if colon:
+        return (object_name(kind, _canonical(id_)),)
+    return (term, *(object_name(kind, _canonical(term)) for kind in _KINDS))
+
+
+def _canonical(id_: str) -> str:
+    """A UUID as entries have it."""
+    return str(parse_uuid(id_) or id_)

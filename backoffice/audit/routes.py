@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from backoffice.audit.documents import AuditList, AuditQuery, ExportQuery, audit_entry
-from backoffice.audit.export import Export
+from backoffice.audit.export import Exports
 from backoffice.audit.store import AuditLog
 from backoffice.stores import Stores
 from backoffice.web.fields import decode_cursor, encode_cursor
 from backoffice.web.messages import STAFF, Answer, Call
 from backoffice.web.routing import Route
+from domain.problems import Problem
 from runtime.audit import Action, object_name, record
 
 CSV = "text/csv; charset=utf-8"
@@ -21,6 +22,7 @@ class AuditRoutes:
     def __init__(self, log: AuditLog, stores: Stores) -> None:
         """Uses both, owns nothing."""
         self._log = log
+        self._exports = Exports(log)
         self._catalogue = stores.catalogue
 
     async def page(self, _: Call, query: AuditQuery) -> Answer:
@@ -33,10 +35,15 @@ class AuditRoutes:
     async def export(self, _: Call, query: ExportQuery) -> Answer:
         """All entries as CSV. The export itself leaves an entry."""
         filters = query.model_dump(mode="json", exclude_none=True)
-        async with self._catalogue.connection() as connection:
-            await record(connection, Action.AUDIT_EXPORT, object_name("audit", "entries"), after=filters)
+        export = self._exports.begin(query.filters())
+        try:
+            async with self._catalogue.connection() as connection:
+                await record(connection, Action.AUDIT_EXPORT, object_name("audit", "entries"), after=filters)
+        except BaseException:
+            export.close()
+            raise
         headers = {"content-disposition": 'attachment; filename="audit.csv"'}
-        return Answer(body=Export(self._log, query.filters()), media_type=CSV, headers=headers)
+        return Answer(body=export, media_type=CSV, headers=headers)
 
 
 def routes(audit: AuditRoutes) -> tuple[Route, ...]:
@@ -61,6 +68,7 @@ def routes(audit: AuditRoutes) -> tuple[Route, ...]:
             roles=STAFF,
             query=ExportQuery,
             media_type=CSV,
+            problems=(Problem.OVERLOADED,),
             action=Action.AUDIT_EXPORT,
         ),
     )

@@ -36,6 +36,8 @@ LOGIN_CLIENT = Limit("login-client", 200, 900)
 REGISTER_CLIENT = Limit("register-client", 100, 3600)
 # The thief of an access token could guess the password here as well as at the login.
 CHANGE_ACCOUNT = Limit("change-account", 10, 900)
+# Each change of an account leaves an entry in the audit log.
+PROFILE_ACCOUNT = Limit("profile-account", 100, 3600)
 # A change of address reveals whether the new address is in use, as a registration does.
 ADDRESS_ACCOUNT = Limit("address-account", 20, 3600)
 # Others must not fill a mailbox. One client must not use up the mails of a mailbox, nor send mails to many addresses.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
-from backoffice.limits.attempts import ADDRESS_ACCOUNT, MAIL_ADDRESS, MAIL_CLIENT, Attempts
+from backoffice.limits.attempts import ADDRESS_ACCOUNT, MAIL_ADDRESS, MAIL_CLIENT, PROFILE_ACCOUNT, Attempts
 from backoffice.limits.known_clients import KnownClients
 from backoffice.stores import AWAY
 from backoffice.users.administrators import Administrators, LastAdministrator
@@ -69,17 +69,20 @@ class UserService:
     async def change_own(self, caller: Caller, client: str, change: Change, versions: list[int] | None) -> User:
         """As `change`, for the caller's own account.
 
-        Changes of the address are limited: each reveals whether the new address is in use, and sends a mail.
+        Changes are limited: each leaves an entry in the audit log. One of the address also reveals whether the new
+        address is in use, and sends a mail.
         """
-        if change.email is not None:
-            user = await self._users.get(caller.user_id)
-            if user is not None and fold_email(user.email) != fold_email(change.email):
+        user = await self._users.get(caller.user_id)
+        if user is not None and change.differs_from(user):
+            if change.email is not None and fold_email(user.email) != fold_email(change.email):
                 require_recent_login(caller, recent_s=self._recent_login_s)
                 await self._attempts.spend(
                     (ADDRESS_ACCOUNT, str(caller.user_id)),
                     (MAIL_ADDRESS, fold_email(change.email)),
                     (MAIL_CLIENT, client),
                 )
+            with contextlib.suppress(*AWAY):  # names can change without the cache Redis
+                await self._attempts.spend((PROFILE_ACCOUNT, str(caller.user_id)))
         return await self.change(caller, caller.user_id, change, versions)
 
     async def change(self, caller: Caller, user_id: UUID, change: Change, versions: list[int] | None) -> User:

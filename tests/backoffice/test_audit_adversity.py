@@ -13,11 +13,14 @@ import httpx
 import psycopg
 import pytest
 
+from backoffice.audit.export import EXPORTS_MAX, Export, ExportBroken, Exports
 from backoffice.audit.refusals import MANY, Refusal, Refusals
 from backoffice.audit.store import AuditLog, Entry, Filters
+from backoffice.limits.attempts import PROFILE_ACCOUNT
+from backoffice.web.messages import Refused
 from domain import ids
 from runtime.audit import Act, Action, act_as, differences, operator_act, record
-from tests.backoffice.test_audit import done, entries, refused
+from tests.backoffice.test_audit import add, done, entries, refused
 from tests.backoffice.test_auth import login, refresh, register
 from tests.backoffice.test_dead_letters import Queues
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
@@ -213,6 +216,64 @@ def test_the_environment_does_not_name_the_operator(monkeypatch: pytest.MonkeyPa
     assert operator_act().actor == usual and usual.isascii()
     monkeypatch.setattr("runtime.audit.acts.os.getuid", lambda: 4_000_000)  # an id without a name, in a container
     assert operator_act().actor == "operator:4000000"
+
+
+def test_an_address_is_no_filter(staff: Staff) -> None:
+    """An export records its filters."""
+    for name in ("actor", "object", "action"):
+        assert staff.http.get("/v1/audit/export", params={name: "ada@shop.example"}).status_code == 422
+    assert staff.http.get("/v1/audit", params={"actor": "operator:ada@ad.example"}).status_code == 200
+
+
+async def test_exports_at_once_are_bounded(accounts: Accounts) -> None:
+    await add(accounts, 1)
+    exports = Exports(AuditLog(accounts.stores))
+    running = [exports.begin(Filters()) for _ in range(EXPORTS_MAX)]
+    with pytest.raises(Refused) as refused_:
+        exports.begin(Filters())
+    assert refused_.value.details.problem.value == "overloaded" and refused_.value.details.retry_after_s
+    while await running[0].next_piece() is not None:
+        pass
+    running[0].close()  # again, by admission
+    exports.begin(Filters())
+    with pytest.raises(Refused):
+        exports.begin(Filters())
+    running[1].close()
+    exports.begin(Filters())
+
+
+def test_an_export_makes_room_when_its_reader_leaves(staff: Staff) -> None:
+    for _ in range(EXPORTS_MAX + 2):
+        assert staff.http.head("/v1/audit/export").status_code == 200
+        with staff.http.stream("GET", "/v1/audit/export") as answer:
+            assert answer.status_code == 200
+    deadline = time.monotonic() + 20
+    while staff.http.get("/v1/audit/export").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+async def test_an_export_ends_with_its_database() -> None:
+    class Away:
+        async def page(self, *_: Any, **__: Any) -> list[Entry]:
+            raise psycopg.OperationalError
+
+    log: Any = Away()
+    export = Export(log, Filters())
+    assert await export.next_piece()
+    with pytest.raises(ExportBroken):  # an OSError, which ends the connection without the end of the body
+        await export.next_piece()
+
+
+def test_changes_of_the_own_account_are_bounded(people: People, staff: Staff) -> None:
+    buyer = people.make("buyer")
+    statuses = [
+        buyer.http.patch("/v1/users/me", json={"name": f"Ada {place}"}).status_code
+        for place in range(PROFILE_ACCOUNT.attempts_max + 1)
+    ]
+    assert statuses == [200] * PROFILE_ACCOUNT.attempts_max + [429]
+    assert buyer.http.patch("/v1/users/me", json={"name": buyer.me()["name"]}).status_code == 200  # changes nothing
+    assert len([e for e in entries(staff, actor=str(buyer.id)) if e["outcome"] == "done"]) == len(statuses) - 1
 
 
 async def test_the_actors_of_requests_at_once(backoffice: BackofficeProcess, people: People, staff: Staff) -> None:

@@ -9,6 +9,7 @@ export class Audit {
   constructor(session, tell) {
     this.session = session;
     this.tell = tell;
+    this.turn = 0; // of the newest request: an older answer that comes later is dropped
     find("audit-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.load();
@@ -31,9 +32,11 @@ export class Audit {
 
   async load(cursor = null) {
     const query = cursor ? new URLSearchParams(this.shown) : this.query;
+    const turn = ++this.turn;
     try {
       const wanted = new URLSearchParams([...query, ["limit", "50"], ...(cursor ? [["cursor", cursor]] : [])]);
       const page = await this.session.ask("GET", `/v1/audit?${wanted}`);
+      if (turn !== this.turn) return;
       if (!cursor) find("audit").replaceChildren();
       find("audit").append(...page.items.map((entry) => this.row(entry)));
       this.shown = query.toString(); // more entries are those of the filters that are shown
@@ -42,7 +45,7 @@ export class Audit {
       find("audit-none").hidden = find("audit").children.length > 0;
       find("audit-table").hidden = !find("audit").children.length;
     } catch (problem) {
-      this.tell(`Could not load the audit log: ${problem.text}`);
+      if (turn === this.turn) this.tell(`Could not load the audit log: ${problem.text}`);
     }
   }
 
