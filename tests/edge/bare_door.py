@@ -30,7 +30,7 @@ def _never(*_: object) -> Any:
 class BareDoor:
     """A door, and its requests that wait for an answer, by path."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections_max: int) -> None:
         self.waiting: dict[str, Any] = {}
         core = OrderCore(
             ring=KeyRing({"kid": bytes(32)}, issuer="flashsale"),
@@ -53,8 +53,8 @@ class BareDoor:
             Cors([]),
             host="127.0.0.1",
             port=0,
-            connections_max=1000,
-            address_max=10,
+            connections_max=connections_max,
+            address_max=connections_max,
             trusted=[],
             refuses_orders=lambda: False,
         )
@@ -114,9 +114,9 @@ async def everything(client: socket.socket) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def bare_door() -> AsyncIterator[BareDoor]:
+async def bare_door(*, connections_max: int = 1000) -> AsyncIterator[BareDoor]:
     """A door that listens."""
-    bare = BareDoor()
+    bare = BareDoor(connections_max)
     running = asyncio.create_task(bare.edge.run())
     while bare.edge._server is None:  # noqa: ASYNC110 - counting is simpler than signalling
         await asyncio.sleep(0.001)

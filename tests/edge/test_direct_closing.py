@@ -190,6 +190,23 @@ def test_a_look_never_closes_the_connection_of_another_client() -> None:
     uvloop.run(scene())
 
 
+def test_a_flood_of_silent_sockets_keeps_no_buyer_out() -> None:
+    """All arrive before the next look may take its time again."""
+
+    async def scene() -> None:
+        async with bare_door(connections_max=100) as bare:
+            silent = [socket.create_connection(bare.address, source_address=("127.0.0.2", 0)) for _ in range(190)]
+            buyers = [socket.create_connection(bare.address, source_address=("127.0.0.3", 0)) for _ in range(5)]
+            for number, buyer in enumerate(buyers):
+                buyer.setblocking(False)  # noqa: FBT003 - the only form
+                await bare.ask(buyer, f"/{number}")
+            assert bare.edge.snapshot()["refused"] == 0
+            for client in (*silent, *buyers):
+                client.close()
+
+    uvloop.run(scene())
+
+
 def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
     """Thousands of idle connections would otherwise hold a head and a body of 64 KiB each."""
     count, size = 40, 60_000
