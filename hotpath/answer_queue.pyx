@@ -65,6 +65,8 @@ cdef class AnswerQueue:
             self.sent += 1
             self.door.unanswered -= 1
             self.write(data)
+        if self.closing:
+            return 0
         if self.last and self.sent >= self.last:
             if not self.corked:
                 self.end()
@@ -82,7 +84,7 @@ cdef class AnswerQueue:
                 self.cork = []
             self.cork.append(data)
             return 0
-        if self.fd < 0:
+        if self.closing or self.fd < 0:
             return 0
         if not self.congested:
             with nogil:

@@ -401,7 +401,9 @@ def test_random_damage_never_stops_the_door(edge: EdgeProcess, buyers: Buyers, p
     sale = publisher.publish(stock=100_000)
     accepted = 0
     for _ in range(40):
-        data = b"".join(concurrent.order(sale, buyers.headers()) for _ in range(chance.randint(1, 4)))
+        requests = [concurrent.order(sale, buyers.headers()) for _ in range(chance.randint(1, 4))]
+        requests.insert(chance.randrange(4), chance.choice([b"", LIVEZ, wire.request("GET", "ftp://edge/")]))
+        data = b"".join(requests)
         damaged = bytearray(data)
         for _ in range(chance.choice([0, 0, 1, 1, 2, 5])):
             at = chance.randrange(len(damaged))
@@ -410,11 +412,16 @@ def test_random_damage_never_stops_the_door(edge: EdgeProcess, buyers: Buyers, p
                 damaged[at] = chance.randrange(256)
             elif kind < 0.6:
                 del damaged[at : at + chance.randint(1, 30)]
-            elif kind < 0.8:
+            elif kind < 0.7:
                 damaged[at:at] = damaged[at : at + chance.randint(1, 200)]
-            else:
+            elif kind < 0.85:
                 damaged[at:at] = chance.choice(
-                    [b"\r\n", b"\n", b"\x00", b"\r\n\r\n", b"Transfer-Encoding: chunked\r\n"]
+                    [b"\r\n", b"\n", b"\x00", b"\r\n\r\n", b"Transfer-Encoding: chunked\r\n", b"HTTP/1.0"]
+                )
+            else:
+                at = damaged.find(b"\r\n", at) + 2
+                damaged[at:at] = chance.choice(
+                    [b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"Connection: close\r\n", b"Expect: 100-continue\r\n"]
                 )
         with wire.Connection(edge.port) as connection:
             at = 0
