@@ -56,6 +56,7 @@ class AddressTable:
         self._total_after = total_after
         self._connections: dict[Client, list[Connection]] = {}
         self._total = 0
+        self.spare: list[Connection] = []  # idle ones of the most idle client, the longest idle last
 
     def fill(self, connections: Iterable[Connection]) -> None:
         """Replace the contents."""
@@ -69,7 +70,7 @@ class AddressTable:
     def to_displace(self) -> list[Connection]:
         """The idle connections that give way: those above a client's bound, then those of the most idle client.
 
-        Those that have been idle for the longest time come first.
+        Those that have been idle for the longest time come first. Leaves further ones of that client in `spare`.
         """
         chosen: list[Connection] = []
         kept: list[list[Connection]] = []
@@ -79,8 +80,9 @@ class AddressTable:
             chosen += idle[:count]
             kept.append(idle[count:])
         left = self._total - len(chosen)
-        if left > self._total_max and kept:
-            # A client keeps one connection at least: a crowd of clients with one each is no flood.
-            most = max(kept, key=len)
-            chosen += most[: max(0, min(left - self._total_after, len(most) - 1))]
+        # A client keeps one connection at least: a crowd of clients with one each is no flood.
+        most = max(kept, key=len, default=[])[:-1]
+        count = max(0, min(left - self._total_after, len(most))) if left > self._total_max else 0
+        chosen += most[:count]
+        self.spare = most[count:][::-1]
         return chosen

@@ -35,6 +35,7 @@ BACKLOG_MAX: Final = 65_535
 HEAD_MS: Final = 5_000  # for the request line and the headers
 IDLE_MS: Final = 75_000  # between requests
 WRITE_MS: Final = 10_000  # for a peer that does not read its answers
+WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # answers of a worker that wait for their turn or for such a peer
 SWEEP_S: Final = 0.025
 DATE_S: Final = 0.5
 FINISH_S_MAX: Final = 4.0  # at the stop; the main process kills a worker a second later
@@ -121,6 +122,7 @@ class DirectDoor:
             head_ms=HEAD_MS,
             idle_ms=IDLE_MS,
             write_ms=WRITE_MS,
+            waiting_bytes_max=WAITING_BYTES_MAX,
         )
 
     async def run(self, beat: Beat = no_beat) -> None:
@@ -150,7 +152,7 @@ class DirectDoor:
         self._door.drain()
 
     async def finish(self) -> None:
-        """Take no more connections, close the idle ones, and wait for the requests that are on their way."""
+        """Take no more connections, close the idle ones, and wait until the others have read their answers."""
         self._door.drain()
         if self._server is not None:
             self._server.close()
@@ -159,7 +161,7 @@ class DirectDoor:
             now_ns = time.monotonic_ns()
             for connection in self._door:
                 connection.displace(now_ns)
-            if not self._door.unanswered or time.monotonic() > deadline:
+            if not (self._door.unanswered or self._door.waiting_bytes) or time.monotonic() > deadline:
                 return
             await asyncio.sleep(SWEEP_S)
 
@@ -176,6 +178,7 @@ class DirectDoor:
             "accepted": door.accepted,
             "refused": door.refused,
             "malformed": door.malformed,
+            "unread": door.unread,
             "displaced": self.places.displaced,
         }
 
@@ -224,9 +227,12 @@ class _DoorConnections:
         for number, connection in enumerate(self._chosen):
             yield Connection(number, client(connection.host), connection.idle_ms(now_ns))
 
-    def close(self, chosen: Connection, client: ClientOf) -> bool:  # noqa: ARG002 - it cannot have another client
-        """Close it if it still is idle."""
-        return self._chosen[chosen.number].displace(time.monotonic_ns())
+    def close(self, chosen: Connection, client: ClientOf) -> bool:
+        """Close it if it still is an idle connection of the same client: `each` may have run again since."""
+        if chosen.number >= len(self._chosen):
+            return False
+        connection = self._chosen[chosen.number]
+        return client(connection.host) == chosen.client and connection.displace(time.monotonic_ns())
 
 
 def _path_of(target: bytes) -> bytes | None:

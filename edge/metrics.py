@@ -144,6 +144,7 @@ _DIRECT_COUNTERS = (
     ("accepted", "Connections of the direct door", "accepted"),
     ("refused", "Connections that the direct door closed at once, because all places were taken", "refused"),
     ("displaced", "Idle connections that the direct door closed for others", "displaced"),
+    ("unread", "Connections that the direct door closed because the peer did not read its answers", "unread"),
 )
 _GAUGES = (
     ("queue_length", "Orders that wait for a batch", "queued"),

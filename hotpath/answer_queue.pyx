@@ -2,7 +2,8 @@
 
 Requests of a connection may be answered in any order (pipelining, RFC 9112, section 9.3.2); their answers leave in the
 order of the requests. An answer goes to the socket at once. If the socket is full, the transport keeps the rest, and
-the connection reads no further request until the peer has read it.
+the connection reads no further request until the peer has read it. The door bounds the bytes of all answers that wait
+for their turn or for their peer.
 """
 
 from libc.errno cimport EAGAIN, errno
@@ -50,17 +51,22 @@ cdef class AnswerQueue:
             if self.early is None:
                 self.early = {}
             self.early[number] = data
-            return 0
+            self.early_bytes += len(data)
+            return self.keep_waiting(len(data))
         self.sent = number
         self.door.unanswered -= 1
         self.write(data)
-        while self.early:
+        while self.early and not self.closing:
             data = self.early.pop(self.sent + 1, None)
             if data is None:
                 break
+            self.early_bytes -= len(data)
+            self.door.waiting_bytes -= len(data)
             self.sent += 1
             self.door.unanswered -= 1
             self.write(data)
+        if self.closing:
+            return 0
         if self.last and self.sent >= self.last:
             if not self.corked:
                 self.end()
@@ -78,7 +84,7 @@ cdef class AnswerQueue:
                 self.cork = []
             self.cork.append(data)
             return 0
-        if self.fd < 0:
+        if self.closing or self.fd < 0:
             return 0
         if not self.congested:
             with nogil:
@@ -91,6 +97,17 @@ cdef class AnswerQueue:
                 written = 0
             data = text[written:length]
         self.transport.write(data)  # calls `pause_writing`, because the transport's limit is 0
+        if not self.congested:
+            return 0  # the socket had room again
+        self.unread_bytes += len(data)
+        return self.keep_waiting(len(data))
+
+    cdef int keep_waiting(self, Py_ssize_t length) except -1:
+        """Count the bytes of an answer that waits. At the door's bound the connection closes."""
+        self.door.waiting_bytes += length
+        if self.door.waiting_bytes > self.door.waiting_bytes_max:
+            self.door.unread += 1
+            self.abort()
         return 0
 
     cdef int uncork(self) except -1:
@@ -114,15 +131,21 @@ cdef class AnswerQueue:
             return 0
         if self.peer_ended:
             self.transport.close()
-        else:
-            self.expect(LINGER_MS * <int64_t>1000000)
-            if not self.congested:
-                self.transport.write_eof()
+        elif not self.congested:
+            self.linger()
+        return 0
+
+    cdef int linger(self) except -1:
+        """Close our half, and wait for the peer to close its own."""
+        self.expect(LINGER_MS * <int64_t>1000000)
+        self.received = 0
+        self.transport.write_eof()
         return 0
 
     cdef int abort(self) except -1:
         """Close at once."""
         self.closing = True
+        self.deadline_ns = 0
         if self.fd >= 0:
             self.transport.abort()
         return 0
@@ -148,10 +171,12 @@ cdef class AnswerQueue:
     def resume_writing(self):
         """The peer has read everything."""
         self.congested = False
+        self.door.waiting_bytes -= self.unread_bytes
+        self.unread_bytes = 0
         if self.closing:
-            self.expect(LINGER_MS * <int64_t>1000000)
             if not self.peer_ended and self.fd >= 0:
-                self.transport.write_eof()
+                self.linger()
+                self.transport.resume_reading()
             return
         self.expect_next()
         if not self.peer_ended:

@@ -42,10 +42,10 @@ cdef class Connection(AnswerQueue):
     cdef bint has_origin
     cdef bint has_expect
     cdef bint has_upgrade
+    cdef bint has_coding
     cdef bint is_version_1_0
     cdef Py_ssize_t content_length
     cdef Py_ssize_t head_length
-    cdef Py_ssize_t received  # bytes in chunks after the one in which the request began; after the last answer, too
     cdef Py_ssize_t body_length
     cdef Py_ssize_t body_length_max
     cdef bytes body
@@ -54,6 +54,7 @@ cdef class Connection(AnswerQueue):
     cdef bint is_order(self) except -1
     cdef int body_is_too_long(self) except -1
     cdef int drop_request(self) except -1
+    cdef int release(self) noexcept
     cdef bytes without_upgrade(self)
     cdef int complete(self, bint keep) except -1
     cdef int place_order(self, bint keep) except -1

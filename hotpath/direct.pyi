@@ -19,7 +19,11 @@ class Door:
     refused: int
     malformed: int
     unanswered: int
-    """Connections so far; those above the bound; requests that are not HTTP/1.1; requests on their way."""
+    waiting_bytes: int
+    unread: int
+    """Connections so far; those above the bound; requests that are not HTTP/1.1; requests on their way; bytes of
+    answers that wait for their turn or their peer; connections closed because the peer does not read.
+    """
 
     def __init__(
         self,
@@ -37,12 +41,14 @@ class Door:
         head_ms: int,
         idle_ms: int,
         write_ms: int,
+        waiting_bytes_max: int,
     ) -> None:
         """`serve(answer, method, target, headers)` gets every request but usual orders; headers are name, value, ...
 
         `refusal(status)`: the answer for a request that the door refuses itself. `make_room`: called when all places
         are taken; whether one is free now. `with_origins`: `serve` gets orders with `Origin`, too. `head_ms` bounds
-        the time of a head, `idle_ms` the time between requests, `write_ms` the time of a peer that does not read.
+        the time of a head, `idle_ms` the time between requests, `write_ms` the time of a peer that does not read;
+        `waiting_bytes_max` bounds the answers of all connections that wait for their turn or for such a peer.
         """
 
     def connection(self) -> asyncio.Protocol:

@@ -64,6 +64,7 @@ cdef class Door(DoorState):
         int64_t head_ms,
         int64_t idle_ms,
         int64_t write_ms,
+        int64_t waiting_bytes_max,
     ):
         self.core = core
         self.make_parser = make_parser
@@ -79,6 +80,7 @@ cdef class Door(DoorState):
         self.body_ns = core.body_deadline_ns
         self.idle_ns = idle_ms * 1000000
         self.write_ns = write_ms * 1000000
+        self.waiting_bytes_max = waiting_bytes_max
         self.connections = []
         self.date = b""
         self.fixed = [None if answer is None else head_of(answer[0], answer[1]) for answer in core.fixed_answers]
@@ -145,17 +147,18 @@ cdef class Connection(AnswerQueue):
         """Begin to read, unless the worker has too many connections."""
         cdef Door door = self.owner
         self.transport = transport
-        self.place = -1
-        if len(door.connections) >= door.connections_max and not door.make_room():
-            door.refused += 1
-            self.fd = -1
+        self.place = self.fd = -1
+        peer = transport.get_extra_info("peername")
+        is_reset = peer is None
+        if is_reset or (len(door.connections) >= door.connections_max and not door.make_room()):
+            door.refused += not is_reset
             self.closing = True
             transport.abort()
             return
         door.accepted += 1
         transport.set_write_buffer_limits(0)
         self.fd = transport.get_extra_info("socket").fileno()
-        self.host = (transport.get_extra_info("peername") or ("",))[0]
+        self.host = peer[0]
         self.place = len(door.connections)
         door.connections.append(self)
         self.parser = door.make_parser(self)
@@ -168,6 +171,9 @@ cdef class Connection(AnswerQueue):
         self.parser = None  # a cycle
         self.early = None
         self.cork = None
+        self.release()
+        self.door.waiting_bytes -= self.early_bytes + self.unread_bytes
+        self.early_bytes = self.unread_bytes = 0
         self.door.unanswered -= <int64_t>(self.begun - self.sent)
         self.sent = self.begun
         if self.place >= 0:
@@ -175,11 +181,15 @@ cdef class Connection(AnswerQueue):
 
     def data_received(self, bytes data not None):
         """Parse, and start what is complete."""
-        if self.closing or self.last:
-            self.received += len(data)  # after the last request
+        cdef uint64_t begun = self.begun
+        cdef bint reading = self.reading
+        if self.closing:
+            self.received += len(data)  # after the last answer
             if self.received > LINGER_BYTES_MAX:
                 self.abort()
             return
+        if self.last and not self.reading:
+            return  # after the last request
         if self.reading:
             self.received += len(data)
             if self.received > REQUEST_BYTES_MAX:
@@ -193,7 +203,7 @@ cdef class Connection(AnswerQueue):
             except HttpParserUpgrade as upgrade:
                 data = self.without_upgrade() + data[upgrade.args[0]:] if self.reading else b""  # CONNECT is served
             except Exception as error:
-                self.parse_failed(error, data)
+                self.parse_failed(error, b"" if reading or self.begun > begun + 1 else data)
                 data = b""
         self.uncork()
 
@@ -206,7 +216,7 @@ cdef class Connection(AnswerQueue):
             self.end_reading(TRUNCATED)
         elif self.reading:
             self.drop_request()  # a head that broke off gets no answer
-        if not self.last:
+        if self.last == 0 or self.last > self.begun:
             self.last = self.begun
         if self.sent >= self.last:
             self.closing = True
@@ -216,6 +226,7 @@ cdef class Connection(AnswerQueue):
     def late(self):
         """The deadline is over."""
         if self.congested or self.closing or not self.reading:
+            self.door.unread += self.congested
             self.abort()  # a silent connection, or a peer that does not read
             return
         self.end_reading(408)
@@ -240,7 +251,7 @@ cdef class Connection(AnswerQueue):
             name, value = self.headers[i], self.headers[i + 1]
             if name.lower() == b"connection":
                 value = b", ".join(token for token in value.split(b",") if token.strip(b" \t").lower() != b"upgrade")
-            if name.lower() != b"upgrade" and value:
+            if name.lower() != b"upgrade":
                 kept.append(b"%b: %b" % (name, value))
         self.parser = self.owner.make_parser(self)
         self.drop_request()
@@ -274,6 +285,7 @@ cdef class Connection(AnswerQueue):
         """A request begins."""
         if self.begun - self.sent >= PIPELINED_MAX:
             self.last = self.begun
+        if self.last and self.begun >= self.last:
             raise RequestRefused(None)
         self.begun += 1
         self.door.unanswered += 1
@@ -284,7 +296,7 @@ cdef class Connection(AnswerQueue):
         self.headers = []
         self.authorization = self.key = self.content_type = None
         self.repeated = self.hosts = 0
-        self.has_encoding = self.has_origin = self.has_expect = self.has_upgrade = False
+        self.has_encoding = self.has_origin = self.has_expect = self.has_upgrade = self.has_coding = False
         self.content_length = -1
         self.head_length = self.body_length = self.received = 0
         self.body = b""
@@ -321,7 +333,13 @@ cdef class Connection(AnswerQueue):
             self.content_length = parse_length(value)
         elif length == 16 and strncasecmp(text, b"content-encoding", 16) == 0:
             self.has_encoding = True
+        elif length == 17 and strncasecmp(text, b"transfer-encoding", 17) == 0:
+            if value.lower() != b"chunked":
+                raise RequestRefused(400)  # a front server may see another end of the body
+            self.has_coding = True
         elif length == 4 and strncasecmp(text, b"host", 4) == 0:
+            if not is_host(value):
+                raise RequestRefused(400)
             self.hosts += 1
         elif length == 6 and strncasecmp(text, b"origin", 6) == 0:
             self.has_origin = True
@@ -338,6 +356,8 @@ cdef class Connection(AnswerQueue):
             raise RequestRefused(400)
         if self.hosts != 1 and (self.hosts or not self.is_version_1_0):
             raise RequestRefused(400)
+        if self.has_coding and self.is_version_1_0:
+            raise RequestRefused(400)  # RFC 9112, section 6.1
         self.in_body = True
         self.expect(self.door.body_ns)
         self.body_length_max = self.owner.core.body_length_max if self.is_order() else OTHER_BODY_BYTES_MAX
@@ -347,7 +367,7 @@ cdef class Connection(AnswerQueue):
             for i in range(0, len(self.headers), 2):
                 if self.headers[i].lower() == b"expect" and self.headers[i + 1].lower() != b"100-continue":
                     raise RequestRefused(417)
-            if self.sent + 1 == self.begun:
+            if self.sent + 1 == self.begun and not self.is_version_1_0:
                 self.write(CONTINUE)
 
     def on_body(self, bytes part not None):
@@ -373,7 +393,7 @@ cdef class Connection(AnswerQueue):
             self.body = b"".join(self.parts)
             self.parts = None
         # A connection of version 1.0 stays open only with a header of its own; it is too rare for one.
-        self.complete(keep and not self.is_version_1_0)
+        self.complete(keep and not self.is_version_1_0 and self.begun != self.last)
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -401,8 +421,16 @@ cdef class Connection(AnswerQueue):
             and not door.draining
             and not door.refuses_orders()
         ):
-            return self.place_order(keep)
-        return self.serve(method, keep)
+            self.place_order(keep)
+        else:
+            self.serve(method, keep)
+        return self.release()
+
+    cdef int release(self) noexcept:
+        """Free the memory of the request: the connection may be idle for long."""
+        self.target = self.authorization = self.key = self.content_type = self.body = None
+        self.headers = self.parts = None
+        return 0
 
     cdef bint is_order(self) except -1:
         """Whether the target has the form `/v1/sales/{36 characters}/orders`."""
@@ -456,6 +484,7 @@ cdef class Connection(AnswerQueue):
         if line is not None and self.sent + 1 == self.begun:
             self.target = line[2]
             self.headers = []
+            self.body = b""
             self.reading = False
             self.deadline_ns = 0
             self.last = self.begun
@@ -509,9 +538,9 @@ cdef class Answer:
             raise RuntimeError("a request has one answer")
         self.answered = True
         if any(name == "connection" for name, _ in headers):
-            keep = False
-            if connection.last == 0 or connection.last > self.number:
-                connection.last = self.number
+            if connection.last == 0:
+                connection.last = connection.begun  # requests that have begun still get their answers
+            keep = keep and connection.last > self.number
         text = finished(connection.door, head_of(status, headers), body, keep)
         if status == 204 or status == 304:
             text = text.replace(b"content-length: 0\r\n", b"", 1)
@@ -520,6 +549,15 @@ cdef class Answer:
     def response_empty(self, int status, headers):
         """Answer without a body."""
         self.response_bytes(status, headers, b"")
+
+
+cdef bint is_host(bytes value) noexcept:
+    """Whether the value of `Host` has only characters of a host and a port (RFC 9112, section 3.2)."""
+    cdef unsigned char each
+    for each in value:
+        if each <= c" " or each >= 0x7F or each in b'"#/<>?@\\^`{|}':
+            return False
+    return True
 
 
 cdef Py_ssize_t parse_length(bytes text) except -2:

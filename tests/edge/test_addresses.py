@@ -50,6 +50,11 @@ def test_near_the_total_bound_the_client_with_the_most_idle_connections_gives_wa
     table = AddressTable(address_max=100, total_max=5, total_after=3)
     table.fill([*held("192.0.2.1", 5, 6, 7, 8), *held("192.0.2.2", 900, 900, first=10)])
     assert [each.number for each in table.to_displace()] == [3, 2, 1]
+    assert table.spare == [], "the client keeps its last one"
+    table = AddressTable(address_max=100, total_max=5, total_after=4)
+    table.fill([*held("192.0.2.1", 5, 6, 7, 8), *held("192.0.2.2", 900, 900, first=10)])
+    assert [each.number for each in table.to_displace()] == [3, 2]
+    assert [each.number for each in table.spare] == [1]
 
 
 def test_single_connections_of_many_clients_stay() -> None:

@@ -57,6 +57,9 @@ def with_framing(order: bytes, *lines: bytes, body: bytes) -> bytes:
         b"GET /livez HTTP/2.0\r\nHost: edge\r\n\r\n",
         b"GET /livez HTTP/1.1\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a b\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a/b\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: \xc3\xb6\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: edge\r\nName : value\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: edge\r\nName: one\r\n two\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: edge\r\nName: \x00\r\n\r\n",
@@ -100,6 +103,10 @@ def test_a_refusal_survives_bytes_that_follow(edge: EdgeProcess) -> None:
         (b"Transfer-Encoding: chunked", b"Content-Length: 44"),
         (b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
         (b"Transfer-Encoding: chunked, identity",),
+        (b"Transfer-Encoding: identity, chunked",),
+        (b"Transfer-Encoding: gzip, chunked",),
+        (b"Transfer-Encoding: , chunked",),
+        (b"Transfer-Encoding:", b"Connection: upgrade", b"Upgrade: h2c"),
         (b"Transfer-Encoding: xchunked",),
         (b"Transfer-Encoding : chunked",),
         (b"Transfer-Encoding: \x0bchunked",),
@@ -209,6 +216,58 @@ def test_requests_after_one_that_closes_are_not_served(
     assert publisher.stock(sale).reserved == 1
 
 
+def test_the_first_answer_of_version_1_0_is_the_last_one(
+    edge: EdgeProcess, buyers: Buyers, publisher: Publisher, sale: SaleDefinition
+) -> None:
+    """The door closes connections of version 1.0, so it must not place a second order on one."""
+    order = concurrent.order(sale, {**buyers.headers(), "Connection": "keep-alive"}).replace(b"HTTP/1.1", b"HTTP/1.0")
+    other = concurrent.order(sale, {**buyers.headers(), "Connection": "keep-alive"}).replace(b"HTTP/1.1", b"HTTP/1.0")
+    with wire.Connection(edge.port) as connection:
+        connection.send(order + other)
+        assert [(answer.status, answer.closed) for answer in everything(connection)] == [(202, True)]
+    assert publisher.stock(sale).reserved == 1
+    body = b'{"items": [{"sku": "SKU-1", "quantity": 1}]}'
+    chunked = with_framing(other, b"Transfer-Encoding: chunked", body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    assert wire.ask(edge.port, chunked).code == "malformed_request", "version 1.0 has no chunks"
+    assert publisher.stock(sale).reserved == 1
+
+
+def test_no_order_loses_its_answer_to_a_request_that_closes(
+    edge: EdgeProcess, buyers: Buyers, publisher: Publisher, sale: SaleDefinition
+) -> None:
+    with wire.Connection(edge.port) as connection:
+        connection.send(
+            concurrent.order(sale, buyers.headers())
+            + wire.request("GET", "ftp://edge/livez")
+            + concurrent.order(sale, buyers.headers())
+        )
+        assert [answer.status for answer in everything(connection)] == [202, 400]
+    assert publisher.stock(sale).reserved == 1
+
+
+def test_many_requests_after_the_last_one_cost_no_answer(
+    edge: EdgeProcess, buyers: Buyers, publisher: Publisher, sale: SaleDefinition
+) -> None:
+    """A client that sends far more requests than the door serves still gets the answers of those that it serves."""
+    data = b"".join(concurrent.order(sale, buyers.headers()) for _ in range(PIPELINED_MAX))
+    with wire.Connection(edge.port) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.send(data + LIVEZ * (READ_MAX // len(LIVEZ)) * 2)
+        assert [answer.status for answer in everything(connection)] == [202] * PIPELINED_MAX
+    assert publisher.stock(sale).reserved == PIPELINED_MAX
+
+
+def test_an_unknown_method_is_not_taken_for_the_request_before_it(
+    edge: EdgeProcess, buyers: Buyers, sale: SaleDefinition
+) -> None:
+    refused = concurrent.order(sale, {**buyers.headers(), "Authorization": "Bearer x"})
+    unknown = LIVEZ.replace(b"GET", b"BREW")
+    assert wire.ask(edge.port, unknown).code == "method_not_allowed"
+    with wire.Connection(edge.port) as connection:
+        connection.send(refused + unknown)
+        assert [answer.code for answer in everything(connection)] == ["token_invalid", "malformed_request"]
+
+
 def test_a_half_closed_peer_gets_its_answers(edge: EdgeProcess, buyers: Buyers, sale: SaleDefinition) -> None:
     with wire.Connection(edge.port) as connection:
         connection.send(concurrent.order(sale, buyers.headers()) + LIVEZ)
@@ -263,6 +322,7 @@ def test_an_upgrade_is_ignored(edge: EdgeProcess, buyers: Buyers, publisher: Pub
             connection.send(data)
             assert [connection.receive().status for _ in expected] == expected
     assert publisher.stock(sale).reserved == 1, "the same order"
+    assert wire.ask(edge.port, get.replace(b"Host: edge", b"Host:")).status == 200, "an empty header is kept"
 
 
 def test_continue_comes_before_the_body(edge: EdgeProcess, buyers: Buyers, sale: SaleDefinition) -> None:
@@ -273,6 +333,9 @@ def test_continue_comes_before_the_body(edge: EdgeProcess, buyers: Buyers, sale:
         assert raw.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         raw.sendall(body)
         assert raw.recv(100).startswith(b"HTTP/1.1 202 Accepted\r\n")
+    with socket.create_connection(("127.0.0.1", edge.port), timeout=wire.WAIT_S) as raw:
+        raw.sendall(order.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert raw.recv(100).startswith(b"HTTP/1.1 202 Accepted\r\n"), "version 1.0 has no interim answers"
 
 
 def test_a_second_value_that_is_not_ascii_is_seen(edge: EdgeProcess, buyers: Buyers, sale: SaleDefinition) -> None:
@@ -338,7 +401,9 @@ def test_random_damage_never_stops_the_door(edge: EdgeProcess, buyers: Buyers, p
     sale = publisher.publish(stock=100_000)
     accepted = 0
     for _ in range(40):
-        data = b"".join(concurrent.order(sale, buyers.headers()) for _ in range(chance.randint(1, 4)))
+        requests = [concurrent.order(sale, buyers.headers()) for _ in range(chance.randint(1, 4))]
+        requests.insert(chance.randrange(4), chance.choice([b"", LIVEZ, wire.request("GET", "ftp://edge/")]))
+        data = b"".join(requests)
         damaged = bytearray(data)
         for _ in range(chance.choice([0, 0, 1, 1, 2, 5])):
             at = chance.randrange(len(damaged))
@@ -347,11 +412,16 @@ def test_random_damage_never_stops_the_door(edge: EdgeProcess, buyers: Buyers, p
                 damaged[at] = chance.randrange(256)
             elif kind < 0.6:
                 del damaged[at : at + chance.randint(1, 30)]
-            elif kind < 0.8:
+            elif kind < 0.7:
                 damaged[at:at] = damaged[at : at + chance.randint(1, 200)]
-            else:
+            elif kind < 0.85:
                 damaged[at:at] = chance.choice(
-                    [b"\r\n", b"\n", b"\x00", b"\r\n\r\n", b"Transfer-Encoding: chunked\r\n"]
+                    [b"\r\n", b"\n", b"\x00", b"\r\n\r\n", b"Transfer-Encoding: chunked\r\n", b"HTTP/1.0"]
+                )
+            else:
+                at = damaged.find(b"\r\n", at) + 2
+                damaged[at:at] = chance.choice(
+                    [b"Connection: upgrade\r\nUpgrade: h2c\r\n", b"Connection: close\r\n", b"Expect: 100-continue\r\n"]
                 )
         with wire.Connection(edge.port) as connection:
             at = 0
