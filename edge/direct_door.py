@@ -36,6 +36,7 @@ HEAD_MS: Final = 5_000  # for the request line and the headers
 IDLE_MS: Final = 75_000  # between requests
 WRITE_MS: Final = 10_000  # for a peer that does not read its answers
 SWEEP_S: Final = 0.025
+IDLE_SWEEP_S: Final = 0.1  # without connections
 DATE_S: Final = 0.5
 FINISH_S_MAX: Final = 4.0  # at the stop; the main process kills a worker a second later
 
@@ -138,7 +139,7 @@ class DirectDoor:
                     self._door.set_date(formatdate(usegmt=True).encode("ascii"))
                     date_until_ns = now_ns + DATE_S * 1e9
                 self._door.sweep(now_ns)
-                await asyncio.sleep(SWEEP_S)
+                await asyncio.sleep(SWEEP_S if len(self._door) else IDLE_SWEEP_S)
         finally:
             self._server.close()
             self._door.close()

@@ -33,7 +33,7 @@ DELAY_MS_MAX = 600_000  # the longest delay of any retry policy
 CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
 REWOUND_AT_ONCE = 1000
 CLAIM_LOOKS = 4  # signs of life, and looks for others', in one claim time
-UPKEEP_MS = 200  # a retry that another consumer made is noticed after this time
+UPKEEP_MS = 1000  # a retry that another consumer made is noticed after this time
 TIDY_S = 60.0
 STALE_CONSUMER_MS = 600_000
 
