@@ -98,7 +98,7 @@ def wait_stored(shards: Sequence[psycopg.Connection[TupleRow]], writer: subproce
 def plain_inserts(dsns: Sequence[str], *, orders: int) -> float:
     """Rows a second of the reference: the order's columns into a plain table with the same keys, 2,000 a transaction.
 
-    A connection and a thread for each shard. No guard, no other table, no queue.
+    A connection and a thread for each shard. No other table, no queue.
     """
     share = orders // len(dsns)
 

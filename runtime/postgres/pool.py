@@ -31,8 +31,8 @@ def postgres_pool(
     At most `POSTGRES_WAITING_MAX` callers wait for a connection, each at most `POSTGRES_CONNECT_S`. A connection that a
     server restart broke is replaced before it is handed out. A call that gets no answer within `call_s_max` raises
     `DatabaseSilent`; `on_unknown_commit` is called when that call was a COMMIT. With `autocommit` each statement is a
-    transaction, which saves two round trips where no caller needs more than one statement. No server-side prepared statements,
-    because PgBouncer before 1.22 does not support them.
+    transaction, which saves two round trips where no caller needs more than one statement. No server-side prepared
+    statements, because PgBouncer before 1.22 does not support them.
     """
 
     async def configure(connection: AsyncConnection[TupleRow]) -> None:

@@ -279,7 +279,8 @@ class StreamConsumer:
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
         next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX)))
-        pause_ms = UPKEEP_MS if next_due_ms < 0 else min(next_due_ms, UPKEEP_MS)
+        longest_ms = min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
+        pause_ms = longest_ms if next_due_ms < 0 else min(next_due_ms, longest_ms)
         self._upkeep.clear()
         await tasks.wait_within(self._upkeep, pause_ms / 1000)
 
