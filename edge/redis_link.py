@@ -27,6 +27,7 @@ from runtime.process.supervision import Beat, no_beat, together
 _log = structlog.get_logger("edge.redis_link")
 
 SWEEP_S: Final = 0.025
+IDLE_SWEEP_S: Final = 0.1  # while no order waits
 RECONNECT_S_MIN: Final = 0.02
 RECONNECT_S_MAX: Final = 0.5
 LOOK_EVERY_SWEEPS: Final = 4  # between looks at the lanes' sequences, while orders are sent
@@ -303,7 +304,7 @@ class RedisLink(asyncio.Protocol):
     async def _sweep(self, beat: Beat) -> None:
         sweeps = 0
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(SWEEP_S if self.batcher.queued or self.batcher.in_flight else IDLE_SWEEP_S)
             beat()
             sweeps += 1
             if sweeps % LOOK_EVERY_SWEEPS == 0:

@@ -268,9 +268,9 @@ def main() -> int:
         Target(
             "script without fsync", report[f"memory, {alone}"]["orders_per_s"], "orders/s", least=100_000, goal=150_000
         ),
-        Target("script with fsync", report[f"fsync, {alone}"]["orders_per_s"], "orders/s", least=70_000, goal=100_000),
+        Target("script with fsync", report[f"fsync, {alone}"]["orders_per_s"], "orders/s", least=80_000, goal=110_000),
         *(
-            Target(f"Redis memory, {name}", numbers["bytes_an_order"], "bytes an order", most=450, goal=300)
+            Target(f"Redis memory, {name}", numbers["bytes_an_order"], "bytes an order", most=350, goal=300)
             for name, numbers in report.items()
             if name.startswith("memory")
         ),

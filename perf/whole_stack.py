@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -49,6 +50,7 @@ class WholeStack:
     sold_out_sku: str  # of the same sale, not in `aim`
     sale_id: UUID
     redis: redis.Redis
+    token_keys: Path
     _shards: list[psycopg.Connection[Any]] = field(default_factory=list)
 
     def depths(self) -> Depths:
@@ -130,9 +132,8 @@ def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, us
         shards = [psycopg.connect(dsn, autocommit=True, connect_timeout=5) for dsn in stack.shard_dsns]
         try:
             sale_id = UUID(sale["id"])
-            yield WholeStack(
-                stack, Aim(stack.edge_url, [sale_id], [sku], tokens), f"{sku}-GONE", sale_id, client, shards
-            )
+            aim = Aim(stack.edge_url, [sale_id], [sku], tokens)
+            yield WholeStack(stack, aim, f"{sku}-GONE", sale_id, client, folder.token_keys, shards)
         finally:
             for shard in shards:
                 shard.close()

@@ -23,14 +23,16 @@ def postgres_pool(
     *,
     size_max: int = 4,
     call_s_max: float = CALL_S_MAX,
+    autocommit: bool = False,
     on_unknown_commit: Callable[[], None] | None = None,
 ) -> AsyncConnectionPool[AsyncConnection[TupleRow]]:
     """A pool that is not open yet. `await pool.open()` returns at once; connections are made in the background.
 
     At most `POSTGRES_WAITING_MAX` callers wait for a connection, each at most `POSTGRES_CONNECT_S`. A connection that a
     server restart broke is replaced before it is handed out. A call that gets no answer within `call_s_max` raises
-    `DatabaseSilent`; `on_unknown_commit` is called when that call was a COMMIT. No server-side prepared statements,
-    because PgBouncer before 1.22 does not support them.
+    `DatabaseSilent`; `on_unknown_commit` is called when that call was a COMMIT. With `autocommit` each statement is a
+    transaction, which saves two round trips where no caller needs more than one statement. No server-side prepared
+    statements, because PgBouncer before 1.22 does not support them.
     """
 
     async def configure(connection: AsyncConnection[TupleRow]) -> None:
@@ -38,6 +40,8 @@ def postgres_pool(
         connection.call_s_max = call_s_max
         connection.on_unknown_commit = on_unknown_commit
         await pin_session(connection)
+        if autocommit:
+            await connection.set_autocommit(True)
 
     return AsyncConnectionPool(
         dsn.get_secret_value(),

@@ -33,7 +33,7 @@ DELAY_MS_MAX = 600_000  # the longest delay of any retry policy
 CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
 REWOUND_AT_ONCE = 1000
 CLAIM_LOOKS = 4  # signs of life, and looks for others', in one claim time
-UPKEEP_MS = 200  # a retry that another consumer made is noticed after this time
+UPKEEP_MS = 1000  # a retry that another consumer made is noticed after this time
 TIDY_S = 60.0
 STALE_CONSUMER_MS = 600_000
 
@@ -279,7 +279,8 @@ class StreamConsumer:
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
         next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX)))
-        pause_ms = UPKEEP_MS if next_due_ms < 0 else min(next_due_ms, UPKEEP_MS)
+        longest_ms = min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
+        pause_ms = longest_ms if next_due_ms < 0 else min(next_due_ms, longest_ms)
         self._upkeep.clear()
         await tasks.wait_within(self._upkeep, pause_ms / 1000)
 

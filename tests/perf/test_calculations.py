@@ -18,6 +18,7 @@ from perf.driver.loop import bucket_index
 from perf.flatness import Point, Sample, summarise
 from perf.growth import fit
 from perf.open_loop import merge
+from perf.peers.building import LANGUAGES, PeerNotBuilt
 from perf.pipeline import rates
 from perf.processes import cpu_us, end, halted, memory_bytes, state, tree
 from perf.results import Figure, Target, conclude
@@ -139,8 +140,8 @@ def _answers(requests: int, *, not_2xx: int = 0, broken: int = 0, p99_us: int = 
     return Answers(requests, 1_000_000, not_2xx, broken, 1, 1, p99_us, 1, 1)
 
 
-def _run(name: str, requests: int, *, promised: int = 0, found: int = 0, **more: int) -> Run:
-    return Run(name, f"{name}1", _answers(requests, **more), promised, 0, 1.0, 1.0, 1.0, 0.0, 0, found)
+def _run(name: str, requests: int, *, promised: int = 0, found: int = 0, cpu_us: float = 1.0, **more: int) -> Run:
+    return Run(name, f"{name}1", _answers(requests, **more), promised, 0, cpu_us, 1.0, 1.0, 0.0, 0, found)
 
 
 GATE_ARGUMENTS = {"connections": 128, "users": 100_000, "workers": 1, "fsync": "always", "set": []}
@@ -155,17 +156,41 @@ def test_a_202_that_is_not_in_a_shard_does_not_count_and_fails_the_gate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    a, c = _run("A", 100, p99_us=1000), _run("C", 50)
+    a, c = _run("A", 100, cpu_us=20.0, p99_us=1000), _run("C", 80)
+    direct = _run("D", 90, promised=90, found=90, cpu_us=10.0, p99_us=2000), _run("E", 130)
     # wrk did not wait for two answers any more: their orders exist and are not lost.
-    whole = _gate(a, _run("B", 40, promised=42, found=42, p99_us=5000), c)
+    whole = _gate(a, _run("B", 60, promised=62, found=62, p99_us=5000), c, *direct)
     assert all(target.met for target in whole.values())
-    assert whole["B/A"].value == 0.4 and whole["C/A"].value == 0.5 and whole["p99(B)/p99(A)"].value == 5.0
+    assert whole["B/A"].value == 0.6 and whole["C/A"].value == 0.8 and whole["p99(B)/p99(A)"].value == 5.0
+    assert whole["server time of D / A"].value == 0.5
     early = gate.Measured([a, _run("B", 40, promised=40, found=40), c], 1.0, [_run("B", 5, promised=5, found=4)])
     assert early.total("missing") == 1 and early.rates()["B"] == 40
-    lossy = _gate(a, _run("B", 40, promised=42, found=39), c)
-    assert lossy["B/A"].value == pytest.approx(0.37)
-    assert lossy["of 42 202s, not found in a shard"].value == 3
-    assert not lossy["of 42 202s, not found in a shard"].met
+    lossy = _gate(a, _run("B", 60, promised=62, found=59), c, *direct)
+    assert lossy["B/A"].value == pytest.approx(0.57)
+    assert lossy["of 152 202s, not found"].value == 3
+    assert not lossy["of 152 202s, not found"].met
+
+
+def test_the_direct_door_is_held_against_the_fastest_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    ours = [_run("A", 100), *(_run(name, 100, promised=100, found=100) for name in "BCDE")]
+    assert not [name for name in _gate(*ours) if "Rust" in name or "Go" in name]
+    assert "without peers" in capsys.readouterr().err
+    peers = [_run("Go", 90, promised=90, found=90), _run("Rust", 120, promised=120, found=120)]
+    against = _gate(*ours, *peers)["D/Rust"]
+    assert against.value == pytest.approx(100 / 120) and not against.met
+    # A peer that has promised more than it has stored is not fast.
+    peers[1] = _run("Rust", 120, promised=120, found=40)
+    assert "D/Go" in _gate(*ours, *peers)
+
+
+def test_a_peer_without_its_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    for name, package in (("Go", "golang-go"), ("Rust", "cargo")):
+        with pytest.raises(PeerNotBuilt, match=f"Debian package `{package}`"):
+            LANGUAGES[name].build()
 
 
 @pytest.mark.parametrize(
@@ -179,6 +204,9 @@ def test_a_202_that_is_not_in_a_shard_does_not_count_and_fails_the_gate(
         ("C", _answers(10, not_2xx=10), {"sold_out": 10}, 0),
         ("C", _answers(10, not_2xx=10), {"sold_out": 7, "overloaded": 3}, 3),
         ("C", _answers(10, not_2xx=9, broken=1), {"sold_out": 9}, 2),
+        ("D", _answers(10, not_2xx=1), {"accepted": 9, "overloaded": 1}, 1),
+        ("E", _answers(10, not_2xx=10), {"sold_out": 10}, 0),
+        ("Rust", _answers(10, not_2xx=1), {}, 1),
     ],
 )
 def test_what_a_run_did_not_ask_for(name: str, answers: Answers, outcomes: dict[str, int], expected: int) -> None:

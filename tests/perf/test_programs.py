@@ -121,9 +121,10 @@ def test_orders_by_number_end_answered(stage: Stage, aim: Aim) -> None:
 def test_gate(running_stack: RunningStack, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         sale_on(running_stack.stack, running_stack.folder, _silent, users=10_000) as whole,
-        empty_handler(whole) as (empty, url),
+        empty_handler(whole.aim.tokens.parent, as_the_edge=True) as (empty, url),
     ):
-        stage = Scene(whole, empty, url, LoadGenerator(whole.aim.tokens, users=10_000, connections=8), _silent)
+        load_generator = LoadGenerator(whole.aim.tokens, users=10_000, connections=8)
+        stage = Scene(whole, {"A": (empty, url)}, load_generator, _silent)
         with stage.halted():
             began = whole.depths()
             run = stage.run("B", "halted", 1)
@@ -137,12 +138,15 @@ def test_gate(running_stack: RunningStack, capsys: pytest.CaptureFixture[str]) -
         gated = gate.measure(stage, rounds=1, seconds=1)
         whole_pipeline = gate.measure_whole_pipeline(stage, seconds=1)
     assert empty.poll() is not None
-    assert [run.tag for run in gated.runs] == ["A1", "B1", "C1"]
+    assert [run.tag for run in gated.runs] == ["A1", "B1", "C1", "D1", "E1"]
     for measured in (gated, whole_pipeline):
         assert measured.total("unwanted") == measured.total("missing") == 0
-        assert measured.runs[1].found == measured.runs[1].promised >= measured.runs[1].answers.requests > 0
-        assert [run.promised for run in measured.runs if run.name != "B"] == [0, 0]
-        assert len(gate.as_table(measured, "title")) == 5
+        for run in measured.runs:
+            if run.name in ("B", "D"):
+                assert run.found == run.promised >= run.answers.requests > 0
+            else:
+                assert run.promised == 0
+        assert len(gate.as_table(measured, "title")) == 7
     assert "B1 " in capsys.readouterr().err
 
 

@@ -37,7 +37,7 @@ async def main(process: service.Service) -> None:
         for shard, dsn in enumerate(settings.shard_dsns):
             database = f"shard-{shard}"
             destinations: tuple[Destination, ...] = (OrderEvents(event_log), Notices(queue))
-            pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2 * len(destinations)))
+            pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2 * len(destinations), autocommit=True))
             for destination in destinations:
                 lease = Lease(
                     redis,

@@ -30,10 +30,10 @@ from workers.dispatcher.outbox import Outbox, OutboxRow
 PAGE_ROWS_MAX = 16  # of each partition; a row carries the events of a writer's batch
 STRAGGLER_S = 0.25  # the next page does not wait longer for slow partitions
 IDLE_FIRST_S = 0.02
-IDLE_LONGEST_S = 0.2
+IDLE_LONGEST_S = 1.0  # eight groups ask: an idle stack must cost little
 GATHER_S = 0.1  # between two rounds without a full page: fewer, larger deliveries
 DRAIN_S = 5.0
-MEASURE_S = 2.0
+MEASURE_S = 5.0
 
 log = structlog.get_logger()
 

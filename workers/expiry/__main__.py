@@ -25,7 +25,7 @@ async def main(service: Service) -> None:
             return
         pools = []
         for dsn in settings.shard_dsns:
-            pools.append(await stack.enter_async_context(postgres_pool(dsn, size_max=2)))
+            pools.append(await stack.enter_async_context(postgres_pool(dsn, size_max=2, autocommit=True)))
         roles: list[tuple[str, float, Round]] = [
             (f"expiry-shard-{shard}", collector.EVERY_S, collector.Collector(pool, redis).collect)
             for shard, pool in enumerate(pools)

@@ -7,6 +7,7 @@ and then pauses. Only the cursor is remembered, so a new holder of the lease sta
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -30,6 +31,7 @@ from workers.expiry.expire import BATCH_MAX, DueOrder, Failures, expire
 EVERY_S = 0.1
 KEYS_PER_STEP = 500
 REST_S = 10.0
+LOOK_S = 1.0  # longest wait of a step, so that the process can stop
 # Far more than the index collector and the way through the queue take.
 OVERDUE_MS = 60_000
 FINAL_SINCE_MS = 3_600_000
@@ -67,7 +69,9 @@ class Backstop:
 
     async def step(self, _: Lease) -> bool:
         """Scan about `KEYS_PER_STEP` keys; never asks for another round at once, so that Redis rests in between."""
-        if time.monotonic() < self._rests_until:
+        rest_s = self._rests_until - time.monotonic()
+        if rest_s > 0:
+            await asyncio.sleep(min(rest_s, LOOK_S))
             return False
         redis_ms = await now_ms(self._redis)
         self._cursor, found = await self._redis.scan(

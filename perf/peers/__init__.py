@@ -1,0 +1,1 @@
+"""The order endpoint in other languages, to compare with: built from the folders beside this module."""
