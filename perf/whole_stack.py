@@ -132,7 +132,7 @@ def sale_on(stack: Stack, folder: StateFolder, say: Callable[[str], None], *, us
         shards = [psycopg.connect(dsn, autocommit=True, connect_timeout=5) for dsn in stack.shard_dsns]
         try:
             sale_id = UUID(sale["id"])
-            aim = Aim(stack.edge_url, [sale_id], [sku], tokens)
+            aim = Aim(stack.order_url, [sale_id], [sku], tokens)
             yield WholeStack(stack, aim, f"{sku}-GONE", sale_id, client, folder.token_keys, shards)
         finally:
             for shard in shards:

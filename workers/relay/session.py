@@ -33,7 +33,7 @@ from workers.relay.entries import RawEntry, seq_of, shard_table, sort_page
 PAGE_ENTRIES = 1_000
 BACKLOG_ENTRIES_MAX = 5_000
 PUBLISHES_IN_FLIGHT = 2  # for each shard of a lane
-LINGER_S = 0.02  # between two pages that were not full: fewer, larger messages
+LINGER_S = 0.05  # between two pages that were not full: fewer, larger messages
 WAKE_BLOCK_MS = 1000
 ROOM_WAIT_S = 0.25  # longest time that a shard delays the others before its entries are left out
 TRIM_PAUSE_S = 0.02

@@ -40,7 +40,7 @@ FINAL_TTL_S = 24 * 3600
 PREFETCH = 32
 RECEIVE_S = 0.5
 # Between two takes that were not full: fewer, larger transactions. Delays storing, never an answer to a buyer.
-GATHER_S = 0.1
+GATHER_S = 0.2
 _EXPIRE_BATCH = 1000
 # An order without a grant: releases and sweeps come by the second, so longer delays have no use.
 _WAITING_DELAYS_MS = ORDER_RETRY_DELAYS_MS[:4]
