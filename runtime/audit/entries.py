@@ -14,6 +14,7 @@ import orjson
 
 DONE: Final = "done"
 UNKNOWN_OBJECT: Final = "unknown"
+ELEMENTS_MAX: Final = 500  # of a list whose elements are bounded one by one; a longer list is one value
 VALUE_BYTES_MAX: Final = 4000  # of one member as JSON, or of one element of a list; of more, length and hash are kept
 
 
@@ -86,7 +87,7 @@ def members_json(members: Mapping[str, Any] | None) -> str | None:
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, list):  # such as the items of a sale, whose prices must all be readable
+    if isinstance(value, list) and len(value) <= ELEMENTS_MAX:  # all prices of a sale must be readable
         return [_bounded(element) for element in value]
     if isinstance(value, str):
         value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
