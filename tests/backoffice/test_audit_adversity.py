@@ -22,6 +22,7 @@ from backoffice.audit.store import AuditLog, Entry, Filters
 from backoffice.limits.attempts import PROFILE_ACCOUNT
 from backoffice.web.messages import Refused
 from runtime.audit import Act, Action, act_as, differences, operator_act, record
+from runtime.audit.entries import members_json
 from tests.backoffice.test_audit import add, done, entries, refused
 from tests.backoffice.test_auth import login, refresh, register
 from tests.backoffice.test_dead_letters import Queues
@@ -304,3 +305,19 @@ def test_a_value_cannot_begin_a_cell_of_its_own(staff: Staff) -> None:
     assert ";" not in text
     (row,) = csv.DictReader(io.StringIO(text))
     assert json.loads(row["after"])["name"] == name
+
+
+def test_a_product_with_a_value_that_json_cannot_hold_can_be_deleted(staff: Staff, databases: Databases) -> None:
+    product = staff.product()
+    with psycopg.connect(databases.catalogue_dsn, autocommit=True) as connection:
+        written = "UPDATE products SET attributes = '{\"n\": 1000000000000000000000000000000}' WHERE id = %s"
+        connection.execute(written, [product["id"]])
+    one = f"/v1/products/{product['id']}"
+    assert staff.http.delete(one, headers={"If-Match": "*"}).status_code == 204
+    entry = done(staff, "product.delete", f"product:{product['id']}")
+    assert set(entry["before"]["attributes"]) == {"bytes", "sha256"} and entry["before"]["sku"] == product["sku"]
+    odd = {"huge": 10**30, "half": "\ud800", "deep": [[]]}
+    for _ in range(300):
+        odd["deep"] = [odd["deep"]]
+    assert set(differences({}, odd)[1]) == set(odd)
+    assert members_json(odd)
