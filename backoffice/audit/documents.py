@@ -126,9 +126,14 @@ def _cells(entry: Entry) -> list[str]:
         str(entry.times),
         entry.client or "",
         entry.request_id or "",
-        "" if entry.before is None else orjson.dumps(entry.before).decode(),
-        "" if entry.after is None else orjson.dumps(entry.after).decode(),
+        _json(entry.before),
+        _json(entry.after),
     ]
+
+
+def _json(members: dict[str, Any] | None) -> str:
+    # A spreadsheet of some languages splits at semicolons, also inside of a cell: a formula might follow.
+    return "" if members is None else orjson.dumps(members).decode().replace(";", r"\u003b")
 
 
 def _actions(term: str | None) -> tuple[str, ...] | None:

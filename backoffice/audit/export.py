@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
+import psycopg
 import structlog
 
 from backoffice.audit.documents import csv_end, csv_header, csv_lines
@@ -17,7 +18,7 @@ from backoffice.web.messages import Refused
 from domain.problems import Problem
 
 EXPORT_ENTRIES_MAX: Final = 100_000
-PAGE_ENTRIES: Final = 1000
+PAGE_ENTRIES: Final = 500
 PAGE_S_MAX: Final = 15.0
 EXPORTS_MAX: Final = 2  # at once in a process: each uses a connection of every database
 BUSY_S: Final = 5  # until a refused export may be tried again
@@ -84,7 +85,7 @@ class Export:
         try:
             async with asyncio.timeout(PAGE_S_MAX):
                 return await self._entries.page(self._filters, before=self._before, limit=limit)
-        except AWAY as error:
+        except (*AWAY, psycopg.Error) as error:
             log.warning("an export of the audit log broke off", error=type(error).__name__)
             raise ExportBroken from error
 

@@ -2,8 +2,8 @@
 
 A refusal has no transaction of a change, and a request must not wait for its entry: an attacker would measure whether
 an account exists, or slow the database down. Refusals are noted in memory and written within about a second. Equal ones
-within `WINDOW_S` become one entry with a number, so a flood of refusals makes few entries. A flood of one client also
-leaves room for the refusals of others. A crash loses the notes of the last second.
+within `WINDOW_S` become one entry with a number, so a flood of refusals makes few entries. A flood of one source leaves
+room for the refusals of others. A crash loses the notes of the last second.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from runtime.process.supervision import TaskSupervisor
 PERIOD_S: Final = 1.0
 WINDOW_S: Final = 60.0
 REST_S_MAX: Final = 3.0  # for the notes that are left when the process ends
-CLIENT_KEYS_MAX: Final = 100  # different refusals of one client within the window; of more only the client is kept
+ACTOR_KEYS_MAX: Final = (
+    100  # different refusals of one actor at one client within the window; of more no object is kept
+)
 KEYS_MAX: Final = 2000  # different refusals within the window; of more only action and outcome are kept
-MANY: Final = "many"  # actor and object of those
+MANY: Final = "many"  # instead of what is not kept
 FINDS_AT_ONCE: Final = 8
 FIND_S_MAX: Final = 20.0  # for the accounts of one round
 
@@ -85,17 +87,17 @@ class Refusals:
         find_user: FindUser,
         *,
         keys_max: int = KEYS_MAX,
-        client_keys_max: int = CLIENT_KEYS_MAX,
+        actor_keys_max: int = ACTOR_KEYS_MAX,
         window_s: float = WINDOW_S,
     ) -> None:
         """`find_user` finds the account of a folded address. Owns nothing."""
         self._catalogue = catalogue
         self._find_user = find_user
         self._keys_max = keys_max
-        self._client_keys_max = client_keys_max
+        self._actor_keys_max = actor_keys_max
         self._window_s = window_s
         self._noted: dict[Refusal, _Noted] = {}
-        self._keys_of: Counter[str | None] = Counter()  # by client
+        self._keys_of: Counter[tuple[str | None, str]] = Counter()  # by client and actor
         self._failing = False
 
     def refused(self, act: Act, action: Action, object_: str, outcome: str) -> None:
@@ -110,15 +112,15 @@ class Refusals:
 
     def note(self, refusal: Refusal, *, request_id: str | None) -> None:
         """Note a refusal; it is written soon."""
-        if refusal not in self._noted and self._keys_of[refusal.client] >= self._client_keys_max:
-            refusal, request_id = Refusal(refusal.action, MANY, MANY, refusal.client, refusal.outcome), None
+        if refusal not in self._noted and self._keys_of[_source(refusal)] >= self._actor_keys_max:
+            refusal, request_id = refusal._replace(object=MANY, email_folded=None), None
         if refusal not in self._noted and len(self._noted) >= self._keys_max:
             refusal, request_id = Refusal(refusal.action, MANY, MANY, None, refusal.outcome), None
         noted = self._noted.get(refusal)
         if noted is None:
             known = refusal.object if refusal.email_folded is None else None
             noted = self._noted[refusal] = _Noted(time.monotonic(), request_id, known)
-            self._keys_of[refusal.client] += 1
+            self._keys_of[_source(refusal)] += 1
         noted.add()
 
     async def run(self, background: TaskSupervisor) -> None:
@@ -163,9 +165,9 @@ class Refusals:
                 due.append((refusal, noted))
             elif is_over and not noted.times:
                 del self._noted[refusal]
-                self._keys_of[refusal.client] -= 1
-                if not self._keys_of[refusal.client]:
-                    del self._keys_of[refusal.client]
+                self._keys_of[_source(refusal)] -= 1
+                if not self._keys_of[_source(refusal)]:
+                    del self._keys_of[_source(refusal)]
         away = await self._find_objects([one for one in due if one[1].object is None])
         due = [one for one in due if one[1].object is not None]
         if due:
@@ -230,6 +232,10 @@ class Refusals:
                     # Without the text of the error, which repeats the row.
                     log.error("a refusal is dropped", action=row["action"], error=type(error).__name__)
         return written
+
+
+def _source(refusal: Refusal) -> tuple[str | None, str]:
+    return refusal.client, refusal.actor
 
 
 def _row(refusal: Refusal, noted: _Noted) -> dict[str, Any]:

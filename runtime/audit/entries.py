@@ -14,6 +14,7 @@ import orjson
 
 DONE: Final = "done"
 UNKNOWN_OBJECT: Final = "unknown"
+ELEMENTS_MAX: Final = 500  # of a list whose elements are bounded one by one; a longer list is one value
 VALUE_BYTES_MAX: Final = 4000  # of one member as JSON, or of one element of a list; of more, length and hash are kept
 
 
@@ -74,7 +75,7 @@ def object_name(kind: str, id_: UUID | str) -> str:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The members of `after` that differ from `before`, with the old and with the new values."""
     # As JSON: in Python, true and 1 are equal.
-    changed = [name for name, value in after.items() if _content(before.get(name)) != _content(value)]
+    changed = [name for name, value in after.items() if _bytes(before.get(name)) != _bytes(value)]
     return {name: before.get(name) for name in changed}, {name: after[name] for name in changed}
 
 
@@ -86,18 +87,34 @@ def members_json(members: Mapping[str, Any] | None) -> str | None:
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, list):  # such as the items of a sale, whose prices must all be readable
-        return [_bounded(element) for element in value]
+    if isinstance(value, list) and len(value) <= ELEMENTS_MAX:  # all prices of a sale must be readable
+        return [_bounded_whole(element) for element in value]
+    return _bounded_whole(value)
+
+
+def _bounded_whole(value: Any) -> Any:
     if isinstance(value, str):
         value = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
     content = _content(value)
-    if len(content) <= VALUE_BYTES_MAX:
+    if content is not None and len(content) <= VALUE_BYTES_MAX:
         return orjson.Fragment(content)
+    content = content or _bytes(value)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _content(value: Any) -> bytes:
-    return orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS)
+def _bytes(value: Any) -> bytes:
+    return _content(value) or repr(value).encode(errors="backslashreplace")
+
+
+def _content(value: Any) -> bytes | None:
+    """The value as JSON; None for one that orjson refuses, such as an integer of more than 64 bits.
+
+    A change must not fail because of an old value, which an operator may have written with SQL.
+    """
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_SORT_KEYS)
+    except TypeError:
+        return None
 
 
 def _plain(value: Any) -> str:

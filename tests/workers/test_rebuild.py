@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -76,6 +77,12 @@ async def verdict_of(bench: Bench, market: Market) -> Verdict:
     for _ in range(3):
         verdicts = {verdict.sale_id: verdict for verdict in await looking.look()}
     return verdicts[market.sale.sale_id]
+
+
+def audited_rebuilds(bench: Bench, market: Market) -> list[Any]:
+    """The new values of the entries in the audit log about the sale, oldest first."""
+    query = "SELECT after FROM audit.entries WHERE action = 'sale.rebuild' AND object = %s ORDER BY id"
+    return [after for (after,) in rows(bench.databases.catalogue_dsn, query, f"sale:{market.sale.sale_id}")]
 
 
 async def test_a_wiped_sale_is_refused_then_comes_back_whole(
@@ -160,6 +167,8 @@ async def test_it_waits_for_relays_and_writers_and_stays_closed(
     async with pipeline(bench, settings):
         report = await rebuilt(market, settings)
     assert (report.epoch, report.tally.orders["reserved"]) == (2, 13), "the epoch was raised once"
+    continued = {"epoch": 2, "continued_at": "closed"}
+    assert audited_rebuilds(bench, market) == [{"epoch": 2}, continued, continued]
 
 
 async def test_a_lane_that_went_back_closes_its_sales_and_each_is_rebuilt(
@@ -277,6 +286,7 @@ async def test_what_the_queue_held_is_lost_with_it_and_b_says_so(
     async with pipeline(bench, settings):
         report = await rebuilt(market, settings)
         assert report.as_document()["lost"] == [{"lane": LANE, "entries": 6, "ranges": [[29, 34]]}]
+        assert audited_rebuilds(bench, market) == [{"epoch": 2}, {"lane": LANE, "lost": [[29, 34]]}]
         assert [replay(market, order) for order in lost[:2]] == [None, None], "their buyers may try again"
         market.buy(21)
         await all_stored_but(bench, 6)

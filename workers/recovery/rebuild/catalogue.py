@@ -94,6 +94,12 @@ class CatalogueSide:
             await record(connection, Action.SALE_REBUILD, about, before={"epoch": epoch}, after={"epoch": raised})
         return raised
 
+    async def note_resumed(self, epoch: int, stage: str) -> None:
+        """Record that this run continues the rebuild of an epoch, which another operator may have begun."""
+        async with self._pool.connection() as connection:
+            about = object_name("sale", self._sale_id)
+            await record(connection, Action.SALE_REBUILD, about, after={"epoch": epoch, "continued_at": stage})
+
     async def set_stage(self, epoch: int, stage: str) -> None:
         """Record the stage that this rebuild reached."""
         async with self._pool.connection() as connection:
@@ -114,6 +120,9 @@ class CatalogueSide:
             firsts, lasts = [first for first, _ in ranges], [last for _, last in ranges]
             await connection.execute(SQL["note_lost"], {"lane": loss.lane, "firsts": firsts, "lasts": lasts})
             await connection.execute(SQL["settle_loss"], {"lane": loss.lane, "found": loss.found, "floor": loss.floor})
+            if ranges:
+                about, given_up = object_name("sale", self._sale_id), {"lane": loss.lane, "lost": ranges}
+                await record(connection, Action.SALE_REBUILD, about, after=given_up)
 
     async def given_up(self, lane: int, *, after: int, upto: int) -> set[int]:
         """Places of a lane in (after, upto] whose dead letters were deleted."""

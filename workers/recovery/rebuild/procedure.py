@@ -112,7 +112,10 @@ class Rebuild:
     async def _raise_epoch(self, look: SaleLook) -> SaleLook:
         """Step 1, unless an earlier run took it and no lane can have sold in its epoch."""
         epoch = look.definition.epoch
-        if await self._catalogue.stage(epoch) not in ("closed", "counted"):
+        stage = await self._catalogue.stage(epoch)
+        if stage in ("closed", "counted"):
+            await self._catalogue.note_resumed(epoch, stage)
+        else:
             epoch = await self._catalogue.raise_epoch(epoch)
         self._step("epoch", epoch=epoch)
         return await self._catalogue.sale()
