@@ -212,7 +212,7 @@ def scene(arguments: argparse.Namespace, say: Callable[[str], None]) -> Iterator
                 peers[name] = beside.enter_context(
                     running_peer(
                         name, folder, keys_file=stack.token_keys, sale_id=stack.sale_id, stock=stock,
-                        durable=arguments.fsync == "always",
+                        durable=arguments.fsync == "always", workers=arguments.workers,
                     )
                 )  # fmt: skip
         yield Scene(stack, empty, load_generator, say, peers, arguments.workers)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
 import pytest
 
 from domain import ids
+from perf.driver.loop import Loop
 from perf.load import write_tokens
 from perf.peers.building import LANGUAGES
 from perf.peers.running import Peer, running_peer
@@ -22,6 +25,7 @@ from runtime.tokens.keys import create_token_keys
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # a first build takes minutes
 SALE = ids.new_uuid7()
 UNITS = 50
+CROWD_UNITS = 2000
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +82,28 @@ def test_a_crowd_buys_each_unit_once(peer: Peer, tokens: list[str]) -> None:
     promised = {answer.json()["order_id"] for answer in (first, *answers) if answer.status_code == 202}
     stored = {json.loads(fields["order"])["order_id"] for _, fields in peer.redis.xrange("orders")}  # type: ignore[union-attr]
     assert stored == promised and peer.orders() == UNITS
+
+
+def test_a_crowd_on_open_connections_finds_each_of_its_orders(peer: Peer, tokens: list[str], tmp_path: Path) -> None:
+    """More buyers at once than one batch, until the stock is gone: as in the gate, with the id of each 202."""
+    before = peer.orders()
+    peer.redis.set("stock:CROWD", CROWD_UNITS)
+    with (tmp_path / "promised").open("wb") as record:
+        loop = Loop(
+            host="127.0.0.1", port=urlsplit(peer.url).port or 0, paths=[f"/v1/sales/{SALE}/orders"], connections=64,
+            prefix="crowd", tokens=[token.encode() for token in tokens],
+            bodies=[b'{"items":[{"sku":"CROWD","quantity":1}]}'], record_fd=record.fileno(),
+        )  # fmt: skip
+        loop.run_orders(CROWD_UNITS + 500, 60.0)
+        assert loop.finish(20.0) == 0
+    assert loop.codes_seen() == {(202, ""): CROWD_UNITS, (409, "sold_out"): loop.refused} and loop.refused > 0
+    promised = {line.partition("\t")[0] for line in (tmp_path / "promised").read_text().splitlines()}
+    entries = [json.loads(fields["order"]) for _, fields in peer.redis.xrange("orders")]  # type: ignore[union-attr]
+    stored = [entry["order_id"] for entry in entries if entry["items"][0]["sku"] == "CROWD"]
+    assert len(stored) == len(promised) == CROWD_UNITS == peer.orders() - before and set(stored) == promised
+    assert peer.redis.get("stock:CROWD") == "0"
+
+
+def test_peers_run_as_the_edge_does(peer: Peer) -> None:
+    policies = {os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{peer.process.pid}/task").iterdir()}
+    assert policies == {os.SCHED_BATCH}

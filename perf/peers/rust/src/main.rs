@@ -14,6 +14,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Builder;
 use uuid::Uuid;
 
 #[global_allocator]
@@ -86,8 +87,14 @@ struct Shop {
     sale: String,
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
+    // One thread needs no runtime that moves tasks between threads; several are Tokio's own use of this variable.
+    let one = env::var("TOKIO_WORKER_THREADS").as_deref() == Ok("1");
+    let mut runtime = if one { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    runtime.enable_all().build()?.block_on(serve())
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
     let options: HashMap<String, String> = env::args()
         .skip(1)
         .collect::<Vec<_>>()
