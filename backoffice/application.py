@@ -43,6 +43,14 @@ from runtime.tokens.keys import StaffKeys, TokenKeys
 log = structlog.get_logger(__name__)
 
 
+class TaskKeepsEnding(OperatorError):
+    """A background task ended too often."""
+
+    def __init__(self, task: str) -> None:
+        """`task` is its name."""
+        super().__init__(f"the background task {task!r} keeps ending; its errors are in the log")
+
+
 class Backoffice:
     """One process's application (`web.server.Application`)."""
 
@@ -53,7 +61,7 @@ class Backoffice:
         self._tokens = tokens = TokenParts(
             settings, stores, buyer_keys=buyer_keys, staff_keys=staff_keys, registry=self._metrics.registry
         )
-        self._background = TaskSupervisor(give_up=_stop_process)
+        self._background = TaskSupervisor(give_up=self._give_up)
         self._health = health.Health(stores, tokens.ends, self._background)
         self._caches = Caches(settings.cache_url, self._metrics.registry)
         products_cache = self._caches.add("product", PRODUCT_CODEC, Bounds.from_settings(settings))
@@ -144,6 +152,11 @@ class Backoffice:
                 log.warning("waiting for Redis", error=type(error).__name__)
                 await asyncio.sleep(backoff.next_s())
 
+    def _give_up(self, task: str) -> None:
+        """Stop in order, with status 1, when a background task keeps ending; the supervisor starts another process."""
+        self._fatal = TaskKeepsEnding(task)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     async def _prepare(self) -> None:
         """Make the first administrator as soon as the databases answer."""
         try:
@@ -155,12 +168,6 @@ class Backoffice:
             return
         self._health.prepared = True
         self._metrics.ready.set(1)
-
-
-def _stop_process(task: str) -> None:
-    """Stop in order when a background task keeps ending; the supervisor of the process starts another one."""
-    log.error("stopping: a background task keeps ending", task=task)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _version() -> str:

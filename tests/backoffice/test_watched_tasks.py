@@ -43,3 +43,21 @@ def test_a_task_that_ends_is_named_by_readyz_and_runs_again(
     finally:
         process.kill()
         cache.close()
+
+
+def test_a_task_that_keeps_ending_ends_the_process_with_an_error(
+    databases: Databases, redis_client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = PlantedError(tmp_path, "backoffice.auth.sessions:Sessions.run")
+    monkeypatch.setenv("PYTHONPATH", planted.install())
+    planted.begin()
+    process = BackofficeProcess(
+        tmp_path, f"redis://127.0.0.1:{redis_client.get_connection_kwargs()['port']}/0", databases
+    )
+    process.start(wait=False)
+    try:
+        assert process.process is not None
+        assert process.process.wait(60) == 1
+        assert "the background task 'sessions' keeps ending" in process.log
+    finally:
+        process.kill()
