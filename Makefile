@@ -40,7 +40,7 @@ lint: .venv/.built ## ruff, mypy, cython-lint, import rules, formatting
 bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is below 10x its Python reference
 	@$(BIN)/python -m perf.bench
 
-perf-gate: .venv/.built ## Throughput ratios of the running system, measured with wrk (about 5 minutes)
+perf-gate: .venv/.built ## Throughput of both doors and of peers as ratios of one run, with wrk (about 8 minutes)
 	@$(BIN)/python -m perf.gate
 
 FIGURES := bench script_bench gate writer_bench pipeline flatness growth login cached_reads search cache_hits overload "open_loop --whole-stack --rate 4000" open_loop

@@ -23,7 +23,7 @@ USERS = 100_000
 SAMPLE_S = 1.0
 WARM_UP_S = 3.0  # relay, queue and writer start with the first orders
 DRAIN_S_MAX = 300.0
-STORED_LEAST, STORED_GOAL = 5_000.0, 10_000.0
+STORED_LEAST, STORED_GOAL = 10_000, 14_000
 METHOD = (
     "Embedded stack with every process on this machine, load driver included. Accepted: 202s counted by the driver. "
     "Stored: units charged in the shards' quotas, of orders of one unit. Sampled once a second; rates are from the "
