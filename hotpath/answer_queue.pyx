@@ -111,7 +111,7 @@ cdef class AnswerQueue:
         return 0
 
     cdef int uncork(self) except -1:
-        """Send what was collected."""
+        """Send the collected answers."""
         self.corked = False
         if self.cork:
             cork, self.cork = self.cork, None

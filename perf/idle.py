@@ -1,4 +1,4 @@
-"""Processor time of a complete stack that nobody uses.
+"""Processor time of a complete stack without clients.
 
     python -m perf.idle [--seconds 30] [--save] [--json] [--gate]
 

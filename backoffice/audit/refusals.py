@@ -30,11 +30,9 @@ from runtime.process.supervision import TaskSupervisor
 PERIOD_S: Final = 1.0
 WINDOW_S: Final = 60.0
 REST_S_MAX: Final = 3.0  # for the notes that are left when the process ends
-ACTOR_KEYS_MAX: Final = (
-    100  # different refusals of one actor at one client within the window; of more no object is kept
-)
+ACTOR_KEYS_MAX: Final = 100  # different refusals of one actor at one client within the window; more lose their object
 KEYS_MAX: Final = 2000  # different refusals within the window; of more only action and outcome are kept
-MANY: Final = "many"  # instead of what is not kept
+MANY: Final = "many"  # instead of values that are not kept
 FINDS_AT_ONCE: Final = 8
 FIND_S_MAX: Final = 20.0  # for the accounts of one round
 

@@ -81,7 +81,7 @@ class RefreshTokens:
         async with self._stores.shard_of_user(user_id).connection() as connection:
             login = await begin_family(connection, user_id, password_hash=password_hash)
             if login is not None:
-                await _record_own(connection, Action.USER_LOGIN, user_id)
+                await record_own(connection, Action.USER_LOGIN, user_id)
             # After the lock on the account: a change of the password takes its locks in the same order.
             await connection.execute(SQL["delete_old"], {"user_id": user_id, "kept": FAMILIES_MAX})
         return login
@@ -123,7 +123,7 @@ class RefreshTokens:
                 claims = LoginClaims(await _generation(connection, user_id), found.logged_in_s)
                 return Login(user_id, Role(row[0]), claims, _encode(user_id, next_id, next_secret))
             await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
-            await _record_own(connection, Action.USER_TOKEN_REUSED, user_id)
+            await record_own(connection, Action.USER_TOKEN_REUSED, user_id)
         # After the transaction: an exception inside would roll back the end of the family.
         raise Refused(Problem.TOKEN_INVALID, "The refresh token was used before, so the login has ended; log in again")
 
@@ -139,7 +139,7 @@ class RefreshTokens:
             if found is not None and found.user_id == user_id and _matches(found.secret_hash, secret):
                 await connection.execute(SQL["revoke_family"], {"family_id": found.family_id})
                 if not found.revoked:
-                    await _record_own(connection, Action.USER_LOGOUT, user_id)
+                    await record_own(connection, Action.USER_LOGOUT, user_id)
 
 
 async def begin_family(connection: AsyncConnection[TupleRow], user_id: UUID, *, password_hash: str) -> Login | None:
@@ -165,8 +165,8 @@ async def end_families(connection: AsyncConnection[TupleRow], user_id: UUID) -> 
     await connection.execute(SQL["revoke_families"], {"user_id": user_id})
 
 
-async def _record_own(connection: AsyncConnection[TupleRow], action: Action, user_id: UUID) -> None:
-    """Record an action of the account's owner, as a password or a refresh token has proved."""
+async def record_own(connection: AsyncConnection[TupleRow], action: Action, user_id: UUID) -> None:
+    """Record an action of the account's owner, as a password, a refresh token or a mailed token has proved."""
     await record(connection, action, object_name("user", user_id), actor=str(user_id))
 
 

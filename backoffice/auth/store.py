@@ -13,7 +13,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from backoffice.auth.refresh import Login, begin_family, end_families
+from backoffice.auth.refresh import Login, begin_family, end_families, record_own
 from backoffice.auth.sessions import Sessions
 from backoffice.outbox.store import enqueue_notice
 from backoffice.stores import Stores
@@ -81,7 +81,7 @@ class CredentialStore:
         async with self._users.changing(user_id, by=user_id) as connection:
             email_folded = await _use(connection, "reset_password", key, new_hash=new_hash)
             generation = await self._end_everything(connection, user_id)
-            await _record_own(connection, Action.USER_PASSWORD_RESET, user_id)
+            await record_own(connection, Action.USER_PASSWORD_RESET, user_id)
         await self._sessions.publish(user_id, generation)
         return email_folded
 
@@ -90,7 +90,7 @@ class CredentialStore:
         user_id, key = _token_key(NoticeKind.VERIFY_EMAIL, token)
         async with self._users.changing(user_id, by=user_id) as connection:
             await _use(connection, "verify_address", key)
-            await _record_own(connection, Action.USER_VERIFY_EMAIL, user_id)
+            await record_own(connection, Action.USER_VERIFY_EMAIL, user_id)
 
     async def left_address(self, token: str) -> tuple[UUID, str]:
         """The user of an undo token and the address that it gives back; Refused as `require_valid`."""
@@ -117,7 +117,7 @@ class CredentialStore:
             await enqueue_notice(connection, notice_to_address(NoticeKind.PASSWORD_RESET, fold_email(email)))
             await end_families(connection, user_id)
             generation = await self._sessions.note_within(connection, user_id)
-            await _record_own(connection, Action.USER_UNDO_EMAIL, user_id)
+            await record_own(connection, Action.USER_UNDO_EMAIL, user_id)
 
         if not await self._users.move_back(user, email, together=together):
             return False
@@ -129,11 +129,6 @@ class CredentialStore:
         await end_families(connection, user_id)
         await enqueue_notice(connection, notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
         return await self._sessions.note_within(connection, user_id)
-
-
-async def _record_own(connection: AsyncConnection[TupleRow], action: Action, user_id: UUID) -> None:
-    """Record an action of the account's owner, as a mailed token has proved."""
-    await record(connection, action, object_name("user", user_id), actor=str(user_id))
 
 
 async def _use(connection: AsyncConnection[TupleRow], effect: str, key: dict[str, Any], **values: str) -> str:

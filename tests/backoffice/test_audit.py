@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -28,7 +28,7 @@ from domain import topology
 from domain.notices import NoticeKind
 from runtime.audit import Act, Action, act_as, record
 from runtime.queue import FailureKind
-from tests.backoffice.test_auth import PASSWORD, login, refresh, register
+from tests.backoffice.test_auth import PASSWORD, age_use, login, refresh, register
 from tests.backoffice.test_dead_letters import Queues
 from tests.backoffice.test_recovery import NEW, mailed
 from tests.backoffice.test_undo import undo_token
@@ -138,9 +138,7 @@ def test_a_stolen_refresh_token(http: httpx.Client, staff: Staff, databases: Dat
     user_id = register(http).json()["id"]
     token = login(http).json()["refresh_token"]
     assert refresh(http, token).status_code == 200
-    for dsn in databases.shard_dsns:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            connection.execute("UPDATE refresh_tokens SET used_at = used_at - interval '1 hour'")
+    age_use(databases)
     assert refresh(http, token).status_code == 401
     assert done(staff, "user.token_reused", f"user:{user_id}")["actor"] == user_id
 
@@ -379,7 +377,10 @@ def test_pages_and_filters(staff: Staff, people: People) -> None:
             break
         cursor = {"cursor": page["next_cursor"]}
     assert shown == whole
-    by: Callable[..., int] = lambda **filters: len(entries(staff, **filters))  # noqa: E731
+
+    def by(**filters: str) -> int:
+        return len(entries(staff, **filters))
+
     assert by(action="sale.create") == 4 and by(action="create") == 8 and by(action="no.such") == 0
     assert by(object=f"sale:{sales[0]['id']}") == by(object=sales[0]["id"]) == 1
     assert by(actor=str(ADMIN)) == by(actor=f"user:{ADMIN}") == len(whole) - 1
@@ -387,7 +388,8 @@ def test_pages_and_filters(staff: Staff, people: People) -> None:
     assert [entry for entry in whole if entry["at"] >= middle] == entries(staff, since=middle)
     for query in ({"cursor": "x"}, {"since": "yesterday"}, {"actor": "\0"}, {"limit": "0"}):
         assert staff.http.get("/v1/audit", params=query).status_code == 422
-        assert staff.http.get("/v1/audit/export", params=query).status_code in (200, 422)
+    for query in ({"since": "yesterday"}, {"actor": "\0"}):
+        assert staff.http.get("/v1/audit/export", params=query).status_code == 422
 
 
 def test_export(staff: Staff, people: People) -> None:

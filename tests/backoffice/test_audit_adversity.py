@@ -24,7 +24,7 @@ from backoffice.web.messages import Refused
 from runtime.audit import Act, Action, act_as, differences, operator_act, record
 from runtime.audit.entries import members_json
 from tests.backoffice.test_audit import add, done, entries, refused
-from tests.backoffice.test_auth import login, refresh, register
+from tests.backoffice.test_auth import age_use, login, refresh, register
 from tests.backoffice.test_dead_letters import Queues
 from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
@@ -144,9 +144,7 @@ def test_a_stolen_token_is_in_the_log_of_the_service(databases: Databases, backo
         user_id = register(http).json()["id"]
         token = login(http).json()["refresh_token"]
         assert refresh(http, token).status_code == 200
-        for dsn in databases.shard_dsns:
-            with psycopg.connect(dsn, autocommit=True) as connection:
-                connection.execute("UPDATE refresh_tokens SET used_at = used_at - interval '1 hour'")
+        age_use(databases)
         assert refresh(http, token).status_code == 401
     lines = [line for line in backoffice.log.splitlines() if user_id in line and "account action" in line]
     assert any("user.token_reused" in line for line in lines), lines

@@ -250,7 +250,7 @@ def refresh(http: httpx.Client, token: str) -> httpx.Response:
     return http.post("/v1/auth/refresh", json={"refresh_token": token})
 
 
-def _age_use(databases: Databases) -> None:
+def age_use(databases: Databases) -> None:
     for dsn in databases.shard_dsns:
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("UPDATE refresh_tokens SET used_at = used_at - interval '11 seconds'")
@@ -269,7 +269,7 @@ def test_refresh_tokens_rotate(http: httpx.Client, databases: Databases) -> None
     assert len(tokens) == 3
     assert refresh(http, again.json()["refresh_token"]).status_code == 200
     # Later the token counts as stolen, and the whole family ends.
-    _age_use(databases)
+    age_use(databases)
     stolen = refresh(http, first)
     assert (stolen.status_code, stolen.json()["code"]) == (401, "token_invalid")
     assert refresh(http, second.json()["refresh_token"]).status_code == 401
