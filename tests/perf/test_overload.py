@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perf.overload import FACTOR, as_text
+from perf.overload import as_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,8 +24,8 @@ def test_overload_is_offered_and_its_cost_accounted_for() -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["result"]
     (peak,), (over,) = result["peak"], result["overload"]
-    assert over["due_per_s"] == FACTOR * peak["accepted_per_s"] > 0
-    assert over["accepted_per_s"] > 0 and peak["refused_per_s"] == 0
+    assert peak["accepted_per_s"] > 0 and over["accepted_per_s"] > 0
+    assert peak["refused_per_s"] == over["refused_per_s"] == 0, "the queue holds the orders of the overload"
     assert result["share"] == result["us_an_accepted"]["peak"] / result["us_an_accepted"]["overload"]
     assert result["refusing"]["refused_per_s"] > 0 and result["us_a_refused"] is not None
     assert len(as_text(result)) == 3
