@@ -36,11 +36,17 @@ REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flus
 
 DESTINATION_ORDER_EVENTS = "events.orders"
 DESTINATION_NOTICES = "notices"
+DESTINATION_REFUNDS = "refunds"
 EMAIL_QUEUE = "notices.email"  # queue of notices that go out as e-mail
+PUSH_QUEUE = "notices.push"  # queue of notices that go out as web push
+REFUNDS_QUEUE = "refunds"
 # Delays before each further attempt. Fixed ladders, because RabbitMQ needs one delay queue for each delay of a queue.
 ORDER_RETRY_DELAYS_MS = (200, 400, 800, 1_600, 3_200, 6_400, 12_800)
 # Servers that greylist take a letter after some minutes; a token of half an hour is of no use much later.
 EMAIL_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 300_000, 600_000)
+# A push that comes hours later is of no use.
+PUSH_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 600_000)
+REFUND_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 600_000, 1_800_000)
 OUTBOX_PARTITIONS = 16
 POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard; no queue
 POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: malformed rows; no queue
@@ -194,6 +200,11 @@ def id_of_key(key: bytes) -> UUID:
     return UUID(bytes=key[-ids.ID_BYTES :])
 
 
+def payment_mark_key(order_id: UUID) -> bytes:
+    """String: the order has payments or refunds, which are in its shard. Set before the provider gets its answer."""
+    return lane_tag(ids.lane_of(order_id)).encode("ascii") + b"p" + order_id.bytes
+
+
 def order_change_keys(order_id: UUID, *, sale_id: UUID, user_id: UUID) -> tuple[str, str, bytes, bytes]:
     """KEYS of the scripts that change one order (`cancel-4` and its like): state, stream, order, user."""
     lane = ids.lane_of(order_id)
@@ -268,7 +279,12 @@ class Topology:
     def queues(self) -> tuple[QueueSpec, ...]:
         """Every work queue: the one place where queues are declared."""
         orders = (QueueSpec(order_queue(shard)) for shard in range(self.shards))
-        return (*orders, QueueSpec(EMAIL_QUEUE, retry_delays_ms=EMAIL_RETRY_DELAYS_MS))
+        return (
+            *orders,
+            QueueSpec(EMAIL_QUEUE, retry_delays_ms=EMAIL_RETRY_DELAYS_MS),
+            QueueSpec(PUSH_QUEUE, retry_delays_ms=PUSH_RETRY_DELAYS_MS),
+            QueueSpec(REFUNDS_QUEUE, retry_delays_ms=REFUND_RETRY_DELAYS_MS),
+        )
 
     @property
     def fingerprint(self) -> str:

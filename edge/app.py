@@ -1,7 +1,7 @@
 """The RSGI application: checks for the order route first, then asks a small router.
 
 Every answer is typed and every exception is caught. Granian calls `__rsgi__` once per request and sets no limit on
-bodies; only the order path reads a body.
+bodies; only orders and webhooks have one that is read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import structlog
@@ -46,7 +46,10 @@ class Scope(Protocol):
 
 
 class HttpProtocol(Protocol):
-    """Granian's side of a request: calling it reads the body, its methods send the answer."""
+    """Granian's side of a request: iterating reads the body, its methods send the answer."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body in parts."""
 
     def response_bytes(self, status: int, headers: list[Header], body: bytes) -> None:
         """Send an answer with a body."""
@@ -186,7 +189,7 @@ class EdgeApplication:
             if match is not None and route == ORDER_TEMPLATE and scope.method == "POST":
                 await self._place(scope, _WithHeaders(protocol, extra) if extra else protocol, match.params["sale_id"])
                 return  # the order path counts it
-            status, answer_headers, body = await self._answer(scope, headers, match)
+            status, answer_headers, body = await self._answer(scope, headers, match, protocol)
             answer_headers = [*answer_headers, *extra] if extra else answer_headers
             if body:
                 protocol.response_bytes(status, answer_headers, body)
@@ -211,7 +214,7 @@ class EdgeApplication:
             return
         await self._order_exchange(scope, protocol, sale_id)
 
-    async def _answer(self, scope: Scope, headers: Headers, match: Match | None) -> Answer:
+    async def _answer(self, scope: Scope, headers: Headers, match: Match | None, protocol: HttpProtocol) -> Answer:
         if match is None:
             return refuse(Problem.NOT_FOUND)
         if scope.method == "OPTIONS":
@@ -220,7 +223,7 @@ class EdgeApplication:
         handler = match.handlers.get(scope.method)
         if handler is None:
             return method_not_allowed(match.methods)
-        return await handler(Request(scope.method, scope.path, scope.query_string, headers, match.params))
+        return await handler(Request(scope.method, scope.path, scope.query_string, headers, match.params, protocol))
 
     @staticmethod
     def _answer_failed(protocol: HttpProtocol, request_id: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from domain.orders import KEY_LENGTH_MAX, LINES_MAX, QUANTITY_MAX, SKU_LENGTH_MAX, OrderStatus
+from domain.payments import EVENT_ID_LENGTH_MAX, NO_PAYMENT, PaymentState
 from domain.problems import Problem
 from domain.sales import SaleState
 from edge.problems import Answer
@@ -46,6 +47,24 @@ CODES: Final[dict[tuple[str, str], tuple[Problem, ...]]] = {
         _P.ORDER_STATE_CONFLICT,
         _P.DEPENDENCY_UNAVAILABLE,
         _P.OUTCOME_UNKNOWN,
+    ),
+    ("post", "/v1/orders/{order_id}/payment"): (
+        *_BUYER,
+        *_CROWDED,
+        _P.ORDER_NOT_FOUND,
+        _P.ORDER_STATE_CONFLICT,
+        _P.DEPENDENCY_UNAVAILABLE,
+        _P.OUTCOME_UNKNOWN,
+    ),
+    ("post", "/v1/payments/webhook"): (
+        _P.MALFORMED_REQUEST,
+        _P.FORBIDDEN,
+        _P.REQUEST_TIMEOUT,
+        _P.BODY_TOO_LARGE,
+        _P.UNSUPPORTED_MEDIA_TYPE,
+        _P.VALIDATION_FAILED,
+        _P.OVERLOADED,
+        _P.DEPENDENCY_UNAVAILABLE,
     ),
     ("get", "/v1/sales/{sale_id}"): (_P.SALE_NOT_FOUND, _P.OVERLOADED, _P.DEPENDENCY_UNAVAILABLE),
     ("get", "/openapi.json"): (),
@@ -104,9 +123,23 @@ _SCHEMAS: Final[dict[str, Any]] = {
         {
             **_PLACED,
             "status": {"enum": [status.label for status in OrderStatus]},
-            "payment": {"enum": ["none", "captured", "refund_due", "refunded"]},
+            "payment": {"enum": [NO_PAYMENT, *(state.value for state in PaymentState if state.is_shown)]},
+            "refund_due_minor": _MINOR,
+            "refunded_minor": _MINOR,
+        },
+        optional=("refund_due_minor", "refunded_minor"),
+    ),
+    "PaymentPage": _object({"payment_url": {"type": "string", "format": "uri"}}),
+    "PaymentEvent": _object(
+        {
+            "event_id": {"type": "string", "pattern": f"^[!-~]{{1,{EVENT_ID_LENGTH_MAX}}}$"},
+            "type": {"type": "string", "examples": ["payment.succeeded", "payment.failed"]},
+            "order_id": _UUID,
+            "amount_minor": {**_MINOR, "minimum": 1},
+            "currency": {"type": "string", "pattern": "^[A-Z]{3}$"},
         }
     ),
+    "PaymentResult": _object({"result": {"enum": ["captured", "refund_due", "ignored"]}}),
     "OrderPage": _object(
         {
             "items": {"type": "array", "items": {"$ref": "#/components/schemas/Order"}},
@@ -221,6 +254,29 @@ _OPERATIONS: Final[dict[tuple[str, str], dict[str, Any]]] = {
         "operationId": "cancelOrder",
         "parameters": [_path_id("order_id")],
         "responses": {"200": {"description": "The cancelled order, for repeats too.", "content": _json("Order")}},
+    },
+    ("post", "/v1/orders/{order_id}/payment"): {
+        "summary": "The provider's page on which the buyer pays a reserved order",
+        "operationId": "startPayment",
+        "parameters": [_path_id("order_id")],
+        "responses": {"200": {"description": "Where to send the buyer.", "content": _json("PaymentPage")}},
+    },
+    ("post", "/v1/payments/webhook"): {
+        "summary": "An event of the payment provider, repeated until it is answered 200",
+        "operationId": "receivePaymentEvent",
+        "parameters": [
+            {
+                "name": "Payment-Signature",
+                "in": "header",
+                "description": "`t=<unix seconds>,v1=<hex HMAC-SHA256 of t, a dot and the body>`; several `v1` are "
+                "allowed. Other providers sign in other headers.",
+                "schema": {"type": "string"},
+            }
+        ],
+        "requestBody": {"required": True, "content": _json("PaymentEvent")},
+        "responses": {
+            "200": {"description": "The event has taken its effect, now or before.", "content": _json("PaymentResult")}
+        },
     },
     ("get", "/v1/sales/{sale_id}"): {
         "summary": "A published sale",

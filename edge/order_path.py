@@ -17,6 +17,7 @@ import structlog
 
 from domain.problems import FieldError, Problem, ProblemDetails
 from edge.authentication import HEADER_REPEATED_DETAIL, TOKEN_ENDED_DETAIL, OutsideBuyers
+from edge.bodies import BodyTooLarge, BodyTruncated, read_body
 from edge.lane_marks import LaneMarks
 from edge.problems import Answer, rate_limited, refuse, render
 from edge.redis_link import RedisAddress, RedisLink
@@ -239,20 +240,11 @@ class OrderPath:
                 if exchange.has_length:
                     whole: bytes = await protocol()
                     return whole
-                parts, length, ends = [], 0, 0
-                async for part in protocol:
-                    # Granian sends an empty part at the end, and one more after an error: a truncated body has two
-                    # empty parts. A body with trailers has two as well; orders have no trailers.
-                    ends += not part
-                    length += len(part)
-                    if length > BODY_LENGTH_MAX:
-                        exchange.refuse(Verdict.BODY_TOO_LARGE)
-                        return None
-                    parts.append(part)
-                if ends != 1:
-                    exchange.refuse(Verdict.BODY_TRUNCATED)
-                    return None
-                return b"".join(parts)
+                return await read_body(protocol, bytes_max=BODY_LENGTH_MAX)
+        except BodyTooLarge:
+            exchange.refuse(Verdict.BODY_TOO_LARGE)
+        except BodyTruncated:
+            exchange.refuse(Verdict.BODY_TRUNCATED)
         except TimeoutError:
             exchange.refuse(Verdict.BODY_TIMEOUT)
         except asyncio.CancelledError:

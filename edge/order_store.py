@@ -20,6 +20,7 @@ from domain import ids, topology
 from domain.orders import OrderEntry, OrderLine, OrderStatus, decode_value
 from domain.sales import SaleDefinition
 from domain.topology import Topology
+from payments.ledger import Shown, read_shown
 from runtime.postgres.sql import load_sql
 
 READ_S_MAX = 2.0  # for a connection and the rows together
@@ -50,16 +51,24 @@ class OrderStore:
         """Whether an id can be an order's: it has the format, and names a lane of this cluster."""
         return ids.is_order_id(order_id) and ids.lane_of(order_id) < self._cluster.lanes
 
-    async def held(self, order_id: UUID) -> OrderEntry | None:
-        """Newest version of the order in Redis, or None."""
-        value: Any = await self._redis.get(topology.order_key(order_id))
-        return None if value is None else decode_value(order_id, value)
+    async def held(self, order_id: UUID) -> tuple[OrderEntry | None, bool]:
+        """Newest version of the order in Redis, or None; and whether Redis knows that the order has payments."""
+        keys = (topology.order_key(order_id), topology.payment_mark_key(order_id))
+        value, mark = await self._redis.mget(keys)
+        return None if value is None else decode_value(order_id, value), mark is not None
 
     async def stored(self, order_id: UUID) -> OrderEntry | None:
         """The order from its shard's primary, or None."""
         async with self._shard(self._cluster.shard_of_order(order_id)) as connection:
             row = await (await connection.execute(_SQL["order_by_id"], (order_id,))).fetchone()
         return None if row is None else _entry(row)
+
+    async def payments(self, order_ids: Sequence[UUID]) -> dict[UUID, Shown]:
+        """What the buyer sees of the payments of these orders of one buyer; orders without one are left out."""
+        if not order_ids:
+            return {}
+        async with self._shard(self._cluster.shard_of_order(order_ids[0])) as connection:
+            return await read_shown(connection, order_ids)
 
     async def stored_page(self, user_id: UUID, *, before: UUID, limit: int) -> list[OrderEntry]:
         """At most `limit` stored orders of a user with ids below `before`, newest first."""

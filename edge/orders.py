@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl
 from uuid import UUID
@@ -29,6 +30,7 @@ from edge.problems import Answer, invalid, rate_limited, refuse
 from edge.read_limits import Places, PlacesTaken, ReadRate
 from edge.routing import Request
 from edge.sale_directory import SaleDirectory
+from payments.ledger import Shown
 from reservation.lane import Change, Lanes
 from runtime.process.backoff import Backoff
 
@@ -46,6 +48,15 @@ _HIGHEST: Final = UUID(int=(1 << 128) - 1)
 _HEADERS: Final = [("content-type", "application/json"), ("cache-control", "no-store")]
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError, asyncio.TimeoutError)
 _UNAVAILABLE = (RedisError, OSError, asyncio.TimeoutError, ShardUnavailable)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOrder:
+    """A buyer's order, whether it came from Redis, and what the buyer sees of its payments, if it has any."""
+
+    entry: OrderEntry
+    in_redis: bool
+    shown: Shown | None
 
 
 class Orders:
@@ -78,7 +89,7 @@ class Orders:
 
     async def get(self, request: Request) -> Answer:
         """One order in any state. An order of another buyer is not found."""
-        return await self._with_order(request, self._shown)
+        return await self.with_order(request, self._shown)
 
     async def list(self, request: Request) -> Answer:
         """The buyer's orders, newest first, including those that are not stored yet."""
@@ -99,28 +110,23 @@ class Orders:
                     self._store.held_page(user_id, sales, before=page.before, limit=wanted),
                     self._store.stored_page(user_id, before=page.before, limit=wanted),
                 )
+                entries, more = _newest(held, stored, limit=page.limit)
+                payments = await self._store.payments([entry.order_id for entry in entries])
         except PlacesTaken:
             return refuse(Problem.OVERLOADED)
         except (*_UNAVAILABLE, MalformedEntry) as error:
             _log.warning("orders_unreadable", error=str(error))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
-        newest: dict[UUID, OrderEntry] = {}
-        for entry in (*held, *stored):
-            known = newest.get(entry.order_id)
-            if known is None or entry.version > known.version:
-                newest[entry.order_id] = entry
-        entries = sorted(newest.values(), key=lambda entry: entry.order_id.int, reverse=True)
-        shown = entries[: page.limit]
         now_ms = self._clock.now_ms()
         document = {
-            "items": [order_document(entry, now_ms=now_ms) for entry in shown],
-            "next_cursor": _cursor(shown[-1].order_id) if len(entries) > page.limit else None,
+            "items": [order_document(e, now_ms=now_ms, shown=payments.get(e.order_id)) for e in entries],
+            "next_cursor": _cursor(entries[-1].order_id) if more else None,
         }
         return 200, _HEADERS, orjson.dumps(document)
 
     async def cancel(self, request: Request) -> Answer:
         """Cancel a reserved order. A repeated request gets the same answer."""
-        return await self._with_order(request, self._cancelled)
+        return await self.with_order(request, self._cancelled)
 
     def _reader(self, request: Request) -> UUID | Answer:
         """The user id in the token, within the rate of reads; or the problem to answer."""
@@ -129,8 +135,12 @@ class Orders:
             return rate_limited(wait_ms, rate=self._rate.per_s, burst=self._rate.burst, name="reads")
         return user_id
 
-    async def _with_order(self, request: Request, act: Callable[[OrderEntry, bool], Awaitable[Answer]]) -> Answer:
-        """Find the buyer's order and let `act` answer. Its second argument says whether the order came from Redis."""
+    def can_exist(self, order_id: UUID) -> bool:
+        """Whether an id can be an order's."""
+        return self._store.can_exist(order_id)
+
+    async def with_order(self, request: Request, act: Callable[[FoundOrder], Awaitable[Answer]]) -> Answer:
+        """Find the order of the buyer who asks, and let `act` answer."""
         user_id = self._reader(request)
         if not isinstance(user_id, UUID):
             return user_id
@@ -139,10 +149,13 @@ class Orders:
             return refuse(Problem.ORDER_NOT_FOUND)
         try:
             async with self._order_places.place():
-                entry = await self._store.held(order_id)
+                entry, marked = await self._store.held(order_id)
                 in_redis = entry is not None
                 if entry is None:
                     entry = await self._store.stored(order_id)
+                shown = None
+                if entry is not None and entry.user_id == user_id and (marked or not in_redis):
+                    shown = (await self._store.payments([order_id])).get(order_id)
         except PlacesTaken:
             return refuse(Problem.OVERLOADED)
         except (*_UNAVAILABLE, MalformedEntry) as error:
@@ -150,16 +163,17 @@ class Orders:
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
         if entry is None or entry.user_id != user_id:
             return refuse(Problem.ORDER_NOT_FOUND)
-        return await act(entry, in_redis)
+        return await act(FoundOrder(entry, in_redis, shown))
 
-    async def _shown(self, entry: OrderEntry, in_redis: bool) -> Answer:  # noqa: ARG002 - the act's signature
-        return self._answer(entry)
+    async def _shown(self, found: FoundOrder) -> Answer:
+        return self._answer(found.entry, found.shown)
 
-    async def _cancelled(self, entry: OrderEntry, in_redis: bool) -> Answer:
-        if not in_redis:
+    async def _cancelled(self, found: FoundOrder) -> Answer:
+        entry = found.entry
+        if not found.in_redis:
             # Final and stored a day ago, or lost by Redis. PostgreSQL has the former, a rebuild restores the latter.
             if entry.status is OrderStatus.CANCELLED:
-                return self._answer(entry)
+                return self._answer(entry, found.shown)
             if entry.status_at(self._clock.now_ms()).is_final:
                 return _conflict(entry.status_at(self._clock.now_ms()))
             return refuse(Problem.DEPENDENCY_UNAVAILABLE)
@@ -174,7 +188,7 @@ class Orders:
             return refuse(Problem.ORDER_NOT_FOUND)
         if change.transition is Transition.CONFLICT:
             return _conflict(change.entry.status_at(self._clock.now_ms()))
-        return self._answer(change.entry)
+        return self._answer(change.entry, found.shown)
 
     async def _run_cancel(self, entry: OrderEntry) -> Change:
         """Run the script until it replies, at most until the deadline. Repetition is harmless (REPEATED)."""
@@ -186,8 +200,21 @@ class Orders:
                 except _LOST:
                     await asyncio.sleep(backoff.next_s())
 
-    def _answer(self, entry: OrderEntry) -> Answer:
-        return 200, _HEADERS, orjson.dumps(order_document(entry, now_ms=self._clock.now_ms()))
+    def _answer(self, entry: OrderEntry, shown: Shown | None) -> Answer:
+        return 200, _HEADERS, orjson.dumps(order_document(entry, now_ms=self._clock.now_ms(), shown=shown))
+
+
+def _newest(
+    held: Sequence[OrderEntry], stored: Sequence[OrderEntry], *, limit: int
+) -> tuple[list[OrderEntry], bool]:
+    """Each order at its newest version, the newest orders first; and whether there are more than `limit`."""
+    newest: dict[UUID, OrderEntry] = {}
+    for entry in (*held, *stored):
+        known = newest.get(entry.order_id)
+        if known is None or entry.version > known.version:
+            newest[entry.order_id] = entry
+    entries = sorted(newest.values(), key=lambda entry: entry.order_id.int, reverse=True)
+    return entries[:limit], len(entries) > limit
 
 
 class _Page:

@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from domain.orders import OrderEntry, OrderStatus
+from domain.payments import NO_PAYMENT, PaymentState
 from domain.sales import SaleDefinition, SaleState, Stock
+from payments.ledger import Shown
 
 LOW_PERCENT = 10  # an item below this share of its allotted units is `low`
 LOW_UNITS = 3  # so is an item with this many units or fewer, once some are gone
@@ -19,10 +21,17 @@ def timestamp(unix_ms: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{ms:03d}Z"
 
 
-def order_document(entry: OrderEntry, *, now_ms: int) -> dict[str, Any]:
-    """An order for its buyer. A hold past its time reads as expired. `payment` follows the order's state."""
+def order_document(entry: OrderEntry, *, now_ms: int, shown: Shown | None = None) -> dict[str, Any]:
+    """An order for its buyer. A hold past its time reads as expired.
+
+    `shown` are its payments, if it has any. The members with amounts that go back, or went back, are there only with
+    such an amount.
+    """
     status = entry.status_at(now_ms)
-    return {
+    payment = NO_PAYMENT if shown is None else shown.payment
+    if payment == NO_PAYMENT and status is OrderStatus.PAID:
+        payment = PaymentState.CAPTURED.value  # Redis has decided, and the row follows in a moment
+    document = {
         "order_id": str(entry.order_id),
         "sale_id": str(entry.sale_id),
         "status": status.label,
@@ -34,8 +43,13 @@ def order_document(entry: OrderEntry, *, now_ms: int) -> dict[str, Any]:
         "currency": entry.currency,
         "reserved_at": timestamp(entry.reserved_at_ms),
         "expires_at": timestamp(entry.expires_at_ms),
-        "payment": "captured" if status is OrderStatus.PAID else "none",
+        "payment": payment,
     }
+    if shown is not None and shown.due_minor:
+        document["refund_due_minor"] = shown.due_minor
+    if shown is not None and shown.refunded_minor:
+        document["refunded_minor"] = shown.refunded_minor
+    return document
 
 
 def availability(stocks: Sequence[Stock]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from edge.bodies import Body
 from edge.problems import Answer
 
 
@@ -27,13 +28,14 @@ class Headers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without a body. `params` are the path's placeholders, percent-decoded."""
+    """A request. `params` are the path's placeholders, percent-decoded. `body` has not been read."""
 
     method: str
     path: str
     query_string: str
     headers: Headers
     params: Mapping[str, str]
+    body: Body
 
 
 Handler: TypeAlias = Callable[[Request], Awaitable[Answer]]

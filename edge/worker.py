@@ -26,6 +26,8 @@ from edge.openapi import openapi
 from edge.order_path import OrderPath
 from edge.order_store import OrderStore
 from edge.orders import Orders
+from edge.payment_parts import PaymentParts
+from edge.payments import Payments
 from edge.places import Places
 from edge.read_limits import ReadRate
 from edge.refusals import Refusals
@@ -132,10 +134,19 @@ class Worker:
             rate=ReadRate(per_s=settings.user_read_rate, burst=settings.user_read_burst),
             deadline_ms=settings.request_deadline_ms,
         )
+        self._payments = PaymentParts(settings, orders=orders, clock=clock, call_s_max=POSTGRES_CALL_S_MAX)
         cors = Cors(settings.cors_origins)
         sales = SaleReads(self._read_redis, self._directory, clock)
         self.application = EdgeApplication(
-            router=Router(routes(orders=orders, sales=sales, health=self._health, metrics=self._metrics)),
+            router=Router(
+                routes(
+                    orders=orders,
+                    payments=self._payments.handlers,
+                    sales=sales,
+                    health=self._health,
+                    metrics=self._metrics,
+                )
+            ),
             order_exchange=self._order_path.exchange,
             refuses_orders=self._refuses_orders,
             cors=cors,
@@ -187,6 +198,7 @@ class Worker:
         try:
             async with asyncio.timeout(STOP_S_MAX):
                 await self._refusals.flush()
+                await self._payments.close()
                 await asyncio.gather(*(pool.close(timeout=1.0) for pool in self._pools))
                 await asyncio.gather(*(r.aclose() for r in (self._redis, self._read_redis, self._admission_redis)))
         except TimeoutError:
@@ -203,6 +215,7 @@ class Worker:
     async def _open_pools(self) -> None:
         for pool in self._pools:
             await pool.open()
+        await self._payments.open()
 
     async def _leave_snapshots(self) -> None:
         while True:
@@ -217,6 +230,7 @@ class Worker:
         return {
             **self._order_path.snapshot(),
             **self.application.snapshot(),
+            "payment_events": self._payments.snapshot(),
             "pid": os.getpid(),
             "durability": self._durability.value,
             "ready": not self._health.missing,
@@ -242,7 +256,9 @@ def _stop_worker(task: str) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics) -> list[Route]:
+def routes(
+    *, orders: Orders, payments: Payments, sales: SaleReads, health: Health, metrics: Metrics
+) -> list[Route]:
     """Every operation of the edge."""
     return [
         Route("POST", ORDER_TEMPLATE, order_path_only),
@@ -250,6 +266,8 @@ def routes(*, orders: Orders, sales: SaleReads, health: Health, metrics: Metrics
         Route("GET", "/v1/orders", orders.list),
         Route("GET", "/v1/orders/{order_id}", orders.get),
         Route("POST", "/v1/orders/{order_id}/cancel", orders.cancel),
+        Route("POST", "/v1/orders/{order_id}/payment", payments.start),
+        Route("POST", "/v1/payments/webhook", payments.webhook),
         Route("GET", "/openapi.json", openapi),
         Route("GET", "/livez", health.livez),
         Route("GET", "/readyz", health.readyz),

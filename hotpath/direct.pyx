@@ -26,7 +26,7 @@ cdef enum:
     HEAD_BYTES_MAX = 65536  # request line and headers
     HEADERS_MAX = 100
     TARGET_BYTES_MAX = 8192
-    OTHER_BODY_BYTES_MAX = 65536  # bodies that no route reads
+    OTHER_BODY_BYTES_MAX = 65536  # of webhooks; the remaining routes read no body
     REQUEST_BYTES_MAX = 262144  # of a request on the wire, framing included
     LINGER_BYTES_MAX = 262144  # that a peer may still send after the last answer
     PIPELINED_MAX = 64  # unanswered requests of a connection; after more of them it closes
@@ -37,6 +37,7 @@ cdef enum:
 TRUNCATED = 0  # instead of a status: the body ended early
 
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+cdef bytes OVERLONG = bytes(OTHER_BODY_BYTES_MAX + 1)  # stands for a body that was not read, so that its route refuses it
 # A request line whose method the parser does not know (RFC 9112, section 3).
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([\x21-\x7e]{1,8192}) HTTP/1\.[01]\r?\n")
 
@@ -398,10 +399,10 @@ cdef class Connection(AnswerQueue):
     # ---- reading -------------------------------------------------------------------------------------------------
 
     cdef int body_is_too_long(self) except -1:
-        """Refuse an order. Other routes read no body: serve the request, and close instead of reading the rest."""
+        """Refuse an order. Serve another request without its body, and close instead of reading the rest."""
         if self.is_order():
             raise RequestRefused(413)
-        self.body = b""
+        self.body = OVERLONG
         self.complete(False)
         raise RequestRefused(None)
 

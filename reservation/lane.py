@@ -21,7 +21,7 @@ from domain.outcomes import DefineAnswer, ForgetAnswer, LoadAnswer, RebuildAnswe
 from domain.sales import SaleDefinition, Stock
 from reservation import scripts
 from runtime.redis.leases import LeaseLost
-from runtime.redis.scripts import Argument, Call, run, run_many
+from runtime.redis.scripts import Argument, Call, Script, run, run_many
 
 ORDERS_PER_RESTORE = 64  # bound of `restore-2-1n`
 
@@ -218,9 +218,13 @@ class Lanes:
         keys, args = _order_call(order)
         return _change(await run(self._redis, scripts.CANCEL, keys, (*args, order.user_id.bytes)))
 
-    async def settle(self, order: OrderIds) -> Change:
-        """A payment: a reserved order with a living hold becomes `paid`."""
-        return _change(await run(self._redis, scripts.SETTLE, *_order_call(order)))
+    async def settle(self, orders: Sequence[OrderIds]) -> list[Transition | ResponseError]:
+        """Payments: reserved orders with a living hold become `paid`, in one round trip.
+
+        An error reply stands in the order's place. Raises RedisError when the answers did not arrive; repeating the call
+        is harmless.
+        """
+        return await self._change_many(scripts.SETTLE, orders)
 
     async def reject(self, order: OrderIds) -> Change:
         """A reserved order without a unit in PostgreSQL becomes `rejected`; its units are written off."""
@@ -231,7 +235,10 @@ class Lanes:
 
         Raises RedisError when the answers did not arrive; repeating the call is harmless.
         """
-        answers = await run_many(self._redis, scripts.EXPIRE, [_order_call(order) for order in orders])
+        return await self._change_many(scripts.EXPIRE, orders)
+
+    async def _change_many(self, script: Script, orders: Sequence[OrderIds]) -> list[Transition | ResponseError]:
+        answers = await run_many(self._redis, script, [_order_call(order) for order in orders])
         return [answer if isinstance(answer, ResponseError) else Transition(answer[0]) for answer in answers]
 
 

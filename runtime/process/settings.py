@@ -235,10 +235,37 @@ class Settings(BaseModel):
         description="Public address of the backoffice: links in mails begin with it, and `flashsale import` sends there.",
     )
 
+    # Payments
+    payment_provider: str = Field(
+        "none",
+        pattern="^(none|simulated|stripe)$",
+        description="Payment provider: stripe, simulated (for tests and demonstrations only), or none.",
+    )
+    payment_url: str = Field(
+        "",
+        pattern="^(https?://.*)?$",
+        description="Address of the simulated provider; for stripe only where its API is not at its usual address.",
+    )
+    payment_api_key: SecretStr | None = Field(
+        None, description="Key for the provider's API. Needed by edges and payment workers, and by no other process."
+    )
+    payment_webhook_secrets: tuple[SecretStr, ...] = Field(
+        (),
+        max_length=4,
+        description="Secrets that sign the provider's webhooks, separated by commas; several while one is replaced.",
+    )
+
     # Logs
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest level that is logged.")
 
-    @field_validator("shard_dsns", "shard_replica_dsns", "cors_origins", "trusted_proxies", mode="before")
+    @field_validator(
+        "shard_dsns",
+        "shard_replica_dsns",
+        "cors_origins",
+        "trusted_proxies",
+        "payment_webhook_secrets",
+        mode="before",
+    )
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -18,12 +18,13 @@ MAY_IMPORT = {
     "runtime": {"domain"},
     "migrations": {"domain", "runtime"},
     "reservation": {"domain", "runtime"},
-    "edge": {"domain", "runtime", "reservation", "hotpath"},
-    "backoffice": {"domain", "runtime", "reservation"},
-    "workers": {"domain", "runtime", "reservation"},
-    "ops": {"domain", "runtime", "reservation", "migrations"},
+    "payments": {"domain", "runtime", "reservation"},
+    "edge": {"domain", "runtime", "reservation", "payments", "hotpath"},
+    "backoffice": {"domain", "runtime", "reservation", "payments"},
+    "workers": {"domain", "runtime", "reservation", "payments"},
+    "ops": {"domain", "runtime", "reservation", "payments", "migrations"},
     "devstack": {"domain", "runtime", "reservation", "migrations", "ops"},
-    "faults": {"domain", "runtime", "reservation", "migrations", "ops", "devstack"},
+    "faults": {"domain", "runtime", "reservation", "payments", "migrations", "ops", "devstack"},
 }
 OURS = {*MAY_IMPORT, "tests", "perf"}
 _CIMPORT = re.compile(r"^\s*(?:from\s+(?P<source>[\w.]+)\s+cimport\b|cimport\s+(?P<modules>[\w., ]+))")

@@ -1,0 +1,114 @@
+"""Gathers the events of payments that arrive at the same time into batches, one batch of a shard at a time.
+
+A batch costs two commits in its shard and three round trips to Redis, however many events it has. Events have a bound
+and connections of their own: neither a crowd of buyers nor one shard that is away takes their places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+import psycopg
+import structlog
+from psycopg_pool import PoolTimeout, TooManyRequests
+from redis.exceptions import RedisError
+
+from domain.orders import MalformedEntry
+from payments.ledger import PaymentLedger
+from payments.providers.port import Captured
+from payments.settling import BATCH_MAX, Settled, Settling
+
+WAITING_MAX: Final = 1024  # events of one shard in this worker
+BATCH_S_MAX: Final = 4.0
+_AWAY = (RedisError, psycopg.Error, PoolTimeout, TooManyRequests, OSError, TimeoutError)
+
+_log = structlog.get_logger("edge.settlements")
+
+
+class SettlementsFull(Exception):
+    """As many events wait as may."""
+
+
+class SettlementUnavailable(Exception):
+    """A server that the event needs is away, or its data cannot be stored. The event may be repeated."""
+
+
+class Settlements:
+    """Settles single events by way of batches."""
+
+    def __init__(self, settling: Settling, ledger: PaymentLedger, *, waiting_max: int = WAITING_MAX) -> None:
+        self._settling = settling
+        self._ledger = ledger
+        self._waiting_max = waiting_max
+        self._waiting: dict[int, deque[tuple[Captured, asyncio.Future[Settled]]]] = {}
+        self._working: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Events that are not in a batch yet."""
+        return sum(len(waiting) for waiting in self._waiting.values())
+
+    async def settle(self, event: Captured) -> Settled:
+        """The event's result. Raises SettlementsFull, SettlementUnavailable."""
+        shard = self._ledger.shard_of(event.order_id)
+        waiting = self._waiting.setdefault(shard, deque())
+        if len(waiting) >= self._waiting_max:
+            raise SettlementsFull
+        result: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        waiting.append((event, result))
+        if shard not in self._working:
+            self._working[shard] = asyncio.create_task(self._work(shard), name=f"settle shard {shard}")
+        return await result
+
+    async def close(self) -> None:
+        """End the batches under way; their events are repeated by the provider."""
+        for task in self._working.values():
+            task.cancel()
+        await asyncio.gather(*self._working.values(), return_exceptions=True)
+
+    async def _work(self, shard: int) -> None:
+        """Settle until no event of the shard waits. Every waiter gets a result or an error, whatever happens here."""
+        waiting = self._waiting[shard]
+        batch: list[tuple[Captured, asyncio.Future[Settled]]] = []
+        try:
+            while waiting:
+                batch = [waiting.popleft() for _ in range(min(len(waiting), BATCH_MAX))]
+                await self._settle(shard, [one for one in batch if not one[1].done()])
+        finally:
+            del self._working[shard]
+            for _, result in (*batch, *waiting):
+                if not result.done():
+                    result.set_exception(SettlementUnavailable("interrupted"))
+            waiting.clear()
+
+    async def _settle(self, shard: int, batch: list[tuple[Captured, asyncio.Future[Settled]]]) -> None:
+        try:
+            async with asyncio.timeout(BATCH_S_MAX):
+                results = await self._settling.settle(shard, [event for event, _ in batch])
+        except (psycopg.DataError, psycopg.IntegrityError, MalformedEntry) as error:
+            if len(batch) > 1:  # one event's data must not hold up the others
+                for one in batch:
+                    await self._settle(shard, [one])
+                return
+            event, result = batch[0]
+            _log.error("payment_refused", event=event.event_id, order_id=str(event.order_id), error=str(error))
+            _fail(result, error)
+        except _AWAY as error:
+            _log.warning("payments_not_settled", shard=shard, events=len(batch), error=type(error).__name__)
+            for _, result in batch:
+                _fail(result, error)
+        except Exception as error:
+            _log.exception("settling_failed", shard=shard, events=len(batch))
+            for _, result in batch:
+                _fail(result, error)
+        else:
+            for (_, waiter), settled in zip(batch, results, strict=True):
+                if not waiter.done():
+                    waiter.set_result(settled)
+
+
+def _fail(result: asyncio.Future[Settled], error: Exception) -> None:
+    if not result.done():
+        result.set_exception(SettlementUnavailable(type(error).__name__))

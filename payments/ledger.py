@@ -1,0 +1,217 @@
+"""The rows of payments and refunds in the shards: one method is one transaction. Asks neither Redis nor a provider.
+
+Every payment arrives with its order's shard in hand, in batches: a commit each would cost more than everything else.
+Transient faults are raised as psycopg raises them; repeating a call is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool
+
+from domain import ids
+from domain.orders import OrderStatus
+from domain.payments import PaymentState, RefundReason, shown_state
+from domain.topology import DESTINATION_ORDER_EVENTS, DESTINATION_REFUNDS, Topology, outbox_partition
+from payments.rows import Arrival, Payment, payment_event, refund_message
+from runtime.postgres.sql import load_sql
+
+Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
+
+_SQL = load_sql("payments", "ledger.sql")
+# Bounds of a transaction: a lock held longer than this is a fault, and so is a client that stopped talking.
+_BOUNDS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '5s'"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOrder:
+    """An order in its shard, as far as a payment asks for it."""
+
+    order_id: UUID
+    user_id: UUID
+    sale_id: UUID
+    total_minor: int
+    currency: str
+    status: OrderStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The payments of an order for its buyer: `payment` is a state or `none`, the amounts are sums."""
+
+    payment: str
+    due_minor: int = 0
+    refunded_minor: int = 0
+
+
+class PaymentLedger:
+    """The payments of all shards. The methods with a `shard` take orders of that shard only."""
+
+    def __init__(self, pools: Sequence[Pool], cluster: Topology, *, provider: str) -> None:
+        """`pools` are in shard order and opened elsewhere; `provider` is the name that new rows get."""
+        self._pools = pools
+        self._cluster = cluster
+        self._provider = provider
+
+    def shard_of(self, order_id: UUID) -> int:
+        """The shard of an order and its payments."""
+        return self._cluster.shard_of_order(order_id)
+
+    async def orders(self, shard: int, order_ids: Iterable[UUID]) -> dict[UUID, StoredOrder]:
+        """The stored ones of these orders."""
+        async with self._pools[shard].connection() as connection:
+            cursor = await connection.execute(_SQL["read_orders"], {"order_ids": list(order_ids)})
+            return {
+                row[0]: StoredOrder(row[0], row[1], row[2], row[3], row[4], OrderStatus(row[5]))
+                for row in await cursor.fetchall()
+            }
+
+    async def receive(self, shard: int, arrivals: Sequence[Arrival]) -> dict[str, Payment]:
+        """Store payments; the rows of their events, by event id, also of those that were stored before.
+
+        The first payment of an order that can pay it becomes `received`; every other one is `refund_due` at once, with
+        its refund and its event.
+        """
+        able = [arrival for arrival in arrivals if arrival.reason is None]
+        async with self._pools[shard].connection() as connection:
+            await connection.execute(_BOUNDS)
+            if able:
+                await connection.execute(_SQL["claim"], _columns(able) | {"provider": self._provider})
+            cursor = await connection.execute(_SQL["receive_due"], _columns(arrivals) | {"provider": self._provider})
+            due_now = {event_id for (event_id,) in await cursor.fetchall()}
+            payments = await _read(connection, [arrival.event_id for arrival in arrivals])
+            reasons = {a.event_id: a.reason or RefundReason.SECOND for a in arrivals if a.event_id in due_now}
+            await _tell(connection, [], [(payments[event_id], reason) for event_id, reason in reasons.items()])
+        return payments
+
+    async def conclude(
+        self, shard: int, *, captured: Sequence[Payment], due: Sequence[tuple[Payment, RefundReason]]
+    ) -> None:
+        """Received payments become `captured` or `refund_due`, with their events and refunds."""
+        async with self._pools[shard].connection() as connection:
+            await connection.execute(_BOUNDS)
+            captured_now = await _changed(connection, "capture", [payment.event_id for payment in captured])
+            due_now = await _changed(connection, "give_back", [payment.event_id for payment, _ in due])
+            await _tell(
+                connection,
+                [payment for payment in captured if payment.event_id in captured_now],
+                [(payment, reason) for payment, reason in due if payment.event_id in due_now],
+            )
+
+    async def received_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
+        """Payments that are `received` for longer than `age`: their settling was interrupted."""
+        return await self._older("received_before", shard, age, limit)
+
+    async def unconfirmed_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
+        """Captured payments whose orders are not stored as paid after `age`."""
+        return await self._older("unconfirmed_before", shard, age, limit)
+
+    async def confirm(self, shard: int, *, limit: int) -> None:
+        """Note captured payments whose orders are stored as paid, the oldest first."""
+        async with self._pools[shard].connection() as connection:
+            await connection.execute(_SQL["confirm"], {"limit": limit})
+
+    async def _older(self, name: str, shard: int, age: timedelta, limit: int) -> list[Payment]:
+        async with self._pools[shard].connection() as connection:
+            cursor = await connection.execute(_SQL[name], {"age": age, "limit": limit})
+            return [_payment(row) for row in await cursor.fetchall()]
+
+
+async def read_shown(connection: AsyncConnection[TupleRow], order_ids: Iterable[UUID]) -> dict[UUID, Shown]:
+    """What buyers see of the payments of these orders of the connection's shard; those without a payment are left out."""
+    cursor = await connection.execute(_SQL["payments_of_orders"], {"order_ids": list(order_ids)})
+    states: dict[UUID, list[PaymentState]] = {}
+    due: dict[UUID, int] = {}
+    refunded: dict[UUID, int] = {}
+    for order_id, state, due_minor, refunded_minor in await cursor.fetchall():
+        states.setdefault(order_id, []).append(PaymentState(state))
+        due[order_id] = due.get(order_id, 0) + due_minor
+        refunded[order_id] = refunded.get(order_id, 0) + refunded_minor
+    return {
+        order_id: Shown(shown_state(found), due[order_id], refunded[order_id]) for order_id, found in states.items()
+    }
+
+
+def _columns(arrivals: Sequence[Arrival]) -> dict[str, Any]:
+    return {
+        "event_id": [arrival.event_id for arrival in arrivals],
+        "order_id": [arrival.order_id for arrival in arrivals],
+        "user_id": [arrival.user_id for arrival in arrivals],
+        "sale_id": [arrival.sale_id for arrival in arrivals],
+        "reference": [arrival.reference for arrival in arrivals],
+        "amount_minor": [arrival.amount_minor for arrival in arrivals],
+        "currency": [arrival.currency for arrival in arrivals],
+    }
+
+
+async def _read(connection: AsyncConnection[TupleRow], event_ids: Sequence[str]) -> dict[str, Payment]:
+    cursor = await connection.execute(_SQL["read_payments"], {"event_ids": list(event_ids)})
+    return {row[0]: _payment(row) for row in await cursor.fetchall()}
+
+
+def _payment(row: Sequence[Any]) -> Payment:
+    event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due, refunded = row
+    return Payment(
+        event_id, order_id, user_id, sale_id, reference, amount_minor, currency, PaymentState(state), settles, due,
+        refunded,
+    )  # fmt: skip
+
+
+async def _changed(connection: AsyncConnection[TupleRow], name: str, event_ids: Sequence[str]) -> set[str]:
+    if not event_ids:
+        return set()
+    cursor = await connection.execute(_SQL[name], {"event_ids": list(event_ids)})
+    return {event_id for (event_id,) in await cursor.fetchall()}
+
+
+async def _tell(
+    connection: AsyncConnection[TupleRow],
+    captured: Sequence[Payment],
+    due: Sequence[tuple[Payment, RefundReason]],
+) -> None:
+    """Add the refunds of payments that have just become due, and the events of all these changes, to the outbox."""
+    events = [payment_event(payment, "captured") for payment in captured]
+    messages = []
+    if due:
+        refund_ids = [ids.new_uuid7() for _ in due]
+        await connection.execute(
+            _SQL["add_refunds"],
+            {
+                "id": refund_ids,
+                "event_id": [payment.event_id for payment, _ in due],
+                "order_id": [payment.order_id for payment, _ in due],
+                "amount_minor": [payment.amount_minor for payment, _ in due],
+                "currency": [payment.currency for payment, _ in due],
+                "reason": [reason.value for _, reason in due],
+            },
+        )
+        events += [payment_event(payment, "refund_due", reason=reason.value) for payment, reason in due]
+        messages = [refund_message(i, payment.order_id) for i, (payment, _) in zip(refund_ids, due, strict=True)]
+    await tell(connection, {DESTINATION_ORDER_EVENTS: events, DESTINATION_REFUNDS: messages})
+
+
+async def tell(
+    connection: AsyncConnection[TupleRow], by_destination: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Put events into the outbox, in the caller's transaction: a row for each destination and partition."""
+    rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for destination, events in by_destination.items():
+        for event in events:
+            rows.setdefault((destination, outbox_partition(event["key"])), []).append(event)
+    if rows:
+        await connection.execute(
+            _SQL["store_outbox"],
+            {
+                "destination": [destination for destination, _ in rows],
+                "partition": [partition for _, partition in rows],
+                "events": [orjson.dumps(events).decode() for events in rows.values()],
+            },
+        )

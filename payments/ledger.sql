@@ -1,0 +1,113 @@
+-- The rows of payments and refunds in one shard. All statements of a method are in one transaction.
+
+-- name: read_orders
+-- The stored orders that some payments are for. Changes nothing. Index: orders_pkey.
+SELECT id, user_id, sale_id, total_minor, currency, status FROM orders WHERE id = ANY(%(order_ids)s::uuid[]);
+
+-- name: claim
+-- Stores payments that may pay their orders: the first one of each order may. Those of the same order, and events that
+-- are known, are left out. Repeating it changes nothing. Rows are inserted in one order, so that two transactions cannot
+-- deadlock. Index: payments_pkey, payments_settling.
+INSERT INTO payments (
+    event_id, order_id, user_id, sale_id, provider, reference, amount_minor, currency, state, settles
+)
+SELECT w.event_id, w.order_id, w.user_id, w.sale_id, %(provider)s, w.reference, w.amount_minor, w.currency, 'received', true
+FROM unnest(
+    %(event_id)s::text[], %(order_id)s::uuid[], %(user_id)s::uuid[], %(sale_id)s::uuid[], %(reference)s::text[],
+    %(amount_minor)s::bigint[], %(currency)s::text[]
+) AS w (event_id, order_id, user_id, sale_id, reference, amount_minor, currency)
+ORDER BY w.order_id, w.event_id
+ON CONFLICT DO NOTHING;
+
+-- name: receive_due
+-- Stores payments that cannot pay their orders. Events that are known, those of `claim` among them, are left out.
+-- Repeating it changes nothing. Returns the events stored now. Index: payments_pkey.
+INSERT INTO payments (
+    event_id, order_id, user_id, sale_id, provider, reference, amount_minor, currency, state, settles, due_minor
+)
+SELECT
+    w.event_id, w.order_id, w.user_id, w.sale_id, %(provider)s, w.reference, w.amount_minor, w.currency, 'refund_due',
+    false, w.amount_minor
+FROM unnest(
+    %(event_id)s::text[], %(order_id)s::uuid[], %(user_id)s::uuid[], %(sale_id)s::uuid[], %(reference)s::text[],
+    %(amount_minor)s::bigint[], %(currency)s::text[]
+) AS w (event_id, order_id, user_id, sale_id, reference, amount_minor, currency)
+ORDER BY w.order_id, w.event_id
+ON CONFLICT (event_id) DO NOTHING
+RETURNING event_id;
+
+-- name: read_payments
+-- Payments by event. Changes nothing. Index: payments_pkey.
+SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
+FROM payments
+WHERE event_id = ANY(%(event_ids)s::text[]);
+
+-- name: payments_of_orders
+-- The payments of some orders, for their buyer. Changes nothing. Index: payments_of_order.
+SELECT order_id, state, due_minor, refunded_minor
+FROM payments
+WHERE order_id = ANY(%(order_ids)s::uuid[]);
+
+-- name: capture
+-- Received payments that paid their orders. Repeating it changes nothing. Returns the events changed now.
+-- Index: payments_pkey.
+UPDATE payments
+SET state = 'captured', changed_at = now()
+WHERE event_id = ANY(%(event_ids)s::text[]) AND state = 'received'
+RETURNING event_id;
+
+-- name: give_back
+-- Payments that did not pay their orders after all: the whole amount is due back. Repeating it changes nothing. Returns
+-- the events changed now. Index: payments_pkey.
+UPDATE payments
+SET state = 'refund_due', due_minor = amount_minor, changed_at = now()
+WHERE event_id = ANY(%(event_ids)s::text[])
+    AND (state = 'received' OR (state = 'captured' AND NOT confirmed AND due_minor + refunded_minor = 0))
+RETURNING event_id;
+
+-- name: add_refunds
+-- One refund of the whole amount for each payment whose state has just become `refund_due`. Repeating it changes nothing.
+-- Index: refunds_once.
+INSERT INTO refunds (id, event_id, order_id, amount_minor, currency, reason)
+SELECT *
+FROM unnest(
+    %(id)s::uuid[], %(event_id)s::text[], %(order_id)s::uuid[], %(amount_minor)s::bigint[], %(currency)s::text[],
+    %(reason)s::text[]
+)
+ON CONFLICT (event_id) WHERE reason <> 'staff' DO NOTHING;
+
+-- name: store_outbox
+-- Events and refunds to tell. Not idempotent by itself: it is in one transaction with the change that it tells.
+INSERT INTO outbox (destination, partition, events)
+SELECT *
+FROM unnest(%(destination)s::text[], %(partition)s::smallint[], %(events)s::jsonb[]);
+
+-- name: received_before
+-- Payments whose settling was interrupted. Changes nothing. Index: payments_received.
+SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
+FROM payments
+WHERE state = 'received' AND received_at < clock_timestamp() - %(age)s
+ORDER BY received_at
+LIMIT %(limit)s;
+
+-- name: confirm
+-- Captured payments whose orders are stored as paid. Repeating it changes nothing. Index: payments_unconfirmed.
+UPDATE payments p
+SET confirmed = true
+FROM (
+    SELECT event_id, order_id
+    FROM payments
+    WHERE state = 'captured' AND NOT confirmed
+    ORDER BY changed_at
+    LIMIT %(limit)s
+) AS w
+JOIN orders o ON o.id = w.order_id AND o.status = 1
+WHERE p.event_id = w.event_id;
+
+-- name: unconfirmed_before
+-- Captured payments whose orders are not stored as paid for long. Changes nothing. Index: payments_unconfirmed.
+SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
+FROM payments
+WHERE state = 'captured' AND NOT confirmed AND changed_at < clock_timestamp() - %(age)s
+ORDER BY changed_at
+LIMIT %(limit)s;

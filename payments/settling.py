@@ -1,0 +1,185 @@
+"""Settling: from the provider's event to the final state of the payment and of its order.
+
+    1. read the order in Redis, or in its shard when Redis has it no more
+    2. store the payment (one transaction for a batch): it may settle its order, or goes back
+    3. let Redis decide (`settle-4`), and mark the order as one with payments
+    4. store the decision: `captured`, or `refund_due` with its refund
+    5. answer the provider
+
+The result of a crash after each step:
+
+    before 2         nothing happened; the provider repeats the event
+    after 2          the payment is `received`. The repeated event, or the payment worker, continues with step 3
+    after 3          as after 2: only this event may settle the order, so that a repeated `settle` means the same
+    after 4, no 5    the provider repeats the event and gets the same answer; nothing changes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from uuid import UUID
+
+from redis.asyncio import Redis
+
+from domain import topology
+from domain.orders import OrderStatus, decode_value
+from domain.outcomes import Transition
+from domain.payments import PaymentState, RefundReason
+from payments.ledger import PaymentLedger
+from payments.providers.port import Captured
+from payments.rows import Arrival, Payment
+from reservation.lane import Lanes
+
+MARK_S = 7 * 24 * 3600  # a mark outlives the order's value in Redis: the hold, and a day after the order is final
+BATCH_MAX = 64
+
+
+class Settled(Enum):
+    """The result of an event."""
+
+    CAPTURED = auto()
+    REFUND_DUE = auto()
+    MISMATCH = auto()  # also due back
+    REUSED = auto()  # the event id was stored for another order or amount: nothing was changed
+    UNKNOWN = auto()  # no such order at present: the provider repeats the event
+    UNDECIDED = auto()  # the order cannot change at present; stored: the provider or the payment worker repeats it
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """An order that a payment is for."""
+
+    user_id: UUID
+    sale_id: UUID
+    total_minor: int
+    currency: str
+
+
+class Settling:
+    """Settles events, at most `BATCH_MAX` of one shard in a call."""
+
+    def __init__(self, redis: Redis, ledger: PaymentLedger) -> None:
+        """Uses both, owns neither."""
+        self._redis = redis
+        self._lanes = Lanes(redis)
+        self._ledger = ledger
+
+    async def settle(self, shard: int, events: Sequence[Captured]) -> list[Settled]:
+        """The result of each event.
+
+        Raises RedisError and psycopg.Error while a server is away: the events are to be repeated then.
+        """
+        assert len(events) <= BATCH_MAX
+        known = await self._known(shard, {event.order_id for event in events})
+        arrivals: dict[str, Arrival] = {}
+        for event in events:
+            if (order := known.get(event.order_id)) is not None:
+                arrivals.setdefault(event.event_id, _arrival(event, order))
+        if not arrivals:
+            return [Settled.UNKNOWN] * len(events)
+        payments = await self._ledger.receive(shard, list(arrivals.values()))
+        received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
+        results = await self.finish(shard, received)
+        await self._mark({payment.order_id for payment in payments.values()})
+        return [_result(event, arrivals, payments, results) for event in events]
+
+    async def finish(self, shard: int, payments: Sequence[Payment], *, lost: bool = False) -> dict[str, Settled]:
+        """Let Redis decide about payments that may settle their orders, and store the decisions; results by event id.
+
+        `lost`: an order that neither Redis nor its shard knows is lost, and its money goes back; otherwise it is
+        undecided, because it may be on its way.
+        """
+        if not payments:
+            return {}
+        # Before the decision is stored: a reader that sees it must look into the shard.
+        await self._mark({payment.order_id for payment in payments})
+        captured: list[Payment] = []
+        due: list[tuple[Payment, RefundReason]] = []
+        missing: list[Payment] = []
+        answers = await self._lanes.settle(payments)
+        for payment, answer in zip(payments, answers, strict=True):
+            match answer:
+                case Transition.DONE | Transition.REPEATED:
+                    captured.append(payment)
+                case Transition.CONFLICT:
+                    due.append((payment, RefundReason.LATE))
+                case Transition.NOT_FOUND:
+                    missing.append(payment)
+                case _:
+                    pass  # the sale is closed for recovery, for example
+        if missing:
+            await self._judge_missing(shard, missing, captured, due, lost=lost)
+        if captured or due:
+            await self._ledger.conclude(shard, captured=captured, due=due)
+        results = dict.fromkeys((payment.event_id for payment in payments), Settled.UNDECIDED)
+        results |= {payment.event_id: Settled.CAPTURED for payment in captured}
+        results |= {payment.event_id: Settled.REFUND_DUE for payment, _ in due}
+        return results
+
+    async def _judge_missing(
+        self,
+        shard: int,
+        payments: Sequence[Payment],
+        captured: list[Payment],
+        due: list[tuple[Payment, RefundReason]],
+        *,
+        lost: bool,
+    ) -> None:
+        """Orders that the script did not find: final and stored long ago, left behind by a rebuild, or lost."""
+        values = await self._redis.mget([topology.order_key(payment.order_id) for payment in payments])
+        stored = await self._ledger.orders(shard, [payment.order_id for payment in payments])
+        for payment, value in zip(payments, values, strict=True):
+            order = stored.get(payment.order_id)
+            if order is not None and order.status is OrderStatus.PAID:
+                captured.append(payment)  # by this payment: no other one may settle the order
+            elif order is not None and order.status.is_final:
+                due.append((payment, RefundReason.LATE))
+            elif value is not None or (order is None and lost):
+                due.append((payment, RefundReason.LOST))  # of an older epoch than the sale: for good
+
+    async def _known(self, shard: int, order_ids: set[UUID]) -> dict[UUID, _Known]:
+        wanted = list(order_ids)
+        values = await self._redis.mget([topology.order_key(order_id) for order_id in wanted])
+        known: dict[UUID, _Known] = {}
+        for order_id, value in zip(wanted, values, strict=True):
+            if value is not None:
+                entry = decode_value(order_id, value)
+                known[order_id] = _Known(entry.user_id, entry.sale_id, entry.total_minor, entry.currency)
+        missing = [order_id for order_id in wanted if order_id not in known]
+        if missing:
+            for order_id, stored in (await self._ledger.orders(shard, missing)).items():
+                known[order_id] = _Known(stored.user_id, stored.sale_id, stored.total_minor, stored.currency)
+        return known
+
+    async def _mark(self, order_ids: set[UUID]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for order_id in order_ids:
+                pipeline.set(topology.payment_mark_key(order_id), b"", ex=MARK_S)
+            await pipeline.execute()
+
+
+def _arrival(event: Captured, order: _Known) -> Arrival:
+    matches = (event.amount_minor, event.currency) == (order.total_minor, order.currency)
+    return Arrival(
+        event.event_id, event.order_id, order.user_id, order.sale_id, event.reference, event.amount_minor,
+        event.currency, None if matches else RefundReason.MISMATCH,
+    )  # fmt: skip
+
+
+def _result(
+    event: Captured, arrivals: Mapping[str, Arrival], payments: Mapping[str, Payment], results: Mapping[str, Settled]
+) -> Settled:
+    arrival = arrivals.get(event.event_id)
+    if arrival is None:
+        return Settled.UNKNOWN
+    payment = payments[event.event_id]
+    told = (event.order_id, event.amount_minor, event.currency)
+    if told != (payment.order_id, payment.amount_minor, payment.currency):
+        return Settled.REUSED
+    if payment.event_id in results:
+        return results[payment.event_id]
+    if arrival.reason is RefundReason.MISMATCH:
+        return Settled.MISMATCH
+    return Settled.CAPTURED if payment.state is PaymentState.CAPTURED else Settled.REFUND_DUE
