@@ -114,10 +114,10 @@ class PaymentLedger:
         """Captured payments whose orders are not stored as paid after `age`."""
         return await self._older("unconfirmed_before", shard, age, limit)
 
-    async def confirm(self, shard: int, *, limit: int) -> None:
-        """Note captured payments whose orders are stored as paid, the oldest first."""
+    async def confirm(self, shard: int, *, limit: int) -> int:
+        """Note captured payments whose orders are stored as paid, among the `limit` oldest; their number."""
         async with self._pools[shard].connection() as connection:
-            await connection.execute(_SQL["confirm"], {"limit": limit})
+            return (await connection.execute(_SQL["confirm"], {"limit": limit})).rowcount
 
     async def _older(self, name: str, shard: int, age: timedelta, limit: int) -> list[Payment]:
         async with self._pools[shard].connection() as connection:
@@ -178,7 +178,7 @@ async def _tell(
     due: Sequence[tuple[Payment, RefundReason]],
 ) -> None:
     """Add the refunds of payments that have just become due, and the events of all these changes, to the outbox."""
-    events = [payment_event(payment, "captured") for payment in captured]
+    events = [payment_event(payment, PaymentState.CAPTURED) for payment in captured]
     messages = []
     if due:
         refund_ids = [ids.new_uuid7() for _ in due]
@@ -193,7 +193,7 @@ async def _tell(
                 "reason": [reason.value for _, reason in due],
             },
         )
-        events += [payment_event(payment, "refund_due", reason=reason.value) for payment, reason in due]
+        events += [payment_event(payment, PaymentState.REFUND_DUE, reason) for payment, reason in due]
         messages = [refund_message(i, payment.order_id) for i, (payment, _) in zip(refund_ids, due, strict=True)]
     await tell(connection, {DESTINATION_ORDER_EVENTS: events, DESTINATION_REFUNDS: messages})
 

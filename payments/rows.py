@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import orjson
+
+from domain import ids
 from domain.payments import PaymentState, RefundReason
 
 PAYMENT_SCHEMA = 1
@@ -43,28 +46,55 @@ class Arrival:
     reason: RefundReason | None
 
 
-def payment_event(payment: Payment, kind: str, *, of: str = "", **more: object) -> dict[str, Any]:
-    """`payment.<kind>` for the log of order events: `captured`, `refund_due` or `refunded`.
-
-    `of` is the refund of an event that a payment may have several times, so that each has an id of its own. `more` are
-    further members of `data`.
-    """
-    return {
-        "id": f"{of or payment.event_id}:{kind}",
-        "type": f"payment.{kind}",
-        "schema": PAYMENT_SCHEMA,
-        "key": str(payment.order_id),
-        "time_ms": int(time.time() * 1000),
-        "data": {
+def payment_event(payment: Payment, state: PaymentState, reason: RefundReason | None = None) -> dict[str, Any]:
+    """`payment.captured` or `payment.refund_due` for the log of order events. `id` is stable over redelivery."""
+    return _event(
+        f"{payment.event_id}:{state.value}", state.value, payment.order_id,
+        {
             "event_id": payment.event_id,
             "order_id": str(payment.order_id),
             "user_id": str(payment.user_id),
             "sale_id": str(payment.sale_id),
             "amount_minor": payment.amount_minor,
             "currency": payment.currency,
-            **more,
+            **({} if reason is None else {"reason": reason.value}),
         },
+    )  # fmt: skip
+
+
+def refunded_event(
+    *, refund_id: UUID, event_id: str, order_id: UUID, user_id: UUID, sale_id: UUID, amount_minor: int, currency: str,
+    reason: RefundReason,
+) -> dict[str, Any]:  # fmt: skip
+    """`payment.refunded`: one refund is done; a payment may have several."""
+    return _event(
+        f"{refund_id}:refunded", "refunded", order_id,
+        {
+            "refund_id": str(refund_id),
+            "event_id": event_id,
+            "order_id": str(order_id),
+            "user_id": str(user_id),
+            "sale_id": str(sale_id),
+            "amount_minor": amount_minor,
+            "currency": currency,
+            "reason": reason.value,
+        },
+    )  # fmt: skip
+
+
+def _event(event_id: str, kind: str, order_id: UUID, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": event_id,
+        "type": f"payment.{kind}",
+        "schema": PAYMENT_SCHEMA,
+        "key": str(order_id),
+        "time_ms": int(time.time() * 1000),
+        "data": data,
     }
+
+
+class MalformedRefund(ValueError):
+    """The bytes are not a message of a refund."""
 
 
 def refund_message(refund_id: UUID, order_id: UUID) -> dict[str, Any]:
@@ -76,3 +106,16 @@ def refund_message(refund_id: UUID, order_id: UUID) -> dict[str, Any]:
         "key": str(order_id),
         "data": {"refund_id": str(refund_id), "order_id": str(order_id)},
     }
+
+
+def parse_refund(body: bytes) -> tuple[UUID, UUID]:
+    """Inverse of `refund_message`: refund id and order id. MalformedRefund for anything else."""
+    try:
+        event = orjson.loads(body)
+        schema, data = event["schema"], event["data"]
+        refund_id, order_id = ids.parse_uuid(data["refund_id"]), ids.parse_uuid(data["order_id"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MalformedRefund("not a refund") from error
+    if schema != PAYMENT_SCHEMA or refund_id is None or order_id is None or not ids.is_order_id(order_id):
+        raise MalformedRefund("schema or ids")
+    return refund_id, order_id

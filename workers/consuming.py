@@ -33,7 +33,9 @@ TRANSIENT: tuple[type[Exception], ...] = (
 # needs an operator (connection, locks, time-outs, a full disk, an old schema), and never costs a message an attempt.
 REFUSED: tuple[type[psycopg.Error], ...] = (psycopg.DataError, psycopg.IntegrityError)
 # The message waits for something outside of it.
-FREE_FAILURES = frozenset({FailureKind.NO_GRANT, FailureKind.QUEUE_FULL, FailureKind.SHARD_AWAY})
+FREE_FAILURES = frozenset(
+    {FailureKind.NO_GRANT, FailureKind.QUEUE_FULL, FailureKind.SHARD_AWAY, FailureKind.PROVIDER_AWAY}
+)
 NO_ROOM: tuple[type[Exception], ...] = (QueueFull, DeadLettersFull)
 
 _REASON_LENGTH_MAX = 300

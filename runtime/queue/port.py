@@ -79,6 +79,7 @@ class FailureKind(StrEnum):
     NO_GRANT = "no_grant"  # an order waits for stock; spends no attempt
     QUEUE_FULL = "queue_full"  # no room for parts of the message; spends no attempt
     SHARD_AWAY = "shard_away"  # the account's database did not answer; spends no attempt
+    PROVIDER_AWAY = "provider_away"  # the payment provider did not answer; spends no attempt
     UNKNOWN = "unknown"  # written by a release that knows more kinds
 
     @classmethod

@@ -5,7 +5,15 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
-from domain.topology import TOPICS, dispatcher_fence_key, dispatcher_lease_key
+from domain.topology import (
+    DESTINATION_NOTICES,
+    DESTINATION_REFUNDS,
+    EMAIL_QUEUE,
+    REFUNDS_QUEUE,
+    TOPICS,
+    dispatcher_fence_key,
+    dispatcher_lease_key,
+)
 from runtime.dead_letters import open_dead_letters
 from runtime.event_log import open_event_log
 from runtime.postgres.pool import postgres_pool
@@ -15,7 +23,7 @@ from runtime.redis.client import redis_client
 from runtime.redis.leases import Lease
 from runtime.redis.ownership import own
 from workers.dispatcher import metrics
-from workers.dispatcher.destinations import Destination, Notices, OrderEvents
+from workers.dispatcher.destinations import Destination, OrderEvents, QueueMessages
 from workers.dispatcher.group import DispatchGroup
 from workers.dispatcher.outbox import Outbox
 
@@ -36,7 +44,11 @@ async def main(process: service.Service) -> None:
             return
         for shard, dsn in enumerate(settings.shard_dsns):
             database = f"shard-{shard}"
-            destinations: tuple[Destination, ...] = (OrderEvents(event_log), Notices(queue))
+            destinations: tuple[Destination, ...] = (
+                OrderEvents(event_log),
+                QueueMessages(DESTINATION_NOTICES, queue, EMAIL_QUEUE),
+                QueueMessages(DESTINATION_REFUNDS, queue, REFUNDS_QUEUE),
+            )
             pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2 * len(destinations), autocommit=True))
             for destination in destinations:
                 lease = Lease(

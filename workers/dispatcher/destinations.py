@@ -9,7 +9,7 @@ import orjson
 
 from domain.events import HEADERS_MEMBER
 from domain.headers import MalformedHeaders, check_headers
-from domain.topology import DESTINATION_NOTICES, DESTINATION_ORDER_EVENTS, EMAIL_QUEUE, TOPIC_ORDERS
+from domain.topology import DESTINATION_ORDER_EVENTS, TOPIC_ORDERS
 from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable, NewRecord
 from runtime.queue import Queue, QueueFull, QueueUnavailable
 
@@ -72,18 +72,18 @@ class OrderEvents:
             raise DeliveryFailed(str(error)) from error
 
 
-class Notices:
-    """Notices go to the queues of their senders: all of them by e-mail at present. One instance for each database.
+class QueueMessages:
+    """Events of a destination that go to one work queue, such as notices. One instance for each database.
 
-    The notices that a failed delivery had published are remembered and not published again with the next try: with
+    The messages that a failed delivery had published are remembered and not published again with the next try: with
     room for a few at a time only, each try would publish the same few, and never those behind them.
     """
 
-    name = DESTINATION_NOTICES
-
-    def __init__(self, queue: Queue) -> None:
-        """`queue` stays the caller's to close."""
+    def __init__(self, name: str, queue: Queue, to: str) -> None:
+        """`name` is the destination's, `to` the queue's; `queue` stays the caller's to close."""
+        self.name = name
         self._queue = queue
+        self._to = to
         self._published: dict[int, set[str]] = {}  # by partition; ids of a page at most
 
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
@@ -92,10 +92,10 @@ class Notices:
         published: set[str] = set()
         try:
             for event in events:
-                notice_id = str(orjson.loads(event.body).get("id", ""))
-                if not notice_id or notice_id not in before:
-                    await self._queue.publish(EMAIL_QUEUE, event.body, message_id=notice_id, headers=event.headers)
-                published.add(notice_id)
+                message_id = str(orjson.loads(event.body).get("id", ""))
+                if not message_id or message_id not in before:
+                    await self._queue.publish(self._to, event.body, message_id=message_id, headers=event.headers)
+                published.add(message_id)
         except (QueueFull, QueueUnavailable) as error:
             self._published[partition] = published
             raise DeliveryFailed(str(error)) from error

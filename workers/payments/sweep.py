@@ -1,0 +1,85 @@
+"""Rounds over a shard's payments: takes up settlings that were interrupted, and compares payments with their orders.
+
+A payment stays `received` when the edge ended between storing it and storing the decision. A captured payment whose
+order is not stored as paid after a while shows that Redis lost the decision: it is asked once more, and decides again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from payments.ledger import PaymentLedger
+from payments.refunds import Refunds
+from payments.rows import Payment
+from payments.settling import BATCH_MAX, Settled, Settling
+from runtime.redis.leases import Lease
+from workers.payments import metrics
+
+EVERY_S: Final = 5.0
+INTERRUPTED_AFTER: Final = timedelta(seconds=20)  # longer than an edge works on an event
+UNCONFIRMED_AFTER: Final = timedelta(seconds=60)  # longer than an order takes to its shard, usually
+LOST_AFTER: Final = timedelta(minutes=15)  # an order that neither Redis nor its shard knows
+CONFIRMED_MAX: Final = 2000  # in one round
+
+log = structlog.get_logger()
+
+
+class Sweep:
+    """The sweep of one shard; `step` is one round."""
+
+    def __init__(
+        self,
+        shard: int,
+        *,
+        settling: Settling,
+        ledger: PaymentLedger,
+        refunds: Refunds,
+        interrupted_after: timedelta = INTERRUPTED_AFTER,
+        unconfirmed_after: timedelta = UNCONFIRMED_AFTER,
+        lost_after: timedelta = LOST_AFTER,
+    ) -> None:
+        """Everything is owned elsewhere."""
+        self._shard = shard
+        self._settling = settling
+        self._ledger = ledger
+        self._refunds = refunds
+        self._interrupted_after = interrupted_after
+        self._unconfirmed_after = unconfirmed_after
+        self._lost_after = lost_after
+
+    async def step(self, lease: Lease) -> bool:  # noqa: ARG002 - the signature of a round; each part is idempotent
+        """One round; whether there is more to do at once."""
+        shard, ledger = self._shard, self._ledger
+        confirmed = await ledger.confirm(shard, limit=CONFIRMED_MAX)
+        interrupted = await ledger.received_before(shard, age=self._interrupted_after, limit=BATCH_MAX)
+        unconfirmed = await ledger.unconfirmed_before(shard, age=self._unconfirmed_after, limit=BATCH_MAX)
+        moved = await self._finish([*interrupted, *unconfirmed][:BATCH_MAX], lost=False)
+        lost = await ledger.received_before(shard, age=self._lost_after, limit=BATCH_MAX)
+        lost += await ledger.unconfirmed_before(shard, age=self._lost_after, limit=BATCH_MAX)
+        moved += await self._finish(lost[:BATCH_MAX], lost=True)
+        await self._measure()
+        return confirmed == CONFIRMED_MAX or moved == BATCH_MAX
+
+    async def _finish(self, payments: Sequence[Payment], *, lost: bool) -> int:
+        """Settle again; the number of payments that are decided now and were not before."""
+        results = await self._settling.finish(self._shard, payments, lost=lost)
+        moved = 0
+        for payment in payments:
+            result = results[payment.event_id]
+            metrics.SWEPT.labels(result.name.lower()).inc()
+            if result is Settled.UNDECIDED:
+                log.warning("payment undecided", order_id=str(payment.order_id), state=payment.state)
+            elif (result is Settled.CAPTURED) != (payment.state == "captured"):
+                moved += 1
+                log.warning("payment settled late", order_id=str(payment.order_id), result=result.name.lower())
+        return moved
+
+    async def _measure(self) -> None:
+        opened = await self._refunds.measure(self._shard)
+        metrics.OPEN.labels(self._shard).set(opened.count)
+        metrics.REFUSED.labels(self._shard).set(opened.refused)
+        metrics.OLDEST_SECONDS.labels(self._shard).set(max(0.0, opened.oldest_s))
