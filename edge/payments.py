@@ -146,9 +146,7 @@ class Payments:
         if "content-encoding" in request.headers:
             return _closing(refuse(Problem.UNSUPPORTED_MEDIA_TYPE))
         try:
-            body = await read_within(
-                request.body, bytes_max=WEBHOOK_BYTES_MAX, deadline_ms=self._body_deadline_ms
-            )
+            body = await read_within(request.body, bytes_max=WEBHOOK_BYTES_MAX, deadline_ms=self._body_deadline_ms)
         except BodyRefused as error:
             return _closing(refuse(error.problem, error.detail))
         headers = _signatures(request.headers)

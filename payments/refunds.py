@@ -69,7 +69,11 @@ class Refunds:
             row = await (await connection.execute(_SQL["read_refund"], {"refund_id": refund_id})).fetchone()
         if row is None:
             return None
-        return Refund(*row[:5], RefundReason(row[5]), RefundState(row[6]), *row[7:])
+        id_, event_id, order, amount_minor, currency, reason, state, reference, user_id, sale_id = row
+        return Refund(
+            id_, event_id, order, amount_minor, currency, RefundReason(reason), RefundState(state), reference, user_id,
+            sale_id,
+        )  # fmt: skip
 
     async def finish(self, refund: Refund, *, provider_id: str) -> bool:
         """Store that the money went back; False when it was stored before."""
