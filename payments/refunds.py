@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from domain.payments import RefundReason, RefundState
+from domain.payments import PaymentState, RefundReason, RefundState
 from domain.topology import DESTINATION_ORDER_EVENTS, Topology
 from payments.ledger import Pool, tell
 from payments.providers.port import RefundRequest
-from payments.rows import refunded_event
+from payments.rows import refund_event
 from runtime.postgres.sql import load_sql
 
 _SQL = load_sql("payments", "refunds.sql")
@@ -84,10 +84,10 @@ class Refunds:
             await connection.execute(
                 _SQL["account"], {"event_id": refund.event_id, "amount_minor": refund.amount_minor}
             )
-            event = refunded_event(
-                refund_id=refund.id, event_id=refund.event_id, order_id=refund.order_id, user_id=refund.user_id,
-                sale_id=refund.sale_id, amount_minor=refund.amount_minor, currency=refund.currency,
-                reason=refund.reason,
+            event = refund_event(
+                PaymentState.REFUNDED, refund_id=refund.id, event_id=refund.event_id, order_id=refund.order_id,
+                user_id=refund.user_id, sale_id=refund.sale_id, amount_minor=refund.amount_minor,
+                currency=refund.currency, reason=refund.reason.value,
             )  # fmt: skip
             await tell(connection, {DESTINATION_ORDER_EVENTS: [event]})
         return True
