@@ -186,6 +186,9 @@ class _EdgeCollector(Collector):
         restarts = CounterMetricFamily(
             "flashsale_task_restarts", "Background tasks that ended and were started again", labels=["worker", "task"]
         )
+        payments = CounterMetricFamily(
+            "flashsale_edge_payment_events", "Events of the payment provider by result", labels=["worker", "result"]
+        )
         lost_lines = CounterMetricFamily(
             "flashsale_log_writes_failed", "Writes of log lines that failed, such as on a full disk", labels=["worker"]
         )
@@ -198,6 +201,8 @@ class _EdgeCollector(Collector):
                 outside.add_metric([worker, issuer], count)
             for kid, active in snapshot["token_keys"].items():
                 keys.add_metric([worker, kid, str(int(active))], 1)
+            for result, count in snapshot["payment_events"].items():
+                payments.add_metric([worker, result], count)
             for route, status, count in snapshot["requests"]:
                 requests.add_metric([worker, route, str(status)], count)
         yield requests
@@ -205,6 +210,7 @@ class _EdgeCollector(Collector):
         yield keys
         yield outside
         yield restarts
+        yield payments
         yield lost_lines
 
     def _direct(self) -> Iterable[Metric]:

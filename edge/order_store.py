@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -54,7 +54,7 @@ class OrderStore:
     async def held(self, order_id: UUID) -> tuple[OrderEntry | None, bool]:
         """Newest version of the order in Redis, or None; and whether Redis knows that the order has payments."""
         keys = (topology.order_key(order_id), topology.payment_mark_key(order_id))
-        value, mark = await self._redis.mget(keys)
+        value, mark = cast(list[bytes | None], await self._redis.mget(keys))
         return None if value is None else decode_value(order_id, value), mark is not None
 
     async def stored(self, order_id: UUID) -> OrderEntry | None:

@@ -204,9 +204,7 @@ class Orders:
         return 200, _HEADERS, orjson.dumps(order_document(entry, now_ms=self._clock.now_ms(), shown=shown))
 
 
-def _newest(
-    held: Sequence[OrderEntry], stored: Sequence[OrderEntry], *, limit: int
-) -> tuple[list[OrderEntry], bool]:
+def _newest(held: Sequence[OrderEntry], stored: Sequence[OrderEntry], *, limit: int) -> tuple[list[OrderEntry], bool]:
     """Each order at its newest version, the newest orders first; and whether there are more than `limit`."""
     newest: dict[UUID, OrderEntry] = {}
     for entry in (*held, *stored):

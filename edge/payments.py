@@ -146,9 +146,7 @@ class Payments:
         if "content-encoding" in request.headers:
             return _closing(refuse(Problem.UNSUPPORTED_MEDIA_TYPE))
         try:
-            body = await read_within(
-                request.body, bytes_max=WEBHOOK_BYTES_MAX, deadline_ms=self._body_deadline_ms
-            )
+            body = await read_within(request.body, bytes_max=WEBHOOK_BYTES_MAX, deadline_ms=self._body_deadline_ms)
         except BodyRefused as error:
             return _closing(refuse(error.problem, error.detail))
         headers = _signatures(request.headers)
@@ -184,10 +182,10 @@ class Payments:
             case Settled.CAPTURED | Settled.REFUND_DUE:
                 return _answer(settled.name.lower())
             case Settled.MISMATCH:
-                _log.error("payment_mismatch", event=event.event_id, order_id=str(event.order_id))
+                _log.error("payment_mismatch", event_id=event.event_id, order_id=str(event.order_id))
                 return invalid("/amount_minor", "not the amount and currency of the order: the money goes back")
             case Settled.REUSED:
-                _log.error("event_reused", event=event.event_id, order_id=str(event.order_id))
+                _log.error("event_reused", event_id=event.event_id, order_id=str(event.order_id))
                 return invalid("/event_id", "used before for another payment")
             case Settled.UNDECIDED:
                 return refuse(Problem.DEPENDENCY_UNAVAILABLE)
@@ -197,7 +195,7 @@ class Payments:
     def _unknown(self, event_id: str) -> Answer:
         """The order may not be known yet, after a loss of data for example: the provider shall repeat the event."""
         self.events["unknown_order"] += 1
-        _log.error("payment_of_unknown_order", event=event_id)
+        _log.error("payment_of_unknown_order", event_id=event_id)
         return refuse(Problem.DEPENDENCY_UNAVAILABLE, "The order is not known at present: repeat the event")
 
 

@@ -93,7 +93,7 @@ class Settlements:
                     await self._settle(shard, [one])
                 return
             event, result = batch[0]
-            _log.error("payment_refused", event=event.event_id, order_id=str(event.order_id), error=str(error))
+            _log.error("payment_refused", event_id=event.event_id, order_id=str(event.order_id), error=str(error))
             _fail(result, error)
         except _AWAY as error:
             _log.warning("payments_not_settled", shard=shard, events=len(batch), error=type(error).__name__)

@@ -256,9 +256,7 @@ def _stop_worker(task: str) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def routes(
-    *, orders: Orders, payments: Payments, sales: SaleReads, health: Health, metrics: Metrics
-) -> list[Route]:
+def routes(*, orders: Orders, payments: Payments, sales: SaleReads, health: Health, metrics: Metrics) -> list[Route]:
     """Every operation of the edge."""
     return [
         Route("POST", ORDER_TEMPLATE, order_path_only),

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from domain.payments import RefundReason, RefundState
+from domain.payments import PaymentState, RefundReason, RefundState
 from domain.topology import DESTINATION_ORDER_EVENTS, Topology
 from payments.ledger import Pool, tell
 from payments.providers.port import RefundRequest
-from payments.rows import refunded_event
+from payments.rows import refund_event
 from runtime.postgres.sql import load_sql
 
 _SQL = load_sql("payments", "refunds.sql")
@@ -69,7 +69,11 @@ class Refunds:
             row = await (await connection.execute(_SQL["read_refund"], {"refund_id": refund_id})).fetchone()
         if row is None:
             return None
-        return Refund(*row[:5], RefundReason(row[5]), RefundState(row[6]), *row[7:])
+        id_, event_id, order, amount_minor, currency, reason, state, reference, user_id, sale_id = row
+        return Refund(
+            id_, event_id, order, amount_minor, currency, RefundReason(reason), RefundState(state), reference, user_id,
+            sale_id,
+        )  # fmt: skip
 
     async def finish(self, refund: Refund, *, provider_id: str) -> bool:
         """Store that the money went back; False when it was stored before."""
@@ -80,10 +84,10 @@ class Refunds:
             await connection.execute(
                 _SQL["account"], {"event_id": refund.event_id, "amount_minor": refund.amount_minor}
             )
-            event = refunded_event(
-                refund_id=refund.id, event_id=refund.event_id, order_id=refund.order_id, user_id=refund.user_id,
-                sale_id=refund.sale_id, amount_minor=refund.amount_minor, currency=refund.currency,
-                reason=refund.reason,
+            event = refund_event(
+                PaymentState.REFUNDED, refund_id=refund.id, event_id=refund.event_id, order_id=refund.order_id,
+                user_id=refund.user_id, sale_id=refund.sale_id, amount_minor=refund.amount_minor,
+                currency=refund.currency, reason=refund.reason.value,
             )  # fmt: skip
             await tell(connection, {DESTINATION_ORDER_EVENTS: [event]})
         return True

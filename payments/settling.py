@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import cast
 from uuid import UUID
 
 from redis.asyncio import Redis
@@ -128,7 +129,7 @@ class Settling:
         lost: bool,
     ) -> None:
         """Orders that the script did not find: final and stored long ago, left behind by a rebuild, or lost."""
-        values = await self._redis.mget([topology.order_key(payment.order_id) for payment in payments])
+        values = await self._values([payment.order_id for payment in payments])
         stored = await self._ledger.orders(shard, [payment.order_id for payment in payments])
         for payment, value in zip(payments, values, strict=True):
             order = stored.get(payment.order_id)
@@ -141,7 +142,7 @@ class Settling:
 
     async def _known(self, shard: int, order_ids: set[UUID]) -> dict[UUID, _Known]:
         wanted = list(order_ids)
-        values = await self._redis.mget([topology.order_key(order_id) for order_id in wanted])
+        values = await self._values(wanted)
         known: dict[UUID, _Known] = {}
         for order_id, value in zip(wanted, values, strict=True):
             if value is not None:
@@ -152,6 +153,11 @@ class Settling:
             for order_id, stored in (await self._ledger.orders(shard, missing)).items():
                 known[order_id] = _Known(stored.user_id, stored.sale_id, stored.total_minor, stored.currency)
         return known
+
+    async def _values(self, order_ids: Sequence[UUID]) -> list[bytes | None]:
+        return cast(
+            list[bytes | None], await self._redis.mget([topology.order_key(order_id) for order_id in order_ids])
+        )
 
     async def _mark(self, order_ids: set[UUID]) -> None:
         async with self._redis.pipeline(transaction=False) as pipeline:

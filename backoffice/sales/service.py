@@ -176,6 +176,22 @@ class SaleService:
             await self.apply_restock(sale, restock)
         return sale, not added
 
+    async def may_restock(self, sale_id: UUID) -> bool:
+        """Whether the sale takes units now. SaleMissing."""
+        try:
+            model.check_restockable(await self.get(sale_id), await self.now_ms())
+        except model.SaleStateConflict:
+            return False
+        return True
+
+    async def restock_once(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> bool:
+        """`restock` for units that come back; False when the sale takes none any more. Its other exceptions pass."""
+        try:
+            await self.restock(sale_id, sku=sku, quantity=quantity, key=key, created_by=created_by)
+        except model.SaleStateConflict:
+            return False
+        return True
+
     async def apply_restock(self, sale: Sale, restock: Restock) -> None:
         """Bring a committed restock to the lane; may be repeated. LaneForgot, KeyReused."""
         try:

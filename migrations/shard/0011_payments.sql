@@ -36,9 +36,9 @@ CREATE INDEX payments_received ON payments (received_at) WHERE state = 'received
 CREATE INDEX payments_unconfirmed ON payments (changed_at) WHERE state = 'captured' AND NOT confirmed;
 CREATE INDEX payments_time ON payments (received_at);
 
--- `lines` are the SKUs that staff gave back, NULL for the whole rest of the payment. `provider_id` is the provider's id
+-- `lines` are the SKUs whose price goes back, NULL for a refund without a request. `provider_id` is the provider's id
 -- of the refund. `requested_by` and `idempotency_key` are of the staff's request, NULL for a refund without one.
--- `restock_due`: the request also puts the units on sale again, and that has not happened yet.
+-- `restock`: the request also puts the units on sale again; `restock_due`: that has not happened yet.
 CREATE TABLE refunds (
     id uuid PRIMARY KEY,
     event_id text NOT NULL REFERENCES payments,
@@ -51,6 +51,7 @@ CREATE TABLE refunds (
     provider_id text CHECK (length(provider_id) <= 255),
     requested_by uuid,
     idempotency_key text CHECK (length(idempotency_key) BETWEEN 1 AND 64),
+    restock boolean NOT NULL DEFAULT false,
     restock_due boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT now(),
     changed_at timestamptz NOT NULL DEFAULT now(),

@@ -46,6 +46,8 @@ class Action(StrEnum):
     SALE_END = "sale.end"
     SALE_RESTOCK = "sale.restock"
     SALE_REBUILD = "sale.rebuild"
+    ORDER_CANCEL = "order.cancel"
+    ORDER_REFUND = "order.refund"
     DEAD_LETTER_REPLAY = "dead_letter.replay"
     DEAD_LETTER_DELETE = "dead_letter.delete"
     KEYS_ROTATE = "keys.rotate"

@@ -38,5 +38,6 @@ def test_a_worker_with_a_wrong_clock_judges_tokens_rightly(ahead_s: int, life_s:
     clock.measured(redis_s=true_now_s, redis_us=0, asked_at=now, answered_at=now)
     assert round(clock.offset_ms / 1000) == pytest.approx(-ahead_s, abs=1)
     authentication = Authentication(KeyRing(KEYS.keys, issuer=issuer), clock, None)
-    answer = authentication.buyer(Request("GET", "/", "", _Headers(authorization=f"Bearer {token}"), {}))
+    request = Request("GET", "/", "", _Headers(authorization=f"Bearer {token}"), {}, ())  # type: ignore[arg-type]
+    answer = authentication.buyer(request)
     assert isinstance(answer, UUID) == valid

@@ -160,7 +160,7 @@ async def test_scrapes_share_one_computation(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Metrics, "_compute", compute)
     scraped = Metrics(SnapshotFolder(tmp_path, 0), 0, dict, now_s=lambda: now_s[0])
-    request = Request("GET", "/metrics", "", {}, {})  # type: ignore[arg-type]
+    request = Request("GET", "/metrics", "", {}, {}, ())  # type: ignore[arg-type]
     answers = [await scraped.get(request) for _ in range(metrics.SCRAPES_MAX + 2)]
     assert [status for status, _, _ in answers] == [200] * metrics.SCRAPES_MAX + [503] * 2
     assert dict(answers[-1][1])["retry-after"] == "1"

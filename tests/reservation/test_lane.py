@@ -108,12 +108,12 @@ async def test_orders_change_once(lanes: Lanes, lane: LaneClient, sale: SaleDefi
     assert done.entry is not None
     assert (done.transition, done.entry.status, done.entry.version) == (Transition.DONE, OrderStatus.CANCELLED, 2)
     assert await lanes.cancel(cancelled) == Change(Transition.REPEATED, done.entry)
-    assert (await lanes.settle(paid)).transition is Transition.DONE
+    stranger = replace(paid, order_id=ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2))
+    answers = await lanes.settle([paid, paid, cancelled, stranger])
+    assert answers == [Transition.DONE, Transition.REPEATED, Transition.CONFLICT, Transition.NOT_FOUND]
     assert (await lanes.cancel(paid)).transition is Transition.CONFLICT
     assert (await lanes.reject(rejected)).transition is Transition.DONE
     assert lane.stock(sale) == Stock(198, 0, 1, 1, 200, 0, 0)
-    stranger = replace(paid, order_id=ids.order_id(unix_ms=1, lane=LANE, bucket=1, random=2))
-    assert await lanes.settle(stranger) == Change(Transition.NOT_FOUND, None)
 
 
 async def test_expiry_answers_for_each_order_also_after_the_script_cache_was_emptied(

@@ -41,8 +41,8 @@ from workers.dispatcher.destinations import (
     Destination,
     Event,
     MalformedEvents,
-    Notices,
     OrderEvents,
+    QueueMessages,
     events_of,
 )
 from workers.dispatcher.group import PAGE_ROWS_MAX, DispatchGroup
@@ -342,7 +342,7 @@ async def test_headers_leave_the_event_and_reach_the_record(setup: Setup) -> Non
 
 
 async def test_headers_of_a_notice_reach_its_message(setup: Setup) -> None:
-    setup.destination = Notices(setup.queue)
+    setup.destination = QueueMessages(DESTINATION_NOTICES, setup.queue, EMAIL_QUEUE)
     put(setup.dsn, 3, [{"id": "n", "key": "k", "headers": {"traceparent": "00-ab"}}], destination=DESTINATION_NOTICES)
     async with setup.running(), setup.queue.consume(EMAIL_QUEUE, prefetch=1) as consumer:
         (delivery,) = await consumer.next_batch(count_max=1, wait_s=WAIT_S)
@@ -398,7 +398,7 @@ async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery
 async def test_notices_wait_for_room_in_their_queue(setup: Setup, redis_server: RedisServer) -> None:
     """A full queue delays; each notice is there at least once, under its own id, and in the queue of letters."""
     small = open_queue(redis_server.url, TOPOLOGY.queues, length_max=2)
-    setup.destination = Notices(small)
+    setup.destination = QueueMessages(DESTINATION_NOTICES, small, EMAIL_QUEUE)
     for number in range(5):
         put(setup.dsn, 3, [{"id": f"n{number}", "key": "k"}], destination=DESTINATION_NOTICES)
     put(setup.dsn, 3, [event("k", 1)])  # another destination's: not ours to send

@@ -1,9 +1,9 @@
 """Takes refunds off their queue and settles each by the provider's answer.
 
-    the money went back, now or before          row done, ack
-    the provider is away, or fails (5xx, 429)   retry later, which spends no attempt and holds up no other refund
-    refused for good, or malformed              row refused, the dead letters; a replay tries again
-    its shard is away                           pause with the message unacknowledged
+the money went back, now or before          row done, ack
+the provider is away, or fails (5xx, 429)   retry later, which spends no attempt and holds up no other refund
+refused for good, or malformed              row refused, the dead letters; a replay tries again
+its shard is away                           pause with the message unacknowledged
 """
 
 from __future__ import annotations
