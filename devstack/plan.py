@@ -19,7 +19,8 @@ from runtime.process.settings import PREFIX, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
 
 PROBE_S_MAX = 2.0
-SERVERS = ("redis", "postgres", "mailbox")
+SIMULATOR = "payment-simulator"
+SERVERS = ("redis", "postgres", "mailbox", SIMULATOR)
 # Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -30,7 +31,11 @@ WORKERS = {
     "recovery": "workers.recovery",
     "rejecter": "workers.rejecter",
     "notifications-0": "workers.notifications",
+    "payments-0": "workers.payments",
 }
+# Only these modules speak to the payment provider, and no other process gets its secrets.
+_PAY = ("edge", "workers.payments")
+_PAYMENT_SECRETS = ("payment_api_key", "payment_webhook_secrets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class Plan:
     edge_direct_port: int = field(init=False)
     metrics_ports: dict[str, int] = field(init=False)
     mail_port: int = field(init=False)
+    payment_port: int | None = field(init=False)  # None: the caller chose another payment provider
 
     def __post_init__(self) -> None:
         """Choose ports and check settings. Raises StackError for a port in use, SettingsError."""
@@ -87,6 +93,11 @@ class Plan:
         self.edge_direct_port = self._choose_direct_port()
         self.metrics_ports = {name: free_port() for name in WORKERS}
         self.mail_port = free_port()
+        chosen = self.settings.model_fields_set
+        theirs = "payment_provider" in chosen and (
+            self.settings.payment_provider != "simulated" or "payment_url" in chosen
+        )
+        self.payment_port = None if theirs else free_port()
 
     def _choose_direct_port(self) -> int:
         """The caller's choice, which may be 0 for no direct door; without one, a free port."""
@@ -129,6 +140,8 @@ class Plan:
             "FLASHSALE_LINK_URL": self.backoffice_url,
         }
         callers = self._callers_settings()
+        for name in _payment_secrets(callers):
+            del callers[name]
         # The backoffice serves the shop page, which orders at the edge: another origin, with two names of this machine.
         origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
         pages = {
@@ -143,7 +156,7 @@ class Plan:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL and the mailbox. Call `postgres.initialise` before."""
+        """Redis, PostgreSQL, the mailbox and the payment simulator. Call `postgres.initialise` before."""
         base = {STATE_VARIABLE: str(self.folder.path)}
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
@@ -153,7 +166,22 @@ class Plan:
                 cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
             ),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
+            *self._simulator(),
         ]  # fmt: skip
+
+    def _simulator(self) -> list[Program]:
+        if self.payment_url is None:
+            return []
+        argv = [
+            sys.executable, "-m", "devstack.payment_simulator", str(self.folder.data / "payments" / "books.sqlite"),
+            str(self.payment_port), f"{self.edge_url}/v1/payments/webhook",
+        ]  # fmt: skip
+        env = {
+            **self._base_env(),
+            "SIMULATOR_API_KEY": self.folder.secret("payment_api_key"),
+            "SIMULATOR_SECRET": self.folder.secret("payment_secret"),
+        }
+        return [Program(SIMULATOR, argv, env, self.folder.log(SIMULATOR), ready_url=f"{self.payment_url}/readyz")]
 
     def processes(self) -> list[Program]:
         """The project's processes in the order of their start; the edge is last."""
@@ -165,12 +193,18 @@ class Plan:
         programs = [self._program("backoffice", "backoffice", overrule(env, staff), self.backoffice_url)]
         for name, module in WORKERS.items():
             port = self.metrics_ports[name]
-            own = {"FLASHSALE_METRICS_PORT": str(port)}
+            own = {"FLASHSALE_METRICS_PORT": str(port), **self._payment_env(module)}
             if module == "workers.notifications" and self.settings.notice_key is None:
                 own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
-            programs.append(self._program(name, module, {**env, **own}, f"http://127.0.0.1:{port}"))
-        programs.append(self._program("edge", "edge", env, self.edge_url))
+            programs.append(self._program(name, module, overrule(env, own), f"http://127.0.0.1:{port}"))
+        programs.append(self._program("edge", "edge", overrule(env, self._payment_env("edge")), self.edge_url))
         return programs
+
+    def _payment_env(self, module: str) -> dict[str, str]:
+        """The payment provider of a process; nothing for a process that does not speak to one."""
+        if module not in _PAY:
+            return {}
+        return _payment_secrets(self.environ) | self.folder.payment_env(self.stack())
 
     def _program(self, name: str, module: str, env: Mapping[str, str], url: str) -> Program:
         argv = [sys.executable, "-m", module]
@@ -190,6 +224,11 @@ class Plan:
     def smtp_url(self) -> str:
         """Address of the stack's mailbox."""
         return f"smtp://127.0.0.1:{self.mail_port}"
+
+    @property
+    def payment_url(self) -> str | None:
+        """Address of the payment simulator; None without one."""
+        return None if self.payment_port is None else f"http://127.0.0.1:{self.payment_port}"
 
     @property
     def admin_password(self) -> str:
@@ -217,8 +256,11 @@ class Plan:
                 "edge": self.edge_url,
                 "backoffice": self.backoffice_url,
                 **{name: f"http://127.0.0.1:{port}" for name, port in self.metrics_ports.items()},
+                **({} if self.payment_url is None else {SIMULATOR: self.payment_url}),
             },
             supervisor=os.getpid(),
+            payment_url=self.payment_url,
+            payment_api_key=None if self.payment_url is None else self.folder.secret("payment_api_key"),
         )
 
 
@@ -230,3 +272,8 @@ def _listening_port(port: int, name: str) -> int:
             f"port {port} is in use: choose another with --{name}-port N, or --{name}-port 0 for a free one"
         )
     return port
+
+
+def _payment_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    variables = {PREFIX + name.upper() for name in _PAYMENT_SECRETS}
+    return {name: value for name, value in environ.items() if name.removesuffix("_FILE") in variables}

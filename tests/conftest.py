@@ -18,6 +18,7 @@ pytest_plugins = [
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
     "tests.fixtures.fix_stack",
+    "tests.fixtures.fix_payments",
     "tests.fixtures.fix_users",
     "tests.fixtures.fix_people",
     "tests.fixtures.fix_issuer",

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "backoffice": {"domain", "runtime", "reservation", "payments"},
     "workers": {"domain", "runtime", "reservation", "payments"},
     "ops": {"domain", "runtime", "reservation", "payments", "migrations"},
-    "devstack": {"domain", "runtime", "reservation", "migrations", "ops"},
+    "devstack": {"domain", "runtime", "reservation", "payments", "migrations", "ops"},
     "faults": {"domain", "runtime", "reservation", "payments", "migrations", "ops", "devstack"},
 }
 OURS = {*MAY_IMPORT, "tests", "perf"}
