@@ -113,3 +113,11 @@ def orders_of(page: Page, stack: Stack) -> list[Any]:
     assert answer.status_code == 200, answer.text
     items: list[Any] = answer.json()["items"]
     return items
+
+
+def control_provider(stack: Stack, **behaviour: Any) -> None:
+    """Make the simulated payment provider behave like this, in all else well."""
+    url, headers = f"{stack.payment_url}/v1/control", {"Authorization": f"Bearer {stack.payment_secret}"}
+    assert httpx.delete(url, headers=headers, timeout=10).is_success
+    if behaviour:
+        assert httpx.post(url, headers=headers, json=behaviour, timeout=10).is_success
