@@ -65,8 +65,13 @@ class Shopkeeper:
 
     def report(self, sale: Any) -> Any:
         """Counters of the sale's only item."""
-        (item,) = self._ask("GET", f"/v1/sales/{sale['id']}/report")["items"]
+        (item,) = self.counters(sale).values()
         return item
+
+    def counters(self, sale: Any) -> dict[str, Any]:
+        """Counters of each item of the sale by SKU."""
+        items = self._ask("GET", f"/v1/sales/{sale['id']}/report")["items"]
+        return {item["sku"]: item for item in items}
 
 
 def log_in_staff(page: Page, stack: Stack) -> None:
