@@ -120,7 +120,7 @@ def test_while_the_provider_is_down(visit: Visit, running_stack: RunningStack, k
     visitor, _ = shopper(visit, stack, sale)
     page = visitor.page
     page.get_by_role("button", name="Pay now").click()
-    expect(page.locator("#order-message")).to_contain_text("The payment provider does not answer at the moment.")
+    expect(page.locator("#order-message")).to_contain_text("The payment provider is not available at the moment.")
     expect(page.locator("#order-message")).to_contain_text("Your order stays reserved until the hold ends.")
     shown = page.locator("#order-countdown").inner_text()
     expect(page.locator("#order-countdown")).not_to_have_text(shown)
@@ -131,6 +131,14 @@ def test_while_the_provider_is_down(visit: Visit, running_stack: RunningStack, k
     expect(page.locator("#order-message")).to_contain_text("Please try again.")
     control_provider(stack)
     to_provider(page)
+
+
+def test_an_order_that_costs_nothing(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
+    item = {"sku": keeper.product()["sku"], "stock": 3, "price_minor": 0, "per_user_limit": 0}
+    visitor, _ = shopper(visit, running_stack.stack, keeper.sale(items=[item]))
+    visitor.page.get_by_role("button", name="Confirm the free order").click()
+    expect(visitor.page).to_have_url(re.compile("/shop/orders/"))
+    state(visitor.page, PAID)
 
 
 def test_a_double_click_asks_once(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:

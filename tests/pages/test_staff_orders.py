@@ -77,6 +77,7 @@ def test_refunds(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) 
     expect(refunds).to_contain_text("€7.00")
     expect(refunds).to_contain_text(f"{skus[0]}, back on sale")
     expect(refunds.locator('[data-label="State"]')).to_have_text("done")  # the page looks again by itself
+    expect(page.locator("#orders-message")).to_have_text("The refund is done")
     eventually(lambda: keeper.counters(sale)[skus[0]]["available"] == 3)
     assert keeper.counters(sale)[skus[1]]["available"] == 2
     page.locator("#order-refund").click()

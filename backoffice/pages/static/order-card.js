@@ -85,6 +85,7 @@ export class OrderCard {
       make("li", {}, `${line.quantity} × ${line.sku}, ${money(line.unit_price_minor, order.currency)} each`)));
     find("order-total").textContent = `Total: ${money(order.total_minor, order.currency)}`;
     find("order-link").textContent = `Order ${order.order_id}, ${moment(order.reserved_at)}`;
+    find("pay").textContent = order.total_minor ? "Pay now" : "Confirm the free order";
     find("order-link").href = `/shop/orders/${order.order_id}`;
     this.tick();
   }

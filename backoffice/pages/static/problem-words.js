@@ -22,7 +22,7 @@ const WORDS = {
 };
 // After these the order stays as it is, and the buyer can try again.
 const PAYING = {
-  dependency_unavailable: "The payment provider does not answer at the moment.",
+  dependency_unavailable: "The payment provider is not available at the moment.",
   overloaded: "The shop is very busy.",
   internal_error: "Something went wrong on our side.",
   no_answer: "No connection to the server.",

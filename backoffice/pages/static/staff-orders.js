@@ -103,7 +103,6 @@ export class StaffOrders {
     this.order = order;
     const amount = (minor) => money(minor, order.currency);
     const facts = { Buyer: order.user_id, Sale: order.sale_id, Reserved: moment(order.reserved_at), "Hold until": moment(order.expires_at), Total: amount(order.total_minor), Payment: order.payment.replace("_", " ") };
-    const refunded = this.refundedLines;
     find("order").replaceChildren(
       make("div", { class: "row" },
         make("h3", { id: "order-title", tabindex: -1 }, `Order ${order.order_id}`),
@@ -111,7 +110,7 @@ export class StaffOrders {
         make("button", { class: "push", type: "button", click: () => this.close() }, "Close", make("span", { class: "skip" }, " the order"))),
       make("dl", { class: "facts" }, ...Object.entries(facts).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { class: "small" }, value)))),
       table("Lines", ["SKU", "Units", "Price", "Refund"], order.items.map((line) =>
-        [line.sku, String(line.quantity), amount(line.unit_price_minor), refunded.has(line.sku) ? "asked for" : "–"])),
+        [line.sku, String(line.quantity), amount(line.unit_price_minor), this.refundOf(line)?.state ?? "–"])),
       table("Payments", ["Received", "Event", "Amount", "State", "Due back", "Refunded"], order.payments.map((payment) =>
         [moment(payment.received_at), payment.event_id, money(payment.amount_minor, payment.currency), payment.state.replace("_", " "), money(payment.due_minor, payment.currency), money(payment.refunded_minor, payment.currency)])),
       table("Refunds", ["Asked for", "Amount", "Reason", "Lines", "State"], order.refunds.map((refund) =>
@@ -125,15 +124,16 @@ export class StaffOrders {
     this.later();
   }
 
-  get refundedLines() {
-    return new Set(this.order.refunds.flatMap((refund) => refund.lines ?? []));
+  /** The refund that staff asked for a line; undefined without one. */
+  refundOf(line) {
+    return this.order.refunds.find((refund) => refund.lines?.includes(line.sku));
   }
 
   /** The lines whose money can go back, and cost something. */
   get refundable() {
     const { order } = this;
     const captured = order.payments.some((payment) => payment.state === "captured");
-    return order.status === "paid" && captured ? order.items.filter((line) => line.unit_price_minor > 0 && !this.refundedLines.has(line.sku)) : [];
+    return order.status === "paid" && captured ? order.items.filter((line) => line.unit_price_minor > 0 && !this.refundOf(line)) : [];
   }
 
   /** Look again for a while at a refund that is under way. */
@@ -145,8 +145,9 @@ export class StaffOrders {
       this.polls++;
       const newest = await this.session.ask("GET", `/v1/orders/${order.order_id}`).catch(() => null);
       if (this.order !== order || this.busy) return;
-      if (newest && JSON.stringify(newest) !== JSON.stringify(order)) this.show(newest);
-      else this.later();
+      if (!newest || JSON.stringify(newest) === JSON.stringify(order)) return this.later();
+      this.show(newest);
+      if (newest.refunds.every((refund) => refund.state === "done")) say(find("orders-message"), "The refund is done", "good");
     }, POLL_MS);
   }
 
