@@ -133,14 +133,6 @@ def test_while_the_provider_is_down(visit: Visit, running_stack: RunningStack, k
     to_provider(page)
 
 
-def test_an_order_that_costs_nothing(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
-    item = {"sku": keeper.product()["sku"], "stock": 3, "price_minor": 0, "per_user_limit": 0}
-    visitor, _ = shopper(visit, running_stack.stack, keeper.sale(items=[item]))
-    visitor.page.get_by_role("button", name="Confirm the free order").click()
-    expect(visitor.page).to_have_url(re.compile("/shop/orders/"))
-    state(visitor.page, PAID)
-
-
 def test_a_double_click_asks_once(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
     stack, sale = running_stack.stack, keeper.sale()
     visitor, _ = shopper(visit, stack, sale)
@@ -264,6 +256,20 @@ def test_every_state_is_told(visit: Visit, running_stack: RunningStack, keeper: 
         assert told["text"] == text
         assert all(note in " ".join(told["notes"]).replace("\xa0", " ") for note in notes), told
         assert bool(told["notes"]) == bool(notes)
+    order |= {"status": "reserved", "payment": "none", "refund_due_minor": 0}
+    for status, confirming, note in (
+        ("reserved", True, "This takes a few seconds."),
+        ("reserved", False, "No payment has arrived so far."),
+        ("expired", False, "your money goes back to you"),
+        ("cancelled", False, "your money goes back to you"),
+    ):
+        order |= {"status": status}
+        told = page.evaluate(
+            """async ([order, confirming]) =>
+              (await import('/static/order-words.js')).told(order, {visited: true, confirming})""",
+            [order, confirming],
+        )
+        assert note in told["notes"][0]
     cors = {"Access-Control-Allow-Origin": stack.backoffice_url, "Access-Control-Allow-Headers": "Authorization"}
     page.route(f"{stack.edge_url}/v1/orders/*", lambda route: route.fulfill(json=order, headers=cors))
     for status, payment in (("reserved", "refunded"), ("paid", "refund_due"), ("rejected", "none")):
@@ -275,19 +281,16 @@ def test_every_state_is_told(visit: Visit, running_stack: RunningStack, keeper: 
         assert visitor.overflow_px == 0
 
 
-def test_with_the_keyboard(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
-    stack, sale = running_stack.stack, keeper.sale()
-    visitor, email = shopper(visit, stack, sale)
+def test_a_free_order_with_the_keyboard(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
+    item = {"sku": keeper.product()["sku"], "stock": 3, "price_minor": 0, "per_user_limit": 0}
+    visitor, email = shopper(visit, running_stack.stack, keeper.sale(items=[item]))
     page = visitor.page
     expect(page.locator("#order-title")).to_be_focused()
     page.keyboard.press("Tab")  # the link of the order page
     page.keyboard.press("Tab")
-    expect(page.locator("#pay")).to_be_focused()
+    expect(page.get_by_role("button", name="Confirm the free order")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Pay for your order")).to_be_visible()
-    page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    state(page, PAID)
+    expect(page).to_have_url(re.compile("/shop/orders/"))
     expect(page.get_by_role("status").filter(has_text=PAID)).to_be_visible()
     page.get_by_role("button", name="Log out").click()
     expect(page.locator("#order")).to_be_hidden()

@@ -91,7 +91,7 @@ def test_refunds(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) 
     assert visitor.overflow_px == 0
 
 
-def test_a_cancellation(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
+def test_a_cancellation_and_the_verdict_on_money(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
     stack, sale = running_stack.stack, keeper.sale()
     order_id = placed(running_stack, sale, paid=False)
     page = visit(stack.backoffice_url).page
@@ -112,12 +112,6 @@ def test_a_cancellation(visit: Visit, running_stack: RunningStack, keeper: Shopk
     page.get_by_role("button", name="Find orders").click()
     expect(page.locator("#orders-message")).to_contain_text("Order no-such-order:")
     expect(page.locator("#order")).to_be_hidden()
-
-
-def test_verdicts_beside_the_sale(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
-    stack, sale = running_stack.stack, keeper.sale()
-    page = visit(stack.backoffice_url).page
-    log_in_staff(page, stack)
     verdict = page.locator(f'[data-running="{sale["id"]}"] [data-fact="verdict-g"]')
     expect(verdict).to_have_text("holds")
     # Without figures the page knows no verdict: an old one proves nothing.

@@ -206,7 +206,7 @@ class SaleCard {
       ["refused-per-s", "Refused/s", count(sale.refused_per_s)],
       ["verdict-a", "A: no oversell", verdict(sale.invariants.A)],
       ["verdict-b", "B: nothing lost", verdict(sale.invariants.B)],
-      ["verdict-g", "G: money accounted for, all sales", verdict(verdictG)],
+      ["verdict-g", "G: no money lost", verdict(verdictG)],
       ["deep-look", "All orders read", sale.deep_look_age_s === null ? "not checked yet" : `${Math.round(sale.deep_look_age_s)} s ago`],
     ];
     if (!this.facts.children.length) this.facts.append(...facts.map(([id, name]) => make("div", {}, make("dt", {}, name), make("dd", { "data-fact": id }))));

@@ -90,7 +90,7 @@ export class OrderCard {
     this.tick();
   }
 
-  /** Show what depends on the time. Screen readers announce each change of a text: write a text only when it changes. */
+  /** Show the parts that depend on the time. Texts are written when they change: screen readers announce each write. */
   tick() {
     const { order } = this;
     const confirming = this.visited && Date.now() - this.since < CONFIRM_MS;
@@ -152,6 +152,7 @@ export class OrderCard {
     const changed = ["status", "payment", "refund_due_minor", "refunded_minor"].some((name) => before[name] !== newest[name]);
     if (!changed) return;
     this.polls = 0;
+    if (!this.busy) say(find("order-message"), "");
     this.changed();
   }
 
