@@ -22,10 +22,9 @@ from redis.exceptions import ResponseError
 from backoffice.orders.service import OrderService
 from backoffice.orders.store import Order
 from backoffice.stores import AWAY, Stores
-from domain import ids, topology
+from domain import ids
 from domain.orders import OrderStatus
 from domain.outcomes import Transition
-from payments.settling import MARK_S
 from payments.staff_refunds import (
     Line,
     RefundOrder,
@@ -36,6 +35,7 @@ from payments.staff_refunds import (
     to_restock,
 )
 from reservation.lane import LaneForgot, Lanes
+from reservation.payment_marks import mark_payments
 from runtime.audit.entries import Action, object_name
 from runtime.audit.recording import record
 from runtime.postgres.databases import Database
@@ -142,7 +142,7 @@ class OrderChanges:
         if restock and not await self._restocks.may_restock(order.sale_id):
             raise NotOnSale
         wanted = RefundOrder(order_id, lines, skus, restock, key, requested_by)
-        await self._stores.redis.set(topology.payment_mark_key(order_id), b"", ex=MARK_S)
+        await mark_payments(self._stores.redis, [order_id])
         async with self._shard(order_id).connection() as connection:
             requested = await request_refund(connection, wanted)
             if not requested.replayed:

@@ -35,6 +35,7 @@ CREATE INDEX payments_of_order ON payments (order_id);
 CREATE INDEX payments_received ON payments (received_at) WHERE state = 'received';
 CREATE INDEX payments_unconfirmed ON payments (changed_at) WHERE state = 'captured' AND NOT confirmed;
 CREATE INDEX payments_time ON payments (received_at);
+CREATE INDEX payments_changed ON payments (changed_at);
 
 -- `lines` are the SKUs whose price goes back, NULL for a refund without a request. `provider_id` is the provider's id
 -- of the refund. `requested_by` and `idempotency_key` are of the staff's request, NULL for a refund without one.
@@ -71,3 +72,6 @@ CREATE TABLE refunded_lines (
     refund_id uuid NOT NULL REFERENCES refunds,
     PRIMARY KEY (order_id, sku)
 );
+
+-- For the look that each paid order has its payment.
+CREATE INDEX orders_paid ON orders (changed_at) WHERE status = 1;

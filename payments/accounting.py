@@ -1,0 +1,62 @@
+"""Invariant G: every unit of money is accounted for. What came for an order is a paid order's, due back, or refunded.
+
+Judges the rows of the shards. The provider's own ledger is compared by `flashsale payments reconcile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
+
+from payments.ledger import Pool
+from runtime.postgres.sql import load_sql
+
+FINDINGS_MAX: Final = 20  # of a shard and a kind
+LATE: Final = timedelta(minutes=5)  # until then a payment and its order may be on their way
+EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_SQL = load_sql("payments", "accounting.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Money of one currency in minor units; `captured` is the sum of the others."""
+
+    currency: str
+    captured: int
+    kept: int
+    due: int
+    refunded: int
+    unsettled: int
+
+
+class Accounting:
+    """Looks at the payments of all shards. Raises psycopg errors as they come."""
+
+    def __init__(self, pools: Sequence[Pool], *, late: timedelta = LATE) -> None:
+        """`pools` are in shard order and opened elsewhere."""
+        self._pools = pools
+        self._late = late
+
+    async def findings(self, shard: int, *, since: datetime = EVER) -> list[str]:
+        """Contradictions among the payments and orders of a shard that changed since then; at most some of them."""
+        values = {"since": since, "late": self._late, "limit": FINDINGS_MAX}
+        async with self._pools[shard].connection() as connection:
+            payments = await _rows(connection, "contradictions", values)
+            unpaid = await _rows(connection, "unpaid", values)
+        found = [f"payment {event_id} for order {order_id}: {reason}" for event_id, order_id, reason in payments]
+        return found + [f"order {order_id} is paid, and no payment pays it" for (order_id,) in unpaid]
+
+    async def sums(self, shard: int) -> list[Sums]:
+        """All money of a shard, by currency."""
+        async with self._pools[shard].connection() as connection:
+            return [Sums(*row) for row in await _rows(connection, "sums", {})]
+
+
+async def _rows(connection: AsyncConnection[TupleRow], name: str, values: dict[str, object]) -> list[TupleRow]:
+    return await (await connection.execute(_SQL[name], values)).fetchall()
