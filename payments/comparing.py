@@ -110,7 +110,7 @@ class Comparison:
 
 
 def unexplained(rows: Rows, entries: Sequence[ProviderEntry], *, since: datetime) -> tuple[set[str], set[UUID]]:
-    """Event ids and refund ids whose rows decide about entries: those without a row, and refunds not done yet."""
+    """Event ids and refund ids to read again: entries without a row, and refunds that are not done in their rows."""
     payments: set[str] = set()
     refunds: set[UUID] = set()
     for entry in entries:

@@ -1,7 +1,7 @@
 -- What a comparison with the provider reads in one shard, page by page. Changes nothing.
 
 -- name: payments_since
--- The provider's payments that were received since a time, oldest first, after a place. Repeatable. Index: payments_time.
+-- The provider's payments received since a time, oldest first, after a place. Repeatable. Index: payments_time.
 SELECT event_id, order_id, amount_minor, currency, received_at
 FROM payments
 WHERE (received_at, event_id) > (%(at)s, %(after)s) AND provider = %(provider)s

@@ -125,7 +125,7 @@ async def test_comparison_is_bounded(till: Till, simulator: Simulator) -> None:
 
 
 class FakeLedger:
-    """A provider whose ledger is away, or has money of no row."""
+    """A provider that is away, or has money of no row."""
 
     name = "simulated"
     away = False
