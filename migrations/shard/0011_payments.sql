@@ -62,6 +62,7 @@ CREATE TABLE refunds (
 );
 CREATE UNIQUE INDEX refunds_once ON refunds (event_id) WHERE reason <> 'staff';
 CREATE INDEX refunds_of_order ON refunds (order_id);
+CREATE INDEX refunds_time ON refunds (changed_at);
 CREATE INDEX refunds_open ON refunds (created_at) WHERE state <> 'done';
 CREATE INDEX refunds_to_restock ON refunds (created_at) WHERE restock_due;
 
