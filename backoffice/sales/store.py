@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row, dict_row
 
-from backoffice.sales.model import Item, NewSale, Sale
+from backoffice.sales.model import Item, NewSale, Sale, Stage
 from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import STOCK_MAX
