@@ -5,7 +5,7 @@ Judges the rows of the shards. The provider's own ledger is compared by `flashsa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,9 +16,11 @@ from psycopg.rows import TupleRow
 from payments.ledger import Pool
 from runtime.postgres.sql import load_sql
 
-FINDINGS_MAX: Final = 20  # of a shard and a kind
+FINDINGS_MAX: Final = 20  # of a shard
+SLICE_ROWS: Final = 5000
 LATE: Final = timedelta(minutes=5)  # until then a payment and its order may be on their way
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+FOREVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 _SQL = load_sql("payments", "accounting.sql")
 
@@ -44,13 +46,31 @@ class Accounting:
         self._late = late
 
     async def findings(self, shard: int, *, since: datetime = EVER) -> list[str]:
-        """Contradictions among the payments and orders of a shard that changed since then; at most some of them."""
-        values = {"since": since, "late": self._late, "limit": FINDINGS_MAX}
-        async with self._pools[shard].connection() as connection:
-            payments = await _rows(connection, "contradictions", values)
-            unpaid = await _rows(connection, "unpaid", values)
-        found = [f"payment {event_id} for order {order_id}: {reason}" for event_id, order_id, reason in payments]
-        return found + [f"order {order_id} is paid, and no payment pays it" for (order_id,) in unpaid]
+        """Contradictions among the payments and orders of a shard that changed since then, at most `FINDINGS_MAX`.
+
+        Reads in slices of a bounded number of rows, each in a transaction of its own.
+        """
+        found: list[str] = []
+        async for row in self._walk(shard, "slice_of_payments", "contradictions", since):
+            event_id, order_id, reason = row
+            found.append(f"payment {event_id} for order {order_id}: {reason}")
+        async for (order_id,) in self._walk(shard, "slice_of_orders", "unpaid", since):
+            found.append(f"order {order_id} is paid, and no payment pays it")
+        return found[:FINDINGS_MAX]
+
+    async def _walk(self, shard: int, slices: str, look: str, since: datetime) -> AsyncIterator[TupleRow]:
+        """Rows of `look` from `since` on, slice by slice."""
+        while True:
+            async with self._pools[shard].connection() as connection:
+                ends = await _rows(connection, slices, {"since": since, "rows": SLICE_ROWS})
+                until = ends[0][0] if ends else FOREVER
+                span = {"since": since, "until": until, "late": self._late, "limit": FINDINGS_MAX}
+                rows = await _rows(connection, look, span)
+            for row in rows:
+                yield row
+            if not ends:
+                return
+            since = until
 
     async def sums(self, shard: int) -> list[Sums]:
         """All money of a shard, by currency."""

@@ -1,7 +1,7 @@
 -- Invariant G in one shard: every unit of money is accounted for. Reads only.
 
 -- name: contradictions
--- Payments changed since a time whose amounts contradict their refunds, or that pay no order. Index: payments_changed,
+-- Payments changed in a span of time whose amounts contradict their refunds, or that pay no order. Index: payments_changed,
 -- refunds of the payment by refunds_of_order, orders_pkey.
 SELECT p.event_id, p.order_id,
     CASE
@@ -21,6 +21,7 @@ CROSS JOIN LATERAL (
     WHERE f.order_id = p.order_id AND f.event_id = p.event_id
 ) AS r
 WHERE p.changed_at >= %(since)s
+    AND p.changed_at < %(until)s
     AND (
         r.due <> p.due_minor
         OR r.done <> p.refunded_minor
@@ -37,16 +38,26 @@ ORDER BY p.changed_at
 LIMIT %(limit)s;
 
 -- name: unpaid
--- Orders that became paid since a time, and that no payment pays. Index: orders_paid, payments_settling.
+-- Orders that became paid in a span of time, and that no payment pays. Index: orders_paid, payments_settling.
 SELECT o.id
 FROM orders o
 WHERE o.status = 1
     AND o.changed_at >= %(since)s
-    AND o.changed_at < clock_timestamp() - %(late)s
+    AND o.changed_at < least(%(until)s, clock_timestamp() - %(late)s)
     AND o.total_minor > 0
     AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id AND p.settles AND p.state <> 'received')
 ORDER BY o.changed_at
 LIMIT %(limit)s;
+
+-- name: slice_of_payments
+-- The time up to which a bounded number of payments changed since a time; no row for the last slice.
+-- Index: payments_changed.
+SELECT changed_at FROM payments WHERE changed_at > %(since)s ORDER BY changed_at OFFSET %(rows)s LIMIT 1;
+
+-- name: slice_of_orders
+-- The time up to which a bounded number of orders became paid since a time; no row for the last slice.
+-- Index: orders_paid.
+SELECT changed_at FROM orders WHERE status = 1 AND changed_at > %(since)s ORDER BY changed_at OFFSET %(rows)s LIMIT 1;
 
 -- name: sums
 -- All money by currency, in minor units: captured at the provider, kept for paid orders, due, refunded, and not settled

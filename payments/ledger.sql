@@ -7,7 +7,7 @@ SELECT id, user_id, sale_id, total_minor, currency, status FROM orders WHERE id 
 -- name: claim
 -- Stores payments that may pay their orders: the first one of each order may. Those of the same order, and events that
 -- are known, are left out. Repeating it changes nothing. Rows are inserted in one order, so that two transactions cannot
--- deadlock. Index: payments_pkey, payments_settling.
+-- deadlock. Returns the events stored now. Index: payments_pkey, payments_settling.
 INSERT INTO payments (
     event_id, order_id, user_id, sale_id, provider, reference, amount_minor, currency, state, settles
 )
@@ -17,7 +17,8 @@ FROM unnest(
     %(amount_minor)s::bigint[], %(currency)s::text[]
 ) AS w (event_id, order_id, user_id, sale_id, reference, amount_minor, currency)
 ORDER BY w.order_id, w.event_id
-ON CONFLICT DO NOTHING;
+ON CONFLICT DO NOTHING
+RETURNING event_id;
 
 -- name: receive_due
 -- Stores payments that cannot pay their orders. Events that are known, those of `claim` among them, are left out.
@@ -49,12 +50,19 @@ FROM payments
 WHERE order_id = ANY(%(order_ids)s::uuid[]);
 
 -- name: capture
--- Received payments that paid their orders. Repeating it changes nothing. Returns the events changed now.
--- Index: payments_pkey.
-UPDATE payments
-SET state = 'captured', changed_at = now()
-WHERE event_id = ANY(%(event_ids)s::text[]) AND state = 'received'
-RETURNING event_id;
+-- Received payments that paid their orders, with their events in the outbox. Repeating it changes nothing: only payments
+-- that change now are told. Index: payments_pkey.
+WITH changed AS (
+    UPDATE payments
+    SET state = 'captured', changed_at = now()
+    WHERE event_id = ANY(%(event_id)s::text[]) AND state = 'received'
+    RETURNING event_id
+)
+INSERT INTO outbox (destination, partition, events)
+SELECT %(destination)s, w.partition, jsonb_agg(w.event)
+FROM unnest(%(event_id)s::text[], %(partition)s::smallint[], %(event)s::jsonb[]) AS w (event_id, partition, event)
+JOIN changed USING (event_id)
+GROUP BY w.partition;
 
 -- name: give_back
 -- Payments that did not pay their orders after all: the whole amount is due back. Repeating it changes nothing. Returns

@@ -226,7 +226,7 @@ async def test_pay_cancel_and_expiry_race_with_one_winner(till: Till, seed: int)
     rng, lanes = random.Random(seed), Lanes(till.bench.redis)
     sale = make_sale(hold_ms=150)
     till.lane.load(sale, [till.lane.stock(till.sale)])
-    orders = [till.order(sale) for _ in range(60)]
+    orders = [till.order(sale) for _ in range(30)]
     events = [till.paying(order) for order in orders for _ in range(rng.randint(1, 2))]
     rng.shuffle(events)
 

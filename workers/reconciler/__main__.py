@@ -4,8 +4,8 @@
     python -m workers.reconciler --once [--sale ID] [--wait-s 60] [--json]
 
 `--once` looks until every sale is judged, at most for the given time. Exit status: 0 A and B are proved for all sales,
-1 one is violated or not proved, 2 wrong arguments. JSON: the verdict of the sale asked for, or
-`{"A", "B", "sales": [verdicts]}`.
+and G for all money, 1 one is violated or not proved, 2 wrong arguments. JSON: the verdict of the sale asked for, or
+`{"A", "B", "sales": [verdicts]}`, with `G` and `money`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from prometheus_client import Counter, Gauge
 from redis.asyncio import Redis
 
 from domain.ids import parse_uuid
-from reservation.verdicts import VERDICT_AGE_MS_MAX, publish_verdicts
+from payments.accounting import Accounting
+from reservation.verdicts import VERDICT_AGE_MS_MAX, publish_money_verdict, publish_verdicts
 from runtime.dead_letters import PostgresDeadLetters
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -33,16 +34,20 @@ from runtime.process.service import Service, run, settings_or_exit
 from runtime.process.settings import Settings
 from runtime.process.telemetry import configure_logging
 from runtime.redis.client import redis_client
+from runtime.redis.clock import now_ms
 from runtime.redis.leases import Lease
 from workers.consuming import TRANSIENT
 from workers.reconciler.deep import DEEP_EVERY_S, DEEP_SHARE_MAX, DeepLooks
 from workers.reconciler.looking import Looking
+from workers.reconciler.money import EVERY_S as MONEY_EVERY_S
+from workers.reconciler.money import MoneyLooks, MoneyVerdict
 from workers.reconciler.progress import STORED_WITHIN_S, LaneProgress
 from workers.reconciler.reading import CALL_S_MAX, Reading
 from workers.reconciler.verdict import Verdict
 from workers.rounds import run_rounds
 
 NAME = "reconciler"
+MONEY = "reconciler-money"
 EVERY_S = 2.0
 ONCE_EVERY_S = 0.5
 WAIT_S_MAX = 600.0
@@ -77,7 +82,7 @@ log = structlog.get_logger()
 async def serve(service: Service) -> None:
     """Look until the service stops; one process at a time looks."""
     settings = service.settings
-    async with _clients(settings) as (redis, reading, apart):
+    async with _clients(settings) as (redis, reading, apart, accounting):
         if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
         looking = _looking(reading, apart, kept_s=settings.sale_kept_s)
@@ -87,6 +92,14 @@ async def serve(service: Service) -> None:
             NAME, partial(run_rounds, service, redis, role=NAME, every_s=EVERY_S, work=look, life_ms=settings.lease_ms)
         )
         service.background.start("deep look", partial(look_deep, service, looking, leading))
+        money = MoneyLooks(accounting, shards=settings.shards)
+        work = partial(_publish_money, redis, money)
+        service.background.start(
+            MONEY,
+            partial(
+                run_rounds, service, redis, role=MONEY, every_s=MONEY_EVERY_S, work=work, life_ms=settings.lease_ms
+            ),
+        )
         await service.background.finished()
 
 
@@ -140,6 +153,14 @@ async def _publish_look(redis: Redis, looking: Looking, shown: set[UUID], leadin
     return False
 
 
+async def _publish_money(redis: Redis, looks: MoneyLooks, lease: Lease) -> bool:  # noqa: ARG001 - harmless when doubled
+    verdict = await looks.look(await now_ms(redis))
+    await publish_money_verdict(redis, verdict.as_document())
+    counts_until = time.monotonic() + VERDICT_AGE_MS_MAX / 1000
+    INVARIANT.labels("", "G").set_function(partial(_value_until, verdict.g, counts_until))
+    return False
+
+
 def _value_until(held: bool | None, counts_until: float) -> float:
     """The value of the gauge: a verdict that is too old counts as not judged, also when every later look fails."""
     return -1 if held is None or time.monotonic() > counts_until else int(held)
@@ -165,7 +186,8 @@ def _looking(
 
 
 async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *, as_json: bool) -> int:
-    async with _clients(settings) as (redis, reading, apart):
+    async with _clients(settings) as (redis, reading, apart, accounting):
+        looks = MoneyLooks(accounting, shards=settings.shards, deep_every_s=0.0)
         looking = _looking(
             reading,
             apart,
@@ -201,8 +223,9 @@ async def _judge_once(settings: Settings, sale_id: UUID | None, wait_s: float, *
                 looking.deep.demand()
                 continue
             await asyncio.sleep(min(ONCE_EVERY_S, max(0.01, deadline - time.monotonic())))
-    _print(verdicts, problem, one=sale_id is not None, as_json=as_json)
-    return 0 if verdicts and all(verdict.is_proved for verdict in verdicts) else 1
+        money = await looks.look(verdicts[0].at_ms if verdicts else 0)
+    _print(verdicts, problem, one=sale_id is not None, as_json=as_json, money=money)
+    return 0 if verdicts and all(verdict.is_proved for verdict in verdicts) and money.g else 1
 
 
 async def _judge(looking: Looking, sale_id: UUID | None) -> list[Verdict]:
@@ -214,12 +237,16 @@ async def _judge(looking: Looking, sale_id: UUID | None) -> list[Verdict]:
     return await looking.look(only=sale_id)
 
 
-def _print(verdicts: Sequence[Verdict], problem: str, *, one: bool, as_json: bool) -> None:
+def _print(
+    verdicts: Sequence[Verdict], problem: str, *, one: bool, as_json: bool, money: MoneyVerdict | None = None
+) -> None:
     documents = [verdict.as_document() for verdict in verdicts]
     if as_json:
         summary = {name: _all_of([document[name] for document in documents]) for name in ("A", "B")}
         answer = {**summary, "sales": documents} if documents and not one else documents[0] if documents else None
-        sys.stdout.write(orjson.dumps(answer or {"A": None, "B": None, "detail": [problem]}).decode() + "\n")
+        answer = answer or {"A": None, "B": None, "detail": [problem]}
+        about_money = {"G": None} if money is None else {"G": money.g, "money": list(money.detail)}
+        sys.stdout.write(orjson.dumps(answer | about_money).decode() + "\n")
         return
     words = {True: "proved", False: "VIOLATED", None: "not proved yet"}
     for document in documents:
@@ -228,6 +255,10 @@ def _print(verdicts: Sequence[Verdict], problem: str, *, one: bool, as_json: boo
             sys.stdout.write(f"  {line}\n")
     if not documents:
         sys.stdout.write(f"{problem}\n")
+    if money is not None:
+        sys.stdout.write(f"money of all sales: G {words[money.g]}\n")
+        for line in money.detail:
+            sys.stdout.write(f"  {line}\n")
 
 
 def _all_of(values: Sequence[bool | None]) -> bool | None:
@@ -237,8 +268,8 @@ def _all_of(values: Sequence[bool | None]) -> bool | None:
 
 
 @asynccontextmanager
-async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading, Reading]]:
-    """Redis, the reading of the quick looks, and that of the deep looks with connections of its own."""
+async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading, Reading, Accounting]]:
+    """Redis, the reading of the quick looks, that of the deep looks with connections of its own, and the money."""
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -250,7 +281,7 @@ async def _clients(settings: Settings) -> AsyncIterator[tuple[Redis, Reading, Re
             ]
             letters = PostgresDeadLetters(catalogue, letters_max=settings.dead_letters_max)
             readings.append(Reading(redis=redis, catalogue=catalogue, shards=shards, letters=letters))
-        yield redis, readings[0], readings[1]
+        yield redis, readings[0], readings[1], Accounting(shards)
 
 
 def _sale_id(text: str) -> UUID:
