@@ -25,6 +25,8 @@ from runtime.postgres.pool import postgres_pool
 from runtime.process.errors import OperatorError
 from runtime.process.settings import Settings, load_settings, overrule
 
+ATTEMPTS_MAX: Final = 4
+PAUSE_S: Final = 0.5  # after the first attempt, longer after each further one
 SHOWN_MAX: Final = 50  # differences; JSON has them all
 _AGO: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
@@ -62,7 +64,7 @@ def reconcile(
             status.update(f"{rows} rows of the shards, {entries} entries of {settings.payment_provider}")
 
         try:
-            comparison = asyncio.run(_compare(settings, began, timedelta(seconds=grace_s), progress))
+            comparison = asyncio.run(_patiently(settings, began, timedelta(seconds=grace_s), progress))
         except TooMuch as error:
             raise OperatorError(f"{error} since {_time(began)}: choose a later --since") from error
         except (ProviderAway, ProviderRefused) as error:
@@ -85,6 +87,18 @@ def _with_provider(target: Target, state_dir: Any) -> Settings:
     if settings.payment_provider == "none":
         raise OperatorError("there is no payment provider: set FLASHSALE_PAYMENT_PROVIDER and its settings")
     return settings
+
+
+async def _patiently(
+    settings: Settings, since: datetime, grace: timedelta, progress: Callable[[int, int], None]
+) -> Comparison:
+    """The comparison, from the beginning again when the provider is away for a moment."""
+    for attempt in range(1, ATTEMPTS_MAX):
+        try:
+            return await _compare(settings, since, grace, progress)
+        except ProviderAway:
+            await asyncio.sleep(attempt * PAUSE_S)
+    return await _compare(settings, since, grace, progress)
 
 
 async def _compare(
