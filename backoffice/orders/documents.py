@@ -99,7 +99,9 @@ class RefundInput(Model):
     """A refund: all lines that are left, or some; `restock` puts their units on sale again."""
 
     lines: (
-        Annotated[list[Sku | LineInput], Field(min_length=1, max_length=LINES_MAX, json_schema_extra={"uniqueItems": True})]
+        Annotated[
+            list[Sku | LineInput], Field(min_length=1, max_length=LINES_MAX, json_schema_extra={"uniqueItems": True})
+        ]
         | None
     ) = None
     restock: bool = False
