@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+from notices.letters import Writer
 from runtime.dead_letters import open_dead_letters
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -11,11 +12,11 @@ from runtime.process.service import Service, run, settings_or_exit
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
 from workers.notifications.accounts import Accounts
-from workers.notifications.letters import Writer
 from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
 from workers.notifications.smtp import MailServer
 from workers.notifications.worker import PostOffice, Sender
+from workers.shards import Shards
 
 NAME = "notifications"
 SENDERS = 2  # connections to the mail server
@@ -25,7 +26,7 @@ async def main(service: Service) -> None:
     """Open clients, send until told to stop, close clients."""
     settings = service.settings
     server = MailServer.from_url(settings.smtp_url)
-    writer = Writer(sender=settings.mail_sender, link_url=settings.link_url)
+    writer = Writer(sender=settings.mail_sender, link_url=settings.link_url, default_language=settings.default_language)
     secrets = MailedSecrets(settings.notice_key)
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
@@ -38,7 +39,8 @@ async def main(service: Service) -> None:
         stack.push_async_callback(queue.close)
         letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
         stack.push_async_callback(letters.close)
-        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=SENDERS)) for dsn in settings.shard_dsns]
+        pools = [await stack.enter_async_context(postgres_pool(dsn, size_max=SENDERS)) for dsn in settings.shard_dsns]
+        shards = Shards(pools)
         office = PostOffice(Accounts(shards, settings.topology), Records(cache), secrets, writer, server)
         senders = [Sender(queue=queue, letters=letters, office=office, service=service) for _ in range(SENDERS)]
         service.background.start("mail server", senders[0].prove, returns=True)
