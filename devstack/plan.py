@@ -30,6 +30,7 @@ WORKERS = {
     "reconciler": "workers.reconciler",
     "recovery": "workers.recovery",
     "rejecter": "workers.rejecter",
+    "announcer-0": "workers.announcer",
     "notifications-0": "workers.notifications",
     "payments-0": "workers.payments",
 }

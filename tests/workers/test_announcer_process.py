@@ -1,0 +1,82 @@
+"""Dispatcher, announcer and notification worker as processes: from an event in the outbox to a letter, kills included."""
+
+from __future__ import annotations
+
+import random
+from uuid import uuid4
+
+import orjson
+import psycopg
+import pytest
+import redis
+
+from devstack.servers import RedisServer, free_port
+from domain.events import order_event
+from domain.orders import OrderEntry, OrderStatus
+from domain.topology import DESTINATION_ORDER_EVENTS, EMAIL_QUEUE, TOPIC_ORDERS, outbox_partition
+from runtime.event_log.redis_streams import positions_key
+from runtime.queue.redis_streams import stream_key
+from tests.fixtures.fix_databases import Databases
+from tests.fixtures.fix_mail import MailServerProcess, text_of
+from tests.workers.making import Maker, later
+from tests.workers.test_notifications import TOPOLOGY, make_user
+from tests.workers.test_notifications_process import workers
+from tests.workers.worker_process import get, stop, until, worker_process
+
+
+def leave(databases: Databases, order: OrderEntry) -> None:
+    """The outbox row of an order's event, as the shard writer leaves it."""
+    key = str(order.order_id)
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(order.user_id)], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO outbox (destination, partition, events) VALUES (%s, %s, %s)",
+            (DESTINATION_ORDER_EVENTS, outbox_partition(key), orjson.dumps([order_event(order)]).decode()),
+        )
+
+
+def test_from_an_event_to_a_letter_with_the_announcer_killed_on_the_way(
+    redis_client: redis.Redis,
+    redis_server: RedisServer,
+    databases: Databases,
+    mail_server: MailServerProcess,
+) -> None:
+    maker = Maker(random.Random(7), uuid4())
+    buyers = {make_user(databases, f"buyer-{number}@shop.example"): number for number in range(20)}
+    orders = [later(maker.order(user_id=buyer), OrderStatus.EXPIRED) for buyer in buyers]
+    strangers = [later(maker.order(shard=number % 4), OrderStatus.EXPIRED) for number in range(100)]
+    port = free_port()
+    settings = {
+        "REDIS_URL": redis_server.url,
+        "QUEUE_URL": redis_server.url,
+        "EVENT_LOG_URL": redis_server.url,
+        "SHARD_DSNS": ",".join(databases.shard_dsns),
+        "LEASE_MS": "500",
+        "METRICS_PORT": str(port),
+    }
+    letters = mail_server.postbox.letters
+    with workers(redis_url=redis_server.url, databases=databases, mail_url=mail_server.url):
+        with worker_process("workers.announcer", settings) as announcer:
+            until(lambda: redis_client.hexists(positions_key(TOPIC_ORDERS, 15), "announcer.email"))
+            for order in (*strangers, *orders[:10]):
+                leave(databases, order)
+            until(lambda: letters)
+            announcer.kill()
+        for order in orders[10:]:
+            leave(databases, order)
+        with worker_process("workers.announcer", settings) as announcer:
+            until(lambda: len({letter["To"] for letter in letters}) == len(buyers))
+            until(lambda: redis_client.xlen(stream_key(EMAIL_QUEUE)) == 0)
+            until(lambda: get(f"http://127.0.0.1:{port}/readyz")[0] == 200)
+            assert "flashsale_announcer_lag_records" in get(f"http://127.0.0.1:{port}/metrics")[1]
+            assert stop(announcer) == 0
+    assert len(letters) == len(buyers)  # once each
+    assert all("the hold ran out" in text_of(letter) for letter in letters)
+
+
+@pytest.mark.parametrize("wrong", [{"SHARD_DSNS": "postgresql://x"}, {"EVENT_LOG_URL": "gopher://x"}])
+def test_unusable_settings_end_the_process(
+    redis_server: RedisServer, databases: Databases, wrong: dict[str, str]
+) -> None:
+    settings = {"REDIS_URL": redis_server.url, "SHARD_DSNS": ",".join(databases.shard_dsns), **wrong}
+    with worker_process("workers.announcer", settings) as process:
+        assert process.wait(30) in (1, 2)
