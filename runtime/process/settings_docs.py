@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
@@ -103,6 +103,8 @@ def _bounds(field: FieldInfo) -> str:
                 texts.append(f"< {limit}")
             case MinLen(min_length=limit):
                 texts.append(f"≥ {limit} characters")
+            case MaxLen(max_length=limit):
+                texts.append(f"≤ {limit} entries")
             case _ if getattr(bound, "pattern", None):
                 texts.append(f"`{bound.pattern}`".replace("|", "\\|"))
             case _:
