@@ -6,6 +6,7 @@ import { Audit } from "./audit.js";
 import { Letters } from "./letters.js";
 import { Live } from "./live.js";
 import { CreateForm, Sales } from "./sales.js";
+import { Samples } from "./samples.js";
 
 const session = new Session("staff", (text) => show(text));
 const tell = (text, kind) => say(find("message"), text, kind);
@@ -13,6 +14,7 @@ const live = new Live(session);
 const sales = new Sales(session, tell);
 const letters = new Letters(session, tell);
 const audit = new Audit(session, tell);
+const samples = new Samples(session, tell);
 const create = new CreateForm(session, tell, () => sales.load());
 
 function show(text = "") {
@@ -28,6 +30,7 @@ function show(text = "") {
     sales.load();
     letters.load();
     audit.load();
+    samples.load();
     create.load();
   } else {
     live.stop();
