@@ -38,6 +38,7 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
         "verify-email.html": "/account/verify-email",
         "password-reset.html": "/account/password-reset",
         "undo-email-change.html": "/account/undo-email-change",
+        "sw.js": "/shop/sw.js",  # a service worker controls the pages beside and below its own path
     }
     found: list[Route] = []
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
@@ -46,7 +47,8 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
             continue
         content = entry.read_text(encoding="utf-8").replace(_EDGE_URL, html.escape(edge_url, quote=True)).encode()
         path = pages.get(entry.name, f"/static/{entry.name}")
-        headers = _headers(edge_url) if suffix == ".html" else _FILE_HEADERS
+        is_shop = path.startswith("/shop/")
+        headers = _headers(edge_url, is_shop=is_shop) if suffix == ".html" else _FILE_HEADERS
         found.append(
             Route(
                 "GET",
@@ -66,7 +68,7 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
 _FILE_HEADERS = {"cache-control": _CACHE, "cross-origin-resource-policy": "same-origin"}
 
 
-def _headers(edge_url: str) -> dict[str, str]:
+def _headers(edge_url: str, *, is_shop: bool) -> dict[str, str]:
     policy = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -77,7 +79,8 @@ def _headers(edge_url: str) -> dict[str, str]:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
         "require-trusted-types-for": "'script'",
-        "trusted-types": "'none'",
+        # Pages of the shop start the service worker of web push, whose address is a trusted type.
+        "trusted-types": "service-worker" if is_shop else "'none'",
     }
     return {
         **_FILE_HEADERS,

@@ -20,9 +20,10 @@ from domain.notices import ORDER_KINDS, NoticeKind
 from domain.topology import Topology
 from runtime.tokens.vapid import VapidKey, new_vapid_key
 from tests.backoffice.test_users import code
-from tests.fixtures.fix_backoffice import VAPID_PUBLIC_KEY, BackofficeProcess, Staff
+from tests.fixtures.fix_backoffice import BackofficeProcess, Staff
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_people import People, Person
+from tests.fixtures.fix_push import VAPID_PUBLIC_KEY
 
 PREFERENCES = "/v1/users/me/preferences"
 SUBSCRIPTIONS = "/v1/users/me/push-subscriptions"

@@ -18,6 +18,7 @@ from runtime.event_log.redis_streams import positions_key
 from runtime.queue.redis_streams import stream_key
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_mail import MailServerProcess, text_of
+from tests.fixtures.fix_push import VAPID_KEY, PushServiceProcess
 from tests.workers.making import Maker, later
 from tests.workers.test_notifications import TOPOLOGY, make_user
 from tests.workers.test_notifications_process import workers
@@ -71,6 +72,49 @@ def test_from_an_event_to_a_letter_with_the_announcer_killed_on_the_way(
             assert stop(announcer) == 0
     assert len(letters) == len(buyers)  # once each
     assert all("the hold ran out" in text_of(letter) for letter in letters)
+
+
+def test_from_an_event_to_a_push_while_the_mail_server_is_away(
+    redis_client: redis.Redis,
+    redis_server: RedisServer,
+    databases: Databases,
+    mail_server: MailServerProcess,
+    push_service: PushServiceProcess,
+) -> None:
+    """And the other way round: no channel waits for the other."""
+    buyer, browser = make_user(databases), push_service.browser()
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(buyer)], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO push_subscriptions (id, user_id, endpoint, p256dh, auth) VALUES (%s, %s, %s, %s, %s)",
+            (uuid4(), buyer, browser.endpoint, browser.point, browser.auth),
+        )
+    settings = {
+        "REDIS_URL": redis_server.url,
+        "QUEUE_URL": redis_server.url,
+        "EVENT_LOG_URL": redis_server.url,
+        "SHARD_DSNS": ",".join(databases.shard_dsns),
+        "LEASE_MS": "500",
+        "VAPID_PUBLIC_KEY": push_service.key.public,
+    }
+    push = {"VAPID_KEY": VAPID_KEY, "PUSH_ADDRESSES_ALLOWED": "127.0.0.0/8"}
+    maker = Maker(random.Random(8), uuid4())
+    with (
+        workers(redis_url=redis_server.url, databases=databases, mail_url=mail_server.url, more=push) as (port, _),
+        worker_process("workers.announcer", settings),
+    ):
+        for channel in ("email", "push"):
+            until(lambda: redis_client.hexists(positions_key(TOPIC_ORDERS, 15), f"announcer.{channel}"))  # noqa: B023
+        mail_server.stop()
+        leave(databases, later(maker.order(user_id=buyer), OrderStatus.PAID))
+        until(lambda: len(browser.pushes) == 1)
+        assert browser.pushes[0]["title"] == "Order paid"
+        mail_server.start()
+        push_service.silent.set()
+        leave(databases, later(maker.order(user_id=buyer), OrderStatus.EXPIRED))
+        until(lambda: len(mail_server.postbox.letters) == 2)
+        push_service.silent.clear()
+        until(lambda: len(browser.pushes) == 2)
+        assert 'flashsale_pushes_sent_total{kind="order_paid"} 1.0' in get(f"http://127.0.0.1:{port}/metrics")[1]
 
 
 @pytest.mark.parametrize("wrong", [{"SHARD_DSNS": "postgresql://x"}, {"EVENT_LOG_URL": "gopher://x"}])
