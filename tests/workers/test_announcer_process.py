@@ -1,4 +1,4 @@
-"""Dispatcher, announcer and notification worker as processes: from an event in the outbox to a letter, kills included."""
+"""Dispatcher, announcer and notification worker as processes: from an event in the outbox to a letter, with kills."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 -- name: subscriptions
--- Unique index push_subscriptions_once, primary key of notice_preferences. Reads only. At most as many rows as an account
--- may have.
+-- Unique index push_subscriptions_once, primary key of notice_preferences. Reads only. At most as many rows as an
+-- account may have.
 SELECT id, endpoint, p256dh, auth, language, coalesce(%(kind)s = ANY (push_off), false) AS muted
 FROM push_subscriptions
 LEFT JOIN notice_preferences ON notice_preferences.user_id = push_subscriptions.user_id
