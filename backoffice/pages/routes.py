@@ -38,7 +38,7 @@ class _Page:
     missing: Problem = Problem.NOT_FOUND
 
 
-_PAGES = {
+_FILES = {
     "staff.html": (_Page("/"),),
     "shop.html": (_Page("/shop/{sale_id}", "sale_id", Problem.SALE_NOT_FOUND),),
     "my-orders.html": (
@@ -49,6 +49,7 @@ _PAGES = {
     "verify-email.html": (_Page("/account/verify-email"),),
     "password-reset.html": (_Page("/account/password-reset"),),
     "undo-email-change.html": (_Page("/account/undo-email-change"),),
+    "sw.js": (_Page("/shop/sw.js"),),  # a service worker controls the pages beside and below its own path
 }
 
 
@@ -62,8 +63,9 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
             continue
         content = entry.read_text(encoding="utf-8").replace(_EDGE_URL, html.escape(edge_url, quote=True)).encode()
         is_page = suffix == ".html"
-        headers = _headers(edge_url) if is_page else _FILE_HEADERS
-        for page in _PAGES[entry.name] if is_page else (_Page(f"/static/{entry.name}"),):
+        pages = _FILES[entry.name] if is_page else _FILES.get(entry.name, (_Page(f"/static/{entry.name}"),))
+        headers = _headers(edge_url, is_shop=pages[0].path.startswith("/shop/")) if is_page else _FILE_HEADERS
+        for page in pages:
             found.append(
                 Route(
                     "GET",
@@ -83,7 +85,7 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
 _FILE_HEADERS = {"cache-control": _CACHE, "cross-origin-resource-policy": "same-origin"}
 
 
-def _headers(edge_url: str) -> dict[str, str]:
+def _headers(edge_url: str, *, is_shop: bool) -> dict[str, str]:
     policy = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -94,7 +96,8 @@ def _headers(edge_url: str) -> dict[str, str]:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
         "require-trusted-types-for": "'script'",
-        "trusted-types": "'none'",
+        # Pages of the shop start the service worker of web push, whose address is a trusted type.
+        "trusted-types": "service-worker" if is_shop else "'none'",
     }
     return {
         **_FILE_HEADERS,
