@@ -1,8 +1,8 @@
 """The rows of payments and refunds in the shards. Asks neither Redis nor a provider.
 
-Every payment arrives with its order's shard in hand, in batches: a commit each would cost more than everything else. The
-usual payment, which is new and pays its order, takes two statements of its batch; pools that commit by themselves make
-each a single round trip.
+Payments arrive in batches of one shard: a commit each would cost more than everything else. The usual payment, which
+is new and pays its order, takes two statements of its batch. Pools that commit by themselves make each of them a
+single round trip.
 Transient faults are raised as psycopg raises them; repeating a call is harmless.
 """
 
@@ -124,11 +124,11 @@ class PaymentLedger:
         return await self._older("received_before", shard, age, limit)
 
     async def unconfirmed_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
-        """Captured payments whose orders are not stored as paid after `age`."""
+        """Captured payments of orders that are not stored as paid after `age`."""
         return await self._older("unconfirmed_before", shard, age, limit)
 
     async def confirm(self, shard: int, *, limit: int) -> int:
-        """Note captured payments whose orders are stored as paid, among the `limit` oldest; their number."""
+        """Note captured payments of orders that are stored as paid, among the `limit` oldest; their number."""
         async with self._pools[shard].connection() as connection:
             return (await connection.execute(_SQL["confirm"], {"limit": limit})).rowcount
 
@@ -139,7 +139,7 @@ class PaymentLedger:
 
 
 async def read_shown(connection: AsyncConnection[TupleRow], order_ids: Iterable[UUID]) -> dict[UUID, Shown]:
-    """What buyers see of the payments of these orders of the connection's shard; those without a payment are left out."""
+    """What buyers see of the payments of these orders, all of one shard; orders without a payment are left out."""
     cursor = await connection.execute(_SQL["payments_of_orders"], {"order_ids": list(order_ids)})
     states: dict[UUID, list[PaymentState]] = {}
     due: dict[UUID, int] = {}

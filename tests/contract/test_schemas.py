@@ -36,8 +36,8 @@ ENDS_THE_CALLER = ("post_v1_auth_logout_everywhere", "delete_v1_users_me", "post
 ENDLESS = ("get_v1_operations_live",)  # a stream that ends with its token: runs with a short one
 STREAM_TOKEN_S = 25
 # Seldom successful: their input cannot be generated (passwords, tokens, versions, signatures, dead letters, an account
-# of the caller, a paid order, a fully valid body), the payment provider is away, or another operation has ended the only
-# sale. They have tests of their own.
+# of the caller, a paid order, a fully valid body), the payment provider is away, or another operation has ended the
+# only sale. They have tests of their own.
 SELDOM = frozenset(
     (
         *("post_v1_auth_register", "post_v1_auth_login", "post_v1_auth_refresh", "post_v1_auth_password"),
