@@ -111,8 +111,9 @@ class Told:
 class _Connection(asyncio.Protocol):
     """One request at a time over a kept connection."""
 
-    def __init__(self, answered: Callable[[_Connection, bool], None]) -> None:
+    def __init__(self, answered: Callable[[_Connection], None]) -> None:
         self._answered = answered
+        self.is_good = False  # the last answer
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self.due_s = 0.0
@@ -120,8 +121,9 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._answered(self, False)
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
+        self.is_good = False
+        self._answered(self)
 
     def send(self, request: bytes, due_s: float) -> None:
         assert self._transport is not None
@@ -136,7 +138,8 @@ class _Connection(asyncio.Protocol):
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         if len(body) >= length:
             self._buffer = b""
-            self._answered(self, head.startswith(b"HTTP/1.1 200"))
+            self.is_good = head.startswith(b"HTTP/1.1 200")
+            self._answered(self)
 
 
 async def tell(url: str, secret: str, order_ids: Sequence[UUID], *, rate: float) -> Told:
@@ -145,11 +148,11 @@ async def tell(url: str, secret: str, order_ids: Sequence[UUID], *, rate: float)
     told, idle, waiting = Told(), deque[_Connection](), deque[tuple[bytes, float]]()
     all_answered = asyncio.Event()
 
-    def answered(connection: _Connection, good: bool) -> None:
+    def answered(connection: _Connection) -> None:
         if all_answered.is_set():
             return  # the connection closes at the end
         now_s = loop.time() - start_s
-        if good:
+        if connection.is_good:
             told.latencies_ms.append((now_s - connection.due_s) * 1000)
             told.done_s.append(now_s)
         else:

@@ -45,7 +45,7 @@ SELDOM = frozenset(
         *("get_v1_users_me", "patch_v1_users_me", "delete_v1_users_me"),
         *("post_v1_products", "patch_v1_products_product_id", "delete_v1_products_product_id"),
         *("post_v1_sales", "patch_v1_sales_sale_id", "post_v1_sales_sale_id_restock"),
-        *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume"),
+        *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume", "delete_v1_sales_sale_id"),
         *("get_v1_dead_letters_letter_id", "delete_v1_dead_letters_letter_id", "post_v1_dead_letters_letter_id_replay"),
         *("post_v1_orders_order_id_cancel", "post_v1_orders_order_id_refund"),
         *("get_v1_orders_order_id", "placeOrder", "startPayment", "receivePaymentEvent"),
