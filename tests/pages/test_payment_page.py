@@ -1,4 +1,4 @@
-"""The simulated provider's page in a browser: without JavaScript, on a phone, and back to the shop by its own policy."""
+"""The simulated page of the provider in a browser: without JavaScript, on a phone, and back to the shop by its policy."""
 
 from __future__ import annotations
 
