@@ -5,12 +5,14 @@ import { Session } from "./session.js";
 import { Audit } from "./audit.js";
 import { Letters } from "./letters.js";
 import { Live } from "./live.js";
+import { StaffOrders } from "./staff-orders.js";
 import { CreateForm, Sales } from "./sales.js";
 
 const session = new Session("staff", (text) => show(text));
 const tell = (text, kind) => say(find("message"), text, kind);
 const live = new Live(session);
 const sales = new Sales(session, tell);
+const orders = new StaffOrders(session);
 const letters = new Letters(session, tell);
 const audit = new Audit(session, tell);
 const create = new CreateForm(session, tell, () => sales.load());
@@ -26,11 +28,13 @@ function show(text = "") {
     session.learn(() => (find("who").textContent = session.label));
     live.start();
     sales.load();
+    orders.load();
     letters.load();
     audit.load();
     create.load();
   } else {
     live.stop();
+    orders.close();
     find("email").focus();
   }
 }
