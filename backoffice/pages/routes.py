@@ -45,6 +45,7 @@ _PAGES = {
         _Page("/shop/orders"),
         _Page("/shop/orders/{order_id}", "order_id", Problem.ORDER_NOT_FOUND),
     ),
+    "sw.js": (_Page("/shop/sw.js"),),  # a service worker controls the pages beside and below its own path
     "docs.html": (_Page("/docs"),),
     "verify-email.html": (_Page("/account/verify-email"),),
     "password-reset.html": (_Page("/account/password-reset"),),
@@ -62,8 +63,8 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
             continue
         content = entry.read_text(encoding="utf-8").replace(_EDGE_URL, html.escape(edge_url, quote=True)).encode()
         is_page = suffix == ".html"
-        headers = _headers(edge_url) if is_page else _FILE_HEADERS
-        for page in _PAGES[entry.name] if is_page else (_Page(f"/static/{entry.name}"),):
+        for page in _PAGES.get(entry.name, (_Page(f"/static/{entry.name}"),)):
+            headers = _headers(edge_url, is_shop=page.path.startswith("/shop")) if is_page else _FILE_HEADERS
             found.append(
                 Route(
                     "GET",
@@ -83,7 +84,7 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
 _FILE_HEADERS = {"cache-control": _CACHE, "cross-origin-resource-policy": "same-origin"}
 
 
-def _headers(edge_url: str) -> dict[str, str]:
+def _headers(edge_url: str, *, is_shop: bool) -> dict[str, str]:
     policy = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -94,7 +95,8 @@ def _headers(edge_url: str) -> dict[str, str]:
         "form-action": "'none'",
         "frame-ancestors": "'none'",
         "require-trusted-types-for": "'script'",
-        "trusted-types": "'none'",
+        # Pages of the shop start the service worker of web push, whose address is a trusted type.
+        "trusted-types": "service-worker" if is_shop else "'none'",
     }
     return {
         **_FILE_HEADERS,

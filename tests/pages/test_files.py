@@ -17,7 +17,11 @@ STATIC = Path(backoffice.pages.__file__).parent / "static"
 SALE = "01890000-0000-7000-8000-000000000001"
 PAGES = ("/", f"/shop/{SALE}", "/shop/orders", f"/shop/orders/{SALE}", "/docs")
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
-FILES = sorted(f"/static/{path.name}" for path in STATIC.iterdir() if path.suffix in (".js", ".css", ".svg"))
+FILES = sorted(
+    "/shop/sw.js" if path.name == "sw.js" else f"/static/{path.name}"
+    for path in STATIC.iterdir()
+    if path.suffix in (".js", ".css", ".svg")
+)
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -30,6 +34,7 @@ def test_headers_of_pages(backoffice: BackofficeProcess, path: str) -> None:
     assert policy["connect-src"] == "'self' http://127.0.0.1:8080"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
     assert policy["require-trusted-types-for"] == "'script'"
+    assert policy["trusted-types"] == ("service-worker" if path.startswith("/shop/") else "'none'")
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"

@@ -7,6 +7,7 @@ import { Letters } from "./letters.js";
 import { Live } from "./live.js";
 import { StaffOrders } from "./staff-orders.js";
 import { CreateForm, Sales } from "./sales.js";
+import { Samples } from "./samples.js";
 
 const session = new Session("staff", (text) => show(text));
 const tell = (text, kind) => say(find("message"), text, kind);
@@ -15,6 +16,7 @@ const sales = new Sales(session, tell);
 const orders = new StaffOrders(session);
 const letters = new Letters(session, tell);
 const audit = new Audit(session, tell);
+const samples = new Samples(session, tell);
 const create = new CreateForm(session, tell, () => sales.load());
 
 function show(text = "") {
@@ -31,6 +33,7 @@ function show(text = "") {
     orders.load();
     letters.load();
     audit.load();
+    samples.load();
     create.load();
   } else {
     live.stop();
