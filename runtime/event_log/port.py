@@ -123,7 +123,8 @@ class Lag:
 class Reader(Protocol):
     """Reads partitions of one topic for a group: an async context manager. Everything raises EventLogUnavailable.
 
-    Entering loads the group's committed positions. A partition without one begins at the oldest retained record.
+    Entering loads the group's committed positions. A partition without one begins at the oldest retained record, or,
+    with `begin_at_end`, behind the newest one, and that position is committed.
     There is no assignment of partitions to members of a group: the caller makes sure that one reader of a group has a
     partition (by a lease, say). Two at once read twice and lose nothing.
     """
@@ -167,7 +168,7 @@ class EventLog(Protocol):
         """
         ...
 
-    def reader(self, group: str | None, topic: str, partitions: Iterable[int]) -> Reader:
+    def reader(self, group: str | None, topic: str, partitions: Iterable[int], *, begin_at_end: bool = False) -> Reader:
         """A reader for a group, or without a group (None): from the oldest record, and nothing is remembered."""
         ...
 

@@ -69,11 +69,13 @@ class RedisStreamsEventLog:
             args += (record.key, record.value, headers)
         await _answer(topic, partition, run(self._redis, _APPEND, (stream_key(topic, partition),), args))
 
-    def reader(self, group: str | None, topic: str, partitions: Iterable[int]) -> StreamReader:
+    def reader(
+        self, group: str | None, topic: str, partitions: Iterable[int], *, begin_at_end: bool = False
+    ) -> StreamReader:
         """A reader of these partitions."""
         listed = tuple(partitions)
         self._spec(topic, listed)
-        return StreamReader(self._redis, group=group, topic=topic, partitions=listed)
+        return StreamReader(self._redis, group=group, topic=topic, partitions=listed, begin_at_end=begin_at_end)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -92,10 +94,14 @@ class RedisStreamsEventLog:
 class StreamReader:
     """See `runtime.event_log.port.Reader`. One XREAD covers all partitions, so they must be on one Redis server."""
 
-    def __init__(self, redis: Redis, *, group: str | None, topic: str, partitions: Sequence[int]) -> None:
+    def __init__(
+        self, redis: Redis, *, group: str | None, topic: str, partitions: Sequence[int], begin_at_end: bool
+    ) -> None:
         """Uses the client, does not own it."""
+        assert group is not None or not begin_at_end, "without a group, no position is remembered"
         self._redis = redis
         self._group = group
+        self._begin_at_end = begin_at_end
         self._topic = topic
         self._partition_of = {stream_key(topic, partition).encode(): partition for partition in partitions}
         self._read = dict.fromkeys(partitions, 0)  # last offset that was read, 0: none
@@ -110,6 +116,9 @@ class StreamReader:
             for partition in self._read:
                 key = positions_key(self._topic, partition)
                 offset = await _answer(self._topic, partition, self._redis.hget(key, self._group))
+                if offset is None and self._begin_at_end:
+                    offset = await self._end(partition)
+                    await _answer(self._topic, partition, self._redis.hset(key, self._group, offset))
                 self._read[partition] = int(offset or 0)
         self._handed_out = dict(self._read)
         return self

@@ -128,6 +128,18 @@ async def test_groups_go_on_at_their_own_commits(event_log: EventLog) -> None:
     assert [r.value for r in await read_all(event_log, "orders", 1, 2, group="other")] == [b"4"]
 
 
+async def test_a_new_group_may_begin_at_the_end_and_goes_on_there(event_log: EventLog) -> None:
+    """Also when its first reader ends before its first commit: the records after its start are not skipped."""
+    await event_log.append("orders", 1, numbered([1, 2]))
+    async with event_log.reader("late", "orders", (1, 2), begin_at_end=True) as reader:
+        assert await reader.next_batch(count_max=10, wait_s=0) == []
+        await event_log.append("orders", 1, numbered([3]))
+        await event_log.append("orders", 2, numbered([4]))
+    async with event_log.reader("late", "orders", (1, 2), begin_at_end=True) as reader:
+        found = [await reader.next_batch(count_max=1, wait_s=0) for _ in range(2)]
+        assert sorted(record.value for batch in found for record in batch) == [b"3", b"4"]
+
+
 async def test_a_commit_covers_the_records_that_were_handed_out_only(event_log: EventLog) -> None:
     await event_log.append("orders", 0, numbered(range(10)))
     async with event_log.reader("g", "orders", (0,)) as reader:
