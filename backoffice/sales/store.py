@@ -155,7 +155,7 @@ class Sales:
         return True
 
     async def delete_draft(self, sale_id: UUID) -> Sale | None:
-        """Delete a draft with its items. The sale before: of any other stage nothing is deleted; None: there is none."""
+        """Delete a draft with its items, a sale of another stage not. The sale before; None if there is none."""
         async with self._catalogue.connection() as connection:
             await connection.execute(SQL["lock"], {"id": sale_id})
             sale = await _read(connection, sale_id)
