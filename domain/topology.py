@@ -236,14 +236,14 @@ def order_queue(shard: int) -> str:
     return f"orders.shard.{shard}"
 
 
-def dispatcher_lease_key(database: str, destination: str) -> str:
-    """String: fencing token of the dispatcher of one database's rows for one destination."""
-    return f"flashsale:{{dispatcher:{database}:{destination}}}:lease"
+def dispatcher_lease_key(database: str) -> str:
+    """String: fencing token of the dispatcher of one database's outbox."""
+    return f"flashsale:{{dispatcher:{database}}}:lease"
 
 
-def dispatcher_fence_key(database: str, destination: str) -> str:
+def dispatcher_fence_key(database: str) -> str:
     """Counter from which fencing tokens are drawn."""
-    return f"flashsale:{{dispatcher:{database}:{destination}}}:fence"
+    return f"flashsale:{{dispatcher:{database}}}:fence"
 
 
 @dataclass(frozen=True, slots=True)

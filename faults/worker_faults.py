@@ -14,7 +14,7 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from domain.topology import DESTINATION_ORDER_EVENTS, dispatcher_lease_key, lane_lease_key
+from domain.topology import dispatcher_lease_key, lane_lease_key
 from faults.conditions import NotFired
 from faults.postgres_faults import TO_SHARD
 from faults.proxy import Harm, Trap
@@ -108,7 +108,7 @@ def _lane_lease(drill: Drill) -> str:
 
 
 def _dispatcher_lease(_: Drill) -> str:
-    return dispatcher_lease_key("shard-0", DESTINATION_ORDER_EVENTS)
+    return dispatcher_lease_key("shard-0")
 
 
 def _at(name: str, about: str, expected: str, act: Act, *, sale: Sale | None = None, fast: bool = False) -> Fault:
