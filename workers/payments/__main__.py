@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
 
 from payments.ledger import PaymentLedger
@@ -38,7 +39,15 @@ async def main(service: Service) -> None:
         refunds, settling = Refunds(pools, settings.topology), Settling(redis, ledger)
         for shard in range(len(pools)):
             role = f"payments-shard-{shard}"
-            work = sweep.Sweep(shard, settling=settling, ledger=ledger, refunds=refunds).step
+            work = sweep.Sweep(
+                shard,
+                settling=settling,
+                ledger=ledger,
+                refunds=refunds,
+                interrupted_after=timedelta(seconds=settings.payment_interrupted_s),
+                unconfirmed_after=timedelta(seconds=settings.payment_unconfirmed_s),
+                lost_after=timedelta(seconds=settings.payment_lost_s),
+            ).step
             service.background.start(
                 role,
                 partial(
