@@ -1,8 +1,8 @@
 -- Invariant G in one shard: every unit of money is accounted for. Reads only.
 
 -- name: contradictions
--- Payments changed in a span of time whose amounts contradict their refunds, or that pay no order. Index: payments_changed,
--- refunds of the payment by refunds_of_order, orders_pkey.
+-- Payments, changed in a span of time, with amounts that contradict their refunds, or without a paid order.
+-- Index: payments_changed, refunds_of_order, orders_pkey.
 SELECT p.event_id, p.order_id,
     CASE
         WHEN r.due <> p.due_minor OR r.done <> p.refunded_minor THEN 'its refunds have other amounts'

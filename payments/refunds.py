@@ -3,7 +3,8 @@
 The result of a crash after each step of a refund:
 
     the provider has given the money back, not stored    the message comes again, and the provider answers the repeated
-                                                         call with the same refund: its idempotency key is the refund's id
+                                                         call with the same refund: its idempotency key is the refund's
+                                                         id
     stored as done, not acknowledged                     the message comes again and finds the refund done
 """
 

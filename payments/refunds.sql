@@ -76,7 +76,8 @@ SELECT %(order_id)s, sku, %(refund_id)s
 FROM unnest(%(lines)s::text[]) AS sku;
 
 -- name: owe
--- The payment's part of `add_request`. Not idempotent by itself: it is in one transaction with it. Index: payments_pkey.
+-- The payment's part of `add_request`. Not idempotent by itself: it is in one transaction with it. Index:
+-- payments_pkey.
 UPDATE payments
 SET
     due_minor = due_minor + %(amount_minor)s,
@@ -92,7 +93,7 @@ WHERE event_id = %(event_id)s;
 UPDATE refunds SET restock_due = false WHERE id = %(refund_id)s AND restock_due;
 
 -- name: to_restock
--- Refunds whose units are still to be put on sale. Changes nothing. Index: refunds_to_restock.
+-- Refunds with units that are still to be put on sale. Changes nothing. Index: refunds_to_restock.
 SELECT r.id, r.order_id, p.sale_id, r.lines, r.requested_by
 FROM refunds r
 JOIN payments p USING (event_id)

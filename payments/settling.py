@@ -82,8 +82,10 @@ class Settling:
             return [Settled.UNKNOWN] * len(events)
         payments = await self._ledger.receive(shard, list(arrivals.values()))
         received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
+        others = {payment.order_id for payment in payments.values() if payment.state is not PaymentState.RECEIVED}
+        if others:
+            await mark_payments(self._redis, others)
         results = await self.finish(shard, received)
-        await mark_payments(self._redis, {payment.order_id for payment in payments.values()})
         return [_result(event, arrivals, payments, results) for event in events]
 
     async def finish(self, shard: int, payments: Sequence[Payment], *, lost: bool = False) -> dict[str, Settled]:

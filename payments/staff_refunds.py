@@ -100,7 +100,7 @@ class RefundRow:
 
 @dataclass(frozen=True, slots=True)
 class ToRestock:
-    """A refund whose units are still to be put on sale."""
+    """A refund with units that are still to be put on sale."""
 
     id: UUID
     order_id: UUID
@@ -156,7 +156,7 @@ async def note_restocked(connection: AsyncConnection[TupleRow], refund_id: UUID)
 
 
 async def to_restock(connection: AsyncConnection[TupleRow], *, age: timedelta, limit: int) -> list[ToRestock]:
-    """Refunds of the shard, older than `age`, whose units are still to be put on sale."""
+    """Refunds of the shard, older than `age`, with units that are still to be put on sale."""
     cursor = connection.cursor(row_factory=class_row(ToRestock))
     return await (await cursor.execute(_SQL["to_restock"], {"age": age, "limit": limit})).fetchall()
 

@@ -98,7 +98,12 @@ class LineInput(Model):
 class RefundInput(Model):
     """A refund: all lines that are left, or some; `restock` puts their units on sale again."""
 
-    lines: Annotated[list[Sku | LineInput], Field(min_length=1, max_length=LINES_MAX)] | None = None
+    lines: (
+        Annotated[
+            list[Sku | LineInput], Field(min_length=1, max_length=LINES_MAX, json_schema_extra={"uniqueItems": True})
+        ]
+        | None
+    ) = None
     restock: bool = False
 
 

@@ -23,6 +23,7 @@ from backoffice.web.messages import STAFF, Answer, Call, Refused, invalid
 from backoffice.web.routing import Route
 from domain.problems import Problem
 from payments.staff_refunds import LineRefunded, NothingToRefund, NotPaid, RequestReused
+from reservation.lane import LaneForgot
 from runtime.audit.entries import Action
 
 
@@ -102,6 +103,9 @@ def _refusals() -> Iterator[None]:
         raise Refused(Problem.IDEMPOTENCY_KEY_REUSED) from error
     except UnknownLine as error:
         raise invalid("/lines", f"the order has no such line: {error}") from error
+    except LaneForgot as error:
+        detail = "Redis has lost the stock of the sale. The sale must be rebuilt"
+        raise Refused(Problem.DEPENDENCY_UNAVAILABLE, detail, retry_after_s=10) from error
     except NotOnSale as error:
         raise Refused(Problem.SALE_STATE_CONFLICT, "The sale takes no units: refund without restock") from error
 

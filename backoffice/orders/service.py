@@ -55,7 +55,7 @@ class OrderService:
         """
         window = await self._orders.sale_window(sale_id)
         if window is None:
-            return None  # sales are never deleted
+            return None  # only drafts are deleted, and a draft has no orders
         first_ms, last_ms = ((at - EPOCH) // timedelta(milliseconds=1) for at in window)
         margin_ms = CLOCK_MARGIN // timedelta(milliseconds=1)
         return IdRange(ids.first_order_id(first_ms - margin_ms), ids.first_order_id(last_ms + margin_ms))

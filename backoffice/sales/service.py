@@ -98,6 +98,14 @@ class SaleService:
                 return await self.get(sale_id)
         raise SaleStateConflict(_CONTENDED)
 
+    async def delete(self, sale_id: UUID) -> None:
+        """Delete a draft. SaleMissing; SaleStateConflict for a sale that was published."""
+        sale = await self._sales.delete_draft(sale_id)
+        if sale is None:
+            raise SaleMissing
+        if sale.stage is not Stage.DRAFT:
+            raise SaleStateConflict("Only a draft can be deleted. End the sale instead")
+
     async def publish(self, sale_id: UUID) -> Sale:
         """Publish a draft, complete an interrupted publishing, or confirm a published sale.
 

@@ -1,4 +1,4 @@
-"""The simulated payment provider of the embedded stack: a process with a page, an API, webhooks and a ledger of its own.
+"""The embedded stack's simulated payment provider: a process with a page, an API, webhooks and a ledger of its own.
 
 For tests and demonstrations: no money moves. It knows nothing of the shop but its webhook address, and shares no data
 with it, so that both ledgers can be compared. `payments.providers.simulated` describes the API.

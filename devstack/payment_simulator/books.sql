@@ -19,8 +19,8 @@ FROM checkouts
 WHERE token = :token;
 
 -- name: count_outcome
--- A buyer's payments of a page, and whether the last attempt was declined. Not idempotent by itself: one transaction with
--- the entries. Index: the primary key.
+-- A buyer's payments of a page, and whether the last attempt was declined. Not idempotent by itself: one transaction
+-- with the entries. Index: the primary key.
 UPDATE checkouts SET captures = captures + :captures, declined = :declined WHERE token = :token;
 
 -- name: add_entry

@@ -8,14 +8,12 @@ from urllib.parse import urlsplit
 
 from devstack.payment_simulator.books import Checkout, Entry
 from domain.ids import parse_uuid
+from domain.orders import LINES_MAX, QUANTITY_MAX, SKU_LENGTH_MAX
+from domain.payments import EVENT_ID_LENGTH_MAX
 
 AMOUNT_MAX: Final = 2**53
 TIME_MS_MAX: Final = 2**48
-LINES_MAX: Final = 100
-SKU_LENGTH_MAX: Final = 64
-QUANTITY_MAX: Final = 1_000_000
 URL_LENGTH_MAX: Final = 2048
-EVENT_ID_LENGTH_MAX: Final = 255
 
 
 class Malformed(ValueError):

@@ -1,8 +1,8 @@
 -- Money: a row for each event of the payment provider that captured money, and one for each refund.
 
 -- `state` is domain.payments.PaymentState. `settles`: this event may pay its order; at most one event of an order may,
--- decided here before Redis is asked, so that a repeated event and a second payment cannot be confused. `confirmed`: the
--- order was seen as paid in this shard afterwards. `reference` is the provider's own name of the payment.
+-- decided here before Redis is asked, so that a repeated event and a second payment cannot be confused. `confirmed`:
+-- the order was seen as paid in this shard afterwards. `reference` is the provider's own name of the payment.
 CREATE TABLE payments (
     event_id text PRIMARY KEY CHECK (length(event_id) BETWEEN 1 AND 255),
     order_id uuid NOT NULL,
@@ -62,6 +62,7 @@ CREATE TABLE refunds (
 );
 CREATE UNIQUE INDEX refunds_once ON refunds (event_id) WHERE reason <> 'staff';
 CREATE INDEX refunds_of_order ON refunds (order_id);
+CREATE INDEX refunds_time ON refunds (changed_at);
 CREATE INDEX refunds_open ON refunds (created_at) WHERE state <> 'done';
 CREATE INDEX refunds_to_restock ON refunds (created_at) WHERE restock_due;
 

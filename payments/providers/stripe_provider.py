@@ -15,13 +15,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 import aiohttp
 import orjson
 import stripe
 
 from domain.ids import parse_uuid
+from domain.payments import EVENT_ID_LENGTH_MAX, REFERENCE_LENGTH_MAX
 from payments.providers.port import (
     Captured,
     Checkout,
@@ -42,7 +43,6 @@ CONNECT_S_MAX: Final = 2.0
 CALL_S_MAX: Final = 10.0  # callers bound it further
 TOLERANCE_S: Final = 300
 SIGNATURE_LENGTH_MAX: Final = 2048
-ID_LENGTH_MAX: Final = 255
 PAGE_MAX: Final = 100  # entries, the most that Stripe allows
 # Stripe lists payments by the time at which the buyer's attempt began: a session is open for a day at most.
 OLDER: Final = timedelta(hours=25)
@@ -197,10 +197,11 @@ def parse_event(body: bytes) -> Event:
     """The content of a signed event. Raises EventMalformed."""
     try:
         document = orjson.loads(body)
-        event_id, kind, session = document["id"], document["type"], document["data"]["object"]
+        event_id, kind = _id(document["id"]), _id(document["type"])
+        session = document["data"]["object"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise EventMalformed("not an event of Stripe") from error
-    if not _is_id(event_id) or not _is_id(kind) or not isinstance(session, dict):
+    if event_id is None or kind is None or not isinstance(session, dict):
         raise EventMalformed("id, type or data: malformed")
     if kind not in _PAID or session.get("mode") != "payment":
         return Ignored(event_id, kind)
@@ -213,8 +214,8 @@ def parse_event(body: bytes) -> Event:
     order_id = parse_uuid(order) if isinstance(order, str) else None
     if order_id is None:
         raise EventMalformed("metadata.order_id: not a UUID")
-    intent, amount, currency = session.get("payment_intent"), session.get("amount_total"), session.get("currency")
-    if not _is_id(intent):
+    intent, amount, currency = _id(session.get("payment_intent")), session.get("amount_total"), session.get("currency")
+    if intent is None:
         raise EventMalformed("payment_intent: missing or malformed")
     if type(amount) is not int or amount < 1:
         raise EventMalformed("amount_total: not a positive integer")
@@ -248,8 +249,10 @@ def _is_signed(header: str, body: bytes, secret: str) -> bool:
         return False
 
 
-def _is_id(value: Any) -> TypeGuard[str]:
-    return isinstance(value, str) and 1 <= len(value) <= ID_LENGTH_MAX and value.isascii() and value.isprintable()
+def _id(value: Any) -> str | None:
+    """A value that can be an event id and a reference; None for any other."""
+    fits = isinstance(value, str) and 1 <= len(value) <= min(EVENT_ID_LENGTH_MAX, REFERENCE_LENGTH_MAX)
+    return str(value) if fits and value.isascii() and value.isprintable() else None
 
 
 def _accepted(refund: stripe.Refund) -> str:

@@ -40,6 +40,7 @@ class Action(StrEnum):
     PRODUCT_IMPORT = "product.import"
     SALE_CREATE = "sale.create"
     SALE_CHANGE = "sale.change"
+    SALE_DELETE = "sale.delete"
     SALE_PUBLISH = "sale.publish"
     SALE_PAUSE = "sale.pause"
     SALE_RESUME = "sale.resume"

@@ -24,6 +24,7 @@ ALLOWED = {
     "backoffice/figures/service.py": (1, "the sampler catches everything, and runs only while there are viewers"),
     "edge/app.py": (1, "the drain: the main process kills a worker that does not end in time"),
     "edge/direct_door.py": (1, "one request: the application and `_finish` answer and log every exception"),
+    "edge/settlements.py": (1, "events wait for their batch; `_work` answers each of them, also when it ends"),
     "edge/sale_reads.py": (1, "requests wait for the read; its exception is theirs"),
     "edge/sale_directory.py": (1, "callers wait for each read; its exception is theirs (`_read_pending`)"),
     "workers/relay/session.py": (5, "`run` waits for all, and raises what ended one"),

@@ -1,4 +1,4 @@
-"""Refunds and cancellations by staff: each line once, whoever clicks twice; units on sale again on request."""
+"""Refunds and cancellations by staff: each line once, also after two clicks at once; units on sale again on request."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ ENDS_THE_CALLER = ("post_v1_auth_logout_everywhere", "delete_v1_users_me", "post
 ENDLESS = ("get_v1_operations_live",)  # a stream that ends with its token: runs with a short one
 STREAM_TOKEN_S = 25
 # Seldom successful: their input cannot be generated (passwords, tokens, versions, signatures, dead letters, an account
-# of the caller, a paid order, a fully valid body), the payment provider is away, or another operation has ended the only
-# sale. They have tests of their own.
+# of the caller, a paid order, a fully valid body), the payment provider is away, or another operation has ended the
+# only sale. They have tests of their own.
 SELDOM = frozenset(
     (
         *("post_v1_auth_register", "post_v1_auth_login", "post_v1_auth_refresh", "post_v1_auth_password"),
@@ -45,7 +45,7 @@ SELDOM = frozenset(
         *("get_v1_users_me", "patch_v1_users_me", "delete_v1_users_me"),
         *("post_v1_products", "patch_v1_products_product_id", "delete_v1_products_product_id"),
         *("post_v1_sales", "patch_v1_sales_sale_id", "post_v1_sales_sale_id_restock"),
-        *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume"),
+        *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume", "delete_v1_sales_sale_id"),
         *("get_v1_dead_letters_letter_id", "delete_v1_dead_letters_letter_id", "post_v1_dead_letters_letter_id_replay"),
         *("post_v1_orders_order_id_cancel", "post_v1_orders_order_id_refund"),
         *("get_v1_orders_order_id", "placeOrder", "startPayment", "receivePaymentEvent"),

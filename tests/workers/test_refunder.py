@@ -29,7 +29,7 @@ DELAYS_MS = (1_000,)
 
 
 async def pay_twice(till: Till, simulator: Simulator, orders: int = 1) -> list[OrderEntry]:
-    """Orders that are paid twice at the provider, and whose second payments are to go back; messages are published."""
+    """Orders that are paid twice at the provider, so that the second payments go back; messages are published."""
     await simulator.control(second_share=1.0)
     made = [till.order() for _ in range(orders)]
     for order in made:

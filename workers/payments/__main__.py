@@ -1,4 +1,7 @@
-"""`python -m workers.payments`: refunders, and a sweep of each shard under its own lease. Composition root only."""
+"""`python -m workers.payments`: refunders, a sweep of each shard, and the comparison with the provider's ledger.
+
+Sweeps and comparison run under leases of their own. Composition root only.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
 
+from payments.both_ledgers import BothLedgers
 from payments.ledger import PaymentLedger
 from payments.providers import open_provider
 from payments.refunds import Refunds
@@ -16,12 +20,13 @@ from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
-from workers.payments import sweep
+from workers.payments import comparison, sweep
 from workers.payments.refunder import Refunder
 from workers.rounds import run_rounds
 
 NAME = "payments"
 REFUNDERS = 2  # calls to the provider at once
+COMPARISON_LOOK_S = 10.0  # between looks whether a comparison is due
 
 
 async def main(service: Service) -> None:
@@ -33,7 +38,7 @@ async def main(service: Service) -> None:
         if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
         pools = [
-            await stack.enter_async_context(postgres_pool(dsn, size_max=REFUNDERS + 1)) for dsn in settings.shard_dsns
+            await stack.enter_async_context(postgres_pool(dsn, size_max=REFUNDERS + 2)) for dsn in settings.shard_dsns
         ]
         ledger = PaymentLedger(pools, settings.topology, provider=settings.payment_provider)
         refunds, settling = Refunds(pools, settings.topology), Settling(redis, ledger)
@@ -64,6 +69,14 @@ async def main(service: Service) -> None:
             for number in range(REFUNDERS):
                 refunder = Refunder(queue=queue, letters=letters, refunds=refunds, provider=provider, service=service)
                 service.background.start(f"refunder {number}", refunder.run)
+            hourly = comparison.HourlyComparison(BothLedgers(pools, provider))
+            service.background.start(
+                comparison.ROLE,
+                partial(
+                    run_rounds, service, redis, role=comparison.ROLE, every_s=COMPARISON_LOOK_S, work=hourly.step,
+                    life_ms=settings.lease_ms, round_s_max=comparison.ROUND_S_MAX,
+                ),
+            )  # fmt: skip
         await service.background.finished()
 
 
