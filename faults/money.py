@@ -1,4 +1,4 @@
-"""Reads the money of one sale: payments and refunds in the shards, the provider's own ledger, events. Does not judge it."""
+"""Reads the money of one sale: payments and refunds in shards, the provider's own ledger, events. Judges nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REFUNDS = """
     SELECT r.id, r.event_id, r.order_id, r.amount_minor, r.currency, r.state
     FROM refunds r JOIN payments p ON p.event_id = r.event_id WHERE p.sale_id = %s
 """
-# Money on its way, of all sales. A captured payment whose order is not stored as paid is settled once more by the sweep.
+# Money on its way, of all sales. The sweep settles a captured payment again whose order is not stored as paid.
 _MOVING = """
     SELECT
         (SELECT count(*) FROM payments p LEFT JOIN orders o ON o.id = p.order_id

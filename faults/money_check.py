@@ -45,7 +45,7 @@ class MoneyCheck:
         ]
 
     def one_row_each(self) -> Iterator[str]:
-        """Each captured event at the provider is one row with its order, amount and currency, and no other row exists."""
+        """Each captured event at the provider is one row with its order, amount and currency, and there is no other row."""
         at_provider = {entry.id: entry for entry in self.captured}
         if missing := [
             f"{entry.id} of order {entry.order_id}" for entry in self.captured if entry.id not in self.payments
@@ -134,7 +134,7 @@ class MoneyCheck:
                 )
 
     def shown(self, history: History) -> Iterator[str]:
-        """Buyers see payments: their orders are marked in Redis, and each confirmed payment is in the provider's ledger."""
+        """Orders with payments are marked in Redis for their buyers, and each confirmed payment is at the provider."""
         paid = {payment.order_id for payment in self.money.payments}
         if unmarked := [str(order_id) for order_id in paid & self.in_redis - self.money.marked]:
             yield f"{len(unmarked)} orders with payments have no mark, so that buyers do not see them: {some(unmarked)}"

@@ -167,7 +167,7 @@ def _is_payable(request: OrderRequest) -> bool:
 
 
 async def paid_and_lost(drill: Drill) -> str:
-    """Redis loses its data while nothing leaves it: orders that were paid and not stored, and the payment of stored ones."""
+    """Redis loses paid orders that are not stored, and the payment of stored ones: the relay stands still before."""
     stage, swept = drill.stage, "flashsale_payments_swept_total"
     relay = stage.pid("relay-0")
     held = [request for request in drill.buyers.history.requests if _is_payable(request)][:PAID_BEFORE_LOSS]

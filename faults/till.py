@@ -1,7 +1,7 @@
 """Simulated buyers who pay: the edge names the provider's page, the buyer clicks there, the provider tells the edge.
 
-Payments have connections of their own, so that a slow provider holds up no order. Some orders are paid twice, some after
-they were cancelled, some while they are being cancelled.
+Payments have connections of their own, so that a slow provider holds up no order. Some orders are paid twice, some
+after they were cancelled, some while they are being cancelled.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _SHARES: Final = {Manner.ONCE: 55, Manner.TWICE: 10, Manner.BOTH_AT_ONCE: 5, Man
 
 
 async def click(url: str, action: str) -> bool:
-    """Click a button of a payment page; whether the page confirms a payment. OSError or TimeoutError without an answer."""
+    """Click a button of a payment page; whether it confirms a payment. OSError or TimeoutError without an answer."""
     parts = urlsplit(url)
     assert parts.hostname is not None and parts.port is not None
     body = f"action={action}".encode("ascii")
