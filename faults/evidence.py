@@ -1,4 +1,4 @@
-"""Reads the stored data of one sale: Redis lanes and orders, shards, guard, event log, queues, money. Judges nothing."""
+"""Reads the stored data of one sale: Redis lanes and orders, shards, event log, queues, money. Judges nothing."""
 
 from __future__ import annotations
 

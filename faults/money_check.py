@@ -45,7 +45,7 @@ class MoneyCheck:
         ]
 
     def one_row_each(self) -> Iterator[str]:
-        """Each captured event at the provider is one row with its order, amount and currency, and there is no other row."""
+        """Each captured event at the provider is one row with its order, amount and currency. There is no other row."""
         at_provider = {entry.id: entry for entry in self.captured}
         if missing := [
             f"{entry.id} of order {entry.order_id}" for entry in self.captured if entry.id not in self.payments

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
-from urllib.parse import urlsplit
 from uuid import UUID
 
+import aiohttp
+
+from devstack.payment_simulator.clicking import click
 from faults.history import Attempt, Ending, OrderRequest
-from faults.wire import LATER, NotHttp, Wire, judge_payment, order_request, read_answer
+from faults.wire import LATER, Wire, judge_payment, order_request
 
 PAYERS: Final = 6
 WAITING_MAX: Final = 100  # payments beyond these are not made
@@ -25,8 +27,6 @@ TRY_AGAIN_S: Final = 0.3
 CLICK_S_MAX: Final = 8.0
 # The edge waits for a place and for the provider this long, beyond the deadline of an order.
 PATIENCE_S: Final = 7.0
-PAGE_BYTES_MAX: Final = 256 * 1024
-_SEE_OTHER: Final = 303
 
 
 class Manner(Enum):
@@ -47,28 +47,6 @@ class Manner(Enum):
 _SHARES: Final = {Manner.ONCE: 55, Manner.TWICE: 10, Manner.BOTH_AT_ONCE: 5, Manner.LATE: 20, Manner.RACE: 10}
 
 
-async def click(url: str, action: str) -> bool:
-    """Click a button of a payment page; whether it confirms a payment. OSError or TimeoutError without an answer."""
-    parts = urlsplit(url)
-    assert parts.hostname is not None and parts.port is not None
-    body = f"action={action}".encode("ascii")
-    head = (
-        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
-        f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    async with asyncio.timeout(CLICK_S_MAX):
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=PAGE_BYTES_MAX)
-        try:
-            writer.write(head.encode("ascii") + body)
-            answer = await read_answer(reader)
-        except (NotHttp, asyncio.IncompleteReadError) as error:
-            raise ConnectionError(str(error)) from error
-        finally:
-            writer.transport.abort()
-    # A declined payment leads back to the page itself.
-    return answer.status == _SEE_OTHER and answer.headers.get("location", "").startswith("http")
-
-
 @dataclass(slots=True)
 class Till:
     """Buyers who pay. `cancel` cancels a request's order over a connection and records the attempt."""
@@ -82,9 +60,13 @@ class Till:
     )
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _going: bool = True
+    _browser: aiohttp.ClientSession = field(init=False)
 
     def start(self) -> None:
         """Start paying. Call within a running loop."""
+        self._browser = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=CLICK_S_MAX), cookie_jar=aiohttp.DummyCookieJar()
+        )
         self._tasks = [asyncio.create_task(self._work(Wire(self.urls, number))) for number in range(PAYERS)]
 
     def take(self, request: OrderRequest, rng: random.Random) -> None:
@@ -101,6 +83,7 @@ class Till:
         for _ in self._tasks:
             self._waiting.put_nowait(None)
         await asyncio.gather(*self._tasks)
+        await self._browser.close()
 
     async def _work(self, wire: Wire) -> None:
         while (wanted := await self._waiting.get()) is not None:
@@ -143,10 +126,10 @@ class Till:
     async def _click(self, request: OrderRequest, page: str, action: str) -> None:
         for _ in range(TRIES_MAX):
             try:
-                if await click(page, action):
+                if await click(self._browser, page, action):
                     request.clicks += 1
                     return
-            except (OSError, TimeoutError):
+            except (aiohttp.ClientError, OSError, TimeoutError):
                 pass  # the provider is away: a second click on a paid page pays nothing
             if not self._going:
                 return

@@ -171,9 +171,11 @@ class Provider:
     async def _ledger(self, request: web.Request) -> web.Response:
         try:
             since_ms = int(request.query.get("since_ms", "0"))
-            at_ms, _, seq = request.query.get("after", f"{since_ms - 1}-{2**62}").partition("-")
+            at_ms, seq = since_ms - 1, 2**62
+            if (after := request.query.get("after")) is not None:
+                at_ms, seq = (int(part) for part in after.split("-"))
             limit = int(request.query.get("limit", LEDGER_PAGE_MAX))
-            rows = self._books.page(at_ms=int(at_ms), seq=int(seq), limit=max(1, min(limit, LEDGER_PAGE_MAX)))
+            rows = self._books.page(at_ms=at_ms, seq=seq, limit=max(1, min(limit, LEDGER_PAGE_MAX)))
         except (ValueError, OverflowError) as error:
             raise Refusal(400, "since_ms, after or limit: malformed") from error
         entries = [
