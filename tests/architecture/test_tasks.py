@@ -31,6 +31,7 @@ ALLOWED = {
     "workers/dispatcher/group.py": (1, "`_settle` takes each delivery's result"),
     "faults/proxy.py": (4, "a task group, which ends its connection; a call whose result the caller takes"),
     "faults/buyers.py": (2, "the end of the drill takes each buyer's result"),
+    "faults/till.py": (1, "the end of the drill takes each payer's result"),
     "faults/overload_faults.py": (1, "the drill awaits it"),
     "faults/hostile_faults.py": (1, "the drill awaits it"),
 }
