@@ -100,7 +100,7 @@ def test_to_the_provider_and_back(visit: Visit, running_stack: RunningStack, kee
 
 
 def test_a_payment_that_comes_after_the_hold(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
-    stack, sale = running_stack.stack, keeper.sale(hold_s=4)
+    stack, sale = running_stack.stack, keeper.sale(hold_s=6)
     visitor, _ = shopper(visit, stack, sale)
     page = visitor.page
     to_provider(page)

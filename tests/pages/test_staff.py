@@ -149,6 +149,23 @@ def test_a_sale_is_changed(visit: Visit, own: BackofficeProcess) -> None:
     expect(dialog).to_be_hidden()
 
 
+def test_a_draft_is_deleted(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    staff = staff_of(own, page)
+    sale = staff.draft(name="Mistake")
+    page.locator("#sales-refresh").click()
+    row = page.locator(f'#sales [data-sale="{sale["id"]}"]')
+    row.get_by_role("button", name="Delete").click()
+    answer(page, "Cancel")
+    assert staff.http.get(f"/v1/sales/{sale['id']}").status_code == 200
+    row.get_by_role("button", name="Delete").click()
+    answer(page, "Delete")
+    expect(row).to_have_count(0)
+    expect(page.locator("#message")).to_have_text("The draft “Mistake” is deleted")
+    assert staff.http.get(f"/v1/sales/{sale['id']}").status_code == 404
+
+
 def test_a_restock_without_an_answer_is_repeated_with_its_key(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)

@@ -6,7 +6,7 @@ import { confirm, field } from "./dialogs.js";
 const PAGE = 20;
 const STATES = { draft: "quiet", scheduled: "warn", open: "good", paused: "warn", ended: "quiet" };
 const ACTS = {
-  draft: ["publish", "change"],
+  draft: ["publish", "change", "delete"],
   scheduled: ["end", "restock", "change"],
   open: ["pause", "end", "restock", "change"],
   paused: ["resume", "end", "restock", "change"],
@@ -29,6 +29,7 @@ const MEMBERS = {
 const QUESTIONS = {
   publish: (sale) => [`Publish “${sale.name}”? Items, prices and hold time cannot be changed afterwards.`, false],
   pause: (sale) => [`Pause “${sale.name}”? Orders are refused until it is resumed.`, true],
+  delete: (sale) => [`Delete the draft “${sale.name}”? This cannot be undone.`, true],
   end: (sale) => [`End “${sale.name}”? This cannot be undone.`, true],
 };
 
@@ -59,7 +60,7 @@ export class Sales {
 
   put(sale) {
     const acts = ACTS[sale.state].map((act) =>
-      make("button", { type: "button", class: act === "end" ? "danger" : null, "data-act": act, click: () => this.act(sale, act) },
+      make("button", { type: "button", class: act === "end" || act === "delete" ? "danger" : null, "data-act": act, click: () => this.act(sale, act) },
         act[0].toUpperCase() + act.slice(1), make("span", { class: "skip" }, ` ${sale.name}`)));
     const shop = sale.state === "draft" ? null : make("a", { href: `/shop/${sale.id}` }, "Shop");
     const row = make("tr", { "data-sale": sale.id },
@@ -95,9 +96,10 @@ export class Sales {
       if (!(await confirm(text, act[0].toUpperCase() + act.slice(1), { danger }))) return;
     }
     try {
-      const [method, place] = act === "change" ? ["PATCH", ""] : ["POST", `/${act}`];
+      const [method, place] = { change: ["PATCH", ""], delete: ["DELETE", ""] }[act] ?? ["POST", `/${act}`];
       const changed = await this.session.ask(method, `/v1/sales/${sale.id}${place}`, options);
       options.done?.();
+      if (act === "delete") return this.removed(sale);
       const row = this.put(changed);
       row.querySelector("button, a")?.focus();
       this.tell(`${act[0].toUpperCase() + act.slice(1)}: “${changed.name}” is now ${changed.state}`, "good");
@@ -106,6 +108,13 @@ export class Sales {
       if (problem.status && problem.status < 500) options.done?.();
       this.tell(`${sale.name}: ${problem.text}`);
     }
+  }
+
+  removed(sale) {
+    this.rows.get(sale.id)?.remove();
+    this.rows.delete(sale.id);
+    find("sales-refresh").focus();
+    this.tell(`The draft “${sale.name}” is deleted`, "good");
   }
 
   /** The changed members. The others are not sent: fields show whole seconds, and stored times are finer. */
