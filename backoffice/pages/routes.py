@@ -38,18 +38,18 @@ class _Page:
     missing: Problem = Problem.NOT_FOUND
 
 
-_PAGES = {
+_FILES = {
     "staff.html": (_Page("/"),),
     "shop.html": (_Page("/shop/{sale_id}", "sale_id", Problem.SALE_NOT_FOUND),),
     "my-orders.html": (
         _Page("/shop/orders"),
         _Page("/shop/orders/{order_id}", "order_id", Problem.ORDER_NOT_FOUND),
     ),
-    "sw.js": (_Page("/shop/sw.js"),),  # a service worker controls the pages beside and below its own path
     "docs.html": (_Page("/docs"),),
     "verify-email.html": (_Page("/account/verify-email"),),
     "password-reset.html": (_Page("/account/password-reset"),),
     "undo-email-change.html": (_Page("/account/undo-email-change"),),
+    "sw.js": (_Page("/shop/sw.js"),),  # a service worker controls the pages beside and below its own path
 }
 
 
@@ -63,8 +63,9 @@ def routes(*, edge_url: str) -> tuple[Route, ...]:
             continue
         content = entry.read_text(encoding="utf-8").replace(_EDGE_URL, html.escape(edge_url, quote=True)).encode()
         is_page = suffix == ".html"
-        for page in _PAGES.get(entry.name, (_Page(f"/static/{entry.name}"),)):
-            headers = _headers(edge_url, is_shop=page.path.startswith("/shop")) if is_page else _FILE_HEADERS
+        pages = _FILES[entry.name] if is_page else _FILES.get(entry.name, (_Page(f"/static/{entry.name}"),))
+        headers = _headers(edge_url, is_shop=pages[0].path.startswith("/shop/")) if is_page else _FILE_HEADERS
+        for page in pages:
             found.append(
                 Route(
                     "GET",

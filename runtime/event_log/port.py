@@ -142,6 +142,10 @@ class Reader(Protocol):
         """Every record handed out so far is processed: remember that for the group. Without effect for no group."""
         ...
 
+    async def skip(self, to: Mapping[int, int]) -> None:
+        """Pass over the records up to these offsets, by partition, as if they had been handed out."""
+        ...
+
     async def lag(self) -> Mapping[int, Lag]:
         """Position and end by partition."""
         ...

@@ -280,6 +280,27 @@ class Settings(BaseModel):
         max_length=4,
         description="Secrets that sign the provider's webhooks, separated by commas; several while one is replaced.",
     )
+    payment_interrupted_s: int = Field(
+        20,
+        ge=1,
+        le=3600,
+        description="After this time a payment worker settles a payment again whose settling was interrupted. Longer than "
+        "an edge works on an event.",
+    )
+    payment_unconfirmed_s: int = Field(
+        60,
+        ge=1,
+        le=3600,
+        description="After this time a payment worker settles a captured payment again whose order is not stored as paid: "
+        "Redis may have lost the decision. Longer than an order takes to its shard.",
+    )
+    payment_lost_s: int = Field(
+        900,
+        ge=1,
+        le=86_400,
+        description="After this time the money of an order that neither Redis nor its shard has goes back. Longer than a "
+        "shard is away.",
+    )
 
     # Logs
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest level that is logged.")

@@ -15,9 +15,11 @@ from playwright.sync_api import Page, expect
 from domain.orders import OrderStatus
 from ops.stack_file import Stack
 from runtime.tokens.keys import load_token_keys, mint_buyer_token
+from tests.backoffice.test_preferences import SUBSCRIPTIONS, new_subscription
 from tests.fixtures.fix_browser import Visit, Visitor
 from tests.fixtures.fix_stack import RunningStack
 from tests.pages.scenes import PASSWORD, Shopkeeper, control_provider, orders_of, register, shop_url
+from tests.pages.test_push import FAKE
 
 NARROW: Any = {"width": 320, "height": 640}
 RESERVED, PAID = "Reserved for you.", "Paid. Thank you!"
@@ -296,3 +298,31 @@ def test_a_free_order_with_the_keyboard(visit: Visit, running_stack: RunningStac
     expect(page.locator("#order")).to_be_hidden()
     log_in(page, email)
     state(page, PAID)
+
+
+def test_notices_are_offered_after_an_order(visit: Visit, running_stack: RunningStack, keeper: Shopkeeper) -> None:
+    stack = running_stack.stack
+    visitor = visit(shop_url(stack, keeper.sale()), also=[stack.edge_url])
+    page = visitor.page
+    visitor.context.grant_permissions(["notifications"], origin=stack.backoffice_url)
+    page.evaluate(FAKE, new_subscription())
+    register(page)
+    page.get_by_role("button", name="Buy", exact=True).click()
+    page.get_by_role("button", name="Notify me").click()
+    expect(page.get_by_text("You get messages about your orders on this device.")).to_be_visible()
+    expect(page.locator("#notices")).to_be_hidden()
+    token = page.evaluate("JSON.parse(localStorage.getItem('flashsale.buyer')).access")
+    with httpx.Client(base_url=stack.backoffice_url, headers={"Authorization": f"Bearer {token}"}) as buyer:
+        assert len(buyer.get(SUBSCRIPTIONS).json()["items"]) == 1
+    with page.expect_response(lambda seen: seen.request.method == "DELETE" and SUBSCRIPTIONS in seen.url) as forgotten:
+        page.get_by_role("button", name="Log out").click()
+    assert forgotten.value.status == 204
+    register(page)
+    page.get_by_role("button", name="Buy", exact=True).click()
+    page.get_by_role("button", name="Not now").click()
+    expect(page.locator("#order-title")).to_be_focused()
+    page.get_by_role("button", name="Buy more").click()
+    page.get_by_role("button", name="Buy", exact=True).click()
+    state(page, RESERVED)
+    assert page.evaluate("sessionStorage.getItem('flashsale.notices.later')") == "yes"
+    expect(page.locator("#notices")).to_be_hidden()

@@ -16,7 +16,7 @@ from tests.fixtures.fix_people import People
 from tests.fixtures.fix_push import VAPID_PUBLIC_KEY
 
 # A browser's subscription without a push service: headless Chromium has none.
-_FAKE = """(made) => {
+FAKE = """(made) => {
   let subscribed = null;
   PushManager.prototype.getSubscription = async () => subscribed;
   PushManager.prototype.subscribe = async ({ userVisibleOnly, applicationServerKey }) => {
@@ -102,14 +102,14 @@ def test_a_page_subscribes_and_unsubscribes(visitor: Visitor, people: People) ->
     ada = people.make()
     token = ada.http.headers["authorization"].removeprefix("Bearer ")
     made = new_subscription()
-    visitor.page.evaluate(_FAKE, made)
+    visitor.page.evaluate(FAKE, made)
     done = visitor.page.evaluate(
         f"""async (token) => {{
           {_SESSION}
-          const before = await push.isSubscribed();
+          const before = await push.isSubscribed(session);
           const done = await push.subscribe(session, await push.publicKey(session));
           await push.subscribe(session, await push.publicKey(session));
-          return [push.canSubscribe(), before, done, await push.isSubscribed(), window.usedKey];
+          return [push.canSubscribe(), before, done, await push.isSubscribed(session), window.usedKey];
         }}""",
         token,
     )
@@ -117,7 +117,7 @@ def test_a_page_subscribes_and_unsubscribes(visitor: Visitor, people: People) ->
     (item,) = ada.http.get(SUBSCRIPTIONS).json()["items"]
     assert item["endpoint"] == made["endpoint"]
     left = visitor.page.evaluate(
-        f"async (token) => {{ {_SESSION} await push.unsubscribe(session); return push.isSubscribed(); }}", token
+        f"async (token) => {{ {_SESSION} await push.unsubscribe(session); return push.isSubscribed(session); }}", token
     )
     assert left is False
     assert ada.http.get(SUBSCRIPTIONS).json() == {"items": []}

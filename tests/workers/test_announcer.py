@@ -21,9 +21,9 @@ from domain import ids
 from domain.events import order_event
 from domain.notices import Channel, Notice, NoticeKind, parse_notice
 from domain.orders import OrderEntry, OrderStatus
-from domain.payments import RefundReason
+from domain.payments import PaymentState, RefundReason
 from domain.topology import EMAIL_QUEUE, PUSH_QUEUE, TOPIC_ORDERS, TOPICS, outbox_partition
-from payments.rows import refunded_event
+from payments.rows import refund_event
 from runtime.event_log import EventLog, NewRecord, open_event_log
 from runtime.event_log.redis_streams import positions_key
 from runtime.event_log.redis_streams import stream_key as log_key
@@ -171,9 +171,9 @@ async def test_each_event_of_a_buyer_with_an_account_becomes_a_notice(setup: Set
     ended = (OrderStatus.PAID, OrderStatus.CANCELLED, OrderStatus.EXPIRED)
     orders = [setup.order(buyer, status) for status in (OrderStatus.RESERVED, *ended, OrderStatus.REJECTED)]
     refund_id, paid = uuid4(), orders[1]
-    refund = refunded_event(
-        refund_id=refund_id, event_id="evt", order_id=paid.order_id, user_id=buyer, sale_id=paid.sale_id,
-        amount_minor=1999, currency="JPY", reason=RefundReason.SECOND,
+    refund = refund_event(
+        PaymentState.REFUNDED, refund_id=refund_id, event_id="evt", order_id=paid.order_id, user_id=buyer, sale_id=paid.sale_id,
+        amount_minor=1999, currency="JPY", reason="second",
     )  # fmt: skip
     async with setup.running():
         await setup.append([*(order_event(order) for order in orders), refund])
@@ -270,6 +270,48 @@ async def test_pushes_go_to_buyers_with_a_browser_and_hold_up_no_letter(setup: S
     assert push.user_id == buyer
     (letter,) = [letter for letter in letters if letter.user_id == buyer]
     assert letter.order == push.order and letter.id != push.id
+
+
+async def test_while_no_browser_is_subscribed_events_are_passed_over_unread(
+    setup: Setup, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every installation without web push, and in every load test: the log is read once, not twice."""
+    monkeypatch.setattr(module, "SKIP_S", 0.02)
+    buyer, before = make_user(databases), counted("not wanted", Channel.PUSH)
+    async with setup.running(Channel.PUSH):
+        await setup.append([order_event(setup.order(buyer)) for _ in range(50)])
+        await until(lambda: counted("not wanted", Channel.PUSH) - before == 50)
+        setup.subscribe(buyer)
+        await setup.append([order_event(order := setup.order(buyer))])
+        (notice,) = await setup.count(1, Channel.PUSH)
+        await setup.drained(Channel.PUSH)
+    assert notice.order is not None and notice.order.order_id == order.order_id
+    async with setup.running(Channel.PUSH):
+        await setup.append([order_event(setup.order(buyer))])
+        await setup.count(2, Channel.PUSH)
+
+
+async def test_events_without_a_notice_cost_few_commits(
+    setup: Setup, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit is a synced write, on the Redis that takes the orders in an embedded stack."""
+    monkeypatch.setattr(module, "COMMIT_S", 3600)
+    buyer, before = make_user(databases), counted("other type")
+    async with setup.running():
+        pass
+    synced = (await setup.redis.info("commandstats")).get("cmdstat_hset", {}).get("calls", 0)
+    await setup.append([order_event(setup.order(buyer, OrderStatus.RESERVED)) for _ in range(300)])
+    async with setup.running():
+        await until(lambda: counted("other type") - before == 300)
+        calls = (await setup.redis.info("commandstats")).get("cmdstat_hset", {}).get("calls", 0)
+        assert calls == synced
+    await setup.drained()  # a stop commits
+    before = counted("other type")
+    async with setup.running():
+        await setup.append([order_event(setup.order(buyer))])
+        await setup.count(1)
+        await setup.drained()  # so does a notice
+    assert counted("other type") == before
 
 
 async def test_an_event_that_comes_twice_has_one_id(setup: Setup, databases: Databases) -> None:

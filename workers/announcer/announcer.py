@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
@@ -30,6 +31,8 @@ RECORDS_MAX: Final = 500  # in one round
 RECEIVE_S: Final = 1.0
 GATHER_S: Final = 0.15  # between two rounds that were not full: fewer, larger queries
 PUBLISHING_MAX: Final = 32  # notices on their way to the queue
+COMMIT_S: Final = 1.0  # at least between two commits, if no notice was published: each is a synced write
+SKIP_S: Final = 1.0  # between two looks at the log while no account is reached
 MEASURE_S: Final = 5.0
 RECORD_AGE_S_MAX: Final = 20 * 3600  # 4 h below the life of the records of sent notices
 QUEUES: Final = {Channel.EMAIL: EMAIL_QUEUE, Channel.PUSH: PUSH_QUEUE}
@@ -68,6 +71,7 @@ class Announcer:
         self._service = service
         self._with_reserved = with_reserved
         self._now = now
+        self._looked_at = self._committed_at = 0.0
         self._patience = Patience(service, report=self._report, count_pause=self._count_pause)
 
     async def run(self) -> None:
@@ -76,9 +80,13 @@ class Announcer:
             with self._service.background.rounds(f"announcer {self._channel}") as beat:
                 reader = self._reader()
                 await self._through("event log", reader.__aenter__)
+                self._committed_at = time.monotonic()
                 while self._lease.held and not self._service.stopping.is_set():
                     beat()
-                    await self._round(reader)
+                    if not await self._skipped(reader):
+                        await self._round(reader)
+                if self._lease.held:
+                    await self._commit(reader, at_once=True)
         except Stopping:
             log.info("stopped during a pause", channel=self._channel)
 
@@ -99,6 +107,28 @@ class Announcer:
         partitions = range(OUTBOX_PARTITIONS)
         return self._event_log.reader(group_of(self._channel), TOPIC_ORDERS, partitions, begin_at_end=True)
 
+    async def _skipped(self, reader: Reader) -> bool:
+        """Pass over all events while no account is reached on the channel.
+
+        The end of the log is read before the accounts: an event behind it may be of an account that is reached by then.
+        """
+        if self._looked_at + SKIP_S > time.monotonic():
+            return False
+        lags = await self._through("event log", reader.lag)
+        if not await self._recipients.are_none():
+            self._looked_at = time.monotonic()
+            return False
+        await reader.skip({partition: lag.end for partition, lag in lags.items()})
+        self._count(Counter({"not wanted": sum(lag.records for lag in lags.values())}))
+        await self._commit(reader)
+        await self._service.pause(SKIP_S)
+        return True
+
+    async def _commit(self, reader: Reader, *, at_once: bool = False) -> None:
+        if at_once or self._committed_at + COMMIT_S <= time.monotonic():
+            await self._through("event log", reader.commit)
+            self._committed_at = time.monotonic()
+
     async def _round(self, reader: Reader) -> None:
         try:
             records = await self._through(
@@ -111,18 +141,19 @@ class Announcer:
         except WentBack as loss:
             log.error("the event log lost data", detail=str(loss))
             return
+        results: Counter[str] = Counter()
+        drafts = self._drafts(records, results)
+        wanted = await self._recipients.wanted(drafts) if drafts else []
+        await self._publish(wanted)
+        self._count(results + Counter({"not wanted": len(drafts) - len(wanted), "announced": len(wanted)}))
+        await self._commit(reader, at_once=bool(wanted))
         if not records:
             return
-        drafts = self._drafts(records)
-        wanted = await self._recipients.wanted(drafts) if drafts else []
-        self._count("not wanted", len(drafts) - len(wanted))
-        await self._publish(wanted)
-        await self._through("event log", reader.commit)
         if len(records) < RECORDS_MAX:
             await self._service.pause(GATHER_S)
 
-    def _drafts(self, records: Sequence[LogRecord]) -> list[Draft]:
-        """One draft for each event: the dispatcher may have appended an event twice."""
+    def _drafts(self, records: Sequence[LogRecord], results: Counter[str]) -> list[Draft]:
+        """One draft for each event: the dispatcher may have appended an event twice. Counts the other records."""
         oldest_ms = (self._now() - RECORD_AGE_S_MAX) * 1000
         drafts: dict[str, Draft] = {}
         for record in records:
@@ -133,7 +164,7 @@ class Announcer:
                 if record.at_ms < oldest_ms:
                     raise NotAnnounced("too old")
             except NotAnnounced as reason:
-                self._count(reason.reason, 1)
+                results[reason.reason] += 1
                 continue
             drafts[draft.event_id] = draft
         return list(drafts.values())
@@ -141,7 +172,6 @@ class Announcer:
     async def _publish(self, drafts: Sequence[Draft]) -> None:
         for first in range(0, len(drafts), PUBLISHING_MAX):
             await asyncio.gather(*(self._put(self._notice(draft)) for draft in drafts[first : first + PUBLISHING_MAX]))
-        self._count("announced", len(drafts))
 
     def _notice(self, draft: Draft) -> Notice:
         return notice_of_order(draft.kind, draft.user_id, draft.order, event_id=draft.event_id, channel=self._channel)
@@ -152,8 +182,8 @@ class Announcer:
         metrics.PUBLISHED.labels(self._channel, notice.kind).inc()
         metrics.AGE_SECONDS.labels(self._channel).observe(max(0.0, self._now() - notice.at_ms / 1000))
 
-    def _count(self, result: str, events: int) -> None:
-        if events:
+    def _count(self, results: Counter[str]) -> None:
+        for result, events in results.items():
             metrics.EVENTS.labels(self._channel, result).inc(events)
 
     async def _through(self, waits_for: str, operation: Callable[[], Awaitable[T]]) -> T:

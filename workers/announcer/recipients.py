@@ -22,7 +22,23 @@ class Recipients:
         """Uses its arguments, owns nothing."""
         self._shards = shards
         self._topology = topology
+        self._channel = channel
         self._statement = SQL[channel.value]
+
+    async def are_none(self) -> bool:
+        """Whether certainly no account is reached on the channel: no browser is subscribed in any shard."""
+        if self._channel is not Channel.PUSH:
+            return False
+        shards = range(self._topology.shards)
+        return not any(await asyncio.gather(*(self._has_subscriptions(shard) for shard in shards)))
+
+    async def _has_subscriptions(self, shard: int) -> bool:
+        try:
+            async with self._shards.connection(shard) as connection:
+                row = await (await connection.execute(SQL["has_push"])).fetchone()
+        except ShardAway:
+            return True
+        return row is None or bool(row[0])
 
     async def wanted(self, drafts: Sequence[Draft]) -> list[Draft]:
         """The drafts of buyers who have an account (for push: a subscribed browser) and did not switch the kind off.

@@ -3,6 +3,10 @@
 SELECT id AS user_id, coalesce(email_off, '{}') AS muted
 FROM users LEFT JOIN notice_preferences ON user_id = id WHERE id = ANY (%(user_ids)s);
 
+-- name: has_push
+-- Reads one row at most.
+SELECT EXISTS (SELECT FROM push_subscriptions);
+
 -- name: push
 -- Unique index of push_subscriptions, a probe for each id; primary key of notice_preferences. Reads only. No row: no
 -- browser to tell.

@@ -30,6 +30,7 @@ from runtime.tokens.vapid import TOKEN_S, VapidKey
 PUSH_S_MAX: Final = 10.0
 SLOW_S: Final = 30.0  # a service that did not answer in time is not asked again for as long
 CONNECTIONS_MAX: Final = 16
+HTTPS_PORT: Final = 443
 ORIGINS_MAX: Final = 1000  # of which something is remembered
 ANSWER_BYTES_MAX: Final = 4096
 REASON_LENGTH_MAX: Final = 200
@@ -164,8 +165,8 @@ class PushServices:
         """Encrypt (RFC 8291) and hand over; a later push of the same `topic` replaces one that still waits."""
         parts = urlsplit(subscription.endpoint)
         origin = f"{parts.scheme}://{parts.netloc}"
-        if parts.scheme != "https" and not self._allowed:
-            return Gone("not an https:// address")
+        if not self._allowed and (parts.scheme != "https" or parts.port not in (None, HTTPS_PORT)):
+            return Gone("not an https:// address with the usual port")
         if (slow_s := self._slow_until.get(origin, 0.0) - self._now()) > 0:
             return Later("the push service did not answer a moment ago", slow_s)
         headers: dict[bytes | str, bytes | str] = {
@@ -197,7 +198,7 @@ class PushServices:
         ) as error:
             return Later(f"no connection: {type(error).__name__}")
         except httpcore.UnsupportedProtocol:
-            return Gone("not an https:// address")
+            return Gone("not an http:// or https:// address")
 
     async def _post(
         self, url: str, headers: dict[bytes | str, bytes | str], body: bytes

@@ -6,6 +6,7 @@ Sweeps and comparison run under leases of their own. Composition root only.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from functools import partial
 
 from payments.both_ledgers import BothLedgers
@@ -43,7 +44,15 @@ async def main(service: Service) -> None:
         refunds, settling = Refunds(pools, settings.topology), Settling(redis, ledger)
         for shard in range(len(pools)):
             role = f"payments-shard-{shard}"
-            work = sweep.Sweep(shard, settling=settling, ledger=ledger, refunds=refunds).step
+            work = sweep.Sweep(
+                shard,
+                settling=settling,
+                ledger=ledger,
+                refunds=refunds,
+                interrupted_after=timedelta(seconds=settings.payment_interrupted_s),
+                unconfirmed_after=timedelta(seconds=settings.payment_unconfirmed_s),
+                lost_after=timedelta(seconds=settings.payment_lost_s),
+            ).step
             service.background.start(
                 role,
                 partial(

@@ -20,9 +20,6 @@ from runtime.redis.leases import Lease
 from workers.payments import metrics
 
 EVERY_S: Final = 5.0
-INTERRUPTED_AFTER: Final = timedelta(seconds=20)  # longer than an edge works on an event
-UNCONFIRMED_AFTER: Final = timedelta(seconds=60)  # longer than an order takes to its shard, usually
-LOST_AFTER: Final = timedelta(minutes=15)  # an order that neither Redis nor its shard knows
 CONFIRMED_MAX: Final = 2000  # in one round
 
 log = structlog.get_logger()
@@ -38,11 +35,11 @@ class Sweep:
         settling: Settling,
         ledger: PaymentLedger,
         refunds: Refunds,
-        interrupted_after: timedelta = INTERRUPTED_AFTER,
-        unconfirmed_after: timedelta = UNCONFIRMED_AFTER,
-        lost_after: timedelta = LOST_AFTER,
+        interrupted_after: timedelta,
+        unconfirmed_after: timedelta,
+        lost_after: timedelta,
     ) -> None:
-        """Everything is owned elsewhere."""
+        """Everything is owned elsewhere. The times are settings: `FLASHSALE_PAYMENT_..._S`."""
         self._shard = shard
         self._settling = settling
         self._ledger = ledger

@@ -2,6 +2,7 @@
 // the list of all at /shop/orders.
 
 import { ask, find, make, say } from "./page.js";
+import { forgetDevice } from "./push.js";
 import { Session } from "./session.js";
 import { Login } from "./login.js";
 import { OrderCard } from "./order-card.js";
@@ -76,6 +77,7 @@ async function meet(order) {
 }
 
 find("logout").addEventListener("click", async () => {
+  await forgetDevice(session);
   await session.logOut();
   card.hide();
   login.reset();

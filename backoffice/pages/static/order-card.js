@@ -3,6 +3,7 @@
 
 import { clock, find, make, moment, money, say } from "./page.js";
 import { confirm } from "./dialogs.js";
+import { OrderNotices } from "./order-notices.js";
 import { told } from "./order-words.js";
 import { payingWords, words } from "./problem-words.js";
 
@@ -44,6 +45,7 @@ export class OrderCard {
         make("button", { id: "cancel", class: "danger", type: "button", hidden: true, click: () => this.cancel() }, "Cancel order"),
         make("button", { id: "check", type: "button", hidden: true, click: () => this.check() }, "Check again"),
         more));
+    this.notices = new OrderNotices(session, find("order"));
     setInterval(() => this.order && this.tick(), 250);
     document.addEventListener("visibilitychange", () => document.hidden || this.look());
     // Back from the provider's page with the page as it was left.
@@ -64,11 +66,13 @@ export class OrderCard {
     say(find("order-message"), "");
     this.show();
     this.later();
+    if (order.status === "reserved" || order.status === "paid") this.notices.offer();
   }
 
   hide() {
     clearTimeout(this.timer);
     this.order = null;
+    this.notices.hide();
     find("order").hidden = true;
   }
 

@@ -1,17 +1,25 @@
 // Web push in a page: asks the browser for permission, and tells the backoffice of the subscription. A page calls
 // `subscribe` from a click, after an order: browsers refuse to ask otherwise, and buyers decline.
 
+import { pause } from "./page.js";
+
 const WORKER = "/shop/sw.js";
 const SCOPE = "/shop/";
 const SUBSCRIPTIONS = "/v1/users/me/push-subscriptions";
+const FORGET_MS = 2000;
 
 /** Whether this browser can show pushes, and its user has not refused them. */
 export const canSubscribe = () =>
   "serviceWorker" in navigator && "PushManager" in window && "Notification" in window && Notification.permission !== "denied";
 
-/** Whether this browser shows pushes of this installation. */
-export async function isSubscribed() {
-  return canSubscribe() && Notification.permission === "granted" && Boolean(await current());
+/** Whether this browser shows pushes to this account. A subscription of another account, which used it before, ends. */
+export async function isSubscribed(session) {
+  const subscription = canSubscribe() && Notification.permission === "granted" ? await current() : null;
+  if (!subscription) return false;
+  const { items } = await session.ask("GET", SUBSCRIPTIONS);
+  if (items.some((item) => item.endpoint === subscription.endpoint)) return true;
+  await subscription.unsubscribe(); // its push service answers 410 from now on
+  return false;
 }
 
 /** The key that `subscribe` needs; null where this installation sends no pushes. */
@@ -41,12 +49,15 @@ export async function subscribe(session, key) {
   return true;
 }
 
-/** Unsubscribe this browser, as at a logout: its next user must not see the notices of this one. */
+/** Before a log out, which nothing may prevent: the next user of this browser must not see the notices of this one. */
+export const forgetDevice = (session) => Promise.race([unsubscribe(session).catch(() => {}), pause(FORGET_MS)]);
+
+/** Unsubscribe this browser. */
 export async function unsubscribe(session) {
   const subscription = await current();
   if (!subscription) return;
+  await subscription.unsubscribe(); // first: it counts also when the backoffice does not answer
   await session.ask("DELETE", `${SUBSCRIPTIONS}?endpoint=${encodeURIComponent(subscription.endpoint)}`);
-  await subscription.unsubscribe();
 }
 
 async function current() {

@@ -1,6 +1,7 @@
 // The shop page of one sale: wait for the start, log in, buy, follow the order, pay.
 
 import { ask, clock, find, make, moment, money, say } from "./page.js";
+import { forgetDevice } from "./push.js";
 import { Session } from "./session.js";
 import { Login } from "./login.js";
 import { Attempt } from "./attempt.js";
@@ -255,6 +256,7 @@ function showLogin(text = "") {
 }
 
 find("logout").addEventListener("click", async () => {
+  await forgetDevice(session);
   await session.logOut();
   showLogin();
 });
