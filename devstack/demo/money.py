@@ -1,4 +1,6 @@
-"""Recounts the money of a sale independently: compares the provider's own ledger with the rows of the shards, to the cent."""
+"""Recounts the money of a sale independently: compares the provider's own ledger with the rows of the shards, to the
+cent.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ _PAID = "SELECT id, total_minor FROM orders WHERE sale_id = %s AND status = 1"
 
 @dataclass(slots=True)
 class MoneyRecount:
-    """Result; amounts in minor units. `captured_minor` is to be the sum of the next three; counts from `missing` on are 0."""
+    """Result; amounts in minor units. `captured_minor` is to be the sum of the next three; counts from `missing` on are
+    0.
+    """
 
     captured: int = 0  # events at the provider
     captured_minor: int = 0
