@@ -27,7 +27,7 @@ from runtime.queue.port import Delivery
 from runtime.redis.scripts import load_script, run
 
 CLAIM_MS = 5_000
-BLOCK_MS = 1_000
+BLOCK_MS_MAX = 4_000
 DUE_MOVED_MAX = 100
 DELAY_MS_MAX = 600_000  # the longest delay of any retry policy
 CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
@@ -213,7 +213,8 @@ class StreamConsumer:
             self._claims_next_at = time.monotonic() + self._claim_ms / CLAIM_LOOKS / 1000
         if self._has_room():
             count = self._prefetch - len(self._held)
-            block_ms = min(BLOCK_MS, self._claim_ms // CLAIM_LOOKS)
+            # Until the next look at others' deliveries, which the client's time-out of 5 s bounds.
+            block_ms = max(1, min(BLOCK_MS_MAX, round((self._claims_next_at - time.monotonic()) * 1000)))
             reply: Any = await self._redis.xreadgroup(
                 self._group, self._name, {self._stream: ">"}, count=count, block=block_ms
             )
@@ -238,7 +239,6 @@ class StreamConsumer:
 
         One call may find fewer than there are, so the scan goes on until its cursor is back at 0-0.
         """
-        await self._follow_clock()
         cursor = "0-0"
         while self._has_room():
             count = self._prefetch - len(self._held)
@@ -251,11 +251,9 @@ class StreamConsumer:
             if cursor == "0-0":
                 return
 
-    async def _follow_clock(self) -> None:
+    async def _follow_clock(self, now_s: float) -> None:
         """Notice a clock of Redis that went back, also before this consumer came: deliveries seem to be of later."""
-        seconds, microseconds = await self._redis.time()
-        now_s, monotonic_s = seconds + microseconds / 1e6, time.monotonic()
-        ahead_s = now_s - monotonic_s
+        ahead_s = now_s - time.monotonic()
         if self._clock_ahead_s is None or ahead_s < self._clock_ahead_s - CLOCK_BACK_S_MIN:
             if self._clock_ahead_s is not None:
                 log.warning(
@@ -278,7 +276,8 @@ class StreamConsumer:
             await self._remove_stale_consumers()
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
-        next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX)))
+        next_due_ms, now_us = await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX))
+        await self._follow_clock(now_us / 1e6)
         longest_ms = min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
         pause_ms = longest_ms if next_due_ms < 0 else min(next_due_ms, longest_ms)
         self._upkeep.clear()

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from domain.sales import LaneSaleState
 from domain.topology import Topology
 from reservation.lane import Lanes
-from reservation.reading import LaneSale, read_lane
+from reservation.reading import LaneSale, read_lane, read_run
 from runtime.process.service import Service
 from workers.consuming import TRANSIENT
 from workers.recovery.losses import LaneRecovery, PublishedSale
@@ -81,8 +81,7 @@ class Watch:
 
     async def look(self) -> None:
         """One round. Raises the errors of the servers' clients."""
-        run_id = str((await self._redis.info("server"))["run_id"])
-        sequences = await self._recovery.intact_sequences(self._lanes)
+        run_id, sequences = await read_run(self._redis, self._lanes)
         # A shard that was silent may have recorded more: compare again.
         is_due = bool(self._recovery.silent_shards) and self._rounds >= self._compare_at_round
         is_another = run_id != self._run_id or is_due

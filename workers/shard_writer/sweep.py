@@ -96,6 +96,11 @@ class Sweep:
         everything = self._rounds % EVERYTHING_EVERY == 0
         unsettled = {UUID(int=sale_id) for sale_id, _ in self._before}
         grants = await (self._grants.read() if everything else self._grants.read_live(unsettled))
+        if not (everything or unsettled or grants):
+            # No sale of the day and nothing left of earlier ones: the shard has nothing to compare.
+            self._rounds += 1
+            self._show({})
+            return 0
         async with self._pool.connection() as connection:
             columns.teach(connection)
             if everything:
