@@ -37,7 +37,7 @@ IDLE_MS: Final = 75_000  # between requests
 WRITE_MS: Final = 10_000  # for a peer that does not read its answers
 WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # answers of a worker that wait for their turn or for such a peer
 SWEEP_S: Final = 0.025
-IDLE_SWEEP_S: Final = 0.1  # without connections
+IDLE_SWEEP_S: Final = 0.25  # without connections; every deadline is seconds long
 DATE_S: Final = 0.5
 FINISH_S_MAX: Final = 4.0  # at the stop; the main process kills a worker a second later
 
