@@ -28,6 +28,7 @@ from hotpath.direct import Answer as DirectAnswer
 from hotpath.direct import Connection as DirectConnection
 from hotpath.direct_order import DirectOrder
 from runtime.process.supervision import Beat, no_beat
+from runtime.process.tasks import until_tick
 
 _log = structlog.get_logger("edge.direct_door")
 
@@ -141,7 +142,7 @@ class DirectDoor:
                     self._door.set_date(formatdate(usegmt=True).encode("ascii"))
                     date_until_ns = now_ns + DATE_S * 1e9
                 self._door.sweep(now_ns)
-                await asyncio.sleep(SWEEP_S if len(self._door) else IDLE_SWEEP_S)
+                await asyncio.sleep(SWEEP_S if len(self._door) else until_tick(IDLE_SWEEP_S))
         finally:
             self._server.close()
             self._door.close()

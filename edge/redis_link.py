@@ -23,7 +23,7 @@ from edge.lane_marks import LaneMarks
 from hotpath.batcher import Batcher
 from hotpath.resp import ProtocolViolation, ReplyDecoder, ReplyError, encode_command
 from runtime.process.supervision import Beat, no_beat, together
-from runtime.process.tasks import wait_within
+from runtime.process.tasks import until_tick, wait_within
 
 _log = structlog.get_logger("edge.redis_link")
 
@@ -316,7 +316,7 @@ class RedisLink(asyncio.Protocol):
         while True:
             if self._is_idle():
                 self._work.clear()
-                await wait_within(self._work, IDLE_SWEEP_S)
+                await wait_within(self._work, until_tick(IDLE_SWEEP_S))
             else:
                 await asyncio.sleep(SWEEP_S)
             beat()

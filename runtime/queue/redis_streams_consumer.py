@@ -210,7 +210,7 @@ class StreamConsumer:
             return
         if time.monotonic() >= self._claims_next_at:
             await self._claim()
-            self._claims_next_at = time.monotonic() + self._claim_ms / CLAIM_LOOKS / 1000
+            self._claims_next_at = time.monotonic() + tasks.until_tick(self._claim_ms / CLAIM_LOOKS / 1000)
         if self._has_room():
             count = self._prefetch - len(self._held)
             # Until the next look at others' deliveries, which the client's time-out of 5 s bounds.
@@ -278,10 +278,10 @@ class StreamConsumer:
         keys = (self._stream, self._retries, self._waiting, self._returned)
         next_due_ms, now_us = await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX))
         await self._follow_clock(now_us / 1e6)
-        longest_ms = min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
-        pause_ms = longest_ms if next_due_ms < 0 else min(next_due_ms, longest_ms)
+        longest_s = tasks.until_tick(min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS) / 1000)
+        pause_s = longest_s if next_due_ms < 0 else min(next_due_ms / 1000, longest_s)
         self._upkeep.clear()
-        await tasks.wait_within(self._upkeep, pause_ms / 1000)
+        await tasks.wait_within(self._upkeep, pause_s)
 
     async def _remove_stale_consumers(self) -> None:
         """Forget consumers that died long ago and hold nothing."""

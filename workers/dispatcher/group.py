@@ -82,6 +82,7 @@ class DispatchGroup:
             for partition in range(OUTBOX_PARTITIONS)
         }
         self._has_more = False
+        self._found_none = False  # by the last query for pages
 
     async def run(self) -> None:
         """Dispatch until the process is to stop (then deliveries under way are awaited) or the lease is lost."""
@@ -98,7 +99,7 @@ class DispatchGroup:
                 partition.delivery = None
 
     async def _dispatch(self, beat: Beat) -> None:
-        idle = Backoff(first_s=IDLE_FIRST_S, longest_s=IDLE_LONGEST_S)
+        idle_s = IDLE_FIRST_S
         while self._lease.held and not self._service.stopping.is_set():
             beat()
             try:
@@ -110,11 +111,12 @@ class DispatchGroup:
                 self._service.ready(self._database, ok=False, detail=_words(error), by=(self, "rounds"))
                 log.warning("outbox not reachable", database=self._database, error=_words(error))
             if moved:
-                idle.reset()
+                idle_s = IDLE_FIRST_S
                 if not self._has_more:
                     await self._service.pause(GATHER_S)
             else:
-                await self._service.pause(idle.next_s())
+                await self._service.tick(idle_s)
+                idle_s = min(IDLE_LONGEST_S, 2 * idle_s)
 
     async def measure(self) -> None:
         """Publish the lag and whether the database answers, with or without the lease, until the process is to stop."""
@@ -126,7 +128,7 @@ class DispatchGroup:
                 self._service.ready(self._database, ok=True, by=self)
             except psycopg.Error as error:
                 self._service.ready(self._database, ok=False, detail=_words(error), by=self)
-            await self._service.pause(MEASURE_S)
+            await self._service.tick(MEASURE_S)
 
     async def _round(self) -> bool:
         """Start a delivery in each partition that may have one, delete acknowledged rows; whether there were any."""
@@ -134,8 +136,10 @@ class DispatchGroup:
         free = [place for place, p in self._partitions.items() if p.delivery is None and now >= p.resumes_at]
         self._has_more = False
         started = []
-        if free:
+        if free and not (self._found_none and await self._outbox.is_empty()):
+            self._found_none = True
             for place, rows in (await self._outbox.next_rows(free, rows_max=PAGE_ROWS_MAX)).items():
+                self._found_none = False
                 self._has_more |= len(rows) == PAGE_ROWS_MAX
                 partition = self._partitions[place]
                 partition.delivery = asyncio.create_task(

@@ -47,6 +47,11 @@ class Outbox:
         """`pool` is open."""
         self._pool = pool
 
+    async def is_empty(self) -> bool:
+        """Whether there is no row at all, of any destination. Cheap."""
+        async with self._pool.connection() as connection:
+            return await (await connection.execute(_SQL["oldest"])).fetchone() is None
+
     async def next_rows(self, places: Sequence[Place], *, rows_max: int) -> dict[Place, list[OutboxRow]]:
         """The oldest rows, at most `rows_max` of each place, in id order; by one statement, however many places."""
         pages: dict[Place, list[OutboxRow]] = {}

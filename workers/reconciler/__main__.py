@@ -104,7 +104,7 @@ class Leading:
 
 async def look_deep(service: Service, looking: Looking, leading: Leading) -> None:
     """Run the deep looks until the service stops, apart from the quick ones: none of them waits for the other."""
-    while not await service.pause(DEEP_POLL_S):
+    while not await service.tick(DEEP_POLL_S):
         if not leading.is_held:
             continue
         try:

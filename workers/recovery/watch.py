@@ -61,12 +61,10 @@ class Watch:
 
     async def run(self, service: Service) -> None:
         """Look until the service stops. After an error every lane is compared again: Redis may be another one."""
-        pause_s = 0.0
         failing = False
         with service.background.rounds("watch", s_max=ROUND_S_MAX) as beat:
-            while not await service.pause(pause_s):
+            while not service.stopping.is_set():
                 beat()
-                pause_s = EVERY_S
                 try:
                     await self.look()
                 except TRANSIENT as error:
@@ -75,9 +73,10 @@ class Watch:
                     if not failing:
                         log.warning("watch cannot reach a server", error=f"{type(error).__name__}: {error}")
                     failing = True
-                    continue
-                failing = False
-                service.ready("watch", self.problem is None, self.problem or "")
+                else:
+                    failing = False
+                    service.ready("watch", self.problem is None, self.problem or "")
+                await service.tick(EVERY_S)
 
     async def look(self) -> None:
         """One round. Raises the errors of the servers' clients."""

@@ -51,7 +51,7 @@ async def measure_lanes(*, service: Service, redis: Redis) -> None:
             service.ready("redis", ok=True)
         except (RedisError, OSError) as error:
             service.ready("redis", ok=False, detail=str(error) or type(error).__name__)
-        await service.pause(SAMPLE_S)
+        await service.tick(SAMPLE_S)
 
 
 async def _measure(lanes: Sequence[int], redis: Redis) -> None:

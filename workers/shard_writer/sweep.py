@@ -81,7 +81,7 @@ class Sweep:
         """Sweep until the service stops; a database that is away is tried again in the next round."""
         condition = f"sweep {self._shard}"
         with service.background.rounds(condition) as beat:
-            while not await service.pause(self._every_s):
+            while not await service.tick(self._every_s):
                 beat()
                 try:
                     await self.sweep()
