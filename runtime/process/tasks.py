@@ -7,7 +7,6 @@ moment its work ends, and the task runs forever.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from typing import Any
@@ -27,7 +26,7 @@ def until_tick(every_s: float) -> float:
     if every_s <= TICK_S_MIN:
         return every_s
     now = time.monotonic() - _PHASE_S
-    wait_s = every_s - math.fmod(now, every_s)
+    wait_s = every_s - now % every_s
     return wait_s if wait_s >= TICK_S_MIN else wait_s + every_s
 
 

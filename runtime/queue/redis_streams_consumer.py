@@ -7,6 +7,7 @@ and moves due retries back into the stream.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -27,7 +28,7 @@ from runtime.queue.port import Delivery
 from runtime.redis.scripts import load_script, run
 
 CLAIM_MS = 5_000
-BLOCK_MS_MAX = 4_000
+BLOCK_MS_MAX = 4_000  # below the client's time-out of 5 s
 DUE_MOVED_MAX = 100
 DELAY_MS_MAX = 600_000  # the longest delay of any retry policy
 CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
@@ -93,6 +94,7 @@ class StreamConsumer:
         self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
         self._closed = False
         self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
+        self._none_pending_at = -math.inf  # when no consumer held a delivery
         self._clock_ahead_s: float | None = None  # of Redis, ahead of our own monotonic one
         self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
 
@@ -209,17 +211,22 @@ class StreamConsumer:
             await self._room.wait()
             return
         if time.monotonic() >= self._claims_next_at:
-            await self._claim()
-            self._claims_next_at = time.monotonic() + tasks.until_tick(self._claim_ms / CLAIM_LOOKS / 1000)
+            if not self._is_nothing_to_claim():
+                await self._claim()
+            self._claims_next_at = time.monotonic() + self._claim_ms / CLAIM_LOOKS / 1000
         if self._has_room():
             count = self._prefetch - len(self._held)
-            # Until the next look at others' deliveries, which the client's time-out of 5 s bounds.
-            block_ms = max(1, min(BLOCK_MS_MAX, round((self._claims_next_at - time.monotonic()) * 1000)))
+            # So that each look at others' deliveries is followed by one read.
+            block_ms = min(BLOCK_MS_MAX, self._claim_ms // CLAIM_LOOKS)
             reply: Any = await self._redis.xreadgroup(
                 self._group, self._name, {self._stream: ">"}, count=count, block=block_ms
             )
             for _, entries in reply or []:
                 self._take(entries)
+
+    def _is_nothing_to_claim(self) -> bool:
+        """Whether the upkeep saw no delivery that can have been idle for the claim time by now: in an idle queue."""
+        return time.monotonic() < self._none_pending_at + self._claim_ms / 1000
 
     def _has_room(self) -> bool:
         return len(self._held) < self._prefetch
@@ -276,7 +283,10 @@ class StreamConsumer:
             await self._remove_stale_consumers()
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
-        next_due_ms, now_us = await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX))
+        asked_at = time.monotonic()
+        next_due_ms, now_us, pending = await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX, self._group))
+        if not pending:
+            self._none_pending_at = asked_at
         await self._follow_clock(now_us / 1e6)
         longest_s = tasks.until_tick(min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS) / 1000)
         pause_s = longest_s if next_due_ms < 0 else min(next_due_ms / 1000, longest_s)

@@ -46,7 +46,7 @@ NAME = "reconciler"
 EVERY_S = 2.0
 ONCE_EVERY_S = 0.5
 WAIT_S_MAX = 600.0
-DEEP_POLL_S = 0.5
+DEEP_POLL_S = 1.0
 DEEP_SHARE_ONCE = 0.5  # of one judgement: an operator waits for it
 
 INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged in the last 15 s.", ["sale", "invariant"])
