@@ -27,7 +27,7 @@ _PUBLISH = (load_script("runtime.queue", "queue_publish-2").sha.encode(),)
 _ACK = (load_script("runtime.queue", "queue_ack-1").sha.encode(),)
 _APPEND = (load_script("runtime.event_log", "log_append-1").sha.encode(),)
 _TRIM = (b"EVALSHA", b":stream", b":lease")
-_EXPIRE = (b"EVALSHA", b":state", b"}o", b"}u")
+_EXPIRE = (b"EVALSHA", b":state", b"}o")
 _COMMIT = (b"COMMIT",)
 _TO_CATALOGUE = b"\0database\0catalogue\0"
 _SHORT_HOLDS = Sale(hold_s=2, cancel=0.03)
