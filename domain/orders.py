@@ -24,13 +24,14 @@ unknown version with UnknownFormat.
 
 The order's *value* in Redis is the entry without two parts: the order id, with which its key ends, and the length and
 text of the idempotency key, which is a field of the user's hash (`encode_value`; the scripts' side is
-`reservation/lua/shared/value.lua`). An order that was read from its value has the key "". The *record* by which a key is applied once is in the user's hash:
+`reservation/lua/shared/value.lua`). An order that was read from its value has the key "". The *record* by which a key
+is applied once is in the user's hash:
 
       0    16   order id
      16     5   reserved_at_ms - RECORD_SINCE_MS
      21     .   2 per line, in the order of the request: SKU index, quantity
 
-All integers are big-endian and unsigned. Redis holds every byte a million times: docs/adr/0019.
+All integers are big-endian and unsigned. Redis holds every byte a million times: docs/adr/0019 and 0030.
 """
 
 from __future__ import annotations
