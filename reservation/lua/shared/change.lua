@@ -12,8 +12,8 @@ if #sale ~= 22 or #order_id ~= 16 or sub(KEYS[3], -16) ~= order_id then
   malformed('ids')
 end
 
--- The order's idempotency key: the field of the user's hash whose record begins with the order id. Empty when the janitor
--- has removed the user's hash.
+-- The order's idempotency key: the field of the user's hash whose record begins with the order id. Empty when the
+-- janitor has removed the user's hash.
 local function read_key()
   local records = call('HGETALL', KEYS[4])
   for at = 2, #records, 2 do
