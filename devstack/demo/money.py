@@ -55,7 +55,7 @@ class MoneyRecount:
 
     @property
     def is_right(self) -> bool:
-        """Whether each captured event is exactly one row, and every unit of money is a paid order's, due or refunded."""
+        """Whether each captured event is exactly one row, and all money is a paid order's, due or refunded."""
         return self.captured_minor == self.paid_minor + self.due_minor + self.refunded_minor and not (
             self.missing
             or self.unknown

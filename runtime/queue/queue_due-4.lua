@@ -2,8 +2,8 @@
 -- Move due messages back into the stream. One whose content is damaged or lost becomes an entry that no consumer can
 -- decode, and so a dead letter: an error would keep back all retries behind it.
 -- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash), 4 entry id of the last message moved back
--- ARGV: 1 most messages to move, 2 longest delay in ms: what is due later than that became so when the clock went back,
--- 3 consumer group
+-- ARGV: 1 most messages to move, 2 longest delay in ms: what is due later than that became so when the clock went
+-- back, 3 consumer group
 -- Answer: 1 ms until the next one is due, 0 if one is due now, -1 if none waits; 2 the time in microseconds; 3 number
 -- of deliveries of all consumers that are not settled
 local function is_message(m)
