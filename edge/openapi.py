@@ -78,6 +78,7 @@ _UUID: Final = {"type": "string", "format": "uuid"}
 _TIME: Final = {"type": "string", "format": "date-time"}
 _SKU: Final = {"type": "string", "pattern": f"^[A-Za-z0-9._-]{{1,{SKU_LENGTH_MAX}}}$"}
 _UNITS: Final = {"type": "integer", "minimum": 1, "maximum": QUANTITY_MAX}
+_CURRENCY: Final = {"type": "string", "pattern": "^[A-Z]{3}$"}
 _MINOR: Final = {"type": "integer", "minimum": 0, "description": "Amount in minor units of the currency."}
 
 
@@ -101,7 +102,7 @@ _PLACED: Final[dict[str, Any]] = {
         "items": _object({"sku": _SKU, "quantity": _UNITS, "unit_price_minor": _MINOR}),
     },
     "total_minor": _MINOR,
-    "currency": {"type": "string", "pattern": "^[A-Z]{3}$"},
+    "currency": _CURRENCY,
     "reserved_at": _TIME,
     "expires_at": _TIME,
 }
@@ -136,7 +137,7 @@ _SCHEMAS: Final[dict[str, Any]] = {
             "type": {"type": "string", "examples": ["payment.succeeded", "payment.failed"]},
             "order_id": _UUID,
             "amount_minor": {**_MINOR, "minimum": 1},
-            "currency": {"type": "string", "pattern": "^[A-Z]{3}$"},
+            "currency": _CURRENCY,
         }
     ),
     "PaymentResult": _object({"result": {"enum": ["captured", "refund_due", "ignored"]}}),
@@ -159,6 +160,8 @@ _SCHEMAS: Final[dict[str, Any]] = {
                     {
                         "sku": _SKU,
                         "unit_price_minor": _MINOR,
+                        "currency": _CURRENCY,
+                        "per_user_limit": {"type": "integer", "minimum": 0, "description": "0: no limit."},
                         "availability": {"enum": ["available", "low", "sold_out"]},
                     }
                 ),

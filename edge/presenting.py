@@ -72,7 +72,13 @@ def sale_document(definition: SaleDefinition, *, state: SaleState, availabilitie
         "starts_at": timestamp(definition.starts_at_ms),
         "ends_at": timestamp(definition.ends_at_ms),
         "items": [
-            {"sku": item.sku, "unit_price_minor": item.unit_price_minor, "availability": availability}
+            {
+                "sku": item.sku,
+                "unit_price_minor": item.unit_price_minor,
+                "currency": definition.currency,
+                "per_user_limit": item.per_user_limit,
+                "availability": availability,
+            }
             for item, availability in zip(definition.items, availabilities, strict=True)
         ],
     }

@@ -29,8 +29,8 @@ def test_a_sale(client: httpx.Client, publisher: Publisher) -> None:
     assert (document["id"], document["name"], document["state"]) == (str(sale.sale_id), sale.name, "open")
     assert (document["starts_at"], document["ends_at"]) == (timestamp(sale.starts_at_ms), timestamp(sale.ends_at_ms))
     assert document["items"] == [
-        {"sku": "SKU-1", "unit_price_minor": 250, "availability": "available"},
-        {"sku": "SKU-2", "unit_price_minor": 250, "availability": "sold_out"},
+        {"sku": "SKU-1", "unit_price_minor": 250, "currency": "EUR", "per_user_limit": 0, "availability": "available"},
+        {"sku": "SKU-2", "unit_price_minor": 250, "currency": "EUR", "per_user_limit": 0, "availability": "sold_out"},
     ]
 
 

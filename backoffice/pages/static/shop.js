@@ -77,14 +77,14 @@ async function poll() {
   shop.pollTimer = setTimeout(poll, nextMs * (0.75 + Math.random() / 2));
 }
 
-/** Load names and currency of the first items, which the edge does not have: once per tab, one item after the other. */
+/** Load names of the first items, which the edge does not have: once per tab, one item after the other. */
 async function name() {
   for (const { sku } of shop.sale.items.slice(0, NAMED_MAX)) {
     if (shop.products.has(sku)) continue;
     try {
       const page = await ask("GET", `/v1/products?limit=10&q=${encodeURIComponent(sku)}`, { timeoutMs: 10000 });
       const product = page.items.find((found) => found.sku === sku);
-      if (product) shop.products.set(sku, { sku, name: product.name, currency: product.currency });
+      if (product) shop.products.set(sku, { sku, name: product.name });
     } catch (problem) {
       // Names are optional; the page shows the SKU as well.
       setTimeout(name, Math.max(NAMES_AGAIN_MS, (problem.retryAfterS ?? 0) * 1000) * (0.75 + Math.random()));
@@ -148,7 +148,7 @@ function showItems() {
     const row = box.children[place];
     const about = { sold_out: "sold out", low: "few left", available: "available" }[item.availability];
     const product = shop.products.get(item.sku);
-    const price = product ? money(item.unit_price_minor, product.currency) : (item.unit_price_minor / 100).toFixed(2);
+    const price = money(item.unit_price_minor, item.currency);
     row.querySelector("[data-name]").textContent = product ? `${product.name} (${item.sku})` : item.sku;
     row.querySelector("[data-about]").textContent = ` ${price} · ${about}`;
   });
