@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import cast
+from typing import ClassVar, cast
+from uuid import UUID, uuid4
 
 import orjson
 import psycopg
@@ -17,6 +18,7 @@ from domain.topology import DESTINATION_REFUNDS, REFUNDS_QUEUE
 from payments.providers.port import Captured
 from payments.providers.simulated import parse_event
 from payments.refunds import Refund, Refunds
+from payments.rows import refund_message
 from payments.settling import Settled
 from runtime.dead_letters import DeadLetter
 from runtime.dead_letters.replay import replay
@@ -155,6 +157,32 @@ async def test_an_error_after_the_refund_and_a_crash_before_the_commit_refund_on
     assert Crashing.crashes == 2
     assert states(till) == (["done"] * 2, ["refunded"] * 2)
     assert await refunded_there(simulator) == [100] * 2
+
+
+async def test_a_shard_that_is_away_holds_up_no_other(till: Till, simulator: Simulator) -> None:
+    class OneAway(Refunds):
+        """The shard of these orders does not answer."""
+
+        away: ClassVar[set[UUID]] = {till.order().order_id for _ in range(4)}
+
+        async def read(self, refund_id: UUID, order_id: UUID) -> Refund | None:
+            if order_id in OneAway.away:
+                raise psycopg.OperationalError("away")
+            return await super().read(refund_id, order_id)
+
+    for place, order_id in enumerate(OneAway.away):
+        message = refund_message(uuid4(), order_id)
+        await till.bench.queue.publish(REFUNDS_QUEUE, orjson.dumps(message), message_id=f"away-{place}")
+    await pay_twice(till, simulator)
+
+    async def done() -> bool:
+        return states(till) == (["done"], ["refunded"])
+
+    async with refunding(till, simulator, OneAway(till.bench.pools, till.ledger._cluster)):
+        await eventually(done)
+        OneAway.away.clear()
+        await drained(till)
+    assert [letter.kind for letter in await letters(till)] == ["unroutable"] * 4, "their messages were kept"
 
 
 async def test_a_provider_that_is_away_spends_no_attempt(till: Till, simulator: Simulator) -> None:

@@ -3,16 +3,17 @@
 the money went back, now or before          row done, ack
 the provider is away, or fails (5xx, 429)   retry later, which spends no attempt and holds up no other refund
 refused for good, or malformed              row refused, the dead letters; a replay tries again
-its shard is away                           pause with the message unacknowledged
+its shard is away                           retry later, too: refunds of other shards go on
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Final, TypeVar
 
+import psycopg
 import structlog
 
 from domain.payments import RefundState
@@ -29,6 +30,7 @@ from workers.payments import metrics
 REFUNDS_MAX: Final = 16  # in one refunder's hands
 RECEIVE_S: Final = 0.5
 CALL_S_MAX: Final = 15.0
+SHARD_AWAY_DELAY: Final = 1  # place in the ladder of delays
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -74,11 +76,23 @@ class Refunder:
 
     async def _settle(self, delivery: Delivery) -> None:
         try:
+            await self._settle_refund(delivery)
+        except _ShardAway as away:
+            self._count_pause("shards")
+            delay_ms = self._delays_ms[min(SHARD_AWAY_DELAY, len(self._delays_ms) - 1)]
+            log.warning("refund waits for its shard", message=delivery.message_id, error=str(away))
+            self._report("shards", str(away))
+            await self._consuming.retry(delivery, delay_ms, FailureKind.SHARD_AWAY, str(away))
+        else:
+            self._report("shards", None)
+
+    async def _settle_refund(self, delivery: Delivery) -> None:
+        try:
             refund_id, order_id = parse_refund(delivery.body)
         except MalformedRefund as error:
             await self._give_up(delivery, FailureKind.MALFORMED, f"malformed refund: {error}")
             return
-        refund = await self._through("shards", lambda: self._refunds.read(refund_id, order_id))
+        refund = await _at_shard(self._refunds.read(refund_id, order_id))
         if refund is None:
             await self._give_up(delivery, FailureKind.UNROUTABLE, "no such refund in the shard of its order")
             return
@@ -93,13 +107,13 @@ class Refunder:
             await self._later(delivery, refund, str(error) or type(error).__name__)
             return
         except ProviderRefused as error:
-            await self._through("shards", lambda: self._refunds.refuse(refund))
+            await _at_shard(self._refunds.refuse(refund))
             await self._give_up(delivery, FailureKind.REJECTED_BY_RECEIVER, str(error))
             return
         self._service.ready("payment provider", ok=True)
         metrics.CALL_SECONDS.observe(time.monotonic() - began)
         try:
-            await self._through("shards", lambda: self._refunds.finish(refund, provider_id=provider_id))
+            await _at_shard(self._refunds.finish(refund, provider_id=provider_id))
         except REFUSED as error:
             await self._give_up(delivery, FailureKind.REFUSED_BY_DATABASE, reason_of(error))
             return
@@ -112,7 +126,7 @@ class Refunder:
         delay_ms = self._delays_ms[min(failures, len(self._delays_ms) - 1)]
         self._service.ready("payment provider", ok=False, detail=reason)  # of all refunders: it is one provider
         metrics.RETRIED.labels(FailureKind.PROVIDER_AWAY).inc()
-        await self._through("shards", lambda: self._refunds.tried(refund))
+        await _at_shard(self._refunds.tried(refund))
         log.warning("refund not made", refund=str(refund.id), attempt=delivery.attempt, reason=reason)
         await self._consuming.retry(delivery, delay_ms, FailureKind.PROVIDER_AWAY, reason)
 
@@ -121,12 +135,23 @@ class Refunder:
         log.error("refund dead-lettered", message=delivery.message_id, kind=kind, reason=reason)
         await self._consuming.give_up(delivery, kind, reason)
 
-    async def _through(self, waits_for: str, operation: Callable[[], Awaitable[T]]) -> T:
-        return await self._consuming.through_faults(waits_for, operation)
-
     def _report(self, waits_for: str, problem: str | None) -> None:
         self._service.ready(waits_for, problem is None, problem or "", by=self)
 
     @staticmethod
     def _count_pause(waits_for: str) -> None:
         metrics.PAUSES.labels(waits_for).inc()
+
+
+class _ShardAway(Exception):
+    """The refund's shard does not answer, or cannot at present. Repeating everything is harmless."""
+
+
+async def _at_shard(operation: Awaitable[T]) -> T:
+    """The operation's result. Raises _ShardAway for faults that pass, and what the database refuses as it comes."""
+    try:
+        return await operation
+    except REFUSED:
+        raise
+    except (psycopg.Error, OSError, TimeoutError) as error:
+        raise _ShardAway(type(error).__name__) from error
