@@ -119,22 +119,26 @@ class PaymentLedger:
                     due_now = {event_id for (event_id,) in await cursor.fetchall()}
                     await _tell_due(connection, [(p, reason) for p, reason in due if p.event_id in due_now])
 
-    async def received_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
-        """Payments that are `received` for longer than `age`: their settling was interrupted."""
-        return await self._older("received_before", shard, age, limit)
+    async def received_before(
+        self, shard: int, *, age: timedelta, limit: int, but: Iterable[str] = ()
+    ) -> list[Payment]:
+        """Payments that are `received` for longer than `age`: their settling was interrupted. Without the events `but`."""
+        return await self._older("received_before", shard, age, limit, but)
 
-    async def unconfirmed_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
-        """Captured payments of orders that are not stored as paid after `age`."""
-        return await self._older("unconfirmed_before", shard, age, limit)
+    async def unconfirmed_before(
+        self, shard: int, *, age: timedelta, limit: int, but: Iterable[str] = ()
+    ) -> list[Payment]:
+        """Captured payments of orders that are not stored as paid after `age`. Without the events `but`."""
+        return await self._older("unconfirmed_before", shard, age, limit, but)
 
     async def confirm(self, shard: int, *, limit: int) -> int:
         """Note captured payments of orders that are stored as paid, among the `limit` oldest; their number."""
         async with self._pools[shard].connection() as connection:
             return (await connection.execute(_SQL["confirm"], {"limit": limit})).rowcount
 
-    async def _older(self, name: str, shard: int, age: timedelta, limit: int) -> list[Payment]:
+    async def _older(self, name: str, shard: int, age: timedelta, limit: int, but: Iterable[str]) -> list[Payment]:
         async with self._pools[shard].connection() as connection:
-            cursor = await connection.execute(_SQL[name], {"age": age, "limit": limit})
+            cursor = await connection.execute(_SQL[name], {"age": age, "limit": limit, "but": list(but)})
             return [_payment(row) for row in await cursor.fetchall()]
 
 

@@ -94,7 +94,7 @@ FROM unnest(%(destination)s::text[], %(partition)s::smallint[], %(events)s::json
 -- Payments with an interrupted settling. Changes nothing. Index: payments_received.
 SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
 FROM payments
-WHERE state = 'received' AND received_at < clock_timestamp() - %(age)s
+WHERE state = 'received' AND received_at < clock_timestamp() - %(age)s AND event_id <> ALL(%(but)s::text[])
 ORDER BY received_at
 LIMIT %(limit)s;
 
@@ -116,6 +116,9 @@ WHERE p.event_id = w.event_id;
 -- Captured payments of orders that are not stored as paid for long. Changes nothing. Index: payments_unconfirmed.
 SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
 FROM payments
-WHERE state = 'captured' AND NOT confirmed AND changed_at < clock_timestamp() - %(age)s
+WHERE state = 'captured'
+    AND NOT confirmed
+    AND changed_at < clock_timestamp() - %(age)s
+    AND event_id <> ALL(%(but)s::text[])
 ORDER BY changed_at
 LIMIT %(limit)s;

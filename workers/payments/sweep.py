@@ -24,6 +24,7 @@ EVERY_S: Final = 5.0
 FORGOTTEN_AFTER: Final = timedelta(hours=2)  # longer than the longest delay between two attempts
 CONFIRMED_MAX: Final = 2000  # in one round
 FORGOTTEN_MAX: Final = 100  # in one round
+SEEN_MAX: Final = 20_000  # payments of one pass
 
 log = structlog.get_logger()
 
@@ -55,21 +56,29 @@ class Sweep:
         self._unconfirmed_after = unconfirmed_after
         self._lost_after = lost_after
         self._forgotten_after = forgotten_after
+        self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # event ids of this pass
 
     async def step(self, lease: Lease) -> bool:  # noqa: ARG002 - the signature of a round; each part is idempotent
         """One round; whether there is more to do at once."""
-        shard, ledger = self._shard, self._ledger
-        confirmed = await ledger.confirm(shard, limit=CONFIRMED_MAX)
-        interrupted = await ledger.received_before(shard, age=self._interrupted_after, limit=BATCH_MAX)
-        unconfirmed = await ledger.unconfirmed_before(shard, age=self._unconfirmed_after, limit=BATCH_MAX)
-        moved = await self._finish([*interrupted, *unconfirmed][:BATCH_MAX], lost=False)
-        lost = await ledger.received_before(shard, age=self._lost_after, limit=BATCH_MAX)
-        lost += await ledger.unconfirmed_before(shard, age=self._lost_after, limit=BATCH_MAX)
-        moved += await self._finish(lost[:BATCH_MAX], lost=True)
+        confirmed = await self._ledger.confirm(self._shard, limit=CONFIRMED_MAX)
+        moved = await self._look(self._interrupted_after, self._unconfirmed_after, lost=False)
+        moved += await self._look(self._lost_after, self._lost_after, lost=True)
         if self._forgotten_after is not None:
             await self._tell_again(self._forgotten_after)
         await self._measure()
         return confirmed == CONFIRMED_MAX or moved == BATCH_MAX
+
+    async def _look(self, interrupted_after: timedelta, unconfirmed_after: timedelta, *, lost: bool) -> int:
+        """Finish the next payments, each once before any comes again: some stay as they are for long."""
+        shard, ledger, seen = self._shard, self._ledger, self._seen[lost]
+        page = await ledger.received_before(shard, age=interrupted_after, limit=BATCH_MAX, but=seen)
+        if room := BATCH_MAX - len(page):
+            page += await ledger.unconfirmed_before(shard, age=unconfirmed_after, limit=room, but=seen)
+        moved = await self._finish(page, lost=lost)
+        seen.update(payment.event_id for payment in page)
+        if len(page) < BATCH_MAX or len(seen) > SEEN_MAX:
+            seen.clear()
+        return moved
 
     async def _finish(self, payments: Sequence[Payment], *, lost: bool) -> int:
         """Settle again; the number of payments that are decided now and were not before."""
