@@ -65,12 +65,14 @@ JOIN changed USING (event_id)
 GROUP BY w.partition;
 
 -- name: give_back
--- Payments that did not pay their orders after all: the whole amount is due back. Repeating it changes nothing. Returns
--- the events changed now. Index: payments_pkey.
+-- Payments that did not pay their orders after all: the whole amount is due back. Not for an order that is stored as
+-- paid, which no other payment can have paid: Redis has lost that, and a rebuild brings it back. Repeating it changes
+-- nothing. Returns the events changed now. Index: payments_pkey, orders_pkey.
 UPDATE payments
 SET state = 'refund_due', due_minor = amount_minor, changed_at = now()
 WHERE event_id = ANY(%(event_ids)s::text[])
     AND (state = 'received' OR (state = 'captured' AND NOT confirmed AND due_minor + refunded_minor = 0))
+    AND NOT EXISTS (SELECT FROM orders o WHERE o.id = payments.order_id AND o.status = 1)
 RETURNING event_id;
 
 -- name: add_refunds

@@ -193,6 +193,21 @@ async def test_a_decision_that_redis_lost_is_made_again(till: Till) -> None:
     assert await till.ledger.unconfirmed_before(till.shard, age=NOW, limit=9) == []
 
 
+async def test_the_money_of_an_order_that_is_stored_as_paid_stays(till: Till) -> None:
+    """Redis came back without the payment, and the order was cancelled there before a rebuild."""
+    order = till.order()
+    event = till.paying(order)
+    await settle(till, event)
+    till.store(till.held(order.order_id))
+    cancelled = order.becoming(OrderStatus.CANCELLED, at_ms=order.changed_at_ms)
+    till.lane.redis.set(topology.order_key(order.order_id), encode_value(cancelled))
+    for _ in range(2):
+        found = await till.ledger.unconfirmed_before(till.shard, age=NOW, limit=9)
+        await till.settling.finish(till.shard, found)
+        assert till.payments() == {event.event_id: ("captured", True, 0, 0)} and till.refund_rows() == []
+    assert await till.ledger.confirm(till.shard, limit=9) == 1
+
+
 async def test_an_order_that_is_lost_for_good_gives_its_money_back_only_after_long(till: Till) -> None:
     order = till.order()
     event = till.paying(order)
