@@ -122,7 +122,7 @@ class PaymentLedger:
     async def received_before(
         self, shard: int, *, age: timedelta, limit: int, but: Iterable[str] = ()
     ) -> list[Payment]:
-        """Payments that are `received` for longer than `age`: their settling was interrupted. Without the events `but`."""
+        """Payments that are `received` for longer than `age`, but these: their settling was interrupted."""
         return await self._older("received_before", shard, age, limit, but)
 
     async def unconfirmed_before(

@@ -1,8 +1,8 @@
 """Settling: from the provider's event to the final state of the payment and of its order.
 
     1. read the order in Redis, or in its shard when Redis has it no more
-    2. store the payment (one transaction for a batch): it may settle its order, or goes back
-    3. let Redis decide (`settle-4`), and mark the order as one with payments
+    2. mark the order as one with payments, then store the payment: it may settle its order, or goes back
+    3. let Redis decide (`settle-4`)
     4. store the decision: `captured`, or `refund_due` with its refund
     5. answer the provider
 
@@ -80,12 +80,11 @@ class Settling:
                 arrivals.setdefault(event.event_id, _arrival(event, order))
         if not arrivals:
             return [Settled.UNKNOWN] * len(events)
+        # Before anything is stored: a payment that goes back at once is decided by its row.
+        await mark_payments(self._redis, {arrival.order_id for arrival in arrivals.values()})
         payments = await self._ledger.receive(shard, list(arrivals.values()))
         received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
-        others = {payment.order_id for payment in payments.values() if payment.state is not PaymentState.RECEIVED}
-        if others:
-            await mark_payments(self._redis, others)
-        results = await self.finish(shard, received)
+        results = await self._finish(shard, received, lost=False)
         return [_result(event, arrivals, payments, results) for event in events]
 
     async def finish(self, shard: int, payments: Sequence[Payment], *, lost: bool = False) -> dict[str, Settled]:
@@ -94,10 +93,13 @@ class Settling:
         `lost`: an order that neither Redis nor its shard knows is lost, and its money goes back; otherwise it is
         undecided, because it may be on its way.
         """
+        # Redis may have lost the marks since, and a reader that sees the decision must look into the shard.
+        await mark_payments(self._redis, {payment.order_id for payment in payments})
+        return await self._finish(shard, payments, lost=lost)
+
+    async def _finish(self, shard: int, payments: Sequence[Payment], *, lost: bool) -> dict[str, Settled]:
         if not payments:
             return {}
-        # Before the decision is stored: a reader that sees it must look into the shard.
-        await mark_payments(self._redis, {payment.order_id for payment in payments})
         captured: list[Payment] = []
         due: list[tuple[Payment, RefundReason]] = []
         missing: list[Payment] = []

@@ -6,6 +6,7 @@ import asyncio
 import random
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -234,6 +235,24 @@ async def shown(till: Till, order_id: UUID) -> tuple[str, int, int] | None:
     async with till.bench.pools[till.shard].connection() as connection:
         found = (await read_shown(connection, [order_id])).get(order_id)
     return None if found is None else (found.payment, found.due_minor, found.refunded_minor)
+
+
+async def test_a_payment_that_goes_back_is_shown_also_after_a_crash(
+    till: Till, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edge ends after the row was stored, and the provider does not repeat the event."""
+    order, settling = till.order(), till.settling
+    receive = settling._ledger.receive
+
+    async def interrupted(*arguments: Any) -> None:
+        await receive(*arguments)
+        raise RedisError("interrupted")
+
+    monkeypatch.setattr(settling._ledger, "receive", interrupted)
+    with pytest.raises(RedisError):
+        await settling.settle(till.shard, [till.paying(order, amount_minor=7)])
+    assert await shown(till, order.order_id) == ("refund_due", 7, 0)
+    assert till.lane.redis.exists(topology.payment_mark_key(order.order_id)) == 1
 
 
 async def test_pay_cancel_and_expiry_race_with_one_winner(till: Till, seed: int) -> None:
