@@ -91,7 +91,11 @@ class Announcer:
             log.info("stopped during a pause", channel=self._channel)
 
     async def measure(self) -> None:
-        """Publish the lag, with or without the lease, until the process is to stop."""
+        """Publish the lag, with or without the lease, until the process is to stop.
+
+        A process that is ready has a position in the log: an event from then on is announced.
+        """
+        self._service.ready("event log", ok=False, detail="not reached yet", by=(self, "lag"))
         while not self._service.stopping.is_set():
             try:
                 async with self._reader() as reader:
