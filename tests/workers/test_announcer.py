@@ -291,6 +291,19 @@ async def test_while_no_browser_is_subscribed_events_are_passed_over_unread(
         await setup.count(2, Channel.PUSH)
 
 
+async def test_a_log_that_lost_data_is_read_from_its_beginning_although_no_browser_was_subscribed(
+    setup: Setup, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SKIP_S", 0.02)
+    buyer = make_user(databases)
+    for partition in range(16):
+        await setup.redis.hset(positions_key(TOPIC_ORDERS, partition), group_of(Channel.PUSH), 1_000)
+    setup.subscribe(buyer)
+    async with setup.running(Channel.PUSH):
+        await setup.append([order_event(setup.order(buyer))])
+        await setup.count(1, Channel.PUSH)
+
+
 async def test_events_without_a_notice_cost_few_commits(
     setup: Setup, databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> None:

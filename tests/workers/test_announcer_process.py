@@ -57,7 +57,7 @@ def test_from_an_event_to_a_letter_with_the_announcer_killed_on_the_way(
     letters = mail_server.postbox.letters
     with workers(redis_url=redis_server.url, databases=databases, mail_url=mail_server.url):
         with worker_process("workers.announcer", settings) as announcer:
-            until(lambda: redis_client.hexists(positions_key(TOPIC_ORDERS, 15), "announcer.email"))
+            until(lambda: get(f"http://127.0.0.1:{port}/readyz")[0] == 200)  # from now on, no event is missed
             for order in (*strangers, *orders[:10]):
                 leave(databases, order)
             until(lambda: letters)

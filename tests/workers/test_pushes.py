@@ -284,7 +284,9 @@ async def test_a_silent_service_is_left_alone_for_a_while(
     for user_id, browser in zip(users, browsers, strict=True):
         setup.subscribe(user_id, browser)
     async with setup.running(delays_ms=(10,)):
-        for user_id in (*users, ok):
+        await setup.tell(news(users[0]))
+        await setup.settled()
+        for user_id in (*users[1:], ok):
             await setup.tell(news(user_id))
         await setup.settled()
     silent.close()

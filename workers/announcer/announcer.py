@@ -28,12 +28,13 @@ from workers.announcer.recipients import Recipients
 from workers.consuming import NO_ROOM, TRANSIENT, Patience, Stopping
 
 RECORDS_MAX: Final = 500  # in one round
-RECEIVE_S: Final = 1.0
+RECEIVE_S: Final = 3.0
 GATHER_S: Final = 0.15  # between two rounds that were not full: fewer, larger queries
 PUBLISHING_MAX: Final = 32  # notices on their way to the queue
 COMMIT_S: Final = 1.0  # at least between two commits, if no notice was published: each is a synced write
-SKIP_S: Final = 1.0  # between two looks at the log while no account is reached
-MEASURE_S: Final = 5.0
+SKIP_S: Final = 4.0  # between two looks at the log while no account is reached
+LOOK_S: Final = 30.0  # between two looks whether accounts are reached while some are
+MEASURE_S: Final = 15.0
 RECORD_AGE_S_MAX: Final = 20 * 3600  # 4 h below the life of the records of sent notices
 QUEUES: Final = {Channel.EMAIL: EMAIL_QUEUE, Channel.PUSH: PUSH_QUEUE}
 _TRANSIENT: tuple[type[Exception], ...] = (EventLogUnavailable, *TRANSIENT, *NO_ROOM)
@@ -71,7 +72,7 @@ class Announcer:
         self._service = service
         self._with_reserved = with_reserved
         self._now = now
-        self._looked_at = self._committed_at = 0.0
+        self._looks_at = self._committed_at = 0.0
         self._patience = Patience(service, report=self._report, count_pause=self._count_pause)
 
     async def run(self) -> None:
@@ -91,7 +92,11 @@ class Announcer:
             log.info("stopped during a pause", channel=self._channel)
 
     async def measure(self) -> None:
-        """Publish the lag, with or without the lease, until the process is to stop."""
+        """Publish the lag, with or without the lease, until the process is to stop.
+
+        A process that is ready has a position in the log: an event from then on is announced.
+        """
+        self._service.ready("event log", ok=False, detail="not reached yet", by=(self, "lag"))
         while not self._service.stopping.is_set():
             try:
                 async with self._reader() as reader:
@@ -112,15 +117,18 @@ class Announcer:
 
         The end of the log is read before the accounts: an event behind it may be of an account that is reached by then.
         """
-        if self._looked_at + SKIP_S > time.monotonic():
+        if self._channel is not Channel.PUSH or self._looks_at > time.monotonic():
             return False
         lags = await self._through("event log", reader.lag)
-        if not await self._recipients.are_none():
-            self._looked_at = time.monotonic()
-            return False
-        await reader.skip({partition: lag.end for partition, lag in lags.items()})
-        self._count(Counter({"not wanted": sum(lag.records for lag in lags.values())}))
-        await self._commit(reader)
+        if any(lag.end < lag.position for lag in lags.values()):
+            return False  # the log lost data, which reading on detects
+        if waiting := sum(lag.records for lag in lags.values()):
+            if not await self._recipients.are_none_subscribed():
+                self._looks_at = time.monotonic() + LOOK_S
+                return False
+            await reader.skip({partition: lag.end for partition, lag in lags.items()})
+            self._count(Counter({"not wanted": waiting}))
+            await self._commit(reader)
         await self._service.pause(SKIP_S)
         return True
 

@@ -22,13 +22,10 @@ class Recipients:
         """Uses its arguments, owns nothing."""
         self._shards = shards
         self._topology = topology
-        self._channel = channel
         self._statement = SQL[channel.value]
 
-    async def are_none(self) -> bool:
-        """Whether certainly no account is reached on the channel: no browser is subscribed in any shard."""
-        if self._channel is not Channel.PUSH:
-            return False
+    async def are_none_subscribed(self) -> bool:
+        """Whether certainly no account is reached by push: no browser is subscribed in any shard."""
         shards = range(self._topology.shards)
         return not any(await asyncio.gather(*(self._has_subscriptions(shard) for shard in shards)))
 

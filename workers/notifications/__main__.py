@@ -26,7 +26,7 @@ from workers.shards import Shards
 
 NAME = "notifications"
 SENDERS = 2  # connections to the mail server
-PUSH_SENDERS = 8  # a silent push service holds up one of them for its time limit
+PUSH_SENDERS = 2  # one waits for a silent push service at times
 SHARD_CONNECTIONS_MAX = 4  # to each shard, of all senders together
 
 

@@ -12,6 +12,7 @@ Each push has a record of its own: a retry pushes only to browsers whose service
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable
@@ -37,8 +38,8 @@ from workers.notifications.records import Records
 from workers.notifications.subscriptions import Browsers, Subscriptions
 from workers.shards import ShardAway
 
-PUSHES_MAX: Final = 4  # in one sender's hands
-RECEIVE_S: Final = 0.5
+PUSHES_MAX: Final = 8  # notices in one sender's hands, all at once
+RECEIVE_S: Final = 1.0
 TTL_S: Final = 4 * 3600  # of a push for a browser that is not connected
 SHARD_AWAY_DELAY_MS: Final = PUSH_RETRY_DELAYS_MS[1]
 POLICY: Final = RetryPolicy(PUSH_RETRY_DELAYS_MS)
@@ -59,7 +60,7 @@ class PushOffice:
 
 
 class PushSender:
-    """Sends one notice after the other to all browsers of its account; several may run."""
+    """Sends a few notices at once, each to all browsers of its account; several senders may run."""
 
     def __init__(
         self,
@@ -89,10 +90,11 @@ class PushSender:
     async def _take(self, consumer: Consumer) -> None:
         received = await consumer.next_batch(count_max=PUSHES_MAX, wait_s=RECEIVE_S)
         self._service.ready("queue", consumer.problem is None, consumer.problem or "", by=(self, "consumer"))
-        for delivery in await self._consuming.readable(received):
-            if self._service.stopping.is_set():
-                return  # the rest are given back when the consumer is left
-            await self._settle(delivery)
+        deliveries = await self._consuming.readable(received)
+        # A push takes as long as a round trip over the internet.
+        for result in await asyncio.gather(*map(self._settle, deliveries), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
 
     async def _settle(self, delivery: Delivery) -> None:
         try:
