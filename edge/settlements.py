@@ -70,6 +70,9 @@ class Settlements:
         for task in self._working.values():
             task.cancel()
         await asyncio.gather(*self._working.values(), return_exceptions=True)
+        for waiting in self._waiting.values():  # of a task that was cancelled before its first step
+            for _, result in waiting:
+                _fail(result, SettlementUnavailable("stopped"))
 
     async def _work(self, shard: int) -> None:
         """Settle until no event of the shard waits. Every waiter gets a result or an error, whatever happens here."""

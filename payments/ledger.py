@@ -105,6 +105,12 @@ class PaymentLedger:
             await _tell_due(connection, [(payments[event_id], reason) for event_id, reason in reasons.items()])
         return payments
 
+    async def known(self, shard: int, event_ids: Sequence[str]) -> dict[str, Payment]:
+        """The rows of these events that were stored before."""
+        async with self._pools[shard].connection() as connection:
+            cursor = await connection.execute(_SQL["read_payments"], {"event_ids": list(event_ids)})
+            return {row[0]: _payment(row) for row in await cursor.fetchall()}
+
     async def conclude(
         self, shard: int, *, captured: Sequence[Payment], due: Sequence[tuple[Payment, RefundReason]]
     ) -> None:

@@ -64,8 +64,11 @@ FROM refunds
 WHERE state <> 'done';
 
 -- name: lock_payment
--- The payment that pays an order, locked until the end of the transaction. Changes nothing. Index: payments_settling.
-SELECT event_id, user_id, sale_id, reference, amount_minor, currency, state, due_minor, refunded_minor
+-- The payment that pays an order, locked until the end of the transaction, its rest that is neither due nor refunded,
+-- and whether the order is stored as paid. Changes nothing. Index: payments_settling, orders_pkey.
+SELECT
+    event_id, user_id, sale_id, currency, state, amount_minor - due_minor - refunded_minor,
+    EXISTS (SELECT FROM orders o WHERE o.id = %(order_id)s AND o.status = 1)
 FROM payments
 WHERE order_id = %(order_id)s AND settles
 FOR UPDATE;
@@ -101,6 +104,7 @@ UPDATE payments
 SET
     due_minor = due_minor + %(amount_minor)s,
     changed_at = now(),
+    confirmed = true,
     state = CASE
         WHEN due_minor + refunded_minor + %(amount_minor)s = amount_minor THEN 'refund_due'
         ELSE state

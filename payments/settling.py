@@ -78,14 +78,17 @@ class Settling:
         for event in events:
             if (order := known.get(event.order_id)) is not None:
                 arrivals.setdefault(event.event_id, _arrival(event, order))
+        # An order that was lost for good leaves the row of its payment: a repeated event has its answer there.
+        homeless = [event.event_id for event in events if event.order_id not in known]
+        stored = await self._ledger.known(shard, homeless) if homeless else {}
         if not arrivals:
-            return [Settled.UNKNOWN] * len(events)
+            return [_result(event, arrivals, stored, {}) for event in events]
         # Before anything is stored: a payment that goes back at once is decided by its row.
         await mark_payments(self._redis, {arrival.order_id for arrival in arrivals.values()})
         payments = await self._ledger.receive(shard, list(arrivals.values()))
         received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
         results = await self._finish(shard, received, lost=False)
-        return [_result(event, arrivals, payments, results) for event in events]
+        return [_result(event, arrivals, {**stored, **payments}, results) for event in events]
 
     async def finish(self, shard: int, payments: Sequence[Payment], *, lost: bool = False) -> dict[str, Settled]:
         """Let Redis decide about payments that may settle their orders, and store the decisions; results by event id.
@@ -175,15 +178,16 @@ def _arrival(event: Captured, order: _Known) -> Arrival:
 def _result(
     event: Captured, arrivals: Mapping[str, Arrival], payments: Mapping[str, Payment], results: Mapping[str, Settled]
 ) -> Settled:
-    arrival = arrivals.get(event.event_id)
-    if arrival is None:
+    arrival, payment = arrivals.get(event.event_id), payments.get(event.event_id)
+    if payment is None:
         return Settled.UNKNOWN
-    payment = payments[event.event_id]
     told = (event.order_id, event.amount_minor, event.currency)
     if told != (payment.order_id, payment.amount_minor, payment.currency):
         return Settled.REUSED
     if payment.event_id in results:
         return results[payment.event_id]
-    if arrival.reason is RefundReason.MISMATCH:
+    if arrival is not None and arrival.reason is RefundReason.MISMATCH:
         return Settled.MISMATCH
+    if payment.state is PaymentState.RECEIVED:
+        return Settled.UNDECIDED
     return Settled.CAPTURED if payment.state is PaymentState.CAPTURED else Settled.REFUND_DUE

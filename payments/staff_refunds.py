@@ -25,6 +25,10 @@ class NotPaid(Exception):
     """The order has no captured payment."""
 
 
+class NotStoredYet(Exception):
+    """The order is paid in Redis and not in its shard yet: repeat the request in a few seconds."""
+
+
 class LineRefunded(Exception):
     """A line was refunded before, or is to be; the message names it."""
 
@@ -110,21 +114,26 @@ class ToRestock:
 
 
 async def request_refund(connection: AsyncConnection[TupleRow], wanted: RefundOrder) -> Requested:
-    """Store the refund, its message and its event. NotPaid, LineRefunded, NothingToRefund, RequestReused.
+    """Store the refund, its message and its event. NotPaid, NotStoredYet, LineRefunded, NothingToRefund,
+    RequestReused.
 
     Requests for one order come one after the other: the payment's row is locked.
     """
     names: dict[str, Any] = {"order_id": wanted.order_id, "key": wanted.key}
     payment = await (await connection.execute(_SQL["lock_payment"], names)).fetchone()
-    if payment is None or payment[6] == PaymentState.RECEIVED:
+    if payment is None:
         raise NotPaid
-    event_id, user_id, sale_id, _, _, currency, _, _, _ = payment
+    event_id, user_id, sale_id, currency, state, rest_minor, is_stored = payment
     known = await (await connection.execute(_SQL["find_request"], names)).fetchone()
     if known is not None:
         refund_id, skus, amount_minor, restock = known
         if restock != wanted.restock or (wanted.skus is not None and wanted.skus != set(skus)):
             raise RequestReused
         return Requested(refund_id, skus, amount_minor, replayed=True)
+    if state == PaymentState.RECEIVED:
+        raise NotPaid
+    if not is_stored:
+        raise NotStoredYet  # Redis might still lose the payment, and then the whole of it goes back
     done = {sku for (sku,) in await (await connection.execute(_SQL["refunded_lines"], names)).fetchall()}
     lines = [
         line for line in wanted.lines if (line.sku not in done if wanted.skus is None else line.sku in wanted.skus)
@@ -132,8 +141,8 @@ async def request_refund(connection: AsyncConnection[TupleRow], wanted: RefundOr
     if again := sorted({line.sku for line in lines} & done):
         raise LineRefunded(", ".join(again))
     amount_minor = sum(line.quantity * line.unit_price_minor for line in lines)
-    if not lines or amount_minor == 0:
-        raise NothingToRefund
+    if not lines or amount_minor == 0 or amount_minor > rest_minor:
+        raise NothingToRefund  # a payment that goes back as a whole has no rest
     refund_id, skus = ids.new_uuid7(), [line.sku for line in lines]
     values = {
         **names, "id": refund_id, "refund_id": refund_id, "event_id": event_id, "amount_minor": amount_minor,

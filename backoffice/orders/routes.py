@@ -22,7 +22,7 @@ from backoffice.web.idempotency import required_idempotency_key
 from backoffice.web.messages import STAFF, Answer, Call, Refused, invalid
 from backoffice.web.routing import Route
 from domain.problems import Problem
-from payments.staff_refunds import LineRefunded, NothingToRefund, NotPaid, RequestReused
+from payments.staff_refunds import LineRefunded, NothingToRefund, NotPaid, NotStoredYet, RequestReused
 from reservation.lane import LaneForgot
 from runtime.audit.entries import Action
 
@@ -95,6 +95,9 @@ def _refusals() -> Iterator[None]:
         raise Refused(Problem.ORDER_STATE_CONFLICT, str(error)) from error
     except NotPaid as error:
         raise Refused(Problem.ORDER_STATE_CONFLICT, "No payment was captured for this order") from error
+    except NotStoredYet as error:
+        detail = "The order is not stored as paid yet. Repeat the request in a few seconds"
+        raise Refused(Problem.DEPENDENCY_UNAVAILABLE, detail, retry_after_s=3) from error
     except LineRefunded as error:
         raise Refused(Problem.ORDER_STATE_CONFLICT, f"Refunded before: {error}") from error
     except NothingToRefund as error:

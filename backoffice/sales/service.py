@@ -188,7 +188,7 @@ class SaleService:
         """Whether the sale takes units now. SaleMissing."""
         try:
             model.check_restockable(await self.get(sale_id), await self.now_ms())
-        except model.SaleStateConflict:
+        except (model.SaleStateConflict, SaleMissing):
             return False
         return True
 

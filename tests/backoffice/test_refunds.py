@@ -141,6 +141,33 @@ def test_only_paid_orders_are_refunded(staff: Staff, databases: Databases, statu
     assert code(refund(staff, sold(databases, staff.open_sale(), captured=False))) == (409, "order_state_conflict")
 
 
+def test_a_payment_that_goes_back_as_a_whole_or_an_order_that_is_not_stored_is_not_refunded_by_staff(
+    staff: Staff, databases: Databases, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sale = staff.open_sale()
+    back = sold(databases, sale)
+    with psycopg.connect(shard_of(databases, back)) as connection:
+        connection.execute(
+            "UPDATE payments SET state = 'refund_due', due_minor = amount_minor WHERE order_id = %s", (back,)
+        )
+    assert code(refund(staff, back)) == (409, "order_state_conflict")
+    early = sold(databases, sale)
+    with psycopg.connect(shard_of(databases, early)) as connection:
+        connection.execute("UPDATE orders SET status = 0, version = 1 WHERE id = %s", (early,))
+    monkeypatch.setattr("tests.reservation.lane.LANE", lane_of(sale))
+    definition: SaleDefinition = document(redis_client, sale)
+    with psycopg.connect(shard_of(databases, early)) as connection:
+        (user,) = connection.execute("SELECT user_id FROM orders WHERE id = %s", (early,)).fetchone() or (None,)
+    assert user is not None
+    request = make_request(definition, user, "key", order_id=UUID(early))
+    lane = LaneClient(redis_client)
+    assert lane.outcome(request) is Outcome.ACCEPTED
+    held = lane.order(UUID(early))
+    assert held is not None
+    lane.change("settle-4", held)
+    assert code(refund(staff, early)) == (503, "dependency_unavailable")
+
+
 def test_units_that_are_put_back_sell_again_at_once(
     staff: Staff, databases: Databases, redis_client: redis.Redis
 ) -> None:

@@ -266,7 +266,7 @@ def test_a_shard_that_is_away_is_told_again_and_harms_no_other(
             payment_url="http://127.0.0.1:1", payment_api_key="key-of-the-tests",
             payment_webhook_secrets=WEBHOOK_SECRETS[0],
         )  # fmt: skip
-        sale = publisher.publish()
+        sale = publisher.publish(stock=1000)
         with httpx.Client(base_url=started.url, timeout=10) as client:
             answers: dict[bool, set[int]] = {True: set(), False: set()}
             while not all(answers.values()):

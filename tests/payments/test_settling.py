@@ -218,6 +218,7 @@ async def test_an_order_that_is_lost_for_good_gives_its_money_back_only_after_lo
     assert await till.settling.finish(till.shard, found) == {event.event_id: Settled.UNDECIDED}
     assert await till.settling.finish(till.shard, found, lost=True) == {event.event_id: Settled.REFUND_DUE}
     assert till.refund_rows() == [(event.event_id, "lost", "due", 100)]
+    assert await settle(till, event) == [Settled.REFUND_DUE], "a repeated event gets its answer without the order"
 
 
 async def test_a_buyer_sees_the_payment_that_counts(till: Till) -> None:
