@@ -23,6 +23,7 @@ from backoffice.dead_letters.parts import DeadLetterParts
 from backoffice.figures.parts import FigureParts
 from backoffice.limits.attempts import Attempts
 from backoffice.limits.known_clients import KnownClients
+from backoffice.notices.parts import NoticeParts
 from backoffice.orders.parts import OrderParts
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
@@ -92,12 +93,15 @@ class Backoffice:
         self._fatal: OperatorError | None = None
         sales = SaleParts(stores, kept_s=settings.sale_kept_s, repaired=self._metrics.repaired.inc)
         self._synchroniser = sales.synchroniser
+        orders = OrderParts(stores, sales.service)
+        self._restocker = orders.restocker
         subjects = (
             *self._auth.routes,
             *accounts.routes,
+            *NoticeParts(settings, stores, attempts).routes,
             *CatalogueParts(stores, products_cache).routes,
             *sales.routes,
-            *OrderParts(stores).routes,
+            *orders.routes,
             *health.routes(self._health, self._metrics),
             *self._figures.routes,
             *self._dead_letters.routes,
@@ -120,6 +124,7 @@ class Backoffice:
             work: dict[str, Work] = {
                 "synchroniser": partial(self._synchroniser.run, background),
                 "sweeper": partial(self._sweeper.run, background),
+                "restocker": partial(self._restocker.run, background),
                 **self._tokens.work(background),
                 **self._audit.work(background),
             }

@@ -17,9 +17,11 @@ from devstack.state import STATE_VARIABLE, StateFolder
 from ops.stack_file import PROJECT, Stack, StackError
 from runtime.process.settings import PREFIX, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
+from runtime.tokens.vapid import VapidKey, create_vapid_key, load_vapid_key
 
 PROBE_S_MAX = 2.0
-SERVERS = ("redis", "postgres", "mailbox")
+SIMULATOR = "payment-simulator"
+SERVERS = ("redis", "postgres", "mailbox", SIMULATOR)
 # Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -29,8 +31,14 @@ WORKERS = {
     "reconciler": "workers.reconciler",
     "recovery": "workers.recovery",
     "rejecter": "workers.rejecter",
+    "announcer-0": "workers.announcer",
     "notifications-0": "workers.notifications",
+    "payments-0": "workers.payments",
 }
+# Only these modules speak to the payment provider, and no other process gets its secrets.
+_PAY = ("edge", "workers.payments")
+_PAYMENT_SECRETS = ("payment_api_key", "payment_webhook_secrets")
+_VAPID_SECRETS = {"FLASHSALE_VAPID_KEY", "FLASHSALE_VAPID_KEY_FILE"}  # for notification workers only
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,7 @@ class Plan:
     edge_direct_port: int = field(init=False)
     metrics_ports: dict[str, int] = field(init=False)
     mail_port: int = field(init=False)
+    payment_port: int | None = field(init=False)  # None: the caller chose another payment provider
 
     def __post_init__(self) -> None:
         """Choose ports and check settings. Raises StackError for a port in use, SettingsError."""
@@ -87,6 +96,11 @@ class Plan:
         self.edge_direct_port = self._choose_direct_port()
         self.metrics_ports = {name: free_port() for name in WORKERS}
         self.mail_port = free_port()
+        chosen = self.settings.model_fields_set
+        theirs = "payment_provider" in chosen and (
+            self.settings.payment_provider != "simulated" or "payment_url" in chosen
+        )
+        self.payment_port = None if theirs else free_port()
 
     def _choose_direct_port(self) -> int:
         """The caller's choice, which may be 0 for no direct door; without one, a free port."""
@@ -101,9 +115,10 @@ class Plan:
         return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
 
     def make_secrets(self) -> None:
-        """Create the token keys of the folder, unless it has them."""
+        """Create the keys of the folder, unless it has them."""
         create_token_keys(self.folder.token_keys)
         create_staff_key(self.folder.staff_key)
+        create_vapid_key(self.folder.vapid_key)
 
     @property
     def database_names(self) -> list[str]:
@@ -128,7 +143,11 @@ class Plan:
             "FLASHSALE_SMTP_URL": self.smtp_url,
             "FLASHSALE_LINK_URL": self.backoffice_url,
         }
+        if self.settings.vapid_public_key is None:
+            ours["FLASHSALE_VAPID_PUBLIC_KEY"] = self._vapid_key().public
         callers = self._callers_settings()
+        for name in (*_payment_secrets(callers), *(set(callers) & _VAPID_SECRETS)):
+            del callers[name]
         # The backoffice serves the shop page, which orders at the edge: another origin, with two names of this machine.
         origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
         pages = {
@@ -139,11 +158,25 @@ class Plan:
         }
         return overrule(callers, ours | pages)
 
+    def _vapid_key(self) -> VapidKey:
+        """The caller's key of web push, or the folder's."""
+        chosen = self.settings.vapid_key
+        return load_vapid_key(self.folder.vapid_key) if chosen is None else VapidKey.parse(chosen.get_secret_value())
+
+    def _notice_env(self) -> dict[str, str]:
+        """The keys of notification workers."""
+        own = {name: value for name, value in self.environ.items() if name in _VAPID_SECRETS}
+        if not own:
+            own["FLASHSALE_VAPID_KEY_FILE"] = str(self.folder.vapid_key)
+        if self.settings.notice_key is None:
+            own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
+        return own
+
     def _redis_database(self, number: int) -> str:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL and the mailbox. Call `postgres.initialise` before."""
+        """Redis, PostgreSQL, the mailbox and the payment simulator. Call `postgres.initialise` before."""
         base = {STATE_VARIABLE: str(self.folder.path)}
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
@@ -153,7 +186,22 @@ class Plan:
                 cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
             ),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
+            *self._simulator(),
         ]  # fmt: skip
+
+    def _simulator(self) -> list[Program]:
+        if self.payment_url is None:
+            return []
+        argv = [
+            sys.executable, "-m", "devstack.payment_simulator", str(self.folder.data / "payments" / "books.sqlite"),
+            str(self.payment_port), f"{self.edge_url}/v1/payments/webhook",
+        ]  # fmt: skip
+        env = {
+            **self._base_env(),
+            "SIMULATOR_API_KEY": self.folder.secret("payment_api_key"),
+            "SIMULATOR_SECRET": self.folder.secret("payment_secret"),
+        }
+        return [Program(SIMULATOR, argv, env, self.folder.log(SIMULATOR), ready_url=f"{self.payment_url}/readyz")]
 
     def processes(self) -> list[Program]:
         """The project's processes in the order of their start; the edge is last."""
@@ -165,12 +213,18 @@ class Plan:
         programs = [self._program("backoffice", "backoffice", overrule(env, staff), self.backoffice_url)]
         for name, module in WORKERS.items():
             port = self.metrics_ports[name]
-            own = {"FLASHSALE_METRICS_PORT": str(port)}
-            if module == "workers.notifications" and self.settings.notice_key is None:
-                own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
-            programs.append(self._program(name, module, {**env, **own}, f"http://127.0.0.1:{port}"))
-        programs.append(self._program("edge", "edge", env, self.edge_url))
+            own = {"FLASHSALE_METRICS_PORT": str(port), **self._payment_env(module)}
+            if module == "workers.notifications":
+                own |= self._notice_env()
+            programs.append(self._program(name, module, overrule(env, own), f"http://127.0.0.1:{port}"))
+        programs.append(self._program("edge", "edge", overrule(env, self._payment_env("edge")), self.edge_url))
         return programs
+
+    def _payment_env(self, module: str) -> dict[str, str]:
+        """The payment provider of a process; nothing for a process that does not speak to one."""
+        if module not in _PAY:
+            return {}
+        return _payment_secrets(self.environ) | self.folder.payment_env(self.stack())
 
     def _program(self, name: str, module: str, env: Mapping[str, str], url: str) -> Program:
         argv = [sys.executable, "-m", module]
@@ -190,6 +244,11 @@ class Plan:
     def smtp_url(self) -> str:
         """Address of the stack's mailbox."""
         return f"smtp://127.0.0.1:{self.mail_port}"
+
+    @property
+    def payment_url(self) -> str | None:
+        """Address of the payment simulator; None without one."""
+        return None if self.payment_port is None else f"http://127.0.0.1:{self.payment_port}"
 
     @property
     def admin_password(self) -> str:
@@ -217,8 +276,11 @@ class Plan:
                 "edge": self.edge_url,
                 "backoffice": self.backoffice_url,
                 **{name: f"http://127.0.0.1:{port}" for name, port in self.metrics_ports.items()},
+                **({} if self.payment_url is None else {SIMULATOR: self.payment_url}),
             },
             supervisor=os.getpid(),
+            payment_url=self.payment_url,
+            payment_api_key=None if self.payment_url is None else self.folder.secret("payment_api_key"),
         )
 
 
@@ -230,3 +292,8 @@ def _listening_port(port: int, name: str) -> int:
             f"port {port} is in use: choose another with --{name}-port N, or --{name}-port 0 for a free one"
         )
     return port
+
+
+def _payment_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    variables = {PREFIX + name.upper() for name in _PAYMENT_SECRETS}
+    return {name: value for name, value in environ.items() if name.removesuffix("_FILE") in variables}

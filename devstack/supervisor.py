@@ -150,14 +150,15 @@ class Supervisor:
         self.plan.make_secrets()
         self.plan.redis.initialise()
         self.plan.postgres.initialise()
-        self._start_all(self.plan.servers())
+        servers = self.plan.servers()
+        self._start_all(servers)
         self._wait("redis", self._redis_answers)
         self._wait("postgres", self._postgres_answers)
         dsns = [self.plan.postgres.create_database(name) for name in self.plan.database_names]
         migrate(dsns[0], dsns[1:])
         processes = self.plan.processes()
         self._start_all(processes)
-        for program in processes:
+        for program in (*servers, *processes):
             self._wait(program.name, program.is_ready)
         self.stack = self.plan.stack()
         self._publish()

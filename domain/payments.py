@@ -53,6 +53,6 @@ NO_PAYMENT = "none"  # what an order without any payment shows
 
 
 def shown_state(states: list[PaymentState]) -> str:
-    """The `payment` of an order with these payments: the one that pays it, else the one that counts most for a buyer."""
+    """The `payment` of an order: the payment that pays it, else the one that counts most for a buyer."""
     shown = (PaymentState.CAPTURED, PaymentState.REFUND_DUE, PaymentState.REFUNDED)
     return next((state.value for state in shown if state in states), NO_PAYMENT)

@@ -33,6 +33,7 @@ SESSION_ENDS_KEY = (
 )
 SESSION_ENDS_CHANNEL = "flashsale:session-ends:changed"  # pub/sub, payload: generation, a space, the member
 VERDICTS_KEY = "flashsale:verdicts"  # hash sale id -> JSON of the reconciler's last verdict
+MONEY_VERDICT_KEY = "flashsale:verdict:money"  # string: JSON of the reconciler's last verdict on invariant G
 ACCEPTED_KEY = "flashsale:accepted"  # hash sale id -> orders accepted for the first time, flushed by edges
 REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flushed by edges
 

@@ -34,7 +34,7 @@ class PaymentParts:
             settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=settings.request_deadline_ms / 1000
         )
         self._pools = [
-            postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX, call_s_max=call_s_max)
+            postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX, call_s_max=call_s_max, autocommit=True)
             for dsn in (settings.shard_dsns if self._provider is not None else ())
         ]
         ledger = PaymentLedger(self._pools, settings.topology, provider=settings.payment_provider)

@@ -1,7 +1,8 @@
 """Simulated buyers: order at a steady pace, repeat requests without a definite answer, and record all attempts.
 
 A closed loop with a pause between two orders, far below the edge's capacity: its rate shows the edge's health.
-A seed determines the orders: user, lines, concurrent twins, repetitions, misused keys, cancellations, and giving up.
+A seed determines the orders: user, lines, concurrent twins, repetitions, misused keys, cancellations, payments
+(`faults.till`), and giving up.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from faults.history import Attempt, Ending, History, Lines, OrderRequest
+from faults.till import Till
 from faults.wire import LATER, Wire, order_request
 
 HEARTBEAT_S = 0.05
@@ -34,6 +36,7 @@ class Habits:
     again: float = 0.05  # the same request once more, after its answer
     misuse: float = 0.03  # the same key with other lines
     cancel: float = 0.06
+    pay: float = 0.05  # these are not cancelled as well, except in the manners of `faults.till`
     buyers: int = 40
     pause_s: float = 0.12
 
@@ -54,11 +57,17 @@ class SimulatedBuyers:
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _users: list[UUID] = field(default_factory=list)
     _made: int = 0
+    till: Till = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the till, which shares edges and tokens."""
+        self.till = Till(self.urls, self.tokens, self._cancel, lambda: self.lag_s)
 
     def start(self) -> None:
         """Start buying. Call within a running loop."""
         self._users = list(self.tokens)
         self._tasks = [asyncio.create_task(self._feel_lag())]
+        self.till.start()
         for number in range(self.habits.buyers):
             rng = random.Random(self.rng.random())  # noqa: S311 - seeded, no secret
             self._tasks.append(
@@ -82,6 +91,7 @@ class SimulatedBuyers:
         """Start no new orders; return when open requests are answered or unknown."""
         self._going = False
         await asyncio.gather(*self._tasks)
+        await self.till.stop()
 
     async def resolve(self) -> int:
         """Repeat every request with an unknown outcome, with the same key. Returns how many stayed unknown.
@@ -135,7 +145,9 @@ class SimulatedBuyers:
             misuse = OrderRequest(request.user_id, request.key, other, misuse=True)
             self.history.requests.append(misuse)
             await self.ask(second, misuse)
-        if rng.random() < habits.cancel:
+        if rng.random() < habits.pay:
+            self.till.take(request, rng)
+        elif rng.random() < habits.cancel:
             await self._cancel(wire, request)
 
     def _new_request(self, rng: random.Random) -> OrderRequest:

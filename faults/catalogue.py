@@ -10,6 +10,7 @@ from faults import (
     disk_faults,
     edge_faults,
     hostile_faults,
+    money_faults,
     overload_faults,
     postgres_faults,
     publish_faults,
@@ -36,6 +37,7 @@ _SUBJECTS = (
     overload_faults.FAULTS,
     verdict_faults.FAULTS,
     clock_faults.FAULTS,
+    money_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -88,7 +88,7 @@ def _as_text(result: Result) -> str:
         drained = "not drained" if result.drained_s is None else f"drained after {result.drained_s:.1f} s"
         lines.append(
             f"        {result.requests} requests: {result.accepted} accepted, {result.refused} refused, "
-            f"{result.unknown_attempts} unknown at first; {healed}, {drained}"
+            f"{result.unknown_attempts} unknown at first, {result.payments} payments; {healed}, {drained}"
         )
         kept = [letter for letter, holds in document["invariants"].items() if holds]
         lines.append(f"        {' '.join(kept)} hold" if kept else "        no invariant holds")

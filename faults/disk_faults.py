@@ -137,10 +137,15 @@ async def _product_refused(drill: Drill, staff: Shop) -> str:
 
 async def wipe(drill: Drill) -> str:
     """Delete all data of Redis during a sale; the sale stays closed until it is rebuilt."""
+    await lose_data(drill)
+    return await closed_until_rebuilt(drill)
+
+
+async def lose_data(drill: Drill) -> None:
+    """Delete all data of Redis and restart it."""
     async with _redis_down(drill) as old:
         shutil.rmtree(_data(drill) / "appendonlydir")
     await drill.stage.replaced("redis", old)
-    return await _closed_until_rebuilt(drill)
 
 
 async def go_back(drill: Drill) -> str:
@@ -153,10 +158,11 @@ async def go_back(drill: Drill) -> str:
         shutil.rmtree(files)
         copy.rename(files)
     await drill.stage.replaced("redis", old)
-    return await _closed_until_rebuilt(drill)
+    return await closed_until_rebuilt(drill)
 
 
-async def _closed_until_rebuilt(drill: Drill) -> str:
+async def closed_until_rebuilt(drill: Drill) -> str:
+    """Check that a lost sale takes no orders, and rebuild it."""
     stage = drill.stage
     await asyncio.sleep(REFUSED_S)
     since = [a for a in drill.buyers.history.attempts() if a.returned_at > time.monotonic() - 1.0]
@@ -198,7 +204,7 @@ async def _ask_again(drill: Drill) -> int:
     return replays
 
 
-_LOSS = Expectations(forgotten_events=True, lost_orders=True)
+LOSS = Expectations(forgotten_events=True, lost_orders=True)
 FAULTS = [
     Fault(
         "aof-torn-tail", "the append-only file ends in half a command, as after a power cut",
@@ -218,11 +224,11 @@ FAULTS = [
         "redis-wiped-mid-sale", "Redis loses its whole disk during a sale",
         "orders are refused until the sale is rebuilt from the shards; no unit is sold twice; accepted orders that were "
         "not stored are lost, as documented", wipe, needs=Needs(own="redis-wiped"),
-        sale=LIMITED, allowed=_LOSS,
+        sale=LIMITED, allowed=LOSS,
     ),
     Fault(
         "redis-went-back", "Redis restarts with the append-only file of 2 s ago",
         "its sales are closed within half a second, and rebuilt; no unit is sold twice; accepted orders that were not "
-        "stored are lost, as documented", go_back, needs=Needs(own="redis-went-back"), allowed=_LOSS,
+        "stored are lost, as documented", go_back, needs=Needs(own="redis-went-back"), allowed=LOSS,
     ),
 ]  # fmt: skip

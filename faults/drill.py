@@ -1,7 +1,7 @@
 """Runs one fault from beginning to end: a new sale, buyers, the fault, recovery, drain, comparison.
 
 buying for a while -> the fault -> its end, by itself or undone -> buying until goodput is back (F) -> buying stops
--> backlogs drain (F) -> unknown outcomes are resolved -> evidence is compared (A-E)
+-> backlogs drain (F) -> unknown outcomes are resolved -> evidence is compared (A-E, G)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from faults.evidence import backlog, dead_letters, gather, read_counters
 from faults.history import Ending, History
 from faults.scenario import Drill, Fault
 from faults.stage import Stage
+from payments.providers.port import ProviderAway
 from runtime.process.settings import load_settings
 from runtime.queue import QueueUnavailable
 
@@ -36,7 +38,7 @@ HEAL_SHARE = 0.9
 DRAIN_S_MAX = 60.0
 LONG_HOLD_S = 60  # a shorter hold ends while the drill runs
 COLLECT_S_MAX = 40.0
-INVARIANTS = "ABCDEF"
+INVARIANTS = "ABCDEFG"
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Result:
     accepted: int = 0
     refused: int = 0
     unknown_attempts: int = 0
+    payments: int = 0
     healed_s: float | None = None
     drained_s: float | None = None
     took_s: float = 0.0
@@ -76,6 +79,7 @@ class Result:
             "accepted": self.accepted,
             "refused": self.refused,
             "unknown_attempts": self.unknown_attempts,
+            "payments": self.payments,
             "healed_s": self.healed_s,
             "drained_s": self.drained_s,
             "took_s": round(self.took_s, 1),
@@ -106,7 +110,7 @@ def run_drill(
 async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str], None], seconds: float) -> None:
     rng = random.Random(f"{fault.name}:{result.seed}")  # noqa: S311 - seeded, no secret
     cluster = load_settings().topology
-    letters_before = await dead_letters(stage.stack)
+    letters_before, since = await dead_letters(stage.stack), datetime.now(UTC)
     say(f"{fault.name}: opening a sale")
     sale_id, skus = await asyncio.to_thread(_open_sale, fault, stage)
     habits = Habits(cancel=fault.sale.cancel)
@@ -133,23 +137,26 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
         )
     say(f"{fault.name}: draining")
     # Requests with an unknown outcome may still be on their way to Redis. They are repeated afterwards: drain twice.
-    first_drain_s = await _drain(stage, cluster)
+    first_drain_s = await _drain(stage, cluster, since)
     if fault.sale.hold_s < LONG_HOLD_S and not await _collected(stage, sale_id, fault.sale.hold_s):
         result.findings.append(Finding("F", f"holds were not released within {COLLECT_S_MAX:.0f} s after they expired"))
     if await buyers.resolve():
         say(f"{fault.name}: some outcomes stayed unknown")
-    if await _drain(stage, cluster) is not None:
+    if await _drain(stage, cluster, since) is not None:
         result.drained_s = first_drain_s
     if result.drained_s is None:
-        left = {name: count for name, count in (await backlog(stage.stack, cluster=cluster)).items() if count}
+        left = {
+            name: count for name, count in (await backlog(stage.stack, cluster=cluster, since=since)).items() if count
+        }
         result.findings.append(Finding("F", f"backlogs did not drain within {DRAIN_S_MAX:.0f} s: {left}"))
     say(f"{fault.name}: comparing")
-    evidence = await gather(stage.stack, sale_id, cluster=cluster, known_dead_letters=letters_before)
+    evidence = await gather(stage.stack, sale_id, cluster=cluster, since=since, known_dead_letters=letters_before)
     result.findings += check(buyers.history, evidence, cluster=cluster, expected=fault.allowed)
     result.requests = len(buyers.history.requests)
     result.accepted = sum(request.ending is Ending.OK for request in buyers.history.requests)
     result.refused = sum(request.ending is Ending.REFUSED for request in buyers.history.requests)
     result.unknown_attempts = sum(attempt.ending is Ending.UNKNOWN for attempt in buyers.history.attempts())
+    result.payments = len(evidence.money.captured)
     if not result.accepted:
         result.findings.append(Finding("F", "no order was accepted"))
 
@@ -190,14 +197,14 @@ async def _collected(stage: Stage, sale_id: UUID, hold_s: int) -> bool:
     return False
 
 
-async def _drain(stage: Stage, cluster: Topology) -> float | None:
+async def _drain(stage: Stage, cluster: Topology, since: datetime) -> float | None:
     """Seconds until all backlogs are empty; None if that takes too long."""
     began = time.monotonic()
     quiet = 0
     while time.monotonic() - began < DRAIN_S_MAX:
         try:
-            quiet = 0 if any((await backlog(stage.stack, cluster=cluster)).values()) else quiet + 1
-        except (RedisError, psycopg.Error, QueueUnavailable, OSError):
+            quiet = 0 if any((await backlog(stage.stack, cluster=cluster, since=since)).values()) else quiet + 1
+        except (RedisError, psycopg.Error, QueueUnavailable, ProviderAway, OSError):
             quiet = 0  # a server is still recovering
         if quiet == 2:  # twice in a row: a message between two backlogs is in neither
             return time.monotonic() - began

@@ -1,10 +1,11 @@
-"""Reads the stored data of one sale: Redis lanes and orders, shards, guard, event log, queues. Does not judge it."""
+"""Reads the stored data of one sale: Redis lanes and orders, shards, event log, queues, money. Judges nothing."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -16,6 +17,15 @@ from redis.asyncio import Redis
 from domain import topology
 from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
+from faults.money import (
+    EVENT_PREFIX,
+    Money,
+    money_event,
+    moving,
+    read_marks,
+    read_provider,
+    read_rows,
+)
 from ops.stack_file import Stack
 from runtime.dead_letters import PAGE_LETTERS_MAX, open_dead_letters
 from runtime.event_log import EventLog, open_event_log
@@ -106,10 +116,16 @@ class Evidence:
     events: list[Event] = field(default_factory=list)
     outbox: int = 0
     dead_letters: int = 0
+    money: Money = field(default_factory=Money)
 
 
-async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, known_dead_letters: int = 0) -> Evidence:
-    """Read all data. Call when no request is in flight: this is not a snapshot."""
+async def gather(
+    stack: Stack, sale_id: UUID, *, cluster: topology.Topology, since: datetime, known_dead_letters: int = 0
+) -> Evidence:
+    """Read all data. Call when no request is in flight: this is not a snapshot.
+
+    `since`: all money that the provider moved from then on must be of this sale.
+    """
     redis = redis_client(stack.redis_url)
     log = open_event_log(stack.event_log_url, topology.TOPICS)
     try:
@@ -119,9 +135,12 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
         for shard, dsn in enumerate(stack.shard_dsns):
             await _read_shard(dsn, shard, evidence, sale_id)
             await _read_places(dsn, evidence)
+            await read_rows(dsn, shard, evidence.money, sale_id)
+        await read_marks(redis, evidence.money)
+        await read_provider(stack, evidence.money, since)
         await _read_poison(stack, evidence)
         await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
-        evidence.events = await _read_events(log, sale_id)
+        await _read_events(log, evidence, sale_id)
     finally:
         await log.close()
         await redis.aclose()
@@ -129,8 +148,11 @@ async def gather(stack: Stack, sale_id: UUID, *, cluster: topology.Topology, kno
     return evidence
 
 
-async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]:
-    """Number of entries in lanes, of messages in queues, of waiting retries and of outbox rows. All 0: quiet."""
+async def backlog(stack: Stack, *, cluster: topology.Topology, since: datetime) -> dict[str, int]:
+    """Number of entries in lanes, of messages in queues, of waiting retries, of outbox rows, and of money on its way.
+
+    All 0: quiet. `since`: the provider's ledger is read from then on.
+    """
     counts: dict[str, int] = {}
     redis = redis_client(stack.redis_url)
     queue = open_queue(stack.queue_url, cluster.queues)
@@ -143,6 +165,9 @@ async def backlog(stack: Stack, *, cluster: topology.Topology) -> dict[str, int]
             depth = await queue.depth(topology.order_queue(shard))
             counts[f"queue {shard}"] = max(depth.messages, 0 if passed else 1)
             counts[f"retries {shard}"] = depth.retrying
+        refunds = await queue.depth(topology.REFUNDS_QUEUE)
+        counts["refunds"] = refunds.messages + refunds.retrying
+        counts |= await moving(stack, redis, since)
     finally:
         await queue.close()
         await redis.aclose()
@@ -255,8 +280,7 @@ async def _rows(connection: psycopg.AsyncConnection[Any], query: str, sale_id: U
     return await (await connection.execute(query.encode(), (sale_id,))).fetchall()
 
 
-async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
-    events = []
+async def _read_events(log: EventLog, evidence: Evidence, sale_id: UUID) -> None:
     wanted = str(sale_id).encode()
     async with log.reader(None, topology.TOPIC_ORDERS, range(topology.OUTBOX_PARTITIONS)) as reader:
         while records := await reader.next_batch(count_max=READ_AT_ONCE, wait_s=0):
@@ -264,8 +288,11 @@ async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
                 if record.problem is not None or wanted not in record.value:
                     continue
                 event = orjson.loads(record.value)
+                if event["type"].startswith(EVENT_PREFIX):
+                    evidence.money.events.append(money_event(event, record.value))
+                    continue
                 data = event["data"]
-                events.append(
+                evidence.events.append(
                     Event(
                         event["id"], UUID(data["order_id"]), int(event["version"]),
                         hashlib.sha256(record.value).hexdigest(), event["type"].removeprefix("order."),
@@ -273,4 +300,3 @@ async def _read_events(log: EventLog, sale_id: UUID) -> list[Event]:
                         data["total_minor"],
                     )
                 )  # fmt: skip
-    return events

@@ -52,11 +52,16 @@ class Attempt:
     lag_s: float = 0.0
     fault: str = ""  # defect of the answer itself, such as an untyped problem
     settled: bool = False  # made when no other attempt was in flight: its answer is final
+    patience_s: float = 0.0  # added to the deadline of orders: a call of the payment provider is part of the request
+    payment_url: str = ""  # of a 2xx to a request for payment: the provider's page
 
 
 @dataclass(slots=True)
 class OrderRequest:
-    """One order of a user under one key. `misuse`: the key belongs to another request with other lines."""
+    """One order of a user under one key. `misuse`: the key belongs to another request with other lines.
+
+    `clicks`: payments that the provider's page confirmed to the buyer.
+    """
 
     user_id: UUID
     key: str
@@ -64,6 +69,8 @@ class OrderRequest:
     attempts: list[Attempt] = field(default_factory=list)
     misuse: bool = False
     cancels: list[Attempt] = field(default_factory=list)
+    payments: list[Attempt] = field(default_factory=list)
+    clicks: int = 0
 
     @property
     def ending(self) -> Ending:
@@ -100,10 +107,11 @@ class History:
     silences: list[tuple[float, float]] = field(default_factory=list)
 
     def attempts(self) -> Iterator[Attempt]:
-        """Every attempt at an order or a cancellation."""
+        """Every attempt at an order, a cancellation or a payment."""
         for request in self.requests:
             yield from request.attempts
             yield from request.cancels
+            yield from request.payments
 
     def excused(self, attempt: Attempt) -> bool:
         """Whether the edge was stopped or gone during this attempt, so that it could not answer in time."""

@@ -33,7 +33,7 @@ async def kill_postgres(drill: Drill) -> str:
     return f"pid {old} became {drill.stage.pid('postgres')}"
 
 
-def database_away(name: str) -> Act:
+def database_away(name: str, *, away_s: float = AWAY_S) -> Act:
     """End all connections of a database and refuse new ones for a while."""
 
     async def act(drill: Drill) -> str:
@@ -45,9 +45,9 @@ def database_away(name: str) -> Act:
             ended = await stage.sql(
                 stage.maintenance_dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", name
             )
-            await asyncio.sleep(AWAY_S / 2)
+            await asyncio.sleep(away_s / 2)
             stored = [await _stored(drill, dsn) for dsn in others]
-            await asyncio.sleep(AWAY_S / 2)
+            await asyncio.sleep(away_s / 2)
             drill.goes_on(began, before)
             later = [await _stored(drill, dsn) for dsn in others]
             if any(count == earlier for count, earlier in zip(later, stored, strict=True)):
@@ -56,7 +56,7 @@ def database_away(name: str) -> Act:
             await stage.sql(stage.maintenance_dsn, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         if not ended:
             raise NotFired(f"no process was connected to {name}")
-        return f"{len(ended)} connections to {name} were ended, none accepted for {AWAY_S:.0f} s"
+        return f"{len(ended)} connections to {name} were ended, none accepted for {away_s:.0f} s"
 
     return act
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -24,9 +25,9 @@ from redis.asyncio import Redis
 
 from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
-from devstack.plan import responds
+from devstack.plan import SIMULATOR, responds
 from devstack.state import StateFolder
-from faults.conditions import Door, Needs, NotFired
+from faults.conditions import Door, Needs, NotFired, NotHere
 from faults.proxy import FaultProxy
 from faults.small_disk import SmallDisk, small_disk
 from faults.variation import Variation
@@ -43,15 +44,21 @@ WAIT_S_MAX = 30.0
 SMALL_DISK_MB = 24
 STATE_DISK_MB = 2048
 # Short leases: a crashed process's leases expire well within the ten seconds that recovery may take.
-_LIMITS = {"edge_workers": "2", "lease_ms": "1500", "log_level": "INFO"}
-# Process -> the servers that it reaches through proxies.
+# Short waits of the sweep of payments, for the same reason.
+_LIMITS = {
+    "edge_workers": "2", "lease_ms": "1500", "log_level": "INFO",
+    "payment_interrupted_s": "6", "payment_unconfirmed_s": "6", "payment_lost_s": "15",
+}  # fmt: skip
+# Process -> the servers that it reaches through proxies. The payment provider reaches the edge for its webhooks.
 ROUTES = {
-    "edge": ("redis",),
+    "edge": ("redis", "postgres", "provider"),
     "backoffice": ("redis",),
     "relay-0": ("redis",),
     "shard-writer-0": ("redis", "postgres"),
     "dispatcher-0": ("redis", "postgres"),
     "expiry-0": ("redis", "postgres"),
+    "payments-0": ("redis", "postgres", "provider"),
+    SIMULATOR: ("edge",),
 }
 
 
@@ -67,6 +74,7 @@ class Stage:
     door: Door = Door.BOTH
     sales_made: int = 0
     _extras: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _misbehaving: bool = False
 
     @property
     def stack(self) -> Stack:
@@ -137,6 +145,10 @@ class Stage:
             return {}
         return {check: found["detail"] for check, found in answer.json()["checks"].items() if not found["ok"]}
 
+    def metrics_of(self, name: str) -> str:
+        """The text of a worker's /metrics."""
+        return httpx.get(f"{self.stack.metrics[name]}/metrics", timeout=5).text
+
     async def ready_again(self, name: str) -> None:
         """Wait until a worker is ready. NotFired if it takes too long."""
         await self.until(lambda: responds(f"{self.stack.metrics[name]}/readyz"), f"{name} did not become ready again")
@@ -192,6 +204,25 @@ class Stage:
 
     # servers, without the proxies
 
+    async def provider(self, **behaviour: object) -> dict[str, Any]:
+        """Change the behaviour of the payment provider until `calm`; returns its state, as `provider_state`."""
+        self._misbehaving = True
+        return await asyncio.to_thread(self._control, "POST", behaviour)
+
+    async def provider_state(self) -> dict[str, Any]:
+        """The behaviour, the sizes of the books, and the webhooks sent by the status of their answers."""
+        return await asyncio.to_thread(self._control, "GET")
+
+    def _control(self, method: str, behaviour: dict[str, object] | None = None) -> dict[str, Any]:
+        stack = self.stack
+        if stack.payment_url is None:
+            raise NotHere("the stack has no payment simulator")
+        headers = {"Authorization": f"Bearer {stack.payment_secret}"}
+        answer = httpx.request(method, f"{stack.payment_url}/v1/control", json=behaviour, headers=headers, timeout=5)
+        answer.raise_for_status()
+        document: dict[str, Any] = answer.json()
+        return document
+
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Redis]:
         """A client of the reservation Redis."""
@@ -218,7 +249,7 @@ class Stage:
             proxy.counted.clear()
 
     def calm(self) -> None:
-        """End all harm: reset proxies, end extra processes, continue stopped ones."""
+        """End all harm: reset proxies and the payment provider, end extra processes, continue stopped ones."""
         for proxy in self.proxies.values():
             proxy.clear()
         for process in self._extras:
@@ -230,6 +261,9 @@ class Stage:
                 os.kill(pid, signal.SIGCONT)
             except ProcessLookupError:
                 continue  # it is being restarted
+        if stack is not None and self._misbehaving:
+            self._control("DELETE")
+            self._misbehaving = False
 
 
 @contextmanager
@@ -239,7 +273,7 @@ def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) 
         redis_disk = stack.enter_context(small_disk(SMALL_DISK_MB, mode=0o700)) if needs.small_disk else None
         # Others may pass through its root: as root, PostgreSQL runs as another user, beside the stack's folder.
         state_disk = stack.enter_context(small_disk(STATE_DISK_MB, mode=0o711)) if needs.state_disk else None
-        ports = {"redis": free_port(), "postgres": free_port()}
+        ports = {server: free_port() for server in ("redis", "postgres", "provider", "edge")}
         proxies = {
             (process, server): stack.enter_context(FaultProxy(ports[server]))
             for process, servers in ROUTES.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,13 +25,13 @@ FILE = "variation.json"
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """`routes`: process -> server (`redis`, `postgres`) -> port of the proxy between them. `launchers`: words before a
+    """`routes`: process -> server (a key of `ports`) -> port of the proxy between them. `launchers`: words before a
     program's command line. `limits`: settings of all processes (lower case, without prefix)."""
 
     limits: Mapping[str, str] = field(default_factory=dict)
     launchers: Mapping[str, list[str]] = field(default_factory=dict)
     routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    ports: Mapping[str, int] = field(default_factory=dict)  # of `redis` and `postgres`
+    ports: Mapping[str, int] = field(default_factory=dict)  # of `redis`, `postgres`, `provider` and `edge`
     redis_folder: str = ""  # data folder of Redis, if not in the stack's folder
 
     def write(self, folder: StateFolder) -> None:
@@ -53,23 +54,27 @@ class VariedPlan(Plan):
         super().__init__(folder, edge_port, backoffice_port, overrule(environ, settings))
         self.redis.port = self.variation.ports["redis"]
         self.postgres.port = self.variation.ports["postgres"]
+        if self.payment_port is not None:  # the caller chose another payment provider
+            self.payment_port = self.variation.ports["provider"]
+        self.edge_port = self.variation.ports["edge"]
         if self.variation.redis_folder:
             self.redis.folder = Path(self.variation.redis_folder)
 
     def servers(self) -> list[Program]:
-        """The servers, with launchers."""
-        return [self._launched(program) for program in super().servers()]
+        """The servers, with launchers and the addresses of their proxies."""
+        return [self._launched(self._routed(program)) for program in super().servers()]
 
     def processes(self) -> list[Program]:
         """The processes, with launchers and the addresses of their proxies."""
         return [self._launched(self._routed(program)) for program in super().processes()]
 
     def _routed(self, program: Program) -> Program:
-        env = dict(program.env)
+        env, argv = dict(program.env), list(program.argv)
         for server, port in self.variation.routes.get(program.name, {}).items():
-            direct, through = f"127.0.0.1:{self.variation.ports[server]}/", f"127.0.0.1:{port}/"
-            env = {name: value.replace(direct, through) for name, value in env.items()}
-        return replace(program, env=env)
+            direct = re.compile(rf"127\.0\.0\.1:{self.variation.ports[server]}(?=/|$)")
+            env = {name: direct.sub(f"127.0.0.1:{port}", value) for name, value in env.items()}
+            argv = [direct.sub(f"127.0.0.1:{port}", word) for word in argv]
+        return replace(program, env=env, argv=argv)
 
     def _launched(self, program: Program) -> Program:
         return replace(program, argv=[*self.variation.launchers.get(program.name, []), *program.argv])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -61,13 +62,8 @@ def order_request(host: str, path: str, *, token: str, key: str | None, body: by
 
 
 def judge(answer: Answer, attempt: Attempt) -> None:
-    """Record an answer in the attempt: outcome, order, and defects of the answer itself."""
-    attempt.status = answer.status
-    document: dict[str, Any] = {}
-    try:
-        document = json.loads(answer.body or b"{}")
-    except ValueError:
-        attempt.fault = f"{answer.status} with a body that is not JSON"
+    """Record an answer about an order in the attempt: outcome, order, and defects of the answer itself."""
+    document = _read(answer, attempt)
     if 200 <= answer.status < 300:
         attempt.ending = Ending.OK
         try:
@@ -79,6 +75,34 @@ def judge(answer: Answer, attempt: Attempt) -> None:
         attempt.replayed = answer.headers.get("idempotency-replayed") == "true"
         attempt.body_hash = hash(answer.body)
         return
+    _judge_problem(answer, document, attempt)
+
+
+def judge_payment(answer: Answer, attempt: Attempt) -> None:
+    """Record an answer to a request for payment: outcome, the provider's page, and defects of the answer itself."""
+    document = _read(answer, attempt)
+    if not 200 <= answer.status < 300:
+        _judge_problem(answer, document, attempt)
+        return
+    attempt.ending = Ending.OK
+    url = document.get("payment_url") if isinstance(document, dict) else None
+    if isinstance(url, str):
+        attempt.payment_url = url
+    else:
+        attempt.fault = f"{answer.status} without a payment_url"
+
+
+def _read(answer: Answer, attempt: Attempt) -> dict[str, Any]:
+    attempt.status = answer.status
+    try:
+        document: dict[str, Any] = json.loads(answer.body or b"{}")
+    except ValueError:
+        attempt.fault = f"{answer.status} with a body that is not JSON"
+        return {}
+    return document
+
+
+def _judge_problem(answer: Answer, document: dict[str, Any], attempt: Attempt) -> None:
     attempt.code = str(document.get("code", "")) if isinstance(document, dict) else ""
     attempt.ending = Ending.REFUSED
     try:
@@ -136,7 +160,7 @@ class Wire:
         """Host and port."""
         return urlsplit(self.urls[self.turn % len(self.urls)]).netloc
 
-    async def ask(self, request: bytes) -> Attempt:
+    async def ask(self, request: bytes, judge_: Callable[[Answer, Attempt], None] = judge) -> Attempt:
         """Send the request once. Never raises for what the edge or the network does."""
         invoked_at = time.monotonic()
         attempt = Attempt(invoked_at, invoked_at, Ending.UNKNOWN)
@@ -146,7 +170,7 @@ class Wire:
                 attempt.invoked_at = time.monotonic()
                 writer.write(request)
                 answer = await read_answer(reader)
-            judge(answer, attempt)
+            judge_(answer, attempt)
             if answer.headers.get("connection", "").lower() == "close":
                 self.close()
                 self.turn += 1  # a draining edge is not ready: a load balancer sends no requests there

@@ -37,7 +37,8 @@ cdef enum:
 TRUNCATED = 0  # instead of a status: the body ended early
 
 cdef bytes CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-cdef bytes OVERLONG = bytes(OTHER_BODY_BYTES_MAX + 1)  # stands for a body that was not read, so that its route refuses it
+# In place of a body that was not read, so that its route refuses it.
+cdef bytes OVERLONG = bytes(OTHER_BODY_BYTES_MAX + 1)
 # A request line whose method the parser does not know (RFC 9112, section 3).
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) ([\x21-\x7e]{1,8192}) HTTP/1\.[01]\r?\n")
 

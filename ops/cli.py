@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ops.commands import checks, dead_letters, imports, keys, rebuild, samples
+from ops.commands import checks, dead_letters, imports, keys, payments, rebuild, samples
 from ops.extensions import Commands
 from runtime.process.errors import OperatorError
 
@@ -21,7 +21,9 @@ app.command()(checks.migrate)
 app.command()(checks.reconcile)
 app.command()(rebuild.rebuild)
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(payments.app, name="payments")
 app.command("rotate-keys")(keys.rotate_keys)
+app.command("vapid-key")(keys.vapid_key)
 app.add_typer(imports.app, name="import")
 app.command("sample-sale")(samples.sample_sale)
 app.command("mint-tokens")(samples.mint_tokens)

@@ -29,7 +29,8 @@ class StackError(OperatorError):
 class Stack:
     """The content of `stack.json`. Contains secrets. `metrics` maps a process to its address of /metrics and /readyz.
 
-    `payment_secret`: no process reads it before payments exist; it is part of the file's published contract already.
+    `payment_secret` signs the webhooks of the stack's payment simulator, and opens the control of its behaviour.
+    `payment_url`, `payment_api_key`: the simulator's address, and the key for its API; None with another provider.
     `mail_folder`: the mails that were sent, a file each.
     `edge_direct_url`: the edge's direct door; None while it is off.
     `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
@@ -52,6 +53,8 @@ class Stack:
     supervisor: int
     processes: dict[str, int] = field(default_factory=dict)
     restarting: dict[str, dict[str, Any]] = field(default_factory=dict)
+    payment_url: str | None = None
+    payment_api_key: str | None = field(default=None, repr=False)
 
     @property
     def order_url(self) -> str:
@@ -84,6 +87,11 @@ class StackFolder:
     def staff_key(self) -> Path:
         """The private key of staff tokens."""
         return self.path / "keys" / "staff-key.pem"
+
+    @property
+    def vapid_key(self) -> Path:
+        """The private key of web push."""
+        return self.path / "keys" / "vapid-key"
 
     @property
     def stack_file(self) -> Path:
@@ -137,4 +145,15 @@ class StackFolder:
             "FLASHSALE_CATALOGUE_DSN": stack.catalogue_dsn,
             "FLASHSALE_SHARD_DSNS": ",".join(stack.shard_dsns),
             "FLASHSALE_TOKEN_KEYS_FILE": str(self.token_keys),
+        }
+
+    def payment_env(self, stack: Stack) -> dict[str, str]:
+        """FLASHSALE_* of a process that speaks to the stack's payment simulator; empty without one."""
+        if stack.payment_url is None or stack.payment_api_key is None:
+            return {}
+        return {
+            "FLASHSALE_PAYMENT_PROVIDER": "simulated",
+            "FLASHSALE_PAYMENT_URL": stack.payment_url,
+            "FLASHSALE_PAYMENT_API_KEY": stack.payment_api_key,
+            "FLASHSALE_PAYMENT_WEBHOOK_SECRETS": stack.payment_secret,
         }

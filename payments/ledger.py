@@ -1,6 +1,8 @@
-"""The rows of payments and refunds in the shards: one method is one transaction. Asks neither Redis nor a provider.
+"""The rows of payments and refunds in the shards. Asks neither Redis nor a provider.
 
-Every payment arrives with its order's shard in hand, in batches: a commit each would cost more than everything else.
+Payments arrive in batches of one shard: a commit each would cost more than everything else. The usual payment, which
+is new and pays its order, takes two statements of its batch. Pools that commit by themselves make each of them a
+single round trip.
 Transient faults are raised as psycopg raises them; repeating a call is harmless.
 """
 
@@ -27,8 +29,6 @@ from runtime.postgres.sql import load_sql
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
 _SQL = load_sql("payments", "ledger.sql")
-# Bounds of a transaction: a lock held longer than this is a fault, and so is a client that stopped talking.
-_BOUNDS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '5s'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +81,28 @@ class PaymentLedger:
         its refund and its event.
         """
         able = [arrival for arrival in arrivals if arrival.reason is None]
+        payments: dict[str, Payment] = {}
         async with self._pools[shard].connection() as connection:
-            await connection.execute(_BOUNDS)
             if able:
-                await connection.execute(_SQL["claim"], _columns(able) | {"provider": self._provider})
+                cursor = await connection.execute(_SQL["claim"], _columns(able) | {"provider": self._provider})
+                claimed = {event_id for (event_id,) in await cursor.fetchall()}
+                payments = {arrival.event_id: _received(arrival) for arrival in able if arrival.event_id in claimed}
+            rest = [arrival for arrival in arrivals if arrival.event_id not in payments]
+            if rest:
+                payments |= await self._receive_rest(connection, rest)
+        return payments
+
+    async def _receive_rest(
+        self, connection: AsyncConnection[TupleRow], arrivals: Sequence[Arrival]
+    ) -> dict[str, Payment]:
+        """Rows of payments that cannot pay their orders, or were stored before."""
+        async with connection.transaction():
             cursor = await connection.execute(_SQL["receive_due"], _columns(arrivals) | {"provider": self._provider})
             due_now = {event_id for (event_id,) in await cursor.fetchall()}
-            payments = await _read(connection, [arrival.event_id for arrival in arrivals])
+            cursor = await connection.execute(_SQL["read_payments"], {"event_ids": [a.event_id for a in arrivals]})
+            payments = {row[0]: _payment(row) for row in await cursor.fetchall()}
             reasons = {a.event_id: a.reason or RefundReason.SECOND for a in arrivals if a.event_id in due_now}
-            await _tell(connection, [], [(payments[event_id], reason) for event_id, reason in reasons.items()])
+            await _tell_due(connection, [(payments[event_id], reason) for event_id, reason in reasons.items()])
         return payments
 
     async def conclude(
@@ -97,25 +110,25 @@ class PaymentLedger:
     ) -> None:
         """Received payments become `captured` or `refund_due`, with their events and refunds."""
         async with self._pools[shard].connection() as connection:
-            await connection.execute(_BOUNDS)
-            captured_now = await _changed(connection, "capture", [payment.event_id for payment in captured])
-            due_now = await _changed(connection, "give_back", [payment.event_id for payment, _ in due])
-            await _tell(
-                connection,
-                [payment for payment in captured if payment.event_id in captured_now],
-                [(payment, reason) for payment, reason in due if payment.event_id in due_now],
-            )
+            if captured:
+                await connection.execute(_SQL["capture"], _captured_columns(captured))
+            if due:
+                async with connection.transaction():
+                    event_ids = [payment.event_id for payment, _ in due]
+                    cursor = await connection.execute(_SQL["give_back"], {"event_ids": event_ids})
+                    due_now = {event_id for (event_id,) in await cursor.fetchall()}
+                    await _tell_due(connection, [(p, reason) for p, reason in due if p.event_id in due_now])
 
     async def received_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
         """Payments that are `received` for longer than `age`: their settling was interrupted."""
         return await self._older("received_before", shard, age, limit)
 
     async def unconfirmed_before(self, shard: int, *, age: timedelta, limit: int) -> list[Payment]:
-        """Captured payments whose orders are not stored as paid after `age`."""
+        """Captured payments of orders that are not stored as paid after `age`."""
         return await self._older("unconfirmed_before", shard, age, limit)
 
     async def confirm(self, shard: int, *, limit: int) -> int:
-        """Note captured payments whose orders are stored as paid, among the `limit` oldest; their number."""
+        """Note captured payments of orders that are stored as paid, among the `limit` oldest; their number."""
         async with self._pools[shard].connection() as connection:
             return (await connection.execute(_SQL["confirm"], {"limit": limit})).rowcount
 
@@ -126,7 +139,7 @@ class PaymentLedger:
 
 
 async def read_shown(connection: AsyncConnection[TupleRow], order_ids: Iterable[UUID]) -> dict[UUID, Shown]:
-    """What buyers see of the payments of these orders of the connection's shard; those without a payment are left out."""
+    """What buyers see of the payments of these orders, all of one shard; orders without a payment are left out."""
     cursor = await connection.execute(_SQL["payments_of_orders"], {"order_ids": list(order_ids)})
     states: dict[UUID, list[PaymentState]] = {}
     due: dict[UUID, int] = {}
@@ -152,9 +165,20 @@ def _columns(arrivals: Sequence[Arrival]) -> dict[str, Any]:
     }
 
 
-async def _read(connection: AsyncConnection[TupleRow], event_ids: Sequence[str]) -> dict[str, Payment]:
-    cursor = await connection.execute(_SQL["read_payments"], {"event_ids": list(event_ids)})
-    return {row[0]: _payment(row) for row in await cursor.fetchall()}
+def _captured_columns(payments: Sequence[Payment]) -> dict[str, Any]:
+    return {
+        "destination": DESTINATION_ORDER_EVENTS,
+        "event_id": [payment.event_id for payment in payments],
+        "partition": [outbox_partition(str(payment.order_id)) for payment in payments],
+        "event": [orjson.dumps(payment_event(payment, PaymentState.CAPTURED)).decode() for payment in payments],
+    }
+
+
+def _received(arrival: Arrival) -> Payment:
+    return Payment(
+        arrival.event_id, arrival.order_id, arrival.user_id, arrival.sale_id, arrival.reference, arrival.amount_minor,
+        arrival.currency, PaymentState.RECEIVED, settles=True,
+    )  # fmt: skip
 
 
 def _payment(row: Sequence[Any]) -> Payment:
@@ -165,36 +189,24 @@ def _payment(row: Sequence[Any]) -> Payment:
     )  # fmt: skip
 
 
-async def _changed(connection: AsyncConnection[TupleRow], name: str, event_ids: Sequence[str]) -> set[str]:
-    if not event_ids:
-        return set()
-    cursor = await connection.execute(_SQL[name], {"event_ids": list(event_ids)})
-    return {event_id for (event_id,) in await cursor.fetchall()}
-
-
-async def _tell(
-    connection: AsyncConnection[TupleRow],
-    captured: Sequence[Payment],
-    due: Sequence[tuple[Payment, RefundReason]],
-) -> None:
-    """Add the refunds of payments that have just become due, and the events of all these changes, to the outbox."""
-    events = [payment_event(payment, PaymentState.CAPTURED) for payment in captured]
-    messages = []
-    if due:
-        refund_ids = [ids.new_uuid7() for _ in due]
-        await connection.execute(
-            _SQL["add_refunds"],
-            {
-                "id": refund_ids,
-                "event_id": [payment.event_id for payment, _ in due],
-                "order_id": [payment.order_id for payment, _ in due],
-                "amount_minor": [payment.amount_minor for payment, _ in due],
-                "currency": [payment.currency for payment, _ in due],
-                "reason": [reason.value for _, reason in due],
-            },
-        )
-        events += [payment_event(payment, PaymentState.REFUND_DUE, reason) for payment, reason in due]
-        messages = [refund_message(i, payment.order_id) for i, (payment, _) in zip(refund_ids, due, strict=True)]
+async def _tell_due(connection: AsyncConnection[TupleRow], due: Sequence[tuple[Payment, RefundReason]]) -> None:
+    """Add the refunds of payments that have just become due, with their messages and events."""
+    if not due:
+        return
+    refund_ids = [ids.new_uuid7() for _ in due]
+    await connection.execute(
+        _SQL["add_refunds"],
+        {
+            "id": refund_ids,
+            "event_id": [payment.event_id for payment, _ in due],
+            "order_id": [payment.order_id for payment, _ in due],
+            "amount_minor": [payment.amount_minor for payment, _ in due],
+            "currency": [payment.currency for payment, _ in due],
+            "reason": [reason.value for _, reason in due],
+        },
+    )
+    events = [payment_event(payment, PaymentState.REFUND_DUE, reason) for payment, reason in due]
+    messages = [refund_message(i, payment.order_id) for i, (payment, _) in zip(refund_ids, due, strict=True)]
     await tell(connection, {DESTINATION_ORDER_EVENTS: events, DESTINATION_REFUNDS: messages})
 
 

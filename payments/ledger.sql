@@ -6,8 +6,8 @@ SELECT id, user_id, sale_id, total_minor, currency, status FROM orders WHERE id 
 
 -- name: claim
 -- Stores payments that may pay their orders: the first one of each order may. Those of the same order, and events that
--- are known, are left out. Repeating it changes nothing. Rows are inserted in one order, so that two transactions cannot
--- deadlock. Index: payments_pkey, payments_settling.
+-- are known, are left out. Repeating it changes nothing. Rows are inserted in one order, so that two transactions
+-- cannot deadlock. Returns the events stored now. Index: payments_pkey, payments_settling.
 INSERT INTO payments (
     event_id, order_id, user_id, sale_id, provider, reference, amount_minor, currency, state, settles
 )
@@ -17,7 +17,8 @@ FROM unnest(
     %(amount_minor)s::bigint[], %(currency)s::text[]
 ) AS w (event_id, order_id, user_id, sale_id, reference, amount_minor, currency)
 ORDER BY w.order_id, w.event_id
-ON CONFLICT DO NOTHING;
+ON CONFLICT DO NOTHING
+RETURNING event_id;
 
 -- name: receive_due
 -- Stores payments that cannot pay their orders. Events that are known, those of `claim` among them, are left out.
@@ -49,12 +50,19 @@ FROM payments
 WHERE order_id = ANY(%(order_ids)s::uuid[]);
 
 -- name: capture
--- Received payments that paid their orders. Repeating it changes nothing. Returns the events changed now.
--- Index: payments_pkey.
-UPDATE payments
-SET state = 'captured', changed_at = now()
-WHERE event_id = ANY(%(event_ids)s::text[]) AND state = 'received'
-RETURNING event_id;
+-- Received payments that paid their orders, with their events in the outbox. Repeating it changes nothing: only
+-- payments that change now are told. Index: payments_pkey.
+WITH changed AS (
+    UPDATE payments
+    SET state = 'captured', changed_at = now()
+    WHERE event_id = ANY(%(event_id)s::text[]) AND state = 'received'
+    RETURNING event_id
+)
+INSERT INTO outbox (destination, partition, events)
+SELECT %(destination)s, w.partition, jsonb_agg(w.event)
+FROM unnest(%(event_id)s::text[], %(partition)s::smallint[], %(event)s::jsonb[]) AS w (event_id, partition, event)
+JOIN changed USING (event_id)
+GROUP BY w.partition;
 
 -- name: give_back
 -- Payments that did not pay their orders after all: the whole amount is due back. Repeating it changes nothing. Returns
@@ -66,7 +74,7 @@ WHERE event_id = ANY(%(event_ids)s::text[])
 RETURNING event_id;
 
 -- name: add_refunds
--- One refund of the whole amount for each payment whose state has just become `refund_due`. Repeating it changes nothing.
+-- One refund of the whole amount for each payment that has just become `refund_due`. Repeating it changes nothing.
 -- Index: refunds_once.
 INSERT INTO refunds (id, event_id, order_id, amount_minor, currency, reason)
 SELECT *
@@ -83,7 +91,7 @@ SELECT *
 FROM unnest(%(destination)s::text[], %(partition)s::smallint[], %(events)s::jsonb[]);
 
 -- name: received_before
--- Payments whose settling was interrupted. Changes nothing. Index: payments_received.
+-- Payments with an interrupted settling. Changes nothing. Index: payments_received.
 SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
 FROM payments
 WHERE state = 'received' AND received_at < clock_timestamp() - %(age)s
@@ -91,7 +99,7 @@ ORDER BY received_at
 LIMIT %(limit)s;
 
 -- name: confirm
--- Captured payments whose orders are stored as paid. Repeating it changes nothing. Index: payments_unconfirmed.
+-- Captured payments of orders that are stored as paid. Repeating it changes nothing. Index: payments_unconfirmed.
 UPDATE payments p
 SET confirmed = true
 FROM (
@@ -105,7 +113,7 @@ JOIN orders o ON o.id = w.order_id AND o.status = 1
 WHERE p.event_id = w.event_id;
 
 -- name: unconfirmed_before
--- Captured payments whose orders are not stored as paid for long. Changes nothing. Index: payments_unconfirmed.
+-- Captured payments of orders that are not stored as paid for long. Changes nothing. Index: payments_unconfirmed.
 SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
 FROM payments
 WHERE state = 'captured' AND NOT confirmed AND changed_at < clock_timestamp() - %(age)s

@@ -62,13 +62,13 @@ def payment_event(payment: Payment, state: PaymentState, reason: RefundReason | 
     )  # fmt: skip
 
 
-def refunded_event(
-    *, refund_id: UUID, event_id: str, order_id: UUID, user_id: UUID, sale_id: UUID, amount_minor: int, currency: str,
-    reason: RefundReason,
+def refund_event(
+    state: PaymentState, *, refund_id: UUID, event_id: str, order_id: UUID, user_id: UUID, sale_id: UUID,
+    amount_minor: int, currency: str, reason: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """`payment.refunded`: one refund is done; a payment may have several."""
+    """`payment.refund_due` or `payment.refunded` of one refund; a payment may have several."""
     return _event(
-        f"{refund_id}:refunded", "refunded", order_id,
+        f"{refund_id}:{state.value}", state.value, order_id,
         {
             "refund_id": str(refund_id),
             "event_id": event_id,
@@ -77,7 +77,7 @@ def refunded_event(
             "sale_id": str(sale_id),
             "amount_minor": amount_minor,
             "currency": currency,
-            "reason": reason.value,
+            "reason": reason,
         },
     )  # fmt: skip
 

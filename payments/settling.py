@@ -32,8 +32,8 @@ from payments.ledger import PaymentLedger
 from payments.providers.port import Captured
 from payments.rows import Arrival, Payment
 from reservation.lane import Lanes
+from reservation.payment_marks import mark_payments
 
-MARK_S = 7 * 24 * 3600  # a mark outlives the order's value in Redis: the hold, and a day after the order is final
 BATCH_MAX = 64
 
 
@@ -82,8 +82,10 @@ class Settling:
             return [Settled.UNKNOWN] * len(events)
         payments = await self._ledger.receive(shard, list(arrivals.values()))
         received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
+        others = {payment.order_id for payment in payments.values() if payment.state is not PaymentState.RECEIVED}
+        if others:
+            await mark_payments(self._redis, others)
         results = await self.finish(shard, received)
-        await self._mark({payment.order_id for payment in payments.values()})
         return [_result(event, arrivals, payments, results) for event in events]
 
     async def finish(self, shard: int, payments: Sequence[Payment], *, lost: bool = False) -> dict[str, Settled]:
@@ -95,7 +97,7 @@ class Settling:
         if not payments:
             return {}
         # Before the decision is stored: a reader that sees it must look into the shard.
-        await self._mark({payment.order_id for payment in payments})
+        await mark_payments(self._redis, {payment.order_id for payment in payments})
         captured: list[Payment] = []
         due: list[tuple[Payment, RefundReason]] = []
         missing: list[Payment] = []
@@ -158,12 +160,6 @@ class Settling:
         return cast(
             list[bytes | None], await self._redis.mget([topology.order_key(order_id) for order_id in order_ids])
         )
-
-    async def _mark(self, order_ids: set[UUID]) -> None:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for order_id in order_ids:
-                pipeline.set(topology.payment_mark_key(order_id), b"", ex=MARK_S)
-            await pipeline.execute()
 
 
 def _arrival(event: Captured, order: _Known) -> Arrival:

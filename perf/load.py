@@ -59,6 +59,7 @@ class Load:
     seconds: float
     connections: int = 64
     rate: float = 0.0
+    orders: Path = Path(os.devnull)  # gets a line for each 202
     counted: dict[str, Any] = field(default_factory=lambda: {"accepted": 0, "refused": 0, "retries": 0})
     final: dict[str, Any] | None = None
     process: subprocess.Popen[str] | None = None
@@ -67,7 +68,7 @@ class Load:
     def __enter__(self) -> Self:
         argv = [
             sys.executable, "-m", "perf.driver", "--url", self.aim.url, "--tokens", str(self.aim.tokens),
-            "--orders", os.devnull,
+            "--orders", str(self.orders),
             "--connections", str(self.connections), "--key-prefix", self.key_prefix, "--seconds-max", str(self.seconds),
             "--rate", str(self.rate),
         ]  # fmt: skip

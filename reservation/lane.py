@@ -221,8 +221,8 @@ class Lanes:
     async def settle(self, orders: Sequence[OrderIds]) -> list[Transition | ResponseError]:
         """Payments: reserved orders with a living hold become `paid`, in one round trip.
 
-        An error reply stands in the order's place. Raises RedisError when the answers did not arrive; repeating the call
-        is harmless.
+        An error reply stands in the order's place. Raises RedisError when the answers did not arrive; repeating the
+        call is harmless.
         """
         return await self._change_many(scripts.SETTLE, orders)
 

@@ -1,4 +1,4 @@
-"""Verdicts on invariants A and B, as the reconciler publishes them and reports show them.
+"""Verdicts on invariants A, B and G, as the reconciler publishes them and reports show them.
 
 A verdict counts for 15 s. An older one proves nothing: the reconciler may have ended or may fail at every look.
 """
@@ -42,6 +42,23 @@ async def publish_verdicts(redis: Redis, documents: Mapping[UUID, Mapping[str, A
         mapping = {str(sale_id): orjson.dumps(document) for sale_id, document in documents.items()}
         # mypy: a mapping is invariant in its key type.
         await redis.hset(topology.VERDICTS_KEY, mapping=mapping)  # type: ignore[arg-type]
+
+
+async def publish_money_verdict(redis: Redis, document: Mapping[str, Any]) -> None:
+    """Replace the verdict on G; the document has `at_ms` (Redis time) and `G`."""
+    await redis.set(topology.MONEY_VERDICT_KEY, orjson.dumps(document))
+
+
+def decode_money_verdict(raw: bytes | None, now_ms: int) -> bool | None:
+    """Whether G holds, at `now_ms` (Redis time); None: not judged, too old, or malformed."""
+    if raw is None:
+        return None
+    try:
+        document = orjson.loads(raw)
+        held, age_ms = document["G"], now_ms - int(document["at_ms"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
+    return held if isinstance(held, bool) and abs(age_ms) <= VERDICT_AGE_MS_MAX else None
 
 
 async def read_verdict(redis: Redis, sale_id: UUID) -> Judged:

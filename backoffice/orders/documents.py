@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field
 
 from backoffice.orders.store import Filter, Order, Transition
-from backoffice.web.fields import Page, Resource, Time, decode_cursor, encode_cursor, query_id
-from domain.orders import OrderStatus
+from backoffice.web.fields import Model, Page, Resource, Sku, Time, decode_cursor, encode_cursor, query_id
+from backoffice.web.messages import invalid
+from domain.orders import LINES_MAX, QUANTITY_MAX, OrderStatus
+from domain.payments import NO_PAYMENT, PaymentState, shown_state
+from payments.staff_refunds import PaymentRow, RefundRow
 
 _KIND = "orders"
 Status = Literal["reserved", "paid", "cancelled", "expired", "rejected"]
@@ -47,10 +51,60 @@ class TransitionView(Resource):
     at: Time
 
 
-class OrderWithHistory(OrderView):
-    """An order with all its versions, oldest first."""
+class PaymentView(Resource):
+    """Money that came for an order: one event of the provider."""
 
+    event_id: str
+    state: Literal["received", "captured", "refund_due", "refunded"]
+    amount_minor: int
+    currency: str
+    due_minor: int
+    refunded_minor: int
+    received_at: Time
+
+
+class RefundView(Resource):
+    """Money that goes back, or went back; `lines` only for a refund that staff asked for."""
+
+    id: UUID
+    event_id: str
+    amount_minor: int
+    currency: str
+    reason: Literal["late", "second", "mismatch", "lost", "staff"]
+    state: Literal["due", "done", "refused"]
+    lines: list[str] | None
+    restock: bool
+    requested_by: UUID | None
+    created_at: Time
+    changed_at: Time
+
+
+class OrderWithHistory(OrderView):
+    """An order with all its versions and all its money, oldest first."""
+
+    payment: Literal["none", "captured", "refund_due", "refunded"]
     history: list[TransitionView]
+    payments: list[PaymentView]
+    refunds: list[RefundView]
+
+
+class LineInput(Model):
+    """A line to refund. `quantity`, if it is given, must be the line's: a line is refunded as a whole."""
+
+    sku: Sku
+    quantity: Annotated[int, Field(ge=1, le=QUANTITY_MAX)] | None = None
+
+
+class RefundInput(Model):
+    """A refund: all lines that are left, or some; `restock` puts their units on sale again."""
+
+    lines: (
+        Annotated[
+            list[Sku | LineInput], Field(min_length=1, max_length=LINES_MAX, json_schema_extra={"uniqueItems": True})
+        ]
+        | None
+    ) = None
+    restock: bool = False
 
 
 class OrderList(Resource):
@@ -84,10 +138,22 @@ def order_list(orders: Iterable[Order], *, now: datetime, next_after: UUID | Non
     return OrderList(items=items, next_cursor=None if next_after is None else encode_cursor(_KIND, next_after))
 
 
-def order_with_history(order: Order, history: Iterable[Transition], *, now: datetime) -> OrderWithHistory:
-    """An order with its status at a time, and its versions."""
+def order_with_history(
+    order: Order, history: Iterable[Transition], money: tuple[list[PaymentRow], list[RefundRow]], *, now: datetime
+) -> OrderWithHistory:
+    """An order with its status at a time, its versions and its money."""
+    payments, refunds = money
+    shown = shown_state([PaymentState(payment.state) for payment in payments])
+    if shown == NO_PAYMENT and order.status == OrderStatus.PAID:
+        shown = PaymentState.CAPTURED.value
     steps = [{"version": step.version, "status": OrderStatus(step.status).label, "at": step.at} for step in history]
-    return OrderWithHistory.model_validate({**_members(order, now), "history": steps})
+    more = {
+        "payment": shown,
+        "history": steps,
+        "payments": [asdict(one) for one in payments],
+        "refunds": [asdict(one) for one in refunds],
+    }
+    return OrderWithHistory.model_validate({**_members(order, now), **more})
 
 
 def _members(order: Order, now: datetime) -> dict[str, object]:
@@ -102,3 +168,16 @@ def _members(order: Order, now: datetime) -> dict[str, object]:
         "reserved_at": order.reserved_at,
         "expires_at": order.expires_at,
     }
+
+
+def quantities(lines: list[str | LineInput] | None) -> dict[str, int | None] | None:
+    """The chosen lines, with a quantity where one was given; None for all. Refused for a line that is given twice."""
+    if lines is None:
+        return None
+    chosen: dict[str, int | None] = {}
+    for place, line in enumerate(lines):
+        sku, quantity = (line, None) if isinstance(line, str) else (line.sku, line.quantity)
+        if sku in chosen:
+            raise invalid(f"/lines/{place}", "given twice")
+        chosen[sku] = quantity
+    return chosen

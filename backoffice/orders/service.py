@@ -1,4 +1,4 @@
-"""Combines the orders of all shards, and one order's versions in Redis and its shard. Reads only."""
+"""Combines the orders of all shards, and one order's versions in Redis and its shard, with its money. Reads only."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from backoffice.orders.store import EPOCH, Filter, IdRange, Order, Orders, Trans
 from backoffice.stores import Stores
 from domain import ids
 from domain.orders import OrderStatus
+from payments.staff_refunds import PaymentRow, RefundRow, money_of_order
 
 CLOCK_MARGIN = timedelta(hours=1)  # order ids carry the clock of an edge, windows that of Redis
 
 
 class OrderService:
-    """Reads orders for staff; only the order path changes orders."""
+    """Reads orders for staff."""
 
     def __init__(self, stores: Stores, orders: Orders) -> None:
         """Uses them, owns nothing."""
@@ -54,7 +55,7 @@ class OrderService:
         """
         window = await self._orders.sale_window(sale_id)
         if window is None:
-            return None  # sales are never deleted
+            return None  # only drafts are deleted, and a draft has no orders
         first_ms, last_ms = ((at - EPOCH) // timedelta(milliseconds=1) for at in window)
         margin_ms = CLOCK_MARGIN // timedelta(milliseconds=1)
         return IdRange(ids.first_order_id(first_ms - margin_ms), ids.first_order_id(last_ms + margin_ms))
@@ -76,3 +77,8 @@ class OrderService:
             # The reservation is not stored yet, but every version carries its time.
             history.append(Transition(1, OrderStatus.RESERVED, newest.reserved_at))
         return newest, sorted(history, key=lambda transition: transition.version)
+
+    async def money(self, order_id: UUID) -> tuple[list[PaymentRow], list[RefundRow]]:
+        """Every payment and refund of an order, oldest first."""
+        async with self._stores.shards[self._stores.topology.shard_of_order(order_id)].connection() as connection:
+            return await money_of_order(connection, order_id)

@@ -68,6 +68,12 @@ class SaleRoutes:
         with _refusals():
             return await self._answer(await self._service.update(_sale_id(call), sale_changes(body)))
 
+    async def delete(self, call: Call) -> Answer:
+        """Delete a draft."""
+        with _refusals():
+            await self._service.delete(_sale_id(call))
+        return Answer(204)
+
     async def publish(self, call: Call) -> Answer:
         """Publish the sale; repeating the request confirms or completes it."""
         with _refusals():
@@ -184,6 +190,17 @@ def routes(sales: SaleRoutes) -> tuple[Route, ...]:
             answers=SaleView,
             problems=conflict,
             action=Action.SALE_CHANGE,
+        ),
+        Route(
+            "DELETE",
+            one,
+            sales.delete,
+            "Delete a draft",
+            "sales",
+            roles=STAFF,
+            status=204,
+            problems=conflict,
+            action=Action.SALE_DELETE,
         ),
         verb(sales.publish, Action.SALE_PUBLISH, "Publish a sale"),
         transition(model.paused, Action.SALE_PAUSE, "Pause a sale: no orders until it is resumed"),

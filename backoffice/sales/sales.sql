@@ -61,6 +61,11 @@ UPDATE sales SET name = %(name)s, starts_at = %(starts_at)s, ends_at = %(ends_at
 WHERE id = %(id)s AND stage = 'draft' AND version = %(version)s
 RETURNING id;
 
+-- name: delete_draft
+-- Primary key. No row: there is no such draft. In one transaction with `delete_items`, after `lock`.
+DELETE FROM sales WHERE id = %(id)s AND stage = 'draft'
+RETURNING id;
+
 -- name: start_loading
 -- Primary key, compare-and-set on the version: one of two publishers gets a row, the other continues at stage loading.
 UPDATE sales SET stage = 'loading', loaded_epoch = epoch, lanes = %(lanes)s, changed_at = now()

@@ -27,7 +27,7 @@ import structlog
 from backoffice.sales import model
 from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.model import NewSale, Sale, SaleChanges, SaleReport, SaleStateConflict, Stage
-from backoffice.sales.store import Restock, Sales
+from backoffice.sales.store import Restock, Sales, StockTooHigh
 from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import Stock
@@ -97,6 +97,14 @@ class SaleService:
             if await self._sales.change_draft(model.changed_draft(sale, await self.now_ms(), changes=changes)):
                 return await self.get(sale_id)
         raise SaleStateConflict(_CONTENDED)
+
+    async def delete(self, sale_id: UUID) -> None:
+        """Delete a draft. SaleMissing; SaleStateConflict for a sale that was published."""
+        sale = await self._sales.delete_draft(sale_id)
+        if sale is None:
+            raise SaleMissing
+        if sale.stage is not Stage.DRAFT:
+            raise SaleStateConflict("Only a draft can be deleted. End the sale instead")
 
     async def publish(self, sale_id: UUID) -> Sale:
         """Publish a draft, complete an interrupted publishing, or confirm a published sale.
@@ -175,6 +183,25 @@ class SaleService:
         if known is None or not known.applied:
             await self.apply_restock(sale, restock)
         return sale, not added
+
+    async def may_restock(self, sale_id: UUID) -> bool:
+        """Whether the sale takes units now. SaleMissing."""
+        try:
+            model.check_restockable(await self.get(sale_id), await self.now_ms())
+        except model.SaleStateConflict:
+            return False
+        return True
+
+    async def restock_once(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> bool:
+        """`restock` for units that come back; False when the sale takes none any more, or its ledger is full.
+
+        The other exceptions of `restock` pass.
+        """
+        try:
+            await self.restock(sale_id, sku=sku, quantity=quantity, key=key, created_by=created_by)
+        except (model.SaleStateConflict, StockTooHigh):
+            return False
+        return True
 
     async def apply_restock(self, sale: Sale, restock: Restock) -> None:
         """Bring a committed restock to the lane; may be repeated. LaneForgot, KeyReused."""

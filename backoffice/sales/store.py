@@ -12,7 +12,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow, class_row, dict_row
 
-from backoffice.sales.model import Item, NewSale, Sale
+from backoffice.sales.model import Item, NewSale, Sale, Stage
 from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import STOCK_MAX
@@ -153,6 +153,18 @@ class Sales:
             old, new = differences(audit_facts(before), audit_facts(sale))
             await record(connection, Action.SALE_CHANGE, object_name("sale", sale.id), before=old, after=new)
         return True
+
+    async def delete_draft(self, sale_id: UUID) -> Sale | None:
+        """Delete a draft with its items, a sale of another stage not. The sale before; None if there is none."""
+        async with self._catalogue.connection() as connection:
+            await connection.execute(SQL["lock"], {"id": sale_id})
+            sale = await _read(connection, sale_id)
+            if sale is not None and sale.stage is Stage.DRAFT:
+                await connection.execute(SQL["delete_items"], {"sale_id": sale_id})
+                await connection.execute(SQL["delete_draft"], {"id": sale_id})
+                name = object_name("sale", sale_id)
+                await record(connection, Action.SALE_DELETE, name, before=audit_facts(sale))
+            return sale
 
     async def start_loading(self, sale: Sale, lanes: tuple[int, ...]) -> bool:
         """Commit the stage `loading` and the stock ledger; False if the draft has changed. ItemsNotSellable."""

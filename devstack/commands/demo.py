@@ -21,7 +21,7 @@ def demo(
     sold_out_seconds: Annotated[float, typer.Option(min=1, max=600, help="Load after the last unit is gone.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Run a whole sale under load, kill Redis once, recount every order, and report.
+    """Run a whole sale under load, kill Redis once, let some buyers pay, recount orders and money, and report.
 
     Runs on a stack of its own and leaves no process behind. Exit status 1 if a check failed.
     """

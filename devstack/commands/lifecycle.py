@@ -122,7 +122,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
     else:
         print_addresses(stack, folder)
         for name, pid in stack.processes.items():
-            print(f"  {name:<16} {pid:>8}  {'ready' if ready[name] else _why_not_ready(stack, name)}")
+            print(f"  {name:<17} {pid:>8}  {'ready' if ready[name] else _why_not_ready(stack, name)}")
     if not all(ready.values()):
         raise typer.Exit(1)
 
@@ -157,4 +157,6 @@ def print_addresses(stack: Stack, folder: StateFolder) -> None:
     print(f"backoffice  {stack.backoffice_url}")
     print(f"admin       {stack.admin['email']}  {stack.admin['password']}")
     print(f"mails       {stack.mail_folder}")
+    if stack.payment_url:
+        print(f"payments    {stack.payment_url}  (simulated: no money moves)")
     print(f"more in     {folder.stack_file}", flush=True)

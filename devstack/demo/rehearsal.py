@@ -1,4 +1,4 @@
-"""One demo from an empty folder to the report: stack, sale, load, crash, drain, recount, verdicts, removal."""
+"""One demo from an empty folder to the report: stack, sale, load, crash, drain, recount, payments, verdicts, removal."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from uuid import UUID
 
 from devstack.children import spawn
 from devstack.demo.load import Course, DriverRun
+from devstack.demo.money import MoneyRecount, recount_money
+from devstack.demo.paying import Payments, pay_some
 from devstack.demo.recount import Recount, read_promises, recount, stored_orders
 from devstack.launch import stop, wait_until_up
 from devstack.state import StateFolder
@@ -61,33 +63,44 @@ class Rehearsal:
             say("waiting until all orders are stored")
             _drain(course, stack, sale_id)
             say("recounting every 202 in the shards")
+            promises = read_promises(load.orders, users=list(users), skus=list(stock))
             counted = recount(
-                read_promises(load.orders, users=users, skus=list(stock)),
+                promises,
                 shard_dsns=stack.shard_dsns, sale_id=sale_id, stock=stock, topology=load_settings().topology,
             )  # fmt: skip
+            say("paying some orders")
+            payments = pay_some(promises, edge_url=stack.edge_url, tokens=users)
+            say("recounting the money")
+            money = recount_money(stack, sale_id)
             say("proving the invariants")
             verdicts = _verdicts(stack, folder, sale_id)
             durability = call("GET", f"{stack.edge_url}/readyz").get("durability")
-        return self._report(course, counted, verdicts, durability)
+        return self._report(course, counted, payments, money, verdicts, durability)
 
     def _stock(self) -> dict[str, int]:
         share, rest = divmod(self.units, self.skus)
         return {f"DEMO-{place + 1}": share + (place < rest) for place in range(self.skus)}
 
-    def _write_tokens(self, path: Path, folder: StateFolder) -> list[UUID]:
-        users = []
+    def _write_tokens(self, path: Path, folder: StateFolder) -> dict[UUID, str]:
+        users = {}
         issuer = load_settings().token_issuer
         path.touch(mode=0o600)
         with path.open("w", encoding="ascii") as file:
             for user, token in mint_many(
                 load_token_keys(folder.token_keys), count=self.users, issuer=issuer, ttl_s=TOKEN_S
             ):
-                users.append(UUID(user))
+                users[UUID(user)] = token
                 file.write(f"{user}\t{token}\n")
         return users
 
     def _report(
-        self, course: Course, counted: Recount, verdicts: dict[str, Any], durability: str | None
+        self,
+        course: Course,
+        counted: Recount,
+        payments: Payments,
+        money: MoneyRecount,
+        verdicts: dict[str, Any],
+        durability: str | None,
     ) -> dict[str, Any]:
         driver = course.driver
         restart_s = course.restarted_at - course.killed_at if course.restarted_at and course.killed_at else None
@@ -112,9 +125,14 @@ class Rehearsal:
             "redis_kill": {"back_after_s": restart_s, "seconds_without_orders": round(course.outage_s, 1)},
             "drain_s": None if course.stored_at is None else max(0.0, course.stored_at - course.last_accepted_at),
             "recount": asdict(counted),
-            "invariants": {"A": verdicts.get("A"), "B": verdicts.get("B"), "detail": verdicts.get("detail", [])},
+            "payments": asdict(payments) | {"per_s": round(payments.per_s)},
+            "money": money.as_document(),
+            "invariants": {
+                **{name: verdicts.get(name) for name in "ABG"},
+                "detail": [*verdicts.get("detail", []), *verdicts.get("money", [])],
+            },
         }
-        report["failures"] = self._failures(report, course, counted)
+        report["failures"] = [*self._failures(report, course, counted), *_money_failures(report, payments, money)]
         return report
 
     def _failures(self, report: dict[str, Any], course: Course, counted: Recount) -> list[str]:
@@ -133,6 +151,18 @@ class Rehearsal:
         return [text for text, holds in checks.items() if not holds]
 
 
+def _money_failures(report: dict[str, Any], payments: Payments, money: MoneyRecount) -> list[str]:
+    checks = {
+        f"some payments were not made: {payments.failed}": not payments.failed,
+        f"{payments.confirmed} payments were confirmed, {money.captured} are at the provider": (
+            payments.confirmed == money.captured > 0
+        ),
+        "the recount of the money differs": money.is_right,
+        "invariant G (all money accounted for) is not proved": report["invariants"]["G"] is True,
+    }
+    return [text for text, holds in checks.items() if not holds]
+
+
 def _drain(course: Course, stack: Stack, sale_id: UUID) -> None:
     """Wait until all accepted orders are stored; `stored_at` stays None if that takes too long."""
     deadline = time.monotonic() + DRAIN_S_MAX
@@ -144,7 +174,7 @@ def _drain(course: Course, stack: Stack, sale_id: UUID) -> None:
 
 
 def _verdicts(stack: Stack, folder: StateFolder, sale_id: UUID) -> dict[str, Any]:
-    """The reconciler's verdicts on invariants A and B of the sale."""
+    """The reconciler's verdicts on invariants A and B of the sale, and on G."""
     done = subprocess.run(
         [sys.executable, "-m", "workers.reconciler", "--once", "--json", "--sale", str(sale_id)],
         cwd=PROJECT, env=overrule(os.environ, folder.settings_env(stack)), capture_output=True,

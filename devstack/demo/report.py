@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 
@@ -36,9 +37,25 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         f"missing {counted['missing']}, different {counted['different']}, unasked {counted['unasked']}, "
         f"repeated {counted['repeated']}, misplaced {counted['misplaced']}, oversold {counted['oversold']}"
     )
+    paid, money = report["payments"], report["money"]
+    yield (
+        f"Payments    {paid['orders']:,} orders, {paid['twice']} of them twice and {paid['late']} after they were cancelled: "
+        f"{paid['confirmed']:,} payments, {paid['per_s']:,}/s"
+    )
+    yield (
+        f"Money       {_price(money['captured_minor'])} captured by {money['captured']:,} events = "
+        f"{_price(money['paid_minor'])} of {money['paid_orders']:,} paid orders + {_price(money['due_minor'])} due + "
+        f"{_price(money['refunded_minor'])} in {money['refunds']:,} refunds"
+    )
+    yield (
+        f"            events without a row {money['missing']}, rows without an event {money['unknown']}, "
+        f"repeated {money['repeated']}, different {money['different']}, kept wrongly {money['kept_wrongly']}, "
+        f"unpaid {money['unpaid']}, wrong refunds {money['wrong_refunds']}"
+    )
     verdicts = report["invariants"]
     yield f"A           no oversell: {_word(verdicts['A'])}"
     yield f"B           nothing lost: {_word(verdicts['B'])}"
+    yield f"G           all money accounted for: {_word(verdicts['G'])}"
     for detail in verdicts["detail"]:
         yield f"            {detail}"
     for failure in report["failures"]:
@@ -48,3 +65,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _word(verdict: bool | None) -> str:
     return {True: "holds", False: "VIOLATED", None: "not proved"}[verdict]
+
+
+def _price(minor: int) -> str:
+    return f"{Decimal(minor).scaleb(-2):,.2f} EUR"

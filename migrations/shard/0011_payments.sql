@@ -1,8 +1,8 @@
 -- Money: a row for each event of the payment provider that captured money, and one for each refund.
 
 -- `state` is domain.payments.PaymentState. `settles`: this event may pay its order; at most one event of an order may,
--- decided here before Redis is asked, so that a repeated event and a second payment cannot be confused. `confirmed`: the
--- order was seen as paid in this shard afterwards. `reference` is the provider's own name of the payment.
+-- decided here before Redis is asked, so that a repeated event and a second payment cannot be confused. `confirmed`:
+-- the order was seen as paid in this shard afterwards. `reference` is the provider's own name of the payment.
 CREATE TABLE payments (
     event_id text PRIMARY KEY CHECK (length(event_id) BETWEEN 1 AND 255),
     order_id uuid NOT NULL,
@@ -35,10 +35,11 @@ CREATE INDEX payments_of_order ON payments (order_id);
 CREATE INDEX payments_received ON payments (received_at) WHERE state = 'received';
 CREATE INDEX payments_unconfirmed ON payments (changed_at) WHERE state = 'captured' AND NOT confirmed;
 CREATE INDEX payments_time ON payments (received_at);
+CREATE INDEX payments_changed ON payments (changed_at);
 
--- `lines` are the SKUs that staff gave back, NULL for the whole rest of the payment. `provider_id` is the provider's id
+-- `lines` are the SKUs whose price goes back, NULL for a refund without a request. `provider_id` is the provider's id
 -- of the refund. `requested_by` and `idempotency_key` are of the staff's request, NULL for a refund without one.
--- `restock_due`: the request also puts the units on sale again, and that has not happened yet.
+-- `restock`: the request also puts the units on sale again; `restock_due`: that has not happened yet.
 CREATE TABLE refunds (
     id uuid PRIMARY KEY,
     event_id text NOT NULL REFERENCES payments,
@@ -51,6 +52,7 @@ CREATE TABLE refunds (
     provider_id text CHECK (length(provider_id) <= 255),
     requested_by uuid,
     idempotency_key text CHECK (length(idempotency_key) BETWEEN 1 AND 64),
+    restock boolean NOT NULL DEFAULT false,
     restock_due boolean NOT NULL DEFAULT false,
     created_at timestamptz NOT NULL DEFAULT now(),
     changed_at timestamptz NOT NULL DEFAULT now(),
@@ -60,6 +62,7 @@ CREATE TABLE refunds (
 );
 CREATE UNIQUE INDEX refunds_once ON refunds (event_id) WHERE reason <> 'staff';
 CREATE INDEX refunds_of_order ON refunds (order_id);
+CREATE INDEX refunds_time ON refunds (changed_at);
 CREATE INDEX refunds_open ON refunds (created_at) WHERE state <> 'done';
 CREATE INDEX refunds_to_restock ON refunds (created_at) WHERE restock_due;
 
@@ -70,3 +73,6 @@ CREATE TABLE refunded_lines (
     refund_id uuid NOT NULL REFERENCES refunds,
     PRIMARY KEY (order_id, sku)
 );
+
+-- For the look that each paid order has its payment.
+CREATE INDEX orders_paid ON orders (changed_at) WHERE status = 1;

@@ -37,7 +37,7 @@ def reconcile(
     as_json: AsJson = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Prove invariants A (no oversell) and B (nothing lost).
+    """Prove invariants A (no oversell), B (nothing lost) and G (every unit of money is accounted for).
 
     Exit status 1 if one is violated or not proved in time.
     """

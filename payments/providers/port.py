@@ -26,7 +26,7 @@ class SignatureInvalid(Exception):
 
 
 class EventMalformed(ValueError):
-    """A signed event whose content cannot be what the provider documents. The message names the member."""
+    """A signed event with a content that the provider does not document. The message names the member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Captured:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """An event without an effect here, such as a failed payment: the buyer may try again. `kind` is the event's type."""
+    """An event without an effect here, such as a failed payment: the buyer may pay again. `kind` is its type."""
 
     event_id: str
     kind: str
@@ -110,7 +110,10 @@ class PaymentProvider(Protocol):
         ...
 
     async def checkout(self, checkout: Checkout) -> str:
-        """Address of the provider's page on which the buyer pays. Repeated for an order: the same page, or a new one."""
+        """Address of the provider's page on which the buyer pays.
+
+        Repeated for an order: the same page, or a new one.
+        """
         ...
 
     def event(self, headers: Mapping[str, str], body: bytes, *, now_s: float) -> Event:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-import httpx
+import aiohttp
 import orjson
 
 from domain import ids
@@ -37,7 +37,7 @@ from payments.providers.port import (
 NAME: Final = "simulated"
 CONNECTIONS_MAX: Final = 32
 CONNECT_S_MAX: Final = 2.0
-CALL_S_MAX: Final = 10.0  # between two parts of an answer; callers bound the whole call
+CALL_S_MAX: Final = 10.0  # callers bound it further
 ANSWER_BYTES_MAX: Final = 1_048_576
 LEDGER_PAGE_MAX: Final = 1000  # entries
 AMOUNT_MAX: Final = 2**53  # every JSON parser reads integers up to here exactly
@@ -58,24 +58,12 @@ class SimulatedProvider:
 
     name = NAME
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        api_key: str,
-        webhook_secrets: Sequence[str],
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        """`url` is the provider's address. `transport` is for tests."""
+    def __init__(self, *, url: str, api_key: str, webhook_secrets: Sequence[str]) -> None:
+        """`url` is the provider's address."""
         self._webhook_secrets = [secret.encode() for secret in webhook_secrets]
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {api_key}"},
-            timeout=httpx.Timeout(CALL_S_MAX, connect=CONNECT_S_MAX),
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-            trust_env=False,
-            transport=transport,
-        )
+        self._url = url.rstrip("/")
+        self._authorization = f"Bearer {api_key}"
+        self._opened: aiohttp.ClientSession | None = None
 
     async def checkout(self, checkout: Checkout) -> str:
         """Address of the page on which the buyer pays; the same page for a repeated call."""
@@ -135,7 +123,22 @@ class SimulatedProvider:
 
     async def close(self) -> None:
         """Close connections."""
-        await self._client.aclose()
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        """Opened by the first call: a session belongs to an event loop."""
+        if self._opened is None:
+            self._opened = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX),
+                timeout=aiohttp.ClientTimeout(total=CALL_S_MAX, connect=CONNECT_S_MAX),
+                headers={"Authorization": self._authorization},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                trust_env=False,
+            )
+        return self._opened
 
     async def _call(
         self,
@@ -152,11 +155,13 @@ class SimulatedProvider:
             content = orjson.dumps(document)
             headers["Content-Type"] = "application/json"
         try:
-            async with self._client.stream(method, path, content=content, headers=headers, params=query) as response:
+            async with self._session.request(
+                method, self._url + path, data=content, headers=headers, params=query, allow_redirects=False
+            ) as response:
                 body = await _read(response)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise ProviderAway(type(error).__name__) from error
-        status = response.status_code
+        status = response.status
         if status in _KEY_REFUSED:
             raise ProviderAway(f"the provider refuses our key (status {status}): check FLASHSALE_PAYMENT_API_KEY")
         if 400 <= status < 500 and status not in _BUSY:
@@ -214,9 +219,9 @@ def _entry(document: Mapping[str, Any]) -> ProviderEntry:
     )
 
 
-async def _read(response: httpx.Response) -> bytes:
+async def _read(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.content.iter_any():
         body += part
         if len(body) > ANSWER_BYTES_MAX:
             raise ProviderAway(f"the answer is longer than {ANSWER_BYTES_MAX} bytes")

@@ -229,10 +229,36 @@ class Settings(BaseModel):
     mail_sender: str = Field(
         "Flashsale <no-reply@flashsale.example>", description="Sender address of mails, with or without a name."
     )
+    default_language: str = Field(
+        "en",
+        pattern="^[a-z]{2,3}(-[a-z0-9]{2,8})?$",
+        description="Language of notices to accounts that have chosen none: a folder of notices/languages.",
+    )
+    announce_reserved: bool = Field(
+        default=False, description="Whether buyers get a notice of each reserved order as well."
+    )
     link_url: str = Field(
         "http://127.0.0.1:8081",
         pattern="^https?://",
         description="Public address of the backoffice: links in mails begin with it, and `flashsale import` sends there.",
+    )
+
+    # Web push
+    vapid_key: SecretStr | None = Field(
+        None,
+        description="Private key of web push (RFC 8292), as `flashsale vapid-key` prints it. Notification workers only; "
+        "without it they send no pushes.",
+    )
+    vapid_public_key: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9_-]{87}$",
+        description="Public key that belongs to FLASHSALE_VAPID_KEY, for the backoffice, which gives it to browsers, and for "
+        "the announcer; without it there is no web push.",
+    )
+    push_addresses_allowed: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks (CIDR) in which push services may be although they are not public, separated by commas; such "
+        "services may also be reached with http://. For tests.",
     )
 
     # Payments
@@ -254,6 +280,27 @@ class Settings(BaseModel):
         max_length=4,
         description="Secrets that sign the provider's webhooks, separated by commas; several while one is replaced.",
     )
+    payment_interrupted_s: int = Field(
+        20,
+        ge=1,
+        le=3600,
+        description="After this time a payment worker settles a payment again whose settling was interrupted. Longer than "
+        "an edge works on an event.",
+    )
+    payment_unconfirmed_s: int = Field(
+        60,
+        ge=1,
+        le=3600,
+        description="After this time a payment worker settles a captured payment again whose order is not stored as paid: "
+        "Redis may have lost the decision. Longer than an order takes to its shard.",
+    )
+    payment_lost_s: int = Field(
+        900,
+        ge=1,
+        le=86_400,
+        description="After this time the money of an order that neither Redis nor its shard has goes back. Longer than a "
+        "shard is away.",
+    )
 
     # Logs
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest level that is logged.")
@@ -263,6 +310,7 @@ class Settings(BaseModel):
         "shard_replica_dsns",
         "cors_origins",
         "trusted_proxies",
+        "push_addresses_allowed",
         "payment_webhook_secrets",
         mode="before",
     )

@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import IPvAnyNetwork, SecretStr
 from pydantic.fields import FieldInfo
 
@@ -28,6 +28,10 @@ SECTIONS = {
     "backoffice_host": ("Backoffice", "Read by `python -m backoffice`."),
     "metrics_port": ("Workers", "Read by `python -m workers.<name>`."),
     "smtp_url": ("Notices", "Read by `python -m workers.notifications`."),
+    "payment_provider": (
+        "Payments",
+        "Read by `python -m edge` and `python -m workers.payments`; docs/payment-providers.md has an example for each.",
+    ),
     "log_level": ("Logs", "Read by every process."),
 }
 _INTRODUCTION = f"""\
@@ -103,6 +107,8 @@ def _bounds(field: FieldInfo) -> str:
                 texts.append(f"< {limit}")
             case MinLen(min_length=limit):
                 texts.append(f"≥ {limit} characters")
+            case MaxLen(max_length=limit):
+                texts.append(f"≤ {limit} entries")
             case _ if getattr(bound, "pattern", None):
                 texts.append(f"`{bound.pattern}`".replace("|", "\\|"))
             case _:

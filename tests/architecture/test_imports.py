@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "migrations": {"domain", "runtime"},
     "reservation": {"domain", "runtime"},
     "payments": {"domain", "runtime", "reservation"},
+    "notices": {"domain"},
     "edge": {"domain", "runtime", "reservation", "payments", "hotpath"},
-    "backoffice": {"domain", "runtime", "reservation", "payments"},
-    "workers": {"domain", "runtime", "reservation", "payments"},
+    "backoffice": {"domain", "runtime", "reservation", "payments", "notices"},
+    "workers": {"domain", "runtime", "reservation", "payments", "notices"},
     "ops": {"domain", "runtime", "reservation", "payments", "migrations"},
-    "devstack": {"domain", "runtime", "reservation", "migrations", "ops"},
+    "devstack": {"domain", "runtime", "reservation", "payments", "migrations", "ops"},
     "faults": {"domain", "runtime", "reservation", "payments", "migrations", "ops", "devstack"},
 }
 OURS = {*MAY_IMPORT, "tests", "perf"}

@@ -70,6 +70,32 @@ def test_life_of_a_sale(staff: Staff, redis_client: redis.Redis, databases: Data
     pubsub.close()
 
 
+def test_only_drafts_are_deleted(staff: Staff, databases: Databases) -> None:
+    draft, published = staff.draft(skus=2), staff.open_sale()
+    path = f"/v1/sales/{draft['id']}"
+    assert code(staff.http.delete(f"/v1/sales/{published['id']}")) == (409, "sale_state_conflict")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: staff.http.delete(path), range(4)))
+    assert sorted(answer.status_code for answer in answers) == [204, 404, 404, 404]
+    assert code(staff.http.get(path)) == (404, "sale_not_found")
+    assert [sale["id"] for sale in staff.http.get("/v1/sales").json()["items"]] == [published["id"]]
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        left = connection.execute("SELECT count(*) FROM sale_items WHERE sale_id = %s", (draft["id"],)).fetchone()
+    assert left == (0,)
+    entries = staff.http.get("/v1/audit", params={"object": f"sale:{draft['id']}"}).json()["items"]
+    assert [entry["action"] for entry in entries if entry["outcome"] == "done"] == ["sale.delete", "sale.create"]
+
+
+def test_publishing_and_deleting_a_draft_race_with_one_winner(staff: Staff) -> None:
+    for _ in range(5):
+        draft = staff.draft()
+        with ThreadPoolExecutor(2) as pool:
+            published = pool.submit(staff.act, draft, "publish")
+            deleted = pool.submit(staff.http.delete, f"/v1/sales/{draft['id']}")
+        outcome = (published.result().status_code, deleted.result().status_code)
+        assert outcome in {(200, 409), (404, 204), (409, 204)}
+
+
 def test_states_follow_the_clock_of_redis(staff: Staff, redis_client: redis.Redis) -> None:
     seconds, microseconds = redis_client.time()
     soon = datetime.fromtimestamp(seconds + microseconds / 1e6 + 0.6, UTC)

@@ -36,16 +36,21 @@ ENDS_THE_CALLER = ("post_v1_auth_logout_everywhere", "delete_v1_users_me", "post
 ENDLESS = ("get_v1_operations_live",)  # a stream that ends with its token: runs with a short one
 STREAM_TOKEN_S = 25
 # Seldom successful: their input cannot be generated (passwords, tokens, versions, signatures, dead letters, an account
-# of the caller, a fully valid body), the payment provider is away, or another operation has ended the only sale. They have tests of their own.
+# of the caller, a paid order, a fully valid body), the payment provider is away, or another operation has ended the
+# only sale. They have tests of their own.
 SELDOM = frozenset(
     (
         *("post_v1_auth_register", "post_v1_auth_login", "post_v1_auth_refresh", "post_v1_auth_password"),
         "post_v1_auth_undo_email_change",
         *("get_v1_users_me", "patch_v1_users_me", "delete_v1_users_me"),
+        *("get_v1_users_me_preferences", "patch_v1_users_me_preferences"),
+        *(f"{method}_v1_users_me_push_subscriptions" for method in ("get", "post", "delete")),
+        "get_v1_notice_samples_kind_language",
         *("post_v1_products", "patch_v1_products_product_id", "delete_v1_products_product_id"),
         *("post_v1_sales", "patch_v1_sales_sale_id", "post_v1_sales_sale_id_restock"),
-        *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume"),
+        *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume", "delete_v1_sales_sale_id"),
         *("get_v1_dead_letters_letter_id", "delete_v1_dead_letters_letter_id", "post_v1_dead_letters_letter_id_replay"),
+        *("post_v1_orders_order_id_cancel", "post_v1_orders_order_id_refund"),
         *("get_v1_orders_order_id", "placeOrder", "startPayment", "receivePaymentEvent"),
     )
 )

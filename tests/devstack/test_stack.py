@@ -18,12 +18,12 @@ import pytest
 import redis
 
 from devstack.children import alive
-from devstack.plan import WORKERS, responds
+from devstack.plan import SERVERS, WORKERS, responds
 from devstack.state import StateFolder
 from devstack.supervisor import FAILED_STARTS_MAX
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually, flashsale
 
-NAMES = ["redis", "postgres", "mailbox", "backoffice", *WORKERS, "edge"]
+NAMES = [*SERVERS, "backoffice", *WORKERS, "edge"]
 
 
 def test_stack_file_names_everything_that_runs(running_stack: RunningStack) -> None:

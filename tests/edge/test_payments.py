@@ -55,6 +55,7 @@ def tell(client: httpx.Client, event: object) -> httpx.Response:
 
 @pytest.fixture
 def databases(migrated: Databases) -> Iterator[Databases]:
+    migrated.empty()
     yield migrated
     migrated.empty()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
 from uuid import UUID
 
 from domain import ids
@@ -11,6 +12,8 @@ from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
 from domain.topology import Topology, bucket_of_user
 from faults.evidence import Event, Evidence, StoredOrder
 from faults.history import Attempt, Ending, History, Lines, OrderRequest, Told
+from faults.money import Money, MoneyEvent, StoredPayment, StoredRefund
+from payments.providers.port import ProviderEntry
 
 TOPOLOGY = Topology()
 SKUS = ("A", "B")
@@ -18,6 +21,8 @@ UNITS = 40
 LANE = 2
 PRICE = 5
 HOLD_MS = 600_000
+PAID = (3, 4)  # numbers of orders
+PAID_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def ok(order_id: UUID, *, replayed: bool = False) -> Attempt:
@@ -42,7 +47,10 @@ def unknown(code: str = "outcome_unknown", status: int = 504) -> Attempt:
 
 
 def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
-    """`orders` accepted orders, the last one cancelled; one refused, one with an unknown attempt, one misused key."""
+    """`orders` accepted orders, the last one cancelled; one refused, one with an unknown attempt, one misused key.
+
+    The orders `PAID` are paid, the second of them twice; the cancelled one is paid late. What is too much went back.
+    """
     rng = random.Random(seed)
     sale = ids.new_uuid7()
     items = tuple(SaleItem(sku, PRICE, 4) for sku in SKUS)
@@ -68,8 +76,9 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
         if cancelled:
             request.cancels.append(told(order_id, sale, lines, "cancelled"))
         history.requests.append(request)
-        status = OrderStatus.CANCELLED if cancelled else OrderStatus.RESERVED
-        version = 2 if cancelled else 1
+        paid = number in PAID
+        status = OrderStatus.CANCELLED if cancelled else OrderStatus.PAID if paid else OrderStatus.RESERVED
+        version = 2 if cancelled or paid else 1
         shard = TOPOLOGY.shard_of_order(order_id)
         evidence.rows.append(
             StoredOrder(
@@ -95,14 +104,21 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
         evidence.records[user, request.key] = order_id
         for at in range(1, version + 1):
             seq += 1
-            at_status = OrderStatus.RESERVED if at == 1 else OrderStatus.CANCELLED
+            at_status = OrderStatus.RESERVED if at == 1 else status
             evidence.transitions.append((order_id, at, LANE, seq, at_status))
-            label = "reserved" if at == 1 else "cancelled"
             evidence.events.append(
-                Event(f"{order_id}:{at}", order_id, at, f"digest {number} {at}", label, user, lines, quantity * PRICE)
-            )
+                Event(
+                    f"{order_id}:{at}", order_id, at, f"digest {number} {at}", at_status.label, user, lines,
+                    quantity * PRICE,
+                )
+            )  # fmt: skip
         if not cancelled:
             evidence.purchases[user, sku] = quantity
+        if paid:
+            pay(evidence.money, order_id, f"evt_{number}", quantity * PRICE)
+        if number == PAID[1] or cancelled:
+            pay(evidence.money, order_id, f"evt_{number}_back", quantity * PRICE, UUID(int=rng.getrandbits(128)))
+        request.clicks = paid + (number == PAID[1] or cancelled)
     first = history.requests[0]
     other = refused("idempotency_key_reused", 422)
     history.requests.append(OrderRequest(first.user_id, first.key, (("A", 9),), [other], misuse=True))
@@ -112,23 +128,47 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
     return history, evidence
 
 
-def _balance(evidence: Evidence) -> None:
-    held = {
-        (shard, sku): sum(
-            quantity
-            for row in evidence.rows
-            if row.shard == shard and row.status == OrderStatus.RESERVED
-            for name, quantity in row.lines
-            if name == sku
+def pay(money: Money, order_id: UUID, event_id: str, amount_minor: int, refund_id: UUID | None = None) -> None:
+    """A payment that pays its order; with a refund id one that went back."""
+    shard, back = TOPOLOGY.shard_of_order(order_id), amount_minor if refund_id else 0
+    state, settles = ("refunded", False) if refund_id else ("captured", True)
+    money.payments.append(StoredPayment(shard, event_id, order_id, amount_minor, "EUR", state, settles, 0, back))
+    money.captured.append(
+        ProviderEntry(
+            event_id, is_refund=False, order_id=order_id, amount_minor=amount_minor, currency="EUR", at=PAID_AT
         )
-        for shard in range(TOPOLOGY.shards)
+    )
+    money.marked.add(order_id)
+    told = [("refund_due", event_id), ("refunded", str(refund_id))] if refund_id else [("captured", event_id)]
+    if refund_id:
+        money.refunds.append(StoredRefund(shard, refund_id, event_id, order_id, amount_minor, "EUR", "done"))
+        money.returned.append(
+            ProviderEntry(
+                str(refund_id), is_refund=True, order_id=order_id, amount_minor=amount_minor, currency="EUR", at=PAID_AT
+            )
+        )
+    for kind, about in told:
+        digest = f"digest {about} {kind}"
+        money.events.append(MoneyEvent(f"{about}:{kind}", kind, about, order_id, amount_minor, "EUR", digest))
+
+
+def _balance(evidence: Evidence) -> None:
+    def units(status: OrderStatus, shard: int, sku: str) -> int:
+        rows = [row for row in evidence.rows if row.shard == shard and row.status == status]
+        return sum(quantity for row in rows for name, quantity in row.lines if name == sku)
+
+    shards = range(TOPOLOGY.shards)
+    held = {
+        (shard, sku): units(OrderStatus.RESERVED, shard, sku) + units(OrderStatus.PAID, shard, sku)
+        for shard in shards
         for sku in SKUS
     }
     stocks = []
     for sku in SKUS:
-        reserved = sum(units for (_, name), units in held.items() if name == sku)
-        stocks.append(Stock(UNITS - reserved, reserved, 0, 0, UNITS, 0, 0))
-        evidence.ledger[sku] = (UNITS, reserved)
+        reserved = sum(units(OrderStatus.RESERVED, shard, sku) for shard in shards)
+        paid = sum(units(OrderStatus.PAID, shard, sku) for shard in shards)
+        stocks.append(Stock(UNITS - reserved - paid, reserved, paid, 0, UNITS, 0, 0))
+        evidence.ledger[sku] = (UNITS, reserved + paid)
     evidence.lanes[LANE] = stocks
     for place, units in held.items():
         evidence.quota[place] = (units, units)

@@ -14,7 +14,7 @@ from domain.sales import Stock
 from faults.checker import Expectations, Finding, check
 from faults.evidence import Evidence
 from faults.history import Attempt, Ending, History, OrderRequest
-from tests.faults.making import HOLD_MS, LANE, SKUS, TOPOLOGY, UNITS, ok, refused, right_sale, unknown
+from tests.faults.making import HOLD_MS, LANE, SKUS, TOPOLOGY, UNITS, ok, pay, refused, right_sale, unknown
 
 SEEDS = range(5)
 
@@ -294,6 +294,134 @@ def answer_untyped_beside_a_stopped_edge(history: History, evidence: Evidence) -
     history.silences.append((0.5, 3.0))
 
 
+def _payment(evidence: Evidence, place: int, **changes: Any) -> None:
+    """0: pays an order. 1: pays another one. 2: a second payment of that order, went back. 3: late, went back."""
+    evidence.money.payments[place] = replace(evidence.money.payments[place], **changes)
+
+
+def lose_a_payment(_: History, evidence: Evidence) -> None:
+    evidence.money.payments.pop(0)
+
+
+def invent_a_payment(_: History, evidence: Evidence) -> None:
+    """Its order is paid by it; the provider does not know it."""
+    evidence.money.captured.pop(0)
+
+
+def store_a_payment_twice(_: History, evidence: Evidence) -> None:
+    evidence.money.payments.append(replace(evidence.money.payments[0], shard=evidence.money.payments[0].shard ^ 1))
+
+
+def store_a_cent_less(_: History, evidence: Evidence) -> None:
+    """Here and in the refund: only the provider's ledger shows it."""
+    less = evidence.money.payments[3].amount_minor - 1
+    _payment(evidence, 3, amount_minor=less, refunded_minor=less)
+    evidence.money.refunds[1] = replace(evidence.money.refunds[1], amount_minor=less)
+    evidence.money.returned[1] = replace(evidence.money.returned[1], amount_minor=less)
+    evidence.money.events = [
+        replace(event, amount_minor=less) if event.order_id == evidence.money.payments[3].order_id else event
+        for event in evidence.money.events
+    ]
+
+
+def store_another_currency(_: History, evidence: Evidence) -> None:
+    _payment(evidence, 0, currency="USD")
+
+
+def store_a_payment_for_another_order(_: History, evidence: Evidence) -> None:
+    _payment(evidence, 0, order_id=evidence.rows[0].order_id)
+
+
+def store_a_payment_in_another_shard(_: History, evidence: Evidence) -> None:
+    _payment(evidence, 0, shard=evidence.money.payments[0].shard ^ 1)
+
+
+def leave_a_payment_unsettled(_: History, evidence: Evidence) -> None:
+    _payment(evidence, 0, state="received")
+
+
+def keep_a_late_payment(_: History, evidence: Evidence) -> None:
+    """The money of a cancelled order stays with the shop."""
+    _payment(evidence, 3, state="captured", settles=True, refunded_minor=0)
+
+
+def keep_a_second_payment(_: History, evidence: Evidence) -> None:
+    _payment(evidence, 2, state="captured", refunded_minor=0)
+
+
+def keep_a_part(_: History, evidence: Evidence) -> None:
+    payment = evidence.money.payments[2]
+    _payment(evidence, 2, state="captured", refunded_minor=payment.amount_minor - 1)
+
+
+def hand_over_unpaid(_: History, evidence: Evidence) -> None:
+    """An order is paid in shard and Redis, its only payment went back."""
+    payment = evidence.money.payments[0]
+    _payment(evidence, 0, state="refunded", refunded_minor=payment.amount_minor)
+
+
+def pay_without_money(_: History, evidence: Evidence) -> None:
+    """No payment came at all for a paid order."""
+    evidence.money.payments.pop(0)
+    evidence.money.captured.pop(0)
+    evidence.money.events.pop(0)
+
+
+def refund_at_the_provider_only(_: History, evidence: Evidence) -> None:
+    evidence.money.refunds.pop()
+
+
+def refund_here_only(_: History, evidence: Evidence) -> None:
+    evidence.money.returned.pop()
+
+
+def refund_twice_at_the_provider(_: History, evidence: Evidence) -> None:
+    evidence.money.returned.append(replace(evidence.money.returned[0], id=str(uuid4())))
+
+
+def refund_more_at_the_provider(_: History, evidence: Evidence) -> None:
+    entry = evidence.money.returned[0]
+    evidence.money.returned[0] = replace(entry, amount_minor=entry.amount_minor + 1)
+
+
+def forget_a_due_refund(_: History, evidence: Evidence) -> None:
+    """The row says due, no message is left, the provider was not asked."""
+    evidence.money.refunds[0] = replace(evidence.money.refunds[0], state="due")
+    payment = evidence.money.payments[2]
+    _payment(evidence, 2, state="refund_due", due_minor=payment.amount_minor, refunded_minor=0)
+    evidence.money.returned.pop(0)
+    evidence.money.events = [event for event in evidence.money.events if event.kind != "refunded"]
+
+
+def hide_a_payment_from_its_buyer(_: History, evidence: Evidence) -> None:
+    evidence.money.marked.remove(evidence.money.payments[0].order_id)
+
+
+def confirm_a_payment_without_money(history: History, _: Evidence) -> None:
+    history.requests[0].clicks = 1
+
+
+def lose_an_event_of_money(_: History, evidence: Evidence) -> None:
+    evidence.money.events.pop(0)
+
+
+def lose_the_event_of_a_refund(_: History, evidence: Evidence) -> None:
+    evidence.money.events.pop()
+
+
+def tell_another_amount(_: History, evidence: Evidence) -> None:
+    evidence.money.events[0] = replace(evidence.money.events[0], amount_minor=1)
+
+
+def tell_a_refund_that_was_not_made(_: History, evidence: Evidence) -> None:
+    event = evidence.money.events[0]
+    evidence.money.events.append(replace(event, id=f"{event.about}:refund_due", kind="refund_due"))
+
+
+def tell_money_in_other_words(_: History, evidence: Evidence) -> None:
+    evidence.money.events.append(replace(evidence.money.events[0], digest="other words"))
+
+
 DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (lose_a_row, "B"), (store_an_order_twice, "B"), (sell_a_unit_too_many, "A"), (reuse_a_key, "C"),
     (accept_other_lines, "C"), (lose_an_event, "D"), (change_an_event, "D"), (invent_an_event, "D"),
@@ -311,6 +439,14 @@ DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (tell_a_version_as_another, "D"), (tell_an_event_of_another_user, "D"), (tell_an_event_of_other_money, "D"),
     (answer_untyped_beside_a_stopped_edge, "E"), (hide_a_loss_by_a_duplicate, "B"),
     (repeat_a_version_at_another_place, "B"), (repeat_an_entry_at_a_taken_place, "B"), (bury_a_release, "A"),
+    (lose_a_payment, "G"), (invent_a_payment, "G"), (store_a_payment_twice, "G"), (store_a_cent_less, "G"),
+    (store_another_currency, "G"), (store_a_payment_for_another_order, "G"), (store_a_payment_in_another_shard, "G"),
+    (leave_a_payment_unsettled, "G"), (keep_a_late_payment, "G"), (keep_a_second_payment, "G"), (keep_a_part, "G"),
+    (hand_over_unpaid, "G"), (pay_without_money, "G"), (refund_at_the_provider_only, "G"), (refund_here_only, "G"),
+    (refund_twice_at_the_provider, "G"), (refund_more_at_the_provider, "G"), (forget_a_due_refund, "G"),
+    (hide_a_payment_from_its_buyer, "G"), (confirm_a_payment_without_money, "G"), (lose_an_event_of_money, "D"),
+    (lose_the_event_of_a_refund, "D"), (tell_another_amount, "D"), (tell_a_refund_that_was_not_made, "D"),
+    (tell_money_in_other_words, "D"),
 ]  # fmt: skip
 
 
@@ -332,6 +468,28 @@ def test_an_entry_that_came_again_from_another_place_is_accounted_for() -> None:
     evidence.places[LANE] = newest + 1, places | {newest + 1}
     evidence.repeated.append((order_id, version, lane, newest + 1, status))
     assert judged(history, evidence) == []
+
+
+def test_only_a_lost_order_excuses_money_without_a_row() -> None:
+    """The provider repeats the event of an order that exists nowhere. An order that exists excuses nothing."""
+    history, evidence = right_sale(0)
+    gone = evidence.rows[0].order_id
+    entry = replace(evidence.money.captured[0], id="evt_lost", order_id=gone)
+    evidence.money.captured.append(entry)
+    lost = Expectations(lost_orders=True)
+    assert {finding.invariant for finding in judged(history, evidence, lost)} == {"G"}
+    evidence.money.captured[-1] = replace(entry, order_id=uuid4())
+    assert judged(history, evidence, lost) == []
+    assert {finding.invariant for finding in judged(history, evidence)} == {"G"}
+
+
+def test_a_payment_that_went_back_after_its_order_was_lost_is_accounted_for() -> None:
+    history, evidence = right_sale(0)
+    pay(evidence.money, uuid4(), "evt_lost", 7, uuid4())
+    evidence.money.payments[-1] = replace(
+        evidence.money.payments[-1], settles=True, shard=TOPOLOGY.shard_of_order(evidence.money.payments[-1].order_id)
+    )
+    assert judged(history, evidence, Expectations(lost_orders=True)) == []
 
 
 def test_what_a_fault_may_cause_is_no_finding() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from uuid import UUID
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -16,14 +18,25 @@ from redis.asyncio import Redis
 from devstack.demo.rehearsal import own_stack
 from devstack.state import StateFolder
 from domain.orders import pack_key
-from domain.topology import TOPIC_ORDERS, Topology, lane_state_key, outbox_partition, stock_field, user_key
+from domain.topology import (
+    TOPIC_ORDERS,
+    Topology,
+    lane_state_key,
+    outbox_partition,
+    payment_mark_key,
+    stock_field,
+    user_key,
+)
 from faults.buyers import Habits, SimulatedBuyers
 from faults.checker import Expectations, check
-from faults.evidence import backlog, dead_letters, gather
+from faults.evidence import Evidence, backlog, dead_letters, gather
 from faults.history import Ending, History, OrderRequest
+from faults.money import StoredPayment
 from ops.shop import Shop
 from ops.stack_file import Stack
 from ops.tokens import mint_many
+from payments.providers.port import RefundRequest
+from payments.providers.simulated import SimulatedProvider
 from runtime.event_log.redis_streams import stream_key
 from runtime.redis.client import redis_client
 from runtime.tokens.keys import load_token_keys
@@ -42,17 +55,27 @@ class Sold:
     history: History
     dead_letters: int
     redis: Redis
+    since: datetime
+
+    async def evidence(self) -> Evidence:
+        return await gather(
+            self.stack, self.history.sale_id, cluster=TOPOLOGY, since=self.since, known_dead_letters=self.dead_letters
+        )
 
     async def broken(self) -> set[str]:
-        evidence = await gather(
-            self.stack, self.history.sale_id, cluster=TOPOLOGY, known_dead_letters=self.dead_letters
-        )
+        evidence = await self.evidence()
         return {f.invariant for f in check(self.history, evidence, cluster=TOPOLOGY, expected=Expectations())}
+
+    async def payment(self, state: str) -> tuple[StoredPayment, str]:
+        """A payment in this state, and the dsn of its shard."""
+        payments = (await self.evidence()).money.payments
+        payment = next(payment for payment in payments if payment.state == state)
+        return payment, self.stack.shard_dsns[payment.shard]
 
     @property
     def request(self) -> OrderRequest:
         """An accepted order's request."""
-        return next(r for r in self.history.requests if r.ending is Ending.OK and not r.cancels)
+        return next(r for r in self.history.requests if r.ending is Ending.OK and not (r.cancels or r.payments))
 
     @property
     def key_of_user(self) -> bytes:
@@ -87,19 +110,21 @@ async def sold(damaged_stack: tuple[Stack, StateFolder], seed: int) -> AsyncIter
     sale = shop.create_open_sale(name="Damage", stock={skus[0]: 40, skus[1]: 4000}, price_minor=5)
     keys = load_token_keys(folder.token_keys)
     tokens = {UUID(user): token for user, token in mint_many(keys, count=60, issuer="flashsale", ttl_s=600)}
-    letters = await dead_letters(stack)
+    letters, since = await dead_letters(stack), datetime.now(UTC)
     buyers = SimulatedBuyers(
-        [stack.edge_url], History(UUID(sale["id"])), tokens, skus, random.Random(seed), Habits(buyers=8, again=0.3)
-    )
+        [stack.edge_url], History(UUID(sale["id"])), tokens, skus, random.Random(seed),
+        Habits(buyers=8, again=0.3, pay=0.4),
+    )  # fmt: skip
     buyers.start()
     await asyncio.sleep(BUY_S)
     await buyers.stop()
     assert await buyers.resolve() == 0
-    async with asyncio.timeout(DRAIN_S):
-        while any((await backlog(stack, cluster=TOPOLOGY)).values()):  # noqa: ASYNC110 - looks at servers
-            await asyncio.sleep(0.1)
+    deadline = time.monotonic() + DRAIN_S
+    while left := {n: count for n, count in (await backlog(stack, cluster=TOPOLOGY, since=since)).items() if count}:
+        assert time.monotonic() < deadline, left
+        await asyncio.sleep(0.1)
     redis = redis_client(stack.redis_url)
-    yield Sold(stack, buyers.history, letters, redis)
+    yield Sold(stack, buyers.history, letters, redis, since)
     await redis.aclose()
 
 
@@ -172,6 +197,55 @@ async def forget_a_record(sold: Sold) -> str:
     return "C"
 
 
+async def lose_a_payment(sold: Sold) -> str:
+    payment, dsn = await sold.payment("captured")
+    sold.sql(dsn, "DELETE FROM payments WHERE event_id = %s", payment.event_id)
+    return "G"
+
+
+async def store_a_cent_more(sold: Sold) -> str:
+    payment, dsn = await sold.payment("captured")
+    sold.sql(dsn, "UPDATE payments SET amount_minor = amount_minor + 1 WHERE event_id = %s", payment.event_id)
+    return "G"
+
+
+async def keep_a_refunded_payment(sold: Sold) -> str:
+    payment, dsn = await sold.payment("refunded")
+    settles = "UPDATE payments SET state = 'captured', settles = true, refunded_minor = 0 WHERE event_id = %s"
+    if not payment.settles:  # one of a paid order: only one may settle it
+        sold.sql(dsn, "UPDATE payments SET settles = false, state = 'refunded', refunded_minor = amount_minor"
+                 " WHERE order_id = %s", payment.order_id)  # fmt: skip
+    sold.sql(dsn, settles, payment.event_id)
+    return "G"
+
+
+async def refund_behind_the_ledger(sold: Sold) -> str:
+    """A cent of a captured payment goes back at the provider, and no row says so."""
+    payment, _ = await sold.payment("captured")
+    assert sold.stack.payment_url and sold.stack.payment_api_key
+    provider = SimulatedProvider(
+        url=sold.stack.payment_url, api_key=sold.stack.payment_api_key, webhook_secrets=()
+    )  # fmt: skip
+    await provider.refund(RefundRequest(uuid4(), payment.order_id, payment.event_id, "", 1, payment.currency))
+    await provider.close()
+    return "G"
+
+
+async def forget_a_mark(sold: Sold) -> str:
+    payment, _ = await sold.payment("captured")
+    assert await sold.redis.delete(payment_mark_key(payment.order_id))
+    return "G"
+
+
+async def lose_an_event_of_money(sold: Sold) -> str:
+    payment, _ = await sold.payment("captured")
+    stream = stream_key(TOPIC_ORDERS, outbox_partition(str(payment.order_id)))
+    records = await sold.redis.xrange(stream)
+    found = [entry_id for entry_id, fields in records if payment.event_id.encode() in fields[b"v"]]
+    assert await sold.redis.xdel(stream, *found)
+    return "D"
+
+
 async def hide_a_loss_by_a_duplicate(sold: Sold) -> str:
     """Runs last: its lane lacks a place from now on. The place before it is there twice."""
     order_id, dsn = sold.order
@@ -193,7 +267,9 @@ async def repeat_a_version_at_another_place(sold: Sold) -> str:
 
 @pytest.mark.parametrize(
     "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice,
-     change_a_total, forget_purchases, forget_a_record, repeat_a_version_at_another_place, hide_a_loss_by_a_duplicate],
+     change_a_total, forget_purchases, forget_a_record, repeat_a_version_at_another_place, lose_a_payment,
+     store_a_cent_more, keep_a_refunded_payment, refund_behind_the_ledger, forget_a_mark, lose_an_event_of_money,
+     hide_a_loss_by_a_duplicate],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip
 async def test_damage_in_real_servers_turns_the_checker_red(

@@ -182,7 +182,8 @@ def test_operations_run_with_settings_only(
     everything = {**databases, **queue, "FLASHSALE_REDIS_URL": own_redis.url}
     judged = deployed(tmp_path, everything, "reconcile", "--wait-s", "0", "--json")
     assert judged.returncode == 1, judged.stderr
-    assert json.loads(judged.stdout) == {"A": None, "B": None, "detail": ["no published sale in Redis"]}
+    answer = {"A": None, "B": None, "detail": ["no published sale in Redis"], "G": True, "money": []}
+    assert json.loads(judged.stdout) == answer
 
     unknown = "0198c0de-0000-7000-8000-000000000000"
     rebuilt = deployed(tmp_path, everything, "rebuild", "--sale", unknown, "--wait-s", "1")

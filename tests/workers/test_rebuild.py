@@ -19,6 +19,9 @@ from domain.orders import OrderStatus, encode_entry
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, Stock
 from domain.topology import order_queue
+from payments.ledger import PaymentLedger
+from payments.providers.port import Captured
+from payments.settling import Settled, Settling
 from runtime.dead_letters import NewLetter
 from runtime.process.settings import Settings
 from runtime.queue import FailureKind
@@ -116,6 +119,23 @@ async def test_a_wiped_sale_is_refused_then_comes_back_whole(
     assert not watch.closed
     verdict = await verdict_of(bench, market)
     assert (verdict.a, verdict.b, verdict.detail) == (True, True, ())
+
+
+async def test_orders_with_payments_are_marked_again(
+    bench: Bench, market: Market, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """Otherwise their buyers would read `none` until Redis has forgotten the order."""
+    order = next(order for order in market.orders if order.order_id)
+    ledger = PaymentLedger(bench.pools, topology.Topology(), provider="simulated")
+    shard = ledger.shard_of(order.order_id)
+    wrong = Captured("evt", order.order_id, 1, "EUR", "")
+    assert await Settling(bench.redis, ledger).settle(shard, [wrong]) == [Settled.MISMATCH]
+    redis_client.flushall()
+    await (await quiet_watch(bench)).look()
+    async with pipeline(bench, settings):
+        await rebuilt(market, settings)
+    marks = redis_client.keys(topology.payment_mark_key(order.order_id)[:-16] + b"*")
+    assert marks == [topology.payment_mark_key(order.order_id)]
 
 
 async def test_a_healthy_sale_is_rebuilt_only_by_force(bench: Bench, market: Market, settings: Settings) -> None:

@@ -12,6 +12,7 @@ from domain.orders import OrderEntry
 from domain.sales import SaleDefinition, Stock
 from reservation.documents import DocumentContended, SaleDocuments
 from reservation.lane import AppliedRestock, LaneForgot, Lanes, RebuildSuperseded, RestoredUser
+from reservation.payment_marks import mark_payments
 from reservation.reading import LaneSale, read_oldest_entry, read_sale
 from runtime.redis.clock import now_ms
 from workers.recovery.rebuild.errors import Stuck, Superseded
@@ -51,6 +52,10 @@ class LanesSide:
         restored = [RestoredUser(user_state(orders), orders) for orders in users]
         with _superseded():
             await self._lanes.restore(self._sale_id, restored, mark=self._mark, final_ttl_s=FINAL_TTL_S)
+
+    async def mark_payments(self, order_ids: Sequence[UUID]) -> None:
+        """Note in Redis which orders have payments, for their readers."""
+        await mark_payments(self._redis, order_ids)
 
     async def reopen(
         self,

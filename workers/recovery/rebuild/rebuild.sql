@@ -103,6 +103,10 @@ FROM orders
 WHERE sale_id = %(sale_id)s
 ORDER BY user_id, id;
 
+-- name: read_payments
+-- Orders of the sale with a payment. Changes nothing. Reads the whole table, as `read_orders` does: a rebuild is rare.
+SELECT DISTINCT order_id FROM payments WHERE sale_id = %(sale_id)s;
+
 -- name: read_orders_of_user
 -- Like read_orders, for one user. Changes nothing. Index: orders_one_per_key.
 SELECT id, user_id, idempotency_key, status, version, currency, lines, reserved_at, expires_at, changed_at

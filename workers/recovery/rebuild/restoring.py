@@ -61,6 +61,8 @@ class Restoring:
             await self._restore_users(users)
         if carried:
             await self._restore_users([carried])
+        async for order_ids in self._shards.paid_orders(shard):
+            await self._lanes.mark_payments(order_ids)
 
     async def _restore_users(self, users: list[list[OrderEntry]]) -> None:
         for start in range(0, len(users), USERS_PER_CALL):

@@ -65,6 +65,13 @@ class ShardsSide:
             while page := await cursor.fetchmany(ORDERS_PER_FETCH):
                 yield page
 
+    async def paid_orders(self, shard: int) -> AsyncIterator[list[UUID]]:
+        """Ids of the sale's orders that have a payment, in pages."""
+        async with self._pools[shard].connection() as connection, connection.cursor("payments") as cursor:
+            await cursor.execute(SQL["read_payments"], {"sale_id": self._sale_id})
+            while page := await cursor.fetchmany(ORDERS_PER_FETCH):
+                yield [order_id for (order_id,) in page]
+
     async def orders_of_user(self, user_id: UUID) -> tuple[int, list[tuple[Any, ...]]]:
         """The user's shard, and the user's rows of `read_orders`."""
         shard = self._cluster.shard_of_user(user_id)
