@@ -23,6 +23,7 @@ from backoffice.dead_letters.parts import DeadLetterParts
 from backoffice.figures.parts import FigureParts
 from backoffice.limits.attempts import Attempts
 from backoffice.limits.known_clients import KnownClients
+from backoffice.notices.parts import NoticeParts
 from backoffice.orders.parts import OrderParts
 from backoffice.pages import routes as page_routes
 from backoffice.sales.parts import SaleParts
@@ -97,6 +98,7 @@ class Backoffice:
         subjects = (
             *self._auth.routes,
             *accounts.routes,
+            *NoticeParts(settings, stores, attempts).routes,
             *CatalogueParts(stores, products_cache).routes,
             *sales.routes,
             *orders.routes,

@@ -17,6 +17,7 @@ from devstack.state import STATE_VARIABLE, StateFolder
 from ops.stack_file import PROJECT, Stack, StackError
 from runtime.process.settings import PREFIX, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
+from runtime.tokens.vapid import VapidKey, create_vapid_key, load_vapid_key
 
 PROBE_S_MAX = 2.0
 SIMULATOR = "payment-simulator"
@@ -30,12 +31,14 @@ WORKERS = {
     "reconciler": "workers.reconciler",
     "recovery": "workers.recovery",
     "rejecter": "workers.rejecter",
+    "announcer-0": "workers.announcer",
     "notifications-0": "workers.notifications",
     "payments-0": "workers.payments",
 }
 # Only these modules speak to the payment provider, and no other process gets its secrets.
 _PAY = ("edge", "workers.payments")
 _PAYMENT_SECRETS = ("payment_api_key", "payment_webhook_secrets")
+_VAPID_SECRETS = {"FLASHSALE_VAPID_KEY", "FLASHSALE_VAPID_KEY_FILE"}  # for notification workers only
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +115,10 @@ class Plan:
         return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
 
     def make_secrets(self) -> None:
-        """Create the token keys of the folder, unless it has them."""
+        """Create the keys of the folder, unless it has them."""
         create_token_keys(self.folder.token_keys)
         create_staff_key(self.folder.staff_key)
+        create_vapid_key(self.folder.vapid_key)
 
     @property
     def database_names(self) -> list[str]:
@@ -139,8 +143,10 @@ class Plan:
             "FLASHSALE_SMTP_URL": self.smtp_url,
             "FLASHSALE_LINK_URL": self.backoffice_url,
         }
+        if self.settings.vapid_public_key is None:
+            ours["FLASHSALE_VAPID_PUBLIC_KEY"] = self._vapid_key().public
         callers = self._callers_settings()
-        for name in _payment_secrets(callers):
+        for name in (*_payment_secrets(callers), *(set(callers) & _VAPID_SECRETS)):
             del callers[name]
         # The backoffice serves the shop page, which orders at the edge: another origin, with two names of this machine.
         origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
@@ -151,6 +157,20 @@ class Plan:
             "FLASHSALE_CORS_ORIGINS": ",".join(dict.fromkeys((*self.settings.cors_origins, *origins))),
         }
         return overrule(callers, ours | pages)
+
+    def _vapid_key(self) -> VapidKey:
+        """The caller's key of web push, or the folder's."""
+        chosen = self.settings.vapid_key
+        return load_vapid_key(self.folder.vapid_key) if chosen is None else VapidKey.parse(chosen.get_secret_value())
+
+    def _notice_env(self) -> dict[str, str]:
+        """The keys of notification workers."""
+        own = {name: value for name, value in self.environ.items() if name in _VAPID_SECRETS}
+        if not own:
+            own["FLASHSALE_VAPID_KEY_FILE"] = str(self.folder.vapid_key)
+        if self.settings.notice_key is None:
+            own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
+        return own
 
     def _redis_database(self, number: int) -> str:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
@@ -194,8 +214,8 @@ class Plan:
         for name, module in WORKERS.items():
             port = self.metrics_ports[name]
             own = {"FLASHSALE_METRICS_PORT": str(port), **self._payment_env(module)}
-            if module == "workers.notifications" and self.settings.notice_key is None:
-                own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
+            if module == "workers.notifications":
+                own |= self._notice_env()
             programs.append(self._program(name, module, overrule(env, own), f"http://127.0.0.1:{port}"))
         programs.append(self._program("edge", "edge", overrule(env, self._payment_env("edge")), self.edge_url))
         return programs

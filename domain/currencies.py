@@ -21,3 +21,14 @@ _PLACES: Final = {
 
 MINOR_UNIT_PLACES: Final[dict[str, int]] = {code: places for places, codes in _PLACES.items() for code in codes.split()}
 """Code -> decimal places: 1999 minor units are 19.99 EUR, 1999 JPY, 1.999 KWD."""
+
+
+def in_major_units(amount_minor: int, currency: str) -> tuple[int, str]:
+    """Whole units, and the digits after the decimal mark: (19, "99") for 1999 EUR, (1999, "") for 1999 JPY.
+
+    An unknown code has two places, as most currencies have.
+    """
+    assert amount_minor >= 0
+    places = MINOR_UNIT_PLACES.get(currency, 2)
+    whole, rest = divmod(amount_minor, 10**places)
+    return whole, f"{rest:0{places}d}" if places else ""

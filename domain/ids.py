@@ -9,6 +9,7 @@ look-up (RFC 9562, section 5.8). The milliseconds are for sorting; they are not 
 from __future__ import annotations
 
 import base64
+import hashlib
 import secrets
 import time
 from uuid import UUID
@@ -35,6 +36,13 @@ def order_id(*, unix_ms: int, lane: int, bucket: int, random: int) -> UUID:
     value |= (_VERSION_8 << 76) | (lane << 64) | (_VARIANT << 62)
     value |= (bucket << _RANDOM_BITS) | (random & ((1 << _RANDOM_BITS) - 1))
     return UUID(int=value)
+
+
+def id_of_name(name: str) -> UUID:
+    """The id that follows from a name, the same each time: a UUIDv8 of its SHA-256 (RFC 9562, appendix B.2)."""
+    value = int.from_bytes(hashlib.sha256(name.encode()).digest()[:ID_BYTES], "big")
+    value &= ~(0xF << 76 | 0b11 << 62)
+    return UUID(int=value | _VERSION_8 << 76 | _VARIANT << 62)
 
 
 def first_order_id(unix_ms: int) -> UUID:

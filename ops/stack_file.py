@@ -89,6 +89,11 @@ class StackFolder:
         return self.path / "keys" / "staff-key.pem"
 
     @property
+    def vapid_key(self) -> Path:
+        """The private key of web push."""
+        return self.path / "keys" / "vapid-key"
+
+    @property
     def stack_file(self) -> Path:
         """`stack.json`."""
         return self.path / "stack.json"

@@ -8,15 +8,26 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.payments import RefundState
-from payments.comparing import GRACE, REFUND_OVERDUE, Comparison, PaymentRow, RefundRow, Rows, compare, unexplained
+from payments.comparing import (
+    GRACE,
+    REFUND_OVERDUE,
+    Comparison,
+    PaymentRow,
+    RefundRow,
+    Rows,
+    compare,
+    missing,
+    unexplained,
+)
 from payments.ledger import Pool
 from payments.providers.port import PaymentProvider, ProviderEntry
 from runtime.postgres.sql import load_sql
 
 PAGE_MAX: Final = 2000  # rows
 BOTH_MAX: Final = 1_000_000  # rows and entries in memory, about half a gigabyte
-# An entry may be older than its row: a webhook may be repeated for days, and clocks differ.
-OLDER: Final = timedelta(days=3)
+# An entry is older than its row: by a moment, or by days when its webhook had to be repeated. So the second time is
+# needed only when a row has no entry in the first.
+OLDER: Final = (timedelta(hours=1), timedelta(days=4))
 
 _SQL = load_sql("payments", "comparing.sql")
 _FIRST_ID: Final = UUID(int=0)
@@ -48,18 +59,28 @@ class BothLedgers:
         rows = Rows()
         for pool in self._pools:
             await self._read_shard(pool, since, rows, both_max, progress)
-        done = (refund.created_at for refund in rows.refunds.values() if refund.state is RefundState.DONE)
-        oldest = min(done, default=since)
         entries: list[ProviderEntry] = []
-        async for entry in self._provider.entries(min(since, oldest) - OLDER):
+        for older in OLDER:
+            entries = await self._read_entries(since, older, rows, both_max, progress)
+            if not missing(rows, entries):
+                break
+        await self._explain(rows, entries, since)
+        progress(len(rows), len(entries))
+        return compare(rows, entries, since=since, now=datetime.now(UTC), grace=grace, overdue=overdue)
+
+    async def _read_entries(
+        self, since: datetime, older: timedelta, rows: Rows, both_max: int, progress: Progress
+    ) -> list[ProviderEntry]:
+        """The provider's entries, the older ones of our refunds included."""
+        done = (refund.created_at for refund in rows.refunds.values() if refund.state is RefundState.DONE)
+        entries: list[ProviderEntry] = []
+        async for entry in self._provider.entries(min(since, min(done, default=since)) - older):
             entries.append(entry)
             if len(entries) % PAGE_MAX == 0:
                 progress(len(rows), len(entries))
             if len(rows) + len(entries) > both_max:
                 raise TooMuch(f"more than {both_max} payments and refunds")
-        await self._explain(rows, entries, since)
-        progress(len(rows), len(entries))
-        return compare(rows, entries, since=since, now=datetime.now(UTC), grace=grace, overdue=overdue)
+        return entries
 
     async def _read_shard(self, pool: Pool, since: datetime, rows: Rows, both_max: int, progress: Progress) -> None:
         """The rows of one shard; each page is a transaction of its own."""

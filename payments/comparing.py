@@ -109,6 +109,14 @@ class Comparison:
     refunds_minor: Counter[str] = field(default_factory=Counter)
 
 
+def missing(rows: Rows, entries: Sequence[ProviderEntry]) -> bool:
+    """Whether a row that is judged has no entry: older entries may have it."""
+    payments = {entry.id for entry in entries if not entry.is_refund}
+    refunds = {parse_uuid(entry.id) for entry in entries if entry.is_refund}
+    done = {id_ for id_ in rows.judged_refunds if rows.refunds[id_].state is RefundState.DONE}
+    return bool(rows.judged_payments - payments or done - refunds)
+
+
 def unexplained(rows: Rows, entries: Sequence[ProviderEntry], *, since: datetime) -> tuple[set[str], set[UUID]]:
     """Event ids and refund ids to read again: entries without a row, and refunds that are not done in their rows."""
     payments: set[str] = set()

@@ -48,13 +48,12 @@ class Stopping(Exception):
     """The process is to stop during a pause: the messages in hand stay unacknowledged and come again."""
 
 
-class Consuming:
-    """The pauses and settlements of one consumer."""
+class Patience:
+    """The pauses of one part of a process."""
 
     def __init__(
         self,
         service: Service,
-        letters: DeadLetters,
         *,
         report: Callable[[str, str | None], None],
         count_pause: Callable[[str], None],
@@ -62,7 +61,6 @@ class Consuming:
         """`report(waits_for, problem)` sets readiness, with None after all waits; `count_pause` counts each pause."""
         self._waits: dict[str, dict[object, str]] = {}  # what is waited for -> operation -> problem
         self._service = service
-        self._letters = letters
         self._report = report
         self._count_pause = count_pause
 
@@ -97,6 +95,22 @@ class Consuming:
             # Several operations run at once: one that succeeds must not hide another that still waits.
             waits.pop(me, None)
             self._report(waits_for, next(iter(waits.values()), None))
+
+
+class Consuming(Patience):
+    """The pauses and settlements of one consumer."""
+
+    def __init__(
+        self,
+        service: Service,
+        letters: DeadLetters,
+        *,
+        report: Callable[[str, str | None], None],
+        count_pause: Callable[[str], None],
+    ) -> None:
+        """As of Patience; `letters` takes messages that are given up."""
+        super().__init__(service, report=report, count_pause=count_pause)
+        self._letters = letters
 
     async def readable(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """The deliveries that the carrier could decode; the others are given up as malformed. Raises Stopping."""

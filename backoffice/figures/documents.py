@@ -48,6 +48,7 @@ def figures_document(figures: Figures, rates: Rates, *, now_s: float) -> dict[st
         "at": _time(figures.at_ms) if figures.at_ms is not None else None,
         "sales": [_sale_document(sale, growth) for sale in figures.sales],
         "sales_left_out": figures.left_out,
+        "invariants": {"G": figures.verdict_g},
         "lanes": None
         if figures.unrelayed is None
         else [

@@ -23,7 +23,7 @@ from domain.orders import MalformedEntry, decode_head
 from domain.sales import SaleDefinition, SaleState, Stock, state_at
 from reservation.documents import MalformedDocument, SaleDocuments, decode_document
 from reservation.reading import unpack_stock
-from reservation.verdicts import decode_verdict
+from reservation.verdicts import decode_money_verdict, decode_verdict
 from runtime.dead_letters import DeadLetters, DeadLettersUnavailable
 from runtime.postgres.databases import Database
 from runtime.postgres.sql import load_sql
@@ -80,7 +80,8 @@ class QueueFigures:
 class Figures:
     """All figures at one moment of the Redis clock. Parts of the servers named in `unavailable` are None.
 
-    `left_out`: number of running sales that are not shown. `unrelayed`: entries and age of the oldest in seconds, by
+    `left_out`: number of running sales that are not shown. `verdict_g`: the verdict on the money of all sales; None as
+    for a sale. `unrelayed`: entries and age of the oldest in seconds, by
     lane. `queues`: by shard. `outboxes`: rows and age of the oldest in seconds, by shard. `dead`: number of dead
     letters.
     """
@@ -88,6 +89,7 @@ class Figures:
     at_ms: int | None
     sales: tuple[SaleFigures, ...]
     left_out: int
+    verdict_g: bool | None
     unrelayed: tuple[tuple[int, float], ...] | None
     queues: tuple[QueueFigures, ...] | None
     outboxes: tuple[tuple[int, float] | None, ...]
@@ -116,12 +118,13 @@ class Lookout:
         ]
         answers = await asyncio.gather(*(_bounded(answer) for answer in asked))
         redis_part, queue_part, *outboxes = answers
-        at_ms, sales, left_out, unrelayed = redis_part or (None, (), 0, None)
+        at_ms, sales, left_out, verdict_g, unrelayed = redis_part or (None, (), 0, None, None)
         queues, dead = queue_part or (None, None)
         return Figures(
             at_ms=at_ms,
             sales=sales,
             left_out=left_out,
+            verdict_g=verdict_g,
             unrelayed=unrelayed,
             queues=queues,
             outboxes=tuple(outboxes),
@@ -129,7 +132,9 @@ class Lookout:
             unavailable=tuple(name for name, answer in zip(names, answers, strict=True) if answer is None),
         )
 
-    async def _redis_part(self) -> tuple[int, tuple[SaleFigures, ...], int, tuple[tuple[int, float], ...]]:
+    async def _redis_part(
+        self,
+    ) -> tuple[int, tuple[SaleFigures, ...], int, bool | None, tuple[tuple[int, float], ...]]:
         client = self._stores.redis
         now_ms = await self._stores.now_ms()
         running = self._running(await self._definitions(), now_ms)
@@ -147,7 +152,9 @@ class Lookout:
                 fields = [topology.stock_field(sale.sale_id, index) for index in range(len(sale.items))]
                 for lane in sale.lanes:
                     pipeline.hmget(topology.lane_state_key(lane), fields)
-            answers = iter(await pipeline.execute())
+            pipeline.get(topology.MONEY_VERDICT_KEY)
+            *others, money_verdict = await pipeline.execute()
+        answers = iter(others)
         unrelayed = tuple((int(next(answers)), _age_s(next(answers), now_ms)) for _ in lanes)
         figures: list[SaleFigures] = []
         for sale, state in shown:
@@ -166,7 +173,8 @@ class Lookout:
                     deep_look_age_s=judged.deep_age_s(now_ms),
                 )
             )
-        return now_ms, tuple(figures), len(running) - len(shown), unrelayed
+        verdict_g = decode_money_verdict(money_verdict, now_ms)
+        return now_ms, tuple(figures), len(running) - len(shown), verdict_g, unrelayed
 
     async def _definitions(self) -> list[SaleDefinition]:
         members = cast(set[bytes], await self._stores.redis.smembers(topology.SALES_KEY))

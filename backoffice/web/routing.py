@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import psycopg
@@ -31,8 +32,8 @@ from backoffice.web.messages import (
     Rendered,
     Role,
     render,
-    render_problem,
 )
+from backoffice.web.problem_page import render_refusal, wants_page
 from domain.problems import FieldError, Problem, ProblemDetails
 from runtime.audit import Act, Action, act_as
 
@@ -186,21 +187,24 @@ class Dispatcher:
         return rendered
 
     async def _answer(self, route: Route, call: Call, act: Act) -> Rendered:
+        refuse = partial(
+            render_refusal, as_page=wants_page(call.method, call.path, call.headers.get("accept", ""))
+        )  # fmt: skip
         try:
             async with asyncio.timeout(HANDLER_S_MAX):
                 return render(await self._run(route, call, act))
         except Refused as refusal:
             self._note(act, route, call.path, refusal)
-            return render_problem(refusal.details)
+            return refuse(refusal.details)
         except TooManyRequests:  # the queue of a connection pool is full
-            return render_problem(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
+            return refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
         except _UNAVAILABLE as error:
             # The text of the error may name hosts and databases.
             log.warning("dependency unavailable", method=route.method, route=route.path, error=type(error).__name__)
-            return render_problem(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1))
+            return refuse(ProblemDetails(Problem.DEPENDENCY_UNAVAILABLE, retry_after_s=1))
         except Exception:
             log.exception("handler failed", method=route.method, route=route.path, request_id=act.request_id)
-            return render_problem(ProblemDetails(Problem.INTERNAL_ERROR))
+            return refuse(ProblemDetails(Problem.INTERNAL_ERROR))
 
     async def _run(self, route: Route, call: Call, act: Act) -> Answer:
         caller = self._caller(route, call.headers.get("authorization"))

@@ -171,18 +171,18 @@ class Provider:
     async def _ledger(self, request: web.Request) -> web.Response:
         try:
             since_ms = int(request.query.get("since_ms", "0"))
-            at_ms, seq = since_ms - 1, 2**62
-            if (after := request.query.get("after")) is not None:
-                at_ms, seq = (int(part) for part in after.split("-"))
-            limit = int(request.query.get("limit", LEDGER_PAGE_MAX))
-            rows = self._books.page(at_ms=at_ms, seq=seq, limit=max(1, min(limit, LEDGER_PAGE_MAX)))
+            at_ms, _, seq = request.query.get("after", f"{since_ms - 1}-{2**62}").rpartition("-")
+            limit = max(1, min(int(request.query.get("limit", LEDGER_PAGE_MAX)), LEDGER_PAGE_MAX))
+            rows = self._books.page(at_ms=int(at_ms), seq=int(seq), limit=limit)
         except (ValueError, OverflowError) as error:
             raise Refusal(400, "since_ms, after or limit: malformed") from error
         entries = [
             {"id": id_, "kind": kind, "order_id": order, "amount_minor": amount, "currency": currency, "at_ms": at}
             for id_, kind, order, amount, currency, at, _ in rows
         ]
-        return _json(200, {"entries": entries, "next": f"{rows[-1][5]}-{rows[-1][6]}" if rows else None})
+        # Only a full page has a next one: while buyers pay, there would always be one entry more.
+        following = f"{rows[-1][5]}-{rows[-1][6]}" if len(rows) == limit else None
+        return _json(200, {"entries": entries, "next": following})
 
     async def _show_control(self, _: web.Request) -> web.Response:
         sent = dict(self.deliverer.sent) if self.deliverer is not None else {}

@@ -1,4 +1,4 @@
-"""Delivers webhooks to the shop: signed, over connections that stay open, repeated until the shop answers 2xx.
+"""Delivers webhooks to the shop: signed, over connections that stay open, repeated for days until it answers 2xx.
 
 The books are the queue. A part of the due webhooks is in memory; results are stored in batches. A process that is
 killed sends webhooks again that the shop acknowledged a moment before: every shop must cope with that.
@@ -36,6 +36,7 @@ RETRY_S_FIRST: Final = 0.2
 RETRY_S_MAX: Final = 5.0
 OLD_ATTEMPTS: Final = 60  # after about five minutes
 OLD_RETRY_S: Final = 60.0
+ATTEMPTS_MAX: Final = OLD_ATTEMPTS + 3 * 24 * 60  # after about three days a webhook is given up
 UNREACHABLE_S_MAX: Final = 1.0  # a sender's longest pause while nothing listens at the shop's address
 
 SENT = Metric("payment_simulator_webhooks", "Webhooks sent, by the status of the answer.", ["status"])
@@ -63,7 +64,7 @@ class Deliverer:
         self._now_ms = now_ms
         self._ready: asyncio.Queue[Delivery] = asyncio.Queue(IN_MEMORY_MAX)
         self._taken: set[int] = set()  # in memory, on their way, or not stored yet; at most IN_MEMORY_MAX
-        self._delivered: list[int] = []
+        self._delivered: list[int] = []  # or given up
         self._postponed: list[tuple[int, int]] = []
         self._storing: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
@@ -143,6 +144,9 @@ class Deliverer:
         self.sent[status] += 1
         SENT.labels(status or "none").inc()
         if 200 <= status < 300:
+            self._delivered.append(delivery.id)
+        elif delivery.attempts + 1 >= ATTEMPTS_MAX:
+            log.error("webhook given up", status=status, body=delivery.body.decode())
             self._delivered.append(delivery.id)
         else:
             delay_s = retry_delay_s(delivery.attempts, jitter=self._rng.random())

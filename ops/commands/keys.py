@@ -1,4 +1,4 @@
-"""`rotate-keys`: replace the keys of access tokens, without downtime."""
+"""`rotate-keys`: replace the keys of access tokens, without downtime. `vapid-key`: make a key of web push."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ops.target import is_set, resolve
 from runtime.audit import Action, object_name
 from runtime.process.errors import OperatorError
 from runtime.process.settings import load_settings
+from runtime.tokens.vapid import VapidKey, new_vapid_key
 
 SERVICES: Final = ("edge", "backoffice")
 
@@ -128,3 +129,13 @@ def _show(outcomes: dict[str, Any], *, as_json: bool) -> None:
             f"{name:6} active {outcome['active']}, known to {', '.join(outcome['processes']) or 'no running process'}"
         )
         print(f"{'':6} before {outcome['previous']}, {end}")
+
+
+def vapid_key(as_json: AsJson = False) -> None:
+    """Make a key of web push, and print it as settings. It is stored nowhere."""
+    private = new_vapid_key()
+    made = {"FLASHSALE_VAPID_KEY": private, "FLASHSALE_VAPID_PUBLIC_KEY": VapidKey.parse(private).public}
+    if as_json:
+        print_json(made)
+    else:
+        print("\n".join(f"{name}={value}" for name, value in made.items()))

@@ -103,6 +103,8 @@ class StripeProvider:
             "success_url": checkout.return_url,
             "cancel_url": checkout.return_url,
             "expires_at": ends_at,
+            # Otherwise an account that converts for its buyers would report another amount than the order's.
+            "adaptive_pricing": {"enabled": False},
         }
         with _errors():
             session = await self._client.v1.checkout.sessions.create_async(

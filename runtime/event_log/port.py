@@ -123,7 +123,8 @@ class Lag:
 class Reader(Protocol):
     """Reads partitions of one topic for a group: an async context manager. Everything raises EventLogUnavailable.
 
-    Entering loads the group's committed positions. A partition without one begins at the oldest retained record.
+    Entering loads the group's committed positions. A partition without one begins at the oldest retained record, or,
+    with `begin_at_end`, behind the newest one, and that position is committed.
     There is no assignment of partitions to members of a group: the caller makes sure that one reader of a group has a
     partition (by a lease, say). Two at once read twice and lose nothing.
     """
@@ -139,6 +140,10 @@ class Reader(Protocol):
 
     async def commit(self) -> None:
         """Every record handed out so far is processed: remember that for the group. Without effect for no group."""
+        ...
+
+    async def skip(self, to: Mapping[int, int]) -> None:
+        """Pass over the records up to these offsets, by partition, as if they had been handed out."""
         ...
 
     async def lag(self) -> Mapping[int, Lag]:
@@ -167,7 +172,7 @@ class EventLog(Protocol):
         """
         ...
 
-    def reader(self, group: str | None, topic: str, partitions: Iterable[int]) -> Reader:
+    def reader(self, group: str | None, topic: str, partitions: Iterable[int], *, begin_at_end: bool = False) -> Reader:
         """A reader for a group, or without a group (None): from the oldest record, and nothing is remembered."""
         ...
 

@@ -69,11 +69,13 @@ class RedisStreamsEventLog:
             args += (record.key, record.value, headers)
         await _answer(topic, partition, run(self._redis, _APPEND, (stream_key(topic, partition),), args))
 
-    def reader(self, group: str | None, topic: str, partitions: Iterable[int]) -> StreamReader:
+    def reader(
+        self, group: str | None, topic: str, partitions: Iterable[int], *, begin_at_end: bool = False
+    ) -> StreamReader:
         """A reader of these partitions."""
         listed = tuple(partitions)
         self._spec(topic, listed)
-        return StreamReader(self._redis, group=group, topic=topic, partitions=listed)
+        return StreamReader(self._redis, group=group, topic=topic, partitions=listed, begin_at_end=begin_at_end)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -92,14 +94,19 @@ class RedisStreamsEventLog:
 class StreamReader:
     """See `runtime.event_log.port.Reader`. One XREAD covers all partitions, so they must be on one Redis server."""
 
-    def __init__(self, redis: Redis, *, group: str | None, topic: str, partitions: Sequence[int]) -> None:
+    def __init__(
+        self, redis: Redis, *, group: str | None, topic: str, partitions: Sequence[int], begin_at_end: bool
+    ) -> None:
         """Uses the client, does not own it."""
+        assert group is not None or not begin_at_end, "without a group, no position is remembered"
         self._redis = redis
         self._group = group
+        self._begin_at_end = begin_at_end
         self._topic = topic
         self._partition_of = {stream_key(topic, partition).encode(): partition for partition in partitions}
         self._read = dict.fromkeys(partitions, 0)  # last offset that was read, 0: none
         self._handed_out: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
         self._ready: deque[LogRecord] = deque()
         self._losses: deque[Overtaken | WentBack] = deque()
         self._ends_checked_at = time.monotonic()
@@ -107,11 +114,18 @@ class StreamReader:
     async def __aenter__(self) -> Self:
         """Load the group's positions."""
         if self._group is not None:
-            for partition in self._read:
-                key = positions_key(self._topic, partition)
-                offset = await _answer(self._topic, partition, self._redis.hget(key, self._group))
-                self._read[partition] = int(offset or 0)
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for partition in self._read:
+                    pipeline.hget(positions_key(self._topic, partition), self._group)
+                found = await _answer(self._topic, None, pipeline.execute())
+            offsets = dict(zip(self._read, found, strict=True))
+            new = [partition for partition, offset in offsets.items() if offset is None] if self._begin_at_end else []
+            offsets |= await self._ends(new)
+            self._read = {partition: int(offset or 0) for partition, offset in offsets.items()}
+            self._committed = {partition: offset for partition, offset in self._read.items() if partition not in new}
         self._handed_out = dict(self._read)
+        if self._committed != self._handed_out:
+            await self.commit()
         return self
 
     async def __aexit__(
@@ -133,18 +147,28 @@ class StreamReader:
         return batch
 
     async def commit(self) -> None:
-        """Store the offsets of the last records handed out."""
+        """Store the offsets of the last records handed out, those that changed: one synced write for all."""
         if self._group is None:
             return
-        for partition, offset in self._handed_out.items():
-            key = positions_key(self._topic, partition)
-            await _answer(self._topic, partition, self._redis.hset(key, self._group, offset))
+        handed_out = dict(self._handed_out)
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for partition, offset in handed_out.items():
+                if self._committed.get(partition) != offset:
+                    pipeline.hset(positions_key(self._topic, partition), self._group, offset)
+            await _answer(self._topic, None, pipeline.execute())
+        self._committed = handed_out
+
+    async def skip(self, to: Mapping[int, int]) -> None:
+        """Read on behind these offsets."""
+        self._ready = deque(record for record in self._ready if record.offset > to.get(record.partition, 0))
+        for partition, offset in to.items():
+            self._read[partition] = max(self._read[partition], offset)
+            self._handed_out[partition] = max(self._handed_out[partition], offset)
 
     async def lag(self) -> Mapping[int, Lag]:
         """Ends by the streams' last ids, which outlive retention."""
-        return {
-            partition: Lag(position, await self._end(partition)) for partition, position in self._handed_out.items()
-        }
+        ends = await self._ends(self._handed_out)
+        return {partition: Lag(position, ends[partition]) for partition, position in self._handed_out.items()}
 
     async def _fill(self, count: int, wait_s: float) -> None:
         streams: Any = {stream_key(self._topic, partition): f"0-{offset}" for partition, offset in self._read.items()}
@@ -166,21 +190,30 @@ class StreamReader:
 
     async def _check_ends(self, busy: Collection[int]) -> None:
         """A stream that ends before the position would look empty: its server lost data. `busy` ones have records."""
-        for partition, position in self._read.items():
-            if partition not in busy and position and (end := await self._end(partition)) < position:
+        quiet = [partition for partition, position in self._read.items() if partition not in busy and position]
+        for partition, end in (await self._ends(quiet)).items():
+            if end < (position := self._read[partition]):
                 self._losses.append(WentBack(self._topic, partition, position=position, end=end))
                 self._read[partition] = self._handed_out[partition] = 0
 
-    async def _end(self, partition: int) -> int:
-        try:
-            info = await self._redis.xinfo_stream(stream_key(self._topic, partition))
-        except ResponseError as error:
-            if "no such key" in str(error):
-                return 0
-            raise EventLogUnavailable(self._topic, partition, str(error)) from error
-        except (RedisError, OSError, TimeoutError) as error:
-            raise EventLogUnavailable(self._topic, partition, str(error) or type(error).__name__) from error
-        return _offset(info["last-generated-id"])
+    async def _ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The last offsets, 0 for a partition that never had a record."""
+        asked = list(partitions)
+        if not asked:
+            return {}
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for partition in asked:
+                pipeline.xinfo_stream(stream_key(self._topic, partition))
+            found = await _answer(self._topic, None, pipeline.execute(raise_on_error=False))
+        ends = {}
+        for partition, info in zip(asked, found, strict=True):
+            if isinstance(info, ResponseError) and "no such key" in str(info):
+                ends[partition] = 0
+            elif isinstance(info, Exception):
+                raise EventLogUnavailable(self._topic, partition, str(info)) from info
+            else:
+                ends[partition] = _offset(info["last-generated-id"])
+        return ends
 
 
 def _record(partition: int, offset: int, fields: Mapping[bytes, bytes]) -> LogRecord:

@@ -229,10 +229,36 @@ class Settings(BaseModel):
     mail_sender: str = Field(
         "Flashsale <no-reply@flashsale.example>", description="Sender address of mails, with or without a name."
     )
+    default_language: str = Field(
+        "en",
+        pattern="^[a-z]{2,3}(-[a-z0-9]{2,8})?$",
+        description="Language of notices to accounts that have chosen none: a folder of notices/languages.",
+    )
+    announce_reserved: bool = Field(
+        default=False, description="Whether buyers get a notice of each reserved order as well."
+    )
     link_url: str = Field(
         "http://127.0.0.1:8081",
         pattern="^https?://",
         description="Public address of the backoffice: links in mails begin with it, and `flashsale import` sends there.",
+    )
+
+    # Web push
+    vapid_key: SecretStr | None = Field(
+        None,
+        description="Private key of web push (RFC 8292), as `flashsale vapid-key` prints it. Notification workers only; "
+        "without it they send no pushes.",
+    )
+    vapid_public_key: str | None = Field(
+        None,
+        pattern="^[A-Za-z0-9_-]{87}$",
+        description="Public key that belongs to FLASHSALE_VAPID_KEY, for the backoffice, which gives it to browsers, and for "
+        "the announcer; without it there is no web push.",
+    )
+    push_addresses_allowed: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks (CIDR) in which push services may be although they are not public, separated by commas; such "
+        "services may also be reached with http://. For tests.",
     )
 
     # Payments
@@ -284,6 +310,7 @@ class Settings(BaseModel):
         "shard_replica_dsns",
         "cors_origins",
         "trusted_proxies",
+        "push_addresses_allowed",
         "payment_webhook_secrets",
         mode="before",
     )

@@ -102,6 +102,7 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     }
     assert (shown["accepted"], shown["refused"]) == (6, {"rate_limited": 3, "sold_out": 12})
     assert shown["invariants"] == {"A": True, "B": None}
+    assert figures["invariants"] == {"G": None}
     assert 30.0 <= shown["deep_look_age_s"] < 60.0
     assert [(lane["lane"], lane["unrelayed"]) for lane in figures["lanes"]] == [(0, 0), (1, 0), (2, 1), (3, 1)]
     ages_s = [lane["age_s"] for lane in figures["lanes"]]
@@ -109,6 +110,21 @@ def test_a_sale_in_figures(staff: Staff, redis_client: redis.Redis) -> None:
     assert figures["queues"] == [{"shard": shard, "messages": 0, "retrying": 0, "dead": 0} for shard in range(4)]
     assert figures["outboxes"] == [{"shard": shard, "rows": 0, "age_s": 0.0} for shard in range(4)]
     assert (figures["dead_letters"], figures["unavailable"], figures["sales_left_out"]) == (0, [], 0)
+
+
+def test_the_verdict_on_money(staff: Staff, redis_client: redis.Redis) -> None:
+    """Beside those of the sales; an old or malformed one counts as none."""
+    now_ms = redis_client.time()[0] * 1000
+    told: list[tuple[str, bool | None]] = [
+        (json.dumps({"at_ms": now_ms, "G": True}), True),
+        (json.dumps({"at_ms": now_ms, "G": False}), False),
+        (json.dumps({"at_ms": now_ms - 60_000, "G": True}), None),
+        (json.dumps({"at_ms": now_ms, "G": "true"}), None),
+        ("no verdict", None),
+    ]
+    for raw, shown in told:
+        redis_client.set(topology.MONEY_VERDICT_KEY, raw)
+        assert first(staff)["invariants"] == {"G": shown}, raw
 
 
 def test_figures_follow_what_happens(staff: Staff, redis_client: redis.Redis) -> None:

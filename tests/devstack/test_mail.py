@@ -22,6 +22,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from devstack.children import free_port, port_is_free
 from devstack.mailbox import MAIL_BYTES_MAX, Mailbox
+from ops.shop import Shop
 from tests.fixtures.fix_mail import text_of, token_of
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually
 
@@ -73,6 +74,31 @@ def test_register_verify_forget_reset(running_stack: RunningStack) -> None:
     for log in running_stack.folder.logs.iterdir():
         text = log.read_text(errors="replace")
         assert token_of(asked) not in text and token_of(sent) not in text and address not in text, log.name
+
+
+def test_a_buyer_is_told_of_an_order_in_the_language_of_the_account(running_stack: RunningStack) -> None:
+    """The whole way: order, stream, queue, shard, outbox, event log, queue, mail server. One letter."""
+    stack = running_stack.stack
+    address = f"buyer-{secrets.token_hex(4)}@shop.example"
+    shop = Shop.log_in(stack.backoffice_url, **stack.admin)
+    sku = f"MAIL-{secrets.token_hex(3)}"
+    shop.create_product(sku=sku, name="A thing", price_minor=1999)
+    sale = shop.create_open_sale(name="Mail", stock={sku: 5}, price_minor=1999, hold_s=600, per_user_limit=5)
+    with httpx.Client(base_url=stack.backoffice_url, timeout=20) as http:
+        account = {"email": address, "password": PASSWORD}
+        http.post("/v1/auth/register", json={**account, "name": "Ada"}).raise_for_status()
+        token = http.post("/v1/auth/login", json=account).json()["access_token"]
+        bearer = {"Authorization": f"Bearer {token}"}
+        http.patch("/v1/users/me/preferences", json={"language": "de"}, headers=bearer).raise_for_status()
+        assert len(http.get("/v1/push-key").json()["public_key"]) == 87  # the stack has a key of its own
+    with httpx.Client(base_url=stack.edge_url, headers={**bearer, "Idempotency-Key": "one"}, timeout=20) as http:
+        body = {"items": [{"sku": sku, "quantity": 2}]}
+        order_id = http.post(f"/v1/sales/{sale['id']}/orders", json=body).raise_for_status().json()["order_id"]
+        http.post(f"/v1/orders/{order_id}/cancel").raise_for_status()
+    subject, folder = "Ihre Bestellung wurde storniert", Path(stack.mail_folder)
+    eventually(lambda: subject in letters(folder, address))
+    text = text_of(letters(folder, address)[subject])
+    assert f"2 x {sku}: 39,98 EUR" in text and f"{stack.backoffice_url}/shop/orders/{order_id}" in text
 
 
 @pytest.fixture

@@ -13,16 +13,24 @@ from hypothesis import strategies as st
 from domain import ids
 from domain.mailed_tokens import SECRET_BYTES, TOKEN_LENGTH, decode_mailed_token, encode_mailed_token, secret_hash
 from domain.notices import (
+    ORDER_KINDS,
+    Channel,
     MalformedNotice,
     NoticeKind,
+    NoticeLine,
+    OrderNews,
     notice_event,
     notice_of_left_address,
+    notice_of_order,
     notice_to_address,
     notice_to_user,
     parse_notice,
 )
+from domain.payments import RefundReason
 
 USER = UUID("01890000-0000-7000-8000-000000000001")
+ORDER = OrderNews(USER, 1_790_000_000_123, "EUR", 3998, (NoticeLine("SKU-1", 2, 1999),), 1_790_000_600_123)
+REFUND = OrderNews(USER, 1_790_000_000_123, "JPY", 5, reason=RefundReason.LATE)
 
 
 @pytest.mark.parametrize("kind", NoticeKind)
@@ -30,11 +38,55 @@ def test_a_notice_survives_its_journey(kind: NoticeKind) -> None:
     notices = [notice_to_user(kind, USER), notice_to_address(kind, "a@b.example")]
     if kind is NoticeKind.EMAIL_CHANGED:
         notices = [notice_of_left_address(USER, "a@b.example")]
+    if kind in ORDER_KINDS:
+        news = REFUND if kind is NoticeKind.ORDER_REFUNDED else ORDER
+        notices = [notice_of_order(kind, USER, news, event_id="e", channel=channel) for channel in Channel]
+        assert [notice.at_ms for notice in notices] == [news.at_ms] * 2
     for notice in notices:
         event = notice_event(notice)
         assert event["type"] == f"notice.{kind.value}"
         assert event["key"] == notice.key
         assert parse_notice(json.dumps(event).encode()) == notice
+
+
+def test_the_id_of_an_orders_notice_follows_from_event_and_channel() -> None:
+    def id_(event_id: str, channel: Channel) -> UUID:
+        return notice_of_order(NoticeKind.ORDER_PAID, USER, ORDER, event_id=event_id, channel=channel).id
+
+    assert id_("order:2", Channel.EMAIL) == id_("order:2", Channel.EMAIL)
+    assert len({id_(event, channel) for event in ("order:2", "order:3") for channel in Channel}) == 4
+    assert id_("order:2", Channel.PUSH).version == 8 and ids.parse_uuid(str(id_("order:2", Channel.PUSH))) is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order_id": "x"},
+        {"order_id": None},
+        {"time_ms": "1"},
+        {"time_ms": 1 << 63},
+        {"currency": "EURO"},
+        {"currency": "\u00e9UR"},
+        {"amount_minor": -1},
+        {"amount_minor": 1 << 63},
+        {"amount_minor": True},
+        {"items": []},
+        {"items": [{"sku": "A\n", "quantity": 1, "unit_price_minor": 1}]},
+        {"items": [{"sku": "A", "quantity": 0, "unit_price_minor": 1}]},
+        {"items": [{"sku": "A", "quantity": 1}]},
+        {"items": [{"sku": "A", "quantity": 1, "unit_price_minor": 1}] * 9},
+        {"expires_at_ms": -1},
+        {"reason": "because"},
+    ],
+)
+def test_malformed_orders_in_notices(change: dict[str, object]) -> None:
+    event = notice_event(notice_of_order(NoticeKind.ORDER_PAID, USER, ORDER, event_id="e", channel=Channel.EMAIL))
+    event["data"]["order"] |= change
+    with pytest.raises(MalformedNotice):
+        parse_notice(json.dumps(event).encode())
+    del event["data"]["order"]
+    with pytest.raises(MalformedNotice):
+        parse_notice(json.dumps(event).encode())
 
 
 @pytest.mark.parametrize(

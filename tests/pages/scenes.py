@@ -65,8 +65,13 @@ class Shopkeeper:
 
     def report(self, sale: Any) -> Any:
         """Counters of the sale's only item."""
-        (item,) = self._ask("GET", f"/v1/sales/{sale['id']}/report")["items"]
+        (item,) = self.counters(sale).values()
         return item
+
+    def counters(self, sale: Any) -> dict[str, Any]:
+        """Counters of each item of the sale by SKU."""
+        items = self._ask("GET", f"/v1/sales/{sale['id']}/report")["items"]
+        return {item["sku"]: item for item in items}
 
 
 def log_in_staff(page: Page, stack: Stack) -> None:
@@ -113,3 +118,11 @@ def orders_of(page: Page, stack: Stack) -> list[Any]:
     assert answer.status_code == 200, answer.text
     items: list[Any] = answer.json()["items"]
     return items
+
+
+def control_provider(stack: Stack, **behaviour: Any) -> None:
+    """Make the simulated payment provider behave like this, in all else well."""
+    url, headers = f"{stack.payment_url}/v1/control", {"Authorization": f"Bearer {stack.payment_secret}"}
+    assert httpx.delete(url, headers=headers, timeout=10).is_success
+    if behaviour:
+        assert httpx.post(url, headers=headers, json=behaviour, timeout=10).is_success

@@ -72,6 +72,14 @@ def _take_all(browser: Browser, stack: Stack, keys: TokenKeys) -> None:
     shop.get_by_role("button", name="Buy", exact=True).click()
     expect(shop.locator("#history-rows tr")).to_have_count(1)
     _take(shop, "shop.png")
+    buyer = _page(browser, shop_url(stack, sale), viewport=PHONE, color_scheme="dark", is_mobile=True)
+    register(buyer)
+    buyer.get_by_label("Brass lamp").fill("1")
+    buyer.get_by_role("button", name="Buy", exact=True).click()
+    buyer.get_by_role("button", name="Pay now").click()
+    buyer.get_by_role("button", name="Pay 49").click()
+    expect(buyer.locator("#order-state")).to_have_text("Paid. Thank you!")
+    _take(buyer, "order-phone.png")
 
 
 def _page(browser: Browser, url: str, **options: Any) -> Page:

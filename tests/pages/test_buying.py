@@ -185,7 +185,7 @@ def test_a_hold_that_expires(visit: Visit, running_stack: RunningStack, keeper: 
     stack, sale = running_stack.stack, keeper.sale(hold_s=2)
     page = buyer_at(visit, stack, sale)
     page.get_by_role("button", name="Buy", exact=True).click()
-    expect(page.locator("#order-state")).to_have_text("Expired: the hold has ended and the units are on sale again.")
+    expect(page.locator("#order-state")).to_have_text("Expired: the hold ran out and the units are on sale again.")
     expect(page.get_by_role("button", name="Cancel order")).to_be_hidden()
 
 

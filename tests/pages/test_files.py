@@ -9,13 +9,19 @@ import httpx
 import pytest
 
 import backoffice.pages
+from domain.currencies import MINOR_UNIT_PLACES
 from tests.fixtures.fix_backoffice import BackofficeProcess
 from tests.fixtures.fix_browser import Visit
 
 STATIC = Path(backoffice.pages.__file__).parent / "static"
 SALE = "01890000-0000-7000-8000-000000000001"
-PAGES = ("/", f"/shop/{SALE}", "/docs")
-FILES = sorted(f"/static/{path.name}" for path in STATIC.iterdir() if path.suffix in (".js", ".css", ".svg"))
+PAGES = ("/", f"/shop/{SALE}", "/shop/orders", f"/shop/orders/{SALE}", "/docs")
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+FILES = sorted(
+    "/shop/sw.js" if path.name == "sw.js" else f"/static/{path.name}"
+    for path in STATIC.iterdir()
+    if path.suffix in (".js", ".css", ".svg")
+)
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -28,6 +34,7 @@ def test_headers_of_pages(backoffice: BackofficeProcess, path: str) -> None:
     assert policy["connect-src"] == "'self' http://127.0.0.1:8080"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
     assert policy["require-trusted-types-for"] == "'script'"
+    assert policy["trusted-types"] == ("service-worker" if path.startswith("/shop/") else "'none'")
     assert "unsafe" not in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"
@@ -61,6 +68,40 @@ def test_paths_that_are_not_pages(backoffice: BackofficeProcess) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
     answer = httpx.get(backoffice.url + "/shop/not-an-id")
     assert (answer.status_code, answer.json()["code"]) == (404, "sale_not_found")
+    answer = httpx.get(backoffice.url + "/shop/orders/not-an-id")
+    assert (answer.status_code, answer.json()["code"]) == (404, "order_not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/shop/not-an-id", 404), ("/shop/orders/not-an-id", 404), ("/shop/", 404), ("/nothing/<b>here", 404)],
+)
+def test_a_browser_gets_a_page_for_what_is_not_there(backoffice: BackofficeProcess, path: str, status: int) -> None:
+    answer = httpx.get(backoffice.url + path, headers=BROWSER)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+    assert "<h1>" in answer.text and "<b>" not in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+    assert answer.headers["cache-control"] == "no-store"
+    head = httpx.head(backoffice.url + path, headers=BROWSER)
+    assert (head.status_code, head.content, head.headers["content-type"]) == (
+        status,
+        b"",
+        answer.headers["content-type"],
+    )
+
+
+def test_clients_of_the_api_get_problems_whatever_they_accept(backoffice: BackofficeProcess) -> None:
+    for path in ("/v1/nothing", "/v1/orders"):
+        answer = httpx.get(backoffice.url + path, headers=BROWSER)
+        assert answer.headers["content-type"] == "application/problem+json", path
+    assert httpx.post(backoffice.url + "/shop/x", headers=BROWSER).headers["content-type"] == "application/problem+json"
+
+
+def test_currencies_have_the_places_of_the_domain() -> None:
+    """Browsers know other decimal places for some currencies, and would show a hundred times the amount."""
+    (table,) = re.findall(r"const PLACES = \{(.*?)\};", (STATIC / "page.js").read_text(encoding="utf-8"), re.DOTALL)
+    places = {code: int(number) for code, number in re.findall(r"([A-Z]{3}): (\d)", table)}
+    assert {code: places.get(code, 2) for code in MINOR_UNIT_PLACES} == MINOR_UNIT_PLACES
 
 
 @pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""The simulated page of the provider in a browser: without JavaScript, on a phone, and back to the shop by its policy."""
+"""The simulator's page in a browser: without JavaScript, on a phone, and back to the shop under its own policy."""
 
 from __future__ import annotations
 

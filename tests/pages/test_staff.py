@@ -88,6 +88,24 @@ def test_actions_on_a_sale(visit: Visit, own: BackofficeProcess) -> None:
     expect(row.get_by_role("button")).to_have_count(0)
 
 
+def test_letters_are_previewed(visit: Visit, own: BackofficeProcess) -> None:
+    page = visit(own.url).page
+    log_in(page)
+    expect(page.locator("#sample-subject")).to_have_text("Your order is paid")
+    expect(page.locator("#sample-text")).to_contain_text("1,259.98 EUR")
+    page.get_by_label("Language").select_option("Deutsch")
+    expect(page.locator("#sample-subject")).to_have_text("Ihre Bestellung ist bezahlt")
+    page.get_by_label("Letter", exact=True).select_option("order expired")
+    expect(page.locator("#sample-text")).to_contain_text("Die Reservierung lief ab")
+    expect(page.locator("#sample-push")).to_contain_text("Bestellung verfallen")
+    page.get_by_label("Letter", exact=True).select_option("verify email")
+    expect(page.locator("#sample-push")).to_have_text("none")
+    with page.context.expect_page() as opened:
+        page.get_by_role("button", name="Open as HTML").click()
+    expect(opened.value.get_by_role("link", name="Adresse bestätigen")).to_be_visible()
+    opened.value.close()
+
+
 def test_a_sale_is_changed(visit: Visit, own: BackofficeProcess) -> None:
     page = visit(own.url).page
     log_in(page)

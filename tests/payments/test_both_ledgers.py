@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 from uuid import UUID
@@ -113,6 +114,26 @@ async def test_rows_that_arrive_while_the_ledgers_are_read_are_no_difference(til
 
     found = await BothLedgers(till.bench.pools, Slow()).compare(SINCE, grace=NO_GRACE)  # type: ignore[arg-type]
     assert found.differences == [] and found.payments == 1
+
+
+async def test_payment_whose_webhook_took_days_is_found_further_back(till: Till, simulator: Simulator) -> None:
+    (event,) = await pay(till, simulator)
+    await till.settling.settle(till.shard, [event])
+    asked: list[datetime] = []
+
+    class Old:
+        name = "simulated"
+
+        async def entries(self, since: datetime):  # type: ignore[no-untyped-def]
+            asked.append(since)
+            async for entry in simulator.provider.entries(SINCE):
+                if since <= (at := entry.at - timedelta(days=3)):
+                    yield replace(entry, at=at)
+
+    since = datetime.now(UTC) - timedelta(minutes=1)
+    found = await BothLedgers(till.bench.pools, Old()).compare(since, grace=NO_GRACE)  # type: ignore[arg-type]
+    assert found.differences == [] and len(asked) == 2
+    assert asked == [since - older for older in both_ledgers.OLDER]
 
 
 async def test_comparison_is_bounded(till: Till, simulator: Simulator) -> None:

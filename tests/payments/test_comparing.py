@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.payments import RefundState
-from payments.comparing import Comparison, Kind, PaymentRow, RefundRow, Rows, compare, unexplained
+from payments.comparing import Comparison, Kind, PaymentRow, RefundRow, Rows, compare, missing, unexplained
 from payments.providers.port import ProviderEntry
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -212,3 +212,14 @@ def test_rows_are_read_again_only_where_they_decide() -> None:
     refund_not_stored(ledgers)
     refund_by_hand(ledgers)
     assert unexplained(ledgers.rows, ledgers.entries, since=SINCE) == ({"evt_0"}, {REFUND})
+
+
+def test_older_entries_are_wanted_only_for_rows_without_one() -> None:
+    ledgers = Ledgers(3, {0, 1, 2})
+    assert not missing(ledgers.rows, ledgers.entries)
+    refund_not_stored(ledgers)
+    assert not missing(ledgers.rows, ledgers.entries)
+    for damage in (payment_entry_vanished, refund_not_at_provider):
+        ledgers = Ledgers(3, {0, 1, 2})
+        damage(ledgers)
+        assert missing(ledgers.rows, ledgers.entries)

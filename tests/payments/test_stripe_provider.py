@@ -216,6 +216,7 @@ async def test_checkout_is_made_once_for_an_order() -> None:
         "success_url": "https://shop.example/shop/orders/1",
         "cancel_url": "https://shop.example/shop/orders/1",
         "expires_at": str(NOW + 600 + 1860),
+        "adaptive_pricing[enabled]": "false",
     }
 
 

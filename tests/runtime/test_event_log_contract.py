@@ -128,6 +128,38 @@ async def test_groups_go_on_at_their_own_commits(event_log: EventLog) -> None:
     assert [r.value for r in await read_all(event_log, "orders", 1, 2, group="other")] == [b"4"]
 
 
+async def test_a_new_group_may_begin_at_the_end_and_goes_on_there(event_log: EventLog) -> None:
+    """Also when its first reader ends before its first commit: the records after its start are not skipped."""
+    await event_log.append("orders", 1, numbered([1, 2]))
+    async with event_log.reader("late", "orders", (1, 2), begin_at_end=True) as reader:
+        assert await reader.next_batch(count_max=10, wait_s=0) == []
+        await event_log.append("orders", 1, numbered([3]))
+        await event_log.append("orders", 2, numbered([4]))
+    async with event_log.reader("late", "orders", (1, 2), begin_at_end=True) as reader:
+        found = [await reader.next_batch(count_max=1, wait_s=0) for _ in range(2)]
+        assert sorted(record.value for batch in found for record in batch) == [b"3", b"4"]
+
+
+async def test_a_reader_may_pass_over_records(event_log: EventLog) -> None:
+    for partition in (0, 1):
+        await event_log.append("users", partition, numbered(range(10)))
+    async with event_log.reader("g", "users", (0, 1)) as reader:
+        first = await reader.next_batch(count_max=5, wait_s=0)  # more are read, and not handed out yet
+        lag = await reader.lag()
+        ends = {partition: lag[partition].end for partition in (0, 1)}
+        await event_log.append("users", 0, numbered([10]))
+        await reader.skip({0: ends[0], 1: ends[1] - 2})
+        await reader.skip({1: 1})  # never back
+        rest: list[LogRecord] = []
+        while batch := await reader.next_batch(count_max=5, wait_s=0):
+            rest += batch
+        await reader.commit()
+    assert len(first) == 5
+    assert [int(r.value) for r in rest if r.partition == 0] == [10]
+    assert [int(r.value) for r in rest if r.partition == 1] == [8, 9]
+    assert await read_all(event_log, "users", 0, 1, group="g") == []
+
+
 async def test_a_commit_covers_the_records_that_were_handed_out_only(event_log: EventLog) -> None:
     await event_log.append("orders", 0, numbered(range(10)))
     async with event_log.reader("g", "orders", (0,)) as reader:
@@ -225,8 +257,9 @@ async def test_topics_that_are_not_declared_are_refused(event_log: EventLog) -> 
 
 async def test_unreachable_log_is_unavailable_and_keeps_what_it_acknowledged(own_redis: RedisServer) -> None:
     event_log = open_event_log(own_redis.url, SPECS)
-    await event_log.append("orders", 0, numbered([1]))
+    await event_log.append("orders", 0, numbered([0, 1]))
     async with event_log.reader("g", "orders", (0,)) as reader:
+        assert len(await reader.next_batch(count_max=1, wait_s=0)) == 1  # there is something to commit
         own_redis.kill()
         for operation in (
             event_log.append("orders", 0, numbered([2])),

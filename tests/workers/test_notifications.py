@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,8 +19,21 @@ from pydantic import SecretStr
 from devstack.servers import RedisServer
 from domain import ids
 from domain.mailed_tokens import SECRET_BYTES, decode_mailed_token, encode_mailed_token, secret_hash
-from domain.notices import Notice, NoticeKind, notice_event, notice_of_left_address, notice_to_address, notice_to_user
+from domain.notices import (
+    ORDER_KINDS,
+    Channel,
+    Notice,
+    NoticeKind,
+    notice_event,
+    notice_of_left_address,
+    notice_of_order,
+    notice_to_address,
+    notice_to_user,
+)
 from domain.topology import EMAIL_QUEUE, Topology, bucket_of_user
+from notices.language import languages
+from notices.letters import Recipient, SenderInvalid, Writer
+from notices.samples import sample
 from runtime.dead_letters import Replay, open_dead_letters, replay
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
@@ -30,12 +43,12 @@ from runtime.redis.client import redis_client as new_client
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_mail import PASSWORD, USER, MailServerProcess, text_of, token_of
 from workers.notifications import accounts
-from workers.notifications.accounts import Accounts, Recipient
-from workers.notifications.letters import SenderInvalid, Writer
+from workers.notifications.accounts import Accounts
 from workers.notifications.mailed_secrets import MailedSecrets
-from workers.notifications.records import Records
+from workers.notifications.records import COUNTED_PER_HOUR_MAX, Records
 from workers.notifications.smtp import MailServer, MailServerAway, SmtpSession, SmtpUrlInvalid
 from workers.notifications.worker import LETTERS_MAX, PostOffice, Sender
+from workers.shards import Shards
 
 WAIT_S = 20.0
 EMAIL = "Buyer@shop.example"
@@ -57,6 +70,15 @@ def make_user(databases: Databases, email: str = EMAIL) -> UUID:
             "INSERT INTO login_index (email_folded, user_id, confirmed) VALUES (%s, %s, true)", (folded, user_id)
         )
     return user_id
+
+
+def prefer(databases: Databases, user_id: UUID, *, language: str | None = None, email_off: Sequence[str] = ()) -> None:
+    """The account's choices."""
+    with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(user_id)], autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO notice_preferences (user_id, language, email_off) VALUES (%s, %s, %s)",
+            (user_id, language, list(email_off)),
+        )
 
 
 def tokens(databases: Databases, user_id: UUID) -> dict[str, bytes]:
@@ -87,7 +109,7 @@ class Setup:
         self.service = Service("notifications", load_settings({}))
         self.writer = Writer(sender="Shop <no-reply@shop.example>", link_url="https://shop.example/")
         self.office = PostOffice(
-            Accounts(self.shards, TOPOLOGY),
+            Accounts(Shards(self.shards), TOPOLOGY),
             Records(self.cache),
             MailedSecrets(SecretStr("k" * 32)),
             self.writer,
@@ -95,23 +117,26 @@ class Setup:
         )
 
     @asynccontextmanager
-    async def running(self, delays_ms: tuple[int, ...] = (10, 20)) -> AsyncIterator[Sender]:
+    async def running(self, delays_ms: tuple[int, ...] = (10, 20), *, senders: int = 1) -> AsyncIterator[Sender]:
         self.service.stopping.clear()
-        sender = Sender(
-            queue=self.queue,
-            letters=self.letters,
-            office=self.office,
-            service=self.service,
-            policy=RetryPolicy(delays_ms),
-        )
-        task = asyncio.create_task(sender.run())
+        made = [
+            Sender(
+                queue=self.queue,
+                letters=self.letters,
+                office=self.office,
+                service=self.service,
+                policy=RetryPolicy(delays_ms),
+            )
+            for _ in range(senders)
+        ]
+        tasks = [asyncio.create_task(sender.run()) for sender in made]
         try:
-            yield sender
-            assert not task.done()
+            yield made[0]
+            assert not any(task.done() for task in tasks)
         finally:
             self.service.stopping.set()
             async with asyncio.timeout(WAIT_S):
-                await task
+                await asyncio.gather(*tasks)
 
     async def tell(self, notice: Notice) -> None:
         await self.queue.publish(EMAIL_QUEUE, json.dumps(notice_event(notice)).encode(), message_id=str(notice.id))
@@ -190,7 +215,7 @@ async def test_a_letter_has_a_link_whose_token_is_good_and_stored_as_a_hash_only
 async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_server: MailServerProcess) -> None:
     user_id = make_user(databases)
     async with setup.running():
-        for kind in NoticeKind:
+        for kind in set(NoticeKind) - set(ORDER_KINDS):
             is_left = kind is NoticeKind.EMAIL_CHANGED
             left = notice_of_left_address(user_id, "left@shop.example")
             await setup.tell(left if is_left else notice_to_user(kind, user_id))
@@ -209,6 +234,77 @@ async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_ser
     for letter in letters.values():
         assert all(len(line) < 998 for line in letter.as_bytes().split(b"\n"))
         assert "$" not in letter.as_string()
+
+
+def news(event_id: str, user_id: UUID, kind: NoticeKind = NoticeKind.ORDER_EXPIRED) -> Notice:
+    """The notice of an order's event, for e-mail."""
+    order = sample(kind).order
+    assert order is not None
+    return notice_of_order(kind, user_id, order, event_id=f"{user_id}:{event_id}:{kind}", channel=Channel.EMAIL)
+
+
+async def test_letters_of_orders_are_in_the_language_of_the_account(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    german, english = make_user(databases, "de@shop.example"), make_user(databases, "en@shop.example")
+    prefer(databases, german, language="de")
+    async with setup.running():
+        for user_id in (german, english):
+            for kind in ORDER_KINDS:
+                await setup.tell(news(str(user_id), user_id, kind))
+            await setup.tell(notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
+        await setup.tell(notice_of_left_address(german, "left@shop.example"))
+        await setup.settled()
+    subjects = {(letter["To"], letter["Subject"]) for letter in mail_server.postbox.letters}
+    for user, code in (("de@shop.example", "de"), ("en@shop.example", "en")):
+        for kind in (*ORDER_KINDS, NoticeKind.PASSWORD_CHANGED):
+            assert (user, languages()[code].words["subjects"][kind]) in subjects
+    assert ("left@shop.example", "Ihre E-Mail-Adresse wurde geändert") in subjects
+    assert len(subjects) == len(mail_server.postbox.letters) == 2 * (len(ORDER_KINDS) + 1) + 1
+
+
+async def test_what_a_buyer_switched_off_is_not_sent(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    """Also when it was switched off while the notice was under way. Letters of security always go out."""
+    user_id = make_user(databases)
+    prefer(databases, user_id, email_off=[*ORDER_KINDS, "password_changed"])
+    async with setup.running():
+        for kind in ORDER_KINDS:
+            await setup.tell(news("e", user_id, kind))
+        await setup.tell(notice_to_user(NoticeKind.PASSWORD_CHANGED, user_id))
+        await setup.settled()
+    assert [letter["Subject"] for letter in mail_server.postbox.letters] == ["Your password was changed"]
+
+
+async def test_a_buyer_cannot_fill_a_mailbox(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    """Ordering and cancelling again and again: the address may be a stranger's. Money is told of all the same."""
+    user_id, other = make_user(databases), make_user(databases, "other@shop.example")
+    async with setup.running():
+        for number in range(COUNTED_PER_HOUR_MAX + 5):
+            await setup.tell(news(f"{number}", user_id, NoticeKind.ORDER_CANCELLED))
+        await setup.settled()
+        assert len(mail_server.postbox.letters) == COUNTED_PER_HOUR_MAX
+        for user in (user_id, other):
+            await setup.tell(news("paid", user, NoticeKind.ORDER_PAID))
+        await setup.tell(news("expired", other))
+        await setup.settled()
+    assert len(mail_server.postbox.letters) == COUNTED_PER_HOUR_MAX + 3
+
+
+async def test_copies_of_a_notice_in_two_senders_hands_are_sent_once(
+    setup: Setup, databases: Databases, mail_server: MailServerProcess
+) -> None:
+    """The announcer repeats its last batch after a crash: the copies come close together."""
+    notices = [news(str(number), make_user(databases, f"b{number}@x.example")) for number in range(10)]
+    for notice in notices:
+        await setup.tell(notice)
+        await setup.tell(notice)
+    async with setup.running(senders=2):
+        await setup.settled()
+    assert len(mail_server.postbox.letters) == len({letter["To"] for letter in mail_server.postbox.letters}) == 10
 
 
 async def test_by_address_only_who_has_it_gets_a_letter(
@@ -240,8 +336,8 @@ async def test_a_shard_that_is_away_delays_no_other_account(
     setup: Setup, databases: Databases, mail_server: MailServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A notice of its account waited without end in a sender's hands, and everybody's mail behind it."""
-    monkeypatch.setattr("workers.notifications.accounts.AWAY_S", 0.2)
-    monkeypatch.setattr("workers.notifications.accounts.CONNECTION_S", 0.2)
+    monkeypatch.setattr("workers.shards.AWAY_S", 0.2)
+    monkeypatch.setattr("workers.shards.CONNECTION_S", 0.2)
     monkeypatch.setattr("workers.notifications.worker.SHARD_AWAY_DELAY_MS", 50)
     away, other = make_user(databases), make_user(databases, "other@shop.example")
     shard = TOPOLOGY.shard_of_user(away)
@@ -249,7 +345,7 @@ async def test_a_shard_that_is_away_delays_no_other_account(
         other = make_user(databases, f"{other}@shop.example")
     good, setup.shards[shard] = setup.shards[shard], postgres_pool(SecretStr("postgresql://x@127.0.0.1:1/x"))
     await setup.shards[shard].open()
-    setup.office = replace(setup.office, accounts=Accounts(setup.shards, TOPOLOGY))
+    setup.office = replace(setup.office, accounts=Accounts(Shards(setup.shards), TOPOLOGY))
     async with setup.running():
         for _ in range(3 * LETTERS_MAX):
             await setup.tell(notice_to_user(NoticeKind.PASSWORD_CHANGED, away))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import orjson
@@ -44,8 +44,10 @@ def dead_letters(databases: Databases) -> int:
 
 
 @contextmanager
-def workers(*, redis_url: str, databases: Databases, mail_url: str) -> Iterator[tuple[int, list[object]]]:
-    """Dispatcher and notification worker; the latter's port of /metrics, and both processes."""
+def workers(
+    *, redis_url: str, databases: Databases, mail_url: str, more: Mapping[str, str] | None = None
+) -> Iterator[tuple[int, list[object]]]:
+    """Dispatcher and notification worker; the latter's port of /metrics, and both processes. `more` are settings."""
     port = free_port()
     settings = {
         "REDIS_URL": redis_url,
@@ -57,6 +59,7 @@ def workers(*, redis_url: str, databases: Databases, mail_url: str) -> Iterator[
         "SMTP_URL": mail_url,
         "NOTICE_KEY": "k" * 32,
         "LEASE_MS": "500",
+        **(more or {}),
     }
     with (
         worker_process("workers.dispatcher", settings) as dispatcher,

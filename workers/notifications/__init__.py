@@ -1,4 +1,7 @@
-"""Notices become e-mail: taken off their queue, written, handed to a mail server by SMTP, acknowledged.
+"""Notices become e-mail and web push: taken off the queue of their channel, written, handed over, acknowledged.
+
+Letters go to a mail server by SMTP, pushes to the push services of the account's browsers. Each channel has senders of
+its own, so that one that is slow holds up no other.
 
 The result of a crash after each step:
 

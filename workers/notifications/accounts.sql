@@ -2,10 +2,15 @@
 -- Primary key of login_index. Reads only. The account shows a left-over entry: it has another address.
 SELECT user_id FROM login_index WHERE email_folded = %(email_folded)s;
 
+-- name: language
+-- Primary key of notice_preferences. Reads only.
+SELECT language FROM notice_preferences WHERE user_id = %(user_id)s;
+
 -- name: recipient
--- Primary key of users. Reads only.
-SELECT id AS user_id, email, email_folded, coalesce(verified_email_folded = email_folded, false) AS verified
-FROM users WHERE id = %(user_id)s;
+-- Primary keys of users and notice_preferences. Reads only.
+SELECT id AS user_id, email, email_folded, coalesce(verified_email_folded = email_folded, false) AS verified,
+       language, coalesce(%(kind)s = ANY (email_off), false) AS muted
+FROM users LEFT JOIN notice_preferences ON user_id = id WHERE id = %(user_id)s;
 
 -- name: issue_token
 -- Primary keys. One token a notice; those of other notices stay valid until one of them is used. Repeating for the same

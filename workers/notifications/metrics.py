@@ -14,3 +14,11 @@ AGE_SECONDS = Histogram(
     "From the notice to the hand-over of its letter.",
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
 )
+PUSHED = Counter("flashsale_pushes_sent", "Pushes that a push service took.", ["kind"])
+PUSHES_RETRIED = Counter("flashsale_pushes_retried", "Notices whose pushes go out again later.")
+UNSUBSCRIBED = Counter("flashsale_push_subscriptions_deleted", "Subscriptions that have ended.")
+PUSH_AGE_SECONDS = Histogram(
+    "flashsale_pushes_age_seconds",
+    "From the event to the hand-over of its push.",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
+)

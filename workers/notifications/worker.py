@@ -2,6 +2,7 @@
 
     taken by the server                         ack
     sent before, no account, superseded         ack
+    switched off, too many in an hour           ack
     not taken yet (4xx, connection broken)      retry by the policy, at last the dead letters
     refused for good (5xx), or malformed        the dead letters
     the account's shard is away                 retry later, which spends no attempt and holds up no other notice
@@ -20,18 +21,20 @@ from typing import TypeVar
 
 import structlog
 
-from domain.notices import MalformedNotice, Notice, NoticeKind, parse_notice
+from domain.notices import ORDER_KINDS, Channel, MalformedNotice, Notice, NoticeKind, parse_notice
 from domain.topology import EMAIL_QUEUE, EMAIL_RETRY_DELAYS_MS
+from notices.composing import STYLES
+from notices.letters import Recipient, Writer
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, RetryPolicy
 from workers.consuming import REFUSED, TRANSIENT, Consuming, Stopping, failures_of_its_own, reason_of
 from workers.notifications import metrics
-from workers.notifications.accounts import Accounts, Recipient, ShardAway
-from workers.notifications.letters import STYLES, Writer
+from workers.notifications.accounts import Accounts
 from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
 from workers.notifications.smtp import MailServer, MailServerAway, Refused, SmtpSession, Taken
+from workers.shards import ShardAway
 
 LETTERS_MAX = 16  # over one connection, and in one sender's hands
 RECEIVE_S = 0.5
@@ -103,6 +106,10 @@ class Sender:
         except MalformedNotice as error:
             await self._give_up(delivery, FailureKind.MALFORMED, f"malformed notice: {error}")
             return
+        async with self._office.records.turn(notice.id):
+            await self._settle_notice(delivery, notice, session)
+
+    async def _settle_notice(self, delivery: Delivery, notice: Notice, session: SmtpSession) -> None:
         records = self._office.records
         if await self._through("cache", lambda: records.is_sent(notice.id)):
             await self._drop(delivery, "sent before")
@@ -123,12 +130,15 @@ class Sender:
         if recipient is None:
             await self._drop(delivery, reason)
             return
+        if delivery.attempt == 1 and not await self._through("cache", lambda: records.count(notice, Channel.EMAIL)):
+            await self._drop(delivery, "too many")
+            return
         outcome = await self._send(notice, recipient, secret, session)
         if isinstance(outcome, Taken):
             # Before the acknowledgement: a crash between them finds the record, and the mail is not sent again.
             await self._through("cache", lambda: records.sent(notice.id))
             metrics.SENT.labels(notice.kind).inc()
-            metrics.AGE_SECONDS.observe(max(0.0, time.time() - (notice.id.int >> 80) / 1000))
+            metrics.AGE_SECONDS.observe(max(0.0, time.time() - notice.at_ms / 1000))
             await self._consuming.ack(delivery)
             return
         kind = FailureKind.REJECTED_BY_RECEIVER if outcome.for_good else FailureKind.DEFERRED_BY_RECEIVER
@@ -146,6 +156,8 @@ class Sender:
         recipient = await accounts.recipient(notice)
         if recipient is None:
             return None, "no account"
+        if recipient.muted and notice.kind in ORDER_KINDS:
+            return None, "switched off"
         if notice.kind is NoticeKind.VERIFY_EMAIL and recipient.verified:
             return None, "verified already"
         life = STYLES[notice.kind].life

@@ -96,7 +96,7 @@ class Refunder:
             await self._through("shards", lambda: self._refunds.refuse(refund))
             await self._give_up(delivery, FailureKind.REJECTED_BY_RECEIVER, str(error))
             return
-        self._service.ready("payment provider", ok=True, by=self)
+        self._service.ready("payment provider", ok=True)
         metrics.CALL_SECONDS.observe(time.monotonic() - began)
         try:
             await self._through("shards", lambda: self._refunds.finish(refund, provider_id=provider_id))
@@ -110,7 +110,7 @@ class Refunder:
         """The provider may have given the money back all the same: the repeated call has the same idempotency key."""
         failures = delivery.failures.get(FailureKind.PROVIDER_AWAY, 0)
         delay_ms = self._delays_ms[min(failures, len(self._delays_ms) - 1)]
-        self._service.ready("payment provider", ok=False, detail=reason, by=self)
+        self._service.ready("payment provider", ok=False, detail=reason)  # of all refunders: it is one provider
         metrics.RETRIED.labels(FailureKind.PROVIDER_AWAY).inc()
         log.warning("refund not made", refund=str(refund.id), attempt=delivery.attempt, reason=reason)
         await self._consuming.retry(delivery, delay_ms, FailureKind.PROVIDER_AWAY, reason)

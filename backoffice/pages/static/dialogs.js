@@ -29,7 +29,7 @@ export function confirm(text, yes, { danger = false, fields = [] } = {}) {
       if (dialog.open) return; // the event of the previous question
       if (back instanceof HTMLElement) back.focus();
       if (dialog.returnValue !== "yes") return done(null);
-      done(Object.fromEntries([...dialog.querySelectorAll("[name]")].map((field) => [field.name, field.value])));
+      done(Object.fromEntries([...dialog.querySelectorAll("[name]")].map((field) => [field.name, field.type === "checkbox" ? field.checked : field.value])));
     };
     answer = () => done(null);
     dialog.addEventListener("close", closed);
@@ -46,4 +46,9 @@ export function details(title, ...content) {
 /** A labelled input of a dialog. */
 export function field(label, attributes) {
   return make("label", {}, label, make("input", attributes));
+}
+
+/** A labelled checkbox of a dialog. */
+export function choice(label, attributes) {
+  return make("label", { class: "choice" }, make("input", { type: "checkbox", ...attributes }), label);
 }

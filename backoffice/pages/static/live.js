@@ -35,6 +35,7 @@ export class Live {
       } catch (problem) {
         if (stopped.aborted) return;
         this.state(`not live: ${problem.text ?? "the connection was lost"}`);
+        this.forgetVerdicts();
         if (problem.status === 401 && !this.session.active) return;
         if (problem.code === "token_expired") await this.session.renew().catch(() => {});
       }
@@ -89,11 +90,13 @@ export class Live {
       shown.add(sale.id);
       if (!this.sales.has(sale.id)) this.sales.set(sale.id, new SaleCard(sale));
       const card = this.sales.get(sale.id);
-      card.show(sale);
+      card.show(sale, figures.invariants.G);
       if (!card.element.isConnected) find("running").append(card.element);
     }
-    // While Redis does not answer, the list of sales is unknown: keep the cards.
-    if (figures.at !== null) {
+    // While Redis does not answer, the list of sales is unknown: keep the cards, but not their verdicts.
+    if (figures.at === null) {
+      this.forgetVerdicts();
+    } else {
       for (const [id, card] of this.sales) {
         if (shown.has(id)) continue;
         card.element.remove();
@@ -104,6 +107,11 @@ export class Live {
     find("running-more").hidden = !figures.sales_left_out;
     find("running-more").textContent = `${figures.sales_left_out} more sales are not shown.`;
     this.showLags(figures);
+  }
+
+  /** An old verdict proves nothing. */
+  forgetVerdicts() {
+    for (const card of this.sales.values()) card.forgetVerdicts();
   }
 
   showLags(figures) {
@@ -126,7 +134,11 @@ export class Live {
       box.title = title;
     });
     const away = find("unavailable");
-    const text = figures.unavailable.length ? `Not responding: ${figures.unavailable.join(", ")}` : "";
+    const texts = [
+      figures.invariants.G === false ? "Invariant G is VIOLATED: money is not accounted for" : "",
+      figures.unavailable.length ? `Not responding: ${figures.unavailable.join(", ")}` : "",
+    ];
+    const text = texts.filter(Boolean).join(". ");
     away.hidden = !text;
     if (away.textContent !== text) away.textContent = text;
   }
@@ -163,20 +175,28 @@ class SaleCard {
       make("p", { class: "small" }, ...["paid", "reserved", "available"].map((name) => make("span", { class: `key ${name}` }, `${name} `))));
   }
 
-  show(sale) {
+  /** `verdictG` is that of all sales. */
+  show(sale, verdictG) {
     this.name.textContent = sale.name;
     this.badge.textContent = sale.state;
     this.badge.className = `badge ${{ open: "good", paused: "warn", scheduled: "warn" }[sale.state] ?? "quiet"}`;
     this.history.push([sale.accepted_per_s ?? 0, sale.refused_per_s ?? 0]);
     if (this.history.length > HISTORY) this.history.shift();
-    this.showFacts(sale);
+    this.showFacts(sale, verdictG);
     this.showChart();
     const codes = Object.entries(sale.refused).map(([code, times]) => `${code.replaceAll("_", " ")}: ${count(times)}`);
     this.refused.textContent = codes.length ? `Refused: ${codes.join(", ")}` : "No refusals.";
     this.showStock(sale);
   }
 
-  showFacts(sale) {
+  forgetVerdicts() {
+    for (const box of this.facts.querySelectorAll('[data-fact^="verdict-"]')) {
+      box.textContent = "unknown";
+      box.className = "quiet";
+    }
+  }
+
+  showFacts(sale, verdictG) {
     const refused = Object.values(sale.refused).reduce((total, times) => total + times, 0);
     const verdict = (value) => (value === null ? "not checked yet" : value ? "holds" : "VIOLATED");
     const facts = [
@@ -186,6 +206,7 @@ class SaleCard {
       ["refused-per-s", "Refused/s", count(sale.refused_per_s)],
       ["verdict-a", "A: no oversell", verdict(sale.invariants.A)],
       ["verdict-b", "B: nothing lost", verdict(sale.invariants.B)],
+      ["verdict-g", "G: no money lost", verdict(verdictG)],
       ["deep-look", "All orders read", sale.deep_look_age_s === null ? "not checked yet" : `${Math.round(sale.deep_look_age_s)} s ago`],
     ];
     if (!this.facts.children.length) this.facts.append(...facts.map(([id, name]) => make("div", {}, make("dt", {}, name), make("dd", { "data-fact": id }))));

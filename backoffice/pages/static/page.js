@@ -8,7 +8,7 @@ export function make(tag, attributes = {}, ...children) {
     if (typeof value === "function") element.addEventListener(name, value);
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 
@@ -31,9 +31,16 @@ export function say(box, text, kind = "bad") {
   box.textContent = text;
 }
 
+// Decimal places of minor units by ISO 4217, where they are not two. Browsers have other ones for some currencies.
+const PLACES = {
+  BIF: 0, CLP: 0, DJF: 0, GNF: 0, ISK: 0, JPY: 0, KMF: 0, KRW: 0, PYG: 0, RWF: 0, UGX: 0, VND: 0, VUV: 0, XAF: 0, XOF: 0, XPF: 0,
+  BHD: 3, IQD: 3, JOD: 3, KWD: 3, LYD: 3, OMR: 3, TND: 3,
+};
+
 export function money(minor, currency) {
-  const format = new Intl.NumberFormat(undefined, { style: "currency", currency });
-  return format.format(minor / 10 ** format.resolvedOptions().maximumFractionDigits);
+  const places = PLACES[currency] ?? 2;
+  const digits = { minimumFractionDigits: places, maximumFractionDigits: places };
+  return new Intl.NumberFormat(undefined, { style: "currency", currency, ...digits }).format(minor / 10 ** places);
 }
 
 export const count = (value) => (value === null || value === undefined ? "–" : new Intl.NumberFormat().format(value));

@@ -1,9 +1,13 @@
-// The shop page of one sale: wait for the start, log in, buy, follow the order.
+// The shop page of one sale: wait for the start, log in, buy, follow the order, pay.
 
 import { ask, clock, find, make, moment, money, say } from "./page.js";
+import { forgetDevice } from "./push.js";
 import { Session } from "./session.js";
+import { Login } from "./login.js";
 import { Attempt } from "./attempt.js";
-import { Orders } from "./orders.js";
+import { OrderCard } from "./order-card.js";
+import { OrderList } from "./order-list.js";
+import { words } from "./problem-words.js";
 
 const EDGE = document.querySelector('meta[name="flashsale-edge"]').content;
 const SALE_ID = location.pathname.split("/").at(-1).toLowerCase();
@@ -21,38 +25,24 @@ const NAMES_WITHIN_MS = 3000;
 const NAMES_AGAIN_MS = 60000;
 const NAMES_KEY = `flashsale.products.${SALE_ID}`;
 
-// Texts for buyers by problem code.
-const WORDS = {
-  sold_out: "Sold out: there are not enough units left for this order.",
-  purchase_limit_exceeded: "You have reached the limit per buyer in this sale.",
-  sale_not_open: "The sale is not open at the moment.",
-  sale_ended: "The sale has ended.",
-  sale_not_found: "This sale does not exist.",
-  sku_not_found: "This item is not part of the sale.",
-  rate_limited: "Too many requests.",
-  overloaded: "The shop is very busy.",
-  dependency_unavailable: "The sale is temporarily unavailable.",
-  outcome_unknown: "We do not know yet whether your order was accepted.",
-  no_answer: "No connection to the server.",
-  request_timeout: "The connection is too slow.",
-  internal_error: "Something went wrong on our side.",
-  forbidden: "This account cannot buy. Log in with a buyer's account.",
-  credentials_invalid: "The e-mail address or the password is wrong.",
-  email_taken: "An account with this address exists. Log in instead.",
-  idempotency_key_reused: "This attempt was used for another order. Please buy again.",
-};
-const words = (problem) => WORDS[problem.code] ?? problem.text;
+const LIST_LIMIT = 10;
 
 const session = new Session("buyer", (text) => {
   showLogin(text);
   begin();
 });
-const orders = new Orders(session, EDGE, {
-  closed: () => show(),
+const login = new Login(session, () => begin());
+const list = new OrderList(session, EDGE, { limit: LIST_LIMIT });
+const card = new OrderCard(session, EDGE, {
+  changed: () => {
+    show();
+    list.load();
+  },
   now: () => Date.now() + shop.offsetMs,
-  words,
-  place: () => `flashsale.order.${SALE_ID}.${session.email.toLowerCase()}`,
+  more: make("button", { id: "more", class: "push", type: "button", click: () => close() }, "Buy more"),
 });
+// The order that is shown, of this buyer in this sale: it survives a reload.
+const place = () => `flashsale.order.${SALE_ID}.${session.email.toLowerCase()}`;
 const shop = { sale: null, offsetMs: 0, pollTimer: null, sending: false, state: "", products: namesKept() };
 
 // ---- the sale ----
@@ -76,7 +66,7 @@ async function poll() {
     nextMs = document.hidden ? POLL_HIDDEN_MS : early ? POLL_EARLY_MS : POLL_MS[state];
   } catch (problem) {
     if (problem.code === "sale_not_found") {
-      find("sale-state").textContent = WORDS.sale_not_found;
+      find("sale-state").textContent = words(problem);
       nextMs = POLL_HIDDEN_MS;
     } else {
       const text = `${words(problem)} This page tries again automatically.`;
@@ -169,7 +159,8 @@ function show() {
   find("logout").hidden = !session.active;
   find("who").textContent = session.label;
   find("history").hidden = !session.active;
-  find("buying").hidden = !session.active || orders.open || !shop.sale;
+  find("all-orders").hidden = !session.active;
+  find("buying").hidden = !session.active || card.open || !shop.sale;
   if (!shop.sale) return;
   const state = showSale();
   const may = state === "open" && !soldOut() && !shop.sending && lines().length > 0;
@@ -207,8 +198,8 @@ async function buy(attempt) {
     const order = await attempt.send(session, EDGE, (problem, ms) =>
       say(find("buy-message"), `${words(problem)} Trying again in ${Math.ceil(ms / 1000)} s. This cannot place a second order.`, "warn"));
     say(find("buy-message"), "");
-    orders.follow(order);
-    orders.load();
+    follow(order);
+    list.load();
   } catch (problem) {
     say(find("buy-message"), words(problem), "bad");
     find("again").hidden = !Attempt.repeats(problem);
@@ -216,7 +207,7 @@ async function buy(attempt) {
     shop.sending = false;
     show();
     // Keyboard and screen reader users continue at the order.
-    if (orders.open) find("order-title").focus();
+    if (card.open) find("order-title").focus();
     poll();
   }
 }
@@ -225,54 +216,47 @@ async function buy(attempt) {
 function resume() {
   const attempt = session.active ? Attempt.unfinished(SALE_ID, session.email) : null;
   if (attempt) buy(attempt);
-  else orders.resume();
+  else reopen();
+}
+
+// ---- the order ----
+
+function follow(order) {
+  sessionStorage.setItem(place(), order.order_id);
+  card.follow(order);
+}
+
+/** Show the order again that was shown before a reload. */
+async function reopen() {
+  const orderId = sessionStorage.getItem(place());
+  if (!orderId || card.open) return;
+  try {
+    const order = await card.fetch(orderId);
+    if (card.open) return;
+    follow(order);
+    show();
+  } catch {
+    // The order is in the list as well.
+  }
+}
+
+/** Hide the order for good, so that the buyer can buy again. */
+function close() {
+  sessionStorage.removeItem(place());
+  card.hide();
+  show();
 }
 
 // ---- logging in ----
 
-let registers = false; // whether the login form creates an account
-
 function showLogin(text = "") {
-  orders.hide();
-  setRegisters(false);
+  card.hide();
+  login.reset(text);
   show();
-  say(find("login-message"), text, "warn");
 }
-
-function setRegisters(wanted) {
-  registers = wanted;
-  find("name-field").hidden = !registers;
-  find("name").required = registers;
-  find("login-submit").textContent = registers ? "Register and log in" : "Log in";
-  find("login-switch").textContent = registers ? "Log in instead" : "Create an account";
-  find("password").autocomplete = registers ? "new-password" : "current-password";
-}
-
-find("login-switch").addEventListener("click", () => {
-  setRegisters(!registers);
-  find(registers ? "name" : "email").focus();
-});
-
-find("login-form").addEventListener("submit", async (event) => {
-  event.preventDefault();
-  const [email, password] = [find("email").value, find("password").value];
-  find("login-submit").disabled = true;
-  try {
-    if (registers) await ask("POST", "/v1/auth/register", { body: { email, password, name: find("name").value } });
-    await session.logIn(email, password);
-    find("password").value = "";
-    say(find("login-message"), "");
-    begin();
-    find("content").focus();
-  } catch (problem) {
-    const wait = problem.code === "rate_limited" && problem.retryAfterS ? ` Try again in ${clock(problem.retryAfterS * 1000)}.` : "";
-    say(find("login-message"), words(problem) + wait);
-  } finally {
-    find("login-submit").disabled = false;
-  }
-});
 
 find("logout").addEventListener("click", async () => {
+  await forgetDevice(session);
   await session.logOut();
   showLogin();
 });
@@ -281,7 +265,7 @@ function begin() {
   show();
   if (!session.active) return;
   session.learn(show);
-  orders.load();
+  list.load();
   resume();
 }
 

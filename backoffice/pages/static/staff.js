@@ -5,14 +5,18 @@ import { Session } from "./session.js";
 import { Audit } from "./audit.js";
 import { Letters } from "./letters.js";
 import { Live } from "./live.js";
+import { StaffOrders } from "./staff-orders.js";
 import { CreateForm, Sales } from "./sales.js";
+import { Samples } from "./samples.js";
 
 const session = new Session("staff", (text) => show(text));
 const tell = (text, kind) => say(find("message"), text, kind);
 const live = new Live(session);
 const sales = new Sales(session, tell);
+const orders = new StaffOrders(session);
 const letters = new Letters(session, tell);
 const audit = new Audit(session, tell);
+const samples = new Samples(session, tell);
 const create = new CreateForm(session, tell, () => sales.load());
 
 function show(text = "") {
@@ -26,11 +30,14 @@ function show(text = "") {
     session.learn(() => (find("who").textContent = session.label));
     live.start();
     sales.load();
+    orders.load();
     letters.load();
     audit.load();
+    samples.load();
     create.load();
   } else {
     live.stop();
+    orders.close();
     find("email").focus();
   }
 }

@@ -12,7 +12,8 @@ from backoffice.web.admission.context import Context, Permit
 from backoffice.web.admission.robyn_link import RobynFailed, RobynLink
 from backoffice.web.admission.wire import ClientWire, Closed
 from backoffice.web.clients import UNKNOWN, client_of
-from backoffice.web.messages import Stream, render_problem
+from backoffice.web.messages import Stream
+from backoffice.web.problem_page import wants_page
 from backoffice.web.streams import STREAM_HEADER
 from domain.problems import Problem, ProblemDetails
 from runtime.process import tasks
@@ -88,6 +89,8 @@ class Connection:
             token = authorization.decode("latin-1") if authorization else None
             permit = self._context.permit(method, path, token, client)
             self._wire.request_id = permit.request_id
+            accept = next((value for name, value in head.headers if name == b"accept"), b"")
+            self._wire.wants_page = wants_page(method, path, accept.decode("latin-1"))
             if not self._context.places.take(self, client, is_staff=permit.is_staff):
                 await self.refuse(ProblemDetails(Problem.OVERLOADED, retry_after_s=1))
                 raise Closed
@@ -106,7 +109,7 @@ class Connection:
         if permit.refusal is not None:
             # A short body is read, so that the connection can go on; a long one is not.
             await self._read_body(head, SHORT_BODY_BYTES, permit.refusal)
-            await self._wire.send(render_problem(permit.refusal))
+            await self._wire.send(self._wire.rendered(permit.refusal))
             return
         body = await self._read_body(head, permit.body_bytes_max)
         request = h11.Request(method=head.method, target=target, headers=self._forwarded_headers(head, body, client))

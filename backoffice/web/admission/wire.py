@@ -15,7 +15,8 @@ import h11
 
 from backoffice.web.acts import REQUEST_ID_HEADER
 from backoffice.web.admission.context import Context
-from backoffice.web.messages import Rendered, render_problem
+from backoffice.web.messages import Rendered
+from backoffice.web.problem_page import render_refusal
 from domain.problems import Problem, ProblemDetails
 
 READ_BYTES = 64 * 1024
@@ -44,6 +45,7 @@ class ClientWire:
         self._deadline: asyncio.Timeout | None = None  # of the head or the body that is being read
         self.silent_since: float | None = None  # while the head of a request is waited for
         self.request_id: str | None = None  # of the audit log, for an answer of ours
+        self.wants_page = False  # the request is that of a browser for a page
 
     @property
     def peer(self) -> str | None:
@@ -84,7 +86,7 @@ class ClientWire:
     async def read_head(self) -> h11.Request:
         """The head of the next request; Closed after a refusal, or without a request."""
         self._idle = True
-        self._head_only = False
+        self._head_only = self.wants_page = False
         self.silent_since = asyncio.get_running_loop().time()
         try:
             head = await self._next_head()
@@ -196,10 +198,14 @@ class ClientWire:
                     return
                 size += len(data)
 
+    def rendered(self, details: ProblemDetails) -> Rendered:
+        """A problem as the client wants it."""
+        return render_refusal(details, as_page=self.wants_page)
+
     async def refuse(self, details: ProblemDetails) -> None:
         """Answer a problem that closes the connection: the rest of the input was not read."""
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            rendered = render_problem(details)
+            rendered = self.rendered(details)
             rendered.headers["connection"] = "close"
             await self.send(rendered)
             # Closing with unread bytes resets the connection, which may destroy the answer: read on for a moment.

@@ -1,0 +1,196 @@
+"""Reads the event log for one channel, and publishes the notices of its events.
+
+A server that is away, or a queue without room, pauses the channel; nothing is skipped. Events that the log dropped
+before they were read are counted and logged. A log that lost data is read from its oldest record on; the records of
+sent notices drop the repetitions, so records older than those would be are not announced again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import orjson
+import structlog
+
+from domain.notices import Channel, Notice, notice_event, notice_of_order
+from domain.topology import EMAIL_QUEUE, OUTBOX_PARTITIONS, PUSH_QUEUE, TOPIC_ORDERS
+from runtime.event_log import EventLog, EventLogUnavailable, LogRecord, Overtaken, Reader, WentBack
+from runtime.process.service import Service
+from runtime.queue import Queue
+from runtime.redis.leases import Lease
+from workers.announcer import metrics
+from workers.announcer.events import Draft, NotAnnounced, draft_of
+from workers.announcer.recipients import Recipients
+from workers.consuming import NO_ROOM, TRANSIENT, Patience, Stopping
+
+RECORDS_MAX: Final = 500  # in one round
+RECEIVE_S: Final = 1.0
+GATHER_S: Final = 0.15  # between two rounds that were not full: fewer, larger queries
+PUBLISHING_MAX: Final = 32  # notices on their way to the queue
+COMMIT_S: Final = 1.0  # at least between two commits, if no notice was published: each is a synced write
+SKIP_S: Final = 1.0  # between two looks at the log while no account is reached
+MEASURE_S: Final = 5.0
+RECORD_AGE_S_MAX: Final = 20 * 3600  # 4 h below the life of the records of sent notices
+QUEUES: Final = {Channel.EMAIL: EMAIL_QUEUE, Channel.PUSH: PUSH_QUEUE}
+_TRANSIENT: tuple[type[Exception], ...] = (EventLogUnavailable, *TRANSIENT, *NO_ROOM)
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+def group_of(channel: Channel) -> str:
+    """The channel's group in the event log. Positions are kept under this name: never renamed."""
+    return f"announcer.{channel}"
+
+
+class Announcer:
+    """See the module. One process at a time announces on a channel: `run` is called while the lease is held."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        event_log: EventLog,
+        queue: Queue,
+        recipients: Recipients,
+        lease: Lease,
+        service: Service,
+        with_reserved: bool,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Everything is passed in and owned elsewhere. `with_reserved`: reserved orders are announced, too."""
+        self._channel = channel
+        self._event_log = event_log
+        self._queue = queue
+        self._recipients = recipients
+        self._lease = lease
+        self._service = service
+        self._with_reserved = with_reserved
+        self._now = now
+        self._looked_at = self._committed_at = 0.0
+        self._patience = Patience(service, report=self._report, count_pause=self._count_pause)
+
+    async def run(self) -> None:
+        """Announce until the process is to stop or the lease is lost."""
+        try:
+            with self._service.background.rounds(f"announcer {self._channel}") as beat:
+                reader = self._reader()
+                await self._through("event log", reader.__aenter__)
+                self._committed_at = time.monotonic()
+                while self._lease.held and not self._service.stopping.is_set():
+                    beat()
+                    if not await self._skipped(reader):
+                        await self._round(reader)
+                if self._lease.held:
+                    await self._commit(reader, at_once=True)
+        except Stopping:
+            log.info("stopped during a pause", channel=self._channel)
+
+    async def measure(self) -> None:
+        """Publish the lag, with or without the lease, until the process is to stop."""
+        while not self._service.stopping.is_set():
+            try:
+                async with self._reader() as reader:
+                    lags = await reader.lag()
+                metrics.LAG_RECORDS.labels(self._channel).set(sum(lag.records for lag in lags.values()))
+                self._service.ready("event log", ok=True, by=(self, "lag"))
+            except EventLogUnavailable as error:
+                self._service.ready("event log", ok=False, detail=str(error), by=(self, "lag"))
+            await self._service.pause(MEASURE_S)
+
+    def _reader(self) -> Reader:
+        """A new group begins at the end of the log: orders of before its first start are not announced."""
+        partitions = range(OUTBOX_PARTITIONS)
+        return self._event_log.reader(group_of(self._channel), TOPIC_ORDERS, partitions, begin_at_end=True)
+
+    async def _skipped(self, reader: Reader) -> bool:
+        """Pass over all events while no account is reached on the channel.
+
+        The end of the log is read before the accounts: an event behind it may be of an account that is reached by then.
+        """
+        if self._looked_at + SKIP_S > time.monotonic():
+            return False
+        lags = await self._through("event log", reader.lag)
+        if not await self._recipients.are_none():
+            self._looked_at = time.monotonic()
+            return False
+        await reader.skip({partition: lag.end for partition, lag in lags.items()})
+        self._count(Counter({"not wanted": sum(lag.records for lag in lags.values())}))
+        await self._commit(reader)
+        await self._service.pause(SKIP_S)
+        return True
+
+    async def _commit(self, reader: Reader, *, at_once: bool = False) -> None:
+        if at_once or self._committed_at + COMMIT_S <= time.monotonic():
+            await self._through("event log", reader.commit)
+            self._committed_at = time.monotonic()
+
+    async def _round(self, reader: Reader) -> None:
+        try:
+            records = await self._through(
+                "event log", lambda: reader.next_batch(count_max=RECORDS_MAX, wait_s=RECEIVE_S)
+            )
+        except Overtaken as loss:
+            metrics.LOST.labels(self._channel).inc(loss.last_lost - loss.first_lost + 1)
+            log.error("events lost: the log dropped them before they were announced", detail=str(loss))
+            return
+        except WentBack as loss:
+            log.error("the event log lost data", detail=str(loss))
+            return
+        results: Counter[str] = Counter()
+        drafts = self._drafts(records, results)
+        wanted = await self._recipients.wanted(drafts) if drafts else []
+        await self._publish(wanted)
+        self._count(results + Counter({"not wanted": len(drafts) - len(wanted), "announced": len(wanted)}))
+        await self._commit(reader, at_once=bool(wanted))
+        if not records:
+            return
+        if len(records) < RECORDS_MAX:
+            await self._service.pause(GATHER_S)
+
+    def _drafts(self, records: Sequence[LogRecord], results: Counter[str]) -> list[Draft]:
+        """One draft for each event: the dispatcher may have appended an event twice. Counts the other records."""
+        oldest_ms = (self._now() - RECORD_AGE_S_MAX) * 1000
+        drafts: dict[str, Draft] = {}
+        for record in records:
+            try:
+                if record.problem is not None:
+                    raise NotAnnounced("malformed")
+                draft = draft_of(record.value, with_reserved=self._with_reserved)
+                if record.at_ms < oldest_ms:
+                    raise NotAnnounced("too old")
+            except NotAnnounced as reason:
+                results[reason.reason] += 1
+                continue
+            drafts[draft.event_id] = draft
+        return list(drafts.values())
+
+    async def _publish(self, drafts: Sequence[Draft]) -> None:
+        for first in range(0, len(drafts), PUBLISHING_MAX):
+            await asyncio.gather(*(self._put(self._notice(draft)) for draft in drafts[first : first + PUBLISHING_MAX]))
+
+    def _notice(self, draft: Draft) -> Notice:
+        return notice_of_order(draft.kind, draft.user_id, draft.order, event_id=draft.event_id, channel=self._channel)
+
+    async def _put(self, notice: Notice) -> None:
+        body, name = orjson.dumps(notice_event(notice)), QUEUES[self._channel]
+        await self._through("queue", lambda: self._queue.publish(name, body, message_id=str(notice.id)))
+        metrics.PUBLISHED.labels(self._channel, notice.kind).inc()
+        metrics.AGE_SECONDS.labels(self._channel).observe(max(0.0, self._now() - notice.at_ms / 1000))
+
+    def _count(self, results: Counter[str]) -> None:
+        for result, events in results.items():
+            metrics.EVENTS.labels(self._channel, result).inc(events)
+
+    async def _through(self, waits_for: str, operation: Callable[[], Awaitable[T]]) -> T:
+        return await self._patience.through_faults(waits_for, operation, transient=_TRANSIENT)
+
+    def _report(self, waits_for: str, problem: str | None) -> None:
+        self._service.ready(waits_for, problem is None, problem or "", by=self)
+
+    def _count_pause(self, waits_for: str) -> None:
+        metrics.PAUSES.labels(self._channel, waits_for).inc()
