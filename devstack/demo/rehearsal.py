@@ -1,4 +1,4 @@
-"""One demo from an empty folder to the report: stack, sale, load, crash, drain, recount, payments, verdicts, removal."""
+"""One demo from an empty folder to the report: stack, sale, load, crash, drain, payments, recounts, verdicts."""
 
 from __future__ import annotations
 

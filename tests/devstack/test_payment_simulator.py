@@ -8,6 +8,7 @@ import re
 import sqlite3
 import stat
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -69,6 +70,12 @@ async def test_payment_reaches_shop_and_ledger_once(simulator: Simulator) -> Non
     with pytest.raises(ProviderRefused, match="another amount"):
         await simulator.provider.checkout(replace(checkout, amount_minor=5))
     assert stat.S_IMODE((simulator.folder / "books.sqlite").stat().st_mode) == 0o600
+
+
+async def test_ledger_since_ever(simulator: Simulator) -> None:
+    event = await paid(simulator)
+    entries = [entry.id async for entry in simulator.provider.entries(datetime(1970, 1, 1, tzinfo=UTC))]
+    assert entries == [event["event_id"]]
 
 
 async def test_page_shows_each_state_safely(simulator: Simulator) -> None:
