@@ -22,14 +22,16 @@ unknown version with UnknownFormat.
       .     1   number of lines, then per line:
                 1 SKU index in the sale, 1 quantity, 5 unit price in minor units, 1 length of the SKU, the SKU
 
-The order's *value* in Redis is head and body: its key ends with the order id (`encode_value`; the scripts' side is
-`reservation/lua/shared/value.lua`). The *record* by which a key is applied once is in the user's hash:
+The order's *value* in Redis is the entry without two parts: the order id, with which its key ends, and the length and
+text of the idempotency key, which is a field of the user's hash (`encode_value`; the scripts' side is
+`reservation/lua/shared/value.lua`). An order that was read from its value has the key "". The *record* by which a key
+is applied once is in the user's hash:
 
       0    16   order id
      16     5   reserved_at_ms - RECORD_SINCE_MS
      21     .   2 per line, in the order of the request: SKU index, quantity
 
-All integers are big-endian and unsigned. Redis holds every byte a million times: docs/adr/0019.
+All integers are big-endian and unsigned. Redis holds every byte a million times: docs/adr/0019 and 0030.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from domain import ids
 ENTRY_FORMAT = 2
 _HEAD = struct.Struct(">BBHIHIHIHI")  # a time is 2 + 4 bytes: struct has no code for 6
 ENTRY_HEAD_SIZE = _HEAD.size
-_BODY_HEAD = struct.Struct(">16s16s3sB")
+_BODY_HEAD = struct.Struct(">16s16s3s")
 _LINE = struct.Struct(">BBBIB")  # the price is 1 + 4 bytes
 _BODY_AT = ENTRY_HEAD_SIZE + ids.ID_BYTES
 RECORD_SINCE_MS = 1_577_836_800_000  # 2020-01-01; five bytes from there last until 2054
@@ -179,11 +181,16 @@ def _is_packed_uuid(packed: bytes) -> bool:
 def encode_body(entry: OrderEntry) -> bytes:
     """The bytes after the order id in an entry, which the edge hands to `reserve`."""
     key = pack_key(entry.idempotency_key)
-    parts = [
-        _BODY_HEAD.pack(entry.user_id.bytes, entry.sale_id.bytes, entry.currency.encode("ascii"), len(key)),
-        key,
-        bytes([len(entry.lines)]),
-    ]
+    assert key, "an order that was read from its value"
+    return b"".join((_encode_body_head(entry), bytes([len(key)]), key, _encode_lines(entry)))
+
+
+def _encode_body_head(entry: OrderEntry) -> bytes:
+    return _BODY_HEAD.pack(entry.user_id.bytes, entry.sale_id.bytes, entry.currency.encode("ascii"))
+
+
+def _encode_lines(entry: OrderEntry) -> bytes:
+    parts = [bytes([len(entry.lines)])]
     for line in entry.lines:
         sku = line.sku.encode("ascii")
         price = divmod(line.unit_price_minor, _U32)
@@ -198,7 +205,7 @@ def encode_entry(entry: OrderEntry) -> bytes:
 
 def encode_value(entry: OrderEntry) -> bytes:
     """The order's value in Redis."""
-    return _encode_head(entry) + encode_body(entry)
+    return _encode_head(entry) + _encode_body_head(entry) + _encode_lines(entry)
 
 
 def _encode_head(entry: OrderEntry) -> bytes:
@@ -232,16 +239,24 @@ def decode_head(data: bytes) -> EntryHead:
 
 
 def decode_value(order_id: UUID, value: bytes) -> OrderEntry:
-    """Inverse of `encode_value`, given the id that the order's key ends with; MalformedEntry for anything else."""
-    return decode_entry(value[:ENTRY_HEAD_SIZE] + order_id.bytes + value[ENTRY_HEAD_SIZE:])
+    """Inverse of `encode_value`, given the id that the order's key ends with; MalformedEntry for anything else.
+
+    The idempotency key of the order is "".
+    """
+    lines_at = ENTRY_HEAD_SIZE + _BODY_HEAD.size
+    return decode_entry(
+        b"".join((value[:ENTRY_HEAD_SIZE], order_id.bytes, value[ENTRY_HEAD_SIZE:lines_at], b"\0", value[lines_at:]))
+    )
 
 
 def decode_entry(data: bytes) -> OrderEntry:
     """Inverse of `encode_entry`; MalformedEntry for anything else, also for trailing bytes."""
     try:
         head = decode_head(data)
-        user, sale, currency, key_length = _BODY_HEAD.unpack_from(data, _BODY_AT)
+        user, sale, currency = _BODY_HEAD.unpack_from(data, _BODY_AT)
         at = _BODY_AT + _BODY_HEAD.size
+        key_length = data[at]
+        at += 1
         key = data[at : at + key_length]
         at += key_length
         count = data[at]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from domain import ids
 from domain.orders import ENTRY_FORMAT
 
 BUCKETS = 1024
+LAYOUT = 3  # of the lanes' keys and values: processes of two layouts must not run together
 _FNV_OFFSET = 0xCBF29CE484222325
 _FNV_PRIME = 0x100000001B3
 _MASK_64 = (1 << 64) - 1
@@ -117,9 +119,16 @@ def outbox_partition(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest(), "big") % OUTBOX_PARTITIONS
 
 
+_LANE_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase + "-_"
+
+
 def lane_tag(lane: int) -> str:
-    """Hash tag that keeps a lane's keys together in Redis Cluster: `{lane-07}`."""
-    return f"{{lane-{lane:02d}}}"
+    """Hash tag that keeps a lane's keys together in Redis Cluster: `{7}`, `{A}` for 10, `{10}` for 64.
+
+    The lane in base 64, one character usually: two keys of every order bear it.
+    """
+    high, low = divmod(lane, len(_LANE_DIGITS))
+    return f"{{{_LANE_DIGITS[high] if high else ''}{_LANE_DIGITS[low]}}}"
 
 
 def lane_state_key(lane: int) -> str:
@@ -161,12 +170,12 @@ def worker_fence_key(role: str) -> str:
 
 
 # Numerous keys hold the ids as bytes and no colon (docs/adr/0019). An id may contain a brace, but Redis Cluster takes
-# the first hash tag of a key, which is the lane's.
+# the first hash tag of a key, which is the lane's. A user's key has no letter: no other key of a lane is as long.
 
 
 def user_key_prefix(lane: int, sale_id: UUID) -> bytes:
     """The bytes before the user's id in `user_key`."""
-    return lane_tag(lane).encode("ascii") + b"u" + sale_id.bytes
+    return lane_tag(lane).encode("ascii") + sale_id.bytes
 
 
 def user_key(lane: int, sale_id: UUID, user_id: UUID) -> bytes:
@@ -188,7 +197,7 @@ def order_key_prefix(lane: int) -> bytes:
 
 
 # SCAN pattern of every order's value. A user's hash matches when its ids hold `}o` there: a scan must expect one.
-ORDER_KEYS_PATTERN = b"{lane-*}o" + b"?" * ids.ID_BYTES
+ORDER_KEYS_PATTERN = b"{*}o" + b"?" * ids.ID_BYTES
 
 
 def order_key(order_id: UUID) -> bytes:
@@ -237,14 +246,14 @@ def order_queue(shard: int) -> str:
     return f"orders.shard.{shard}"
 
 
-def dispatcher_lease_key(database: str, destination: str) -> str:
-    """String: fencing token of the dispatcher of one database's rows for one destination."""
-    return f"flashsale:{{dispatcher:{database}:{destination}}}:lease"
+def dispatcher_lease_key(database: str) -> str:
+    """String: fencing token of the dispatcher of one database's outbox."""
+    return f"flashsale:{{dispatcher:{database}}}:lease"
 
 
-def dispatcher_fence_key(database: str, destination: str) -> str:
+def dispatcher_fence_key(database: str) -> str:
     """Counter from which fencing tokens are drawn."""
-    return f"flashsale:{{dispatcher:{database}:{destination}}}:fence"
+    return f"flashsale:{{dispatcher:{database}}}:fence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +299,8 @@ class Topology:
     @property
     def fingerprint(self) -> str:
         """Short digest of the settings that must agree between processes."""
-        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64 entry={ENTRY_FORMAT}"
+        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64"
+        text += f" entry={ENTRY_FORMAT} layout={LAYOUT}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

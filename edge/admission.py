@@ -22,6 +22,7 @@ from edge.clock import RedisClock
 from runtime.process import fingerprint
 from runtime.process.settings import Durability
 from runtime.process.supervision import Beat, no_beat
+from runtime.process.tasks import until_tick
 
 _log = structlog.get_logger("edge.admission")
 
@@ -78,7 +79,7 @@ class Admission:
         while True:
             await self.look()
             beat()
-            await asyncio.sleep(FAULTY_PERIOD_S if self.observed.faults else PERIOD_S)
+            await asyncio.sleep(FAULTY_PERIOD_S if self.observed.faults else until_tick(PERIOD_S))
 
     async def look(self) -> None:
         """Look once. Never raises for an unreachable or misconfigured Redis."""
@@ -111,26 +112,25 @@ class Admission:
         asked_at = time.time()
         async with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.time()
-            pipeline.info("memory")
-            pipeline.info("server")
+            pipeline.info("memory", "server")
             pipeline.config_get(*_CONFIGURATION)
             answers = await pipeline.execute(raise_on_error=False)
         *facts, configuration = answers
         for fact in facts:
             if isinstance(fact, Exception):
                 raise fact
-        (redis_s, redis_us), memory, server = facts
+        (redis_s, redis_us), info = facts
         self._clock.measured(redis_s=redis_s, redis_us=redis_us, asked_at=asked_at, answered_at=time.time())
         self._on_clock(self._clock.offset_ms)
         # A Redis without a limit may use all memory of the machine.
-        limit = memory["maxmemory"] or memory.get("total_system_memory", 0)
-        self.observed.memory_percent = 100 * memory["used_memory"] / limit if limit else 0.0
+        limit = info["maxmemory"] or info.get("total_system_memory", 0)
+        self.observed.memory_percent = 100 * info["used_memory"] / limit if limit else 0.0
         high = self.observed.memory_percent >= self._memory_percent_max
         if high != self.observed.memory_high:
             self.observed.memory_high = high
             _log.warning("memory_high" if high else "memory_normal", percent=round(self.observed.memory_percent, 1))
             self._on_memory(high)
-        return server, configuration
+        return info, configuration
 
     async def _other_cluster(self) -> str:
         """A sentence when Redis belongs to a cluster with other settings, else empty."""

@@ -28,6 +28,7 @@ from hotpath.direct import Answer as DirectAnswer
 from hotpath.direct import Connection as DirectConnection
 from hotpath.direct_order import DirectOrder
 from runtime.process.supervision import Beat, no_beat
+from runtime.process.tasks import until_tick
 
 _log = structlog.get_logger("edge.direct_door")
 
@@ -37,7 +38,7 @@ IDLE_MS: Final = 75_000  # between requests
 WRITE_MS: Final = 10_000  # for a peer that does not read its answers
 WAITING_BYTES_MAX: Final = 64 * 1024 * 1024  # answers of a worker that wait for their turn or for such a peer
 SWEEP_S: Final = 0.025
-IDLE_SWEEP_S: Final = 0.1  # without connections
+IDLE_SWEEP_S: Final = 0.25  # without connections; every deadline is seconds long
 DATE_S: Final = 0.5
 FINISH_S_MAX: Final = 4.0  # at the stop; the main process kills a worker a second later
 
@@ -141,7 +142,7 @@ class DirectDoor:
                     self._door.set_date(formatdate(usegmt=True).encode("ascii"))
                     date_until_ns = now_ns + DATE_S * 1e9
                 self._door.sweep(now_ns)
-                await asyncio.sleep(SWEEP_S if len(self._door) else IDLE_SWEEP_S)
+                await asyncio.sleep(SWEEP_S if len(self._door) else until_tick(IDLE_SWEEP_S))
         finally:
             self._server.close()
             self._door.close()

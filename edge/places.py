@@ -17,6 +17,7 @@ import structlog
 
 from edge.addresses import AddressTable, Client, Connection, Network, client_of, is_trusted
 from runtime.process.supervision import Beat, no_beat
+from runtime.process.tasks import until_tick
 
 LOOK_S: Final = 0.25
 LOOK_AGAIN_S: Final = 0.02  # after a look that closed connections: others wait for their places
@@ -74,7 +75,7 @@ class Places:
         """Look until cancelled."""
         while True:
             beat()
-            await asyncio.sleep(LOOK_AGAIN_S if await self.look() else LOOK_S)
+            await asyncio.sleep(LOOK_AGAIN_S if await self.look() else until_tick(LOOK_S))
 
     async def look(self) -> int:
         """One look. Returns the number of connections that were closed."""

@@ -23,11 +23,12 @@ from edge.lane_marks import LaneMarks
 from hotpath.batcher import Batcher
 from hotpath.resp import ProtocolViolation, ReplyDecoder, ReplyError, encode_command
 from runtime.process.supervision import Beat, no_beat, together
+from runtime.process.tasks import until_tick, wait_within
 
 _log = structlog.get_logger("edge.redis_link")
 
 SWEEP_S: Final = 0.025
-IDLE_SWEEP_S: Final = 0.1  # while no order waits
+IDLE_SWEEP_S: Final = 0.25  # while no order waits; the first one to come wakes the sweep
 RECONNECT_S_MIN: Final = 0.02
 RECONNECT_S_MAX: Final = 0.5
 LOOK_EVERY_SWEEPS: Final = 4  # between looks at the lanes' sequences, while orders are sent
@@ -106,6 +107,7 @@ class RedisLink(asyncio.Protocol):
         self._marks = marks
         self._looks_open = 0
         self._sent_at_last_look = 0
+        self._work = asyncio.Event()  # an order came: sweep as often as orders need it
         self._transport: asyncio.Transport | None = None
         self._fd = -1  # of a connection without TLS
         self._lost: asyncio.Future[None] | None = None
@@ -268,6 +270,7 @@ class RedisLink(asyncio.Protocol):
         # Not at once: callbacks that are already scheduled may add orders to the batch.
         assert self._loop is not None
         self._loop.call_soon(self._flush)
+        self._work.set()
 
     def _flush(self) -> None:
         output = self.batcher.output()
@@ -287,6 +290,13 @@ class RedisLink(asyncio.Protocol):
         if output:
             transport.write(output)
 
+    def _is_idle(self) -> bool:
+        """No order is on its way, and the lanes were looked at after the last one."""
+        if self.batcher.queued or self.batcher.in_flight:
+            return False
+        # Without a connection no order wakes the sweep.
+        return self.batcher.is_connected and self._sent_at_last_look == self.batcher.stats()["orders_sent"]
+
     def _look_at_lanes(self) -> None:
         """Read the lanes' sequences, if orders were sent since the last read and that read is complete."""
         sent = self.batcher.stats()["orders_sent"]
@@ -304,7 +314,11 @@ class RedisLink(asyncio.Protocol):
     async def _sweep(self, beat: Beat) -> None:
         sweeps = 0
         while True:
-            await asyncio.sleep(SWEEP_S if self.batcher.queued or self.batcher.in_flight else IDLE_SWEEP_S)
+            if self._is_idle():
+                self._work.clear()
+                await wait_within(self._work, until_tick(IDLE_SWEEP_S))
+            else:
+                await asyncio.sleep(SWEEP_S)
             beat()
             sweeps += 1
             if sweeps % LOOK_EVERY_SWEEPS == 0:

@@ -17,6 +17,7 @@ from domain import topology
 from domain.problems import Problem
 from edge.sale_directory import SaleDirectory
 from hotpath.counters import Verdict
+from runtime.process.tasks import until_tick
 
 _log = structlog.get_logger("edge.refusals")
 
@@ -49,7 +50,7 @@ class Refusals:
     async def run(self) -> None:
         """Flush for ever. Cancel to stop, then call `flush` once more."""
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(until_tick(PERIOD_S))
             await self.flush()
 
     async def flush(self) -> None:

@@ -39,6 +39,7 @@ from hotpath.tokens import KeyRing
 from runtime.postgres.pool import postgres_pool
 from runtime.process.settings import Settings
 from runtime.process.supervision import Beat, TaskSupervisor
+from runtime.process.tasks import until_tick
 from runtime.process.telemetry import configure_logging, log_writes_failed
 from runtime.redis.client import redis_client
 from runtime.tokens.key_watch import KeyWatch
@@ -223,7 +224,7 @@ class Worker:
                 self._metrics.publish()
             except OSError as error:
                 _log.warning("snapshot_not_left", error=str(error))
-            await asyncio.sleep(SNAPSHOT_PERIOD_S)
+            await asyncio.sleep(until_tick(SNAPSHOT_PERIOD_S))
 
     def _snapshot(self) -> Snapshot:
         keys = self._token_keys.current

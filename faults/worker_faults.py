@@ -14,7 +14,7 @@ from functools import partial
 
 from redis.asyncio import Redis
 
-from domain.topology import DESTINATION_ORDER_EVENTS, dispatcher_lease_key, lane_lease_key
+from domain.topology import dispatcher_lease_key, lane_lease_key
 from faults.conditions import NotFired
 from faults.postgres_faults import TO_SHARD
 from faults.proxy import Harm, Trap
@@ -27,7 +27,7 @@ _PUBLISH = (load_script("runtime.queue", "queue_publish-2").sha.encode(),)
 _ACK = (load_script("runtime.queue", "queue_ack-1").sha.encode(),)
 _APPEND = (load_script("runtime.event_log", "log_append-1").sha.encode(),)
 _TRIM = (b"EVALSHA", b":stream", b":lease")
-_EXPIRE = (b"EVALSHA", b":state", b"}o", b"}u")
+_EXPIRE = (b"EVALSHA", b":state", b"}o")
 _COMMIT = (b"COMMIT",)
 _TO_CATALOGUE = b"\0database\0catalogue\0"
 _SHORT_HOLDS = Sale(hold_s=2, cancel=0.03)
@@ -108,7 +108,7 @@ def _lane_lease(drill: Drill) -> str:
 
 
 def _dispatcher_lease(_: Drill) -> str:
-    return dispatcher_lease_key("shard-0", DESTINATION_ORDER_EVENTS)
+    return dispatcher_lease_key("shard-0")
 
 
 def _at(name: str, about: str, expected: str, act: Act, *, sale: Sale | None = None, fast: bool = False) -> Fault:

@@ -38,14 +38,22 @@ ORDER BY p.changed_at
 LIMIT %(limit)s;
 
 -- name: unpaid
--- Orders that became paid in a span of time, and that no payment pays. Index: orders_paid, payments_settling.
+-- Orders that became paid in a span of time, and that no payment pays: there is none, or its money went back without a
+-- request of staff. Index: orders_paid, payments_settling, refunds_once.
 SELECT o.id
 FROM orders o
 WHERE o.status = 1
     AND o.changed_at >= %(since)s
     AND o.changed_at < least(%(until)s, clock_timestamp() - %(late)s)
     AND o.total_minor > 0
-    AND NOT EXISTS (SELECT FROM payments p WHERE p.order_id = o.id AND p.settles AND p.state <> 'received')
+    AND NOT EXISTS (
+        SELECT
+        FROM payments p
+        WHERE p.order_id = o.id
+            AND p.settles
+            AND p.state <> 'received'
+            AND NOT EXISTS (SELECT FROM refunds f WHERE f.event_id = p.event_id AND f.reason <> 'staff')
+    )
 ORDER BY o.changed_at
 LIMIT %(limit)s;
 

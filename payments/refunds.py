@@ -6,19 +6,21 @@ The result of a crash after each step of a refund:
                                                          call with the same refund: its idempotency key is the refund's
                                                          id
     stored as done, not acknowledged                     the message comes again and finds the refund done
+    the queue lost the message                           a refund that is due and was not tried for long is told again
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from domain.payments import PaymentState, RefundReason, RefundState
-from domain.topology import DESTINATION_ORDER_EVENTS, Topology
+from domain.topology import DESTINATION_ORDER_EVENTS, DESTINATION_REFUNDS, Topology
 from payments.ledger import Pool, tell
 from payments.providers.port import RefundRequest
-from payments.rows import refund_event
+from payments.rows import refund_event, refund_message
 from runtime.postgres.sql import load_sql
 
 _SQL = load_sql("payments", "refunds.sql")
@@ -97,6 +99,19 @@ class Refunds:
         """Store that the provider refuses it for good: the money stays due, and a dead letter tells of it."""
         async with self._pool(refund.order_id).connection() as connection:
             await connection.execute(_SQL["refuse"], {"refund_id": refund.id})
+
+    async def tried(self, refund: Refund) -> None:
+        """Note that a message of this refund is at work, and that it comes again."""
+        async with self._pool(refund.order_id).connection() as connection:
+            await connection.execute(_SQL["tried"], {"refund_id": refund.id})
+
+    async def tell_again(self, shard: int, *, age: timedelta, limit: int) -> int:
+        """Tell of refunds that are due and were not tried for `age`; their number. A second message is harmless."""
+        async with self._pools[shard].connection() as connection, connection.transaction():
+            cursor = await connection.execute(_SQL["forgotten"], {"age": age, "limit": limit})
+            messages = [refund_message(refund_id, order_id) for refund_id, order_id in await cursor.fetchall()]
+            await tell(connection, {DESTINATION_REFUNDS: messages})
+        return len(messages)
 
     async def measure(self, shard: int) -> OpenRefunds:
         """The refunds of a shard that are not done."""

@@ -34,6 +34,25 @@ WHERE event_id = %(event_id)s;
 -- The provider refuses the refund for good. Repeating it changes nothing. Index: refunds_pkey.
 UPDATE refunds SET state = 'refused', changed_at = now() WHERE id = %(refund_id)s AND state = 'due';
 
+-- name: tried
+-- Notes that a message of the refund is at work. Repeating it only moves the time. Index: refunds_pkey.
+UPDATE refunds SET changed_at = now() WHERE id = %(refund_id)s AND state = 'due';
+
+-- name: forgotten
+-- Takes refunds that are due and were not tried for long, oldest first: their messages were lost with the queue. The
+-- time that it notes keeps the next round from them. Index: refunds_open, refunds_pkey.
+UPDATE refunds
+SET changed_at = now()
+WHERE id IN (
+    SELECT id
+    FROM refunds
+    WHERE state = 'due' AND changed_at <= clock_timestamp() - %(age)s
+    ORDER BY created_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING id, order_id;
+
 -- name: measure
 -- Refunds that are not done: their number, the age of the oldest in seconds, and how many the provider refused. Changes
 -- nothing. Index: refunds_open.

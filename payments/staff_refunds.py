@@ -150,6 +150,12 @@ async def request_refund(connection: AsyncConnection[TupleRow], wanted: RefundOr
     return Requested(refund_id, skus, amount_minor, replayed=False)
 
 
+async def is_known(connection: AsyncConnection[TupleRow], order_id: UUID, key: str) -> bool:
+    """Whether a refund of the order was stored under this key."""
+    cursor = await connection.execute(_SQL["find_request"], {"order_id": order_id, "key": key})
+    return await cursor.fetchone() is not None
+
+
 async def note_restocked(connection: AsyncConnection[TupleRow], refund_id: UUID) -> None:
     """The refund's units are on sale again, or cannot be any more."""
     await connection.execute(_SQL["restocked"], {"refund_id": refund_id})

@@ -58,7 +58,7 @@ async def run_rounds(
             backoff.reset()
             service.ready(role, ok=True)
             if not more:
-                await service.pause(every_s)
+                await service.tick(every_s)
 
     def ask() -> None:
         beat()

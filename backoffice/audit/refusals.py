@@ -26,6 +26,7 @@ from domain import ids
 from runtime.audit import UNKNOWN_OBJECT, Act, Action, object_name
 from runtime.postgres.databases import Database
 from runtime.process.supervision import TaskSupervisor
+from runtime.process.tasks import until_tick
 
 PERIOD_S: Final = 1.0
 WINDOW_S: Final = 60.0
@@ -138,7 +139,7 @@ class Refusals:
                     if not self._failing:
                         log.error("writing refusals failed", error=type(error).__name__)
                     self._failing = True
-                await asyncio.sleep(PERIOD_S)
+                await asyncio.sleep(until_tick(PERIOD_S))
 
     async def write_rest(self) -> None:
         """Write all notes at the end of the process, if the databases answer."""

@@ -30,6 +30,7 @@ from backoffice.stores import AWAY, Stores
 from runtime.audit import Action, object_name, record
 from runtime.postgres.sql import load_sql
 from runtime.process.supervision import TaskSupervisor
+from runtime.process.tasks import until_tick
 from runtime.tokens import session_ends
 from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds
 
@@ -104,7 +105,7 @@ class Sessions:
                 except Exception:
                     log.exception("publishing ended sessions failed")
                     self._failing = True
-                await asyncio.sleep(PERIOD_S)
+                await asyncio.sleep(until_tick(PERIOD_S))
 
     async def step(self) -> int:
         """One round: publish recent ends, or all when Redis is not the server of the last round; their number."""
@@ -116,7 +117,7 @@ class Sessions:
         forget = time.monotonic() - self._forgotten_at > FORGET_EVERY_S or not self._forgotten_at
         published = 0
         for shard in self._stores.shards:
-            async with shard.connection() as connection:
+            async with shard.single_statements() as connection:
                 if forget:
                     await connection.execute(SQL["forget_ends"], {"before": now - REMEMBERED_S})
                 rows = await (await connection.execute(SQL["ends_since"], parameters)).fetchall()

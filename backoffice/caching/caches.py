@@ -15,6 +15,7 @@ from backoffice.caching.metrics import CacheMetrics
 from backoffice.caching.shared import CALL_S_MAX, SharedTier
 from domain.topology import CACHE_CHANNEL, parse_cache_key
 from runtime.process.supervision import TaskSupervisor, Work
+from runtime.process.tasks import until_tick
 from runtime.redis.channel import Channel
 from runtime.redis.client import redis_client
 
@@ -107,4 +108,4 @@ class Caches:
             if time.monotonic() >= look_at:
                 await self._shared.look_around()
                 look_at = time.monotonic() + LOOK_AROUND_S
-            await asyncio.sleep(TEND_S)
+            await asyncio.sleep(until_tick(TEND_S))

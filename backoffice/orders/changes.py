@@ -30,6 +30,7 @@ from payments.staff_refunds import (
     RefundOrder,
     Requested,
     ToRestock,
+    is_known,
     note_restocked,
     request_refund,
     to_restock,
@@ -139,7 +140,7 @@ class OrderChanges:
             if ordered.get(sku) is None or quantity not in (None, ordered[sku]):
                 raise UnknownLine(sku if sku not in ordered else f"{quantity} of {sku}; a line is refunded as a whole")
         skus = None if quantities is None else frozenset(quantities)
-        if restock and not await self._restocks.may_restock(order.sale_id):
+        if restock and not await self._restocks.may_restock(order.sale_id) and not await self._is_known(order_id, key):
             raise NotOnSale
         wanted = RefundOrder(order_id, lines, skus, restock, key, requested_by)
         await mark_payments(self._stores.redis, [order_id])
@@ -169,18 +170,33 @@ class OrderChanges:
             await note_restocked(connection, refund.id)
 
     async def finish_restocks(self, *, settled: timedelta = SETTLED) -> int:
-        """Take up restocks that were interrupted, of every shard; their number."""
+        """Take up restocks that were interrupted, of every shard; their number.
+
+        A shard that is away, or a refund whose units cannot be put back at present, holds up no other.
+        """
         finished = 0
-        for shard in self._stores.shards:
-            async with shard.connection() as connection:
-                waiting = await to_restock(connection, age=settled, limit=RESTOCKS_MAX)
+        for number, shard in enumerate(self._stores.shards):
+            try:
+                async with shard.connection() as connection:
+                    waiting = await to_restock(connection, age=settled, limit=RESTOCKS_MAX)
+            except AWAY as error:
+                log.warning("restocker cannot reach a shard", shard=number, error=type(error).__name__)
+                continue
             for refund in waiting:
                 try:
                     await self.put_back(refund, await self._find(refund.order_id))
                     finished += 1
-                except (LaneForgot, OrderMissing) as error:
-                    log.error("units not put back", refund=str(refund.id), error=type(error).__name__)
+                except AWAY as error:
+                    log.warning("restocker cannot reach a server", shard=number, error=type(error).__name__)
+                    break
+                except Exception as error:
+                    log.exception("units not put back", refund=str(refund.id), error=type(error).__name__)
         return finished
+
+    async def _is_known(self, order_id: UUID, key: str) -> bool:
+        """Whether a refund of the order was made under this key: its repetition needs no sale."""
+        async with self._shard(order_id).connection() as connection:
+            return await is_known(connection, order_id, key)
 
     async def _find(self, order_id: UUID) -> Order:
         found = await self._orders.get(order_id)

@@ -27,7 +27,7 @@ import structlog
 from backoffice.sales import model
 from backoffice.sales.lanes import SaleLanes
 from backoffice.sales.model import NewSale, Sale, SaleChanges, SaleReport, SaleStateConflict, Stage
-from backoffice.sales.store import Restock, Sales
+from backoffice.sales.store import Restock, Sales, StockTooHigh
 from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from domain.sales import Stock
@@ -193,10 +193,13 @@ class SaleService:
         return True
 
     async def restock_once(self, sale_id: UUID, *, sku: str, quantity: int, key: str, created_by: UUID) -> bool:
-        """`restock` for units that come back; False when the sale takes none any more. Its other exceptions pass."""
+        """`restock` for units that come back; False when the sale takes none any more, or its ledger is full.
+
+        The other exceptions of `restock` pass.
+        """
         try:
             await self.restock(sale_id, sku=sku, quantity=quantity, key=key, created_by=created_by)
-        except model.SaleStateConflict:
+        except (model.SaleStateConflict, StockTooHigh):
             return False
         return True
 

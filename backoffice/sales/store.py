@@ -211,7 +211,7 @@ class Sales:
     async def live(self, *, settled: timedelta, kept: timedelta, limit: int) -> list[LiveSale]:
         """Sales that edges must know, until `kept` after their end."""
         parameters = {"settled": settled, "kept": kept, "limit": limit}
-        async with self._catalogue.connection() as connection:
+        async with self._catalogue.single_statements() as connection:
             cursor = connection.cursor(row_factory=class_row(LiveSale))
             return await (await cursor.execute(SQL["live"], parameters)).fetchall()
 
@@ -251,7 +251,7 @@ class Sales:
 
     async def unapplied_restocks(self, *, settled: timedelta, limit: int) -> list[Restock]:
         """Restocks that may be missing in their lane, oldest first."""
-        async with self._catalogue.connection() as connection:
+        async with self._catalogue.single_statements() as connection:
             cursor = connection.cursor(row_factory=class_row(Restock))
             parameters = {"settled": settled, "limit": limit}
             return await (await cursor.execute(SQL["unapplied_restocks"], parameters)).fetchall()

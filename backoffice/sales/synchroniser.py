@@ -20,6 +20,7 @@ from backoffice.stores import AWAY
 from backoffice.web.idempotency import KeyReused
 from reservation.lane import LaneForgot
 from runtime.process.supervision import TaskSupervisor
+from runtime.process.tasks import until_tick
 
 PERIOD_S = 2.0
 SETTLED = timedelta(seconds=10)  # no request works longer on a sale
@@ -60,7 +61,7 @@ class Synchroniser:
                 else:
                     self._failing = False
                     beat()
-                await asyncio.sleep(PERIOD_S)
+                await asyncio.sleep(until_tick(PERIOD_S))
 
     async def step(self, *, settled: timedelta = SETTLED) -> int:
         """One round over sales and restocks unchanged for `settled`; the number of repairs."""

@@ -151,13 +151,13 @@ class Addresses:
 
     async def releases(self, shard: int, *, settled: timedelta, limit: int) -> list[Release]:
         """Notes in a shard that are older than `settled`, oldest first."""
-        async with self._stores.shards[shard].connection() as connection:
+        async with self._stores.shards[shard].single_statements() as connection:
             cursor = connection.cursor(row_factory=class_row(Release))
             return await (await cursor.execute(SQL["releases"], {"settled": settled, "limit": limit})).fetchall()
 
     async def stale_claims(self, shard: int, *, limit: int) -> list[tuple[str, UUID]]:
         """`(address, user)` of stale claims in a shard, oldest first."""
-        async with self._stores.shards[shard].connection() as connection:
+        async with self._stores.shards[shard].single_statements() as connection:
             cursor = await connection.execute(SQL["stale_claims"], {"stale": CLAIM_STALE, "limit": limit})
             return [(str(row[0]), UUID(str(row[1]))) for row in await cursor.fetchall()]
 

@@ -63,7 +63,7 @@ class Erasures:
 
     async def unfinished(self, shard: int, *, settled: timedelta, limit: int) -> list[UUID]:
         """Accounts of a shard whose erasure began longer than `settled` ago and is unfinished, oldest first."""
-        async with self._stores.shards[shard].connection() as connection:
+        async with self._stores.shards[shard].single_statements() as connection:
             parameters = {"settled": settled, "limit": limit}
             rows = await (await connection.execute(SQL["unfinished_erasures"], parameters)).fetchall()
         return [row[0] for row in rows]

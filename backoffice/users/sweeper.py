@@ -15,6 +15,7 @@ from backoffice.stores import AWAY
 from backoffice.users.addresses import Addresses
 from backoffice.users.erasure import Erasures
 from runtime.process.supervision import TaskSupervisor
+from runtime.process.tasks import until_tick
 
 PERIOD_S = 5.0
 SETTLED = timedelta(seconds=20)  # longer than a request works on an account
@@ -59,7 +60,7 @@ class Sweeper:
                         self._failing.discard(shard)
                 if not failed:
                     beat()
-                await asyncio.sleep(PERIOD_S)
+                await asyncio.sleep(until_tick(PERIOD_S))
 
     async def step(self, shard: int, *, settled: timedelta = SETTLED) -> int:
         """One round over a shard; the number of repairs."""

@@ -53,8 +53,8 @@ for i = 0, requests - 1 do
   local answer, next_state, kind = decide(i)
   reply[i + 2] = answer
   if next_state then
-    local body = ARGV[first + 3 * i + 2]
-    if #body < 37 then
+    local body, key_length = ARGV[first + 3 * i + 2], #ARGV[first + 3 * i]
+    if #body < 37 + key_length or byte(body, 36) ~= key_length then
       malformed('body')
     end
     local order_key, lines, base = KEYS[4 + 2 * i], lines_of[kind], base_of[kind]
@@ -67,7 +67,8 @@ for i = 0, requests - 1 do
     local head = head_of[place_of[kind]]
     entries[accepted] = head .. order_id .. body
     orders[2 * accepted - 1] = order_key
-    orders[2 * accepted] = head .. body
+    -- As `value_of` of the entry: without the key.
+    orders[2 * accepted] = head .. sub(body, 1, 35) .. sub(body, 37 + key_length)
     for line = 1, lines.count do
       local slot, quantity = slot_at[base + line], lines.units[line]
       available[slot] = available[slot] - quantity

@@ -8,8 +8,11 @@ else uses the connection afterwards; its pool makes another one.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import select
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -36,16 +39,20 @@ class BoundedConnection(AsyncConnection[Row]):
     """`call_s_max` bounds each round trip: a statement, a pipeline's, BEGIN, COMMIT, ROLLBACK, a page of a cursor."""
 
     call_s_max: float = CALL_S_MAX
+    unchecked_s: float = 0.0  # see `postgres_pool`
     on_unknown_commit: Callable[[], None] | None = None
     _deadline: asyncio.TimerHandle | None = None
     _is_cut: bool = False
+    _answered_at: float = -math.inf
     _after_commit: tuple[Callable[[], None], ...] = ()
 
     async def wait(self, gen: PQGen[RV], *arguments: Any, **named: Any) -> RV:
         """Run one call of psycopg. Raises DatabaseSilent at the deadline."""
         self._set_deadline(self.call_s_max)
         try:
-            return await super().wait(gen, *arguments, **named)
+            result = await super().wait(gen, *arguments, **named)
+            self._answered_at = time.monotonic()
+            return result
         except psycopg.Error as error:
             if not self._is_cut:
                 raise
@@ -54,6 +61,14 @@ class BoundedConnection(AsyncConnection[Row]):
             ) from error
         finally:
             self._set_deadline(None)
+
+    def answered_within(self, seconds: float) -> bool:
+        """Whether the server answered the last call so lately, and has sent nothing since, such as its farewell."""
+        if time.monotonic() - self._answered_at >= seconds:
+            return False
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN)
+        return not poll.poll(0)
 
     async def commit(self) -> None:
         """Commit. After DatabaseSilent the outcome is unknown; `on_unknown_commit` is called."""

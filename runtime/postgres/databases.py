@@ -24,6 +24,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.postgres.pool import single_statements
 from runtime.postgres.positions import KEPT_MS, Positions
 from runtime.postgres.sql import load_sql
 
@@ -115,6 +116,10 @@ class Database:
     def connection(self) -> AbstractAsyncContextManager[AsyncConnection[TupleRow]]:
         """A connection to the primary, in a transaction that commits when the block ends without an exception."""
         return self._primary.connection()
+
+    def single_statements(self) -> AbstractAsyncContextManager[AsyncConnection[TupleRow]]:
+        """A connection to the primary on which each statement is a transaction of its own: for loops that only look."""
+        return single_statements(self._primary)
 
     async def read(self, query: Query[T], *, subjects: Sequence[str]) -> T:
         """The result of `query`, on the replica if it is fresh enough, else on the primary. May call `query` twice."""

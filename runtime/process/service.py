@@ -72,6 +72,10 @@ class Service:
         """Sleep, but wake when the process must stop. Returns whether it must."""
         return await tasks.wait_within(self.stopping, seconds)
 
+    async def tick(self, every_s: float) -> bool:
+        """As `pause`, until the next tick of this length (`tasks.until_tick`): at most `every_s`."""
+        return await self.pause(tasks.until_tick(every_s))
+
 
 class DrainTimeout(Exception):
     """Work in flight did not finish in time after SIGTERM."""

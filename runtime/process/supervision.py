@@ -248,7 +248,7 @@ class TaskSupervisor:
                     log.error("round takes too long", task=name, bound_s=rounds.s_max)
                 else:
                     log.info("round is over", task=name)
-        self._looking = asyncio.get_running_loop().call_later(LOOK_S, self._look)
+        self._looking = asyncio.get_running_loop().call_later(tasks.until_tick(LOOK_S), self._look)
 
 
 def no_beat() -> None:

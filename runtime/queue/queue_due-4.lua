@@ -2,8 +2,10 @@
 -- Move due messages back into the stream. One whose content is damaged or lost becomes an entry that no consumer can
 -- decode, and so a dead letter: an error would keep back all retries behind it.
 -- KEYS: 1 stream, 2 waiting retries (sorted set), 3 their messages (hash), 4 entry id of the last message moved back
--- ARGV: 1 most messages to move, 2 longest delay in ms: what is due later than that became so when the clock went back
--- Answer: ms until the next one is due, 0 if one is due now, -1 if none waits
+-- ARGV: 1 most messages to move, 2 longest delay in ms: what is due later than that became so when the clock went
+-- back, 3 consumer group
+-- Answer: 1 ms until the next one is due, 0 if one is due now, -1 if none waits; 2 the time in microseconds; 3 number
+-- of deliveries of all consumers that are not settled
 local function is_message(m)
   if type(m) ~= 'table' then
     return false
@@ -42,7 +44,5 @@ if moved then
   redis.call('SET', KEYS[4], moved)
 end
 local first = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')
-if not first[2] then
-  return -1
-end
-return math.max(0, first[2] - now_ms)
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[3])
+return {first[2] and math.max(0, first[2] - now_ms) or -1, time[1] * 1000000 + time[2], pending[1] or 0}

@@ -7,6 +7,7 @@ and moves due retries back into the stream.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import time
@@ -27,7 +28,7 @@ from runtime.queue.port import Delivery
 from runtime.redis.scripts import load_script, run
 
 CLAIM_MS = 5_000
-BLOCK_MS = 1_000
+BLOCK_MS_MAX = 4_000  # below the client's time-out of 5 s
 DUE_MOVED_MAX = 100
 DELAY_MS_MAX = 600_000  # the longest delay of any retry policy
 CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
@@ -93,6 +94,7 @@ class StreamConsumer:
         self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
         self._closed = False
         self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
+        self._none_pending_at = -math.inf  # when no consumer held a delivery
         self._clock_ahead_s: float | None = None  # of Redis, ahead of our own monotonic one
         self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
 
@@ -209,16 +211,22 @@ class StreamConsumer:
             await self._room.wait()
             return
         if time.monotonic() >= self._claims_next_at:
-            await self._claim()
+            if not self._is_nothing_to_claim():
+                await self._claim()
             self._claims_next_at = time.monotonic() + self._claim_ms / CLAIM_LOOKS / 1000
         if self._has_room():
             count = self._prefetch - len(self._held)
-            block_ms = min(BLOCK_MS, self._claim_ms // CLAIM_LOOKS)
+            # So that each look at others' deliveries is followed by one read.
+            block_ms = min(BLOCK_MS_MAX, self._claim_ms // CLAIM_LOOKS)
             reply: Any = await self._redis.xreadgroup(
                 self._group, self._name, {self._stream: ">"}, count=count, block=block_ms
             )
             for _, entries in reply or []:
                 self._take(entries)
+
+    def _is_nothing_to_claim(self) -> bool:
+        """Whether the upkeep saw no delivery that can have been idle for the claim time by now: in an idle queue."""
+        return time.monotonic() < self._none_pending_at + self._claim_ms / 1000
 
     def _has_room(self) -> bool:
         return len(self._held) < self._prefetch
@@ -238,7 +246,6 @@ class StreamConsumer:
 
         One call may find fewer than there are, so the scan goes on until its cursor is back at 0-0.
         """
-        await self._follow_clock()
         cursor = "0-0"
         while self._has_room():
             count = self._prefetch - len(self._held)
@@ -251,11 +258,9 @@ class StreamConsumer:
             if cursor == "0-0":
                 return
 
-    async def _follow_clock(self) -> None:
+    async def _follow_clock(self, now_s: float) -> None:
         """Notice a clock of Redis that went back, also before this consumer came: deliveries seem to be of later."""
-        seconds, microseconds = await self._redis.time()
-        now_s, monotonic_s = seconds + microseconds / 1e6, time.monotonic()
-        ahead_s = now_s - monotonic_s
+        ahead_s = now_s - time.monotonic()
         if self._clock_ahead_s is None or ahead_s < self._clock_ahead_s - CLOCK_BACK_S_MIN:
             if self._clock_ahead_s is not None:
                 log.warning(
@@ -278,11 +283,15 @@ class StreamConsumer:
             await self._remove_stale_consumers()
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
-        next_due_ms = int(await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX)))
-        longest_ms = min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
-        pause_ms = longest_ms if next_due_ms < 0 else min(next_due_ms, longest_ms)
+        asked_at = time.monotonic()
+        next_due_ms, now_us, pending = await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX, self._group))
+        if not pending:
+            self._none_pending_at = asked_at
+        await self._follow_clock(now_us / 1e6)
+        longest_s = tasks.until_tick(min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS) / 1000)
+        pause_s = longest_s if next_due_ms < 0 else min(next_due_ms / 1000, longest_s)
         self._upkeep.clear()
-        await tasks.wait_within(self._upkeep, pause_ms / 1000)
+        await tasks.wait_within(self._upkeep, pause_s)
 
     async def _remove_stale_consumers(self) -> None:
         """Forget consumers that died long ago and hold nothing."""

@@ -14,6 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
+from runtime.process.tasks import until_tick
 from runtime.tokens.key_files import TokenKeysError, unix_now
 
 PERIOD_S: Final = 1.0
@@ -57,7 +58,7 @@ class KeyWatch(Generic[T]):
     async def run(self) -> None:
         """Follow the file until cancelled."""
         while True:
-            await asyncio.sleep(PERIOD_S)
+            await asyncio.sleep(until_tick(PERIOD_S))
             self.step()
 
     def step(self) -> None:

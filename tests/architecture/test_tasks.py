@@ -17,7 +17,7 @@ MAKES_TASKS = {"create_task", "ensure_future", "TaskGroup", "run_coroutine_threa
 ALLOWED = {
     "runtime/process/supervision.py": (2, "the mechanism itself"),
     "runtime/process/service.py": (2, "the process's main work, which `_serve` waits for, and its signal"),
-    "runtime/redis/leases.py": (1, "the end of a renewal, whatever it is, loses the lease (`_ended`)"),
+    "runtime/redis/renewals.py": (1, "an exception of the renewals loses all leases (`_ended`)"),
     "backoffice/web/server.py": (1, "the process's main work: it catches everything and ends the process"),
     "backoffice/web/admission/connection.py": (2, "`_write_stream` waits for both and raises what ended the writing"),
     "backoffice/caching/cache.py": (1, "readers wait for the read; its exception is theirs"),

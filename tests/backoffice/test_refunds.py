@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 from uuid import UUID, uuid4
 
 import httpx
@@ -14,10 +15,13 @@ import psycopg
 import pytest
 import redis
 
+from backoffice.orders.changes import OrderChanges
+from backoffice.sales.service import SaleMissing
 from domain import ids, topology
 from domain.orders import OrderStatus
 from domain.outcomes import Outcome
-from domain.sales import SaleDefinition
+from domain.sales import STOCK_MAX, SaleDefinition
+from payments.staff_refunds import ToRestock
 from tests.backoffice.sale_probes import code, document, lane_of, ledger, stock
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
@@ -149,6 +153,8 @@ def test_units_that_are_put_back_sell_again_at_once(
     assert ledger(databases, sale) == {sale["items"][0]["sku"]: 10, second: 12}
     assert rows(shard_of(databases, order_id), "SELECT restock, restock_due FROM refunds") == [(True, False)]
     staff.act(sale, "end")
+    again = refund(staff, order_id, key="k", lines=[second], restock=True)
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (200, "true"), "also after the sale's end"
     assert code(refund(staff, order_id, restock=True)) == (409, "sale_state_conflict")
     assert refund(staff, order_id).status_code == 200, "nothing was changed by the refusal"
 
@@ -168,6 +174,27 @@ def test_an_interrupted_restock_is_taken_up(staff: Staff, databases: Databases, 
     _until(lambda: not any(rows(dsn, "SELECT 1 FROM refunds WHERE restock_due") for dsn in databases.shard_dsns))
     assert stock(redis_client, sale).available == 14
     assert ledger(databases, sale) == {sale["items"][0]["sku"]: 14}
+
+
+def test_units_that_no_longer_fit_leave_the_refund_made(staff: Staff, databases: Databases) -> None:
+    sale = staff.open_sale(stock=10)
+    order_id = sold(databases, sale)
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute("UPDATE stock_ledger SET stock = %s WHERE sale_id = %s", (STOCK_MAX, sale["id"]))
+    assert refund(staff, order_id, restock=True).status_code == 200
+    assert rows(shard_of(databases, order_id), "SELECT restock, restock_due FROM refunds") == [(True, False)]
+
+
+async def test_a_shard_or_a_refund_that_fails_holds_up_no_other_restock(monkeypatch: pytest.MonkeyPatch) -> None:
+    away, works = MagicMock(), MagicMock()
+    away.connection.side_effect = psycopg.OperationalError("away")
+    waiting = [ToRestock(uuid4(), uuid4(), uuid4(), ["SKU-1"], uuid4()) for _ in range(3)]
+    monkeypatch.setattr("backoffice.orders.changes.to_restock", AsyncMock(return_value=waiting))
+    put_back = AsyncMock(side_effect=[None, SaleMissing, None])
+    monkeypatch.setattr(OrderChanges, "put_back", put_back)
+    changes = OrderChanges(MagicMock(shards=[away, works]), AsyncMock(), AsyncMock())
+    assert await changes.finish_restocks() == 2
+    assert [call.args[0] for call in put_back.await_args_list] == waiting
 
 
 def test_staff_cancel_a_reserved_order(

@@ -30,7 +30,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StateFol
 
 
 def plan(folder: StateFolder, **environ: str) -> Plan:
-    return Plan(folder, 0, 0, environ)
+    made = Plan(folder, 0, 0, environ)
+    made.make_secrets()
+    return made
 
 
 def having(plan: Plan, name: str) -> dict[str, str]:

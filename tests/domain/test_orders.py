@@ -54,10 +54,17 @@ def test_entry_round_trip(entry: OrderEntry) -> None:
 
 
 @given(entries)
-def test_value_is_the_entry_without_the_order_id(entry: OrderEntry) -> None:
+def test_value_is_the_entry_without_the_ids_that_are_kept_elsewhere(entry: OrderEntry) -> None:
     data, value = encode_entry(entry), encode_value(entry)
-    assert data == value[:ENTRY_HEAD_SIZE] + entry.order_id.bytes + value[ENTRY_HEAD_SIZE:]
-    assert decode_value(entry.order_id, value) == entry
+    key, lines_at = pack_key(entry.idempotency_key), ENTRY_HEAD_SIZE + 35
+    assert data == b"".join(
+        (value[:ENTRY_HEAD_SIZE], entry.order_id.bytes, value[ENTRY_HEAD_SIZE:lines_at], bytes([len(key)]), key,
+         value[lines_at:])
+    )  # fmt: skip
+    read = decode_value(entry.order_id, value)
+    assert read == replace(entry, idempotency_key="")
+    with pytest.raises(AssertionError, match="read from its value"):
+        encode_entry(read)  # it would lose its key in the shard
     head = decode_head(value)
     assert head == decode_head(data)
     assert (head.status, head.version, head.epoch) == (entry.status, entry.version, entry.epoch)

@@ -43,7 +43,8 @@ def place(client: httpx.Client, buyers: Buyers, sale: SaleDefinition, buyer: UUI
 def held(publisher: Publisher, order_id: str) -> OrderEntry:
     value = publisher.redis.get(topology.order_key(UUID(order_id)))
     assert isinstance(value, bytes)
-    return decode_value(UUID(order_id), value)
+    # Any key of its own: the value has none.
+    return replace(decode_value(UUID(order_id), value), idempotency_key=f"of {order_id}")
 
 
 def made_up(buyer: UUID, *, status: OrderStatus = OrderStatus.PAID, age_s: int = 3600, version: int = 2) -> OrderEntry:

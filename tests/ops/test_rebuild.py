@@ -35,7 +35,7 @@ def test_a_sale_that_redis_lost_is_rebuilt(running_stack: RunningStack) -> None:
 
     with redis.Redis.from_url(running_stack.stack.redis_url) as client:
         tag = ids.short(UUID(sale_id)).encode()
-        for key in client.scan_iter("{lane-*}:state"):
+        for key in client.scan_iter("{?}:state"):
             for name in client.hkeys(key):
                 if tag in name:
                     client.hdel(key, name)

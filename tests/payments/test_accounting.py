@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from domain.orders import OrderStatus
+from domain.payments import RefundReason
 from payments.accounting import Accounting, Sums
 from tests.payments.till import Till
 
@@ -57,6 +58,19 @@ async def test_each_damage_is_found(till: Till, damage: str, found: str) -> None
     assert any(found in text for text in told), told
     changed_since = datetime.now(UTC) + timedelta(minutes=1)
     assert await Accounting(till.bench.pools).findings(till.shard, since=changed_since) == []
+
+
+@pytest.mark.parametrize("reason", ["late", "lost", "staff"])
+async def test_a_paid_order_keeps_its_money_unless_staff_give_it_back(till: Till, reason: str) -> None:
+    order = till.order()
+    await till.settling.settle(till.shard, [till.paying(order)])
+    (payment,) = await till.ledger.unconfirmed_before(till.shard, age=timedelta(0), limit=9)
+    await till.ledger.conclude(till.shard, captured=[], due=[(payment, RefundReason.LATE)])
+    key = "'key'" if reason == "staff" else "NULL"
+    change(till, f"UPDATE refunds SET reason = '{reason}', idempotency_key = {key}")
+    till.store(till.held(order.order_id))
+    told = [] if reason == "staff" else [f"order {order.order_id} is paid, and no payment pays it"]
+    assert await findings(till) == told
 
 
 async def test_a_paid_order_that_costs_nothing_needs_no_payment(till: Till) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -260,9 +260,15 @@ class LaneClient:
         return entries
 
     def order(self, order_id: UUID) -> OrderEntry | None:
-        """The order's value."""
+        """The order's value, with the idempotency key that the user's hash has for it, if there is one."""
         value = self.redis.get(topology.order_key(order_id))
-        return decode_value(order_id, value) if value else None
+        if not value:
+            return None
+        order = decode_value(order_id, value)
+        fields = self.redis.hgetall(topology.user_key(LANE, order.sale_id, order.user_id))
+        keys = [unpack_key(key) for key, record in fields.items() if key and record[:16] == order_id.bytes]
+        assert len(keys) <= 1
+        return replace(order, idempotency_key="".join(keys))
 
     def user(self, sale_id: UUID, user_id: UUID) -> User | None:
         """The user's hash; purchase counters of zero are left out."""

@@ -122,8 +122,28 @@ def test_unknown_and_foreign_orders_are_not_found(lane: LaneClient, sale: SaleDe
 def test_a_hold_outlives_the_users_hash(lane: LaneClient, overdue: OrderEntry) -> None:
     """The janitor may remove users before the last hold is collected."""
     lane.redis.delete(topology.user_key(LANE, overdue.sale_id, overdue.user_id))
-    assert lane.change("expire-4", overdue)[0] is Transition.DONE
+    transition, changed = lane.change("expire-4", overdue)
+    assert transition is Transition.DONE
+    assert changed is not None and changed.idempotency_key == "", "the hash had it; the shard keeps its own"
     assert lane.user(overdue.sale_id, overdue.user_id) is None
+
+
+@pytest.mark.parametrize("key", ["k", "0123456789abcdef", "2c5ea4c0-4067-11e9-8bad-9b1deb4d3b7d", "x" * 64])
+def test_a_change_finds_the_orders_own_key_among_those_of_its_user(
+    lane: LaneClient, sale: SaleDefinition, key: str
+) -> None:
+    """The key is in the user's hash only. Other orders of the user, and the user's state, are not mistaken for it."""
+    user = ids.new_uuid7()
+    requests = [make_request(sale, user, each, [(0, 1)]) for each in ("before", key, "after")]
+    for request in requests:
+        assert lane.outcome(request) is Outcome.ACCEPTED
+    for request in (requests[1], requests[0], requests[2]):
+        order = lane.order(request.order.order_id)
+        assert order is not None and order.idempotency_key == request.order.idempotency_key
+        transition, changed = lane.change("settle-4", order)
+        assert transition is Transition.DONE
+        assert changed == order.becoming(OrderStatus.PAID, at_ms=changed.changed_at_ms if changed else 0)
+        assert lane.stream()[max(lane.stream())] == changed
 
 
 def spoil(lane: LaneClient, order: OrderEntry, damage: str) -> None:

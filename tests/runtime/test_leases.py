@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import redis
@@ -12,8 +13,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from devstack.servers import RedisServer
+from runtime.redis import renewals
 from runtime.redis.client import redis_client as new_client
 from runtime.redis.leases import Lease
+from runtime.redis.scripts import Call, Script, run_many
 
 WAIT_S = 10.0
 
@@ -55,8 +58,8 @@ async def test_it_is_renewed_while_held_and_ends_when_its_holder_is_gone(client:
     await asyncio.sleep(2)  # longer than its life
     assert one.held
     assert await lease(client).acquire() is False
-    assert one._renewal is not None
-    one._renewal.cancel()  # as if the process had died
+    assert one._renewals._task is not None
+    one._renewals._task.cancel()  # as if the process had died
     two = lease(client)
     async with asyncio.timeout(WAIT_S):
         while not await two.acquire():  # noqa: ASYNC110 - there is no event for another's lease
@@ -66,6 +69,50 @@ async def test_it_is_renewed_while_held_and_ends_when_its_holder_is_gone(client:
     assert one.lost.is_set()
     await one.release()
     assert await client.get("{x}:lease") == b"2"
+    await two.release()
+
+
+async def test_leases_of_one_client_are_renewed_in_one_round_trip(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    async def counted(redis: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+        asked.append(len(calls))
+        return await run_many(redis, script, calls)
+
+    monkeypatch.setattr(renewals, "run_many", counted)
+    several = [Lease(client, key=f"{{{n}}}:lease", fence_key=f"{{{n}}}:fence", life_ms=600) for n in range(5)]
+    for each in several:
+        assert await each.acquire()
+    await client.set(several[2].key, "77")
+    await asyncio.wait_for(several[2].lost.wait(), WAIT_S)
+    async with asyncio.timeout(WAIT_S):
+        while len(asked) < 5:  # noqa: ASYNC110 - as below
+            await asyncio.sleep(0.05)
+    assert [each.held for each in several] == [True, True, False, True, True]
+    assert (asked[0], asked[-1]) == (5, 4)
+    for each in several:
+        await each.release()
+        assert await client.get(each.key) == (b"77" if each is several[2] else None)
+
+
+async def test_an_error_of_the_renewals_loses_every_lease(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> list[Any]:
+        raise AssertionError("told to")
+
+    monkeypatch.setattr(renewals, "run_many", broken)
+    one, two = lease(client, life_ms=600), Lease(client, key="{y}:lease", fence_key="{y}:fence", life_ms=60_000)
+    assert await two.acquire()
+    assert await one.acquire(), "and the shorter life sets the pace"
+    await asyncio.wait_for(asyncio.gather(one.lost.wait(), two.lost.wait()), WAIT_S)
+    monkeypatch.undo()
+    await client.delete(one.key, two.key)
+    assert await two.acquire(), "and they can be taken again"
+    assert await one.acquire()
+    await asyncio.sleep(1)
+    assert one.held
+    await one.release()
     await two.release()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from pydantic import SecretStr
 
@@ -19,7 +20,7 @@ from faults.proxy import FaultProxy
 from runtime.postgres import connection as bounded
 from runtime.postgres import pool as pools
 from runtime.postgres.connection import DatabaseSilent
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import postgres_pool, single_statements
 
 WAIT_S_MAX = 20.0  # far more than any bound of these tests
 CALL_S_MAX = 0.3
@@ -178,3 +179,58 @@ async def test_an_error_of_the_server_stays_what_it_is(pool: Pool) -> None:
         async with pool.connection() as connection:
             await connection.execute("SELECT 1 / 0")
     assert await ids(pool) is not None
+
+
+async def test_a_loop_that_asks_all_the_time_is_spared_the_check_and_still_notices_a_restart(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = 0
+    check_connection = AsyncConnectionPool.check_connection
+
+    async def counted(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        nonlocal checks
+        checks += 1
+        await check_connection(connection)
+
+    monkeypatch.setattr(AsyncConnectionPool, "check_connection", counted)
+    async with postgres_pool(SecretStr(server.dsn()), size_max=1, call_s_max=5.0, unchecked_s=60.0) as pool:
+        await pool.wait()
+        for _ in range(3):
+            await ids(pool)
+        assert checks == 0
+        server.kill()
+        server.start()
+        assert await ids(pool) is not None, "the socket showed that the server had gone"
+        connection = pool._pool[0]
+        assert isinstance(connection, bounded.BoundedConnection)
+        assert connection.answered_within(60.0)
+        connection._answered_at -= 61.0
+        before = checks
+        await ids(pool)
+        assert checks == before + 1, "a connection that was not used for a while is asked"
+
+
+async def test_an_unchecked_connection_to_a_silent_server_costs_one_call(server: PostgresServer) -> None:
+    async with postgres_pool(
+        SecretStr(server.dsn()), size_max=1, call_s_max=CALL_S_MAX, autocommit=True, unchecked_s=60.0
+    ) as pool:
+        await ids(pool)
+        async with asyncio.timeout(WAIT_S_MAX):
+            with stopped(server), pytest.raises(DatabaseSilent):
+                await ids(pool)
+        assert await ids(pool) is not None
+
+
+async def test_single_statements_have_no_transaction_around_them(server: PostgresServer) -> None:
+    async with postgres_pool(SecretStr(server.dsn()), size_max=1) as pool:
+        async with single_statements(pool) as connection:
+            await connection.execute("SELECT 1")
+            assert connection.info.transaction_status == TransactionStatus.IDLE
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+            assert connection.info.transaction_status == TransactionStatus.INTRANS
+        async with asyncio.timeout(WAIT_S_MAX):
+            with pytest.raises(psycopg.Error, match=r"terminating|closed"):
+                async with single_statements(pool) as connection:
+                    await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            await ids(pool)

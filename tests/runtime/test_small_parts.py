@@ -35,6 +35,23 @@ def test_pauses_double_up_to_the_longest_and_never_exceed_it(first: float, longe
     assert backoff.next_s() <= first
 
 
+@given(every=st.floats(0.05, 60), now=st.floats(0, 1e7))
+def test_loops_of_one_process_wake_together_and_never_late(every: float, now: float) -> None:
+    clock = [now]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks.time, "monotonic", lambda: clock[0])
+        first = tasks.until_tick(every)
+        assert 0 < first <= every + tasks.TICK_S_MIN
+        clock[0] += first + 0.001  # a loop that worked for a millisecond
+        again = tasks.until_tick(every)
+        assert again == pytest.approx(every - 0.001, abs=1e-6) or again <= tasks.TICK_S_MIN + 0.001
+        assert tasks.until_tick(0) == 0
+        clock[0] += 7 * every / 3
+        for multiple in (1, 2, 4):
+            woken = (clock[0] + tasks.until_tick(multiple * every) - tasks._PHASE_S) / every
+            assert woken == pytest.approx(round(woken), abs=1e-3), "a tick of the shorter pause as well"
+
+
 def test_retries_climb_a_ladder_and_end() -> None:
     policy = RetryPolicy()
     assert policy.decide(1).retry_in_ms == 200

@@ -46,7 +46,7 @@ from workers.dispatcher.destinations import (
     events_of,
 )
 from workers.dispatcher.group import PAGE_ROWS_MAX, DispatchGroup
-from workers.dispatcher.outbox import Outbox
+from workers.dispatcher.outbox import Outbox, OutboxRow, Place
 
 WAIT_S = 15.0
 DATABASE = "shard-0"
@@ -108,12 +108,17 @@ class Setup:
         self.service = Service("dispatcher", load_settings({}))
         self.lease = Lease(self.redis, key="{t}:lease", fence_key="{t}:fence", life_ms=5_000)
         self.destination: Destination = OrderEvents(self.log)
+        self.others: list[Destination] = []
+
+    @property
+    def destinations(self) -> list[Destination]:
+        return [self.destination, *self.others]
 
     def group(self) -> DispatchGroup:
         return DispatchGroup(
             database=DATABASE,
-            outbox=Outbox(self.pool, destination=self.destination.name),
-            destination=self.destination,
+            outbox=Outbox(self.pool),
+            destinations=self.destinations,
             letters=self.letters,
             lease=self.lease,
             service=self.service,
@@ -318,16 +323,21 @@ async def test_a_lost_lease_ends_the_work_and_what_stays_is_told_by_the_next(set
 async def test_delete_removes_exactly_the_given_rows_and_measure_counts_the_rest(setup: Setup) -> None:
     for partition in range(OUTBOX_PARTITIONS):
         put(setup.dsn, partition, [event("k", partition)])
-    outbox = Outbox(setup.pool, destination=DESTINATION_ORDER_EVENTS)
-    pages = await outbox.next_rows([0, 3, 9], rows_max=5)
-    assert {partition: len(rows) for partition, rows in pages.items()} == {0: 1, 3: 1, 9: 1}
-    await outbox.delete([pages[3][0].id, 10**12])
-    await outbox.delete([pages[3][0].id])
-    rows, age_s = await outbox.measure()
-    assert rows == OUTBOX_PARTITIONS - 1
-    assert age_s >= 0
-    assert 3 not in await outbox.next_rows(range(OUTBOX_PARTITIONS), rows_max=5)
-    assert await Outbox(setup.pool, destination="nothing").measure() == (0, 0.0)
+    put(setup.dsn, 3, [event("n", 1)], destination=DESTINATION_NOTICES)
+    outbox = Outbox(setup.pool)
+    third = Place(DESTINATION_ORDER_EVENTS, 3)
+    wanted = [Place(DESTINATION_ORDER_EVENTS, 0), third, Place(DESTINATION_NOTICES, 3), Place(DESTINATION_NOTICES, 9)]
+    pages = await outbox.next_rows(wanted, rows_max=5)
+    assert {place: len(rows) for place, rows in pages.items()} == dict.fromkeys(wanted[:3], 1)
+    await outbox.delete([pages[third][0].id, 10**12])
+    await outbox.delete([pages[third][0].id])
+    lags = await outbox.measure([DESTINATION_ORDER_EVENTS, DESTINATION_NOTICES, "nothing"])
+    assert {destination: lag.rows for destination, lag in lags.items()} == {
+        DESTINATION_ORDER_EVENTS: OUTBOX_PARTITIONS - 1, DESTINATION_NOTICES: 1, "nothing": 0,
+    }  # fmt: skip
+    assert lags[DESTINATION_ORDER_EVENTS].age_s >= 0
+    assert lags["nothing"].age_s == 0
+    assert third not in await outbox.next_rows(wanted, rows_max=5)
 
 
 async def test_headers_leave_the_event_and_reach_the_record(setup: Setup) -> None:
@@ -368,10 +378,13 @@ class Hanging:
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.count = 0
 
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:  # noqa: ARG002
         self.asked.set()
-        await asyncio.Event().wait()
+        self.count += 1
+        await self.answer.wait()
 
 
 async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery_under_way(setup: Setup) -> None:
@@ -384,7 +397,8 @@ async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery
     await asyncio.wait_for(hanging.asked.wait(), WAIT_S)
     setup.lease.lost.set()
     await asyncio.wait_for(tenure, WAIT_S)
-    group._destination = log
+    for partition in group._partitions.values():
+        partition.destination = log
     await setup.redis.delete(setup.lease.key)
     assert await setup.lease.acquire()
     tenure = asyncio.create_task(group.run())
@@ -393,6 +407,50 @@ async def test_a_group_dispatches_again_after_its_lease_was_lost_with_a_delivery
     await asyncio.wait_for(tenure, WAIT_S)
     await setup.lease.release()
     assert await setup.logged(3) == [event("o", 1)]
+
+
+async def test_a_destination_that_hangs_delays_no_other(setup: Setup) -> None:
+    """All destinations of a database share a query: a silent one held up the rows of the others otherwise."""
+    hanging = Hanging()
+    setup.others = [hanging]
+    hanging.name = DESTINATION_NOTICES
+    for partition in range(OUTBOX_PARTITIONS):
+        put(setup.dsn, partition, [event("n", partition)], destination=DESTINATION_NOTICES)
+    async with setup.running():
+        await asyncio.wait_for(hanging.asked.wait(), WAIT_S)
+        for version in range(3):
+            put(setup.dsn, 3, [event("k", version)])
+            await until(lambda: waiting_rows(setup.dsn) == OUTBOX_PARTITIONS)
+        assert hanging.count == OUTBOX_PARTITIONS, "each row was sent once and is still under way"
+        hanging.answer.set()
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert [e["version"] for e in await setup.logged(3)] == [0, 1, 2]
+
+
+async def test_one_query_reads_all_destinations(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many destinations there are; and an empty outbox is only asked whether it still is."""
+    asked: list[int] = []
+    looks = 0
+    next_rows, is_empty = Outbox.next_rows, Outbox.is_empty
+
+    async def looked(outbox: Outbox) -> bool:
+        nonlocal looks
+        looks += 1
+        return await is_empty(outbox)
+
+    async def counted(outbox: Outbox, places: Sequence[Place], *, rows_max: int) -> dict[Place, list[OutboxRow]]:
+        asked.append(len(places))
+        return await next_rows(outbox, places, rows_max=rows_max)
+
+    monkeypatch.setattr(Outbox, "next_rows", counted)
+    monkeypatch.setattr(Outbox, "is_empty", looked)
+    setup.others = [QueueMessages(DESTINATION_NOTICES, setup.queue, EMAIL_QUEUE)]
+    async with setup.running():
+        await until(lambda: looks >= 3)
+        assert asked == [2 * OUTBOX_PARTITIONS]
+        put(setup.dsn, 3, [event("k", 1)])
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+        assert asked[1] == 2 * OUTBOX_PARTITIONS
 
 
 async def test_notices_wait_for_room_in_their_queue(setup: Setup, redis_server: RedisServer) -> None:

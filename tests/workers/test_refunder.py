@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import cast
 
 import orjson
 import psycopg
@@ -20,12 +22,16 @@ from runtime.dead_letters import DeadLetter
 from runtime.dead_letters.replay import replay
 from runtime.process.service import Service
 from runtime.process.settings import Settings
+from runtime.redis.leases import Lease
 from tests.fixtures.fix_payments import Simulator
 from tests.payments.till import Till
 from tests.workers.writing import eventually, rows
 from workers.payments.refunder import Refunder
+from workers.payments.sweep import Sweep
 
 DELAYS_MS = (1_000,)
+NOW, LONG = timedelta(0), timedelta(days=1)
+LEASE = cast(Lease, None)  # a round of the sweep does not ask it
 
 
 async def pay_twice(till: Till, simulator: Simulator, orders: int = 1) -> list[OrderEntry]:
@@ -44,6 +50,22 @@ async def pay_twice(till: Till, simulator: Simulator, orders: int = 1) -> list[O
         for event in events:
             await till.bench.queue.publish(REFUNDS_QUEUE, orjson.dumps(event), message_id=f"{number}-{event['id']}")
     return made
+
+
+async def take_away(till: Till) -> int:
+    """Empty the queue; the number of its messages."""
+    async with till.bench.queue.consume(REFUNDS_QUEUE, prefetch=16) as consumer:
+        deliveries = await consumer.next_batch(count_max=16, wait_s=0.5)
+        for delivery in deliveries:
+            await delivery.ack()
+        return len(deliveries)
+
+
+def sweep_of(till: Till, forgotten_after: timedelta) -> Sweep:
+    return Sweep(
+        till.shard, settling=till.settling, ledger=till.ledger, refunds=till.refunds, interrupted_after=NOW,
+        unconfirmed_after=LONG, lost_after=LONG, forgotten_after=forgotten_after,
+    )  # fmt: skip
 
 
 @asynccontextmanager
@@ -168,6 +190,47 @@ async def test_what_the_provider_refuses_for_good_is_a_dead_letter_that_can_be_r
     async with refunding(till, simulator):
         await drained(till)
     assert states(till) == (["done"], ["refunded"]) and await refunded_there(simulator) == [100]
+
+
+async def test_a_refund_whose_message_was_lost_is_told_again(till: Till, simulator: Simulator) -> None:
+    """As if the queue had lost it: the message was delivered from the outbox, and never came."""
+    await pay_twice(till, simulator)
+    assert await take_away(till) == 1
+    with psycopg.connect(till.dsn) as connection:
+        connection.execute("DELETE FROM outbox")
+    await sweep_of(till, timedelta(hours=1)).step(LEASE)
+    assert till.outbox() == [], "its message may be on its way"
+    for _ in range(2):
+        with psycopg.connect(till.dsn) as connection:
+            connection.execute("UPDATE refunds SET changed_at = changed_at - interval '1 hour'")
+        await sweep_of(till, timedelta(hours=1)).step(LEASE)
+    await sweep_of(till, timedelta(hours=1)).step(LEASE)
+    assert till.outbox() == [(DESTINATION_REFUNDS, "refund.due")] * 2, "once in each hour"
+    ((events,), *_) = rows(till.dsn, "SELECT events FROM outbox")
+    await till.bench.queue.publish(REFUNDS_QUEUE, orjson.dumps(events[0]), message_id="again")
+    async with refunding(till, simulator):
+        await drained(till)
+    assert states(till) == (["done"], ["refunded"]) and await refunded_there(simulator) == [100]
+    with psycopg.connect(till.dsn) as connection:
+        connection.execute("DELETE FROM outbox")
+    await sweep_of(till, NOW).step(LEASE)
+    assert till.outbox() == []
+
+
+async def test_a_refund_that_is_tried_in_vain_is_not_told_again(till: Till, simulator: Simulator) -> None:
+    await pay_twice(till, simulator)
+    with psycopg.connect(till.dsn) as connection:
+        connection.execute("DELETE FROM outbox")
+        connection.execute("UPDATE refunds SET changed_at = changed_at - interval '1 hour'")
+    simulator.kill()
+    async with refunding(till, simulator) as service:
+
+        async def not_ready() -> bool:
+            return not service.checks.get("payment provider", (True, ""))[0]
+
+        await eventually(not_ready)
+    await sweep_of(till, timedelta(hours=1)).step(LEASE)
+    assert till.outbox() == []
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b'{"schema": 1, "data": {"refund_id": "x", "order_id": "y"}}'])

@@ -16,7 +16,7 @@ from domain.topology import (
 )
 from runtime.dead_letters import open_dead_letters
 from runtime.event_log import open_event_log
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint, service
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
@@ -26,6 +26,8 @@ from workers.dispatcher import metrics
 from workers.dispatcher.destinations import Destination, OrderEvents, QueueMessages
 from workers.dispatcher.group import DispatchGroup
 from workers.dispatcher.outbox import Outbox
+
+POOL_SIZE_MAX = 2  # rounds, and beside them the lag
 
 
 async def main(process: service.Service) -> None:
@@ -49,26 +51,26 @@ async def main(process: service.Service) -> None:
                 QueueMessages(DESTINATION_NOTICES, queue, EMAIL_QUEUE),
                 QueueMessages(DESTINATION_REFUNDS, queue, REFUNDS_QUEUE),
             )
-            pool = await stack.enter_async_context(postgres_pool(dsn, size_max=2 * len(destinations), autocommit=True))
-            for destination in destinations:
-                lease = Lease(
-                    redis,
-                    key=dispatcher_lease_key(database, destination.name),
-                    fence_key=dispatcher_fence_key(database, destination.name),
-                    life_ms=settings.lease_ms,
-                )
-                group = DispatchGroup(
-                    database=database,
-                    outbox=Outbox(pool, destination=destination.name),
-                    destination=destination,
-                    letters=letters,
-                    lease=lease,
-                    service=process,
-                )
-                held = metrics.LEASE_HELD.labels(database, destination.name)
-                name = f"{database} {destination.name}"
-                process.background.start(name, partial(own, lease, group.run, service=process, held=held))
-                process.background.start(f"{name} lag", group.measure)
+            pool = await stack.enter_async_context(
+                postgres_pool(dsn, size_max=POOL_SIZE_MAX, autocommit=True, unchecked_s=POLL_UNCHECKED_S)
+            )
+            lease = Lease(
+                redis,
+                key=dispatcher_lease_key(database),
+                fence_key=dispatcher_fence_key(database),
+                life_ms=settings.lease_ms,
+            )
+            group = DispatchGroup(
+                database=database,
+                outbox=Outbox(pool),
+                destinations=destinations,
+                letters=letters,
+                lease=lease,
+                service=process,
+            )
+            held = metrics.LEASE_HELD.labels(database)
+            process.background.start(database, partial(own, lease, group.run, service=process, held=held))
+            process.background.start(f"{database} lag", group.measure)
         await process.background.finished()
 
 

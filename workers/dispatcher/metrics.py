@@ -8,7 +8,7 @@ _GROUP = ["database", "destination"]
 
 LAG_ROWS = Gauge("flashsale_dispatcher_lag_rows", "Outbox rows waiting, counted up to 10,000.", _GROUP)
 LAG_SECONDS = Gauge("flashsale_dispatcher_lag_seconds", "Age of the oldest outbox row.", _GROUP)
-LEASE_HELD = Gauge("flashsale_dispatcher_lease_held", "1 while this process dispatches the group.", _GROUP)
+LEASE_HELD = Gauge("flashsale_dispatcher_lease_held", "1 while this process dispatches the database.", ["database"])
 DISPATCHED = Counter("flashsale_dispatcher_dispatched_events", "Events acknowledged by their destination.", _GROUP)
 DELETED = Counter("flashsale_dispatcher_deleted_rows", "Outbox rows deleted after their acknowledgement.", _GROUP)
 FAILURES = Counter("flashsale_dispatcher_failures", "Deliveries that were not acknowledged.", _GROUP)

@@ -1,9 +1,10 @@
-"""One database's outbox table: pages of rows per partition, and their removal. Does not deliver."""
+"""One database's outbox table: pages of rows per destination and partition, and their removal. Does not deliver."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
@@ -25,22 +26,45 @@ class OutboxRow:
     events: str
 
 
-class Outbox:
-    """Rows of one destination in one database. Every method raises psycopg.Error when the database does not answer."""
+class Place(NamedTuple):
+    """Rows that are delivered in order, one page after the other."""
 
-    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[TupleRow]], *, destination: str) -> None:
+    destination: str
+    partition: int
+
+
+class Lag(NamedTuple):
+    """Rows waiting, at most `MEASURED_ROWS_MAX`, and the age of the oldest in seconds."""
+
+    rows: int
+    age_s: float
+
+
+class Outbox:
+    """The rows of one database. Every method raises psycopg.Error when the database does not answer."""
+
+    def __init__(self, pool: AsyncConnectionPool[AsyncConnection[TupleRow]]) -> None:
         """`pool` is open."""
         self._pool = pool
-        self._destination = destination
 
-    async def next_rows(self, partitions: Sequence[int], *, rows_max: int) -> dict[int, list[OutboxRow]]:
-        """The oldest rows, at most `rows_max` of each partition, by partition and in id order."""
-        pages: dict[int, list[OutboxRow]] = {}
-        parameters = {"partitions": list(partitions), "destination": self._destination, "rows_max": rows_max}
+    async def is_empty(self) -> bool:
+        """Whether there is no row at all, of any destination. Cheap."""
+        async with self._pool.connection() as connection:
+            return await (await connection.execute(_SQL["oldest"])).fetchone() is None
+
+    async def next_rows(self, places: Sequence[Place], *, rows_max: int) -> dict[Place, list[OutboxRow]]:
+        """The oldest rows, at most `rows_max` of each place, in id order; by one statement, however many places."""
+        pages: dict[Place, list[OutboxRow]] = {}
+        parameters = {
+            "destinations": [place.destination for place in places],
+            "partitions": [place.partition for place in places],
+            "rows_max": rows_max,
+        }
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_SQL["next_rows"], parameters)
-            for row in await cursor.fetchall():
-                pages.setdefault(row[1], []).append(OutboxRow(*row))
+            for row_id, destination, partition, events in await cursor.fetchall():
+                place = Place(destination, partition)
+                pages.setdefault(place, []).append(OutboxRow(row_id, partition, events))
         return pages
 
     async def delete(self, ids: Sequence[int]) -> None:
@@ -48,10 +72,9 @@ class Outbox:
         async with self._pool.connection() as connection:
             await connection.execute(_SQL["delete_rows"], {"ids": list(ids)})
 
-    async def measure(self) -> tuple[int, float]:
-        """Rows waiting, at most `MEASURED_ROWS_MAX`, and the age of the oldest in seconds."""
-        parameters = {"destination": self._destination, "rows_max": MEASURED_ROWS_MAX}
+    async def measure(self, destinations: Sequence[str]) -> dict[str, Lag]:
+        """The lag of each destination."""
+        parameters = {"destinations": list(destinations), "rows_max": MEASURED_ROWS_MAX}
         async with self._pool.connection() as connection:
             cursor = await connection.execute(_SQL["measure"], parameters)
-            [(rows, age_s)] = await cursor.fetchall()
-        return rows, age_s
+            return {destination: Lag(rows, age_s) for destination, rows, age_s in await cursor.fetchall()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import POLL_CALL_S_MAX, POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.redis.client import redis_client
@@ -25,7 +25,10 @@ async def main(service: Service) -> None:
             return
         pools = []
         for dsn in settings.shard_dsns:
-            pools.append(await stack.enter_async_context(postgres_pool(dsn, size_max=2, autocommit=True)))
+            pool = postgres_pool(
+                dsn, size_max=2, autocommit=True, call_s_max=POLL_CALL_S_MAX, unchecked_s=POLL_UNCHECKED_S
+            )
+            pools.append(await stack.enter_async_context(pool))
         roles: list[tuple[str, float, Round]] = [
             (f"expiry-shard-{shard}", collector.EVERY_S, collector.Collector(pool, redis).collect)
             for shard, pool in enumerate(pools)

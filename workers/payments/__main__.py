@@ -42,6 +42,7 @@ async def main(service: Service) -> None:
         ]
         ledger = PaymentLedger(pools, settings.topology, provider=settings.payment_provider)
         refunds, settling = Refunds(pools, settings.topology), Settling(redis, ledger)
+        provider = open_provider(settings)
         for shard in range(len(pools)):
             role = f"payments-shard-{shard}"
             work = sweep.Sweep(
@@ -52,6 +53,7 @@ async def main(service: Service) -> None:
                 interrupted_after=timedelta(seconds=settings.payment_interrupted_s),
                 unconfirmed_after=timedelta(seconds=settings.payment_unconfirmed_s),
                 lost_after=timedelta(seconds=settings.payment_lost_s),
+                forgotten_after=None if provider is None else sweep.FORGOTTEN_AFTER,
             ).step
             service.background.start(
                 role,
@@ -59,7 +61,6 @@ async def main(service: Service) -> None:
                     run_rounds, service, redis, role=role, every_s=sweep.EVERY_S, work=work, life_ms=settings.lease_ms
                 ),
             )
-        provider = open_provider(settings)
         if provider is not None:
             stack.push_async_callback(provider.close)
             queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)

@@ -17,6 +17,7 @@ OPEN = Gauge("flashsale_refunds_open", "Refunds that are not done, those refused
 REFUSED = Gauge("flashsale_refunds_refused", "Refunds that the provider refuses for good.", ["shard"])
 OLDEST_SECONDS = Gauge("flashsale_refunds_oldest_seconds", "Age of the oldest refund that is not done.", ["shard"])
 SWEPT = Counter("flashsale_payments_swept", "Interrupted settlings that were taken up again, by result.", ["result"])
+TOLD_AGAIN = Counter("flashsale_refunds_told_again", "Refunds whose messages were lost, and that were told again.")
 DIFFERENCES = Gauge(
     "flashsale_payments_differences",
     "Differences between the provider's ledger and the shards, by kind. NaN: not known.",

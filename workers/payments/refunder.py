@@ -112,6 +112,7 @@ class Refunder:
         delay_ms = self._delays_ms[min(failures, len(self._delays_ms) - 1)]
         self._service.ready("payment provider", ok=False, detail=reason)  # of all refunders: it is one provider
         metrics.RETRIED.labels(FailureKind.PROVIDER_AWAY).inc()
+        await self._through("shards", lambda: self._refunds.tried(refund))
         log.warning("refund not made", refund=str(refund.id), attempt=delivery.attempt, reason=reason)
         await self._consuming.retry(delivery, delay_ms, FailureKind.PROVIDER_AWAY, reason)
 

@@ -2,6 +2,7 @@
 
 A payment stays `received` when the edge ended between storing it and storing the decision. A captured payment whose
 order is not stored as paid after a while shows that Redis lost the decision: it is asked once more, and decides again.
+A refund that is due and was not tried for long shows that the queue lost its message: it is told again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from runtime.redis.leases import Lease
 from workers.payments import metrics
 
 EVERY_S: Final = 5.0
+FORGOTTEN_AFTER: Final = timedelta(hours=2)  # longer than the longest delay between two attempts
 CONFIRMED_MAX: Final = 2000  # in one round
+FORGOTTEN_MAX: Final = 100  # in one round
 
 log = structlog.get_logger()
 
@@ -38,8 +41,12 @@ class Sweep:
         interrupted_after: timedelta,
         unconfirmed_after: timedelta,
         lost_after: timedelta,
+        forgotten_after: timedelta | None = FORGOTTEN_AFTER,
     ) -> None:
-        """Everything is owned elsewhere. The times are settings: `FLASHSALE_PAYMENT_..._S`."""
+        """Everything is owned elsewhere. The first three times are settings: `FLASHSALE_PAYMENT_..._S`.
+
+        `forgotten_after` is None where no refunder takes messages.
+        """
         self._shard = shard
         self._settling = settling
         self._ledger = ledger
@@ -47,6 +54,7 @@ class Sweep:
         self._interrupted_after = interrupted_after
         self._unconfirmed_after = unconfirmed_after
         self._lost_after = lost_after
+        self._forgotten_after = forgotten_after
 
     async def step(self, lease: Lease) -> bool:  # noqa: ARG002 - the signature of a round; each part is idempotent
         """One round; whether there is more to do at once."""
@@ -58,6 +66,8 @@ class Sweep:
         lost = await ledger.received_before(shard, age=self._lost_after, limit=BATCH_MAX)
         lost += await ledger.unconfirmed_before(shard, age=self._lost_after, limit=BATCH_MAX)
         moved += await self._finish(lost[:BATCH_MAX], lost=True)
+        if self._forgotten_after is not None:
+            await self._tell_again(self._forgotten_after)
         await self._measure()
         return confirmed == CONFIRMED_MAX or moved == BATCH_MAX
 
@@ -74,6 +84,12 @@ class Sweep:
                 moved += 1
                 log.warning("payment settled late", order_id=str(payment.order_id), result=result.name.lower())
         return moved
+
+    async def _tell_again(self, age: timedelta) -> None:
+        told = await self._refunds.tell_again(self._shard, age=age, limit=FORGOTTEN_MAX)
+        if told:
+            metrics.TOLD_AGAIN.inc(told)
+            log.warning("refunds told again", shard=self._shard, refunds=told)
 
     async def _measure(self) -> None:
         opened = await self._refunds.measure(self._shard)

@@ -42,7 +42,7 @@ NAME = "reconciler"
 MONEY = "reconciler-money"
 EVERY_S = 2.0
 WAIT_S_MAX = 600.0
-DEEP_POLL_S = 0.5
+DEEP_POLL_S = 1.0
 
 INVARIANT = Gauge("flashsale_invariant", "1 proved, 0 violated, -1 not judged in the last 15 s.", ["sale", "invariant"])
 VERIFIED_SEQ = Gauge("flashsale_lane_verified_seq", "Every entry of the lane up to here is stored.", ["lane"])
@@ -107,7 +107,7 @@ class Leading:
 
 async def look_deep(service: Service, looking: Looking, leading: Leading) -> None:
     """Run the deep looks until the service stops, apart from the quick ones: none of them waits for the other."""
-    while not await service.pause(DEEP_POLL_S):
+    while not await service.tick(DEEP_POLL_S):
         if not leading.is_held:
             continue
         try:

@@ -51,12 +51,12 @@ class Looking:
 
     async def sales(self, *, only: UUID | None = None) -> list[SaleDefinition]:
         """Published sales that are still in Redis, or one of them."""
-        at_ms = await self._reading.now_ms()
-        return [s for s in await self._reading.sales(only=only) if at_ms < s.ends_at_ms + self._kept_ms]
+        sales = await self._reading.sales(only=only)
+        at_ms = await self._reading.now_ms() if sales else 0
+        return [sale for sale in sales if at_ms < sale.ends_at_ms + self._kept_ms]
 
     async def look(self, *, only: UUID | None = None) -> list[Verdict]:
         """Verdicts of all published sales still in Redis, or of one. Raises the errors of Redis's client."""
-        at_ms = await self._reading.now_ms()
         sales = await self.sales(only=only)
         if only is None:
             # Forget sales that have left Redis.
@@ -65,6 +65,7 @@ class Looking:
             self._parts.keep(left)
         if not sales:
             return []
+        at_ms = await self._reading.now_ms()
         await self.follow(sales)
         lanes = await self._reading.lanes(sales)
         catalogue: CatalogueLook | None = None

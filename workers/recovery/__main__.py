@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import POLL_CALL_S_MAX, POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.redis.client import redis_client
@@ -27,8 +27,17 @@ async def main(service: Service) -> None:
         stack.push_async_callback(redis.aclose)
         if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
-        catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
-        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=1)) for dsn in settings.shard_dsns]
+        # Each call is one statement, and repeating it changes nothing.
+        catalogue = await stack.enter_async_context(
+            postgres_pool(
+                settings.catalogue_dsn, size_max=2, autocommit=True, call_s_max=POLL_CALL_S_MAX,
+                unchecked_s=POLL_UNCHECKED_S,
+            )
+        )  # fmt: skip
+        shards = [
+            await stack.enter_async_context(postgres_pool(dsn, size_max=1, autocommit=True))
+            for dsn in settings.shard_dsns
+        ]
         watch = Watch(
             redis=redis,
             recovery=LaneRecovery(redis=redis, catalogue=catalogue, shards=shards),

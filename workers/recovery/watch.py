@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from domain.sales import LaneSaleState
 from domain.topology import Topology
 from reservation.lane import Lanes
-from reservation.reading import LaneSale, read_lane
+from reservation.reading import LaneSale, read_lane, read_run
 from runtime.process.service import Service
 from workers.consuming import TRANSIENT
 from workers.recovery.losses import LaneRecovery, PublishedSale
@@ -61,12 +61,10 @@ class Watch:
 
     async def run(self, service: Service) -> None:
         """Look until the service stops. After an error every lane is compared again: Redis may be another one."""
-        pause_s = 0.0
         failing = False
         with service.background.rounds("watch", s_max=ROUND_S_MAX) as beat:
-            while not await service.pause(pause_s):
+            while not service.stopping.is_set():
                 beat()
-                pause_s = EVERY_S
                 try:
                     await self.look()
                 except TRANSIENT as error:
@@ -75,14 +73,14 @@ class Watch:
                     if not failing:
                         log.warning("watch cannot reach a server", error=f"{type(error).__name__}: {error}")
                     failing = True
-                    continue
-                failing = False
-                service.ready("watch", self.problem is None, self.problem or "")
+                else:
+                    failing = False
+                    service.ready("watch", self.problem is None, self.problem or "")
+                await service.tick(EVERY_S)
 
     async def look(self) -> None:
         """One round. Raises the errors of the servers' clients."""
-        run_id = str((await self._redis.info("server"))["run_id"])
-        sequences = await self._recovery.intact_sequences(self._lanes)
+        run_id, sequences = await read_run(self._redis, self._lanes)
         # A shard that was silent may have recorded more: compare again.
         is_due = bool(self._recovery.silent_shards) and self._rounds >= self._compare_at_round
         is_another = run_id != self._run_id or is_due

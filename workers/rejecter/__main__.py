@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import POLL_CALL_S_MAX, POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.redis.client import redis_client
@@ -25,7 +25,14 @@ async def main(service: Service) -> None:
             return
         # Two for the catalogue: a rejection holds one while it reads the ledger through the other.
         catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))
-        shards = [await stack.enter_async_context(postgres_pool(dsn, size_max=1)) for dsn in settings.shard_dsns]
+        shards = [
+            await stack.enter_async_context(
+                postgres_pool(
+                    dsn, size_max=1, autocommit=True, call_s_max=POLL_CALL_S_MAX, unchecked_s=POLL_UNCHECKED_S
+                )
+            )
+            for dsn in settings.shard_dsns
+        ]
         rejecting = Rejecting(redis=redis, catalogue=catalogue, shards=shards)
         service.background.start(
             NAME,

@@ -174,6 +174,9 @@ class Rejecting:
         """The reserved orders that wait in one shard, and the number of all by status."""
         wanted = {"status": int(OrderStatus.RESERVED), "limit": NOTES_MAX}
         async with pool.connection() as connection:
+            [(any_waiting,)] = await (await connection.execute(_SQL["any_waiting"])).fetchall()
+            if not any_waiting:
+                return [], {}
             await connection.execute(_SQL["forget_stored"])
             rows = await (await connection.execute(_SQL["read_waiting"], wanted)).fetchall()
             counts: dict[int, int] = dict(await (await connection.execute(_SQL["count_waiting"])).fetchall())

@@ -1,5 +1,9 @@
 -- Statements of the rejecter.
 
+-- name: any_waiting
+-- Whether there are notes at all: usually not. Reads only.
+SELECT EXISTS (SELECT FROM waiting_entries);
+
 -- name: forget_stored
 -- Removes notes of versions that are stored by now. Repeating it changes nothing. Reads all notes, usually none.
 -- Index: order_transitions_pkey.

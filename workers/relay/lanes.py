@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from redis.asyncio import Redis
@@ -46,17 +47,21 @@ async def measure_lanes(*, service: Service, redis: Redis) -> None:
     """Lag of every lane, about once a second; it is also this process's readiness."""
     while not service.stopping.is_set():
         try:
-            for lane in range(service.settings.lanes):
-                await _measure(lane, redis)
+            await _measure(range(service.settings.lanes), redis)
             service.ready("redis", ok=True)
         except (RedisError, OSError) as error:
             service.ready("redis", ok=False, detail=str(error) or type(error).__name__)
-        await service.pause(SAMPLE_S)
+        await service.tick(SAMPLE_S)
 
 
-async def _measure(lane: int, redis: Redis) -> None:
-    stream = lane_stream_key(lane)
-    metrics.LAG_ENTRIES.labels(lane).set(await redis.xlen(stream))
-    head: Any = await redis.xrange(stream, count=1)
-    since_ms = changed_at_ms(head[0][1]) if head else None
-    metrics.LAG_SECONDS.labels(lane).set(max(0.0, time.time() - since_ms / 1000) if since_ms is not None else 0.0)
+async def _measure(lanes: Sequence[int], redis: Redis) -> None:
+    """In one round trip."""
+    pipeline = redis.pipeline(transaction=False)
+    for lane in lanes:
+        pipeline.xlen(lane_stream_key(lane))
+        pipeline.xrange(lane_stream_key(lane), count=1)
+    answers: list[Any] = await pipeline.execute()
+    for lane, length, head in zip(lanes, answers[::2], answers[1::2], strict=True):
+        metrics.LAG_ENTRIES.labels(lane).set(length)
+        since_ms = changed_at_ms(head[0][1]) if head else None
+        metrics.LAG_SECONDS.labels(lane).set(max(0.0, time.time() - since_ms / 1000) if since_ms is not None else 0.0)

@@ -34,7 +34,7 @@ PAGE_ENTRIES = 1_000
 BACKLOG_ENTRIES_MAX = 5_000
 PUBLISHES_IN_FLIGHT = 2  # for each shard of a lane
 LINGER_S = 0.05  # between two pages that were not full: fewer, larger messages
-WAKE_BLOCK_MS = 1000
+WAKE_BLOCK_MS = 4000  # below the client's time-out of 5 s
 ROOM_WAIT_S = 0.25  # longest time that a shard delays the others before its entries are left out
 TRIM_PAUSE_S = 0.02
 NOTE_S = 1.0  # between notes of progress: a crash repeats what was published since the last one
@@ -87,6 +87,7 @@ class LaneSession:
         self._relayed_key = lane_relayed_key(lane)
         self._relayed = [0] * len(self._destinations)  # noted: confirmed up to here, inclusive
         self._note_at = 0.0
+        self._some_ahead = False  # a destination of the trimmed prefix: its note may be due without further progress
         self._progress = asyncio.Event()
         self._draining = False
 
@@ -137,7 +138,7 @@ class LaneSession:
             if any(destination.backlog.left_out_from is not None for destination in self._destinations):
                 await asyncio.sleep(LINGER_S)
             else:
-                await self._wait_for_entries()
+                await self._wait_for_entries(beat)
 
     async def _read_page(self) -> bool:
         """Offer the next page to its destinations; False when there was none."""
@@ -186,10 +187,11 @@ class LaneSession:
         page: Any = await self._redis.xrange(self._stream, start, end, count=PAGE_ENTRIES)
         return list(page)
 
-    async def _wait_for_entries(self) -> None:
-        """Return as soon as there is an entry behind the cursor, or after a while without any."""
+    async def _wait_for_entries(self, beat: Beat) -> None:
+        """Return as soon as there is an entry behind the cursor."""
         after = self._cursor.decode() if self._cursor is not None else "0-0"
-        await self._redis.xread({self._stream: after}, count=1, block=WAKE_BLOCK_MS)
+        while not await self._redis.xread({self._stream: after}, count=1, block=WAKE_BLOCK_MS):
+            beat()
 
     # Publishing
 
@@ -256,7 +258,10 @@ class LaneSession:
 
     async def _trim(self) -> None:
         while True:
-            await tasks.wait_within(self._progress, NOTE_S)  # a note may be due without further progress
+            if self._some_ahead:
+                await tasks.wait_within(self._progress, NOTE_S)
+            else:
+                await self._progress.wait()
             self._progress.clear()
             await self._trim_confirmed()
             await asyncio.sleep(TRIM_PAUSE_S)
@@ -292,7 +297,8 @@ class LaneSession:
 
         A note is true whenever it is written, also by a session that has lost its lease: an older one costs repeats.
         """
-        if max(confirmed) <= trimmed or time.monotonic() < self._note_at:
+        self._some_ahead = max(confirmed) > trimmed
+        if not self._some_ahead or time.monotonic() < self._note_at:
             return
         self._note_at = time.monotonic() + NOTE_S
         notes = {

@@ -10,6 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
 from workers.shard_writer import columns
 from workers.shard_writer.plan import Grant, SkuKey
@@ -55,7 +56,7 @@ class Grants:
         return await self._read("read_live_grants", {"sale_ids": columns.uuids(list(sale_ids))})
 
     async def _read(self, block: str, values: dict[str, Any]) -> dict[SkuKey, Grant]:
-        async with self._pool.connection() as connection:
+        async with single_statements(self._pool) as connection:
             columns.teach(connection)
             cursor = await connection.execute(_SQL[block], {"shard": self._shard} | values)
             return {(sale_id.int, sku): Grant(total, seq) for sale_id, sku, total, seq in await cursor.fetchall()}

@@ -81,7 +81,7 @@ class Sweep:
         """Sweep until the service stops; a database that is away is tried again in the next round."""
         condition = f"sweep {self._shard}"
         with service.background.rounds(condition) as beat:
-            while not await service.pause(self._every_s):
+            while not await service.tick(self._every_s):
                 beat()
                 try:
                     await self.sweep()
@@ -96,6 +96,11 @@ class Sweep:
         everything = self._rounds % EVERYTHING_EVERY == 0
         unsettled = {UUID(int=sale_id) for sale_id, _ in self._before}
         grants = await (self._grants.read() if everything else self._grants.read_live(unsettled))
+        if not (everything or unsettled or grants):
+            # No sale of the day and nothing left of earlier ones: the shard has nothing to compare.
+            self._rounds += 1
+            self._show({})
+            return 0
         async with self._pool.connection() as connection:
             columns.teach(connection)
             if everything:

@@ -29,6 +29,7 @@ from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, deco
 from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
+from runtime.process.tasks import until_tick
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, QueueFull, RetryPolicy
 from workers.consuming import REFUSED, Consuming, Stopping, failures_of_its_own, letter_of, reason_of
 from workers.shard_writer import metrics
@@ -113,7 +114,7 @@ class ShardWriter:
 
     async def _take(self, consumer: Consumer) -> int:
         """Store the messages that have arrived; their number."""
-        received = await consumer.next_batch(count_max=PREFETCH, wait_s=RECEIVE_S)
+        received = await consumer.next_batch(count_max=PREFETCH, wait_s=until_tick(RECEIVE_S))
         self._report(consumer.problem)
         deliveries = await self._consuming.readable(received)
         batch: list[Parcel] = []

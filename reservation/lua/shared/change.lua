@@ -12,6 +12,18 @@ if #sale ~= 22 or #order_id ~= 16 or sub(KEYS[3], -16) ~= order_id then
   malformed('ids')
 end
 
+-- The order's idempotency key: the field of the user's hash whose record begins with the order id. Empty when the
+-- janitor has removed the user's hash.
+local function read_key()
+  local records = call('HGETALL', KEYS[4])
+  for at = 2, #records, 2 do
+    if sub(records[at], 1, 16) == order_id and records[at - 1] ~= STATE then
+      return records[at - 1]
+    end
+  end
+  return ''
+end
+
 -- The order's entry, its status and the end of its hold; nil when the lane does not know the order.
 local function read_order()
   local value = call('GET', KEYS[3])
@@ -20,10 +32,10 @@ local function read_order()
   end
   -- The user's key ends with sale and user, the body begins with user and sale.
   local owner = sub(KEYS[4], -16) .. sub(KEYS[4], -32, -17)
-  if #value < 63 or byte(value, 1) ~= 2 or sub(value, 27, 58) ~= owner then
+  if #value < 62 or byte(value, 1) ~= 2 or sub(value, 27, 58) ~= owner then
     corrupt('order')
   end
-  return entry_of(value, order_id), byte(value, 2), (decode('>I6', value, 15))
+  return entry_of(value, order_id, read_key()), byte(value, 2), (decode('>I6', value, 15))
 end
 
 -- The lines of an entry: SKU indices and quantities.
