@@ -14,7 +14,7 @@ help: ## Print the targets
 
 venv: .venv/.built ## Create .venv, install everything, build the compiled modules
 
-demo: .venv/.built ## A whole flash sale under load on this machine, one kill -9 of Redis on the way, and a report
+demo: .venv/.built ## A whole flash sale under load on this machine, one kill -9 of Redis, payments, and a report
 	@$(BIN)/flashsale demo
 
 test: .venv/.built ## The test suite with the real servers it needs

@@ -1,3 +1,1 @@
-"""The demo: a whole sale under load on a stack of its own, one crash, payments, and a report that recounts orders and
-money.
-"""
+"""The demo: a whole sale under load on a stack of its own, one crash, and a recount of every order and payment."""

@@ -1,6 +1,4 @@
-"""Recounts the money of a sale independently: compares the provider's own ledger with the rows of the shards, to the
-cent.
-"""
+"""Recounts the money of a sale independently: compares the provider's own ledger with the shards, to the cent."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ _PAID = "SELECT id, total_minor FROM orders WHERE sale_id = %s AND status = 1"
 
 @dataclass(slots=True)
 class MoneyRecount:
-    """Result; amounts in minor units. `captured_minor` is to be the sum of the next three; counts from `missing` on are
-    0.
-    """
+    """Result; amounts in minor units. `captured_minor` must be the sum of the next three, `missing` and the rest 0."""
 
     captured: int = 0  # events at the provider
     captured_minor: int = 0
@@ -55,7 +51,7 @@ class MoneyRecount:
 
     @property
     def is_right(self) -> bool:
-        """Whether each captured event is exactly one row, and all money is a paid order's, due or refunded."""
+        """Whether each captured event is exactly one row, and all money is of paid orders, due or refunded."""
         return self.captured_minor == self.paid_minor + self.due_minor + self.refunded_minor and not (
             self.missing
             or self.unknown

@@ -210,12 +210,15 @@ async def store_a_cent_more(sold: Sold) -> str:
 
 
 async def keep_a_refunded_payment(sold: Sold) -> str:
+    """As confirmed: the payment worker would settle it again."""
     payment, dsn = await sold.payment("refunded")
-    settles = "UPDATE payments SET state = 'captured', settles = true, refunded_minor = 0 WHERE event_id = %s"
-    if not payment.settles:  # one of a paid order: only one may settle it
-        sold.sql(dsn, "UPDATE payments SET settles = false, state = 'refunded', refunded_minor = amount_minor"
-                 " WHERE order_id = %s", payment.order_id)  # fmt: skip
-    sold.sql(dsn, settles, payment.event_id)
+    if not payment.settles:  # of a paid order, perhaps, and only one payment may settle an order
+        sold.sql(
+            dsn, "UPDATE payments SET settles = false, state = 'refunded', refunded_minor = amount_minor"
+            " WHERE order_id = %s", payment.order_id,
+        )  # fmt: skip
+    kept = "UPDATE payments SET state = 'captured', settles = true, confirmed = true, refunded_minor = 0"
+    sold.sql(dsn, f"{kept} WHERE event_id = %s", payment.event_id)
     return "G"
 
 
