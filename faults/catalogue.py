@@ -13,6 +13,7 @@ from faults import (
     money_faults,
     overload_faults,
     postgres_faults,
+    provider_faults,
     publish_faults,
     queue_faults,
     redis_faults,
@@ -38,6 +39,7 @@ _SUBJECTS = (
     verdict_faults.FAULTS,
     clock_faults.FAULTS,
     money_faults.FAULTS,
+    provider_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -83,6 +83,11 @@ class OrderRequest:
         return _ending(self.cancels) if self.cancels else None
 
     @property
+    def is_payable(self) -> bool:
+        """Whether it was accepted, and its buyer neither cancelled it nor asked to pay."""
+        return self.ending is Ending.OK and not (self.misuse or self.cancels or self.payments)
+
+    @property
     def order_ids(self) -> set[UUID]:
         """All order ids in answers; a correct system gives one."""
         return {attempt.order_id for attempt in self.attempts if attempt.order_id is not None}

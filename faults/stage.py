@@ -21,6 +21,7 @@ from uuid import UUID
 import httpx
 import psycopg
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
 from devstack.children import alive, free_port, spawn
@@ -145,9 +146,15 @@ class Stage:
             return {}
         return {check: found["detail"] for check, found in answer.json()["checks"].items() if not found["ok"]}
 
-    def metrics_of(self, name: str) -> str:
-        """The text of a worker's /metrics."""
-        return httpx.get(f"{self.stack.metrics[name]}/metrics", timeout=5).text
+    async def metric(self, process: str, name: str, **labels: str) -> float:
+        """A metric of a worker, summed over the other labels."""
+        text = (await asyncio.to_thread(httpx.get, f"{self.stack.metrics[process]}/metrics", timeout=5)).text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     async def ready_again(self, name: str) -> None:
         """Wait until a worker is ready. NotFired if it takes too long."""
