@@ -34,7 +34,7 @@ from runtime.redis.client import redis_client as new_client
 from runtime.tokens.vapid import VapidKey, VapidKeyInvalid, new_vapid_key
 from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_push import Browser, PushServiceProcess, b64, decrypted, unb64
-from tests.workers.test_notifications import TOPOLOGY, make_user, prefer
+from tests.workers.test_notifications import TOPOLOGY, make_user, prefer, until
 from workers.consuming import Consuming
 from workers.notifications import push_sender as module
 from workers.notifications.push_sender import PushOffice, PushSender
@@ -293,6 +293,27 @@ async def test_a_silent_service_is_left_alone_for_a_while(
     assert sum(browser.asked for browser in browsers) == 1
     assert len(good.pushes) == 1
     assert {kind for kind, _ in await setup.dead()} == {FailureKind.DEFERRED_BY_RECEIVER}
+
+
+async def test_a_slow_push_holds_up_no_other(
+    setup: Setup, databases: Databases, push_service: PushServiceProcess
+) -> None:
+    slow, ok, good = PushServiceProcess(push_service.key), make_user(databases), push_service.browser()
+    slow.silent.set()
+    user_id, waiting = make_user(databases, "slow@x.example"), slow.browser()
+    setup.subscribe(user_id, waiting)
+    setup.subscribe(ok, good)
+    async with setup.running():
+        await setup.tell(news(user_id))
+        await until(lambda: waiting.asked == 1)
+        for number in range(5):
+            await setup.tell(news(ok, event=str(number)))
+        await until(lambda: len(good.pushes) == 5)
+        assert waiting.pushes == []
+        slow.silent.clear()
+        await setup.settled()
+    slow.close()
+    assert len(waiting.pushes) == 1
 
 
 async def test_notices_without_a_push(setup: Setup, databases: Databases, push_service: PushServiceProcess) -> None:

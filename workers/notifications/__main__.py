@@ -26,7 +26,6 @@ from workers.shards import Shards
 
 NAME = "notifications"
 SENDERS = 2  # connections to the mail server
-PUSH_SENDERS = 2  # one waits for a silent push service at times
 SHARD_CONNECTIONS_MAX = 4  # to each shard, of all senders together
 
 
@@ -68,9 +67,8 @@ async def main(service: Service) -> None:
                 services,
                 require_language(settings.default_language),
             )
-            for number in range(PUSH_SENDERS):
-                push_sender = PushSender(queue=queue, letters=letters, office=pushing, service=service)
-                service.background.start(f"push sender {number}", push_sender.run)
+            push_sender = PushSender(queue=queue, letters=letters, office=pushing, service=service)
+            service.background.start("push sender", push_sender.run)
         await service.background.finished()
 
 

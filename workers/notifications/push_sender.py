@@ -38,7 +38,7 @@ from workers.notifications.records import Records
 from workers.notifications.subscriptions import Browsers, Subscriptions
 from workers.shards import ShardAway
 
-PUSHES_MAX: Final = 8  # notices in one sender's hands, all at once
+PUSHES_MAX: Final = 16  # notices in the sender's hands, all at once
 RECEIVE_S: Final = 1.0
 TTL_S: Final = 4 * 3600  # of a push for a browser that is not connected
 SHARD_AWAY_DELAY_MS: Final = PUSH_RETRY_DELAYS_MS[1]
@@ -60,7 +60,7 @@ class PushOffice:
 
 
 class PushSender:
-    """Sends a few notices at once, each to all browsers of its account; several senders may run."""
+    """Sends some notices at once, each to all browsers of its account; several processes may."""
 
     def __init__(
         self,
@@ -79,22 +79,26 @@ class PushSender:
         self._consuming = Consuming(service, letters, report=self._report, count_pause=self._count_pause)
 
     async def run(self) -> None:
-        """Consume until the service stops; the notice in hand is finished unless a server is away."""
-        async with self._queue.consume(PUSH_QUEUE, prefetch=PUSHES_MAX) as consumer:
-            try:
-                while not self._service.stopping.is_set():
-                    await self._take(consumer)
-            except Stopping:
-                log.info("stopped during a pause")
+        """Consume until the service stops; notices in hand are finished unless a server is away."""
+        receiving = asyncio.Lock()
+        async with self._queue.consume(PUSH_QUEUE, prefetch=PUSHES_MAX) as consumer, asyncio.TaskGroup() as group:
+            for _ in range(PUSHES_MAX):
+                group.create_task(self._send(consumer, receiving))
 
-    async def _take(self, consumer: Consumer) -> None:
-        received = await consumer.next_batch(count_max=PUSHES_MAX, wait_s=RECEIVE_S)
-        self._service.ready("queue", consumer.problem is None, consumer.problem or "", by=(self, "consumer"))
-        deliveries = await self._consuming.readable(received)
-        # A push takes as long as a round trip over the internet.
-        for result in await asyncio.gather(*map(self._settle, deliveries), return_exceptions=True):
-            if isinstance(result, BaseException):
-                raise result
+    async def _send(self, consumer: Consumer, receiving: asyncio.Lock) -> None:
+        """Take one notice after the other: a push takes as long as a round trip over the internet, or much longer."""
+        try:
+            while not self._service.stopping.is_set():
+                async with receiving:
+                    if self._service.stopping.is_set():
+                        return
+                    received = await consumer.next_batch(count_max=1, wait_s=RECEIVE_S)
+                    problem = consumer.problem
+                self._service.ready("queue", problem is None, problem or "", by=(self, "consumer"))
+                for delivery in await self._consuming.readable(received):
+                    await self._settle(delivery)
+        except Stopping:
+            log.info("stopped during a pause")
 
     async def _settle(self, delivery: Delivery) -> None:
         try:
