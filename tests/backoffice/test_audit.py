@@ -22,6 +22,8 @@ from backoffice.auth import routes as auth_routes
 from backoffice.catalogue import routes as product_routes
 from backoffice.dead_letters import routes as letter_routes
 from backoffice.limits.attempts import LOGIN_ACCOUNT_FROM_CLIENT
+from backoffice.notices import routes as notice_routes
+from backoffice.orders import routes as order_routes
 from backoffice.sales import routes as sale_routes
 from backoffice.users import routes as user_routes
 from domain import topology
@@ -249,11 +251,17 @@ def test_every_operation_that_changes_something_has_an_action(staff: Staff) -> N
         ("POST", "/v1/products/import"),
         ("POST", "/v1/sales"),
         ("PATCH", "/v1/sales/{sale_id}"),
+        ("DELETE", "/v1/sales/{sale_id}"),  # tests/backoffice/test_sales.py
         ("POST", "/v1/sales/{sale_id}/publish"),
         ("POST", "/v1/sales/{sale_id}/pause"),
         ("POST", "/v1/sales/{sale_id}/resume"),
         ("POST", "/v1/sales/{sale_id}/end"),
         ("POST", "/v1/sales/{sale_id}/restock"),
+        ("POST", "/v1/orders/{order_id}/cancel"),  # tests/backoffice/test_refunds.py
+        ("POST", "/v1/orders/{order_id}/refund"),
+        ("PATCH", "/v1/users/me/preferences"),  # tests/backoffice/test_preferences.py
+        ("POST", "/v1/users/me/push-subscriptions"),
+        ("DELETE", "/v1/users/me/push-subscriptions"),
         ("POST", "/v1/dead-letters/{letter_id}/replay"),
         ("DELETE", "/v1/dead-letters/{letter_id}"),
     }, "a new operation: record its change, and test the entry here"
@@ -263,6 +271,8 @@ def test_every_operation_that_changes_something_has_an_action(staff: Staff) -> N
         *user_routes.routes(user_routes.UserRoutes(none)),
         *product_routes.routes(product_routes.ProductRoutes(none, none, none)),
         *sale_routes.routes(sale_routes.SaleRoutes(none)),
+        *notice_routes.routes(notice_routes.NoticeRoutes(none, none, default_language="en")),
+        *order_routes.routes(order_routes.OrderRoutes(none, none)),
         *letter_routes.routes(letter_routes.DeadLetterRoutes(none, none)),
     ]
     changing = [route for route in declared if route.method != "GET"]

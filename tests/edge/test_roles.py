@@ -30,6 +30,8 @@ ROUTES = {
     "GET /v1/orders": BUYERS,
     "GET /v1/orders/{order_id}": BUYERS,
     "POST /v1/orders/{order_id}/cancel": BUYERS,
+    "POST /v1/orders/{order_id}/payment": BUYERS,
+    "POST /v1/payments/webhook": ANYONE,  # signed by the provider
     "GET /openapi.json": ANYONE,
     "GET /livez": ANYONE,
     "GET /readyz": ANYONE,

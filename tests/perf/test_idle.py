@@ -5,8 +5,8 @@ from __future__ import annotations
 from perf.idle import count
 from tests.fixtures.fix_stack import RunningStack
 
-# Measured: 238 and 13 (without announcer, payments and push: 112 and 9; before loops shared round trips: 142 and 17). The
-# rest is for sales that other tests left on sale.
+# Measured: 238 and 13 (without announcer, payments and push: 112 and 9; before loops shared round trips: 142 and 17).
+# The rest is for sales that other tests left on sale.
 REDIS_COMMANDS_PER_S_MAX = 270
 TRANSACTIONS_PER_S_MAX = 17  # of one database
 LOOKS_MAX = 6  # until the stack has come to rest after its start, or after another test
