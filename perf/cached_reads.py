@@ -82,10 +82,10 @@ def _cpu_us(stack: Stack) -> float:
 
 
 def products(stack: Stack, *, count: int, first: int = 1) -> list[UUID]:
-    """Fill the catalogue with products numbered from `first` on. Returns the ids of all its products."""
+    """Fill the catalogue with products numbered from `first` on. Returns the ids of all products that are on show."""
     with psycopg.connect(stack.catalogue_dsn, autocommit=True) as connection:
         shop.fill(connection, count, first=first)
-        return [row[0] for row in connection.execute("SELECT id FROM products ORDER BY id")]
+        return [row[0] for row in connection.execute("SELECT id FROM products WHERE active ORDER BY id")]
 
 
 def accounts(stack: Stack, folder: StateFolder, *, count: int) -> list[str]:

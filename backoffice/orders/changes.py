@@ -10,6 +10,7 @@ The result of a crash after each step of a refund with restock:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ from domain.orders import OrderStatus
 from domain.outcomes import Transition
 from payments.staff_refunds import (
     Line,
+    NotStoredYet,
     RefundOrder,
     Requested,
     ToRestock,
@@ -43,6 +45,8 @@ from runtime.postgres.databases import Database
 from runtime.process.supervision import TaskSupervisor
 
 PERIOD_S: Final = 5.0
+STORED_S_MAX: Final = 3.0  # an order takes less from its payment to its shard, unless a server is away
+STORED_POLL_S: Final = 0.1
 SETTLED: Final = timedelta(seconds=10)  # no request works longer on a refund
 RESTOCKS_MAX: Final = 100  # refunds of one shard in one round
 
@@ -144,16 +148,36 @@ class OrderChanges:
             raise NotOnSale
         wanted = RefundOrder(order_id, lines, skus, restock, key, requested_by)
         await mark_payments(self._stores.redis, [order_id])
-        async with self._shard(order_id).connection() as connection:
-            requested = await request_refund(connection, wanted)
-            if not requested.replayed:
-                after = {"lines": list(requested.skus), "amount_minor": requested.amount_minor, "restock": restock}
-                await record(connection, Action.ORDER_REFUND, object_name("order", order_id), after=after)
+        requested = await self._request_when_stored(wanted)
         if restock:
             await self.put_back(
                 ToRestock(requested.refund_id, order_id, order.sale_id, list(requested.skus), requested_by), order
             )
         return requested
+
+    async def _request_when_stored(self, wanted: RefundOrder) -> Requested:
+        """Store the request, its audit entry with it. An order that was paid a moment ago is on its way to its shard.
+
+        NotStoredYet after `STORED_S_MAX`.
+        """
+        deadline = time.monotonic() + STORED_S_MAX
+        while True:
+            try:
+                return await self._request(wanted)
+            except NotStoredYet:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(STORED_POLL_S)
+
+    async def _request(self, wanted: RefundOrder) -> Requested:
+        name = object_name("order", wanted.order_id)
+        async with self._shard(wanted.order_id).connection() as connection:
+            requested = await request_refund(connection, wanted)
+            if not requested.replayed:
+                lines, amount_minor = list(requested.skus), requested.amount_minor
+                after = {"lines": lines, "amount_minor": amount_minor, "restock": wanted.restock}
+                await record(connection, Action.ORDER_REFUND, name, after=after)
+            return requested
 
     async def put_back(self, refund: ToRestock, order: Order) -> None:
         """Put the units of a refund on sale, once; repeating it changes nothing."""
