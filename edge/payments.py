@@ -45,6 +45,7 @@ CHECKOUTS_RUNNING_MAX: Final = 32
 CHECKOUTS_WAITING_MAX: Final = 256
 CHECKOUT_WAIT_S_MAX: Final = 2.0
 CHECKOUT_S_MAX: Final = 5.0
+LOG_EVERY_S: Final = 10.0
 _HEADERS: Final = [("content-type", "application/json"), ("cache-control", "no-store")]
 _SIGNATURES: Final = ("payment-signature", "stripe-signature")
 
@@ -77,6 +78,7 @@ class Payments:
             running_max=CHECKOUTS_RUNNING_MAX, waiting_max=CHECKOUTS_WAITING_MAX, wait_s_max=CHECKOUT_WAIT_S_MAX
         )
         self.events: Counter[str] = Counter()  # by result, of which there are few
+        self._unsigned_logged_at = -LOG_EVERY_S
 
     def snapshot(self) -> dict[str, int]:
         """Events of payments by result."""
@@ -157,7 +159,7 @@ class Payments:
             event = self._provider.event(headers, body, now_s=time.time())
         except SignatureInvalid as error:
             self.events["bad_signature"] += 1
-            _log.warning("event_not_signed", reason=str(error))
+            self._log_unsigned(str(error))
             return refuse(Problem.FORBIDDEN, "The signature is missing, stale or wrong")
         except EventMalformed as error:
             self.events["malformed"] += 1
@@ -191,6 +193,13 @@ class Payments:
                 return refuse(Problem.DEPENDENCY_UNAVAILABLE)
             case Settled.UNKNOWN:
                 return self._unknown(event.event_id)
+
+    def _log_unsigned(self, reason: str) -> None:
+        """Anyone can send such events: they must not fill the log."""
+        now_s = time.monotonic()
+        if now_s - self._unsigned_logged_at >= LOG_EVERY_S:
+            self._unsigned_logged_at = now_s
+            _log.warning("event_not_signed", reason=reason, so_far=self.events["bad_signature"])
 
     def _unknown(self, event_id: str) -> Answer:
         """The order may not be known yet, after a loss of data for example: the provider shall repeat the event."""

@@ -48,11 +48,6 @@ class Settlements:
         self._waiting: dict[int, deque[tuple[Captured, asyncio.Future[Settled]]]] = {}
         self._working: dict[int, asyncio.Task[None]] = {}
 
-    @property
-    def waiting(self) -> int:
-        """Events that are not in a batch yet."""
-        return sum(len(waiting) for waiting in self._waiting.values())
-
     async def settle(self, event: Captured) -> Settled:
         """The event's result. Raises SettlementsFull, SettlementUnavailable."""
         shard = self._ledger.shard_of(event.order_id)
@@ -72,7 +67,7 @@ class Settlements:
         await asyncio.gather(*self._working.values(), return_exceptions=True)
         for waiting in self._waiting.values():  # of a task that was cancelled before its first step
             for _, result in waiting:
-                _fail(result, SettlementUnavailable("stopped"))
+                _fail(result, "stopped")
 
     async def _work(self, shard: int) -> None:
         """Settle until no event of the shard waits. Every waiter gets a result or an error, whatever happens here."""
@@ -87,8 +82,7 @@ class Settlements:
         finally:
             del self._working[shard]
             for _, result in (*batch, *waiting):
-                if not result.done():
-                    result.set_exception(SettlementUnavailable("interrupted"))
+                _fail(result, "interrupted")
             waiting.clear()
 
     async def _settle(self, shard: int, batch: list[tuple[Captured, asyncio.Future[Settled]]]) -> None:
@@ -102,21 +96,21 @@ class Settlements:
                 return
             event, result = batch[0]
             _log.error("payment_refused", event_id=event.event_id, order_id=str(event.order_id), error=str(error))
-            _fail(result, error)
+            _fail(result, type(error).__name__)
         except _AWAY as error:
             _log.warning("payments_not_settled", shard=shard, events=len(batch), error=type(error).__name__)
             for _, result in batch:
-                _fail(result, error)
+                _fail(result, type(error).__name__)
         except Exception as error:
             _log.exception("settling_failed", shard=shard, events=len(batch))
             for _, result in batch:
-                _fail(result, error)
+                _fail(result, type(error).__name__)
         else:
             for (_, waiter), settled in zip(batch, results, strict=True):
                 if not waiter.done():
                     waiter.set_result(settled)
 
 
-def _fail(result: asyncio.Future[Settled], error: Exception) -> None:
+def _fail(result: asyncio.Future[Settled], reason: str) -> None:
     if not result.done():
-        result.set_exception(SettlementUnavailable(type(error).__name__))
+        result.set_exception(SettlementUnavailable(reason))

@@ -80,7 +80,7 @@ class Refunds:
 
     async def finish(self, refund: Refund, *, provider_id: str) -> bool:
         """Store that the money went back; False when it was stored before."""
-        async with self._pool(refund.order_id).connection() as connection:
+        async with self._pool(refund.order_id).connection() as connection, connection.transaction():
             parameters = {"refund_id": refund.id, "provider_id": provider_id}
             if await (await connection.execute(_SQL["finish"], parameters)).fetchone() is None:
                 return False
