@@ -1,18 +1,130 @@
-"""Events for the event log, with a stable id and a version, so that consumers can drop those that they know.
+"""Events as CloudEvents 1.0, with a stable id and a version, so that consumers can drop those that they know.
 
-Performs no I/O. `schema` is the version of the format. It is raised when a member changes its meaning, not when a
-member is added.
+Performs no I/O. In the outbox an event is one JSON document. On the event log it is a record in the binary mode of the
+Kafka protocol binding (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/kafka-protocol-binding.md):
+
+    document {"id", "type", "schema", "key", "subject", "version", "time_ms", "data", "headers"}
+
+    key      key                             of the user, product or sale: records of one key stay in order
+    headers  ce_specversion  1.0             ce_time        time_ms as RFC 3339
+             ce_id           id              ce_subject     subject: the aggregate's id
+             ce_type         type            ce_version     version of the aggregate, an extension attribute
+             ce_source       urn:flashsale:order            ce_dataschema  urn:flashsale:schema:order:1
+             content-type    application/json               and the transport headers, such as traceparent
+    value    data as JSON
+
+`schema` is the version of the format of `data`. It is raised when a member changes its meaning, not when a member is
+added.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Never
 
 from domain.orders import OrderEntry
 
-ORDER_SCHEMA = 1
-HEADERS_MEMBER = "headers"  # of an event in an outbox row; the dispatcher moves it into the headers of the record
+ORDER_SCHEMA: Final = 1
+PAYMENT_SCHEMA: Final = 1
+HEADERS_MEMBER: Final = "headers"  # of a document in an outbox row: the transport headers of its record
+
+TYPE_HEADER: Final = "ce_type"
+SOURCE_PREFIX: Final = "urn:flashsale:"
+DATASCHEMA_PREFIX: Final = "urn:flashsale:schema:"
+_CONTENT_TYPE: Final = "application/json"
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+
+
+class EventMalformed(ValueError):
+    """Not an event: a document that cannot become a record, or a record that is not a CloudEvent of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as read from the log.
+
+    `type` is such as `order.paid`. `schema` is the version of the format of `data`, `version` the aggregate's, 0 if it
+    is not known. `id` is unique within `source`, and stays the same when the event is delivered again.
+    """
+
+    id: str
+    type: str
+    source: str
+    subject: str
+    schema: int
+    version: int
+    time_ms: int
+    data: Mapping[str, Any]
+
+    @property
+    def family(self) -> str:
+        """The first word of the type, which names the schema: `order` of `order.paid`."""
+        return family_of(self.type)
+
+
+def family_of(type_: str) -> str:
+    """`order` of `order.paid`."""
+    return type_.partition(".")[0]
+
+
+def event_type(headers: Mapping[str, str]) -> str:
+    """The type of a record's event; empty if it has none. Reads one header, so that a consumer can skip cheaply."""
+    return headers.get(TYPE_HEADER, "")
+
+
+def read_event(headers: Mapping[str, str], value: bytes) -> Event:
+    """The event of a record. Raises EventMalformed."""
+    if headers.get("ce_specversion") != "1.0":
+        raise EventMalformed("ce_specversion is not 1.0")
+    try:
+        id_, type_, source = headers["ce_id"], headers[TYPE_HEADER], headers["ce_source"]
+        schema = _schema(headers["ce_dataschema"], family_of(type_))
+        version, time_ms = _number(headers["ce_version"]), _ms(headers["ce_time"])
+        data = _DECODER.decode(value.decode())
+    except KeyError as error:
+        raise EventMalformed(f"no header {error}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise EventMalformed(str(error)) from error
+    if not id_ or not type_ or not source:
+        raise EventMalformed("an attribute is empty")
+    if not isinstance(data, dict):
+        raise EventMalformed("the value is not a JSON object")
+    return Event(id_, type_, source, headers.get("ce_subject", ""), schema, version, time_ms, data)
+
+
+def event_headers(document: Mapping[str, Any]) -> dict[str, str]:
+    """The record's headers for a document of an outbox row; its value is the JSON of `data`. Raises EventMalformed.
+
+    Documents of earlier releases have no `subject`, and those of payments no `version`: the key and 0 stand for them.
+    """
+    try:
+        id_, type_, schema, key = document["id"], document["type"], document["schema"], document["key"]
+        version, time_ms = document.get("version", 0), document["time_ms"]
+        if not isinstance(document["data"], dict):
+            raise EventMalformed("data is not an object")
+    except KeyError as error:
+        raise EventMalformed(f"no member {error}") from error
+    subject = document.get("subject", key)
+    if not all(isinstance(text, str) and text for text in (id_, type_, key, subject)):
+        raise EventMalformed("id, type, key or subject is not a text")
+    if not all(type(number) is int and number >= 0 for number in (schema, version, time_ms)):
+        raise EventMalformed("schema, version or time_ms is not a number")
+    family = family_of(type_)
+    return {
+        "ce_specversion": "1.0",
+        "ce_id": id_,
+        "ce_source": SOURCE_PREFIX + family,
+        TYPE_HEADER: type_,
+        "ce_time": _time(time_ms),
+        "ce_subject": subject,
+        "ce_dataschema": f"{DATASCHEMA_PREFIX}{family}:{schema}",
+        "ce_version": str(version),
+        "content-type": _CONTENT_TYPE,
+    }
 
 
 def order_event(entry: OrderEntry, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -20,17 +132,18 @@ def order_event(entry: OrderEntry, headers: Mapping[str, str] | None = None) -> 
 
     With `headers`, the event has the member `headers` as well.
     """
-    order_id = str(entry.order_id)
+    order_id, user_id = str(entry.order_id), str(entry.user_id)
     event: dict[str, Any] = {
         "id": f"{order_id}:{entry.version}",  # stable over redelivery
         "type": f"order.{entry.status.label}",
         "schema": ORDER_SCHEMA,
-        "key": order_id,
+        "key": user_id,
+        "subject": order_id,
         "version": entry.version,
         "time_ms": entry.changed_at_ms,
         "data": {
             "order_id": order_id,
-            "user_id": str(entry.user_id),
+            "user_id": user_id,
             "sale_id": str(entry.sale_id),
             "status": entry.status.label,
             "total_minor": entry.total_minor,
@@ -46,3 +159,39 @@ def order_event(entry: OrderEntry, headers: Mapping[str, str] | None = None) -> 
     if headers:
         event[HEADERS_MEMBER] = dict(headers)
     return event
+
+
+def _schema(urn: str, family: str) -> int:
+    """1 of `urn:flashsale:schema:order:1`."""
+    name, _, number = urn.rpartition(":")
+    if name != DATASCHEMA_PREFIX + family:
+        raise ValueError(f"ce_dataschema {urn!r} is not one of ours")
+    return _number(number)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 19):
+        raise ValueError(f"{text[:40]!r} is not a number")
+    return int(text)
+
+
+def _time(time_ms: int) -> str:
+    """RFC 3339 with milliseconds, in UTC. Raises EventMalformed."""
+    try:
+        return (_EPOCH + timedelta(milliseconds=time_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    except OverflowError as error:
+        raise EventMalformed("time_ms is beyond the year 9999") from error
+
+
+def _ms(text: str) -> int:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"{text[:40]!r} has no time zone")
+    return (at - _EPOCH) // _MILLISECOND
+
+
+def _refuse(constant: str) -> Never:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse)

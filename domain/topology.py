@@ -37,7 +37,12 @@ MONEY_VERDICT_KEY = "flashsale:verdict:money"  # string: JSON of the reconciler'
 ACCEPTED_KEY = "flashsale:accepted"  # hash sale id -> orders accepted for the first time, flushed by edges
 REFUSED_KEY_PREFIX = "flashsale:refused:"  # + sale id: hash code -> count, flushed by edges
 
+# Destinations of outbox rows. Those of events are a topic each, without the version in its name.
 DESTINATION_ORDER_EVENTS = "events.orders"
+DESTINATION_PAYMENT_EVENTS = "events.payments"
+DESTINATION_USER_EVENTS = "events.users"
+DESTINATION_PRODUCT_EVENTS = "events.products"
+DESTINATION_SALE_EVENTS = "events.sales"
 DESTINATION_NOTICES = "notices"
 DESTINATION_REFUNDS = "refunds"
 EMAIL_QUEUE = "notices.email"  # queue of notices that go out as e-mail
@@ -53,7 +58,12 @@ REFUND_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 600_000, 1_800_000)
 OUTBOX_PARTITIONS = 16
 POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard; no queue
 POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: malformed rows; no queue
-TOPIC_ORDERS = "orders"  # of the event log
+# Topics of the event log. The number is raised when records of a topic can no longer be read as before.
+TOPIC_ORDERS = "orders.v1"
+TOPIC_PAYMENTS = "payments.v1"
+TOPIC_USERS = "users.v1"
+TOPIC_PRODUCTS = "products.v1"
+TOPIC_SALES = "sales.v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +93,15 @@ class TopicSpec:
     retention_s: int = 7 * 24 * 3600
 
 
-# Every topic: the one place where topics are declared. Partitions of orders are those of their outbox rows.
-TOPICS = (TopicSpec(TOPIC_ORDERS, OUTBOX_PARTITIONS),)
+TOPIC_OF_DESTINATION = {
+    DESTINATION_ORDER_EVENTS: TOPIC_ORDERS,
+    DESTINATION_PAYMENT_EVENTS: TOPIC_PAYMENTS,
+    DESTINATION_USER_EVENTS: TOPIC_USERS,
+    DESTINATION_PRODUCT_EVENTS: TOPIC_PRODUCTS,
+    DESTINATION_SALE_EVENTS: TOPIC_SALES,
+}
+# Every topic: the one place where topics are declared. Their partitions are those of the outbox rows.
+TOPICS = tuple(TopicSpec(topic, OUTBOX_PARTITIONS) for topic in TOPIC_OF_DESTINATION.values())
 
 
 def user_hash(user_id: UUID) -> int:
@@ -115,7 +132,7 @@ def home_lane(user_id: UUID, lanes: tuple[int, ...]) -> int:
 
 
 def outbox_partition(key: str) -> int:
-    """Partition of an outbox row, 0..15: rows of one aggregate stay in order."""
+    """Partition of an outbox row, 0..15: rows of one key stay in order."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest(), "big") % OUTBOX_PARTITIONS
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
@@ -15,10 +15,10 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from domain import topology
+from domain.events import read_event
 from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
 from faults.money import (
-    EVENT_PREFIX,
     Money,
     money_event,
     moving,
@@ -28,7 +28,7 @@ from faults.money import (
 )
 from ops.stack_file import Stack
 from runtime.dead_letters import PAGE_LETTERS_MAX, open_dead_letters
-from runtime.event_log import EventLog, open_event_log
+from runtime.event_log import EventLog, LogRecord, open_event_log
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
 
@@ -81,7 +81,7 @@ class StoredOrder:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A record of the event log about an order of the sale; `digest` is the hash of its bytes."""
+    """A record of the event log about an order of the sale; `digest` is the hash of its attributes and data."""
 
     event_id: str
     order_id: UUID
@@ -281,22 +281,33 @@ async def _rows(connection: psycopg.AsyncConnection[Any], query: str, sale_id: U
 
 
 async def _read_events(log: EventLog, evidence: Evidence, sale_id: UUID) -> None:
+    """The records about the sale. A record counts as another one if its attributes or its data differ."""
     wanted = str(sale_id).encode()
-    async with log.reader(None, topology.TOPIC_ORDERS, range(topology.OUTBOX_PARTITIONS)) as reader:
+    async for record in _records(log, topology.TOPIC_ORDERS):
+        if wanted in record.value:
+            event = read_event(record.headers, record.value)
+            data = event.data
+            evidence.events.append(
+                Event(
+                    event.id, UUID(data["order_id"]), event.version, digest_of(record), event.type.removeprefix("order."),
+                    UUID(data["user_id"]), tuple((line["sku"], line["quantity"]) for line in data["items"]),
+                    data["total_minor"],
+                )
+            )  # fmt: skip
+    async for record in _records(log, topology.TOPIC_PAYMENTS):
+        if wanted in record.value:
+            evidence.money.events.append(money_event(read_event(record.headers, record.value), digest_of(record)))
+
+
+def digest_of(record: LogRecord) -> str:
+    """Hash of the attributes and the data of a record's event."""
+    attributes = {name: value for name, value in record.headers.items() if name.startswith("ce_")}
+    return hashlib.sha256(orjson.dumps(attributes, option=orjson.OPT_SORT_KEYS) + record.value).hexdigest()
+
+
+async def _records(log: EventLog, topic: str) -> AsyncIterator[LogRecord]:
+    async with log.reader(None, topic, range(topology.OUTBOX_PARTITIONS)) as reader:
         while records := await reader.next_batch(count_max=READ_AT_ONCE, wait_s=0):
             for record in records:
-                if record.problem is not None or wanted not in record.value:
-                    continue
-                event = orjson.loads(record.value)
-                if event["type"].startswith(EVENT_PREFIX):
-                    evidence.money.events.append(money_event(event, record.value))
-                    continue
-                data = event["data"]
-                evidence.events.append(
-                    Event(
-                        event["id"], UUID(data["order_id"]), int(event["version"]),
-                        hashlib.sha256(record.value).hexdigest(), event["type"].removeprefix("order."),
-                        UUID(data["user_id"]), tuple((line["sku"], line["quantity"]) for line in data["items"]),
-                        data["total_minor"],
-                    )
-                )  # fmt: skip
+                if record.problem is None:
+                    yield record

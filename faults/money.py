@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Final, cast
 from uuid import UUID
 
 import psycopg
@@ -14,6 +13,7 @@ from psycopg.rows import TupleRow
 from redis.asyncio import Redis
 
 from domain import topology
+from domain.events import Event
 from ops.stack_file import Stack
 from payments.providers.port import ProviderEntry
 from payments.providers.simulated import SimulatedProvider
@@ -77,7 +77,7 @@ class StoredRefund:
 
 @dataclass(frozen=True, slots=True)
 class MoneyEvent:
-    """A record `payment.*` of the event log. `digest` is the hash of its bytes; `about` the event's or refund's id."""
+    """A record `payment.*` of the event log. `digest`: hash of its content; `about`: id of the event or refund."""
 
     id: str
     kind: str
@@ -124,12 +124,12 @@ async def read_marks(redis: Redis, money: Money) -> None:
         money.marked.update(order_id for order_id, value in zip(part, values, strict=True) if value is not None)
 
 
-def money_event(event: Mapping[str, Any], record: bytes) -> MoneyEvent:
-    """A record of the event log."""
-    data = event["data"]
+def money_event(event: Event, digest: str) -> MoneyEvent:
+    """An event of the log."""
+    data = event.data
     return MoneyEvent(
-        event["id"], event["type"].removeprefix(EVENT_PREFIX), data.get("refund_id") or data["event_id"],
-        UUID(data["order_id"]), data["amount_minor"], data["currency"], hashlib.sha256(record).hexdigest(),
+        event.id, event.type.removeprefix(EVENT_PREFIX), data.get("refund_id") or data["event_id"],
+        UUID(data["order_id"]), data["amount_minor"], data["currency"], digest,
     )  # fmt: skip
 
 

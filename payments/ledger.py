@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 from domain import ids
 from domain.orders import OrderStatus
 from domain.payments import PaymentState, RefundReason, shown_state
-from domain.topology import DESTINATION_ORDER_EVENTS, DESTINATION_REFUNDS, Topology, outbox_partition
+from domain.topology import DESTINATION_PAYMENT_EVENTS, DESTINATION_REFUNDS, Topology, outbox_partition
 from payments.rows import Arrival, Payment, payment_event, refund_message
 from runtime.postgres.sql import load_sql
 
@@ -176,11 +176,12 @@ def _columns(arrivals: Sequence[Arrival]) -> dict[str, Any]:
 
 
 def _captured_columns(payments: Sequence[Payment]) -> dict[str, Any]:
+    events = [payment_event(payment, PaymentState.CAPTURED) for payment in payments]
     return {
-        "destination": DESTINATION_ORDER_EVENTS,
+        "destination": DESTINATION_PAYMENT_EVENTS,
         "event_id": [payment.event_id for payment in payments],
-        "partition": [outbox_partition(str(payment.order_id)) for payment in payments],
-        "event": [orjson.dumps(payment_event(payment, PaymentState.CAPTURED)).decode() for payment in payments],
+        "partition": [outbox_partition(event["key"]) for event in events],
+        "event": [orjson.dumps(event).decode() for event in events],
     }
 
 
@@ -217,7 +218,7 @@ async def _tell_due(connection: AsyncConnection[TupleRow], due: Sequence[tuple[P
     )
     events = [payment_event(payment, PaymentState.REFUND_DUE, reason) for payment, reason in due]
     messages = [refund_message(i, payment.order_id) for i, (payment, _) in zip(refund_ids, due, strict=True)]
-    await tell(connection, {DESTINATION_ORDER_EVENTS: events, DESTINATION_REFUNDS: messages})
+    await tell(connection, {DESTINATION_PAYMENT_EVENTS: events, DESTINATION_REFUNDS: messages})
 
 
 async def tell(

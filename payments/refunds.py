@@ -17,7 +17,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from domain.payments import PaymentState, RefundReason, RefundState
-from domain.topology import DESTINATION_ORDER_EVENTS, DESTINATION_REFUNDS, Topology
+from domain.topology import DESTINATION_PAYMENT_EVENTS, DESTINATION_REFUNDS, Topology
 from payments.ledger import Pool, tell
 from payments.providers.port import RefundRequest
 from payments.rows import refund_event, refund_message
@@ -92,7 +92,7 @@ class Refunds:
                 user_id=refund.user_id, sale_id=refund.sale_id, amount_minor=refund.amount_minor,
                 currency=refund.currency, reason=refund.reason.value,
             )  # fmt: skip
-            await tell(connection, {DESTINATION_ORDER_EVENTS: [event]})
+            await tell(connection, {DESTINATION_PAYMENT_EVENTS: [event]})
         return True
 
     async def refuse(self, refund: Refund) -> None:

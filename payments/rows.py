@@ -10,9 +10,13 @@ from uuid import UUID
 import orjson
 
 from domain import ids
+from domain.events import PAYMENT_SCHEMA
 from domain.payments import PaymentState, RefundReason
 
-PAYMENT_SCHEMA = 1
+REFUND_SCHEMA = 1  # of the messages in the queue of refunds
+# Versions of a payment and of a refund, which each grow with its states.
+_PAYMENT_VERSIONS = {PaymentState.CAPTURED: 1, PaymentState.REFUND_DUE: 2}
+_REFUND_VERSIONS = {PaymentState.REFUND_DUE: 1, PaymentState.REFUNDED: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +51,9 @@ class Arrival:
 
 
 def payment_event(payment: Payment, state: PaymentState, reason: RefundReason | None = None) -> dict[str, Any]:
-    """`payment.captured` or `payment.refund_due` for the log of order events. `id` is stable over redelivery."""
+    """`payment.captured` or `payment.refund_due` of a payment. `id` is stable over redelivery."""
     return _event(
-        f"{payment.event_id}:{state.value}", state.value, payment.order_id,
+        payment.event_id, state, _PAYMENT_VERSIONS[state],
         {
             "event_id": payment.event_id,
             "order_id": str(payment.order_id),
@@ -68,7 +72,7 @@ def refund_event(
 ) -> dict[str, Any]:  # fmt: skip
     """`payment.refund_due` or `payment.refunded` of one refund; a payment may have several."""
     return _event(
-        f"{refund_id}:{state.value}", state.value, order_id,
+        str(refund_id), state, _REFUND_VERSIONS[state],
         {
             "refund_id": str(refund_id),
             "event_id": event_id,
@@ -82,12 +86,14 @@ def refund_event(
     )  # fmt: skip
 
 
-def _event(event_id: str, kind: str, order_id: UUID, data: dict[str, Any]) -> dict[str, Any]:
+def _event(subject: str, state: PaymentState, version: int, data: dict[str, Any]) -> dict[str, Any]:
     return {
-        "id": event_id,
-        "type": f"payment.{kind}",
+        "id": f"{subject}:{state.value}",
+        "type": f"payment.{state.value}",
         "schema": PAYMENT_SCHEMA,
-        "key": str(order_id),
+        "key": data["user_id"],
+        "subject": subject,
+        "version": version,
         "time_ms": int(time.time() * 1000),
         "data": data,
     }
@@ -102,7 +108,7 @@ def refund_message(refund_id: UUID, order_id: UUID) -> dict[str, Any]:
     return {
         "id": str(refund_id),
         "type": "refund.due",
-        "schema": PAYMENT_SCHEMA,
+        "schema": REFUND_SCHEMA,
         "key": str(order_id),
         "data": {"refund_id": str(refund_id), "order_id": str(order_id)},
     }
@@ -116,6 +122,6 @@ def parse_refund(body: bytes) -> tuple[UUID, UUID]:
         refund_id, order_id = ids.parse_uuid(data["refund_id"]), ids.parse_uuid(data["order_id"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedRefund("not a refund") from error
-    if schema != PAYMENT_SCHEMA or refund_id is None or order_id is None or not ids.is_order_id(order_id):
+    if schema != REFUND_SCHEMA or refund_id is None or order_id is None or not ids.is_order_id(order_id):
         raise MalformedRefund("schema or ids")
     return refund_id, order_id

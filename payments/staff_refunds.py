@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow, class_row
 
 from domain import ids
 from domain.payments import PaymentState
-from domain.topology import DESTINATION_ORDER_EVENTS, DESTINATION_REFUNDS
+from domain.topology import DESTINATION_PAYMENT_EVENTS, DESTINATION_REFUNDS
 from payments.ledger import tell
 from payments.rows import refund_event, refund_message
 from runtime.postgres.sql import load_sql
@@ -155,7 +155,7 @@ async def request_refund(connection: AsyncConnection[TupleRow], wanted: RefundOr
         sale_id=sale_id, amount_minor=amount_minor, currency=currency, reason="staff",
     )  # fmt: skip
     message = refund_message(refund_id, wanted.order_id)
-    await tell(connection, {DESTINATION_ORDER_EVENTS: [event], DESTINATION_REFUNDS: [message]})
+    await tell(connection, {DESTINATION_PAYMENT_EVENTS: [event], DESTINATION_REFUNDS: [message]})
     return Requested(refund_id, skus, amount_minor, replayed=False)
 
 

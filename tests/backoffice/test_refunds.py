@@ -95,7 +95,7 @@ def test_a_whole_refund_once_whoever_clicks_twice(
     assert (done["status"], done["payment"]) == ("paid", "refund_due")
     assert [(one["amount_minor"], one["reason"], one["state"]) for one in done["refunds"]] == [(2000, "staff", "due")]
     assert sorted(outbox(databases, order_id)) == [
-        ("events.orders", "payment.refund_due", 2000),
+        ("events.payments", "payment.refund_due", 2000),
         ("refunds", "refund.due", None),
     ]
     assert redis_client.exists(topology.payment_mark_key(UUID(order_id))), "buyers see it"

@@ -1,15 +1,30 @@
-"""Order events: a stable id per version, and the whole order in each."""
+"""Events: a stable id per version, the whole order in each, and records as CloudEvents in binary mode."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from domain.events import HEADERS_MEMBER, ORDER_SCHEMA, order_event
+from domain.events import (
+    HEADERS_MEMBER,
+    ORDER_SCHEMA,
+    EventMalformed,
+    event_headers,
+    event_type,
+    order_event,
+    read_event,
+)
 from domain.orders import OrderEntry, OrderStatus, decode_entry, encode_entry
 from tests.domain.strategies import entries
 from tests.domain.test_orders import ENTRY
+
+
+def record(document: dict[str, Any]) -> tuple[dict[str, str], bytes]:
+    return event_headers(document), json.dumps(document["data"]).encode()
 
 
 @given(entries)
@@ -23,7 +38,8 @@ def test_event_is_stable_over_redelivery(entry: OrderEntry) -> None:
 def test_event_carries_the_whole_order(entry: OrderEntry) -> None:
     event = json.loads(json.dumps(order_event(entry)))
     assert event["type"] == f"order.{entry.status.label}"
-    assert (event["key"], event["version"], event["schema"]) == (str(entry.order_id), entry.version, ORDER_SCHEMA)
+    assert (event["key"], event["subject"]) == (str(entry.user_id), str(entry.order_id))
+    assert (event["version"], event["schema"]) == (entry.version, ORDER_SCHEMA)
     data = event["data"]
     assert data["total_minor"] == sum(item["quantity"] * item["unit_price_minor"] for item in data["items"])
     assert [(i["sku"], i["quantity"], i["unit_price_minor"]) for i in data["items"]] == [
@@ -42,3 +58,40 @@ def test_headers_are_a_member_only_when_there_are_some() -> None:
     plain = order_event(ENTRY)
     assert HEADERS_MEMBER not in plain and order_event(ENTRY, {}) == plain
     assert order_event(ENTRY, {"traceparent": "00-1"}) == plain | {HEADERS_MEMBER: {"traceparent": "00-1"}}
+
+
+@given(entries, st.integers(min_value=0, max_value=253_402_300_799_999))
+def test_what_is_written_is_read(entry: OrderEntry, time_ms: int) -> None:
+    document = order_event(entry) | {"time_ms": time_ms}
+    headers, value = record(document)
+    event = read_event({"traceparent": "00-1", **headers}, value)
+    assert event_type(headers) == event.type == document["type"] and event.family == "order"
+    assert (event.id, event.subject, event.schema) == (document["id"], str(entry.order_id), ORDER_SCHEMA)
+    assert (event.source, event.version, event.time_ms) == ("urn:flashsale:order", entry.version, time_ms)
+    assert event.data == document["data"]
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("ce_specversion", None), ("ce_specversion", "0.3"), ("ce_id", None), ("ce_id", ""), ("ce_type", ""),
+        ("ce_type", "user.changed"), ("ce_source", None), ("ce_dataschema", "urn:flashsale:schema:order:x"),
+        ("ce_dataschema", "https://example.org/order:1"), ("ce_version", "-1"), ("ce_version", "9" * 20),
+        ("ce_version", "\u0661"), ("ce_time", "yesterday"), ("ce_time", "2026-01-01T00:00:00"), ("ce_time", None),
+    ],
+)  # fmt: skip
+def test_records_with_other_attributes_are_malformed(header: str, value: str | None) -> None:
+    headers, body = record(order_event(ENTRY))
+    changed = {name: text for name, text in {**headers, header: value}.items() if text is not None}
+    with pytest.raises(EventMalformed):
+        read_event(changed, body)
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b"\xff", b"{", b'{"a": NaN}', b"[" * 100_000])
+def test_records_with_other_values_are_malformed(value: bytes) -> None:
+    with pytest.raises(EventMalformed):
+        read_event(event_headers(order_event(ENTRY)), value)
+
+
+def test_a_record_without_a_type_has_none() -> None:
+    assert event_type({}) == ""

@@ -19,10 +19,11 @@ from devstack.demo.rehearsal import own_stack
 from devstack.state import StateFolder
 from domain.orders import pack_key
 from domain.topology import (
+    OUTBOX_PARTITIONS,
     TOPIC_ORDERS,
+    TOPIC_PAYMENTS,
     Topology,
     lane_state_key,
-    outbox_partition,
     payment_mark_key,
     stock_field,
     user_key,
@@ -88,6 +89,16 @@ class Sold:
         """The order's id, and the dsn of its shard."""
         (order_id,) = self.request.order_ids
         return order_id, self.stack.shard_dsns[TOPOLOGY.shard_of_order(order_id)]
+
+    async def lose_records(self, topic: str, about: str) -> None:
+        """Delete the records of a topic with this text."""
+        deleted = 0
+        for partition in range(OUTBOX_PARTITIONS):
+            stream = stream_key(topic, partition)
+            records = await self.redis.xrange(stream)
+            if found := [entry_id for entry_id, fields in records if about.encode() in fields[b"v"]]:
+                deleted += await self.redis.xdel(stream, *found)
+        assert deleted
 
     def sql(self, dsn: str, query: str, *arguments: object) -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -159,10 +170,7 @@ async def reuse_a_key(sold: Sold) -> str:
 
 async def lose_an_event(sold: Sold) -> str:
     order_id, _ = sold.order
-    stream = stream_key(TOPIC_ORDERS, outbox_partition(str(order_id)))
-    records = await sold.redis.xrange(stream)
-    found = [entry_id for entry_id, fields in records if str(order_id).encode() in fields[b"v"]]
-    assert await sold.redis.xdel(stream, *found)
+    await sold.lose_records(TOPIC_ORDERS, str(order_id))
     return "D"
 
 
@@ -242,10 +250,7 @@ async def forget_a_mark(sold: Sold) -> str:
 
 async def lose_an_event_of_money(sold: Sold) -> str:
     payment, _ = await sold.payment("captured")
-    stream = stream_key(TOPIC_ORDERS, outbox_partition(str(payment.order_id)))
-    records = await sold.redis.xrange(stream)
-    found = [entry_id for entry_id, fields in records if payment.event_id.encode() in fields[b"v"]]
-    assert await sold.redis.xdel(stream, *found)
+    await sold.lose_records(TOPIC_PAYMENTS, payment.event_id)
     return "D"
 
 

@@ -38,7 +38,7 @@ async def test_a_payment_in_time_pays_the_order(till: Till) -> None:
     paid = till.held(order.order_id)
     assert (paid.status, paid.version) == (OrderStatus.PAID, 2)
     assert till.payments() == {event.event_id: ("captured", True, 0, 0)}
-    assert till.refund_rows() == [] and till.outbox() == [("events.orders", "payment.captured")]
+    assert till.refund_rows() == [] and till.outbox() == [("events.payments", "payment.captured")]
     assert till.lane.stock(till.sale).paid == 1
 
 
@@ -47,7 +47,7 @@ async def test_the_same_event_many_times_at_once_takes_effect_once(till: Till) -
     results = await asyncio.gather(*(settle(till, event) for _ in range(60)))
     assert results == [[Settled.CAPTURED]] * 60
     assert till.payments() == {event.event_id: ("captured", True, 0, 0)}
-    assert till.outbox() == [("events.orders", "payment.captured")]
+    assert till.outbox() == [("events.payments", "payment.captured")]
     assert await settle(till, event, event, event) == [Settled.CAPTURED] * 3
 
 
@@ -85,7 +85,7 @@ async def test_a_late_payment_goes_back(till: Till, ending: str) -> None:
     assert await settle(till, event) == [Settled.REFUND_DUE]
     assert till.payments() == {event.event_id: ("refund_due", True, order.total_minor, 0)}
     assert till.refund_rows() == [(event.event_id, "late", "due", order.total_minor)]
-    assert sorted(till.outbox()) == [("events.orders", "payment.refund_due"), ("refunds", "refund.due")]
+    assert sorted(till.outbox()) == [("events.payments", "payment.refund_due"), ("refunds", "refund.due")]
     assert await settle(till, event) == [Settled.REFUND_DUE], "a repeated event gets the same answer"
     assert len(till.refund_rows()) == 1
 

@@ -13,7 +13,7 @@ import redis
 from devstack.servers import RedisServer, free_port
 from domain.events import order_event
 from domain.orders import OrderEntry, OrderStatus
-from domain.topology import DESTINATION_ORDER_EVENTS, EMAIL_QUEUE, TOPIC_ORDERS, outbox_partition
+from domain.topology import DESTINATION_ORDER_EVENTS, EMAIL_QUEUE, TOPIC_PAYMENTS, outbox_partition
 from runtime.event_log.redis_streams import positions_key
 from runtime.queue.redis_streams import stream_key
 from tests.fixtures.fix_databases import Databases
@@ -27,11 +27,14 @@ from tests.workers.worker_process import get, stop, until, worker_process
 
 def leave(databases: Databases, order: OrderEntry) -> None:
     """The outbox row of an order's event, as the shard writer leaves it."""
-    key = str(order.order_id)
     with psycopg.connect(databases.shard_dsns[TOPOLOGY.shard_of_user(order.user_id)], autocommit=True) as connection:
         connection.execute(
             "INSERT INTO outbox (destination, partition, events) VALUES (%s, %s, %s)",
-            (DESTINATION_ORDER_EVENTS, outbox_partition(key), orjson.dumps([order_event(order)]).decode()),
+            (
+                DESTINATION_ORDER_EVENTS,
+                outbox_partition(str(order.user_id)),
+                orjson.dumps([order_event(order)]).decode(),
+            ),
         )
 
 
@@ -103,7 +106,7 @@ def test_from_an_event_to_a_push_while_the_mail_server_is_away(
         worker_process("workers.announcer", settings),
     ):
         for channel in ("email", "push"):
-            until(lambda: redis_client.hexists(positions_key(TOPIC_ORDERS, 15), f"announcer.{channel}"))  # noqa: B023
+            until(lambda: redis_client.hexists(positions_key(TOPIC_PAYMENTS, 15), f"announcer.{channel}"))  # noqa: B023
         mail_server.stop()
         leave(databases, later(maker.order(user_id=buyer), OrderStatus.PAID))
         until(lambda: len(browser.pushes) == 1)

@@ -22,6 +22,7 @@ from domain.topology import (
     OUTBOX_PARTITIONS,
     POISON_OUTBOX,
     TOPIC_ORDERS,
+    TOPIC_PAYMENTS,
     TOPICS,
     outbox_partition,
 )
@@ -34,16 +35,16 @@ from runtime.queue import Queue, open_queue
 from runtime.redis.client import redis_client as new_client
 from runtime.redis.leases import Lease
 from tests.fixtures.fix_databases import Databases
+from tests.workers.events import document_of
 from tests.workers.making import TOPOLOGY
 from tests.workers.writing import Pool, eventually
 from workers.dispatcher.destinations import (
     DeliveryFailed,
     Destination,
     Event,
+    EventTopic,
     MalformedEvents,
-    OrderEvents,
     QueueMessages,
-    events_of,
 )
 from workers.dispatcher.group import PAGE_ROWS_MAX, DispatchGroup
 from workers.dispatcher.outbox import Outbox, OutboxRow, Place
@@ -53,7 +54,10 @@ DATABASE = "shard-0"
 
 
 def event(key: str, version: int) -> dict[str, object]:
-    return {"id": f"{key}:{version}", "key": key, "version": version, "type": "order.reserved"}
+    return {
+        "id": f"{key}:{version}", "type": "order.reserved", "schema": 1, "key": key, "subject": f"order of {key}",
+        "version": version, "time_ms": 1_800_000_000_123, "data": {"order_id": key},
+    }  # fmt: skip
 
 
 def put(dsn: str, partition: int, events: object, *, destination: str = DESTINATION_ORDER_EVENTS) -> None:
@@ -87,6 +91,9 @@ class Failing:
         self.failing = set(failing)
         self.failures = 0
 
+    def events_of(self, text: str) -> list[Event]:
+        return self._destination.events_of(text)
+
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         if partition in self.failing:
             self.failures += 1
@@ -107,7 +114,7 @@ class Setup:
         self.pool = postgres_pool(SecretStr(dsn), size_max=2)
         self.service = Service("dispatcher", load_settings({}))
         self.lease = Lease(self.redis, key="{t}:lease", fence_key="{t}:fence", life_ms=5_000)
-        self.destination: Destination = OrderEvents(self.log)
+        self.destination: Destination = EventTopic(DESTINATION_ORDER_EVENTS, self.log)
         self.others: list[Destination] = []
 
     @property
@@ -136,15 +143,13 @@ class Setup:
             await asyncio.wait_for(task, WAIT_S)
             await self.lease.release()
 
-    async def records(self, partition: int) -> list[LogRecord]:
-        async with self.log.reader(None, TOPIC_ORDERS, (partition,)) as reader:
+    async def records(self, partition: int, topic: str = TOPIC_ORDERS) -> list[LogRecord]:
+        async with self.log.reader(None, topic, (partition,)) as reader:
             return await reader.next_batch(count_max=10_000, wait_s=0)
 
-    async def logged(self, partition: int) -> list[dict[str, object]]:
-        records = await self.records(partition)
-        events = [orjson.loads(record.value) for record in records]
-        assert [e["key"] for e in events] == [record.key for record in records]
-        return events
+    async def logged(self, partition: int, topic: str = TOPIC_ORDERS) -> list[dict[str, object]]:
+        records = await self.records(partition, topic)
+        return [document_of(record) for record in records]
 
 
 @pytest.fixture
@@ -202,12 +207,12 @@ async def test_a_row_that_fails_half_way_is_appended_once(setup: Setup) -> None:
 
         async def append(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
             nonlocal failures
-            if failures < 3 and any(orjson.loads(record.value)["version"] == 1_200 for record in records):
+            if failures < 3 and any(record.headers["ce_version"] == "1200" for record in records):
                 failures += 1
                 raise EventLogUnavailable(topic, partition, "told to")
             await setup.log.append(topic, partition, records)
 
-    setup.destination = OrderEvents(cast(EventLog, HalfWay()))
+    setup.destination = EventTopic(DESTINATION_ORDER_EVENTS, cast(EventLog, HalfWay()))
     put(setup.dsn, 4, events)
     async with setup.running():
         await until(lambda: waiting_rows(setup.dsn) == 0)
@@ -347,8 +352,17 @@ async def test_headers_leave_the_event_and_reach_the_record(setup: Setup) -> Non
     async with setup.running():
         await until(lambda: waiting_rows(setup.dsn) == 0)
     records = await setup.records(2)
-    assert [record.headers for record in records] == [{"traceparent": "00-ab"}, {}, {}]
-    assert [orjson.loads(record.value) for record in records] == [event("k", version) for version in (1, 2, 3)]
+    attributes = {
+        "ce_specversion": "1.0", "ce_source": "urn:flashsale:order", "ce_type": "order.reserved",
+        "ce_time": "2027-01-15T08:00:00.123Z", "ce_subject": "order of k", "content-type": "application/json",
+        "ce_dataschema": "urn:flashsale:schema:order:1",
+    }  # fmt: skip
+    assert [record.headers for record in records] == [
+        {"traceparent": "00-ab", **attributes, "ce_id": "k:1", "ce_version": "1"},
+        {**attributes, "ce_id": "k:2", "ce_version": "2"},
+        {**attributes, "ce_id": "k:3", "ce_version": "3"},
+    ]
+    assert [(record.key, record.value) for record in records] == [("k", b'{"order_id":"k"}')] * 3
 
 
 async def test_headers_of_a_notice_reach_its_message(setup: Setup) -> None:
@@ -360,10 +374,39 @@ async def test_headers_of_a_notice_reach_its_message(setup: Setup) -> None:
         await delivery.ack()
 
 
+async def test_rows_of_the_release_before_keep_their_keys_and_payments_find_their_topic(setup: Setup) -> None:
+    """Without `subject`, payments also without `version`, and payments among the events of orders."""
+    old = {name: value for name, value in event("k", 2).items() if name != "subject"}
+    payment = {
+        "id": "evt_1:captured", "type": "payment.captured", "schema": 1, "key": "k", "time_ms": 5, "data": {"event_id": "evt_1"},
+    }  # fmt: skip
+    put(setup.dsn, 2, [event("k", 1), payment, old])
+    async with setup.running():
+        await until(lambda: waiting_rows(setup.dsn) == 0)
+    assert await setup.logged(2) == [event("k", 1), old | {"subject": "k"}]
+    assert await setup.logged(2, TOPIC_PAYMENTS) == [payment | {"subject": "k", "version": 0}]
+
+
 @pytest.mark.parametrize("text", ["{}", "[1]", '[{"key": 1}]', "[", '"x"', '[{"key": "a"}, null]'])
 def test_malformed_events(text: str) -> None:
+    for destination in (
+        EventTopic(DESTINATION_ORDER_EVENTS, cast(EventLog, None)),
+        QueueMessages("q", cast(Queue, None), "q"),
+    ):
+        with pytest.raises(MalformedEvents):
+            destination.events_of(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"id": ""}, {"id": 1}, {"type": None}, {"schema": "1"}, {"schema": True}, {"version": -1}, {"time_ms": 1.5},
+     {"time_ms": 10**18}, {"subject": ""}, {"data": []}],
+)  # fmt: skip
+def test_events_that_cannot_become_records(wrong: dict[str, object]) -> None:
+    topic = EventTopic(DESTINATION_ORDER_EVENTS, cast(EventLog, None))
+    assert len(topic.events_of(orjson.dumps([event("k", 1)]).decode())) == 1
     with pytest.raises(MalformedEvents):
-        events_of(text)
+        topic.events_of(orjson.dumps([event("k", 1) | wrong]).decode())
 
 
 def test_one_aggregate_stays_in_one_partition() -> None:
@@ -380,6 +423,9 @@ class Hanging:
         self.asked = asyncio.Event()
         self.answer = asyncio.Event()
         self.count = 0
+
+    def events_of(self, text: str) -> list[Event]:
+        return [Event("k", text.encode())]
 
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:  # noqa: ARG002
         self.asked.set()

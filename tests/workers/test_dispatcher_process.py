@@ -26,7 +26,17 @@ def fill(dsn: str, rng: random.Random, *, rows: int) -> list[str]:
             keys = [f"{rng.getrandbits(64):x}" for _ in range(8)]
             for partition in {outbox_partition(key) for key in keys}:
                 events = [
-                    {"id": f"{key}:1", "key": key, "version": 1} for key in keys if outbox_partition(key) == partition
+                    {
+                        "id": f"{key}:1",
+                        "type": "order.paid",
+                        "schema": 1,
+                        "key": key,
+                        "version": 1,
+                        "time_ms": 1,
+                        "data": {},
+                    }
+                    for key in keys
+                    if outbox_partition(key) == partition
                 ]
                 ids += [str(e["id"]) for e in events]
                 connection.execute(
@@ -45,7 +55,7 @@ def waiting(dsn: str) -> int:
 
 def told(client: redis.Redis) -> set[str]:
     return {
-        orjson.loads(fields[b"v"])["id"]
+        orjson.loads(fields[b"h"])["ce_id"]
         for partition in range(OUTBOX_PARTITIONS)
         for _, fields in client.xrange(stream_key(TOPIC_ORDERS, partition))
     }

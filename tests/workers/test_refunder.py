@@ -121,7 +121,7 @@ async def test_money_goes_back_once(till: Till, simulator: Simulator) -> None:
         await drained(till)
     assert states(till) == (["done"] * 5, ["refunded"] * 5)
     assert await refunded_there(simulator) == [100] * 5
-    events = [kind for destination, kind in till.outbox() if destination == "events.orders"]
+    events = [kind for destination, kind in till.outbox() if destination == "events.payments"]
     assert events.count("payment.refunded") == 5
     (payment,) = {row for row in till.payments().values() if not row[1]}
     assert payment == ("refunded", False, 0, 100)

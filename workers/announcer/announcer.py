@@ -1,4 +1,4 @@
-"""Reads the event log for one channel, and publishes the notices of its events.
+"""Reads the events of orders and payments for one channel, and publishes their notices.
 
 A server that is away, or a queue without room, pauses the channel; nothing is skipped. Events that the log dropped
 before they were read are counted and logged. A log that lost data is read from its oldest record on; the records of
@@ -11,13 +11,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import orjson
 import structlog
 
 from domain.notices import Channel, Notice, notice_event, notice_of_order
-from domain.topology import EMAIL_QUEUE, OUTBOX_PARTITIONS, PUSH_QUEUE, TOPIC_ORDERS
+from domain.topology import EMAIL_QUEUE, OUTBOX_PARTITIONS, PUSH_QUEUE, TOPIC_ORDERS, TOPIC_PAYMENTS
 from runtime.event_log import EventLog, EventLogUnavailable, LogRecord, Overtaken, Reader, WentBack
 from runtime.process.service import Service
 from runtime.queue import Queue
@@ -27,8 +27,8 @@ from workers.announcer.events import Draft, NotAnnounced, draft_of
 from workers.announcer.recipients import Recipients
 from workers.consuming import NO_ROOM, TRANSIENT, Patience, Stopping
 
-RECORDS_MAX: Final = 500  # in one round
-RECEIVE_S: Final = 3.0
+RECORDS_MAX: Final = 500  # of a topic in one round
+RECEIVE_S: Final = 3.0  # also between two looks at a topic without records
 GATHER_S: Final = 0.15  # between two rounds that were not full: fewer, larger queries
 PUBLISHING_MAX: Final = 32  # notices on their way to the queue
 COMMIT_S: Final = 1.0  # at least between two commits, if no notice was published: each is a synced write
@@ -46,6 +46,13 @@ T = TypeVar("T")
 def group_of(channel: Channel) -> str:
     """The channel's group in the event log. Positions are kept under this name: never renamed."""
     return f"announcer.{channel}"
+
+
+class Readers(NamedTuple):
+    """The topics that are announced."""
+
+    orders: Reader
+    payments: Reader
 
 
 class Announcer:
@@ -72,22 +79,23 @@ class Announcer:
         self._service = service
         self._with_reserved = with_reserved
         self._now = now
-        self._looks_at = self._committed_at = 0.0
+        self._looks_at = self._committed_at = self._payments_at = 0.0
         self._patience = Patience(service, report=self._report, count_pause=self._count_pause)
 
     async def run(self) -> None:
         """Announce until the process is to stop or the lease is lost."""
         try:
             with self._service.background.rounds(f"announcer {self._channel}") as beat:
-                reader = self._reader()
-                await self._through("event log", reader.__aenter__)
+                readers = self._readers()
+                for reader in readers:
+                    await self._through("event log", reader.__aenter__)
                 self._committed_at = time.monotonic()
                 while self._lease.held and not self._service.stopping.is_set():
                     beat()
-                    if not await self._skipped(reader):
-                        await self._round(reader)
+                    if not await self._skipped(readers):
+                        await self._round(readers)
                 if self._lease.held:
-                    await self._commit(reader, at_once=True)
+                    await self._commit(readers, at_once=True)
         except Stopping:
             log.info("stopped during a pause", channel=self._channel)
 
@@ -99,62 +107,79 @@ class Announcer:
         self._service.ready("event log", ok=False, detail="not reached yet", by=(self, "lag"))
         while not self._service.stopping.is_set():
             try:
-                async with self._reader() as reader:
-                    lags = await reader.lag()
-                metrics.LAG_RECORDS.labels(self._channel).set(sum(lag.records for lag in lags.values()))
+                waiting = 0
+                for reader in self._readers():
+                    async with reader:
+                        waiting += sum(lag.records for lag in (await reader.lag()).values())
+                metrics.LAG_RECORDS.labels(self._channel).set(waiting)
                 self._service.ready("event log", ok=True, by=(self, "lag"))
             except EventLogUnavailable as error:
                 self._service.ready("event log", ok=False, detail=str(error), by=(self, "lag"))
             await self._service.pause(MEASURE_S)
 
-    def _reader(self) -> Reader:
+    def _readers(self) -> Readers:
         """A new group begins at the end of the log: orders of before its first start are not announced."""
-        partitions = range(OUTBOX_PARTITIONS)
-        return self._event_log.reader(group_of(self._channel), TOPIC_ORDERS, partitions, begin_at_end=True)
+        group, partitions = group_of(self._channel), range(OUTBOX_PARTITIONS)
+        return Readers(
+            self._event_log.reader(group, TOPIC_ORDERS, partitions, begin_at_end=True),
+            self._event_log.reader(group, TOPIC_PAYMENTS, partitions, begin_at_end=True),
+        )
 
-    async def _skipped(self, reader: Reader) -> bool:
+    async def _skipped(self, readers: Readers) -> bool:
         """Pass over all events while no account is reached on the channel.
 
         The end of the log is read before the accounts: an event behind it may be of an account that is reached by then.
         """
         if self._channel is not Channel.PUSH or self._looks_at > time.monotonic():
             return False
-        lags = await self._through("event log", reader.lag)
-        if any(lag.end < lag.position for lag in lags.values()):
+        found = [await self._through("event log", reader.lag) for reader in readers]
+        if any(lag.end < lag.position for lags in found for lag in lags.values()):
             return False  # the log lost data, which reading on detects
-        if waiting := sum(lag.records for lag in lags.values()):
+        if waiting := sum(lag.records for lags in found for lag in lags.values()):
             if not await self._recipients.are_none_subscribed():
                 self._looks_at = time.monotonic() + LOOK_S
                 return False
-            await reader.skip({partition: lag.end for partition, lag in lags.items()})
+            for reader, lags in zip(readers, found, strict=True):
+                await reader.skip({partition: lag.end for partition, lag in lags.items()})
             self._count(Counter({"not wanted": waiting}))
-            await self._commit(reader)
+            await self._commit(readers)
         await self._service.pause(SKIP_S)
         return True
 
-    async def _commit(self, reader: Reader, *, at_once: bool = False) -> None:
+    async def _commit(self, readers: Readers, *, at_once: bool = False) -> None:
         if at_once or self._committed_at + COMMIT_S <= time.monotonic():
-            await self._through("event log", reader.commit)
+            for reader in readers:
+                await self._through("event log", reader.commit)
             self._committed_at = time.monotonic()
 
-    async def _round(self, reader: Reader) -> None:
+    async def _next_records(self, readers: Readers) -> list[LogRecord]:
+        """Wait for orders, and look at payments between two waits: a letter about money may come a moment later."""
+        payments: list[LogRecord] = []
+        if self._payments_at <= time.monotonic():
+            payments = await self._next_batch(readers.payments, wait_s=0)
+            if not payments:
+                self._payments_at = time.monotonic() + RECEIVE_S
+        return payments + await self._next_batch(readers.orders, wait_s=0 if payments else RECEIVE_S)
+
+    async def _next_batch(self, reader: Reader, *, wait_s: float) -> list[LogRecord]:
+        """The next records, none where the log lost some."""
         try:
-            records = await self._through(
-                "event log", lambda: reader.next_batch(count_max=RECORDS_MAX, wait_s=RECEIVE_S)
-            )
+            return await self._through("event log", lambda: reader.next_batch(count_max=RECORDS_MAX, wait_s=wait_s))
         except Overtaken as loss:
             metrics.LOST.labels(self._channel).inc(loss.last_lost - loss.first_lost + 1)
             log.error("events lost: the log dropped them before they were announced", detail=str(loss))
-            return
         except WentBack as loss:
             log.error("the event log lost data", detail=str(loss))
-            return
+        return []
+
+    async def _round(self, readers: Readers) -> None:
+        records = await self._next_records(readers)
         results: Counter[str] = Counter()
         drafts = self._drafts(records, results)
         wanted = await self._recipients.wanted(drafts) if drafts else []
         await self._publish(wanted)
         self._count(results + Counter({"not wanted": len(drafts) - len(wanted), "announced": len(wanted)}))
-        await self._commit(reader, at_once=bool(wanted))
+        await self._commit(readers, at_once=bool(wanted))
         if not records:
             return
         if len(records) < RECORDS_MAX:
@@ -168,7 +193,7 @@ class Announcer:
             try:
                 if record.problem is not None:
                     raise NotAnnounced("malformed")
-                draft = draft_of(record.value, with_reserved=self._with_reserved)
+                draft = draft_of(record.headers, record.value, with_reserved=self._with_reserved)
                 if record.at_ms < oldest_ms:
                     raise NotAnnounced("too old")
             except NotAnnounced as reason:

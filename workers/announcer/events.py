@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-import orjson
-
 from domain import ids
-from domain.events import ORDER_SCHEMA
+from domain.events import ORDER_SCHEMA, PAYMENT_SCHEMA, Event, EventMalformed, event_type, read_event
 from domain.notices import NoticeKind, OrderNews, amount, currency, parse_lines, time_ms
 from domain.payments import RefundReason
-from payments.rows import PAYMENT_SCHEMA
 
 EVENT_ID_LENGTH_MAX: Final = 400  # of a payment: the provider's id of at most 255 characters, and a word
 ANNOUNCED: Final = {
@@ -24,11 +22,6 @@ ANNOUNCED: Final = {
 }
 # A buyer hears of a captured payment by the paid order, and of money that is due when it has gone back.
 SILENT: Final = frozenset({"order.rejected", "payment.captured", "payment.refund_due"})
-
-
-# The beginning of an event as the shard writer and the dispatcher write it. Most events of a sale are of this type.
-_RESERVED: Final = b'"type":"order.reserved"'
-_BEGINNING_BYTES: Final = 120
 
 
 class NotAnnounced(Exception):
@@ -50,38 +43,41 @@ class Draft:
     order: OrderNews
 
 
-def draft_of(value: bytes, *, with_reserved: bool) -> Draft:
-    """The draft of a record's event. Raises NotAnnounced for an event that is not for buyers or is not understood."""
-    if not with_reserved and value.find(_RESERVED, 0, _BEGINNING_BYTES) >= 0:
-        raise NotAnnounced("other type")  # a quotation mark in a text has a backslash before it
-    try:
-        event = orjson.loads(value)
-        type_, schema = event["type"], event["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise NotAnnounced("malformed") from error
-    kind = ANNOUNCED.get(type_) if isinstance(type_, str) else None
-    if kind is None:
+def draft_of(headers: Mapping[str, str], value: bytes, *, with_reserved: bool) -> Draft:
+    """The draft of a record's event. Raises NotAnnounced for an event that is not for buyers or is not understood.
+
+    Most events of a sale are `order.reserved`: only their type is read, unless `with_reserved`.
+    """
+    type_ = event_type(headers)
+    kind = ANNOUNCED.get(type_)
+    if kind is None and type_:
         raise NotAnnounced("other type" if type_ in SILENT else "unknown type")
     if kind is NoticeKind.ORDER_RESERVED and not with_reserved:
         raise NotAnnounced("other type")
-    if schema != (PAYMENT_SCHEMA if kind is NoticeKind.ORDER_REFUNDED else ORDER_SCHEMA):
+    try:
+        event = read_event(headers, value)
+    except EventMalformed as error:
+        raise NotAnnounced("malformed") from error
+    assert kind is not None, "an event has a type"
+    if event.schema != (PAYMENT_SCHEMA if kind is NoticeKind.ORDER_REFUNDED else ORDER_SCHEMA):
         raise NotAnnounced("unknown schema")
     try:
-        return _draft(kind, event, event["data"])
+        return _draft(kind, event)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotAnnounced("malformed") from error
 
 
-def _draft(kind: NoticeKind, event: Any, data: Any) -> Draft:
-    event_id, order_id, user_id = event["id"], ids.parse_uuid(data["order_id"]), ids.parse_uuid(data["user_id"])
-    if not isinstance(event_id, str) or not 1 <= len(event_id) <= EVENT_ID_LENGTH_MAX:
+def _draft(kind: NoticeKind, event: Event) -> Draft:
+    data = event.data
+    order_id, user_id = ids.parse_uuid(data["order_id"]), ids.parse_uuid(data["user_id"])
+    if len(event.id) > EVENT_ID_LENGTH_MAX:
         raise ValueError("not an event id")
     if order_id is None or user_id is None:
         raise ValueError("not ids")
-    at_ms, money = time_ms(event["time_ms"]), currency(data["currency"])
+    at_ms, money = time_ms(event.time_ms), currency(data["currency"])
     if kind is NoticeKind.ORDER_REFUNDED:
         order = OrderNews(order_id, at_ms, money, amount(data["amount_minor"]), reason=RefundReason(data["reason"]))
     else:
         total, lines = amount(data["total_minor"]), parse_lines(data["items"])
         order = OrderNews(order_id, at_ms, money, total, lines, time_ms(data["expires_at_ms"]))
-    return Draft(kind, event_id, user_id, order)
+    return Draft(kind, event.id, user_id, order)

@@ -7,7 +7,10 @@ from functools import partial
 
 from domain.topology import (
     DESTINATION_NOTICES,
+    DESTINATION_ORDER_EVENTS,
+    DESTINATION_PAYMENT_EVENTS,
     DESTINATION_REFUNDS,
+    DESTINATION_USER_EVENTS,
     EMAIL_QUEUE,
     REFUNDS_QUEUE,
     TOPICS,
@@ -23,10 +26,11 @@ from runtime.redis.client import redis_client
 from runtime.redis.leases import Lease
 from runtime.redis.ownership import own
 from workers.dispatcher import metrics
-from workers.dispatcher.destinations import Destination, OrderEvents, QueueMessages
+from workers.dispatcher.destinations import Destination, EventTopic, QueueMessages
 from workers.dispatcher.group import DispatchGroup
 from workers.dispatcher.outbox import Outbox
 
+SHARD_EVENTS = (DESTINATION_ORDER_EVENTS, DESTINATION_PAYMENT_EVENTS, DESTINATION_USER_EVENTS)
 POOL_SIZE_MAX = 2  # rounds, and beside them the lag
 
 
@@ -47,7 +51,7 @@ async def main(process: service.Service) -> None:
         for shard, dsn in enumerate(settings.shard_dsns):
             database = f"shard-{shard}"
             destinations: tuple[Destination, ...] = (
-                OrderEvents(event_log),
+                *(EventTopic(name, event_log) for name in SHARD_EVENTS),
                 QueueMessages(DESTINATION_NOTICES, queue, EMAIL_QUEUE),
                 QueueMessages(DESTINATION_REFUNDS, queue, REFUNDS_QUEUE),
             )

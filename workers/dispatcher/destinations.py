@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from domain.events import HEADERS_MEMBER
+from domain.events import HEADERS_MEMBER, EventMalformed, event_headers, event_type, family_of
 from domain.headers import MalformedHeaders, check_headers
-from domain.topology import DESTINATION_ORDER_EVENTS, TOPIC_ORDERS
+from domain.topology import TOPIC_OF_DESTINATION, TOPIC_PAYMENTS
 from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable, NewRecord
 from runtime.queue import Queue, QueueFull, QueueUnavailable
 
@@ -19,11 +19,11 @@ class DeliveryFailed(Exception):
 
 
 class MalformedEvents(ValueError):
-    """The row is not an array of events with a key each: it can never be delivered."""
+    """The row is not an array of events for its destination: it can never be delivered."""
 
 
 class Event(NamedTuple):
-    """An event of an outbox row: its key, the event as JSON, its transport headers."""
+    """An event of an outbox row as its carrier takes it: its key, its body, its headers."""
 
     key: str
     body: bytes
@@ -38,38 +38,61 @@ class Destination(Protocol):
         """As in the outbox rows."""
         ...
 
+    def events_of(self, text: str) -> list[Event]:
+        """A row's events. Raises MalformedEvents."""
+        ...
+
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         """Return when all events are acknowledged. Raises DeliveryFailed; some may be delivered then."""
         ...
 
 
-class OrderEvents:
-    """Order events go to the event log's topic of orders, partition by partition. One instance for each database.
+class EventTopic:
+    """A destination of events is a topic of the event log, partition by partition. One instance for each database.
 
     The records that a failed delivery had appended are remembered and not appended again with the next try: otherwise
     each try would append its first steps once more, as long as a later step fails.
     """
 
-    name = DESTINATION_ORDER_EVENTS
-
-    def __init__(self, event_log: EventLog) -> None:
-        """`event_log` stays the caller's to close."""
+    def __init__(self, name: str, event_log: EventLog) -> None:
+        """`name` is the destination's; `event_log` stays the caller's to close."""
+        self.name = name
+        self._topic = TOPIC_OF_DESTINATION[name]
         self._event_log = event_log
-        self._appended: dict[int, list[NewRecord]] = {}  # by partition; the first records of a page at most
+        self._appended: dict[int, list[Event]] = {}  # by partition; the first events of a page at most
+
+    def events_of(self, text: str) -> list[Event]:
+        """Each event as a CloudEvent in binary mode: attributes in headers, `data` in the body."""
+        events = []
+        for key, document, headers in _documents(text):
+            try:
+                attributes = event_headers(document)
+            except EventMalformed as error:
+                raise MalformedEvents(str(error)) from error
+            events.append(Event(key, orjson.dumps(document["data"]), {**headers, **attributes}))
+        return events
 
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         """Append, in as many steps as the log's bound asks for, one after the other."""
-        records = [NewRecord(event.key, event.body, event.headers) for event in events]
         before = self._appended.pop(partition, [])
-        done = len(before) if records[: len(before)] == before else 0
+        done = len(before) if list(events[: len(before)]) == before else 0
         try:
-            while done < len(records):
-                step = records[done : done + APPEND_RECORDS_MAX]
-                await self._event_log.append(TOPIC_ORDERS, partition, step)
+            while done < len(events):
+                topic = self._topic_of(events[done])
+                step: list[NewRecord] = []
+                for event in events[done : done + APPEND_RECORDS_MAX]:
+                    if self._topic_of(event) != topic:
+                        break
+                    step.append(NewRecord(event.key, event.body, event.headers))
+                await self._event_log.append(topic, partition, step)
                 done += len(step)
         except EventLogUnavailable as error:
-            self._appended[partition] = records[:done]
+            self._appended[partition] = list(events[:done])
             raise DeliveryFailed(str(error)) from error
+
+    def _topic_of(self, event: Event) -> str:
+        """Rows of earlier releases have events of payments among those of orders."""
+        return TOPIC_PAYMENTS if family_of(event_type(event.headers)) == "payment" else self._topic
 
 
 class QueueMessages:
@@ -86,6 +109,10 @@ class QueueMessages:
         self._to = to
         self._published: dict[int, set[str]] = {}  # by partition; ids of a page at most
 
+    def events_of(self, text: str) -> list[Event]:
+        """Each event as a message; the member `headers` leaves it, because headers are the carrier's."""
+        return [Event(key, orjson.dumps(document), headers) for key, document, headers in _documents(text)]
+
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
         """Publish one after the other; those before a failure are in the queue."""
         before = self._published.pop(partition, set())
@@ -101,15 +128,14 @@ class QueueMessages:
             raise DeliveryFailed(str(error)) from error
 
 
-def events_of(text: str) -> list[Event]:
-    """A row's events. The member `headers` leaves the event: headers are the carrier's. Raises MalformedEvents."""
+def _documents(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, str]]]:
+    """Key, event without its headers, and headers of a row's events. Raises MalformedEvents."""
     try:
         events: Any = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise MalformedEvents(str(error)) from error
     if not isinstance(events, list):
         raise MalformedEvents("not an array")
-    keyed = []
     for place, event in enumerate(events):
         key = event.get("key") if isinstance(event, dict) else None
         if not isinstance(key, str):
@@ -118,5 +144,4 @@ def events_of(text: str) -> list[Event]:
             headers = check_headers(event.pop(HEADERS_MEMBER, {}))
         except MalformedHeaders:
             headers = {}  # an event is complete without its headers
-        keyed.append(Event(key, orjson.dumps(event), headers))
-    return keyed
+        yield key, event, headers

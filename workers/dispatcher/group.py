@@ -26,7 +26,7 @@ from runtime.process.supervision import Beat
 from runtime.queue import FailureKind
 from runtime.redis.leases import Lease
 from workers.dispatcher import metrics
-from workers.dispatcher.destinations import DeliveryFailed, Destination, Event, MalformedEvents, events_of
+from workers.dispatcher.destinations import DeliveryFailed, Destination, Event, MalformedEvents
 from workers.dispatcher.outbox import Outbox, OutboxRow, Place
 
 PAGE_ROWS_MAX = 16  # of each partition; a row carries the events of a writer's batch
@@ -185,7 +185,7 @@ class DispatchGroup:
         malformed: list[tuple[OutboxRow, str]] = []
         for row in rows:
             try:
-                events += events_of(row.events)
+                events += partition.destination.events_of(row.events)
             except MalformedEvents as error:
                 malformed.append((row, str(error)))
         undone = {row.id for row in rows}
