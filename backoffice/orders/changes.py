@@ -47,6 +47,7 @@ from runtime.process.supervision import TaskSupervisor
 PERIOD_S: Final = 5.0
 STORED_S_MAX: Final = 3.0  # an order takes less from its payment to its shard, unless a server is away
 STORED_POLL_S: Final = 0.1
+NIL: Final = UUID(int=0)  # before every refund
 SETTLED: Final = timedelta(seconds=10)  # no request works longer on a refund
 RESTOCKS_MAX: Final = 100  # refunds of one shard in one round
 
@@ -99,6 +100,7 @@ class OrderChanges:
         self._orders = orders
         self._restocks = restocks
         self._lanes = Lanes(stores.redis)
+        self._restocked_to: dict[int, UUID] = {}  # by shard: the last refund that this pass has looked at
 
     async def cancel(self, order_id: UUID) -> None:
         """Cancel a reserved order; repeating it changes nothing. OrderMissing, OrderStateConflict, LaneForgot."""
@@ -196,13 +198,15 @@ class OrderChanges:
     async def finish_restocks(self, *, settled: timedelta = SETTLED) -> int:
         """Take up restocks that were interrupted, of every shard; their number.
 
-        A shard that is away, or a refund whose units cannot be put back at present, holds up no other.
+        A shard that is away holds up no other. A refund whose units cannot be put back at present comes again after
+        all others: a round looks at the next `RESTOCKS_MAX` of a shard, and begins anew at their end.
         """
         finished = 0
         for number, shard in enumerate(self._stores.shards):
             try:
                 async with shard.connection() as connection:
-                    waiting = await to_restock(connection, age=settled, limit=RESTOCKS_MAX)
+                    after = self._restocked_to.get(number, NIL)
+                    waiting = await to_restock(connection, age=settled, after=after, limit=RESTOCKS_MAX)
             except AWAY as error:
                 log.warning("restocker cannot reach a shard", shard=number, error=type(error).__name__)
                 continue
@@ -215,6 +219,9 @@ class OrderChanges:
                     break
                 except Exception as error:
                     log.exception("units not put back", refund=str(refund.id), error=type(error).__name__)
+                self._restocked_to[number] = refund.id
+            if len(waiting) < RESTOCKS_MAX:
+                self._restocked_to.pop(number, None)
         return finished
 
     async def _is_known(self, order_id: UUID, key: str) -> bool:
