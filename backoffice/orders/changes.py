@@ -39,7 +39,7 @@ from payments.staff_refunds import (
 )
 from reservation.lane import LaneForgot, Lanes
 from reservation.payment_marks import mark_payments
-from runtime.audit.entries import Action, object_name
+from runtime.audit.entries import BEGUN, DONE, Action, object_name
 from runtime.audit.recording import record
 from runtime.postgres.databases import Database
 from runtime.process.supervision import TaskSupervisor
@@ -103,10 +103,15 @@ class OrderChanges:
         self._restocked_to: dict[int, UUID] = {}  # by shard: the last refund that this pass has looked at
 
     async def cancel(self, order_id: UUID) -> None:
-        """Cancel a reserved order; repeating it changes nothing. OrderMissing, OrderStateConflict, LaneForgot."""
+        """Cancel a reserved order; repeating it changes nothing. OrderMissing, OrderStateConflict, LaneForgot.
+
+        No transaction holds Redis and the shard: the audit log has an entry before the change, and one after it.
+        """
         order = await self._find(order_id)
         if OrderStatus(order.status).is_final and order.status != OrderStatus.CANCELLED:
             raise OrderStateConflict(f"The order is {OrderStatus(order.status).label}")
+        if order.status != OrderStatus.CANCELLED:
+            await self._record_cancel(order_id, BEGUN)
         try:
             change = await self._lanes.cancel(_Ids(order.id, order.sale_id, order.user_id))
         except ResponseError as error:  # the sale is closed for recovery
@@ -118,11 +123,13 @@ class OrderChanges:
         if change.transition is Transition.NOT_FOUND and order.status != OrderStatus.CANCELLED:
             raise OrderMissing
         if change.transition is Transition.DONE:
-            async with self._shard(order_id).connection() as connection:
-                after = {"status": OrderStatus.CANCELLED.label}
-                before = {"status": OrderStatus.RESERVED.label}
-                name = object_name("order", order_id)
-                await record(connection, Action.ORDER_CANCEL, name, before=before, after=after)
+            await self._record_cancel(order_id, DONE)
+
+    async def _record_cancel(self, order_id: UUID, outcome: str) -> None:
+        before, after = {"status": OrderStatus.RESERVED.label}, {"status": OrderStatus.CANCELLED.label}
+        name = object_name("order", order_id)
+        async with self._shard(order_id).connection() as connection:
+            await record(connection, Action.ORDER_CANCEL, name, before=before, after=after, outcome=outcome)
 
     async def refund(
         self,

@@ -32,6 +32,12 @@ from tests.reservation.lane import LaneClient, make_request
 from tests.workers.writing import rows
 
 TOPOLOGY = topology.Topology()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
 _INSERT = """
 INSERT INTO orders (id, user_id, sale_id, bucket, idempotency_key, status, version, epoch, currency, total_minor, lines,
                     reserved_at, expires_at, changed_at, lane, charged)
@@ -276,9 +282,27 @@ def test_staff_cancel_a_reserved_order(
     assert stock(redis_client, sale).available == 10
     name = f"order:{request.order.order_id}"
     entries = staff.http.get("/v1/audit", params={"object": name, "action": "order.cancel"}).json()["items"]
-    assert [entry["outcome"] for entry in entries].count("done") == 1
+    assert [entry["outcome"] for entry in entries] == ["done", "begun"], "newest first; a repeated request adds none"
     paid = sold(databases, sale)
     answer = staff.http.post(f"/v1/orders/{paid}/cancel", headers={"Idempotency-Key": "c"})
     assert code(answer) == (409, "order_state_conflict")
     answer = staff.http.post(f"/v1/orders/{uuid4()}/cancel", headers={"Idempotency-Key": "c"})
     assert code(answer) == (404, "order_not_found")
+
+
+async def test_a_cancel_that_redis_made_is_in_the_audit_log_also_after_a_crash(
+    staff: Staff, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends when Redis has changed the order, before the shard knows."""
+    sale = staff.open_sale(stock=10)
+    order_id = sold(databases, sale, status=OrderStatus.RESERVED, captured=False)
+    lanes = MagicMock(cancel=AsyncMock(side_effect=Killed))
+    monkeypatch.setattr("backoffice.orders.changes.Lanes", MagicMock(return_value=lanes))
+    order = MagicMock(id=UUID(order_id), status=int(OrderStatus.RESERVED), sale_id=UUID(sale["id"]))
+    async with postgres_pool(SecretStr(shard_of(databases, order_id)), size_max=1) as pool:
+        stores = MagicMock(shards=[pool], topology=MagicMock(shard_of_order=MagicMock(return_value=0)))
+        changes = OrderChanges(stores, AsyncMock(get=AsyncMock(return_value=(order, []))), AsyncMock())
+        with pytest.raises(Killed):
+            await changes.cancel(UUID(order_id))
+    entries = staff.http.get("/v1/audit", params={"object": f"order:{order_id}"}).json()["items"]
+    assert [(entry["action"], entry["outcome"]) for entry in entries] == [("order.cancel", "begun")]
