@@ -15,11 +15,10 @@ from typing import Any, Final
 import psycopg
 from pydantic import SecretStr
 
-from runtime.audit import DONE, Action, act_as, operator_act, record
+from runtime.audit import BEGUN, DONE, Action, act_as, operator_act, record
 from runtime.postgres.connection import BoundedConnection
 from runtime.postgres.pool import POSTGRES_CONNECT_S
 
-BEGUN: Final = "begun"
 FAILED: Final = "failed"
 RECORD_S_MAX: Final = 10.0
 

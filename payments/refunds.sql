@@ -116,12 +116,13 @@ WHERE event_id = %(event_id)s;
 UPDATE refunds SET restock_due = false WHERE id = %(refund_id)s AND restock_due;
 
 -- name: to_restock
--- Refunds with units that are still to be put on sale. Changes nothing. Index: refunds_to_restock.
+-- Refunds with units that are still to be put on sale, in the order of their ids, which is that of their times, and
+-- after the last one of the page before. Changes nothing. Index: refunds_to_restock.
 SELECT r.id, r.order_id, p.sale_id, r.lines, r.requested_by
 FROM refunds r
 JOIN payments p USING (event_id)
-WHERE r.restock_due AND r.created_at < clock_timestamp() - %(age)s
-ORDER BY r.created_at
+WHERE r.restock_due AND r.created_at < clock_timestamp() - %(age)s AND r.id > %(after)s
+ORDER BY r.id
 LIMIT %(limit)s;
 
 -- name: payments_of_order

@@ -170,10 +170,13 @@ async def note_restocked(connection: AsyncConnection[TupleRow], refund_id: UUID)
     await connection.execute(_SQL["restocked"], {"refund_id": refund_id})
 
 
-async def to_restock(connection: AsyncConnection[TupleRow], *, age: timedelta, limit: int) -> list[ToRestock]:
-    """Refunds of the shard, older than `age`, with units that are still to be put on sale."""
+async def to_restock(
+    connection: AsyncConnection[TupleRow], *, age: timedelta, after: UUID, limit: int
+) -> list[ToRestock]:
+    """Refunds of the shard, older than `age`, with units that are still to be put on sale, behind the refund `after`."""
     cursor = connection.cursor(row_factory=class_row(ToRestock))
-    return await (await cursor.execute(_SQL["to_restock"], {"age": age, "limit": limit})).fetchall()
+    page = {"age": age, "after": after, "limit": limit}
+    return await (await cursor.execute(_SQL["to_restock"], page)).fetchall()
 
 
 async def money_of_order(

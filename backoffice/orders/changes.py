@@ -39,7 +39,7 @@ from payments.staff_refunds import (
 )
 from reservation.lane import LaneForgot, Lanes
 from reservation.payment_marks import mark_payments
-from runtime.audit.entries import Action, object_name
+from runtime.audit.entries import BEGUN, DONE, Action, object_name
 from runtime.audit.recording import record
 from runtime.postgres.databases import Database
 from runtime.process.supervision import TaskSupervisor
@@ -47,6 +47,7 @@ from runtime.process.supervision import TaskSupervisor
 PERIOD_S: Final = 5.0
 STORED_S_MAX: Final = 3.0  # an order takes less from its payment to its shard, unless a server is away
 STORED_POLL_S: Final = 0.1
+NIL: Final = UUID(int=0)  # before every refund
 SETTLED: Final = timedelta(seconds=10)  # no request works longer on a refund
 RESTOCKS_MAX: Final = 100  # refunds of one shard in one round
 
@@ -99,12 +100,18 @@ class OrderChanges:
         self._orders = orders
         self._restocks = restocks
         self._lanes = Lanes(stores.redis)
+        self._restocked_to: dict[int, UUID] = {}  # by shard: the last refund that this pass has looked at
 
     async def cancel(self, order_id: UUID) -> None:
-        """Cancel a reserved order; repeating it changes nothing. OrderMissing, OrderStateConflict, LaneForgot."""
+        """Cancel a reserved order; repeating it changes nothing. OrderMissing, OrderStateConflict, LaneForgot.
+
+        No transaction holds Redis and the shard: the audit log has an entry before the change, and one after it.
+        """
         order = await self._find(order_id)
         if OrderStatus(order.status).is_final and order.status != OrderStatus.CANCELLED:
             raise OrderStateConflict(f"The order is {OrderStatus(order.status).label}")
+        if order.status != OrderStatus.CANCELLED:
+            await self._record_cancel(order_id, BEGUN)
         try:
             change = await self._lanes.cancel(_Ids(order.id, order.sale_id, order.user_id))
         except ResponseError as error:  # the sale is closed for recovery
@@ -116,11 +123,13 @@ class OrderChanges:
         if change.transition is Transition.NOT_FOUND and order.status != OrderStatus.CANCELLED:
             raise OrderMissing
         if change.transition is Transition.DONE:
-            async with self._shard(order_id).connection() as connection:
-                after = {"status": OrderStatus.CANCELLED.label}
-                before = {"status": OrderStatus.RESERVED.label}
-                name = object_name("order", order_id)
-                await record(connection, Action.ORDER_CANCEL, name, before=before, after=after)
+            await self._record_cancel(order_id, DONE)
+
+    async def _record_cancel(self, order_id: UUID, outcome: str) -> None:
+        before, after = {"status": OrderStatus.RESERVED.label}, {"status": OrderStatus.CANCELLED.label}
+        name = object_name("order", order_id)
+        async with self._shard(order_id).connection() as connection:
+            await record(connection, Action.ORDER_CANCEL, name, before=before, after=after, outcome=outcome)
 
     async def refund(
         self,
@@ -196,13 +205,15 @@ class OrderChanges:
     async def finish_restocks(self, *, settled: timedelta = SETTLED) -> int:
         """Take up restocks that were interrupted, of every shard; their number.
 
-        A shard that is away, or a refund whose units cannot be put back at present, holds up no other.
+        A shard that is away holds up no other. A refund whose units cannot be put back at present comes again after
+        all others: a round looks at the next `RESTOCKS_MAX` of a shard, and begins anew at their end.
         """
         finished = 0
         for number, shard in enumerate(self._stores.shards):
             try:
                 async with shard.connection() as connection:
-                    waiting = await to_restock(connection, age=settled, limit=RESTOCKS_MAX)
+                    after = self._restocked_to.get(number, NIL)
+                    waiting = await to_restock(connection, age=settled, after=after, limit=RESTOCKS_MAX)
             except AWAY as error:
                 log.warning("restocker cannot reach a shard", shard=number, error=type(error).__name__)
                 continue
@@ -215,6 +226,9 @@ class OrderChanges:
                     break
                 except Exception as error:
                     log.exception("units not put back", refund=str(refund.id), error=type(error).__name__)
+                self._restocked_to[number] = refund.id
+            if len(waiting) < RESTOCKS_MAX:
+                self._restocked_to.pop(number, None)
         return finished
 
     async def _is_known(self, order_id: UUID, key: str) -> bool:

@@ -5,6 +5,7 @@ from runtime.audit.acts import Act as Act
 from runtime.audit.acts import act_as as act_as
 from runtime.audit.acts import acting as acting
 from runtime.audit.acts import operator_act as operator_act
+from runtime.audit.entries import BEGUN as BEGUN
 from runtime.audit.entries import DONE as DONE
 from runtime.audit.entries import UNKNOWN_OBJECT as UNKNOWN_OBJECT
 from runtime.audit.entries import Action as Action

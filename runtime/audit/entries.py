@@ -13,6 +13,7 @@ from uuid import UUID
 import orjson
 
 DONE: Final = "done"
+BEGUN: Final = "begun"  # before a change that no transaction holds; another entry tells its outcome
 UNKNOWN_OBJECT: Final = "unknown"
 ELEMENTS_MAX: Final = 500  # of a list whose elements are bounded one by one; a longer list is one value
 VALUE_BYTES_MAX: Final = 4000  # of one member as JSON, or of one element of a list; of more, length and hash are kept

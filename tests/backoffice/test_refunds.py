@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
 from uuid import UUID, uuid4
@@ -14,6 +15,7 @@ import httpx
 import psycopg
 import pytest
 import redis
+from pydantic import SecretStr
 
 from backoffice.orders.changes import OrderChanges
 from backoffice.sales.service import SaleMissing
@@ -22,6 +24,7 @@ from domain.orders import OrderStatus
 from domain.outcomes import Outcome
 from domain.sales import STOCK_MAX, SaleDefinition
 from payments.staff_refunds import ToRestock
+from runtime.postgres.pool import postgres_pool
 from tests.backoffice.sale_probes import code, document, lane_of, ledger, stock
 from tests.fixtures.fix_backoffice import Staff
 from tests.fixtures.fix_databases import Databases
@@ -29,6 +32,12 @@ from tests.reservation.lane import LaneClient, make_request
 from tests.workers.writing import rows
 
 TOPOLOGY = topology.Topology()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
 _INSERT = """
 INSERT INTO orders (id, user_id, sale_id, bucket, idempotency_key, status, version, epoch, currency, total_minor, lines,
                     reserved_at, expires_at, changed_at, lane, charged)
@@ -224,6 +233,38 @@ async def test_a_shard_or_a_refund_that_fails_holds_up_no_other_restock(monkeypa
     assert [call.args[0] for call in put_back.await_args_list] == waiting
 
 
+async def test_refunds_that_cannot_be_restocked_hold_up_no_younger_one(
+    staff: Staff, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round takes some refunds of a shard; the oldest ones failed in every round, and no other had its turn."""
+    monkeypatch.setattr("backoffice.orders.changes.RESTOCKS_MAX", 3)
+    sale = staff.open_sale(stock=10)
+    by_shard: dict[str, list[str]] = {}
+    while max((len(orders) for orders in by_shard.values()), default=0) < 4:
+        order_id = sold(databases, sale)
+        by_shard.setdefault(shard_of(databases, order_id), []).append(order_id)
+    dsn, orders = max(by_shard.items(), key=lambda item: len(item[1]))
+    for order_id in orders:
+        assert refund(staff, order_id).status_code == 200
+        with psycopg.connect(dsn) as connection:
+            due = "UPDATE refunds SET restock = true, restock_due = true WHERE order_id = %s"
+            connection.execute(due, (order_id,))
+
+    looked_at: list[str] = []
+
+    async def put_back(_: OrderChanges, waiting: ToRestock, order: object) -> None:  # noqa: ARG001 - the signature
+        looked_at.append(str(waiting.order_id))
+        if str(waiting.order_id) != orders[-1]:
+            raise SaleMissing
+
+    monkeypatch.setattr(OrderChanges, "put_back", put_back)
+    async with postgres_pool(SecretStr(dsn), size_max=1) as pool:
+        orders_service = AsyncMock(get=AsyncMock(return_value=(None, [])))
+        changes = OrderChanges(MagicMock(shards=[pool]), orders_service, AsyncMock())
+        rounds = [await changes.finish_restocks(settled=timedelta(0)) for _ in range(4)]
+    assert looked_at == [*orders, *orders] and rounds == [0, 1, 0, 1]
+
+
 def test_staff_cancel_a_reserved_order(
     staff: Staff, databases: Databases, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,9 +282,27 @@ def test_staff_cancel_a_reserved_order(
     assert stock(redis_client, sale).available == 10
     name = f"order:{request.order.order_id}"
     entries = staff.http.get("/v1/audit", params={"object": name, "action": "order.cancel"}).json()["items"]
-    assert [entry["outcome"] for entry in entries].count("done") == 1
+    assert [entry["outcome"] for entry in entries] == ["done", "begun"], "newest first; a repeated request adds none"
     paid = sold(databases, sale)
     answer = staff.http.post(f"/v1/orders/{paid}/cancel", headers={"Idempotency-Key": "c"})
     assert code(answer) == (409, "order_state_conflict")
     answer = staff.http.post(f"/v1/orders/{uuid4()}/cancel", headers={"Idempotency-Key": "c"})
     assert code(answer) == (404, "order_not_found")
+
+
+async def test_a_cancel_that_redis_made_is_in_the_audit_log_also_after_a_crash(
+    staff: Staff, databases: Databases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends when Redis has changed the order, before the shard knows."""
+    sale = staff.open_sale(stock=10)
+    order_id = sold(databases, sale, status=OrderStatus.RESERVED, captured=False)
+    lanes = MagicMock(cancel=AsyncMock(side_effect=Killed))
+    monkeypatch.setattr("backoffice.orders.changes.Lanes", MagicMock(return_value=lanes))
+    order = MagicMock(id=UUID(order_id), status=int(OrderStatus.RESERVED), sale_id=UUID(sale["id"]))
+    async with postgres_pool(SecretStr(shard_of(databases, order_id)), size_max=1) as pool:
+        stores = MagicMock(shards=[pool], topology=MagicMock(shard_of_order=MagicMock(return_value=0)))
+        changes = OrderChanges(stores, AsyncMock(get=AsyncMock(return_value=(order, []))), AsyncMock())
+        with pytest.raises(Killed):
+            await changes.cancel(UUID(order_id))
+    entries = staff.http.get("/v1/audit", params={"object": f"order:{order_id}"}).json()["items"]
+    assert [(entry["action"], entry["outcome"]) for entry in entries] == [("order.cancel", "begun")]
