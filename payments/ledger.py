@@ -25,6 +25,7 @@ from domain.payments import PaymentState, RefundReason, shown_state
 from domain.topology import DESTINATION_PAYMENT_EVENTS, DESTINATION_REFUNDS, Topology, outbox_partition
 from payments.rows import Arrival, Payment, payment_event, refund_message
 from runtime.postgres import columns
+from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
@@ -51,6 +52,17 @@ class Shown:
     payment: str
     due_minor: int = 0
     refunded_minor: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """Payments and refunds of a shard that are not finished. `refunds` that are not done, the `refused` among them."""
+
+    received: bool
+    unconfirmed: bool
+    refunds: int
+    oldest_refund_s: float
+    refused: int
 
 
 class PaymentLedger:
@@ -135,6 +147,13 @@ class PaymentLedger:
     ) -> list[Payment]:
         """Captured payments of orders that are not stored as paid after `age`. Without the events `but`."""
         return await self._older("unconfirmed_before", shard, age, limit, but)
+
+    async def open_work(self, shard: int) -> OpenWork:
+        """Everything of a shard that is not finished."""
+        async with single_statements(self._pools[shard]) as connection:
+            row = await (await connection.execute(_SQL["open_work"])).fetchone()
+        assert row is not None, "an aggregate has one row"
+        return OpenWork(*row)
 
     async def confirm(self, shard: int, *, limit: int) -> int:
         """Note captured payments of orders that are stored as paid, among the `limit` oldest; their number."""

@@ -97,6 +97,20 @@ INSERT INTO outbox (destination, partition, events)
 SELECT *
 FROM unnest(%(destination)s::text[], %(partition)s::smallint[], %(events)s::jsonb[]);
 
+-- name: open_work
+-- Everything of a shard that is not finished, in one statement: whether payments are received and not settled, and
+-- whether captured ones wait for their stored orders; of the refunds that are not done the number, the age of the
+-- oldest in seconds, and how many the provider refused. Changes nothing. Index: payments_received,
+-- payments_unconfirmed, refunds_open.
+SELECT
+    EXISTS (SELECT FROM payments WHERE state = 'received'),
+    EXISTS (SELECT FROM payments WHERE state = 'captured' AND NOT confirmed),
+    count(*),
+    coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8,
+    count(*) FILTER (WHERE state = 'refused')
+FROM refunds
+WHERE state <> 'done';
+
 -- name: received_before
 -- Payments with an interrupted settling. Changes nothing. Index: payments_received.
 SELECT event_id, order_id, user_id, sale_id, reference, amount_minor, currency, state, settles, due_minor, refunded_minor
