@@ -16,7 +16,7 @@ from payments.ledger import PaymentLedger
 from payments.providers import open_provider
 from payments.settling import Settling
 from reservation.lane import Lanes
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import POLL_UNCHECKED_S, postgres_pool
 from runtime.process.settings import Settings
 from runtime.redis.client import redis_client
 
@@ -34,7 +34,13 @@ class PaymentParts:
             settings.redis_url, connections_max=REDIS_CONNECTIONS_MAX, timeout_s=settings.request_deadline_ms / 1000
         )
         self._pools = [
-            postgres_pool(dsn, size_max=POSTGRES_CONNECTIONS_MAX, call_s_max=call_s_max, autocommit=True)
+            postgres_pool(
+                dsn,
+                size_max=POSTGRES_CONNECTIONS_MAX,
+                call_s_max=call_s_max,
+                autocommit=True,
+                unchecked_s=POLL_UNCHECKED_S,
+            )
             for dsn in (settings.shard_dsns if self._provider is not None else ())
         ]
         ledger = PaymentLedger(self._pools, settings.topology, provider=settings.payment_provider)

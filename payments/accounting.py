@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from payments.ledger import Pool
+from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
 
 FINDINGS_MAX: Final = 20  # of a shard
@@ -48,7 +49,7 @@ class Accounting:
     async def findings(self, shard: int, *, since: datetime = EVER) -> list[str]:
         """Contradictions among the payments and orders of a shard that changed since then, at most `FINDINGS_MAX`.
 
-        Reads in slices of a bounded number of rows, each in a transaction of its own.
+        Reads in slices of a bounded number of rows.
         """
         found: list[str] = []
         async for row in self._walk(shard, "slice_of_payments", "contradictions", since):
@@ -61,7 +62,7 @@ class Accounting:
     async def _walk(self, shard: int, slices: str, look: str, since: datetime) -> AsyncIterator[TupleRow]:
         """Rows of `look` from `since` on, slice by slice."""
         while True:
-            async with self._pools[shard].connection() as connection:
+            async with single_statements(self._pools[shard]) as connection:
                 ends = await _rows(connection, slices, {"since": since, "rows": SLICE_ROWS})
                 until = ends[0][0] if ends else FOREVER
                 span = {"since": since, "until": until, "late": self._late, "limit": FINDINGS_MAX}

@@ -24,6 +24,8 @@ from domain.orders import OrderStatus
 from domain.payments import PaymentState, RefundReason, shown_state
 from domain.topology import DESTINATION_PAYMENT_EVENTS, DESTINATION_REFUNDS, Topology, outbox_partition
 from payments.rows import Arrival, Payment, payment_event, refund_message
+from runtime.postgres import columns
+from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
@@ -52,6 +54,17 @@ class Shown:
     refunded_minor: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class OpenWork:
+    """Payments and refunds of a shard that are not finished. `refunds` that are not done, the `refused` among them."""
+
+    received: bool
+    unconfirmed: bool
+    refunds: int
+    oldest_refund_s: float
+    refused: int
+
+
 class PaymentLedger:
     """The payments of all shards. The methods with a `shard` take orders of that shard only."""
 
@@ -74,29 +87,22 @@ class PaymentLedger:
                 for row in await cursor.fetchall()
             }
 
-    async def receive(self, shard: int, arrivals: Sequence[Arrival]) -> dict[str, Payment]:
-        """Store payments; the rows of their events, by event id, also of those that were stored before.
+    async def claim(self, shard: int, arrivals: Sequence[Arrival]) -> dict[str, Payment]:
+        """Store payments that can pay their orders: the first one of each order becomes `received`.
 
-        The first payment of an order that can pay it becomes `received`; every other one is `refund_due` at once, with
-        its refund and its event.
+        Those rows, by event id; nothing is stored of the other payments.
         """
-        able = [arrival for arrival in arrivals if arrival.reason is None]
-        payments: dict[str, Payment] = {}
         async with self._pools[shard].connection() as connection:
-            if able:
-                cursor = await connection.execute(_SQL["claim"], _columns(able) | {"provider": self._provider})
-                claimed = {event_id for (event_id,) in await cursor.fetchall()}
-                payments = {arrival.event_id: _received(arrival) for arrival in able if arrival.event_id in claimed}
-            rest = [arrival for arrival in arrivals if arrival.event_id not in payments]
-            if rest:
-                payments |= await self._receive_rest(connection, rest)
-        return payments
+            cursor = await connection.execute(_SQL["claim"], _columns(arrivals) | {"provider": self._provider})
+            claimed = {event_id for (event_id,) in await cursor.fetchall()}
+        return {arrival.event_id: _received(arrival) for arrival in arrivals if arrival.event_id in claimed}
 
-    async def _receive_rest(
-        self, connection: AsyncConnection[TupleRow], arrivals: Sequence[Arrival]
-    ) -> dict[str, Payment]:
-        """Rows of payments that cannot pay their orders, or were stored before."""
-        async with connection.transaction():
+    async def receive(self, shard: int, arrivals: Sequence[Arrival]) -> dict[str, Payment]:
+        """Store payments that were not claimed: `refund_due` at once, each with its refund and its event.
+
+        The rows of all these events, by event id, also of those that were stored before.
+        """
+        async with self._pools[shard].connection() as connection, connection.transaction():
             cursor = await connection.execute(_SQL["receive_due"], _columns(arrivals) | {"provider": self._provider})
             due_now = {event_id for (event_id,) in await cursor.fetchall()}
             cursor = await connection.execute(_SQL["read_payments"], {"event_ids": [a.event_id for a in arrivals]})
@@ -114,10 +120,15 @@ class PaymentLedger:
     async def conclude(
         self, shard: int, *, captured: Sequence[Payment], due: Sequence[tuple[Payment, RefundReason]]
     ) -> None:
-        """Received payments become `captured` or `refund_due`, with their events and refunds."""
+        """Received payments become `captured` or `refund_due`, with their events and refunds.
+
+        A shard that crashes may take the last captures back: such payments are `received` again, and settled again.
+        """
         async with self._pools[shard].connection() as connection:
             if captured:
-                await connection.execute(_SQL["capture"], _captured_columns(captured))
+                # A refund that was taken back could be at the provider already: both together are durable.
+                values = _captured_columns(captured) | {"durable": "on" if due else "off"}
+                await connection.execute(_SQL["capture"], values)
             if due:
                 async with connection.transaction():
                     event_ids = [payment.event_id for payment, _ in due]
@@ -136,6 +147,13 @@ class PaymentLedger:
     ) -> list[Payment]:
         """Captured payments of orders that are not stored as paid after `age`. Without the events `but`."""
         return await self._older("unconfirmed_before", shard, age, limit, but)
+
+    async def open_work(self, shard: int) -> OpenWork:
+        """Everything of a shard that is not finished."""
+        async with single_statements(self._pools[shard]) as connection:
+            row = await (await connection.execute(_SQL["open_work"])).fetchone()
+        assert row is not None, "an aggregate has one row"
+        return OpenWork(*row)
 
     async def confirm(self, shard: int, *, limit: int) -> int:
         """Note captured payments of orders that are stored as paid, among the `limit` oldest; their number."""
@@ -165,13 +183,13 @@ async def read_shown(connection: AsyncConnection[TupleRow], order_ids: Iterable[
 
 def _columns(arrivals: Sequence[Arrival]) -> dict[str, Any]:
     return {
-        "event_id": [arrival.event_id for arrival in arrivals],
-        "order_id": [arrival.order_id for arrival in arrivals],
-        "user_id": [arrival.user_id for arrival in arrivals],
-        "sale_id": [arrival.sale_id for arrival in arrivals],
-        "reference": [arrival.reference for arrival in arrivals],
-        "amount_minor": [arrival.amount_minor for arrival in arrivals],
-        "currency": [arrival.currency for arrival in arrivals],
+        "event_id": columns.texts([arrival.event_id for arrival in arrivals]),
+        "order_id": columns.uuids([arrival.order_id for arrival in arrivals]),
+        "user_id": columns.uuids([arrival.user_id for arrival in arrivals]),
+        "sale_id": columns.uuids([arrival.sale_id for arrival in arrivals]),
+        "reference": columns.texts([arrival.reference for arrival in arrivals]),
+        "amount_minor": columns.bigints([arrival.amount_minor for arrival in arrivals]),
+        "currency": columns.texts([arrival.currency for arrival in arrivals]),
     }
 
 
@@ -179,9 +197,9 @@ def _captured_columns(payments: Sequence[Payment]) -> dict[str, Any]:
     events = [payment_event(payment, PaymentState.CAPTURED) for payment in payments]
     return {
         "destination": DESTINATION_PAYMENT_EVENTS,
-        "event_id": [payment.event_id for payment in payments],
-        "partition": [outbox_partition(event["key"]) for event in events],
-        "event": [orjson.dumps(event).decode() for event in events],
+        "event_id": columns.texts([payment.event_id for payment in payments]),
+        "partition": columns.smallints([outbox_partition(event["key"]) for event in events]),
+        "event": columns.jsonbs([orjson.dumps(event) for event in events]),
     }
 
 

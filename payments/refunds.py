@@ -49,15 +49,6 @@ class Refund:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class OpenRefunds:
-    """Refunds of a shard that are not done."""
-
-    count: int
-    oldest_s: float
-    refused: int
-
-
 class Refunds:
     """The refunds of all shards. Raises psycopg errors as they come; repeating a call is harmless."""
 
@@ -112,13 +103,6 @@ class Refunds:
             messages = [refund_message(refund_id, order_id) for refund_id, order_id in await cursor.fetchall()]
             await tell(connection, {DESTINATION_REFUNDS: messages})
         return len(messages)
-
-    async def measure(self, shard: int) -> OpenRefunds:
-        """The refunds of a shard that are not done."""
-        async with self._pools[shard].connection() as connection:
-            row = await (await connection.execute(_SQL["measure"])).fetchone()
-        assert row is not None, "an aggregate has one row"
-        return OpenRefunds(*row)
 
     def _pool(self, order_id: UUID) -> Pool:
         return self._pools[self._cluster.shard_of_order(order_id)]

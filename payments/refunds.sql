@@ -53,16 +53,6 @@ WHERE id IN (
 )
 RETURNING id, order_id;
 
--- name: measure
--- Refunds that are not done: their number, the age of the oldest in seconds, and how many the provider refused. Changes
--- nothing. Index: refunds_open.
-SELECT
-    count(*),
-    coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8,
-    count(*) FILTER (WHERE state = 'refused')
-FROM refunds
-WHERE state <> 'done';
-
 -- name: lock_payment
 -- The payment that pays an order, locked until the end of the transaction, its rest that is neither due nor refunded,
 -- and whether the order is stored as paid. Changes nothing. Index: payments_settling, orders_pkey.

@@ -1,8 +1,9 @@
 """Settling: from the provider's event to the final state of the payment and of its order.
 
     1. read the order in Redis, or in its shard when Redis has it no more
-    2. mark the order as one with payments, then store the payment: it may settle its order, or goes back
-    3. let Redis decide (`settle-4`)
+    2. store the payment: it may settle its order, or goes back. Where it goes back at once, mark its order before as
+       one with payments
+    3. let Redis decide (`settle-5`), which marks the order
     4. store the decision: `captured`, or `refund_due` with its refund
     5. answer the provider
 
@@ -12,6 +13,7 @@ The result of a crash after each step:
     after 2          the payment is `received`. The repeated event, or the payment worker, continues with step 3
     after 3          as after 2: only this event may settle the order, so that a repeated `settle` means the same
     after 4, no 5    the provider repeats the event and gets the same answer; nothing changes
+    of the shard     the last captures may be `received` again: the payment worker continues with step 3
 """
 
 from __future__ import annotations
@@ -83,9 +85,12 @@ class Settling:
         stored = await self._ledger.known(shard, homeless) if homeless else {}
         if not arrivals:
             return [_result(event, arrivals, stored, {}) for event in events]
-        # Before anything is stored: a payment that goes back at once is decided by its row.
-        await mark_payments(self._redis, {arrival.order_id for arrival in arrivals.values()})
-        payments = await self._ledger.receive(shard, list(arrivals.values()))
+        able = [arrival for arrival in arrivals.values() if arrival.reason is None]
+        payments = await self._ledger.claim(shard, able) if able else {}
+        if rest := [arrival for event_id, arrival in arrivals.items() if event_id not in payments]:
+            # A payment that goes back at once is decided by its row.
+            await mark_payments(self._redis, {arrival.order_id for arrival in rest})
+            payments |= await self._ledger.receive(shard, rest)
         received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
         results = await self._finish(shard, received, lost=False)
         return [_result(event, arrivals, {**stored, **payments}, results) for event in events]
@@ -96,8 +101,6 @@ class Settling:
         `lost`: an order that neither Redis nor its shard knows is lost, and its money goes back; otherwise it is
         undecided, because it may be on its way.
         """
-        # Redis may have lost the marks since, and a reader that sees the decision must look into the shard.
-        await mark_payments(self._redis, {payment.order_id for payment in payments})
         return await self._finish(shard, payments, lost=lost)
 
     async def _finish(self, shard: int, payments: Sequence[Payment], *, lost: bool) -> dict[str, Settled]:
@@ -118,6 +121,8 @@ class Settling:
                 case _:
                     pass  # the sale is closed for recovery, for example
         if missing:
+            # The script has marked all others. A reader that sees a decision must look into the shard.
+            await mark_payments(self._redis, {payment.order_id for payment in missing})
             await self._judge_missing(shard, missing, captured, due, lost=lost)
         if captured or due:
             await self._ledger.conclude(shard, captured=captured, due=due)

@@ -20,6 +20,7 @@ from domain.orders import OrderEntry, decode_entry, encode_entry, encode_record,
 from domain.outcomes import DefineAnswer, ForgetAnswer, LoadAnswer, RebuildAnswer, RestockAnswer, Transition
 from domain.sales import SaleDefinition, Stock
 from reservation import scripts
+from reservation.payment_marks import MARK_S
 from runtime.redis.leases import LeaseLost
 from runtime.redis.scripts import Argument, Call, Script, run, run_many
 
@@ -221,10 +222,16 @@ class Lanes:
     async def settle(self, orders: Sequence[OrderIds]) -> list[Transition | ResponseError]:
         """Payments: reserved orders with a living hold become `paid`, in one round trip.
 
+        Each order that is found has its mark of payments afterwards.
+
         An error reply stands in the order's place. Raises RedisError when the answers did not arrive; repeating the
         call is harmless.
         """
-        return await self._change_many(scripts.SETTLE, orders)
+        calls: list[Call] = []
+        for order in orders:
+            keys, args = _order_call(order)
+            calls.append(((*keys, topology.payment_mark_key(order.order_id)), (*args, MARK_S)))
+        return await self._run_changes(scripts.SETTLE, calls)
 
     async def reject(self, order: OrderIds) -> Change:
         """A reserved order without a unit in PostgreSQL becomes `rejected`; its units are written off."""
@@ -235,10 +242,10 @@ class Lanes:
 
         Raises RedisError when the answers did not arrive; repeating the call is harmless.
         """
-        return await self._change_many(scripts.EXPIRE, orders)
+        return await self._run_changes(scripts.EXPIRE, [_order_call(order) for order in orders])
 
-    async def _change_many(self, script: Script, orders: Sequence[OrderIds]) -> list[Transition | ResponseError]:
-        answers = await run_many(self._redis, script, [_order_call(order) for order in orders])
+    async def _run_changes(self, script: Script, calls: Sequence[Call]) -> list[Transition | ResponseError]:
+        answers = await run_many(self._redis, script, calls)
         return [answer if isinstance(answer, ResponseError) else Transition(answer[0]) for answer in answers]
 
 

@@ -1,7 +1,7 @@
 """Marks of orders that have payments or refunds: a reader of an order in Redis looks into its shard only then.
 
-A mark is set before a decision about the money is answered to anyone, and again by a rebuild. One too many costs a
-look; none may be missing.
+A mark is set before a decision about the money is answered to anyone, and again by a rebuild: by `settle-5` with its
+decision, by `mark_payments` where no script decides. One too many costs a look; none may be missing.
 """
 
 from __future__ import annotations

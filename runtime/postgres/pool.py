@@ -10,6 +10,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 from pydantic import SecretStr
 
+from runtime.postgres import columns
 from runtime.postgres.connection import CALL_S_MAX, BoundedConnection
 
 Connection = AsyncConnection[TupleRow]
@@ -50,6 +51,7 @@ def postgres_pool(
         connection.call_s_max = call_s_max
         connection.unchecked_s = unchecked_s
         connection.on_unknown_commit = on_unknown_commit
+        columns.teach(connection)
         await pin_session(connection)
         if autocommit:
             await connection.set_autocommit(True)

@@ -35,6 +35,8 @@ CLOCK_BACK_S_MIN = 1.0  # a step back, not the slow correction of a clock
 REWOUND_AT_ONCE = 1000
 CLAIM_LOOKS = 4  # signs of life, and looks for others', in one claim time
 UPKEEP_MS = 1000  # a retry that another consumer made is noticed after this time
+REST_AFTER_S = 5.0  # without a delivery: the upkeep of a queue without messages rests
+REST_SHARE = 0.8  # of the claim time: so long one look shows that nothing is to be claimed
 TIDY_S = 60.0
 STALE_CONSUMER_MS = 600_000
 
@@ -95,6 +97,8 @@ class StreamConsumer:
         self._closed = False
         self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
         self._none_pending_at = -math.inf  # when no consumer held a delivery
+        self._delivered_at = time.monotonic()
+        self._resting = False
         self._clock_ahead_s: float | None = None  # of Redis, ahead of our own monotonic one
         self._claims_next_at = self._touches_next_at = self._tidies_next_at = 0.0
 
@@ -240,6 +244,9 @@ class StreamConsumer:
                 self._ready.append(delivery)
         if self._ready:
             self._changed.set()
+            self._delivered_at = time.monotonic()
+            if self._resting:  # a delivery in hand needs signs of life
+                self._upkeep.set()
 
     async def _claim(self) -> None:
         """Take over the deliveries of consumers that show no sign of life, as far as there is room.
@@ -288,7 +295,10 @@ class StreamConsumer:
         if not pending:
             self._none_pending_at = asked_at
         await self._follow_clock(now_us / 1e6)
-        longest_s = tasks.until_tick(min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS) / 1000)
+        is_empty = next_due_ms < 0 and not pending and not self._held
+        self._resting = is_empty and asked_at - self._delivered_at > REST_AFTER_S
+        longest_ms = self._claim_ms * REST_SHARE if self._resting else min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
+        longest_s = tasks.until_tick(longest_ms / 1000)
         pause_s = longest_s if next_due_ms < 0 else min(next_due_ms / 1000, longest_s)
         self._upkeep.clear()
         await tasks.wait_within(self._upkeep, pause_s)

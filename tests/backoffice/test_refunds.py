@@ -173,7 +173,7 @@ def test_a_payment_that_goes_back_as_a_whole_or_an_order_that_is_not_stored_is_n
     assert lane.outcome(request) is Outcome.ACCEPTED
     held = lane.order(UUID(early))
     assert held is not None
-    lane.change("settle-4", held)
+    lane.change("settle-5", held)
     assert code(refund(staff, early)) == (503, "dependency_unavailable")
 
 

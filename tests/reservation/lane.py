@@ -27,6 +27,7 @@ from domain.orders import (
 from domain.outcomes import OUTCOME_BITS, Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock, pack_edition
 from reservation import scripts
+from reservation.payment_marks import MARK_S
 from reservation.scripts import PACKAGE
 from runtime.redis.scripts import Script, load_script
 from tests.reference.reservations import Answer, Rate, Record, Request, User
@@ -163,8 +164,12 @@ class LaneClient:
         return self.reserve([request], rate=rate)[1][0].outcome
 
     def change(self, name: str, order: OrderEntry, *more: bytes) -> tuple[Transition, OrderEntry | None]:
-        """Run `cancel-4` (which takes the user id, too), `settle-4`, `expire-4` or `reject-4` on an order."""
-        keys = topology.order_change_keys(order.order_id, sale_id=order.sale_id, user_id=order.user_id)
+        """Run `cancel-4` (which takes the user id, too), `settle-5`, `expire-4` or `reject-4` on an order."""
+        keys: tuple[bytes | str, ...] = topology.order_change_keys(
+            order.order_id, sale_id=order.sale_id, user_id=order.user_id
+        )
+        if name == "settle-5":
+            keys, more = (*keys, topology.payment_mark_key(order.order_id)), (b"%d" % MARK_S,)
         transition, entry = self.run(name, keys, [ids.short(order.sale_id), order.order_id.bytes, *more])
         return Transition(transition), decode_entry(entry) if entry else None
 

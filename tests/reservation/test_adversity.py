@@ -94,7 +94,7 @@ def test_a_full_memory_refuses_orders_and_lets_the_rest_drain(own_redis: RedisSe
         assert lane.snapshot() == before
         assert lane.lookup(held[:1])[1][0].outcome is Outcome.REPLAYED
         assert lane.cancel(held[0].order)[0] is Transition.DONE
-        assert lane.change("settle-4", held[1].order)[0] is Transition.DONE
+        assert lane.change("settle-5", held[1].order)[0] is Transition.DONE
         assert lane.define(make_sale(sale_id=sale.sale_id, version=2)) == 1
         assert lane.trim("1", 4) == 4
         assert lane.stock(sale) == Stock(9, 0, 1, 0, 10, 0, 0)

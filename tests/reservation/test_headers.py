@@ -25,7 +25,7 @@ from tests.reservation.lane import ALL_SCRIPTS
 SCRIPTS = {script.name: script for script in ALL_SCRIPTS}
 FOLDER = Path(scripts.__file__).parent / "lua"
 BATCH = ("reserve-2-2n", "lookup-2-2n")
-CHANGES = ("cancel-4", "settle-4", "expire-4", "reject-4")
+CHANGES = ("cancel-4", "settle-5", "expire-4", "reject-4")
 _OUTPUT = re.compile(r"(-?[0-9]+) ([A-Z_]+\b)?.*")
 
 
@@ -94,7 +94,7 @@ def test_batch_outputs_are_the_outcomes() -> None:
 
 def test_change_outputs_are_the_transitions() -> None:
     assert_outputs_are(read_header("cancel-4"), Transition, {Transition.NOT_DUE})
-    assert_outputs_are(read_header("settle-4"), Transition, {Transition.NOT_DUE})
+    assert_outputs_are(read_header("settle-5"), Transition, {Transition.NOT_DUE})
     assert_outputs_are(read_header("expire-4"), Transition, set())
     assert_outputs_are(read_header("reject-4"), Transition, {Transition.NOT_DUE})
 

@@ -46,7 +46,7 @@ def test_a_closed_sale_takes_nothing_and_the_others_go_on(lane: LaneClient, sale
     with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
         lane.cancel(order)
     with pytest.raises(ResponseError, match="CORRUPT the sale is closed for recovery"):
-        lane.change("settle-4", order)
+        lane.change("settle-5", order)
     assert lane.restock(sale.sale_id, 0, 1, "more") == -1
     assert lane.define(replace(sale, version=2, state=LaneSaleState.RUNNING)) == -1
     assert lane.stock(sale) == Stock(8, 2, 0, 0, 10, 0, 0)
@@ -90,7 +90,7 @@ def test_a_user_is_restored_with_counters_records_and_orders(lane: LaneClient, s
     assert lane.outcome(make_request(opened, user_id, "key-2", [(0, 3)])) is Outcome.ACCEPTED
 
 
-@pytest.mark.parametrize("name", ["cancel-4", "settle-4", "expire-4", "reject-4"])
+@pytest.mark.parametrize("name", ["cancel-4", "settle-5", "expire-4", "reject-4"])
 def test_an_order_that_was_not_restored_moves_no_units(lane: LaneClient, name: str) -> None:
     """Its value is still there, its units are not among those that the rebuild counted as reserved."""
     sale = make_sale(limits=(3,), hold_ms=0 if name == "expire-4" else 3_600_000)

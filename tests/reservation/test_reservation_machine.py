@@ -188,7 +188,7 @@ class ReservationMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 40))
     def settle(self, choice: int) -> None:
         order = self._order(choice)
-        answer = self.lane.change("settle-4", order)
+        answer = self.lane.change("settle-5", order)
         assert answer == self.model.settle(order.order_id, now_ms=time_of(answer))
 
     @rule(choice=st.integers(0, 40))

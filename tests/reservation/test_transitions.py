@@ -14,6 +14,7 @@ from domain.orders import OrderEntry, OrderStatus, encode_entry, encode_value
 from domain.outcomes import Outcome, Transition
 from domain.sales import LaneSaleState, SaleDefinition, Stock
 from domain.topology import USER_STATE_FIELD
+from reservation.payment_marks import MARK_S
 from tests.reservation.lane import LANE, LaneClient, make_request, make_sale
 
 STATE, STREAM = topology.lane_state_key(LANE), topology.lane_stream_key(LANE)
@@ -67,13 +68,13 @@ def test_cancel_returns_units_and_purchases(lane: LaneClient, sale: SaleDefiniti
 
 
 def test_settle_moves_units_to_paid(lane: LaneClient, sale: SaleDefinition, order: OrderEntry) -> None:
-    transition, changed = lane.change("settle-4", order)
+    transition, changed = lane.change("settle-5", order)
     assert transition is Transition.DONE and changed is not None
     assert (changed.status, changed.version) == (OrderStatus.PAID, 2)
     assert lane.stock(sale, 0) == Stock(7, 0, 3, 0, 10, 0, 0) and lane.stock(sale, 1) == Stock(8, 0, 2, 0, 10, 0, 0)
     user = lane.user(sale.sale_id, order.user_id)
     assert user is not None and user.purchases == {0: 3, 1: 2}
-    assert lane.change("settle-4", order) == (Transition.REPEATED, changed)
+    assert lane.change("settle-5", order) == (Transition.REPEATED, changed)
     assert lane.cancel(order) == (Transition.CONFLICT, changed)
     assert lane.change("expire-4", order) == (Transition.CONFLICT, changed)
 
@@ -81,7 +82,7 @@ def test_settle_moves_units_to_paid(lane: LaneClient, sale: SaleDefinition, orde
 def test_expire_collects_what_is_due_only(lane: LaneClient, order: OrderEntry, overdue: OrderEntry) -> None:
     assert lane.change("expire-4", order) == (Transition.NOT_DUE, order)
     assert lane.cancel(overdue) == (Transition.CONFLICT, overdue)
-    assert lane.change("settle-4", overdue) == (Transition.CONFLICT, overdue)
+    assert lane.change("settle-5", overdue) == (Transition.CONFLICT, overdue)
     transition, changed = lane.change("expire-4", overdue)
     assert transition is Transition.DONE and changed is not None and changed.status is OrderStatus.EXPIRED
     assert lane.change("expire-4", overdue) == (Transition.REPEATED, changed)
@@ -103,7 +104,7 @@ def test_reject_writes_units_off_also_after_the_hold(
     assert lane.change("reject-4", overdue)[0] is Transition.DONE
 
 
-@pytest.mark.parametrize("name", ["cancel-4", "settle-4"])
+@pytest.mark.parametrize("name", ["cancel-4", "settle-5"])
 def test_reject_changes_only_what_is_reserved(lane: LaneClient, order: OrderEntry, name: str) -> None:
     _, changed = run(lane, name, order)
     before = lane.snapshot()
@@ -113,7 +114,7 @@ def test_reject_changes_only_what_is_reserved(lane: LaneClient, order: OrderEntr
 
 def test_unknown_and_foreign_orders_are_not_found(lane: LaneClient, sale: SaleDefinition, order: OrderEntry) -> None:
     unknown = make_request(sale, order.user_id, "unknown").order
-    for name in ("cancel-4", "settle-4", "expire-4", "reject-4"):
+    for name in ("cancel-4", "settle-5", "expire-4", "reject-4"):
         assert run(lane, name, unknown) == (Transition.NOT_FOUND, None)
     assert lane.change("cancel-4", order, ids.new_uuid7().bytes) == (Transition.NOT_FOUND, None)
     assert lane.order(order.order_id) == order
@@ -140,7 +141,7 @@ def test_a_change_finds_the_orders_own_key_among_those_of_its_user(
     for request in (requests[1], requests[0], requests[2]):
         order = lane.order(request.order.order_id)
         assert order is not None and order.idempotency_key == request.order.idempotency_key
-        transition, changed = lane.change("settle-4", order)
+        transition, changed = lane.change("settle-5", order)
         assert transition is Transition.DONE
         assert changed == order.becoming(OrderStatus.PAID, at_ms=changed.changed_at_ms if changed else 0)
         assert lane.stream()[max(lane.stream())] == changed
@@ -209,11 +210,15 @@ def test_impossible_state_is_an_error_and_stays_as_it_is(lane: LaneClient, order
     assert lane.snapshot() == before
 
 
-@pytest.mark.parametrize("name", ["cancel-4", "settle-4", "expire-4", "reject-4"])
+@pytest.mark.parametrize("name", ["cancel-4", "settle-5", "expire-4", "reject-4"])
 def test_the_key_of_another_order_breaks_the_contract(lane: LaneClient, order: OrderEntry, name: str) -> None:
     """The order's id is not in its value: it is taken from the key, which must be the asked order's."""
     other = place_order(lane, make_sale(limits=(0, 2), sale_id=order.sale_id), [(0, 1)])
-    keys = topology.order_change_keys(other.order_id, sale_id=order.sale_id, user_id=order.user_id)
+    keys: tuple[bytes | str, ...] = topology.order_change_keys(
+        other.order_id, sale_id=order.sale_id, user_id=order.user_id
+    )
+    if name == "settle-5":
+        keys = (*keys, topology.payment_mark_key(other.order_id))
     before = lane.snapshot()
     with pytest.raises(ResponseError, match=r"^MALFORMED ids"):
         lane.run(name, keys, [ids.short(order.sale_id), order.order_id.bytes, order.user_id.bytes])
@@ -298,3 +303,25 @@ def test_trim_is_for_the_lease_owner(lane: LaneClient, sale: SaleDefinition) -> 
     assert lane.trim("7", 10**15) == 2
     place_order(lane, sale, [(0, 1)])
     assert list(lane.stream()) == [6], "the sequence goes on after the last entry was trimmed"
+
+
+def test_settle_marks_every_order_that_it_finds(lane: LaneClient, order: OrderEntry, overdue: OrderEntry) -> None:
+    """A reader of the order looks for its payment only where the mark is."""
+    for settled, transition in ((order, Transition.DONE), (order, Transition.REPEATED), (overdue, Transition.CONFLICT)):
+        mark = topology.payment_mark_key(settled.order_id)
+        lane.redis.delete(mark)
+        assert lane.change("settle-5", settled)[0] is transition
+        assert 0 < lane.redis.ttl(mark) <= MARK_S
+    unknown = ids.new_uuid7()
+    assert not lane.redis.exists(topology.payment_mark_key(unknown))
+
+
+def test_settle_refuses_the_mark_of_another_order(lane: LaneClient, order: OrderEntry, overdue: OrderEntry) -> None:
+    keys = topology.order_change_keys(order.order_id, sale_id=order.sale_id, user_id=order.user_id)
+    before = lane.snapshot()
+    with pytest.raises(ResponseError, match=r"^MALFORMED mark"):
+        lane.run(
+            "settle-5", (*keys, topology.payment_mark_key(overdue.order_id)),
+            [ids.short(order.sale_id), order.order_id.bytes, MARK_S],
+        )  # fmt: skip
+    assert lane.snapshot() == before

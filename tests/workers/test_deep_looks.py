@@ -35,7 +35,7 @@ async def market(bench: Bench, maker: Maker, redis_client: redis.Redis) -> Marke
     market = open_market(bench, maker, redis_client, units=100)
     orders = market.buy(20)
     for order in orders[:4]:
-        market.lane.change("settle-4", order)
+        market.lane.change("settle-5", order)
     for order in orders[4:6]:
         market.cancel(order)
     await market.store()

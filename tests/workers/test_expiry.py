@@ -122,7 +122,7 @@ async def test_living_paid_and_cancelled_orders_stay_as_they_are(
     living, paid, cancelled = market.buy(3, shard=0)
     await market.store()
     # The shard does not know yet that these two are decided, and believes that every hold is over.
-    market.lane.change("settle-4", paid)
+    market.lane.change("settle-5", paid)
     market.cancel(cancelled)
     async with bench.pools[0].connection() as connection:
         await connection.execute("UPDATE orders SET expires_at = now() - interval '1 hour'")

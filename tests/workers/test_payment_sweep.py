@@ -25,7 +25,7 @@ async def interrupt(till: Till, **of: object) -> str:
         event.event_id, order.order_id, order.user_id, order.sale_id, event.reference, event.amount_minor,
         event.currency, None,
     )  # fmt: skip
-    await till.ledger.receive(till.shard, [arrival])
+    assert await till.ledger.claim(till.shard, [arrival])
     return event.event_id
 
 

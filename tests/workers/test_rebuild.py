@@ -64,7 +64,7 @@ async def market(bench: Bench, seed: int, redis_client: redis.Redis, settings: S
         for order in orders[:3]:
             market.cancel(order)
         for order in orders[3:8]:
-            assert market.lane.change("settle-4", order)[0] is Transition.DONE
+            assert market.lane.change("settle-5", order)[0] is Transition.DONE
         await all_stored(bench)
         await eventually(lambda: _is_trimmed(market))
     return market
@@ -109,7 +109,7 @@ async def test_a_wiped_sale_is_refused_then_comes_back_whole(
         assert report.as_document()["lost"] == []
         # Life goes on: a cancel, a payment, and the rest of the stock to the last unit.
         market.cancel(market.orders[8])
-        assert market.lane.change("settle-4", market.orders[9])[0] is Transition.DONE
+        assert market.lane.change("settle-5", market.orders[9])[0] is Transition.DONE
         market.buy(24)
         assert market.lane.outcome(make_request(market.sale, users[0], "one more")) is Outcome.SOLD_OUT
         await all_stored(bench)
@@ -334,7 +334,7 @@ async def test_what_a_rebuild_could_not_restore_gives_nothing_back(
         assert market.lane.stock(market.sale) == Stock(23, 12, 5, 0, 40, 0, 0)
         for order in lost:
             assert market.lane.cancel(order) == (Transition.NOT_FOUND, None)
-            assert market.lane.change("settle-4", order) == (Transition.NOT_FOUND, None)
+            assert market.lane.change("settle-5", order) == (Transition.NOT_FOUND, None)
         market.buy(23)
         market.cancel(market.orders[8])  # restored: the rebuild made it one of its epoch
         await all_stored_but(bench, 6)

@@ -81,7 +81,7 @@ async def test_killed_anywhere_and_run_again_it_ends_the_same(
         for order in orders[:5]:
             market.cancel(order)
         for order in orders[5:10]:
-            market.lane.change("settle-4", order)
+            market.lane.change("settle-5", order)
         await all_stored(bench)
     users = [order.user_id for order in market.orders]
     before, watch = content(market, users), await quiet_watch(bench)

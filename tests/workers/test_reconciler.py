@@ -73,7 +73,7 @@ async def market(bench: Bench, maker: Maker, redis_client: redis.Redis) -> Marke
     for order in orders[:3]:
         market.cancel(order)
     for order in orders[3:6]:
-        market.lane.change("settle-4", order)
+        market.lane.change("settle-5", order)
     await market.store()
     return market
 

@@ -212,7 +212,7 @@ async def test_what_the_provider_refuses_for_good_is_a_dead_letter_that_can_be_r
     assert states(till) == (["refused"], ["refund_due"])
     (letter,) = await letters(till)
     assert letter.kind == "rejected_by_receiver" and await refunded_there(simulator) == []
-    assert (await till.refunds.measure(till.shard)).refused == 1
+    assert (await till.ledger.open_work(till.shard)).refused == 1
     await simulator.control(refund_refusal_share=0.0)
     await replay(till.bench.letters, till.bench.queue, letter.id)
     async with refunding(till, simulator):

@@ -126,7 +126,7 @@ async def test_paid_orders_that_wait_take_no_place_of_others(
     oversell(market, SURPLUS + paid_count)
     market.buy(UNITS, shard=0)
     for order in market.buy(paid_count, shard=0):
-        assert market.lane.change("settle-4", order)[0] is Transition.DONE
+        assert market.lane.change("settle-5", order)[0] is Transition.DONE
     market.buy(SURPLUS, shard=0)
     delivery, rejecting = Delivery(market), rejecting_at(bench)
     await delivery.round()
@@ -231,7 +231,7 @@ async def test_what_changed_meanwhile_keeps_its_state(bench: Bench, market: Mark
     cancelled, paid = market.buy(2, shard=1)
     await delivery.round()
     market.cancel(cancelled)
-    assert market.lane.change("settle-4", paid)[0] is Transition.DONE
+    assert market.lane.change("settle-5", paid)[0] is Transition.DONE
     for _ in range(2):
         await rejecting.round(lease)
         await delivery.round()

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from domain.messages import SequencedEntry
 from domain.orders import OrderStatus, encode_entry
+from runtime.postgres import columns
 from tests.fixtures.fix_databases import Databases
 from tests.workers.making import TOPOLOGY, Maker, later
 from tests.workers.writing import incoming
-from workers.shard_writer import columns
 from workers.shard_writer.plan import (
     Effect,
     Grant,

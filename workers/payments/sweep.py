@@ -59,13 +59,22 @@ class Sweep:
         self._seen: dict[bool, set[str]] = {False: set(), True: set()}  # event ids of this pass
 
     async def step(self, lease: Lease) -> bool:  # noqa: ARG002 - the signature of a round; each part is idempotent
-        """One round; whether there is more to do at once."""
-        confirmed = await self._ledger.confirm(self._shard, limit=CONFIRMED_MAX)
-        moved = await self._look(self._interrupted_after, self._unconfirmed_after, lost=False)
-        moved += await self._look(self._lost_after, self._lost_after, lost=True)
-        if self._forgotten_after is not None:
+        """One round; whether there is more to do at once. A shard at rest costs one statement."""
+        confirmed = moved = 0
+        opened = await self._ledger.open_work(self._shard)
+        if opened.unconfirmed:
+            confirmed = await self._ledger.confirm(self._shard, limit=CONFIRMED_MAX)
+        if opened.received or opened.unconfirmed:
+            moved = await self._look(self._interrupted_after, self._unconfirmed_after, lost=False)
+            moved += await self._look(self._lost_after, self._lost_after, lost=True)
+        else:
+            for seen in self._seen.values():
+                seen.clear()
+        if opened.refunds and self._forgotten_after is not None:
             await self._tell_again(self._forgotten_after)
-        await self._measure()
+        metrics.OPEN.labels(self._shard).set(opened.refunds)
+        metrics.REFUSED.labels(self._shard).set(opened.refused)
+        metrics.OLDEST_SECONDS.labels(self._shard).set(max(0.0, opened.oldest_refund_s))
         return confirmed == CONFIRMED_MAX or moved == BATCH_MAX
 
     async def _look(self, interrupted_after: timedelta, unconfirmed_after: timedelta, *, lost: bool) -> int:
@@ -99,9 +108,3 @@ class Sweep:
         if told:
             metrics.TOLD_AGAIN.inc(told)
             log.warning("refunds told again", shard=self._shard, refunds=told)
-
-    async def _measure(self) -> None:
-        opened = await self._refunds.measure(self._shard)
-        metrics.OPEN.labels(self._shard).set(opened.count)
-        metrics.REFUSED.labels(self._shard).set(opened.refused)
-        metrics.OLDEST_SECONDS.labels(self._shard).set(max(0.0, opened.oldest_s))

@@ -10,9 +10,9 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.postgres import columns
 from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
-from workers.shard_writer import columns
 from workers.shard_writer.plan import Grant, SkuKey
 
 _SQL = load_sql("workers.shard_writer", "grants.sql")
@@ -57,7 +57,6 @@ class Grants:
 
     async def _read(self, block: str, values: dict[str, Any]) -> dict[SkuKey, Grant]:
         async with single_statements(self._pool) as connection:
-            columns.teach(connection)
             cursor = await connection.execute(_SQL[block], {"shard": self._shard} | values)
             return {(sale_id.int, sku): Grant(total, seq) for sale_id, sku, total, seq in await cursor.fetchall()}
 
@@ -69,7 +68,6 @@ class Grants:
             **more,
         }
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             # network op: one round trip, the commit included
             async with connection.pipeline(), connection.transaction():
                 for bound in _BOUNDS.split("; "):

@@ -31,8 +31,8 @@ from domain.headers import MalformedHeaders, decode_headers
 from domain.messages import SequencedEntry
 from domain.orders import MalformedEntry, OrderEntry, OrderStatus, decode_entry
 from domain.topology import Topology
+from runtime.postgres.columns import BIGINT_MAX
 from runtime.queue import FailureKind
-from workers.shard_writer.columns import BIGINT_MAX
 
 # The batch's dictionaries are keyed by integers: the hash of a UUID is Python code and would cost more than the
 # planning.

@@ -21,9 +21,9 @@ from domain.events import order_event
 from domain.messages import SequencedEntry
 from domain.orders import OrderEntry
 from domain.topology import DESTINATION_ORDER_EVENTS, outbox_partition
+from runtime.postgres import columns
 from runtime.postgres.sql import load_sql
 from workers.consuming import REFUSED, reason_of
-from workers.shard_writer import columns
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import (
     AdoptGrants,
@@ -81,7 +81,6 @@ class ShardStore:
         Repeating a batch is harmless either way.
         """
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             try:
                 return await self._execute(connection, storing(orders, bisect=False))
             except _Refused:
@@ -95,7 +94,6 @@ class ShardStore:
         The reconciler counts their places as accounted for and compares the sale without these entries.
         """
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             await connection.execute(
                 _SQL["note_dead_lettered"],
                 {
@@ -119,7 +117,6 @@ class ShardStore:
         if not entries:
             return
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             await connection.execute(
                 _SQL["note_undecodable"],
                 {
@@ -136,7 +133,6 @@ class ShardStore:
             (version for order in orders for version in order.versions), key=lambda version: version.source.lane_seq
         )
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             await connection.execute(
                 _SQL["note_waiting"],
                 {

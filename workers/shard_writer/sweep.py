@@ -24,10 +24,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.postgres import columns
 from runtime.postgres.sql import load_sql
 from runtime.process.service import Service
 from workers.consuming import REFUSED, reason_of
-from workers.shard_writer import columns, metrics
+from workers.shard_writer import metrics
 from workers.shard_writer.grants import Grants
 from workers.shard_writer.plan import Grant, Quota, SkuKey
 
@@ -102,7 +103,6 @@ class Sweep:
             self._show({})
             return 0
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             if everything:
                 quotas = await _read_quotas(connection, "read_quotas", {})
             else:

@@ -96,7 +96,7 @@ _DUMPERS = [(cls, type(f"{cls.__name__}Dumper", (_ColumnDumper,), {"oid": array}
 
 
 def teach(connection: AsyncConnection[TupleRow]) -> None:
-    """Register the dumpers, so that a connection takes columns as parameters. Safe to repeat."""
+    """Register the dumpers, so that a connection takes columns as parameters. Connections of pools have them."""
     for cls, dumper in _DUMPERS:
         connection.adapters.register_dumper(cls, dumper)
 
