@@ -13,6 +13,7 @@ from typing import Final
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from domain.payments import UNKNOWN_ID
 from payments.ledger import Pool
 from runtime.postgres.sql import load_sql
 
@@ -64,7 +65,13 @@ class Accounting:
             async with self._pools[shard].connection() as connection:
                 ends = await _rows(connection, slices, {"since": since, "rows": SLICE_ROWS})
                 until = ends[0][0] if ends else FOREVER
-                span = {"since": since, "until": until, "late": self._late, "limit": FINDINGS_MAX}
+                span = {
+                    "since": since,
+                    "until": until,
+                    "late": self._late,
+                    "limit": FINDINGS_MAX,
+                    "unknown": UNKNOWN_ID,
+                }
                 rows = await _rows(connection, look, span)
             for row in rows:
                 yield row

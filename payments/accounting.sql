@@ -6,6 +6,7 @@
 SELECT p.event_id, p.order_id,
     CASE
         WHEN r.due <> p.due_minor OR r.done <> p.refunded_minor THEN 'its refunds have other amounts'
+        WHEN p.state = 'received' AND p.sale_id = %(unknown)s THEN 'received long ago, and its order is not known'
         WHEN p.state = 'received' THEN 'received long ago and not settled'
         WHEN o.id IS NULL THEN 'captured for an order that is not stored'
         WHEN (o.total_minor, o.currency) <> (p.amount_minor, p.currency) THEN 'pays an order of another amount'
