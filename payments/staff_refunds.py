@@ -173,7 +173,7 @@ async def note_restocked(connection: AsyncConnection[TupleRow], refund_id: UUID)
 async def to_restock(
     connection: AsyncConnection[TupleRow], *, age: timedelta, after: UUID, limit: int
 ) -> list[ToRestock]:
-    """Refunds of the shard, older than `age`, with units that are still to be put on sale, behind the refund `after`."""
+    """Refunds of the shard behind the refund `after`, older than `age`, with units that are still to be put on sale."""
     cursor = connection.cursor(row_factory=class_row(ToRestock))
     page = {"age": age, "after": after, "limit": limit}
     return await (await cursor.execute(_SQL["to_restock"], page)).fetchall()
