@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Never
+from uuid import UUID
 
 from domain.orders import OrderEntry
 
@@ -127,6 +128,11 @@ def event_headers(document: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def order_event_id(order_id: UUID, version: int) -> str:
+    """The id of the event of an order at one version."""
+    return f"{order_id}:{version}"
+
+
 def order_event(entry: OrderEntry, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
     """`order.<status>`: the whole order at one version. `time_ms` is the time of the version (Redis time).
 
@@ -134,7 +140,7 @@ def order_event(entry: OrderEntry, headers: Mapping[str, str] | None = None) -> 
     """
     order_id, user_id = str(entry.order_id), str(entry.user_id)
     event: dict[str, Any] = {
-        "id": f"{order_id}:{entry.version}",  # stable over redelivery
+        "id": order_event_id(entry.order_id, entry.version),  # stable over redelivery
         "type": f"order.{entry.status.label}",
         "schema": ORDER_SCHEMA,
         "key": user_id,

@@ -125,7 +125,12 @@ def notice_of_left_address(user_id: UUID, email_folded: str) -> Notice:
 def notice_of_order(kind: NoticeKind, user_id: UUID, order: OrderNews, *, event_id: str, channel: Channel) -> Notice:
     """The notice of an event on a channel: the same id each time."""
     assert kind in ORDER_KINDS
-    return Notice(ids.id_of_name(f"notice\0{channel}\0{event_id}"), kind, user_id=user_id, order=order)
+    return Notice(id_of_order_notice(channel, event_id), kind, user_id=user_id, order=order)
+
+
+def id_of_order_notice(channel: Channel, event_id: str) -> UUID:
+    """The id of the notice of an event on a channel."""
+    return ids.id_of_name(f"notice\0{channel}\0{event_id}")
 
 
 def notice_event(notice: Notice) -> dict[str, Any]:

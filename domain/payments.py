@@ -4,7 +4,7 @@ A payment is one event of the provider that says that money was captured for an 
 money that came must not vanish, whatever the state of its order is.
 
     received -> captured                 it pays its order
-    received -> refund_due -> refunded   it came late, or a second time
+    received -> refund_due -> refunded   it came late, or a second time, or its order is lost
                 refund_due -> refunded   its amount or currency is not the order's
     captured -> refund_due -> refunded   staff refund the whole order
 """
@@ -12,9 +12,12 @@ money that came must not vanish, whatever the state of its order is.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
+from uuid import UUID
 
 EVENT_ID_LENGTH_MAX = 255
 REFERENCE_LENGTH_MAX = 255
+UNKNOWN_ID: Final = UUID(int=0)  # user and sale of a payment while its order is not known
 
 
 class PaymentState(StrEnum):

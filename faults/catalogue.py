@@ -11,6 +11,7 @@ from faults import (
     edge_faults,
     hostile_faults,
     money_faults,
+    notice_faults,
     overload_faults,
     postgres_faults,
     provider_faults,
@@ -40,6 +41,7 @@ _SUBJECTS = (
     clock_faults.FAULTS,
     money_faults.FAULTS,
     provider_faults.FAULTS,
+    notice_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -48,7 +48,7 @@ class Expectations:
 def check(history: History, evidence: Evidence, *, cluster: Topology, expected: Expectations) -> list[Finding]:
     """All findings; empty when all invariants hold."""
     check_ = _Check(history, evidence, cluster, expected)
-    money = MoneyCheck(evidence, cluster, lost=expected.lost_orders)
+    money = MoneyCheck(evidence, cluster)
     parts = (
         ("A", check_.counters()), ("A", check_.units()), ("A", check_.guard()), ("A", check_.purchases()),
         ("B", check_.stored_once()), ("B", check_.as_told()), ("B", check_.unasked()), ("B", check_.versions()),

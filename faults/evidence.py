@@ -135,7 +135,7 @@ async def gather(
         for shard, dsn in enumerate(stack.shard_dsns):
             await _read_shard(dsn, shard, evidence, sale_id)
             await _read_places(dsn, evidence)
-            await read_rows(dsn, shard, evidence.money, sale_id)
+            await read_rows(dsn, shard, evidence.money, sale_id, since)
         await read_marks(redis, evidence.money)
         await read_provider(stack, evidence.money, since)
         await _read_poison(stack, evidence)
@@ -167,7 +167,7 @@ async def backlog(stack: Stack, *, cluster: topology.Topology, since: datetime) 
             counts[f"retries {shard}"] = depth.retrying
         refunds = await queue.depth(topology.REFUNDS_QUEUE)
         counts["refunds"] = refunds.messages + refunds.retrying
-        counts |= await moving(stack, redis, since)
+        counts |= await moving(stack, since)
     finally:
         await queue.close()
         await redis.aclose()

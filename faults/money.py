@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, cast
@@ -14,6 +13,7 @@ from redis.asyncio import Redis
 
 from domain import topology
 from domain.events import Event
+from domain.payments import UNKNOWN_ID
 from ops.stack_file import Stack
 from payments.providers.port import ProviderEntry
 from payments.providers.simulated import SimulatedProvider
@@ -23,11 +23,12 @@ READ_AT_ONCE: Final = 1000
 
 _PAYMENTS = """
     SELECT event_id, order_id, amount_minor, currency, state, settles, due_minor, refunded_minor
-    FROM payments WHERE sale_id = %s
+    FROM payments WHERE sale_id = %s OR (sale_id = %s AND received_at >= %s)
 """
 _REFUNDS = """
     SELECT r.id, r.event_id, r.order_id, r.amount_minor, r.currency, r.state
-    FROM refunds r JOIN payments p ON p.event_id = r.event_id WHERE p.sale_id = %s
+    FROM refunds r JOIN payments p ON p.event_id = r.event_id
+    WHERE p.sale_id = %s OR (p.sale_id = %s AND p.received_at >= %s)
 """
 # Money on its way, of all sales. The sweep settles a captured payment again whose order is not stored as paid.
 _MOVING = """
@@ -39,7 +40,6 @@ _MOVING = """
 _KNOWN = """
     SELECT event_id FROM payments WHERE event_id = ANY(%(event_ids)s::text[])
 """
-_STORED = "SELECT id FROM orders WHERE id = ANY(%s::uuid[])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,12 @@ class Money:
     marked: set[UUID] = field(default_factory=set)
 
 
-async def read_rows(dsn: str, shard: int, money: Money, sale_id: UUID) -> None:
-    """Add the payments and refunds of a shard."""
+async def read_rows(dsn: str, shard: int, money: Money, sale_id: UUID, since: datetime) -> None:
+    """Add the payments and refunds of a shard. Those of lost orders name no sale: all of them that came `since`."""
+    of_drill = (sale_id, UNKNOWN_ID, since)
     async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
-        payments = await (await connection.execute(_PAYMENTS, (sale_id,))).fetchall()
-        refunds = await (await connection.execute(_REFUNDS, (sale_id,))).fetchall()
+        payments = await (await connection.execute(_PAYMENTS, of_drill)).fetchall()
+        refunds = await (await connection.execute(_REFUNDS, of_drill)).fetchall()
     money.payments += [StoredPayment(shard, *row) for row in payments]
     money.refunds += [StoredRefund(shard, *row) for row in refunds]
 
@@ -144,34 +145,19 @@ async def provider_entries(stack: Stack, since: datetime) -> list[ProviderEntry]
         await provider.close()
 
 
-async def moving(stack: Stack, redis: Redis, since: datetime) -> dict[str, int]:
-    """Money that is not where it belongs yet: events of the provider without a row, unsettled payments, due refunds.
-
-    An event for an order that exists nowhere does not count: the provider repeats it for ever.
-    """
+async def moving(stack: Stack, since: datetime) -> dict[str, int]:
+    """Money that is not where it belongs yet: events of the provider without a row, unsettled payments, due refunds."""
     entries = [entry for entry in await provider_entries(stack, since) if not entry.is_refund]
-    orders = {entry.order_id for entry in entries if entry.order_id is not None}
     counts: dict[str, int] = {}
     known: set[str] = set()
-    stored = await _in_redis(redis, orders)
     for shard, dsn in enumerate(stack.shard_dsns):
         async with await psycopg.AsyncConnection.connect(dsn, connect_timeout=5) as connection:
             unsettled, due = await _one(connection, _MOVING)
             counts |= {f"unsettled payments {shard}": unsettled, f"due refunds {shard}": due}
             cursor = await connection.execute(_KNOWN, {"event_ids": [entry.id for entry in entries]})
             known.update(event_id for (event_id,) in await cursor.fetchall())
-            cursor = await connection.execute(_STORED, (list(orders),))
-            stored.update(order_id for (order_id,) in await cursor.fetchall())
-    counts["events of the provider"] = sum(entry.id not in known and entry.order_id in stored for entry in entries)
+    counts["events of the provider"] = sum(entry.id not in known for entry in entries)
     return counts
-
-
-async def _in_redis(redis: Redis, order_ids: Collection[UUID]) -> set[UUID]:
-    if not order_ids:
-        return set()
-    wanted = list(order_ids)
-    values = await redis.mget([topology.order_key(order_id) for order_id in wanted])
-    return {order_id for order_id, value in zip(wanted, values, strict=True) if value is not None}
 
 
 async def _one(connection: psycopg.AsyncConnection[TupleRow], query: str) -> TupleRow:

@@ -28,27 +28,20 @@ def some(items: Sequence[str]) -> str:
 
 
 class MoneyCheck:
-    """One comparison; each method yields texts of findings.
+    """One comparison; each method yields texts of findings. A loss of orders excuses nothing: their money goes back."""
 
-    `lost`: Redis lost orders. The provider repeats the events of an order that exists nowhere, and they have no row.
-    """
-
-    def __init__(self, evidence: Evidence, cluster: Topology, *, lost: bool) -> None:
+    def __init__(self, evidence: Evidence, cluster: Topology) -> None:
         self.money = evidence.money
         self.orders = {row.order_id: row for row in evidence.rows}
         self.in_redis = set(evidence.orders)
         self.cluster = cluster
         self.payments = {payment.event_id: payment for payment in self.money.payments}
-        known = self.orders.keys() | self.in_redis
-        self.captured = [
-            entry for entry in self.money.captured if entry.order_id in known or entry.id in self.payments or not lost
-        ]
 
     def one_row_each(self) -> Iterator[str]:
         """Each captured event at the provider is one row with its order, amount and currency. There is no other row."""
-        at_provider = {entry.id: entry for entry in self.captured}
+        at_provider = {entry.id: entry for entry in self.money.captured}
         if missing := [
-            f"{entry.id} of order {entry.order_id}" for entry in self.captured if entry.id not in self.payments
+            f"{entry.id} of order {entry.order_id}" for entry in self.money.captured if entry.id not in self.payments
         ]:
             yield f"{len(missing)} captured events at the provider have no row: {some(missing)}"
         if invented := [event_id for event_id in self.payments if event_id not in at_provider]:
@@ -120,7 +113,7 @@ class MoneyCheck:
         """Captured at the provider = paid orders + refunds due + refunds done, for each currency."""
         captured: Counter[str] = Counter()
         accounted: Counter[str] = Counter()
-        for entry in self.captured:
+        for entry in self.money.captured:
             captured[entry.currency] += entry.amount_minor
         for order in self.orders.values():
             accounted[order.currency] += order.total_minor if order.status == OrderStatus.PAID else 0

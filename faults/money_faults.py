@@ -9,8 +9,10 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 from devstack.plan import SIMULATOR, responds
+from domain.payments import UNKNOWN_ID
 from faults.checker import Expectations
 from faults.conditions import Needs, NotFired
 from faults.disk_faults import LOSS, closed_until_rebuilt, lose_data
@@ -26,6 +28,7 @@ from runtime.redis.scripts import load_script
 SWEEP_S_MAX: Final = 25.0
 PAID_BEFORE_LOSS: Final = 8
 UNSTORED_S: Final = 1.0
+LATE_EVENTS_MS: Final = 15_000
 SHARD_AWAY_S: Final = 9.0  # longer than the edge keeps an event waiting
 _WEBHOOK = (b"POST /v1/payments/webhook",)
 _SETTLE = (SETTLE.sha.encode(),)
@@ -130,6 +133,32 @@ async def paid_and_lost(drill: Drill) -> str:
     return f"{lost} payments of lost orders went back, {again:.0f} paid their restored orders again; {proof}"
 
 
+async def paid_after_loss(drill: Drill) -> str:
+    """Redis loses paid orders that are not stored before it hears of their payments: the provider is late."""
+    stage = drill.stage
+    relay = stage.pid("relay-0")
+    os.kill(relay, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(UNSTORED_S)
+        held = [request for request in drill.buyers.history.requests if request.is_payable][-PAID_BEFORE_LOSS:]
+        await stage.provider(webhook_delay_ms=LATE_EVENTS_MS)
+        wire = drill.buyers.new_wire()
+        for request in held:
+            await drill.buyers.till.pay(wire, request, Manner.ONCE)
+        wire.close()
+        await lose_data(drill)
+    finally:
+        os.kill(relay, signal.SIGCONT)
+    proof = await closed_until_rebuilt(drill)
+    lost, deadline = 0, time.monotonic() + LATE_EVENTS_MS / 1000 + SWEEP_S_MAX
+    while not lost:
+        if time.monotonic() > deadline:
+            raise NotFired("no payment of an unknown order went back")
+        await asyncio.sleep(0.5)
+        lost = await _count(drill, _LOST, stage.stack.shard_dsns, UNKNOWN_ID)
+    return f"{lost} payments came for orders that were lost before, and went back; {proof}"
+
+
 async def _sent(drill: Drill, status: int) -> int:
     """Events that the provider sent, and the edge answered with this status."""
     document: dict[str, Any] = await drill.stage.provider_state()
@@ -142,8 +171,9 @@ async def _captured(drill: Drill, *, other_than: str) -> int:
     return await _count(drill, _CAPTURED, dsns)
 
 
-async def _count(drill: Drill, query: str, dsns: Sequence[str]) -> int:
-    return sum([int(str((await drill.stage.sql(dsn, query, drill.sale_id))[0][0])) for dsn in dsns])
+async def _count(drill: Drill, query: str, dsns: Sequence[str], sale_id: UUID | None = None) -> int:
+    sale_id = sale_id or drill.sale_id
+    return sum([int(str((await drill.stage.sql(dsn, query, sale_id))[0][0])) for dsn in dsns])
 
 
 _REPEATED = "the provider repeats the event; it takes its effect once"
@@ -185,5 +215,10 @@ FAULTS = [
         "payments-lost-with-redis", "Redis loses its disk with paid orders, and payments of stored orders, not stored yet",
         "after the rebuild the payment worker settles again: stored orders are paid, the money of lost ones goes back",
         paid_and_lost, needs=Needs(own="payments-lost"), allowed=LOSS,
+    ),
+    Fault(
+        "payments-of-lost-orders", "Redis loses its disk with orders that are not stored; then their payments arrive",
+        "the payments are kept, and their money goes back", paid_after_loss, needs=Needs(own="payments-of-lost"),
+        allowed=LOSS,
     ),
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import SecretStr
@@ -13,31 +14,60 @@ from pydantic import SecretStr
 from devstack.plan import SIMULATOR
 from domain.topology import REFUNDS_QUEUE
 from faults.conditions import Needs, NotFired
-from faults.scenario import Drill, Fault, Sale
+from faults.scenario import LONG, Act, Drill, Fault, Sale
 from runtime.dead_letters import PAGE_LETTERS_MAX, open_dead_letters
 from runtime.dead_letters.replay import replay
 from runtime.queue import open_queue
 
 DOWN_S: Final = 5.0
+MINUTE_S: Final = 60.0
+REFUNDED_S_MAX: Final = 150.0  # the fourth delay of refunds, and some
 SLOW_S: Final = 8.0
 SLOW_MS: Final = 6000  # longer than the edge waits for the provider
 CHECKOUTS: Final = 150  # at once; the edge's two workers make 64 calls of the provider at once
 ERRORS_S: Final = 2.5
 MISBEHAVING_S: Final = 5.0
 REFUSED_S: Final = 2.0
+WAVES: Final = 8  # a minute of crowds
 _RETRIED: Final = "flashsale_refunds_retried_total"
+_DUE: Final = "SELECT count(*)::int FROM refunds WHERE state = 'due' AND created_at < %s"
 
 
-async def provider_down(drill: Drill) -> str:
+def provider_down(down_s: float) -> Act:
     """The provider answers 503 to everything and sends nothing."""
-    before, began = drill.pace(), time.monotonic()
-    await drill.stage.provider(down_s=DOWN_S)
-    await asyncio.sleep(DOWN_S)
-    drill.goes_on(began, before)
-    refused = _payments(drill, since=began).get("dependency_unavailable", 0)
-    if not refused:
-        raise NotFired("no buyer was told that the provider is down")
-    return f"{refused} requests for payment were answered dependency_unavailable in {DOWN_S:.0f} s"
+
+    async def act(drill: Drill) -> str:
+        before, began = drill.pace(), time.monotonic()
+        await drill.stage.provider(down_s=down_s)
+        await asyncio.sleep(down_s)
+        drill.goes_on(began, before)
+        back = datetime.now(UTC)
+        refused = _payments(drill, since=began).get("dependency_unavailable", 0)
+        if not refused:
+            raise NotFired("no buyer was told that the provider is down")
+        await _refunded(drill, back)
+        return f"{refused} requests for payment were answered dependency_unavailable in {down_s:.0f} s"
+
+    return act
+
+
+async def _refunded(drill: Drill, until: datetime) -> None:
+    """Return when the refunds that became due before a time are made; a finding if that takes too long.
+
+    A refund that met a long outage waits minutes for its next attempt, longer than a drill waits for its backlogs.
+    """
+    deadline = time.monotonic() + REFUNDED_S_MAX
+    while left := sum([await _due(drill, dsn, until) for dsn in drill.stage.stack.shard_dsns]):
+        if time.monotonic() > deadline:
+            drill.fail("F", f"{left} refunds were not made {REFUNDED_S_MAX:.0f} s after the provider was back")
+            return
+        await asyncio.sleep(0.5)
+
+
+async def _due(drill: Drill, dsn: str, until: datetime) -> int:
+    ((count,),) = await drill.stage.sql(dsn, _DUE, until)
+    assert isinstance(count, int)
+    return count
 
 
 async def kill_provider(drill: Drill) -> str:
@@ -50,25 +80,33 @@ async def kill_provider(drill: Drill) -> str:
     return f"pids {' -> '.join(map(str, pids))}"
 
 
-async def provider_slow(drill: Drill) -> str:
-    """The provider takes longer than the edge waits, beside a crowd that wants to pay."""
-    stage, before, began = drill.stage, drill.pace(), time.monotonic()
-    await stage.provider(slow_ms=SLOW_MS)
-    wanted = [request for request in drill.buyers.history.requests if request.is_payable][:CHECKOUTS]
-    wires = [drill.buyers.new_wire() for _ in wanted]
-    await asyncio.gather(
-        *(drill.buyers.till.ask(wire, request) for wire, request in zip(wires, wanted, strict=True)),
-        asyncio.sleep(SLOW_S),
-    )
-    for wire in wires:
-        wire.close()
-    served = drill.goes_on(began, before)
-    answers = _payments(drill, since=began)
-    if not answers.get("dependency_unavailable"):
-        raise NotFired(f"no request for payment met the slow provider: {answers}")
-    return (
-        f"requests for payment were answered {answers} in {SLOW_S:.0f} s; buyers got {served:.0f} answers/s beside them"
-    )
+def provider_slow(waves: int) -> Act:
+    """The provider takes longer than the edge waits, beside crowds that want to pay, one every `SLOW_S`."""
+
+    async def act(drill: Drill) -> str:
+        stage, before, began = drill.stage, drill.pace(), time.monotonic()
+        await stage.provider(slow_ms=SLOW_MS)
+        for _ in range(waves):
+            wanted = [request for request in drill.buyers.history.requests if request.is_payable][-CHECKOUTS:]
+            wires = [drill.buyers.new_wire() for _ in wanted]
+            await asyncio.gather(
+                *(drill.buyers.till.ask(wire, request) for wire, request in zip(wires, wanted, strict=True)),
+                asyncio.sleep(SLOW_S),
+            )
+            for wire in wires:
+                wire.close()
+        served = drill.goes_on(began, before)
+        await stage.provider(slow_ms=0)
+        await _refunded(drill, datetime.now(UTC))
+        answers = _payments(drill, since=began)
+        if not answers.get("dependency_unavailable"):
+            raise NotFired(f"no request for payment met the slow provider: {answers}")
+        return (
+            f"requests for payment were answered {answers} in {waves * SLOW_S:.0f} s; "
+            f"buyers got {served:.0f} answers/s beside them"
+        )
+
+    return act
 
 
 async def refund_errors(drill: Drill) -> str:
@@ -152,11 +190,11 @@ def _payments(drill: Drill, *, since: float) -> dict[str, int]:
 FAULTS = [
     Fault(
         "payment-provider-down", "the payment provider answers nothing but 503 for 5 s",
-        "buyers are told so; orders, holds and events are as before; refunds are retried", provider_down,
+        "buyers are told so; orders, holds and events are as before; refunds are retried", provider_down(DOWN_S),
     ),
     Fault(
         "payment-provider-slow", "the payment provider takes 6 s for each answer, beside 150 requests for payment",
-        "answered in time as overloaded or dependency_unavailable; orders are as fast as before", provider_slow,
+        "answered in time as overloaded or dependency_unavailable; orders are as fast as before", provider_slow(1),
     ),
     Fault(
         "refund-answered-500", "the payment provider answers 500 after each refund, for 2.5 s",
@@ -178,5 +216,14 @@ FAULTS = [
         "payment-provider-misbehaves", "the provider duplicates and reorders events, captures twice or another amount, fails",
         "each event takes its effect once; what pays no order goes back", misbehave,
         needs=Needs(own="provider-misbehaves"),
+    ),
+    Fault(
+        "payment-provider-down-for-a-minute", "the payment provider answers nothing but 503 for a minute",
+        "as `payment-provider-down`; every refund is made once afterwards", provider_down(MINUTE_S), sale=LONG,
+    ),
+    Fault(
+        "payment-provider-slow-for-a-minute",
+        "the payment provider takes 6 s for each answer for a minute, beside 150 requests for payment every 8 s",
+        "as `payment-provider-slow`; every refund is made once afterwards", provider_slow(WAVES), sale=LONG,
     ),
 ]  # fmt: skip

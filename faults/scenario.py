@@ -31,6 +31,9 @@ class Sale:
     cancel: float = 0.06
 
 
+LONG: Final = Sale(plenty=300_000)  # for drills of minutes
+
+
 @dataclass(slots=True)
 class Drill:
     """The argument of an act: the stage, the buyers at work, the sale, and a seeded source of random numbers."""

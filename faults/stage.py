@@ -59,6 +59,7 @@ ROUTES = {
     "dispatcher-0": ("redis", "postgres"),
     "expiry-0": ("redis", "postgres"),
     "payments-0": ("redis", "postgres", "provider"),
+    "notifications-0": ("mail",),
     SIMULATOR: ("edge",),
 }
 
@@ -74,6 +75,7 @@ class Stage:
     state_disk: SmallDisk | None = None
     door: Door = Door.BOTH
     sales_made: int = 0
+    accounts_made: int = 0  # of the first users
     _extras: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _misbehaving: bool = False
 
@@ -280,7 +282,7 @@ def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) 
         redis_disk = stack.enter_context(small_disk(SMALL_DISK_MB, mode=0o700)) if needs.small_disk else None
         # Others may pass through its root: as root, PostgreSQL runs as another user, beside the stack's folder.
         state_disk = stack.enter_context(small_disk(STATE_DISK_MB, mode=0o711)) if needs.state_disk else None
-        ports = {server: free_port() for server in ("redis", "postgres", "provider", "edge")}
+        ports = {server: free_port() for server in ("redis", "postgres", "mail", "provider", "edge")}
         proxies = {
             (process, server): stack.enter_context(FaultProxy(ports[server]))
             for process, servers in ROUTES.items()

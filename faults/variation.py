@@ -31,7 +31,7 @@ class Variation:
     limits: Mapping[str, str] = field(default_factory=dict)
     launchers: Mapping[str, list[str]] = field(default_factory=dict)
     routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    ports: Mapping[str, int] = field(default_factory=dict)  # of `redis`, `postgres`, `provider` and `edge`
+    ports: Mapping[str, int] = field(default_factory=dict)  # of `redis`, `postgres`, `mail`, `provider` and `edge`
     redis_folder: str = ""  # data folder of Redis, if not in the stack's folder
 
     def write(self, folder: StateFolder) -> None:
@@ -54,6 +54,7 @@ class VariedPlan(Plan):
         super().__init__(folder, edge_port, backoffice_port, overrule(environ, settings))
         self.redis.port = self.variation.ports["redis"]
         self.postgres.port = self.variation.ports["postgres"]
+        self.mail_port = self.variation.ports["mail"]
         if self.payment_port is not None:  # the caller chose another payment provider
             self.payment_port = self.variation.ports["provider"]
         self.edge_port = self.variation.ports["edge"]

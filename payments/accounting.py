@@ -5,7 +5,7 @@ Judges the rows of the shards. The provider's own ledger is compared by `flashsa
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from domain.payments import UNKNOWN_ID
 from payments.ledger import Pool
 from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
@@ -20,6 +21,7 @@ from runtime.postgres.sql import load_sql
 FINDINGS_MAX: Final = 20  # of a shard
 SLICE_ROWS: Final = 5000
 LATE: Final = timedelta(minutes=5)  # until then a payment and its order may be on their way
+INSTANT: Final = timedelta(microseconds=1)  # between two times of the database
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FOREVER: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -38,6 +40,15 @@ class Sums:
     unsettled: int
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A contradiction. `at`: the time of its row. `late`: it may go by itself, when its shard was away."""
+
+    text: str
+    at: datetime
+    late: bool
+
+
 class Accounting:
     """Looks at the payments of all shards. Raises psycopg errors as they come."""
 
@@ -47,30 +58,43 @@ class Accounting:
         self._late = late
 
     async def findings(self, shard: int, *, since: datetime = EVER) -> list[str]:
+        """The texts of `look`."""
+        return [finding.text for finding in await self.look(shard, since=since)]
+
+    async def look(self, shard: int, *, since: datetime, again: Iterable[datetime] = ()) -> list[Finding]:
         """Contradictions among the payments and orders of a shard that changed since then, at most `FINDINGS_MAX`.
 
-        Reads in slices of a bounded number of rows.
+        `again` are times of earlier findings: rows that changed exactly then are looked at as well, and first. Reads
+        in slices of a bounded number of rows.
         """
-        found: list[str] = []
-        async for row in self._walk(shard, "slice_of_payments", "contradictions", since):
-            event_id, order_id, reason = row
-            found.append(f"payment {event_id} for order {order_id}: {reason}")
-        async for (order_id,) in self._walk(shard, "slice_of_orders", "unpaid", since):
-            found.append(f"order {order_id} is paid, and no payment pays it")
+        spans = [(at, at + INSTANT) for at in sorted(set(again)) if at < since]
+        found: list[Finding] = []
+        for start, end in [*spans, (since, FOREVER)]:
+            async for row in self._walk(shard, "slice_of_payments", "contradictions", start, end):
+                event_id, order_id, reason, at, late = row
+                found.append(Finding(f"payment {event_id} for order {order_id}: {reason}", at, bool(late)))
+            async for order_id, at in self._walk(shard, "slice_of_orders", "unpaid", start, end):
+                found.append(Finding(f"order {order_id} is paid, and no payment pays it", at, late=True))
         return found[:FINDINGS_MAX]
 
-    async def _walk(self, shard: int, slices: str, look: str, since: datetime) -> AsyncIterator[TupleRow]:
-        """Rows of `look` from `since` on, slice by slice."""
-        while True:
+    async def _walk(
+        self, shard: int, slices: str, look: str, since: datetime, end: datetime
+    ) -> AsyncIterator[TupleRow]:
+        """Rows of `look` from `since` to before `end`, slice by slice."""
+        while since < end:
             async with single_statements(self._pools[shard]) as connection:
                 ends = await _rows(connection, slices, {"since": since, "rows": SLICE_ROWS})
-                until = ends[0][0] if ends else FOREVER
-                span = {"since": since, "until": until, "late": self._late, "limit": FINDINGS_MAX}
+                until = min(ends[0][0], end) if ends else end
+                span = {
+                    "since": since,
+                    "until": until,
+                    "late": self._late,
+                    "limit": FINDINGS_MAX,
+                    "unknown": UNKNOWN_ID,
+                }
                 rows = await _rows(connection, look, span)
             for row in rows:
                 yield row
-            if not ends:
-                return
             since = until
 
     async def sums(self, shard: int) -> list[Sums]:

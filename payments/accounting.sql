@@ -1,16 +1,21 @@
 -- Invariant G in one shard: every unit of money is accounted for. Reads only.
 
 -- name: contradictions
--- Payments, changed in a span of time, with amounts that contradict their refunds, or without a paid order.
+-- Payments, changed in a span of time, with amounts that contradict their refunds, or without a paid order. The last
+-- column: its settling or its order may only be late.
 -- Index: payments_changed, refunds_of_order, orders_pkey.
 SELECT p.event_id, p.order_id,
     CASE
         WHEN r.due <> p.due_minor OR r.done <> p.refunded_minor THEN 'its refunds have other amounts'
+        WHEN p.state = 'received' AND p.sale_id = %(unknown)s THEN 'received long ago, and its order is not known'
         WHEN p.state = 'received' THEN 'received long ago and not settled'
         WHEN o.id IS NULL THEN 'captured for an order that is not stored'
         WHEN (o.total_minor, o.currency) <> (p.amount_minor, p.currency) THEN 'pays an order of another amount'
         ELSE 'captured for an order that is not paid'
-    END
+    END,
+    p.changed_at,
+    r.due = p.due_minor AND r.done = p.refunded_minor
+        AND (o.id IS NULL OR (o.total_minor, o.currency) = (p.amount_minor, p.currency))
 FROM payments p
 LEFT JOIN orders o ON o.id = p.order_id
 CROSS JOIN LATERAL (
@@ -40,7 +45,7 @@ LIMIT %(limit)s;
 -- name: unpaid
 -- Orders that became paid in a span of time, and that no payment pays: there is none, or its money went back without a
 -- request of staff. Index: orders_paid, payments_settling, refunds_once.
-SELECT o.id
+SELECT o.id, o.changed_at
 FROM orders o
 WHERE o.status = 1
     AND o.changed_at >= %(since)s

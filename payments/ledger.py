@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -21,12 +21,16 @@ from psycopg_pool import AsyncConnectionPool
 
 from domain import ids
 from domain.orders import OrderStatus
-from domain.payments import PaymentState, RefundReason, shown_state
+from domain.payments import UNKNOWN_ID, PaymentState, RefundReason, shown_state
 from domain.topology import DESTINATION_PAYMENT_EVENTS, DESTINATION_REFUNDS, Topology, outbox_partition
 from payments.rows import Arrival, Payment, payment_event, refund_message
 from runtime.postgres import columns
 from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
+
+# Payments of a shard that wait for orders that are not known. Beyond these, events are answered and not stored: the
+# provider repeats them. Requests at the same time may exceed it by their number.
+UNKNOWN_MAX: Final = 1000
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
 
@@ -135,6 +139,42 @@ class PaymentLedger:
                     cursor = await connection.execute(_SQL["give_back"], {"event_ids": event_ids})
                     due_now = {event_id for (event_id,) in await cursor.fetchall()}
                     await _tell_due(connection, [(p, reason) for p, reason in due if p.event_id in due_now])
+
+    async def has_room_for_unknown(self, shard: int) -> bool:
+        """Whether fewer than `UNKNOWN_MAX` payments wait for orders that are not known."""
+        async with self._pools[shard].connection() as connection:
+            counted = await connection.execute(_SQL["count_unknown"], {"unknown": UNKNOWN_ID, "limit": UNKNOWN_MAX})
+            row = await counted.fetchone()
+        assert row is not None, "an aggregate has one row"
+        return bool(row[0] < UNKNOWN_MAX)
+
+    async def adopt(self, shard: int, arrivals: Sequence[Arrival]) -> dict[str, Payment]:
+        """Give payments that waited for their orders their users and sales; the rows of these events.
+
+        Those with another amount or currency than their order's become `refund_due`.
+        """
+        values = {
+            "event_id": [arrival.event_id for arrival in arrivals],
+            "user_id": [arrival.user_id for arrival in arrivals],
+            "sale_id": [arrival.sale_id for arrival in arrivals],
+            "fits": [arrival.reason is None for arrival in arrivals],
+            "unknown": UNKNOWN_ID,
+        }
+        async with self._pools[shard].connection() as connection, connection.transaction():
+            changed = {event_id for (event_id,) in await (await connection.execute(_SQL["adopt"], values)).fetchall()}
+            cursor = await connection.execute(_SQL["read_payments"], {"event_ids": values["event_id"]})
+            payments = {row[0]: _payment(row) for row in await cursor.fetchall()}
+            due = [(payments[a.event_id], a.reason) for a in arrivals if a.event_id in changed and a.reason is not None]
+            await _tell_due(connection, due)
+        return payments
+
+    async def give_back_unknown(self, shard: int, payments: Sequence[Payment]) -> None:
+        """Payments that waited for their orders become `refund_due`: the orders are lost."""
+        async with self._pools[shard].connection() as connection, connection.transaction():
+            names = {"event_ids": [payment.event_id for payment in payments], "unknown": UNKNOWN_ID}
+            cursor = await connection.execute(_SQL["give_back_unknown"], names)
+            due_now = {event_id for (event_id,) in await cursor.fetchall()}
+            await _tell_due(connection, [(p, RefundReason.LOST) for p in payments if p.event_id in due_now])
 
     async def received_before(
         self, shard: int, *, age: timedelta, limit: int, but: Iterable[str] = ()

@@ -80,6 +80,35 @@ WHERE event_id = ANY(%(event_ids)s::text[])
     AND NOT EXISTS (SELECT FROM orders o WHERE o.id = payments.order_id AND o.status = 1)
 RETURNING event_id;
 
+-- name: count_unknown
+-- Payments that wait for an order that is not known, counted up to a limit. Changes nothing. Index: payments_received.
+SELECT count(*)
+FROM (SELECT FROM payments WHERE state = 'received' AND sale_id = %(unknown)s LIMIT %(limit)s) AS w;
+
+-- name: adopt
+-- Payments whose orders have become known: each may pay its order, or goes back when it does not fit. Repeating it
+-- changes nothing. Returns the events changed now. Index: payments_pkey.
+UPDATE payments p
+SET
+    user_id = w.user_id,
+    sale_id = w.sale_id,
+    state = CASE WHEN w.fits THEN p.state ELSE 'refund_due' END,
+    settles = w.fits,
+    due_minor = CASE WHEN w.fits THEN 0 ELSE p.amount_minor END,
+    changed_at = now()
+FROM unnest(%(event_id)s::text[], %(user_id)s::uuid[], %(sale_id)s::uuid[], %(fits)s::boolean[])
+    AS w (event_id, user_id, sale_id, fits)
+WHERE p.event_id = w.event_id AND p.state = 'received' AND p.sale_id = %(unknown)s
+RETURNING p.event_id;
+
+-- name: give_back_unknown
+-- Payments whose orders did not become known: the whole amount is due back. Repeating it changes nothing. Returns the
+-- events changed now. Index: payments_pkey.
+UPDATE payments
+SET state = 'refund_due', due_minor = amount_minor, changed_at = now()
+WHERE event_id = ANY(%(event_ids)s::text[]) AND state = 'received' AND sale_id = %(unknown)s
+RETURNING event_id;
+
 -- name: add_refunds
 -- One refund of the whole amount for each payment that has just become `refund_due`. Repeating it changes nothing.
 -- Index: refunds_once.

@@ -11,7 +11,7 @@ import orjson
 
 from domain import ids
 from domain.events import PAYMENT_SCHEMA
-from domain.payments import PaymentState, RefundReason
+from domain.payments import UNKNOWN_ID, PaymentState, RefundReason
 
 REFUND_SCHEMA = 1  # of the messages in the queue of refunds
 # Versions of a payment and of a refund, which each grow with its states.
@@ -35,10 +35,15 @@ class Payment:
     due_minor: int = 0
     refunded_minor: int = 0
 
+    @property
+    def waits_for_order(self) -> bool:
+        """Whether it came for an order that was not known, and nothing is decided yet."""
+        return self.state is PaymentState.RECEIVED and self.sale_id == UNKNOWN_ID
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A payment that arrives: its order is known, and `reason` says why it cannot pay it, if it cannot."""
+    """A payment that arrives, with `UNKNOWN_ID` for an unknown order. `reason` says why it cannot pay its order."""
 
     event_id: str
     order_id: UUID

@@ -1,6 +1,7 @@
 """Settling: from the provider's event to the final state of the payment and of its order.
 
-    1. read the order in Redis, or in its shard when Redis has it no more
+    1. read the order in Redis, or in its shard when Redis has it no more. The payment of an order that neither knows
+       is stored all the same; it gets its order when the order becomes known, and goes back when that takes too long
     2. store the payment: it may settle its order, or goes back. Where it goes back at once, mark its order before as
        one with payments
     3. let Redis decide (`settle-5`), which marks the order
@@ -18,7 +19,7 @@ The result of a crash after each step:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import cast
@@ -29,7 +30,7 @@ from redis.asyncio import Redis
 from domain import topology
 from domain.orders import OrderStatus, decode_value
 from domain.outcomes import Transition
-from domain.payments import PaymentState, RefundReason
+from domain.payments import UNKNOWN_ID, PaymentState, RefundReason
 from payments.ledger import PaymentLedger
 from payments.providers.port import Captured
 from payments.rows import Arrival, Payment
@@ -46,7 +47,7 @@ class Settled(Enum):
     REFUND_DUE = auto()
     MISMATCH = auto()  # also due back
     REUSED = auto()  # the event id was stored for another order or amount: nothing was changed
-    UNKNOWN = auto()  # no such order at present: the provider repeats the event
+    UNKNOWN = auto()  # no such order at present: stored if there is room, and the provider repeats the event
     UNDECIDED = auto()  # the order cannot change at present; stored: the provider or the payment worker repeats it
 
 
@@ -81,8 +82,11 @@ class Settling:
             if (order := known.get(event.order_id)) is not None:
                 arrivals.setdefault(event.event_id, _arrival(event, order))
         # An order that was lost for good leaves the row of its payment: a repeated event has its answer there.
-        homeless = [event.event_id for event in events if event.order_id not in known]
-        stored = await self._ledger.known(shard, homeless) if homeless else {}
+        homeless = {event.event_id: event for event in events if event.order_id not in known}
+        stored = await self._ledger.known(shard, list(homeless)) if homeless else {}
+        # Money that came must not vanish, although nobody knows its order: the provider does not repeat for ever.
+        if homeless.keys() - stored.keys() and await self._ledger.has_room_for_unknown(shard):
+            arrivals |= {name: _arrival(event, None) for name, event in homeless.items() if name not in stored}
         if not arrivals:
             return [_result(event, arrivals, stored, {}) for event in events]
         able = [arrival for arrival in arrivals.values() if arrival.reason is None]
@@ -91,7 +95,8 @@ class Settling:
             # A payment that goes back at once is decided by its row.
             await mark_payments(self._redis, {arrival.order_id for arrival in rest})
             payments |= await self._ledger.receive(shard, rest)
-        received = [payment for payment in payments.values() if payment.state is PaymentState.RECEIVED]
+        payments |= await self._adopt(shard, payments.values(), known)
+        received = [p for p in payments.values() if p.state is PaymentState.RECEIVED and not p.waits_for_order]
         results = await self._finish(shard, received, lost=False)
         return [_result(event, arrivals, {**stored, **payments}, results) for event in events]
 
@@ -101,7 +106,33 @@ class Settling:
         `lost`: an order that neither Redis nor its shard knows is lost, and its money goes back; otherwise it is
         undecided, because it may be on its way.
         """
-        return await self._finish(shard, payments, lost=lost)
+        waiting = [payment for payment in payments if payment.waits_for_order]
+        adopted, results = await self._look_again(shard, waiting, lost=lost) if waiting else ([], {})
+        decided = [*adopted, *(payment for payment in payments if not payment.waits_for_order)]
+        return results | await self._finish(shard, decided, lost=lost)
+
+    async def _look_again(
+        self, shard: int, waiting: Sequence[Payment], *, lost: bool
+    ) -> tuple[list[Payment], dict[str, Settled]]:
+        """Payments that may settle their orders, which are known by now, and the results of the others."""
+        known = await self._known(shard, {payment.order_id for payment in waiting})
+        adopted = await self._adopt(shard, waiting, known)
+        unknown = [payment for payment in waiting if payment.event_id not in adopted]
+        if unknown and lost:
+            await mark_payments(self._redis, {payment.order_id for payment in unknown})
+            await self._ledger.give_back_unknown(shard, unknown)
+        results = {payment.event_id: Settled.REFUND_DUE if lost else Settled.UNDECIDED for payment in unknown}
+        able = [payment for payment in adopted.values() if payment.state is PaymentState.RECEIVED]
+        results |= dict.fromkeys(adopted.keys() - {payment.event_id for payment in able}, Settled.MISMATCH)
+        return able, results
+
+    async def _adopt(self, shard: int, payments: Iterable[Payment], known: Mapping[UUID, _Known]) -> dict[str, Payment]:
+        """The rows of payments that waited for their orders, with their orders, as far as these are known now."""
+        found = [(p, known[p.order_id]) for p in payments if p.waits_for_order and p.order_id in known]
+        if not found:
+            return {}
+        await mark_payments(self._redis, {payment.order_id for payment, _ in found})  # some go back at once
+        return await self._ledger.adopt(shard, [_arrival(*each) for each in found])
 
     async def _finish(self, shard: int, payments: Sequence[Payment], *, lost: bool) -> dict[str, Settled]:
         if not payments:
@@ -172,7 +203,8 @@ class Settling:
         )
 
 
-def _arrival(event: Captured, order: _Known) -> Arrival:
+def _arrival(event: Captured | Payment, order: _Known | None) -> Arrival:
+    order = order or _Known(UNKNOWN_ID, UNKNOWN_ID, event.amount_minor, event.currency)
     matches = (event.amount_minor, event.currency) == (order.total_minor, order.currency)
     return Arrival(
         event.event_id, event.order_id, order.user_id, order.sale_id, event.reference, event.amount_minor,
@@ -193,6 +225,8 @@ def _result(
         return results[payment.event_id]
     if arrival is not None and arrival.reason is RefundReason.MISMATCH:
         return Settled.MISMATCH
+    if payment.waits_for_order:
+        return Settled.UNKNOWN
     if payment.state is PaymentState.RECEIVED:
         return Settled.UNDECIDED
     return Settled.CAPTURED if payment.state is PaymentState.CAPTURED else Settled.REFUND_DUE

@@ -198,7 +198,9 @@ def test_signed_events_that_are_malformed(
     assert stored_payments(databases) == []
 
 
-def test_an_unknown_order_is_to_be_told_again(client: httpx.Client, order: dict[str, Any], buyer: UUID) -> None:
+def test_an_unknown_order_is_to_be_told_again_and_its_money_is_kept(
+    client: httpx.Client, order: dict[str, Any], buyer: UUID, databases: Databases
+) -> None:
     bucket = topology.bucket_of_user(buyer)
     for order_id in (
         uuid4(),
@@ -208,6 +210,7 @@ def test_an_unknown_order_is_to_be_told_again(client: httpx.Client, order: dict[
         answer = tell(client, event_of(order, order_id=str(order_id)))
         assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
         assert int(answer.headers["retry-after"]) >= 1
+    assert [state for _, state in stored_payments(databases)] == ["received"], "of the id that an order can have"
 
 
 def test_bodies_that_are_not_read(edge: EdgeProcess, client: httpx.Client) -> None:

@@ -16,6 +16,7 @@ from domain import topology
 from domain.orders import OrderEntry, OrderStatus, encode_value
 from domain.outcomes import Transition
 from domain.payments import PaymentState
+from payments.accounting import Accounting
 from payments.ledger import read_shown
 from payments.providers.port import Captured
 from payments.settling import Settled
@@ -90,7 +91,9 @@ async def test_a_late_payment_goes_back(till: Till, ending: str) -> None:
     assert len(till.refund_rows()) == 1
 
 
-@pytest.mark.parametrize("other", [{"amount_minor": 99}, {"amount_minor": 101}, {"currency": "USD"}])
+@pytest.mark.parametrize(
+    "other", [{"amount_minor": 99}, {"amount_minor": 101}, {"currency": "USD"}, {"currency": "XXX"}]
+)
 async def test_another_amount_or_currency_is_kept_and_goes_back(till: Till, other: dict[str, object]) -> None:
     order = till.order()
     wrong, right = till.paying(order, **other), till.paying(order)
@@ -112,12 +115,75 @@ async def test_an_event_id_that_is_used_again_for_another_payment_changes_nothin
     assert till.held(other.order_id).status is OrderStatus.RESERVED
 
 
-async def test_an_order_that_nobody_knows_is_asked_for_again(till: Till) -> None:
+def lose(till: Till, order: OrderEntry) -> bytes:
+    """Take an order that is not stored yet out of Redis; returns its value."""
+    key = topology.order_key(order.order_id)
+    value: bytes = till.lane.redis.get(key)
+    till.lane.redis.delete(key)
+    return value
+
+
+async def test_the_payment_of_an_order_that_nobody_knows_is_kept_and_asked_for_again(till: Till) -> None:
     known, unknown = till.order(), till.order()
-    till.lane.redis.delete(topology.order_key(unknown.order_id))
-    results = await settle(till, till.paying(unknown), till.paying(known))
-    assert results == [Settled.UNKNOWN, Settled.CAPTURED]
-    assert len(till.payments()) == 1
+    value, event = lose(till, unknown), till.paying(unknown)
+    for results in ([Settled.UNKNOWN, Settled.CAPTURED], [Settled.UNKNOWN, Settled.REFUND_DUE]):
+        assert await settle(till, event, till.paying(known)) == results
+    assert till.payments()[event.event_id] == ("received", True, 0, 0)
+    assert await settle(till, event) == [Settled.UNKNOWN], "the provider repeats it"
+    # It was on its way: a rebuild brings it back, and the repeated event pays it.
+    till.lane.redis.set(topology.order_key(unknown.order_id), value)
+    assert await settle(till, event) == [Settled.CAPTURED]
+    assert till.held(unknown.order_id).status is OrderStatus.PAID
+    found = rows(till.dsn, "SELECT user_id, sale_id FROM payments WHERE order_id = %s", unknown.order_id)
+    assert found == [(unknown.user_id, unknown.sale_id)]
+
+
+async def test_the_payment_of_an_order_that_nobody_knows_goes_back_after_long(till: Till) -> None:
+    """Redis lost the order before it was stored, and the provider gives up: the money must not stay there."""
+    order = till.order()
+    value, event = lose(till, order), till.paying(order)
+    assert await settle(till, event, till.paying(order, event_id="second")) == [Settled.UNKNOWN, Settled.REFUND_DUE]
+    (waiting,) = await till.ledger.received_before(till.shard, age=NOW, limit=9)
+    assert await till.settling.finish(till.shard, [waiting]) == {event.event_id: Settled.UNDECIDED}
+    for _ in range(2):
+        assert await till.settling.finish(till.shard, [waiting], lost=True) == {event.event_id: Settled.REFUND_DUE}
+    assert sorted(till.refund_rows()) == sorted(
+        [(event.event_id, "lost", "due", 100), ("second", "second", "due", 100)]
+    )
+    assert till.outbox().count(("refunds", "refund.due")) == 2
+    assert await settle(till, event) == [Settled.REFUND_DUE], "a repeated event gets its answer"
+    assert await Accounting(till.bench.pools, late=NOW).findings(till.shard) == []
+    till.lane.redis.set(topology.order_key(order.order_id), value)
+    assert await settle(till, event) == [Settled.REFUND_DUE], "also when the order comes back after all"
+    assert till.held(order.order_id).status is OrderStatus.RESERVED and len(till.refund_rows()) == 2
+
+
+@pytest.mark.parametrize("by_provider", [True, False])
+async def test_an_order_that_becomes_known_takes_only_its_own_amount(till: Till, *, by_provider: bool) -> None:
+    right, wrong = till.order(), till.order()
+    values = {order.order_id: lose(till, order) for order in (right, wrong)}
+    events = [till.paying(right, event_id="right"), till.paying(wrong, event_id="wrong", amount_minor=7)]
+    assert await settle(till, *events) == [Settled.UNKNOWN] * 2
+    for order_id, value in values.items():
+        till.lane.redis.set(topology.order_key(order_id), value)
+    if by_provider:
+        assert await settle(till, *events) == [Settled.CAPTURED, Settled.MISMATCH]
+    else:
+        waiting = await till.ledger.received_before(till.shard, age=NOW, limit=9)
+        results = await till.settling.finish(till.shard, waiting, lost=True)
+        assert results == {"right": Settled.CAPTURED, "wrong": Settled.MISMATCH}
+    assert till.payments() == {"right": ("captured", True, 0, 0), "wrong": ("refund_due", False, 7, 0)}
+    assert till.refund_rows() == [("wrong", "mismatch", "due", 7)]
+    assert await settle(till, till.paying(wrong)) == [Settled.CAPTURED], "the wrong amount takes no place"
+
+
+async def test_payments_of_unknown_orders_are_bounded(till: Till, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("payments.ledger.UNKNOWN_MAX", 2)
+    orders = [till.order() for _ in range(3)]
+    events = [till.paying(order) for order in orders if lose(till, order)]
+    for event in (*events, *events):
+        assert await settle(till, event) == [Settled.UNKNOWN]
+    assert till.payments().keys() == {event.event_id for event in events[:2]}
 
 
 async def test_an_order_that_only_its_shard_knows(till: Till) -> None:

@@ -21,7 +21,7 @@ def looks_of(till: Till, clock: list[float]) -> MoneyLooks:
     return MoneyLooks(accounting, shards=len(till.bench.pools), now_s=lambda: clock[0])
 
 
-async def test_old_damage_stands_until_everything_is_looked_at_again(till: Till) -> None:
+async def test_old_damage_stands_as_long_as_it_is_there(till: Till) -> None:
     clock = [0.0]
     looks = looks_of(till, clock)
     order = till.order()
@@ -37,11 +37,44 @@ async def test_old_damage_stands_until_everything_is_looked_at_again(till: Till)
     clock[0] += DEEP_EVERY_S
     verdict = await looks.look(3)
     assert verdict.g is False and "its refunds have other amounts" in verdict.detail[0]
+    assert (await looks.look(4)).g is False, "its row is looked at again, although it did not change lately"
     with psycopg.connect(till.dsn) as connection:
         connection.execute("UPDATE refunds SET amount_minor = 100")
-    assert (await looks.look(4)).g is False
-    clock[0] += DEEP_EVERY_S
     assert (await looks.look(5)).g is True
+
+
+async def test_a_shard_that_was_away_gets_time_to_settle_its_payments(till: Till) -> None:
+    """Red verdicts of money that only waited for its shard lasted up to ten minutes after an outage."""
+    clock = [0.0]
+    pools = list(till.bench.pools)
+    looks = MoneyLooks(Accounting(pools, late=timedelta(0)), shards=len(pools), now_s=lambda: clock[0])
+    order, damaged = till.order(), till.order()
+    assert (await looks.look(1)).g is True
+    away = postgres_pool(SecretStr("postgresql://nobody@127.0.0.1:1/none"), size_max=1)
+    await away.open()
+    try:
+        pools[till.shard] = away
+        assert (await looks.look(2)).g is None
+        await till.settling.settle(till.shard, [till.paying(order)])
+        clock[0] += 100
+        assert (await looks.look(3)).g is None
+    finally:
+        await away.close()
+    pools[till.shard] = till.bench.pools[till.shard]
+    verdict = await looks.look(4)
+    assert verdict.g is None
+    assert verdict.detail[0].startswith("shard 0 was away until lately: ") and "not stored" in verdict.detail[0]
+    clock[0] += 101
+    assert (await looks.look(5)).g is False, "as long as it was away, and not longer"
+    till.store(till.held(order.order_id))
+    assert (await looks.look(6)).g is True
+    # A contradiction of amounts is no matter of time.
+    looks._shards[till.shard].grace_until = clock[0] + 50
+    await till.settling.settle(till.shard, [till.paying(damaged), till.paying(damaged)])
+    till.store(till.held(damaged.order_id))
+    with psycopg.connect(till.dsn) as connection:
+        connection.execute("UPDATE refunds SET amount_minor = 1")
+    assert (await looks.look(7)).g is False
 
 
 async def test_a_shard_that_is_away_leaves_the_verdict_unknown_and_hides_no_finding(till: Till) -> None:

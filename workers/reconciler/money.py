@@ -1,11 +1,13 @@
 """Invariant G, judged in rounds: a quick look at what changed lately, and now and then a look at everything.
 
-A finding stands until a look at everything does not find it any more. A shard that is away makes the verdict unknown,
-never good; what was found in it stands.
+A look also looks again at the rows of earlier findings, so that a finding stands as long as it is true. A shard that is
+away makes the verdict unknown, never good; what was found in it stands. After its return it gets the time that it was
+away, at most `GRACE_S_MAX`, to settle the payments that waited: until then they make the verdict unknown, not bad.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +17,13 @@ from typing import Any, Final
 import psycopg
 import structlog
 
-from payments.accounting import EVER, Accounting
+from payments.accounting import EVER, LATE, Accounting, Finding
 
 EVERY_S: Final = 5.0
 QUICK_WINDOW: Final = timedelta(minutes=15)
 DEEP_EVERY_S: Final = 600.0
 DEEP_AGE_S_MAX: Final = 3600.0  # an older look at everything proves nothing
+GRACE_S_MAX: Final = LATE.total_seconds()
 SHOWN_MAX: Final = 10
 
 log = structlog.get_logger()
@@ -28,9 +31,11 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class _Shard:
-    deep_at: float | None = None  # monotonic
-    found: set[str] = field(default_factory=set)
+    deep_at: float | None = None  # monotonic, as the other times
+    found: list[Finding] = field(default_factory=list)
     away: str | None = "not looked at yet"
+    away_since: float | None = None
+    grace_until: float = -math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +75,28 @@ class MoneyLooks:
             is_deep = shard.deep_at is None or began - shard.deep_at >= self._deep_every_s
             since = EVER if is_deep else datetime.now(UTC) - QUICK_WINDOW
             try:
-                found = await self._accounting.findings(number, since=since)
+                shard.found = await self._accounting.look(number, since=since, again=[f.at for f in shard.found])
             except (psycopg.Error, OSError, TimeoutError) as error:
                 shard.away = f"shard {number} does not answer: {type(error).__name__}"
+                shard.away_since = began if shard.away_since is None else shard.away_since
                 continue
-            shard.away = None
+            if shard.away_since is not None:
+                shard.grace_until = began + min(began - shard.away_since, GRACE_S_MAX)
+            shard.away = shard.away_since = None
             if is_deep:
                 shard.deep_at = began
-                shard.found.clear()
-            shard.found.update(found)
         return self._verdict(at_ms)
 
     def _verdict(self, at_ms: int) -> MoneyVerdict:
-        found = sorted(text for shard in self._shards for text in shard.found)
-        waits = [shard.away for shard in self._shards if shard.away is not None]
         now_s = self._now_s()
+        waits = [shard.away for shard in self._shards if shard.away is not None]
+        found = []
+        for number, shard in enumerate(self._shards):
+            for finding in sorted(shard.found, key=lambda each: each.text):
+                if finding.late and now_s < shard.grace_until:
+                    waits.append(f"shard {number} was away until lately: {finding.text}")
+                else:
+                    found.append(finding.text)
         waits += [
             f"shard {number}: not everything was looked at lately"
             for number, shard in enumerate(self._shards)
