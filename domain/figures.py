@@ -12,3 +12,5 @@ COUNTS: Final = (
 # Upper bounds of the steps, each a quarter more than the one before. Stored rows name the steps by number: the bounds
 # never change. The last step has no bound.
 PAY_TIME_BOUNDS_MS: Final = tuple(round(250 * 1.25**step) for step in range(60))
+# Advisory lock of the analytics database: shared by those who use a generation, exclusive to replace the generation.
+SWITCH_LOCK: Final = 0x666C6173_66696773

@@ -88,13 +88,15 @@ ON CONFLICT (sale_id, at, currency) DO UPDATE SET
 
 -- name: add_skus
 -- Adds units of SKUs. Not idempotent by itself: it is in one transaction with count_changes. Index: sku_seconds_pkey.
-INSERT INTO sku_seconds AS s (sale_id, sku, at, reserved, returned, last_reserved_at)
-SELECT w.sale_id, w.sku, w.at, w.reserved, w.returned, CASE WHEN w.reserved > 0 THEN w.last_reserved_at END
-FROM unnest(%(sale_id)s, %(sku)s, %(at)s, %(reserved)s, %(returned)s, %(last_reserved_at)s)
-    AS w (sale_id, sku, at, reserved, returned, last_reserved_at)
+INSERT INTO sku_seconds AS s (sale_id, sku, at, reserved, returned, first_reserved_at, last_reserved_at)
+SELECT w.sale_id, w.sku, w.at, w.reserved, w.returned, CASE WHEN w.reserved > 0 THEN w.first_reserved_at END,
+    CASE WHEN w.reserved > 0 THEN w.last_reserved_at END
+FROM unnest(%(sale_id)s, %(sku)s, %(at)s, %(reserved)s, %(returned)s, %(first_reserved_at)s, %(last_reserved_at)s)
+    AS w (sale_id, sku, at, reserved, returned, first_reserved_at, last_reserved_at)
 ON CONFLICT (sale_id, sku, at) DO UPDATE SET
     reserved = s.reserved + excluded.reserved,
     returned = s.returned + excluded.returned,
+    first_reserved_at = least(s.first_reserved_at, excluded.first_reserved_at),
     last_reserved_at = greatest(s.last_reserved_at, excluded.last_reserved_at);
 
 -- name: add_pay_times

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
-from domain.figures import COUNTS
+from domain.figures import COUNTS, SWITCH_LOCK
 from runtime.postgres.sql import load_sql
 from workers.analytics.changes import Counted
 from workers.analytics.tally import Point, Tally
@@ -25,7 +25,6 @@ from workers.shard_writer import columns
 SQL = load_sql(__package__, "figures.sql")
 SPACE: Final = "figures"  # the generation that is served
 REFUSED_SPACE: Final = "refused"
-SWITCH_LOCK: Final = 0x666C6173_66696773  # advisory: shared by those who use a generation, exclusive to replace it
 DAY_MS: Final = 86_400_000
 # Tables that keep minutes; the others keep seconds, and the changes that are counted.
 MINUTE_TABLES: Final = frozenset({"minutes", "pay_times", "refusals"})
@@ -147,7 +146,8 @@ async def _add(connection: Connection, changes: Sequence[Counted]) -> None:
                     "at": columns.timestamps([at for _, _, at in points]),
                     "reserved": columns.bigints([tally.skus[point][0] for point in points]),
                     "returned": columns.bigints([tally.skus[point][1] for point in points]),
-                    "last_reserved_at": columns.timestamps([max(0, tally.skus[point][2]) for point in points]),
+                    "first_reserved_at": columns.timestamps([tally.skus[point][2] for point in points]),
+                    "last_reserved_at": columns.timestamps([tally.skus[point][3] for point in points]),
                 },
             )
         if tally.pay_times:

@@ -13,7 +13,7 @@ from typing import Final
 from uuid import UUID
 
 from domain.figures import COUNTS, PAY_TIME_BOUNDS_MS
-from workers.analytics.changes import Change, Counted
+from workers.analytics.changes import TIME_MS_MAX, Change, Counted
 
 SECOND_MS: Final = 1_000
 MINUTE_MS: Final = 60_000
@@ -39,7 +39,8 @@ class Tally:
         """Nothing yet."""
         self.seconds: dict[Point, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
         self.minutes: dict[Point, list[int]] = defaultdict(lambda: [0] * len(COUNTS))
-        self.skus: dict[SkuPoint, list[int]] = defaultdict(lambda: [0, 0, -1])  # reserved, returned, last reserved
+        # reserved, returned, times of the first and the last reservation
+        self.skus: dict[SkuPoint, list[int]] = defaultdict(lambda: [0, 0, TIME_MS_MAX, 0])
         self.pay_times: dict[PayPoint, int] = defaultdict(int)
 
     def add(self, changes: Iterable[Counted]) -> None:
@@ -52,7 +53,7 @@ class Tally:
                 for sku, quantity in counted.lines:
                     row = self.skus[counted.sale_id, sku, second]
                     row[0] += quantity
-                    row[2] = max(row[2], counted.at_ms)
+                    row[2], row[3] = min(row[2], counted.at_ms), max(row[3], counted.at_ms)
             elif change in _RETURNING:
                 for sku, quantity in counted.lines:
                     self.skus[counted.sale_id, sku, second][1] += quantity
