@@ -16,16 +16,16 @@ SELECT max(at) FROM figures.seconds WHERE sale_id = %(sale_id)s AND at >= %(sinc
 
 -- name: read_seconds
 -- Changes nothing. Index: seconds_pkey of each day.
-SELECT at, currency, orders, units, orders_minor, paid, paid_units, revenue_minor, cancelled, expired, rejected, refunds,
-    refunded_minor
+SELECT at, currency, orders, units, orders_minor, paid, paid_units, revenue_minor, cancelled, expired, rejected,
+    refunds, refunded_minor
 FROM figures.seconds
 WHERE sale_id = %(sale_id)s AND at >= %(since)s AND at < %(until)s
 ORDER BY at, currency;
 
 -- name: read_minutes
 -- Changes nothing. Index: minutes_pkey of each day.
-SELECT at, currency, orders, units, orders_minor, paid, paid_units, revenue_minor, cancelled, expired, rejected, refunds,
-    refunded_minor
+SELECT at, currency, orders, units, orders_minor, paid, paid_units, revenue_minor, cancelled, expired, rejected,
+    refunds, refunded_minor
 FROM figures.minutes
 WHERE sale_id = %(sale_id)s AND at >= %(since)s AND at < %(until)s
 ORDER BY at, currency;
@@ -65,8 +65,8 @@ WHERE sale_id = %(sale_id)s
 GROUP BY sku ORDER BY sku;
 
 -- name: read_sell_outs
--- The moments at which the units in hand of a SKU reached its stock: the last reservation of the second. `stock` is what
--- the SKU had since `since`. Changes nothing. Index: sku_seconds_pkey of each day.
+-- The moments at which the units in hand of a SKU reached its stock: the last reservation of the second. A SKU has
+-- `stock` since `since`. Changes nothing. Index: sku_seconds_pkey of each day.
 WITH held AS (
     SELECT sku, at, last_reserved_at, sum(reserved - returned) OVER (PARTITION BY sku ORDER BY at) AS units
     FROM figures.sku_seconds
@@ -88,4 +88,7 @@ SELECT sku, coalesce(last_reserved_at, at) FROM turns WHERE is_sold_out AND NOT 
 
 -- name: read_restocks
 -- In the catalogue: units that were added and reached their lane. Changes nothing. Index: restocks_pkey.
-SELECT sku, applied_at, quantity FROM restocks WHERE sale_id = %(sale_id)s AND applied_at IS NOT NULL ORDER BY applied_at;
+SELECT sku, applied_at, quantity
+FROM restocks
+WHERE sale_id = %(sale_id)s AND applied_at IS NOT NULL
+ORDER BY applied_at;

@@ -81,7 +81,7 @@ class Lag(Resource):
 
 
 class Point(Resource):
-    """Counts of one second or minute. Amounts are by currency, in minor units. Points without any event are left out."""
+    """Counts of one second or minute. Amounts are by currency, in minor units. Points without events are left out."""
 
     at: Time
     orders: int
@@ -99,7 +99,7 @@ class Point(Resource):
 
 
 class SkuFigures(Resource):
-    """A SKU: `held` units are reserved or paid and did not come back. Null where the figures of its start are deleted."""
+    """A SKU: `held` units are reserved or paid and did not come back; null if figures of its start are deleted."""
 
     sku: str
     stock: int

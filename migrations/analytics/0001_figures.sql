@@ -34,8 +34,8 @@ BEGIN
     ) PARTITION BY RANGE (at)', space);
     EXECUTE format('CREATE TABLE %1$I.minutes (LIKE %1$I.seconds INCLUDING DEFAULTS,
         PRIMARY KEY (sale_id, at, currency)) PARTITION BY RANGE (at)', space);
-    -- Units of a SKU that were reserved, and that came back by a cancellation or an expiry, by second, with the times of
-    -- the second's first and last reservation.
+    -- Units of a SKU that were reserved, and that came back by a cancellation or an expiry, by second, with the times
+    -- of the second's first and last reservation.
     EXECUTE format('CREATE TABLE %I.sku_seconds (
         sale_id uuid NOT NULL,
         sku text NOT NULL,

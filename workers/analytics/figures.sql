@@ -13,7 +13,7 @@ SELECT %(carrier)s, %(topic)s, partition, -1 FROM generate_series(0, %(partition
 ON CONFLICT DO NOTHING;
 
 -- name: read_positions
--- Changes nothing. Index: positions_pkey.
+-- The positions of a topic that has been read. Changes nothing. Index: positions_pkey.
 SELECT partition, last_offset FROM positions WHERE carrier = %(carrier)s AND topic = %(topic)s AND last_offset >= 0;
 
 -- name: move_positions
