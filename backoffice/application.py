@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import redis.exceptions
 import structlog
 
+from backoffice.analytics.parts import AnalyticsParts
 from backoffice.audit.parts import AuditParts
 from backoffice.auth.parts import AuthParts, TokenParts
 from backoffice.caching.cache import Bounds
@@ -106,6 +107,7 @@ class Backoffice:
             *self._figures.routes,
             *self._dead_letters.routes,
             *self._audit.routes,
+            *AnalyticsParts(stores, sales.service, days=settings.analytics_days).routes,
             *page_routes.routes(edge_url=settings.edge_public_url),
         )
         self.routes: tuple[Route, ...] = (*subjects, openapi.route(subjects, version=_version()))

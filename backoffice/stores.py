@@ -1,4 +1,4 @@
-"""The servers behind the backoffice: catalogue, shards, reservation Redis, cache Redis.
+"""The servers behind the backoffice: catalogue, shards, analytics, reservation Redis, cache Redis.
 
 Opens and closes clients; makes no queries.
 `runtime.postgres.databases` decides whether a read goes to the primary or to a replica.
@@ -35,7 +35,7 @@ AWAY = (psycopg.OperationalError, redis.exceptions.RedisError, TimeoutError, OSE
 
 @dataclass(frozen=True, slots=True)
 class Stores:
-    """The clients of one process; `shards` in the order of shard numbers."""
+    """The clients of one process; `shards` in the order of shard numbers. Without `analytics` there are no figures."""
 
     catalogue: Database
     shards: tuple[Database, ...]
@@ -43,6 +43,7 @@ class Stores:
     cache: Redis
     positions: Redis
     topology: Topology
+    analytics: Database | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Stores:
@@ -75,12 +76,13 @@ class Stores:
             redis_client(settings.cache_url),
             known,
             settings.topology,
+            None if settings.analytics_dsn is None else database("analytics", settings.analytics_dsn, None),
         )
 
     @asynccontextmanager
     async def opened(self, background: TaskSupervisor) -> AsyncIterator[None]:
         """Hold the pools open. They connect in the background, so the start does not wait for a server."""
-        databases = (self.catalogue, *self.shards)
+        databases = (self.catalogue, *self.shards, *((self.analytics,) if self.analytics else ()))
         watches = {f"replica of {database.name}": database.watch for database in databases if database.replica}
         try:
             for database in databases:

@@ -34,6 +34,7 @@ WORKERS = {
     "announcer-0": "workers.announcer",
     "notifications-0": "workers.notifications",
     "payments-0": "workers.payments",
+    "analytics-0": "workers.analytics",
 }
 # Only these modules speak to the payment provider, and no other process gets its secrets.
 _PAY = ("edge", "workers.payments")
@@ -122,8 +123,8 @@ class Plan:
 
     @property
     def database_names(self) -> list[str]:
-        """Names of the databases: the catalogue, then the shards in order."""
-        return ["catalogue", *(f"shard_{shard}" for shard in range(self.settings.shards))]
+        """Names of the databases: the catalogue, then the shards in order, then analytics."""
+        return ["catalogue", *(f"shard_{shard}" for shard in range(self.settings.shards)), "analytics"]
 
     def _base_env(self) -> dict[str, str]:
         passed_on = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
@@ -266,7 +267,8 @@ class Plan:
             redis_url=self.redis.url,
             cache_url=self._redis_database(1),
             catalogue_dsn=self.postgres.dsn("catalogue"),
-            shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:]],
+            shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:-1]],
+            analytics_dsn=self.postgres.dsn("analytics"),
             queue_url=self.redis.url,
             event_log_url=self.redis.url,
             payment_secret=self.folder.secret("payment_secret"),

@@ -154,8 +154,8 @@ class Supervisor:
         self._start_all(servers)
         self._wait("redis", self._redis_answers)
         self._wait("postgres", self._postgres_answers)
-        dsns = [self.plan.postgres.create_database(name) for name in self.plan.database_names]
-        migrate(dsns[0], dsns[1:])
+        catalogue, *shards, analytics = map(self.plan.postgres.create_database, self.plan.database_names)
+        migrate(catalogue, shards, analytics_dsn=analytics)
         processes = self.plan.processes()
         self._start_all(processes)
         for program in (*servers, *processes):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from migrations.runner import MigrationError, migrate
+from migrations.runner import MigrationError, migrate_all
 from runtime.process.settings import SettingsError, load_settings
 
 
 def main() -> int:
     """Migrate and print a line per database."""
     try:
-        settings = load_settings()
-        applied = migrate(
-            settings.catalogue_dsn.get_secret_value(), [dsn.get_secret_value() for dsn in settings.shard_dsns]
-        )
+        applied = migrate_all(load_settings())
     except (MigrationError, SettingsError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the command's answer
         return 1

@@ -20,10 +20,12 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from runtime.process.errors import OperatorError
+from runtime.process.settings import Settings
 
 HERE = Path(__file__).parent
 CATALOGUE = HERE / "catalogue"
 SHARD = HERE / "shard"
+ANALYTICS = HERE / "analytics"
 
 LOCK_ID = 0x666C6173_68736C65  # "flashsle"
 LOCK_WAIT_S_MAX = 60
@@ -72,9 +74,10 @@ def read_migrations(folder: Path) -> list[Migration]:
     return list(migrations.values())
 
 
-def migrate(catalogue_dsn: str, shard_dsns: Sequence[str]) -> dict[str, list[str]]:
+def migrate(catalogue_dsn: str, shard_dsns: Sequence[str], *, analytics_dsn: str | None = None) -> dict[str, list[str]]:
     """Bring all databases to the newest schema; database -> names of the migrations applied now.
 
+    Without `analytics_dsn` the deployment has no analytics database.
     Safe to repeat and to run from several processes. Raises MigrationError at the first database that fails;
     those before it stay migrated.
     """
@@ -83,7 +86,19 @@ def migrate(catalogue_dsn: str, shard_dsns: Sequence[str]) -> dict[str, list[str
     for shard, dsn in enumerate(shard_dsns):
         database = f"shard_{shard}"
         applied[database] = apply(dsn, shard_migrations, database=database)
+    if analytics_dsn is not None:
+        applied["analytics"] = apply(analytics_dsn, read_migrations(ANALYTICS), database="analytics")
     return applied
+
+
+def migrate_all(settings: Settings) -> dict[str, list[str]]:
+    """`migrate` for the databases of the settings."""
+    analytics = settings.analytics_dsn
+    return migrate(
+        settings.catalogue_dsn.get_secret_value(),
+        [dsn.get_secret_value() for dsn in settings.shard_dsns],
+        analytics_dsn=None if analytics is None else analytics.get_secret_value(),
+    )
 
 
 def apply(dsn: str, migrations: Iterable[Migration], *, database: str) -> list[str]:

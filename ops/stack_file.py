@@ -55,6 +55,7 @@ class Stack:
     restarting: dict[str, dict[str, Any]] = field(default_factory=dict)
     payment_url: str | None = None
     payment_api_key: str | None = field(default=None, repr=False)
+    analytics_dsn: str | None = field(default=None, repr=False)
 
     @property
     def order_url(self) -> str:
@@ -144,6 +145,7 @@ class StackFolder:
             "FLASHSALE_EVENT_LOG_URL": stack.event_log_url,
             "FLASHSALE_CATALOGUE_DSN": stack.catalogue_dsn,
             "FLASHSALE_SHARD_DSNS": ",".join(stack.shard_dsns),
+            **({} if stack.analytics_dsn is None else {"FLASHSALE_ANALYTICS_DSN": stack.analytics_dsn}),
             "FLASHSALE_TOKEN_KEYS_FILE": str(self.token_keys),
         }
 

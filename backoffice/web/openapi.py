@@ -106,6 +106,7 @@ def _responses(route: Route) -> dict[str, Any]:
     success: dict[str, Any] = {"description": route.summary}
     if route.answers is not None:
         success["content"] = {"application/json": {"schema": {"$ref": _REF.format(model=route.answers.__name__)}}}
+        success["content"] |= {media_type.partition(";")[0]: {} for media_type in route.other_media_types}
     elif route.status != 204:
         success["content"] = {route.media_type.partition(";")[0]: {}}
     responses: dict[str, Any] = {str(route.status): success}

@@ -70,6 +70,7 @@ class Route:
     answers: type[BaseModel] | None = None
     status: int = 200
     media_type: str = JSON
+    other_media_types: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     headers: tuple[str, ...] = field(default=())
     """Request headers that the operation reads; required ones end with `!`."""

@@ -7,21 +7,18 @@ from uuid import UUID
 
 import typer
 
-from migrations.runner import migrate as migrate_databases
+from migrations.runner import migrate_all
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.processes import run_module
 from ops.target import resolve
 
 
 def migrate(as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Bring the catalogue and all shards to the newest schema.
+    """Bring the catalogue, all shards and the analytics database to the newest schema.
 
     Repeating it changes nothing.
     """
-    settings = resolve(state_dir, needs=["catalogue_dsn", "shard_dsns"]).settings
-    applied = migrate_databases(
-        settings.catalogue_dsn.get_secret_value(), [dsn.get_secret_value() for dsn in settings.shard_dsns]
-    )
+    applied = migrate_all(resolve(state_dir, needs=["catalogue_dsn", "shard_dsns"]).settings)
     if as_json:
         print_json(applied)
         return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -130,15 +130,16 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def settings_or_exit(name: str, *, all_shards: bool = False) -> Settings:
+def settings_or_exit(name: str, *, all_shards: bool = False, needs: Sequence[str] = ()) -> Settings:
     """The settings of the environment. Otherwise log one line with all problems and exit with status 2.
 
-    `all_shards`: every shard must have its database.
+    `all_shards`: every shard must have its database. `needs` are optional settings without which it cannot work.
     """
     try:
         settings = load_settings()
         if all_shards:
             settings.require_all_shards()
+        settings.require(needs)
         return settings
     except SettingsError as error:
         configure_logging(name, "INFO")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,12 @@ class Settings(BaseModel):
     shard_replica_dsns: tuple[SecretStr, ...] = Field(
         (), description="A streaming replica for each shard, in shard order, separated by commas; or none."
     )
+    analytics_dsn: SecretStr | None = Field(
+        None,
+        description="PostgreSQL database of the figures of sales, with its own address. Without it there are no figures, "
+        "and the analytics worker does not start.",
+    )
+
     replica_lag_ms_max: int = Field(
         2000, ge=100, le=30_000, description="A replica that lags by more than this is not read."
     )
@@ -214,6 +220,21 @@ class Settings(BaseModel):
     )
     lease_ms: int = Field(5000, ge=500, le=60_000, description="Lifetime of a lease that is not renewed.")
 
+    # Analytics
+    analytics_days: int = Field(
+        35,
+        ge=2,
+        le=400,
+        description="Days after which figures per second are deleted. Events that are older are not counted. Longer than "
+        "the event log keeps records.",
+    )
+    analytics_minutes_days: int = Field(
+        400,
+        ge=2,
+        le=3650,
+        description="Days after which figures per minute are deleted; at least FLASHSALE_ANALYTICS_DAYS.",
+    )
+
     # Notices
     smtp_url: SecretStr = Field(
         SecretStr("smtp://127.0.0.1:1025"),
@@ -343,6 +364,11 @@ class Settings(BaseModel):
             raise SettingsError(
                 f"{PREFIX}SHARD_DSNS: has {len(self.shard_dsns)} entries, {PREFIX}SHARDS is {self.shards}"
             )
+
+    def require(self, names: Sequence[str]) -> None:
+        """SettingsError for settings of these names that are not given."""
+        if missing := [f"{PREFIX}{name.upper()}" for name in names if getattr(self, name) is None]:
+            raise SettingsError("; ".join(f"{variable}: is not set" for variable in missing))
 
     @property
     def topology(self) -> Topology:

@@ -87,6 +87,7 @@ ROUTES = {
     "GET /v1/orders/{order_id}": NEEDS_STAFF,
     "POST /v1/orders/{order_id}/cancel": NEEDS_STAFF,
     "POST /v1/orders/{order_id}/refund": NEEDS_STAFF,
+    "GET /v1/analytics/sales/{sale_id}": NEEDS_STAFF,
     "GET /v1/audit": NEEDS_STAFF,
     "GET /v1/audit/export": NEEDS_STAFF,
     "GET /v1/dead-letters": NEEDS_STAFF,

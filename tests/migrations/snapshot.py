@@ -20,6 +20,7 @@ def main() -> None:
             databases = migrated_databases(server)
             (here / "catalogue.schema").write_text(describe(databases.catalogue_dsn), encoding="utf-8")
             (here / "shard.schema").write_text(describe(databases.shard_dsns[0]), encoding="utf-8")
+            (here / "analytics.schema").write_text(describe(databases.analytics_dsn), encoding="utf-8")
         finally:
             server.destroy()
 

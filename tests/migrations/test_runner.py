@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from devstack.servers import PostgresServer
-from migrations.runner import CATALOGUE, SHARD, Migration, MigrationError, apply, migrate, read_migrations
+from migrations.runner import ANALYTICS, CATALOGUE, SHARD, Migration, MigrationError, apply, migrate, read_migrations
 from tests.fixtures.fix_databases import Databases
 from tests.migrations.schema import describe
 
@@ -109,16 +109,18 @@ def test_file_names_are_checked(tmp_path: Path) -> None:
         read_migrations(tmp_path)
 
 
-@pytest.mark.parametrize("folder", [CATALOGUE, SHARD], ids=["catalogue", "shard"])
+@pytest.mark.parametrize("folder", [CATALOGUE, SHARD, ANALYTICS], ids=["catalogue", "shard", "analytics"])
 def test_numbers_have_no_gaps(folder: Path) -> None:
     migrations = read_migrations(folder)
     assert [m.number for m in migrations] == list(range(1, len(migrations) + 1))
 
 
-@pytest.mark.parametrize("kind", ["catalogue", "shard"])
+@pytest.mark.parametrize("kind", ["catalogue", "shard", "analytics"])
 def test_the_schema_is_the_committed_one(migrated: Databases, kind: str) -> None:
     """A difference is either a mistake or to be committed: `python -m tests.migrations.snapshot` writes the files."""
-    dsn = migrated.catalogue_dsn if kind == "catalogue" else migrated.shard_dsns[0]
+    dsn = {
+        "catalogue": migrated.catalogue_dsn, "shard": migrated.shard_dsns[0], "analytics": migrated.analytics_dsn,
+    }[kind]  # fmt: skip
     assert describe(dsn) == (HERE / f"{kind}.schema").read_text(encoding="utf-8")
 
 
@@ -128,4 +130,6 @@ def test_the_command_migrates_by_settings(migrated: Databases) -> None:
         [sys.executable, "-m", "migrations"],
         env=os.environ | migrated.environ, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert run.stdout.splitlines() == ["catalogue: up to date"] + [f"shard_{n}: up to date" for n in range(4)]
+    assert run.stdout.splitlines() == [
+        f"{name}: up to date" for name in ("catalogue", *(f"shard_{n}" for n in range(4)), "analytics")
+    ]
