@@ -17,10 +17,10 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
 from domain.figures import COUNTS, SWITCH_LOCK
+from runtime.postgres import columns
 from runtime.postgres.sql import load_sql
 from workers.analytics.changes import Counted
 from workers.analytics.tally import Point, Tally
-from workers.shard_writer import columns
 
 SQL = load_sql(__package__, "figures.sql")
 SPACE: Final = "figures"  # the generation that is served

@@ -24,19 +24,19 @@ import orjson
 import structlog
 
 from domain import ids
-from domain.notices import ORDER_KINDS, Channel, MalformedNotice, Notice, NoticeKind, parse_notice
+from domain.notices import ORDER_KINDS, Channel, Notice, NoticeKind
 from domain.topology import PUSH_QUEUE, PUSH_RETRY_DELAYS_MS
 from notices.composing import Composer
 from notices.language import language_or
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, RetryPolicy
-from workers.consuming import REFUSED, Consuming, Stopping, failures_of_its_own, reason_of
+from workers.consuming import Stopping, failures_of_its_own
 from workers.notifications import metrics
 from workers.notifications.push_services import Gone, Later, NotTaken, Pushed, PushServices, Subscription
 from workers.notifications.records import Records
+from workers.notifications.settlement import Settlement
 from workers.notifications.subscriptions import Browsers, Subscriptions
-from workers.shards import ShardAway
 
 PUSHES_MAX: Final = 16  # notices in the sender's hands, all at once
 RECEIVE_S: Final = 1.0
@@ -76,7 +76,7 @@ class PushSender:
         self._office = office
         self._service = service
         self._policy = policy
-        self._consuming = Consuming(service, letters, report=self._report, count_pause=self._count_pause)
+        self._settlement = Settlement(service, letters, called="push", shard_away_delay_ms=SHARD_AWAY_DELAY_MS)
 
     async def run(self) -> None:
         """Consume until the service stops; notices in hand are finished unless a server is away."""
@@ -95,48 +95,40 @@ class PushSender:
                     received = await consumer.next_batch(count_max=1, wait_s=RECEIVE_S)
                     problem = consumer.problem
                 self._service.ready("queue", problem is None, problem or "", by=(self, "consumer"))
-                for delivery in await self._consuming.readable(received):
+                for delivery in await self._settlement.readable(received):
                     await self._settle(delivery)
         except Stopping:
             log.info("stopped during a pause")
 
     async def _settle(self, delivery: Delivery) -> None:
-        try:
-            notice = parse_notice(delivery.body)
-        except MalformedNotice as error:
-            await self._give_up(delivery, FailureKind.MALFORMED, f"malformed notice: {error}")
+        notice = await self._settlement.parsed(delivery)
+        if notice is None:
             return
         if notice.kind not in ORDER_KINDS or notice.user_id is None:
-            await self._give_up(delivery, FailureKind.MALFORMED, "a notice that is never pushed")
+            await self._settlement.dead_letter(delivery, FailureKind.MALFORMED, "a notice that is never pushed")
             return
-        async with self._office.records.turn(notice.id):
-            try:
-                await self._settle_notice(delivery, notice, notice.user_id)
-            except ShardAway as away:
-                self._count_pause("shards")
-                await self._consuming.retry(delivery, SHARD_AWAY_DELAY_MS, FailureKind.SHARD_AWAY, str(away))
-            except REFUSED as error:
-                await self._give_up(delivery, FailureKind.REFUSED_BY_DATABASE, reason_of(error))
-            finally:
-                problem = self._office.subscriptions.problem
-                self._service.ready("shards", problem is None, problem or "")
+        async with (
+            self._office.records.turn(notice.id),
+            self._settlement.at_shards(delivery, lambda: self._office.subscriptions.problem),
+        ):
+            await self._settle_notice(delivery, notice, notice.user_id)
 
     async def _settle_notice(self, delivery: Delivery, notice: Notice, user_id: UUID) -> None:
         records = self._office.records
         browsers = await self._office.subscriptions.of(user_id, notice)
         if not browsers.subscriptions or browsers.muted:
-            await self._drop(delivery, "switched off" if browsers.muted else "no browser")
+            await self._settlement.drop(delivery, "switched off" if browsers.muted else "no browser")
             return
         if delivery.attempt == 1 and not await self._through("cache", lambda: records.count(notice, Channel.PUSH)):
-            await self._drop(delivery, "too many")
+            await self._settlement.drop(delivery, "too many")
             return
         outcomes = [await self._push(each, browsers, notice, user_id) for each in browsers.subscriptions]
         if later := [outcome for outcome in outcomes if isinstance(outcome, Later)]:
             await self._later(delivery, max(later, key=lambda outcome: outcome.after_s))
         elif refused := [outcome for outcome in outcomes if isinstance(outcome, NotTaken)]:
-            await self._give_up(delivery, FailureKind.REJECTED_BY_RECEIVER, refused[0].reason)
+            await self._settlement.dead_letter(delivery, FailureKind.REJECTED_BY_RECEIVER, refused[0].reason)
         else:
-            await self._consuming.ack(delivery)
+            await self._settlement.ack(delivery)
 
     async def _push(
         self, subscription: Subscription, browsers: Browsers, notice: Notice, user_id: UUID
@@ -175,7 +167,7 @@ class PushSender:
     async def _later(self, delivery: Delivery, outcome: Later) -> None:
         decision = self._policy.decide(failures_of_its_own(delivery) + 1)
         if decision.retry_in_ms is None:
-            await self._give_up(delivery, FailureKind.DEFERRED_BY_RECEIVER, outcome.reason)
+            await self._settlement.dead_letter(delivery, FailureKind.DEFERRED_BY_RECEIVER, outcome.reason)
             return
         # A delay of the queue's ladder: the first that respects the service's wish, or the longest.
         wanted_ms = max(decision.retry_in_ms, outcome.after_s * 1000)
@@ -183,26 +175,10 @@ class PushSender:
         delay_ms = next((delay for delay in delays if delay >= wanted_ms), delays[-1])
         metrics.PUSHES_RETRIED.inc()
         log.warning("push not taken", message=delivery.message_id, attempt=delivery.attempt, reason=outcome.reason)
-        await self._consuming.retry(delivery, delay_ms, FailureKind.DEFERRED_BY_RECEIVER, outcome.reason)
-
-    async def _drop(self, delivery: Delivery, reason: str) -> None:
-        metrics.DROPPED.labels(reason).inc()
-        await self._consuming.ack(delivery)
-
-    async def _give_up(self, delivery: Delivery, kind: FailureKind, reason: str) -> None:
-        metrics.DEAD_LETTERED.inc()
-        log.error("push dead-lettered", message=delivery.message_id, kind=kind, attempt=delivery.attempt)
-        await self._consuming.give_up(delivery, kind, reason)
+        await self._settlement.retry(delivery, delay_ms, FailureKind.DEFERRED_BY_RECEIVER, outcome.reason)
 
     async def _through(self, waits_for: str, operation: Callable[[], Awaitable[T]]) -> T:
-        return await self._consuming.through_faults(waits_for, operation)
-
-    def _report(self, waits_for: str, problem: str | None) -> None:
-        self._service.ready(waits_for, problem is None, problem or "", by=self)
-
-    @staticmethod
-    def _count_pause(waits_for: str) -> None:
-        metrics.PAUSES.labels(waits_for).inc()
+        return await self._settlement.through_faults(waits_for, operation)
 
 
 def _topic(notice: Notice) -> str:

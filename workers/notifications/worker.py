@@ -21,20 +21,20 @@ from typing import TypeVar
 
 import structlog
 
-from domain.notices import ORDER_KINDS, Channel, MalformedNotice, Notice, NoticeKind, parse_notice
+from domain.notices import ORDER_KINDS, Channel, Notice, NoticeKind
 from domain.topology import EMAIL_QUEUE, EMAIL_RETRY_DELAYS_MS
 from notices.composing import STYLES
 from notices.letters import Recipient, Writer
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.queue import Consumer, Delivery, FailureKind, Queue, RetryPolicy
-from workers.consuming import REFUSED, TRANSIENT, Consuming, Stopping, failures_of_its_own, reason_of
+from workers.consuming import TRANSIENT, Stopping, failures_of_its_own
 from workers.notifications import metrics
 from workers.notifications.accounts import Accounts
 from workers.notifications.mailed_secrets import MailedSecrets
 from workers.notifications.records import Records
+from workers.notifications.settlement import Settlement
 from workers.notifications.smtp import MailServer, MailServerAway, Refused, SmtpSession, Taken
-from workers.shards import ShardAway
 
 LETTERS_MAX = 16  # over one connection, and in one sender's hands
 RECEIVE_S = 0.5
@@ -67,7 +67,7 @@ class Sender:
         self._office = office
         self._service = service
         self._policy = policy
-        self._consuming = Consuming(service, letters, report=self._report, count_pause=self._count_pause)
+        self._settlement = Settlement(service, letters, called="notice", shard_away_delay_ms=SHARD_AWAY_DELAY_MS)
 
     async def run(self) -> None:
         """Consume until the service stops; the letter in hand is finished unless a server is away."""
@@ -80,7 +80,7 @@ class Sender:
 
     async def prove(self) -> None:
         """Ready when the mail server has been reached once: a wrong address shows before the first letter does."""
-        self._service.ready("mail server", ok=False, detail="not reached yet", by=self)
+        self._service.ready("mail server", ok=False, detail="not reached yet", by=self._settlement)
         async with SmtpSession(self._office.server) as session:
             try:
                 await self._through("mail server", session.open)
@@ -90,7 +90,7 @@ class Sender:
     async def _take(self, consumer: Consumer) -> None:
         received = await consumer.next_batch(count_max=LETTERS_MAX, wait_s=RECEIVE_S)
         self._service.ready("queue", consumer.problem is None, consumer.problem or "", by=(self, "consumer"))
-        deliveries = await self._consuming.readable(received)
+        deliveries = await self._settlement.readable(received)
         if not deliveries:
             return
         async with SmtpSession(self._office.server) as session:
@@ -101,37 +101,27 @@ class Sender:
                 await self._settle(delivery, session)
 
     async def _settle(self, delivery: Delivery, session: SmtpSession) -> None:
-        try:
-            notice = parse_notice(delivery.body)
-        except MalformedNotice as error:
-            await self._give_up(delivery, FailureKind.MALFORMED, f"malformed notice: {error}")
+        notice = await self._settlement.parsed(delivery)
+        if notice is None:
             return
-        async with self._office.records.turn(notice.id):
+        async with (
+            self._office.records.turn(notice.id),
+            self._settlement.at_shards(delivery, lambda: self._office.accounts.problem),
+        ):
             await self._settle_notice(delivery, notice, session)
 
     async def _settle_notice(self, delivery: Delivery, notice: Notice, session: SmtpSession) -> None:
         records = self._office.records
         if await self._through("cache", lambda: records.is_sent(notice.id)):
-            await self._drop(delivery, "sent before")
+            await self._settlement.drop(delivery, "sent before")
             return
         secret = self._office.secrets.of(notice.id)
-        try:
-            recipient, reason = await self._address(notice, secret)
-        except ShardAway as away:
-            self._count_pause("shards")
-            await self._consuming.retry(delivery, SHARD_AWAY_DELAY_MS, FailureKind.SHARD_AWAY, str(away))
-            return
-        except REFUSED as error:
-            await self._give_up(delivery, FailureKind.REFUSED_BY_DATABASE, reason_of(error))
-            return
-        finally:
-            problem = self._office.accounts.problem
-            self._service.ready("shards", problem is None, problem or "")
+        recipient, reason = await self._address(notice, secret)
         if recipient is None:
-            await self._drop(delivery, reason)
+            await self._settlement.drop(delivery, reason)
             return
         if delivery.attempt == 1 and not await self._through("cache", lambda: records.count(notice, Channel.EMAIL)):
-            await self._drop(delivery, "too many")
+            await self._settlement.drop(delivery, "too many")
             return
         outcome = await self._send(notice, recipient, secret, session)
         if isinstance(outcome, Taken):
@@ -139,16 +129,16 @@ class Sender:
             await self._through("cache", lambda: records.sent(notice.id))
             metrics.SENT.labels(notice.kind).inc()
             metrics.AGE_SECONDS.observe(max(0.0, time.time() - notice.at_ms / 1000))
-            await self._consuming.ack(delivery)
+            await self._settlement.ack(delivery)
             return
         kind = FailureKind.REJECTED_BY_RECEIVER if outcome.for_good else FailureKind.DEFERRED_BY_RECEIVER
         decision = self._policy.decide(failures_of_its_own(delivery) + 1)
         if outcome.for_good or decision.retry_in_ms is None:
-            await self._give_up(delivery, kind, outcome.reason)
+            await self._settlement.dead_letter(delivery, kind, outcome.reason)
             return
         metrics.RETRIED.labels(notice.kind).inc()
         log.warning("letter not taken", kind=notice.kind, notice=str(notice.id), attempt=delivery.attempt)
-        await self._consuming.retry(delivery, decision.retry_in_ms, kind, outcome.reason)
+        await self._settlement.retry(delivery, decision.retry_in_ms, kind, outcome.reason)
 
     async def _address(self, notice: Notice, secret: bytes) -> tuple[Recipient | None, str]:
         """The letter's recipient, its token valid from now on; or None and the reason."""
@@ -176,22 +166,5 @@ class Sender:
             # One account's odd address must not end the process, and each process that is started after it.
             return Refused(for_good=True, reason=f"cannot be addressed: {error}")
 
-    async def _drop(self, delivery: Delivery, reason: str) -> None:
-        metrics.DROPPED.labels(reason).inc()
-        await self._consuming.ack(delivery)
-
-    async def _give_up(self, delivery: Delivery, kind: FailureKind, reason: str) -> None:
-        metrics.DEAD_LETTERED.inc()
-        # Without the reason: servers often repeat the address in it.
-        log.error("notice dead-lettered", message=delivery.message_id, kind=kind, attempt=delivery.attempt)
-        await self._consuming.give_up(delivery, kind, reason)
-
     async def _through(self, waits_for: str, operation: Callable[[], Awaitable[T]]) -> T:
-        return await self._consuming.through_faults(waits_for, operation, transient=(MailServerAway, *TRANSIENT))
-
-    def _report(self, waits_for: str, problem: str | None) -> None:
-        self._service.ready(waits_for, problem is None, problem or "", by=self)
-
-    @staticmethod
-    def _count_pause(waits_for: str) -> None:
-        metrics.PAUSES.labels(waits_for).inc()
+        return await self._settlement.through_faults(waits_for, operation, transient=(MailServerAway, *TRANSIENT))
