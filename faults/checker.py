@@ -366,7 +366,7 @@ class _Check:
         if wrong:
             yield f"{len(wrong)} events differ from the stored order: {some(sorted(wrong))}"
         if self.evidence.outbox:
-            yield f"{self.evidence.outbox} rows stayed in the outbox"
+            yield f"{len(self.evidence.outbox)} rows stayed in the outbox: {some(self.evidence.outbox)}"
 
     # E
 

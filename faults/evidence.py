@@ -58,6 +58,11 @@ _PLACES = """
 _REPEATED = "SELECT order_id, version, lane, lane_seq, status FROM repeated_places WHERE sale_id = %s"
 _GIVEN_UP = "SELECT lane, lane_seq FROM given_up_entries"
 _OUTBOX = "SELECT count(*) FROM outbox"
+_OUTBOX_ROWS = """
+    SELECT format('%s, %s ms old: %s', destination,
+        round(1000 * extract(epoch FROM clock_timestamp() - created_at)), left(events #>> '{0,type}', 40))
+    FROM outbox ORDER BY id LIMIT 100
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class Evidence:
         default_factory=dict
     )  # lane -> newest, those stored or dead-lettered
     events: list[Event] = field(default_factory=list)
-    outbox: int = 0
+    outbox: list[str] = field(default_factory=list)  # rows that are not dispatched, at most 100 of a shard
     dead_letters: int = 0
     money: Money = field(default_factory=Money)
 
@@ -242,8 +247,8 @@ async def _read_shard(dsn: str, shard: int, evidence: Evidence, sale_id: UUID) -
         evidence.repeated += [cast(Any, tuple(row)) for row in await _rows(connection, _REPEATED, sale_id)]
         for sku, granted, sold in await _rows(connection, _QUOTA, sale_id):
             evidence.quota[shard, sku] = (granted, sold)
-        row = await (await connection.execute(_OUTBOX)).fetchone()
-        evidence.outbox += int(row[0]) if row else 0
+        rows = await (await connection.execute(_OUTBOX_ROWS)).fetchall()
+        evidence.outbox += [f"shard {shard}, {text}" for (text,) in rows]
 
 
 async def _read_places(dsn: str, evidence: Evidence) -> None:
