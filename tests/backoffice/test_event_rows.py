@@ -140,6 +140,19 @@ def test_users(people: People, databases: Databases) -> None:
     assert user.email not in text and "hash" not in text and "Ada" not in text
 
 
+def test_a_rebuild_tells_nothing(staff: Staff, databases: Databases) -> None:
+    """A new epoch is internal. The next event has a later version all the same."""
+    sale = staff.open_sale()
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute("UPDATE sales SET epoch = epoch + 1, loaded_epoch = epoch + 1, version = version + 1")
+    assert kinds(told(databases.catalogue_dsn, sale["id"])) == ["sale.created", "sale.published"]
+    with psycopg.connect(databases.catalogue_dsn) as connection:
+        connection.execute("UPDATE sales SET ended = true, version = version + 1")
+    events = told(databases.catalogue_dsn, sale["id"])
+    assert [version for _, version, _ in events] == [1, 3, 5]
+    assert kinds(events)[-1] == "sale.ended"
+
+
 @pytest.mark.parametrize(
     "change",
     [

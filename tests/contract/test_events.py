@@ -11,9 +11,12 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from domain.events import event_headers, order_event
+from domain.orders import OrderStatus
 from domain.schemas import EVENT_TYPES, FAMILIES
 from tests.contract import events
 from tests.contract.compatibility import breaks
+from tests.domain.test_orders import ENTRY
 
 ASYNCAPI_SCHEMA = Path(__file__).with_name("asyncapi-3.0.0.schema.json.gz")  # npm @asyncapi/specs, Apache-2.0
 RELEASED = sorted(events.RELEASED.glob("*.json"))
@@ -107,3 +110,17 @@ def test_what_readers_ignore_may_change() -> None:
     current["x-types"]["order.shipped"] = "The parcel is on its way."
     current["title"] = current["properties"]["currency"]["description"] = "Other words."
     assert breaks(released, current) == []
+
+
+def test_the_consumer_of_the_page_works() -> None:
+    page = (events.FOLDER.parent / "events.md").read_text(encoding="utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own page
+    paid = order_event(ENTRY.becoming(OrderStatus.PAID, at_ms=1))
+    value = json.dumps(paid["data"]).encode()
+    assert not names["handle"](event_headers(order_event(ENTRY)), value), "another type"
+    assert [names["handle"](event_headers(paid), value) for _ in range(2)] == [True, False]
+    with pytest.raises(ValueError, match="newer format"):
+        names["handle"](event_headers(paid | {"schema": 2}), value)
+    assert all(type_ in page for type_ in EVENT_TYPES)
