@@ -132,8 +132,8 @@ def home_lane(user_id: UUID, lanes: tuple[int, ...]) -> int:
 
 
 def outbox_partition(key: str) -> int:
-    """Partition of an outbox row, 0..15: rows of one key stay in order."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=2).digest(), "big") % OUTBOX_PARTITIONS
+    """Partition of an outbox row, 0..15: rows of one key stay in order. As `event_partition` in the databases."""
+    return hashlib.sha256(key.encode()).digest()[0] % OUTBOX_PARTITIONS
 
 
 _LANE_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase + "-_"

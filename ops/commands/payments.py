@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from psycopg_pool import PoolTimeout
 from rich.console import Console
 
 from ops.commands.options import AsJson, StateDir, print_json
+from ops.commands.times import parse_since
 from ops.stack_file import StackFolder
 from ops.target import Target, resolve
 from payments.both_ledgers import BothLedgers, TooMuch
@@ -28,8 +28,6 @@ from runtime.process.settings import Settings, load_settings, overrule
 ATTEMPTS_MAX: Final = 4
 PAUSE_S: Final = 0.5  # after the first attempt, longer after each further one
 SHOWN_MAX: Final = 50  # differences; JSON has them all
-_AGO: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
 app = typer.Typer(no_args_is_help=True, help="Payments: compare the provider's ledger with ours.")
 
@@ -54,7 +52,7 @@ def reconcile(
 
     Changes nothing. Exit status 1 if there is a difference, or if the ledgers cannot be compared.
     """
-    began = _since(since, now=datetime.now(UTC))
+    began = parse_since(since, now=datetime.now(UTC))
     target = resolve(state_dir, needs=["shard_dsns"])
     settings = _with_provider(target, state_dir)
     console = Console(stderr=True)
@@ -110,18 +108,6 @@ async def _compare(
         stack.push_async_callback(provider.close)
         pools = [await stack.enter_async_context(postgres_pool(dsn, size_max=1)) for dsn in settings.shard_dsns]
         return await BothLedgers(pools, provider).compare(since, grace=grace, progress=progress)
-
-
-def _since(text: str, *, now: datetime) -> datetime:
-    if match := _AGO.fullmatch(text):
-        return now - timedelta(**{_UNITS[match[2]]: int(match[1])})
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError(text)
-        return moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter("give 90m, 24h, 7d, or a time with its zone", param_hint="--since") from None
 
 
 def _document(comparison: Comparison, provider: str) -> dict[str, Any]:

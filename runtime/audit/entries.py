@@ -52,6 +52,7 @@ class Action(StrEnum):
     ORDER_REFUND = "order.refund"
     DEAD_LETTER_REPLAY = "dead_letter.replay"
     DEAD_LETTER_DELETE = "dead_letter.delete"
+    EVENTS_REPLAY = "events.replay"
     KEYS_ROTATE = "keys.rotate"
     AUDIT_EXPORT = "audit.export"
 

@@ -146,6 +146,10 @@ class Reader(Protocol):
         """Pass over the records up to these offsets, by partition, as if they had been handed out."""
         ...
 
+    async def rewind(self, to: Mapping[int, int]) -> None:
+        """Go back to these offsets, by partition: the records behind them are read again. `commit` makes it last."""
+        ...
+
     async def lag(self) -> Mapping[int, Lag]:
         """Position and end by partition."""
         ...

@@ -30,7 +30,7 @@ _COMMENTS = {
 }
 _HASH_COMMENTS = {".toml", ".yml", ".yaml", ".ini", ".cfg", ".sh", ".example", ""}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-_BINARY = {".png", ".ico", ".woff2"}
+_BINARY = {".png", ".ico", ".woff2", ".gz"}
 
 
 @dataclass(frozen=True, slots=True)

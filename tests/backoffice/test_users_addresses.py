@@ -23,6 +23,9 @@ from tests.fixtures.fix_users import HASH, Accounts
 OLD, NEW = "ada@shop.example", "lovelace@shop.example"
 
 
+NOTICES = "SELECT events FROM outbox WHERE destination = 'notices' ORDER BY id"
+
+
 class Crash(Exception):
     """A crash of the process."""
 
@@ -59,7 +62,7 @@ async def test_another_address(accounts: Accounts) -> None:
     assert await login(accounts, OLD) is None
     assert (await accounts.make(OLD)).id != user.id  # free again
     # The new address must be verified, and the old mailbox gets a notice.
-    told = [event for events in accounts.rows("SELECT events FROM outbox ORDER BY id") for event in events]
+    told = [event for events in accounts.rows(NOTICES) for event in events]
     assert [(event["type"], event["data"]) for event in told] == [
         ("notice.verify_email", {"user_id": str(user.id)}),
         ("notice.email_changed", {"user_id": str(user.id), "email": OLD}),
@@ -71,7 +74,7 @@ async def test_another_case_of_the_same_address(accounts: Accounts) -> None:
     changed = await accounts.change(user, email=OLD.upper())
     assert changed is not None and changed.email == OLD.upper()
     assert accounts.index() == {OLD: (user.id, True)}
-    assert accounts.rows("SELECT events FROM outbox") == []
+    assert accounts.rows(NOTICES) == []
 
 
 async def test_an_address_in_use_is_not_given(accounts: Accounts) -> None:

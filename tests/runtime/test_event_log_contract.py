@@ -140,6 +140,23 @@ async def test_a_new_group_may_begin_at_the_end_and_goes_on_there(event_log: Eve
         assert sorted(record.value for batch in found for record in batch) == [b"3", b"4"]
 
 
+async def test_a_group_that_went_back_reads_again(event_log: EventLog) -> None:
+    """Only the partitions that it names, and after a commit also in the group's next reader."""
+    await event_log.append("orders", 1, numbered([1, 2, 3]))
+    await event_log.append("orders", 2, numbered([4]))
+    assert len(await read_all(event_log, "orders", 1, 2, group="again", commit=True)) == 4
+    async with event_log.reader("again", "orders", (1, 2)) as reader:
+        await reader.rewind({1: 1})
+        assert [r.value for r in await reader.next_batch(count_max=10, wait_s=5)] == [b"2", b"3"]
+        await reader.rewind({1: 1})
+        await reader.commit()
+    async with event_log.reader("again", "orders", (1, 2)) as reader:
+        assert {partition: lag.position for partition, lag in (await reader.lag()).items()} == {1: 1, 2: 1}
+        await reader.rewind({2: 7})
+        assert (await reader.lag())[2].position == 1, "never forward"
+    assert [r.value for r in await read_all(event_log, "orders", 1, 2, group="again")] == [b"2", b"3"]
+
+
 async def test_a_reader_may_pass_over_records(event_log: EventLog) -> None:
     for partition in (0, 1):
         await event_log.append("users", partition, numbered(range(10)))

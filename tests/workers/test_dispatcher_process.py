@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from uuid import uuid4
 
 import orjson
 import psycopg
@@ -11,8 +12,9 @@ import pytest
 import redis
 
 from devstack.servers import PostgresServer, RedisServer, free_port
-from domain.topology import DESTINATION_ORDER_EVENTS, OUTBOX_PARTITIONS, TOPIC_ORDERS, outbox_partition
+from domain.topology import DESTINATION_ORDER_EVENTS, OUTBOX_PARTITIONS, TOPIC_ORDERS, TOPIC_PRODUCTS, outbox_partition
 from runtime.event_log.redis_streams import stream_key
+from tests.contract.event_formats import check_record
 from tests.fixtures.fix_databases import Databases, migrated_databases
 from tests.workers.test_relay_process import get, until
 from tests.workers.worker_process import stop, worker_process
@@ -66,9 +68,31 @@ def settings_for(server: RedisServer, databases: Databases) -> dict[str, str]:
         "REDIS_URL": server.url,
         "QUEUE_URL": server.url,
         "EVENT_LOG_URL": server.url,
+        "CATALOGUE_DSN": databases.catalogue_dsn,
         "SHARD_DSNS": ",".join(databases.shard_dsns),
         "LEASE_MS": "500",
     }
+
+
+def test_the_catalogue_has_an_outbox_of_its_own(
+    redis_client: redis.Redis, redis_server: RedisServer, databases: Databases
+) -> None:
+    product_id = uuid4()
+    with psycopg.connect(databases.catalogue_dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO products (id, sku, name, price_minor, currency) VALUES (%s, 'A-1', 'Lamp', 1999, 'EUR')",
+            (product_id,),
+        )
+        connection.execute("UPDATE products SET active = false, version = 2")
+    stream = stream_key(TOPIC_PRODUCTS, outbox_partition(str(product_id)))
+    with worker_process("workers.dispatcher", settings_for(redis_server, databases)) as process:
+        until(lambda: waiting(databases.catalogue_dsn) == 0)
+        assert stop(process) == 0
+    records = [fields for _, fields in redis_client.xrange(stream)]
+    assert [orjson.loads(fields[b"h"])["ce_type"] for fields in records] == ["product.created", "product.changed"]
+    assert {fields[b"k"].decode() for fields in records} == {str(product_id)}
+    for fields in records:
+        check_record(TOPIC_PRODUCTS, orjson.loads(fields[b"h"]), fields[b"v"])
 
 
 @pytest.mark.parametrize("seed", [21])

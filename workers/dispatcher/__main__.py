@@ -1,7 +1,8 @@
-"""`python -m workers.dispatcher`: the outboxes of all shards. Composition root, nothing else."""
+"""`python -m workers.dispatcher`: the outboxes of all shards and of the catalogue. Composition root, nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -9,7 +10,9 @@ from domain.topology import (
     DESTINATION_NOTICES,
     DESTINATION_ORDER_EVENTS,
     DESTINATION_PAYMENT_EVENTS,
+    DESTINATION_PRODUCT_EVENTS,
     DESTINATION_REFUNDS,
+    DESTINATION_SALE_EVENTS,
     DESTINATION_USER_EVENTS,
     EMAIL_QUEUE,
     REFUNDS_QUEUE,
@@ -31,6 +34,7 @@ from workers.dispatcher.group import DispatchGroup
 from workers.dispatcher.outbox import Outbox
 
 SHARD_EVENTS = (DESTINATION_ORDER_EVENTS, DESTINATION_PAYMENT_EVENTS, DESTINATION_USER_EVENTS)
+CATALOGUE_EVENTS = (DESTINATION_PRODUCT_EVENTS, DESTINATION_SALE_EVENTS)
 POOL_SIZE_MAX = 2  # rounds, and beside them the lag
 
 
@@ -48,13 +52,22 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return
-        for shard, dsn in enumerate(settings.shard_dsns):
-            database = f"shard-{shard}"
-            destinations: tuple[Destination, ...] = (
-                *(EventTopic(name, event_log) for name in SHARD_EVENTS),
-                QueueMessages(DESTINATION_NOTICES, queue, EMAIL_QUEUE),
-                QueueMessages(DESTINATION_REFUNDS, queue, REFUNDS_QUEUE),
+
+        def topics(names: Sequence[str]) -> tuple[Destination, ...]:
+            return tuple(EventTopic(name, event_log) for name in names)
+
+        databases = {
+            f"shard-{shard}": (
+                dsn,
+                (
+                    *topics(SHARD_EVENTS),
+                    QueueMessages(DESTINATION_NOTICES, queue, EMAIL_QUEUE),
+                    QueueMessages(DESTINATION_REFUNDS, queue, REFUNDS_QUEUE),
+                ),
             )
+            for shard, dsn in enumerate(settings.shard_dsns)
+        } | {"catalogue": (settings.catalogue_dsn, topics(CATALOGUE_EVENTS))}
+        for database, (dsn, destinations) in databases.items():
             pool = await stack.enter_async_context(
                 postgres_pool(dsn, size_max=POOL_SIZE_MAX, autocommit=True, unchecked_s=POLL_UNCHECKED_S)
             )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from domain.events import HEADERS_MEMBER, EventMalformed, event_headers, event_type, family_of
+from domain.events import HEADERS_MEMBER, EventMalformed, event_headers, event_type
 from domain.headers import MalformedHeaders, check_headers
 from domain.topology import TOPIC_OF_DESTINATION, TOPIC_PAYMENTS
 from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable, NewRecord
@@ -92,7 +92,7 @@ class EventTopic:
 
     def _topic_of(self, event: Event) -> str:
         """Rows of earlier releases have events of payments among those of orders."""
-        return TOPIC_PAYMENTS if family_of(event_type(event.headers)) == "payment" else self._topic
+        return TOPIC_PAYMENTS if event_type(event.headers).startswith("payment.") else self._topic
 
 
 class QueueMessages:
