@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from domain.topology import TopicSpec
+from runtime.event_log.kafka import KafkaEventLog
+from runtime.event_log.kafka_access import KafkaAccess, KafkaAccessError
 from runtime.event_log.port import (
     APPEND_RECORDS_MAX,
     READ_RECORDS_MAX,
+    RECORD_BYTES_MAX,
     EventLog,
     EventLogUnavailable,
     Lag,
@@ -16,6 +19,7 @@ from runtime.event_log.port import (
     NewRecord,
     Overtaken,
     Reader,
+    RecordTooLarge,
     UnknownTopic,
     WentBack,
 )
@@ -25,13 +29,17 @@ from runtime.process.errors import OperatorError
 __all__ = [
     "APPEND_RECORDS_MAX",
     "READ_RECORDS_MAX",
+    "RECORD_BYTES_MAX",
     "EventLog",
     "EventLogUnavailable",
+    "KafkaAccess",
+    "KafkaAccessError",
     "Lag",
     "LogRecord",
     "NewRecord",
     "Overtaken",
     "Reader",
+    "RecordTooLarge",
     "UnknownEventLogScheme",
     "UnknownTopic",
     "WentBack",
@@ -44,16 +52,23 @@ class UnknownEventLogScheme(OperatorError):
 
 
 def open_event_log(
-    url: str, specs: Iterable[TopicSpec], *, records_max: int = 20_000, connections_max: int = 32
+    url: str,
+    specs: Iterable[TopicSpec],
+    *,
+    records_max: int = 20_000,
+    connections_max: int = 32,
+    kafka: KafkaAccess = KafkaAccess(),  # noqa: B008 - it is frozen
 ) -> EventLog:
     """The event log at `url` with the topics of `specs` (`domain.topology.TOPICS`); connects when it is first used.
 
-    The adapter declares the topics. `records_max` bounds a partition whose spec has no bound of its own, where the
-    carrier retains by number. Raises UnknownEventLogScheme.
+    `records_max` bounds a partition whose spec has no bound of its own, where the carrier retains by number (Redis
+    Streams). `kafka` is the login and encryption of kafka://. Raises UnknownEventLogScheme, KafkaAccessError.
     """
     scheme = urlsplit(url).scheme
     if scheme in ("redis", "rediss"):
         return RedisStreamsEventLog(url, specs, records_max=records_max, connections_max=connections_max)
+    if scheme == "kafka":
+        return KafkaEventLog(url, specs, kafka)
     raise UnknownEventLogScheme(
-        f"FLASHSALE_EVENT_LOG_URL: no adapter for {scheme or 'a URL without a scheme'}; use redis://"
+        f"FLASHSALE_EVENT_LOG_URL: no adapter for {scheme or 'a URL without a scheme'}; use redis:// or kafka://"
     )
