@@ -5,6 +5,7 @@ Does not supervise: `devstack.supervisor` restarts servers that end.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import fcntl
 import hashlib
@@ -23,6 +24,8 @@ from pathlib import Path
 from devstack.children import free_port, log_tail, spawn
 from devstack.kafka_jars import java, kafka_jars
 from devstack.servers import ServerError
+from domain.topology import TOPICS
+from runtime.event_log import KafkaAccess
 
 READY_S_MAX = 60.0
 STOP_S_MAX = 20.0
@@ -171,6 +174,13 @@ class KafkaServer:
     def answers(self) -> bool:
         """Whether the broker answers a client's first request: it has joined its cluster then."""
         return answers(self.port)
+
+    def create_topics(self) -> None:
+        """Create the project's topics, as `flashsale migrate` does. Raises TopicsDiffer."""
+        # Here: a stack without Kafka does not load the client.
+        from runtime.event_log.kafka_topics import TopicSettings, create_topics
+
+        asyncio.run(create_topics(self.url, TOPICS, KafkaAccess(), TopicSettings()))
 
     def kill(self) -> None:
         """End the server with SIGKILL, like a crash."""

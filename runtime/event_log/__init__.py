@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from domain.topology import TopicSpec
-from runtime.event_log.kafka import KafkaEventLog
+from domain.topology import TOPICS, TopicSpec
 from runtime.event_log.kafka_access import KafkaAccess, KafkaAccessError
 from runtime.event_log.port import (
     APPEND_RECORDS_MAX,
@@ -25,6 +24,7 @@ from runtime.event_log.port import (
 )
 from runtime.event_log.redis_streams import RedisStreamsEventLog
 from runtime.process.errors import OperatorError
+from runtime.process.settings import Settings
 
 __all__ = [
     "APPEND_RECORDS_MAX",
@@ -43,12 +43,20 @@ __all__ = [
     "UnknownEventLogScheme",
     "UnknownTopic",
     "WentBack",
+    "event_log_of",
     "open_event_log",
 ]
 
 
 class UnknownEventLogScheme(OperatorError):
     """The event log's URL has a scheme without an adapter."""
+
+
+def event_log_of(settings: Settings) -> EventLog:
+    """The event log of a process's settings, with all topics. Raises as `open_event_log`."""
+    return open_event_log(
+        settings.event_log_url, TOPICS, records_max=settings.event_log_records_max, kafka=KafkaAccess.of(settings)
+    )
 
 
 def open_event_log(
@@ -68,6 +76,9 @@ def open_event_log(
     if scheme in ("redis", "rediss"):
         return RedisStreamsEventLog(url, specs, records_max=records_max, connections_max=connections_max)
     if scheme == "kafka":
+        # Here: processes that read Redis Streams do not load the client.
+        from runtime.event_log.kafka import KafkaEventLog
+
         return KafkaEventLog(url, specs, kafka)
     raise UnknownEventLogScheme(
         f"FLASHSALE_EVENT_LOG_URL: no adapter for {scheme or 'a URL without a scheme'}; use redis:// or kafka://"

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from runtime.process.errors import OperatorError
+from runtime.process.settings import KafkaMechanism, Settings
 
 PORT = 9092
-
-
-class Mechanism(StrEnum):
-    """SASL mechanisms. PLAIN sends the password as it is: with TLS only."""
-
-    SCRAM_SHA_512 = "SCRAM-SHA-512"
-    SCRAM_SHA_256 = "SCRAM-SHA-256"
-    PLAIN = "PLAIN"
 
 
 class KafkaAccessError(OperatorError):
@@ -39,12 +31,26 @@ class KafkaAccess:
     key_file: Path | None = None
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    mechanism: Mechanism = Mechanism.SCRAM_SHA_512
+    mechanism: KafkaMechanism = KafkaMechanism.SCRAM_SHA_512
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The access that the settings describe."""
+        password = settings.kafka_password
+        return cls(
+            tls=settings.kafka_tls,
+            ca_file=settings.kafka_ca_file,
+            certificate_file=settings.kafka_certificate_file,
+            key_file=settings.kafka_key_file,
+            username=settings.kafka_username,
+            password=None if password is None else password.get_secret_value(),
+            mechanism=settings.kafka_mechanism,
+        )
 
     def arguments(self, url: str) -> dict[str, Any]:
         """Arguments of aiokafka's clients for the brokers of `url`. Raises KafkaAccessError."""
         protocol = ("SASL_" if self.username else "") + ("SSL" if self.tls else "PLAINTEXT")
-        if protocol == "SASL_PLAINTEXT" and self.mechanism is Mechanism.PLAIN:
+        if protocol == "SASL_PLAINTEXT" and self.mechanism is KafkaMechanism.PLAIN:
             raise KafkaAccessError("FLASHSALE_KAFKA_MECHANISM: PLAIN needs FLASHSALE_KAFKA_TLS=true")
         arguments: dict[str, Any] = {"bootstrap_servers": brokers(url), "security_protocol": protocol}
         if self.tls:

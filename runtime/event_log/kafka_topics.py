@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -18,6 +18,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from domain.topology import TopicSpec
 from runtime.event_log.kafka_access import KafkaAccess
 from runtime.process.errors import OperatorError
+from runtime.process.settings import Settings
 
 CREATE_S_MAX = 30.0
 
@@ -33,6 +34,13 @@ class TopicSettings:
     replication_factor: int = 1
     min_insync_replicas: int = 1
     partition_mb_max: int = 1024
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The settings of all topics."""
+        return cls(
+            settings.kafka_replication_factor, settings.kafka_min_insync_replicas, settings.kafka_partition_mb_max
+        )
 
     def configuration(self, spec: TopicSpec) -> dict[str, str]:
         """The topic's configuration, by Kafka's names."""
