@@ -147,6 +147,8 @@ class KafkaServer:
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
             "group.initial.rebalance.delay.ms": "0",
+            # Without these records of no content, each of which is a write, an idle broker rests.
+            "metadata.max.idle.interval.ms": "0",
             "num.network.threads": "2",
             "num.io.threads": "2",
             "background.threads": "2",
