@@ -9,9 +9,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
 
 from devstack.children import free_port, port_is_free
+from devstack.kafka import KafkaServer
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import STATE_VARIABLE, StateFolder
 from ops.stack_file import PROJECT, Stack, StackError
@@ -21,7 +23,8 @@ from runtime.tokens.vapid import VapidKey, create_vapid_key, load_vapid_key
 
 PROBE_S_MAX = 2.0
 SIMULATOR = "payment-simulator"
-SERVERS = ("redis", "postgres", "mailbox", SIMULATOR)
+SERVERS = ("redis", "postgres", "kafka", "mailbox", SIMULATOR)
+EVENT_LOG_VARIABLE = "DEVSTACK_EVENT_LOG"  # in the environment of a supervisor: an EventLogKind
 # Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -39,7 +42,15 @@ WORKERS = {
 # Only these modules speak to the payment provider, and no other process gets its secrets.
 _PAY = ("edge", "workers.payments")
 _PAYMENT_SECRETS = ("payment_api_key", "payment_webhook_secrets")
+_KAFKA_PREFIX = f"{PREFIX}KAFKA_"
 _VAPID_SECRETS = {"FLASHSALE_VAPID_KEY", "FLASHSALE_VAPID_KEY_FILE"}  # for notification workers only
+
+
+class EventLogKind(StrEnum):
+    """Carriers of the event log in an embedded stack."""
+
+    REDIS = "redis"
+    KAFKA = "kafka"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,7 @@ class Plan:
     environ: Mapping[str, str] = field(repr=False)
     redis: RedisServer = field(init=False)
     postgres: PostgresServer = field(init=False)
+    kafka: KafkaServer | None = field(init=False)  # None: the event log is on Redis Streams
     settings: Settings = field(init=False)
     edge_direct_port: int = field(init=False)
     metrics_ports: dict[str, int] = field(init=False)
@@ -92,6 +104,8 @@ class Plan:
         self.backoffice_port = _listening_port(self.backoffice_port, "backoffice")
         self.redis = RedisServer(self.folder.data / "redis", password=self.folder.secret("redis_password"))
         self.postgres = replace(self.folder.postgres, port=free_port())
+        kind = EventLogKind(self.environ.get(EVENT_LOG_VARIABLE, EventLogKind.REDIS))
+        self.kafka = KafkaServer(self.folder.data / "kafka") if kind is EventLogKind.KAFKA else None
         # Reports all problems of the caller's settings before anything starts.
         self.settings = load_settings(self._callers_settings())
         self.edge_direct_port = self._choose_direct_port()
@@ -113,7 +127,12 @@ class Plan:
         return port
 
     def _callers_settings(self) -> dict[str, str]:
-        return {name: value for name, value in self.environ.items() if name.startswith(PREFIX)}
+        """Without those of a Kafka elsewhere: the stack's own has neither login nor encryption."""
+        return {
+            name: value
+            for name, value in self.environ.items()
+            if name.startswith(PREFIX) and not name.startswith(_KAFKA_PREFIX)
+        }
 
     def make_secrets(self) -> None:
         """Create the keys of the folder, unless it has them."""
@@ -177,7 +196,7 @@ class Plan:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL, the mailbox and the payment simulator. Call `postgres.initialise` before."""
+        """Redis, PostgreSQL, Kafka, the mailbox and the payment simulator. Call the servers' `initialise` before."""
         base = {STATE_VARIABLE: str(self.folder.path)}
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
@@ -186,9 +205,15 @@ class Plan:
                 "postgres", self.postgres.argv, {**self.postgres.env, **base}, self.folder.log("postgres"),
                 cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
             ),
+            *self._kafka(base),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
             *self._simulator(),
         ]  # fmt: skip
+
+    def _kafka(self, base: Mapping[str, str]) -> list[Program]:
+        if self.kafka is None:
+            return []
+        return [Program("kafka", self.kafka.argv, {**self.kafka.env, **base}, self.folder.log("kafka"))]
 
     def _simulator(self) -> list[Program]:
         if self.payment_url is None:
@@ -270,7 +295,7 @@ class Plan:
             shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:-1]],
             analytics_dsn=self.postgres.dsn("analytics"),
             queue_url=self.redis.url,
-            event_log_url=self.redis.url,
+            event_log_url=self.redis.url if self.kafka is None else self.kafka.url,
             payment_secret=self.folder.secret("payment_secret"),
             smtp_url=self.smtp_url,
             mail_folder=str(self.folder.mail),

@@ -150,12 +150,17 @@ class Supervisor:
         self.plan.make_secrets()
         self.plan.redis.initialise()
         self.plan.postgres.initialise()
+        if self.plan.kafka is not None:
+            self.plan.kafka.initialise()
         servers = self.plan.servers()
         self._start_all(servers)
         self._wait("redis", self._redis_answers)
         self._wait("postgres", self._postgres_answers)
         catalogue, *shards, analytics = map(self.plan.postgres.create_database, self.plan.database_names)
         migrate(catalogue, shards, analytics_dsn=analytics)
+        if self.plan.kafka is not None:
+            self._wait("kafka", self.plan.kafka.answers)
+            self.plan.kafka.create_topics()
         processes = self.plan.processes()
         self._start_all(processes)
         for program in (*servers, *processes):

@@ -10,6 +10,7 @@ from faults import (
     disk_faults,
     edge_faults,
     hostile_faults,
+    kafka_faults,
     money_faults,
     notice_faults,
     overload_faults,
@@ -42,6 +43,7 @@ _SUBJECTS = (
     money_faults.FAULTS,
     provider_faults.FAULTS,
     notice_faults.FAULTS,
+    kafka_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from domain.orders import OrderStatus
 from domain.topology import Topology
+from faults.event_check import compare_events
 from faults.evidence import Event, Evidence, StoredOrder
 from faults.history import Attempt, Ending, History, OrderRequest
 from faults.money_check import MoneyCheck, some
@@ -54,7 +55,7 @@ def check(history: History, evidence: Evidence, *, cluster: Topology, expected: 
         ("B", check_.stored_once()), ("B", check_.as_told()), ("B", check_.unasked()), ("B", check_.versions()),
         ("B", check_.places()), ("B", check_.certain()),
         ("C", check_.same_order()), ("C", check_.records()), ("C", check_.cancellations()),
-        ("D", check_.told()), ("D", money.told(forgotten=expected.forgotten_events)),
+        ("D", check_.told()), ("D", check_.events()), ("D", money.told(forgotten=expected.forgotten_events)),
         ("E", check_.typed()), ("E", check_.in_time()),
         ("G", money.one_row_each()), ("G", money.kept()), ("G", money.refunds()), ("G", money.sums()),
         ("G", money.shown(history)),
@@ -367,6 +368,11 @@ class _Check:
             yield f"{len(wrong)} events differ from the stored order: {some(sorted(wrong))}"
         if self.evidence.outbox:
             yield f"{len(self.evidence.outbox)} rows stayed in the outbox: {some(self.evidence.outbox)}"
+
+    def events(self) -> Iterator[str]:
+        """Each event is in its partition and tells what its version stored."""
+        statuses = {(order_id, version): status for order_id, version, _, _, status in self.evidence.transitions}
+        yield from compare_events(self.evidence.events, self.evidence.rows, statuses)
 
     # E
 

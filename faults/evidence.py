@@ -96,6 +96,8 @@ class Event:
     user_id: UUID
     lines: tuple[tuple[str, int], ...]
     total_minor: int
+    key: str
+    partition: int
 
 
 @dataclass(slots=True)
@@ -296,7 +298,7 @@ async def _read_events(log: EventLog, evidence: Evidence, sale_id: UUID) -> None
                 Event(
                     event.id, UUID(data["order_id"]), event.version, digest_of(record), event.type.removeprefix("order."),
                     UUID(data["user_id"]), tuple((line["sku"], line["quantity"]) for line in data["items"]),
-                    data["total_minor"],
+                    data["total_minor"], record.key, record.partition,
                 )
             )  # fmt: skip
     async for record in _records(log, topology.TOPIC_PAYMENTS):

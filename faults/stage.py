@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
+from devstack.kafka import answers
 from devstack.plan import SIMULATOR, responds
 from devstack.state import StateFolder
 from faults.conditions import Door, Needs, NotFired, NotHere
@@ -56,10 +57,11 @@ ROUTES = {
     "backoffice": ("redis",),
     "relay-0": ("redis",),
     "shard-writer-0": ("redis", "postgres"),
-    "dispatcher-0": ("redis", "postgres"),
+    "dispatcher-0": ("redis", "postgres", "kafka"),
     "expiry-0": ("redis", "postgres"),
     "payments-0": ("redis", "postgres", "provider"),
     "notifications-0": ("mail",),
+    "announcer-0": ("kafka",),
     SIMULATOR: ("edge",),
 }
 
@@ -136,6 +138,8 @@ class Stage:
             await self.until(self._redis_answers, "Redis did not answer again")
         if name == "postgres":
             await self.until(self._postgres_answers, "PostgreSQL did not answer again")
+        if name == "kafka":
+            await self.until(self.kafka_answers, "Kafka did not answer again")
         if name in self.stack.metrics:
             await self.ready_again(name)
         return self.pid(name)
@@ -169,6 +173,10 @@ class Stage:
         except redis.RedisError:
             return False
         return True
+
+    def kafka_answers(self) -> bool:
+        """Whether the broker of a stack with Kafka answers."""
+        return answers(int(self.stack.event_log_url.rpartition(":")[2]))
 
     def _postgres_answers(self) -> bool:
         try:
@@ -282,9 +290,10 @@ def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) 
         redis_disk = stack.enter_context(small_disk(SMALL_DISK_MB, mode=0o700)) if needs.small_disk else None
         # Others may pass through its root: as root, PostgreSQL runs as another user, beside the stack's folder.
         state_disk = stack.enter_context(small_disk(STATE_DISK_MB, mode=0o711)) if needs.state_disk else None
-        ports = {server: free_port() for server in ("redis", "postgres", "mail", "provider", "edge")}
+        ports = {server: free_port() for server in ("redis", "postgres", "mail", "provider", "edge", "kafka")}
+        doors = {process: free_port() for process, servers in ROUTES.items() if "kafka" in servers}
         proxies = {
-            (process, server): stack.enter_context(FaultProxy(ports[server]))
+            (process, server): stack.enter_context(FaultProxy(doors[process] if server == "kafka" else ports[server]))
             for process, servers in ROUTES.items()
             for server in servers
         }
@@ -296,6 +305,8 @@ def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) 
                 for process, servers in ROUTES.items()
             },
             ports=ports,
+            event_log=needs.event_log,
+            kafka_doors=doors,
             redis_folder=str(redis_disk.path) if redis_disk else "",
         )
         _, folder = stack.enter_context(

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from devstack.plan import Plan, Program
+from devstack.kafka import Listener
+from devstack.plan import EVENT_LOG_VARIABLE, EventLogKind, Plan, Program
 from devstack.state import StateFolder
 from devstack.supervisor import supervise
 from runtime.process.settings import overrule
@@ -32,6 +33,8 @@ class Variation:
     launchers: Mapping[str, list[str]] = field(default_factory=dict)
     routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ports: Mapping[str, int] = field(default_factory=dict)  # of `redis`, `postgres`, `mail`, `provider` and `edge`
+    event_log: str = EventLogKind.REDIS
+    kafka_doors: Mapping[str, int] = field(default_factory=dict)  # process -> port that its proxy forwards to
     redis_folder: str = ""  # data folder of Redis, if not in the stack's folder
 
     def write(self, folder: StateFolder) -> None:
@@ -51,15 +54,26 @@ class VariedPlan(Plan):
     def __init__(self, folder: StateFolder, edge_port: int, backoffice_port: int, environ: Mapping[str, str]) -> None:
         self.variation = Variation.read(folder)
         settings = {f"FLASHSALE_{name.upper()}": value for name, value in self.variation.limits.items()}
-        super().__init__(folder, edge_port, backoffice_port, overrule(environ, settings))
+        varied = {**overrule(environ, settings), EVENT_LOG_VARIABLE: self.variation.event_log}
+        super().__init__(folder, edge_port, backoffice_port, varied)
         self.redis.port = self.variation.ports["redis"]
         self.postgres.port = self.variation.ports["postgres"]
         self.mail_port = self.variation.ports["mail"]
         if self.payment_port is not None:  # the caller chose another payment provider
             self.payment_port = self.variation.ports["provider"]
         self.edge_port = self.variation.ports["edge"]
+        if self.kafka is not None:
+            self.kafka.port = self.variation.ports["kafka"]
+            self.kafka.doors = self._kafka_doors()
         if self.variation.redis_folder:
             self.redis.folder = Path(self.variation.redis_folder)
+
+    def _kafka_doors(self) -> list[Listener]:
+        """A client goes on at the address that the broker tells: each proxy needs a listener that tells the proxy's."""
+        return [
+            Listener(f"DOOR{number}", port, self.variation.routes[process]["kafka"])
+            for number, (process, port) in enumerate(self.variation.kafka_doors.items())
+        ]
 
     def servers(self) -> list[Program]:
         """The servers, with launchers and the addresses of their proxies."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from devstack.children import alive
 from devstack.launch import start_detached, stop
-from devstack.plan import responds
+from devstack.plan import EVENT_LOG_VARIABLE, EventLogKind, responds
 from devstack.state import StateFolder
 from devstack.supervisor import supervise
 from ops.commands.options import AsJson, StateDir, print_json
@@ -33,6 +34,12 @@ def up(
             help="embedded: Redis and PostgreSQL from wheels. full: reserved, does not exist yet; exit status 2."
         ),
     ] = StackKind.EMBEDDED,
+    event_log: Annotated[
+        EventLogKind,
+        typer.Option(
+            help="Carrier of the event log. kafka: a real broker; needs Java 17, and Maven for its first start."
+        ),
+    ] = EventLogKind.REDIS,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when all processes are ready; stop with `flashsale down`.")
     ] = False,
@@ -53,6 +60,7 @@ def up(
     """
     if stack is StackKind.FULL:
         raise typer.BadParameter("only 'embedded' exists yet; start it with `flashsale up`", param_hint="--stack")
+    os.environ[EVENT_LOG_VARIABLE] = event_log  # for the supervisor, here or in a process of its own
     folder = StateFolder.at(state_dir)
     if folder.supervisor_pid() is not None:
         running = folder.read_stack()

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 from uuid import UUID
 
 import typer
 
+from domain.topology import TOPICS
 from migrations.runner import migrate_all
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.processes import run_module
 from ops.target import resolve
+from runtime.event_log import KafkaAccess
+from runtime.process.settings import Settings
 
 
 def migrate(as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Bring the catalogue, all shards and the analytics database to the newest schema.
+    """Bring the catalogue, all shards and the analytics database to the newest schema; create the topics on Kafka.
 
     Repeating it changes nothing.
     """
-    applied = migrate_all(resolve(state_dir, needs=["catalogue_dsn", "shard_dsns"]).settings)
+    settings = resolve(state_dir, needs=["catalogue_dsn", "shard_dsns"]).settings
+    applied = migrate_all(settings) | _topics(settings)
     if as_json:
         print_json(applied)
         return
     for database, names in applied.items():
         print(f"{database}: {', '.join(names) if names else 'up to date'}")
+
+
+def _topics(settings: Settings) -> dict[str, list[str]]:
+    """The topics that were created, where the carrier needs them."""
+    if not settings.event_log_url.startswith("kafka://"):
+        return {}
+    # Here: other commands do not load the client.
+    from runtime.event_log.kafka_topics import TopicSettings, create_topics
+
+    created = create_topics(settings.event_log_url, TOPICS, KafkaAccess.of(settings), TopicSettings.of(settings))
+    return {"event_log": asyncio.run(created)}
 
 
 def reconcile(

@@ -1,6 +1,6 @@
 """The event log port: partitioned, ordered, retained for a while, read by any number of groups.
 
-Carriers are Redis Streams and later Kafka.
+Carriers are Redis Streams and Kafka.
 
 Order is kept within a partition. Appending is at least once: after EventLogUnavailable the records may be there.
 Reading is at least once: a reader that ends before its commit reads again. So readers drop the events that they know,
@@ -11,11 +11,13 @@ Each promise on the two carriers:
     promise               Redis Streams                     Kafka
     declaration           none: checks topic and partition  topics created from the specs, in one place
     append acknowledged   one script (synced AOF)           acks=all, idempotent producer, send_batch
+    largest record        RECORD_BYTES_MAX                  the same; a batch is below message.max.bytes
     headers               JSON in a field of the entry      record headers
-    offset                entry id `0-<offset>`             offset
+    offset                entry id `0-<offset>`             offset + 1: the first record has 1 on both
     position of a group   hash by group                     committed offset of the group
     retention             MAXLEN of the stream              retention.ms, retention.bytes
     Overtaken             a gap in the offsets              OffsetOutOfRange, log start offset
+    WentBack              last entry id below the position  OffsetOutOfRange, end below the position
     lag, end              last entry id, minus position     end offsets, minus position
 """
 
@@ -26,8 +28,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+from domain.topology import TopicSpec
+
 APPEND_RECORDS_MAX = 1_000
 READ_RECORDS_MAX = 10_000
+RECORD_BYTES_MAX = 512 * 1024  # key, value and headers of one record
 
 
 class EventLogUnavailable(Exception):
@@ -39,6 +44,17 @@ class EventLogUnavailable(Exception):
         self.topic = topic
         self.partition = partition
         self.detail = detail
+
+
+class RecordTooLarge(ValueError):
+    """A record has more than RECORD_BYTES_MAX: no carrier takes it, and no repetition helps. Nothing was appended."""
+
+    def __init__(self, topic: str, partition: int, *, bytes_found: int) -> None:
+        """`bytes_found` is the size of the first such record."""
+        super().__init__(f"{topic}/{partition}: a record of {bytes_found} bytes; at most {RECORD_BYTES_MAX} are taken")
+        self.topic = topic
+        self.partition = partition
+        self.bytes_found = bytes_found
 
 
 class UnknownTopic(ValueError):
@@ -86,10 +102,40 @@ class NewRecord:
     value: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of key, value and headers."""
+        headers = sum(len(name.encode()) + len(value.encode()) for name, value in self.headers.items())
+        return len(self.key.encode()) + len(self.value) + headers
+
+
+def check_append(topic: str, partition: int, records: Sequence[NewRecord]) -> None:
+    """Check the number and the sizes of records to be appended. Raises RecordTooLarge."""
+    assert 1 <= len(records) <= APPEND_RECORDS_MAX
+    for record in records:
+        # A character has at most 4 bytes: most records need no encoding here.
+        surely_small = len(record.value) + 4 * len(record.key) <= RECORD_BYTES_MAX and not record.headers
+        if not surely_small and (size := record.size_bytes) > RECORD_BYTES_MAX:
+            raise RecordTooLarge(topic, partition, bytes_found=size)
+
+
+def declared(specs: Mapping[str, TopicSpec], topic: str, partitions: Iterable[int]) -> TopicSpec:
+    """The topic's spec, which has these partitions. Raises UnknownTopic."""
+    spec = specs.get(topic)
+    if spec is None:
+        raise UnknownTopic(topic)
+    for partition in partitions:
+        if not 0 <= partition < spec.partitions:
+            raise UnknownTopic(topic, partition)
+    return spec
+
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """A record as read. Offsets of a partition grow without a gap; `at_ms` is the time at which the log took it.
+    """A record as read. `at_ms` is the time at which the log took it.
+
+    Offsets of a partition begin at 1 and grow by 1: a gap is a loss. So Kafka's topics have neither transactions nor
+    compaction, which leave gaps.
 
     `problem` says why the carrier's record could not be decoded; `value` then shows its raw content, and the reader
     passes it over.
@@ -172,7 +218,7 @@ class EventLog(Protocol):
         """Append 1..APPEND_RECORDS_MAX records in this order and return when all are acknowledged.
 
         Records of one partition keep their order only if the caller waits for one append before the next. Raises
-        EventLogUnavailable.
+        EventLogUnavailable: the log may hold the first of the records, or all. Raises RecordTooLarge: it holds none.
         """
         ...
 

@@ -18,15 +18,15 @@ from redis.exceptions import RedisError, ResponseError
 
 from domain.topology import TopicSpec
 from runtime.event_log.port import (
-    APPEND_RECORDS_MAX,
     READ_RECORDS_MAX,
     EventLogUnavailable,
     Lag,
     LogRecord,
     NewRecord,
     Overtaken,
-    UnknownTopic,
     WentBack,
+    check_append,
+    declared,
 )
 from runtime.redis import client as clients
 from runtime.redis.scripts import load_script, run
@@ -61,8 +61,8 @@ class RedisStreamsEventLog:
 
     async def append(self, topic: str, partition: int, records: Sequence[NewRecord]) -> None:
         """One script: all records or none, and the answer comes after the fsync with `appendfsync always`."""
-        assert 1 <= len(records) <= APPEND_RECORDS_MAX
         spec = self._spec(topic, (partition,))
+        check_append(topic, partition, records)
         args: list[bytes | str | int] = [spec.records_max or self._records_max]
         for record in records:
             headers = orjson.dumps(dict(record.headers)) if record.headers else b""
@@ -82,13 +82,7 @@ class RedisStreamsEventLog:
         await self._redis.aclose()
 
     def _spec(self, topic: str, partitions: Sequence[int]) -> TopicSpec:
-        spec = self._specs.get(topic)
-        if spec is None:
-            raise UnknownTopic(topic)
-        for partition in partitions:
-            if not 0 <= partition < spec.partitions:
-                raise UnknownTopic(topic, partition)
-        return spec
+        return declared(self._specs, topic, partitions)
 
 
 class StreamReader:

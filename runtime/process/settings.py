@@ -31,6 +31,14 @@ class Durability(StrEnum):
     MEMORY = "memory"  # for comparisons only: lost when the Redis process ends
 
 
+class KafkaMechanism(StrEnum):
+    """SASL mechanisms of Kafka. PLAIN sends the password as it is: with TLS only."""
+
+    SCRAM_SHA_512 = "SCRAM-SHA-512"
+    SCRAM_SHA_256 = "SCRAM-SHA-256"
+    PLAIN = "PLAIN"
+
+
 class SettingsError(OperatorError):
     """The environment does not contain valid settings; the message names every problem."""
 
@@ -56,7 +64,9 @@ class Settings(BaseModel):
     )
     queue_url: str = Field("redis://127.0.0.1:6379/0", description="Queue: redis:// (Streams); amqp:// comes later.")
     event_log_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Event log: redis:// (Streams); kafka:// comes later."
+        "redis://127.0.0.1:6379/0",
+        pattern="^(redis|rediss|unix|kafka)://",
+        description="Event log: redis:// (Streams) or kafka://host:port[,host:port].",
     )
     catalogue_dsn: SecretStr = Field(
         SecretStr("postgresql://flashsale@127.0.0.1:5432/catalogue"), description="PostgreSQL catalogue database."
@@ -212,6 +222,30 @@ class Settings(BaseModel):
         20_000,
         ge=100,
         description="Records kept in a partition of the event log (redis://); the oldest are removed first.",
+    )
+    kafka_tls: bool = Field(
+        default=False, description="Encrypt connections to Kafka, and check the broker's certificate."
+    )
+    kafka_ca_file: Path | None = Field(
+        None, description="PEM certificates that sign Kafka's; without it, those that this machine trusts."
+    )
+    kafka_certificate_file: Path | None = Field(
+        None, description="PEM certificate of this client, for a Kafka that asks for one."
+    )
+    kafka_key_file: Path | None = Field(None, description="PEM key of FLASHSALE_KAFKA_CERTIFICATE_FILE.")
+    kafka_username: str | None = Field(None, min_length=1, description="User at Kafka (SASL); without it, no login.")
+    kafka_password: SecretStr | None = Field(None, min_length=1, description="Password of FLASHSALE_KAFKA_USERNAME.")
+    kafka_mechanism: KafkaMechanism = Field(
+        KafkaMechanism.SCRAM_SHA_512, description="SASL mechanism at Kafka; PLAIN only with FLASHSALE_KAFKA_TLS."
+    )
+    kafka_replication_factor: int = Field(
+        1, ge=1, le=7, description="Replicas of a topic that `flashsale migrate` creates; 3 in production."
+    )
+    kafka_min_insync_replicas: int = Field(
+        1, ge=1, le=7, description="Replicas that must store an event before it is acknowledged; 2 in production."
+    )
+    kafka_partition_mb_max: int = Field(
+        1024, ge=1, description="MB kept in a partition of a topic at Kafka; the oldest records are removed first."
     )
     sale_kept_s: int = Field(
         86_400,

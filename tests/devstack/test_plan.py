@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devstack.plan import SIMULATOR, Plan
+from devstack.plan import EVENT_LOG_VARIABLE, SIMULATOR, Plan
 from devstack.servers import PostgresServer
 from devstack.state import StateFolder
 from runtime.process.settings import SettingsError
@@ -92,3 +92,13 @@ def test_caller_cannot_replace_the_simulators_own_secrets(folder: StateFolder) -
 def test_unknown_provider_is_said_before_anything_starts(folder: StateFolder) -> None:
     with pytest.raises(SettingsError, match="FLASHSALE_PAYMENT_PROVIDER"):
         plan(folder, FLASHSALE_PAYMENT_PROVIDER="bank")
+
+
+def test_the_event_log_on_kafka(folder: StateFolder) -> None:
+    assert "kafka" not in [program.name for program in plan(folder).servers()]
+    made = plan(folder, **{EVENT_LOG_VARIABLE: "kafka", "FLASHSALE_KAFKA_USERNAME": "of-another-cluster"})
+    assert made.kafka is not None
+    assert "kafka" in [program.name for program in made.servers()]
+    assert made.stack().event_log_url == made.kafka.url != made.stack().queue_url
+    assert set(having(made, "FLASHSALE_EVENT_LOG_URL").values()) == {made.kafka.url}
+    assert having(made, "FLASHSALE_KAFKA_USERNAME") == {}

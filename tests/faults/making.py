@@ -9,7 +9,7 @@ from uuid import UUID
 from domain import ids
 from domain.orders import OrderEntry, OrderLine, OrderStatus
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
-from domain.topology import Topology, bucket_of_user
+from domain.topology import Topology, bucket_of_user, outbox_partition
 from faults.evidence import Event, Evidence, StoredOrder
 from faults.history import Attempt, Ending, History, Lines, OrderRequest, Told
 from faults.money import Money, MoneyEvent, StoredPayment, StoredRefund
@@ -109,7 +109,7 @@ def right_sale(seed: int, orders: int = 12) -> tuple[History, Evidence]:
             evidence.events.append(
                 Event(
                     f"{order_id}:{at}", order_id, at, f"digest {number} {at}", at_status.label, user, lines,
-                    quantity * PRICE,
+                    quantity * PRICE, str(user), outbox_partition(str(user)),
                 )
             )  # fmt: skip
         if not cancelled:

@@ -66,6 +66,19 @@ def invent_an_event(_: History, evidence: Evidence) -> None:
     evidence.events.append(replace(evidence.events[0], version=9, event_id="x:9"))
 
 
+def misplace_an_event(_: History, evidence: Evidence) -> None:
+    evidence.events[0] = replace(evidence.events[0], partition=(evidence.events[0].partition + 1) % 16)
+
+
+def key_an_event_by_another_user(_: History, evidence: Evidence) -> None:
+    evidence.events[0] = replace(evidence.events[0], key=str(uuid4()))
+
+
+def tell_an_older_version_as_the_newest(_: History, evidence: Evidence) -> None:
+    """Of the last order, which is cancelled: its first version was reserved."""
+    evidence.events[-2] = replace(evidence.events[-2], status=OrderStatus.CANCELLED.label)
+
+
 def leave_an_outbox_row(_: History, evidence: Evidence) -> None:
     evidence.outbox = ["shard 0, notices, 9 ms old: order.paid"]
 
@@ -425,6 +438,7 @@ def tell_money_in_other_words(_: History, evidence: Evidence) -> None:
 DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (lose_a_row, "B"), (store_an_order_twice, "B"), (sell_a_unit_too_many, "A"), (reuse_a_key, "C"),
     (accept_other_lines, "C"), (lose_an_event, "D"), (change_an_event, "D"), (invent_an_event, "D"),
+    (misplace_an_event, "D"), (key_an_event_by_another_user, "D"), (tell_an_older_version_as_the_newest, "D"),
     (leave_an_outbox_row, "D"), (store_what_was_refused, "B"), (store_what_nobody_asked_for, "B"),
     (leave_an_outcome_unknown, "B"), (lose_a_version, "B"), (take_a_place_twice, "B"), (forget_an_order_in_redis, "B"),
     (unbalance_a_lane, "A"), (conjure_up_stock, "A"), (forget_the_sale_in_a_lane, "A"), (break_the_guard, "A"),

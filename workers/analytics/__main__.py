@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from urllib.parse import urlsplit
 
-from domain.topology import TOPICS, worker_fence_key, worker_lease_key
-from runtime.event_log import open_event_log
+from domain.topology import worker_fence_key, worker_lease_key
+from runtime.event_log import event_log_of
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
@@ -34,7 +34,7 @@ async def main(service: Service) -> None:
         stack.push_async_callback(redis.aclose)
         if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
             return
-        event_log = open_event_log(settings.event_log_url, TOPICS, records_max=settings.event_log_records_max)
+        event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)
         pool = await stack.enter_async_context(postgres_pool(settings.analytics_dsn))
         sampler = RefusalSampler(redis, RefusalCounts(pool))

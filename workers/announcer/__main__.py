@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from domain.notices import Channel
-from domain.topology import TOPICS, worker_fence_key, worker_lease_key
-from runtime.event_log import open_event_log
+from domain.topology import worker_fence_key, worker_lease_key
+from runtime.event_log import event_log_of
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
@@ -34,7 +34,7 @@ async def main(service: Service) -> None:
             return
         queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)
-        event_log = open_event_log(settings.event_log_url, TOPICS, records_max=settings.event_log_records_max)
+        event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)
         pools = [
             await stack.enter_async_context(postgres_pool(dsn, size_max=len(channels), autocommit=True))

@@ -16,12 +16,11 @@ from domain.topology import (
     DESTINATION_USER_EVENTS,
     EMAIL_QUEUE,
     REFUNDS_QUEUE,
-    TOPICS,
     dispatcher_fence_key,
     dispatcher_lease_key,
 )
 from runtime.dead_letters import open_dead_letters
-from runtime.event_log import open_event_log
+from runtime.event_log import event_log_of
 from runtime.postgres.pool import POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint, service
 from runtime.queue import open_queue
@@ -48,7 +47,7 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(queue.close)
         letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
         stack.push_async_callback(letters.close)
-        event_log = open_event_log(settings.event_log_url, TOPICS, records_max=settings.event_log_records_max)
+        event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)
         if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
             return

@@ -10,7 +10,7 @@ import orjson
 from domain.events import HEADERS_MEMBER, EventMalformed, event_headers, event_type
 from domain.headers import MalformedHeaders, check_headers
 from domain.topology import TOPIC_OF_DESTINATION, TOPIC_PAYMENTS
-from runtime.event_log import APPEND_RECORDS_MAX, EventLog, EventLogUnavailable, NewRecord
+from runtime.event_log import APPEND_RECORDS_MAX, RECORD_BYTES_MAX, EventLog, EventLogUnavailable, NewRecord
 from runtime.queue import Queue, QueueFull, QueueUnavailable
 
 
@@ -69,7 +69,10 @@ class EventTopic:
                 attributes = event_headers(document)
             except EventMalformed as error:
                 raise MalformedEvents(str(error)) from error
-            events.append(Event(key, orjson.dumps(document["data"]), {**headers, **attributes}))
+            event = Event(key, orjson.dumps(document["data"]), {**headers, **attributes})
+            if (size := NewRecord(*event).size_bytes) > RECORD_BYTES_MAX:
+                raise MalformedEvents(f"an event of {size} bytes; a record has at most {RECORD_BYTES_MAX}")
+            events.append(event)
         return events
 
     async def deliver(self, partition: int, events: Sequence[Event]) -> None:
