@@ -31,6 +31,7 @@ class Needs:
     launchers: Mapping[str, list[str]] = field(default_factory=dict)
     small_disk: bool = False  # Redis keeps its data in a small file system of its own
     state_disk: bool = False  # the whole folder of the stack is in a file system of its own
+    queue: str = "redis"  # carrier of the work queues, a `devstack.plan.QueueKind`
     own: str = ""  # a name: the fault runs on a stack of its own, because it leaves damage behind
 
     @property
