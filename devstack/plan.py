@@ -203,7 +203,7 @@ class Plan:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL, RabbitMQ if chosen, the mailbox, the payment simulator. Call `initialise` of each before."""
+        """Redis, PostgreSQL, the chosen carriers, the mailbox and the simulator. Call `initialise` of each before."""
         base = {STATE_VARIABLE: str(self.folder.path)}
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
