@@ -25,7 +25,7 @@ from pathlib import Path
 import redis
 
 from devstack.children import log_tail, spawn
-from devstack.plan import SERVERS, Plan, Program
+from devstack.plan import KAFKA, SERVERS, Plan, Program
 from devstack.servers import ServerError
 from devstack.state import StateFolder
 from domain.topology import lane_stream_key
@@ -152,6 +152,8 @@ class Supervisor:
         self.plan.postgres.initialise()
         if self.plan.kafka is not None:
             self.plan.kafka.initialise()
+        if self.plan.rabbitmq is not None:
+            self.plan.rabbitmq.initialise()
         servers = self.plan.servers()
         self._start_all(servers)
         self._wait("redis", self._redis_answers)
@@ -159,8 +161,10 @@ class Supervisor:
         catalogue, *shards, analytics = map(self.plan.postgres.create_database, self.plan.database_names)
         migrate(catalogue, shards, analytics_dsn=analytics)
         if self.plan.kafka is not None:
-            self._wait("kafka", self.plan.kafka.answers)
+            self._wait(KAFKA, self.plan.kafka.answers)
             self.plan.kafka.create_topics()
+        if self.plan.rabbitmq is not None:
+            self._wait("rabbitmq", self.plan.rabbitmq.is_ready)
         processes = self.plan.processes()
         self._start_all(processes)
         for program in (*servers, *processes):
