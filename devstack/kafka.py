@@ -58,8 +58,8 @@ class Listener:
 class KafkaServer:
     """One Kafka node with its data under `folder`; loopback only, no encryption, no password.
 
-    `properties` are further lines of the server's configuration, `doors` further listeners. `quick_start` compiles less:
-    the server starts sooner and reaches a lower throughput.
+    `properties` are further lines of the server's configuration, `doors` further listeners. `quick_start` compiles
+    less: the server starts sooner and reaches a lower throughput.
     """
 
     folder: Path
@@ -85,7 +85,7 @@ class KafkaServer:
     def argv(self) -> list[str]:
         """The command line; the supervisor uses it, too."""
         return [
-            *_java(kafka_jars(), heap_mb=self.heap_mb),
+            *java_command(heap_mb=self.heap_mb),
             *(("-XX:TieredStopAtLevel=1",) if self.quick_start else ()),
             *("kafka.Kafka", str(self.folder / "server.properties")),
         ]
@@ -184,6 +184,17 @@ class KafkaServer:
 
         asyncio.run(create_topics(self.url, TOPICS, KafkaAccess(), TopicSettings()))
 
+    def add_user(self, name: str, password: str) -> None:
+        """Create a user who logs in by SCRAM-SHA-512 or SCRAM-SHA-256, at a door with SASL. Raises ServerError."""
+        added = f"SCRAM-SHA-512=[password={password}],SCRAM-SHA-256=[password={password}]"
+        argv = [
+            *java_command(heap_mb=64), "kafka.admin.ConfigCommand", "--bootstrap-server", self.address, "--alter",
+            "--add-config", added, "--entity-type", "users", "--entity-name", name,
+        ]  # fmt: skip
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=READY_S_MAX, env=self.env, check=False)
+        if done.returncode != 0:
+            raise ServerError(f"the user was not created: {(done.stdout + done.stderr).strip()[-500:]}")
+
     def kill(self) -> None:
         """End the server with SIGKILL, like a crash."""
         assert self.process is not None
@@ -225,7 +236,9 @@ def answers(port: int) -> bool:
     return len(answer) == 10 and answer[4:8] == b"\0\0\0\7" and answer[8:10] == b"\0\0"
 
 
-def _java(jars: Path, *, heap_mb: int) -> list[str]:
+def java_command(*, heap_mb: int) -> list[str]:
+    """Java with Kafka's jars; a class of Kafka and its arguments follow."""
+    jars = kafka_jars()
     classpath = ":".join(sorted(str(jar) for jar in jars.glob("*.jar")))
     return [
         java(), f"-Xmx{heap_mb}m", "-XX:+UseSerialGC", "-Xshare:auto", f"-XX:SharedArchiveFile={_archive_path(jars)}",

@@ -12,7 +12,6 @@ import signal
 import time
 from functools import partial
 
-from domain.notices import Channel
 from domain.topology import OUTBOX_PARTITIONS, TOPIC_ORDERS, TOPICS
 from faults.conditions import Needs, NotFired
 from faults.proxy import Harm, Trap
@@ -20,7 +19,6 @@ from faults.redis_faults import sprung
 from faults.scenario import Act, Drill, Fault
 from faults.worker_faults import killed_anywhere, killed_at
 from runtime.event_log import NewRecord, open_event_log
-from workers.announcer.announcer import group_of
 
 KAFKA = Needs(event_log="kafka")
 ON_SMALL_DISK = Needs(event_log="kafka", state_disk=True)
@@ -29,7 +27,8 @@ STORM_S = 6.0
 MET_S_MAX = 20.0
 ANNOUNCED_S_MAX = 30.0
 _PRODUCE = (b"ce_type", b"order.reserved")
-_COMMIT = (b"announcer.email\xff\xff\xff\xff\x00\x00",)
+_GROUP = "announcer.email"
+_COMMIT = (_GROUP.encode() + b"\xff\xff\xff\xff\x00\x00",)
 
 
 async def kill_broker(drill: Drill) -> str:
@@ -109,7 +108,7 @@ async def _announced(drill: Drill) -> None:
     began, ends = time.monotonic(), dict[int, int]()
     try:
         while True:
-            async with log.reader(group_of(Channel.EMAIL), TOPIC_ORDERS, range(OUTBOX_PARTITIONS)) as reader:
+            async with log.reader(_GROUP, TOPIC_ORDERS, range(OUTBOX_PARTITIONS)) as reader:
                 lags = await reader.lag()
             ends = ends or {partition: lag.end for partition, lag in lags.items()}
             left = {partition: end for partition, end in ends.items() if lags[partition].position < end}

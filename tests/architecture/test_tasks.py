@@ -27,6 +27,7 @@ ALLOWED = {
     "edge/settlements.py": (1, "events wait for their batch; `_work` answers each of them, also when it ends"),
     "edge/sale_reads.py": (1, "requests wait for the read; its exception is theirs"),
     "edge/sale_directory.py": (1, "callers wait for each read; its exception is theirs (`_read_pending`)"),
+    "runtime/event_log/kafka_reader.py": (1, "`_fetched` takes each fetch's result, `_end_fetches` ends the others"),
     "workers/relay/session.py": (5, "`run` waits for all, and raises what ended one"),
     "workers/notifications/push_sender.py": (2, "a task group: `run` ends with the first that fails"),
     "workers/dispatcher/group.py": (1, "`_settle` takes each delivery's result"),
