@@ -104,6 +104,13 @@ class KafkaReader:
             self._read[partition] = max(self._read[partition], offset)
             self._handed_out[partition] = max(self._handed_out[partition], offset)
 
+    async def rewind(self, to: Mapping[int, int]) -> None:
+        """Read again behind these offsets."""
+        await self._end_fetches()
+        self._ready = deque(record for record in self._ready if record.partition not in to)
+        for partition, offset in to.items():
+            self._read[partition] = self._handed_out[partition] = min(self._handed_out[partition], offset)
+
     async def lag(self) -> Mapping[int, Lag]:
         """Ends by the log end offsets, which outlive retention."""
         ends = await self._offsets.ends(self._topic, self._handed_out)
