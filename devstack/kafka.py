@@ -184,9 +184,9 @@ class KafkaServer:
 
         asyncio.run(create_topics(self.url, TOPICS, KafkaAccess(), TopicSettings()))
 
-    def add_user(self, name: str, password: str) -> None:
-        """Create a user who logs in by SCRAM-SHA-512 or SCRAM-SHA-256, at a door with SASL. Raises ServerError."""
-        added = f"SCRAM-SHA-512=[password={password}],SCRAM-SHA-256=[password={password}]"
+    def add_user(self, name: str, password: str, *, mechanism: str = "SCRAM-SHA-512") -> None:
+        """Create a user for the login at a door with SASL. Raises ServerError."""
+        added = f"{mechanism}=[password={password}]"
         argv = [
             *java_command(heap_mb=64), "kafka.admin.ConfigCommand", "--bootstrap-server", self.address, "--alter",
             "--add-config", added, "--entity-type", "users", "--entity-name", name,

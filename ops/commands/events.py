@@ -13,14 +13,13 @@ import typer
 
 from domain.events import EventMalformed, event_type, read_event
 from domain.schemas import EVENT_TYPES, FAMILIES, Family
-from domain.topology import TOPICS
 from ops.audit import recorded
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.commands.times import parse_since
 from ops.events import PARTITIONS, Step, TopicRecord, follow, newest, plan_replay, replay
 from ops.target import resolve
 from runtime.audit import Action, object_name
-from runtime.event_log import EventLog, EventLogUnavailable, LogRecord, open_event_log
+from runtime.event_log import EventLog, EventLogUnavailable, LogRecord, event_log_of
 from runtime.process.errors import OperatorError
 from runtime.process.settings import Settings
 
@@ -137,7 +136,7 @@ def _topic(name: str) -> str:
 
 def _with_log(settings: Settings, work: Callable[[EventLog], Any]) -> None:
     async def opened() -> None:
-        log = open_event_log(settings.event_log_url, TOPICS, records_max=settings.event_log_records_max)
+        log = event_log_of(settings)
         try:
             await work(log)
         finally:

@@ -6,16 +6,21 @@ An adapter passes it by adding a carrier to the fixture; the tests stay unchange
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pytest
 import redis
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from devstack.kafka import KafkaServer
+from devstack.children import free_port
+from devstack.kafka import KafkaServer, Listener
 from devstack.servers import RedisServer
 from domain.topology import TopicSpec
+from faults.proxy import FaultProxy, Harm, Trap
 from runtime.event_log import (
     APPEND_RECORDS_MAX,
     RECORD_BYTES_MAX,
@@ -33,6 +38,7 @@ from runtime.event_log import (
     WentBack,
     open_event_log,
 )
+from runtime.event_log.kafka_topics import TopicSettings, create_topics
 from runtime.event_log.redis_streams import stream_key
 from tests.fixtures.fix_kafka import delete_before, make_empty
 
@@ -479,3 +485,102 @@ async def test_a_foreign_record_stops_no_reader(carrier: Carrier) -> None:
     for record in foreign:
         assert record.problem is not None and "undecodable" in record.problem
         assert (record.key, record.headers) == ("", {})
+
+
+@pytest.mark.parametrize("kind", ["redis", "kafka"])
+async def test_appends_and_reads_go_on_through_cut_connections(kind: str, request: pytest.FixtureRequest) -> None:
+    """An append that failed is repeated by its caller, as the dispatcher does: in order, with duplicates at most."""
+    with cuttable(kind, request) as (url, proxy):
+        if kind == "kafka":
+            await make_empty(url, SPECS)
+        event_log = open_event_log(url, SPECS)
+        reading = asyncio.create_task(read_through_cuts(event_log, until=99))
+        for number in range(100):
+            if number % 20 == 10:
+                proxy.set_trap(Trap(Harm.AFTER if number % 40 == 10 else Harm.BEFORE, (b"cuttable",)))
+            if number % 20 == 0:
+                proxy.cut()
+            await append_until_acknowledged(event_log, NewRecord("cuttable", b"%d" % number))
+        values = [int(record.value) for record in await reading]
+        assert proxy.counted["cut"] and proxy.counted["after"] and proxy.counted["before"]
+        await event_log.close()
+    assert list(dict.fromkeys(values)) == list(range(100))
+    if kind == "kafka":
+        assert len(values) == 100, "the idempotent producer repeats without effect"
+
+
+@contextmanager
+def cuttable(kind: str, request: pytest.FixtureRequest) -> Iterator[tuple[str, FaultProxy]]:
+    """A server behind a proxy. A client of Kafka goes on at the address that the broker tells."""
+    if kind == "redis":
+        request.getfixturevalue("redis_client")
+        with FaultProxy(request.getfixturevalue("redis_server").port) as proxy:
+            yield f"redis://127.0.0.1:{proxy.port}/0", proxy
+        return
+    port = free_port()
+    with FaultProxy(port) as proxy:
+        server = KafkaServer(
+            request.getfixturevalue("tmp_path") / "kafka",
+            quick_start=True,
+            doors=[Listener("PROXIED", port, proxy.port)],
+        )
+        server.start()
+        try:
+            yield f"kafka://127.0.0.1:{proxy.port}", proxy
+        finally:
+            server.stop()
+
+
+async def append_until_acknowledged(event_log: EventLog, record: NewRecord) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await event_log.append("orders", 0, [record])
+            except EventLogUnavailable:
+                await asyncio.sleep(0.02)
+            else:
+                return
+
+
+async def read_through_cuts(event_log: EventLog, *, until: int) -> list[LogRecord]:
+    found: list[LogRecord] = []
+    async with asyncio.timeout(90):
+        async with event_log.reader(None, "orders", (0,)) as reader:
+            while not found or int(found[-1].value) < until:
+                found += await until_read(reader, 1)
+    return found
+
+
+async def test_kafka_retains_by_size(kafka_server: KafkaServer) -> None:
+    """The broker removes whole segments; a reader that is behind them learns of the loss."""
+    specs = (TopicSpec("short.v1", 1),)
+    await make_empty(kafka_server.url, specs)
+    await create_topics(kafka_server.url, specs, KafkaAccess(), TopicSettings(partition_mb_max=1))
+    await set_configuration(kafka_server.url, "short.v1", {"segment.bytes": str(1024 * 1024), "retention.bytes": "1"})
+    event_log = open_event_log(kafka_server.url, specs)
+    await event_log.append("short.v1", 0, numbered([0]))
+    async with event_log.reader("slow", "short.v1", (0,)) as reader:
+        await reader.next_batch(count_max=1, wait_s=5)
+        await reader.commit()
+        page = [NewRecord("k", bytes(4_000))] * 200
+        loss: Overtaken | None = None
+        async with asyncio.timeout(60):
+            while loss is None:
+                await event_log.append("short.v1", 0, page)
+                await asyncio.sleep(0.1)
+                async with event_log.reader("slow", "short.v1", (0,)) as behind:
+                    try:
+                        await behind.next_batch(count_max=1, wait_s=0)
+                    except Overtaken as overtaken:
+                        loss = overtaken
+    assert loss.first_lost == 2 and loss.last_lost > 200
+    await event_log.close()
+
+
+async def set_configuration(url: str, topic: str, values: dict[str, str]) -> None:
+    admin = AIOKafkaAdminClient(**KafkaAccess().arguments(url))
+    await admin.start()
+    try:
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, values)])
+    finally:
+        await admin.close()
