@@ -10,6 +10,7 @@ pytest_plugins = [
     "tests.fixtures.fix_http",
     "tests.fixtures.fix_redis",
     "tests.fixtures.fix_kafka",
+    "tests.fixtures.fix_rabbitmq",
     "tests.fixtures.fix_postgres",
     "tests.fixtures.fix_databases",
     "tests.fixtures.fix_replica",

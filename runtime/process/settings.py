@@ -62,7 +62,7 @@ class Settings(BaseModel):
     cache_url: str = Field(
         "redis://127.0.0.1:6379/1", pattern=_REDIS_URL, description="Cache Redis; may lose all data at any time."
     )
-    queue_url: str = Field("redis://127.0.0.1:6379/0", description="Queue: redis:// (Streams); amqp:// comes later.")
+    queue_url: str = Field("redis://127.0.0.1:6379/0", description="Queue: redis:// (Streams), amqp:// (RabbitMQ).")
     event_log_url: str = Field(
         "redis://127.0.0.1:6379/0",
         pattern="^(redis|rediss|unix|kafka)://",

@@ -18,6 +18,7 @@ from runtime.queue.port import (
     QueueUnavailable,
     UnknownQueue,
 )
+from runtime.queue.rabbitmq import RabbitQueue
 from runtime.queue.redis_streams import RedisStreamsQueue
 from runtime.queue.retry_policy import RetryDecision, RetryPolicy
 
@@ -51,4 +52,7 @@ def open_queue(url: str, specs: Iterable[QueueSpec], *, length_max: int = 10_000
     scheme = urlsplit(url).scheme
     if scheme in ("redis", "rediss"):
         return RedisStreamsQueue(url, specs, length_max=length_max, connections_max=connections_max)
-    raise UnknownQueueScheme(f"FLASHSALE_QUEUE_URL: no adapter for {scheme or 'a URL without a scheme'}; use redis://")
+    if scheme in ("amqp", "amqps"):
+        return RabbitQueue(url, specs, length_max=length_max)
+    known = "use redis://, rediss://, amqp:// or amqps://"
+    raise UnknownQueueScheme(f"FLASHSALE_QUEUE_URL: no adapter for {scheme or 'a URL without a scheme'}; {known}")

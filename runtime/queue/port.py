@@ -35,6 +35,7 @@ from runtime.process.errors import OperatorError
 
 REASON_LENGTH_MAX = 500
 HISTORY_LENGTH_MAX = 20
+BODY_BYTES_MAX = 8 * 1024 * 1024  # below the limits of all carriers; RabbitMQ 4 takes 16 MiB
 
 
 class QueueFull(Exception):
@@ -66,6 +67,21 @@ class UnknownQueue(ValueError):
         """`queue` is the name that was used."""
         super().__init__(f"{queue} is not declared: add its spec to domain.topology")
         self.queue = queue
+
+
+class MessageTooLarge(ValueError):
+    """The body is larger than BODY_BYTES_MAX, so that no carrier takes it: a programmer's error."""
+
+    def __init__(self, size: int) -> None:
+        """`size` is in bytes."""
+        super().__init__(f"a message of {size} bytes; at most {BODY_BYTES_MAX} are possible")
+        self.size = size
+
+
+def check_body(body: bytes) -> None:
+    """Raise MessageTooLarge for a body beyond the bound."""
+    if len(body) > BODY_BYTES_MAX:
+        raise MessageTooLarge(len(body))
 
 
 class FailureKind(StrEnum):

@@ -17,16 +17,23 @@ from redis.asyncio import Redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from domain.topology import QueueSpec
-from runtime.queue.port import Delivery, Failure, FailureKind, QueueDepth, QueueFull, QueueUnavailable, UnknownQueue
+from runtime.queue.encoding import (
+    COUNT_MAX,
+    TIME_MS_MAX,
+    decode_failures,
+    decode_headers,
+    decode_history,
+    encode_failures,
+    encode_history,
+    within,
+)
+from runtime.queue.port import Delivery, Failure, QueueDepth, QueueFull, QueueUnavailable, UnknownQueue, check_body
 from runtime.queue.redis_streams_consumer import CLAIM_MS, StreamConsumer
 from runtime.redis import client as clients
 from runtime.redis.scripts import Argument, Script, load_script, run
 
 GROUP = "workers"
 BARRIER_POLL_S = 0.05
-# PostgreSQL has to store them in dead letters: an `integer`, and a time before the year 10000.
-_COUNT_MAX = (1 << 31) - 1
-_TIME_MS_MAX = 253_402_300_799_999
 
 _PUBLISH = load_script("runtime.queue", "queue_publish-2")
 _ACK = load_script("runtime.queue", "queue_ack-1")
@@ -83,9 +90,10 @@ class RedisStreamsQueue:
     ) -> None:
         """Append and return when Redis has answered, with `appendfsync always` after its fsync."""
         length_max = self._bound(queue)
+        check_body(body)
         keys = (stream_key(queue), retry_key(queue))
         encoded = orjson.dumps(dict(headers)) if headers else b"{}"
-        args = (length_max, message_id, encoded, body, first_seen_ms or 0, _encode_history(history))
+        args = (length_max, message_id, encoded, body, first_seen_ms or 0, encode_history(history))
         if await _run(self._redis, queue, _PUBLISH, keys, args) == 0:
             raise QueueFull(queue)
 
@@ -146,7 +154,7 @@ class RedisStreamsQueue:
                 body=orjson.dumps({name.hex(): value.hex() for name, value in fields.items()}),
                 headers={},
                 attempt=1,
-                first_seen_ms=min(int(entry_id.partition(b"-")[0]), _TIME_MS_MAX),
+                first_seen_ms=min(int(entry_id.partition(b"-")[0]), TIME_MS_MAX),
                 failures={},
                 history=(),
                 tag=entry_id.decode(),
@@ -161,13 +169,11 @@ class RedisStreamsQueue:
             queue=queue,
             message_id=fields[b"m"].decode(),
             body=fields[b"b"],
-            headers=_decode_headers(fields[b"h"]),
-            attempt=_within(int(fields[b"a"]), 1, _COUNT_MAX),
-            first_seen_ms=_within(int(fields[b"f"]), 0, _TIME_MS_MAX),
-            failures={
-                FailureKind(kind): _within(count, 0, _COUNT_MAX) for kind, count in orjson.loads(fields[b"k"]).items()
-            },
-            history=_decode_history(fields[b"r"]),
+            headers=decode_headers(fields[b"h"]),
+            attempt=within(int(fields[b"a"]), 1, COUNT_MAX),
+            first_seen_ms=within(int(fields[b"f"]), 0, TIME_MS_MAX),
+            failures=decode_failures(fields[b"k"]),
+            history=decode_history(fields[b"r"]),
             tag=entry_id.decode(),
             settlement=_ConsumerSettlement(self, consumer),
         )
@@ -179,8 +185,8 @@ class RedisStreamsQueue:
     async def retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
         """Move to the waiting retries. Never raises QueueFull: a waiting message keeps its place under the bound."""
         queue = delivery.queue
-        history = _encode_history(delivery.history_with(failure))
-        failures = orjson.dumps({kind.value: count for kind, count in delivery.failures_with(failure).items()})
+        history = encode_history(delivery.history_with(failure))
+        failures = encode_failures(delivery.failures_with(failure))
         args = (GROUP, delivery.tag, delay_ms, delivery.attempt + 1, history, failures)
         await _run(self._redis, queue, _RETRY, (stream_key(queue), retry_key(queue), waiting_key(queue)), args)
 
@@ -219,34 +225,6 @@ class _ConsumerSettlement:
             self._consumer.forget(delivery.tag)
             raise
         self._consumer.forget(delivery.tag)
-
-
-def _encode_history(history: Sequence[Failure]) -> bytes:
-    return orjson.dumps([[failure.at_ms, failure.kind.value, failure.reason] for failure in history])
-
-
-def _decode_history(raw: bytes) -> tuple[Failure, ...]:
-    return tuple(
-        Failure(_within(at_ms, 0, _TIME_MS_MAX), FailureKind(_text(kind)), _text(reason))
-        for at_ms, kind, reason in orjson.loads(raw)
-    )
-
-
-def _decode_headers(raw: bytes) -> dict[str, str]:
-    return {name: _text(value) for name, value in orjson.loads(raw).items()}
-
-
-def _within(value: Any, least: int, most: int) -> int:
-    """The value; ValueError unless it is an integer in this range, both ends included."""
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"not an integer from {least} to {most}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("not a text")
-    return value
 
 
 async def _answer(queue: str, operation: Awaitable[Any]) -> Any:

@@ -1,0 +1,338 @@
+"""A consumer of one queue on RabbitMQ: a subscription that is made again after each loss.
+
+A subscription is a channel. When it ends, the broker gives all unsettled messages of it back; a delivery knows its
+subscription, so that settling one of a lost subscription says so. Takes part in the barrier (`rabbitmq_barrier`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import Protocol, Self
+
+import structlog
+from aiormq.abc import AbstractChannel, ChannelFrame, DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
+from pamqp.commands import Basic
+
+from runtime.process import tasks
+from runtime.process.backoff import Backoff
+from runtime.process.supervision import TaskSupervisor
+from runtime.queue.port import Delivery, Failure, QueueFull, QueueUnavailable
+from runtime.queue.rabbitmq_codec import delivery_of
+from runtime.queue.rabbitmq_control import Control, Kind, is_marker, new_id
+from runtime.queue.rabbitmq_link import ANSWER_S_MAX, CLOSE_S_MAX, FAILURES, Link, as_unavailable, describe
+from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, close_channel, control_exchange
+
+LOOK_S = 1.0  # whether the broker has cancelled the subscription; asks nothing of it
+CUTS_MAX = 16  # barriers whose markers a consumer remembers
+
+log = structlog.get_logger()
+
+
+class Retries(Protocol):
+    """Publishes retries (the queue)."""
+
+    async def publish_retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
+        """Return when it waits, durably. Raises QueueFull, QueueUnavailable."""
+        ...
+
+    async def publish_control(self, exchange: str, routing_key: str, control: Control) -> None:
+        """Return when the broker has routed it. Raises the client's errors."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Subscription:
+    """A channel that consumes. `held` has the AMQP delivery tags of unsettled deliveries."""
+
+    channel: AbstractChannel
+    id: str = field(default_factory=new_id)
+    held: set[int] = field(default_factory=set)
+    moved: int = 0
+    tag: str = ""
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    cuts: OrderedDict[str, tuple[int, frozenset[int]]] = field(default_factory=OrderedDict)
+
+    def forget(self, delivery_tag: int) -> None:
+        """A delivery was settled or given back."""
+        self.held.discard(delivery_tag)
+        self.settled.set()
+
+    def cut(self, barrier: str) -> None:
+        """A marker of the barrier came: note what was taken before it."""
+        count, _ = self.cuts.get(barrier, (0, frozenset()))
+        self.cuts[barrier] = count + 1, frozenset(self.held)
+        while len(self.cuts) > CUTS_MAX:
+            self.cuts.popitem(last=False)
+
+    def is_alive(self) -> bool:
+        """Whether messages can still come: the broker may have closed the channel or cancelled the consumer."""
+        return not self.channel.is_closed and self.tag in self.channel.consumers  # type: ignore[attr-defined]
+
+
+class RabbitConsumer:
+    """See `runtime.queue.port.Consumer`. The broker keeps the prefetch."""
+
+    def __init__(self, link: Link, retries: Retries, *, queue: str, prefetch: int) -> None:
+        """`link` is the process's connection for consumers."""
+        assert prefetch >= 1
+        self._link = link
+        self._retries = retries
+        self._queue = queue
+        self._prefetch = prefetch
+        self._subscription: Subscription | None = None
+        self._ready: deque[Delivery] = deque()
+        self._changed = asyncio.Event()
+        self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
+        self._answers: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._problem: str | None = None
+        self.subscribed = asyncio.Event()
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be delivered at present; None when all is well."""
+        troubled = [f"{name}: {problem}" for name, problem in self._background.problems.items()]
+        return "; ".join(filter(None, [self._problem, *troubled])) or None
+
+    @property
+    def held_count(self) -> int:
+        """Unsettled deliveries, at most `prefetch`."""
+        return len(self._subscription.held) if self._subscription is not None else 0
+
+    async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
+        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any.
+
+        Raises TasksGivenUp when the consumer cannot go on: the caller leaves it and opens another one.
+        """
+        self._background.raise_given_up()
+        if not self._ready and not self._closed:
+            self._changed.clear()
+            await tasks.wait_within(self._changed, wait_s)
+        return [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
+
+    def __aiter__(self) -> Self:
+        """The consumer itself."""
+        return self
+
+    async def __anext__(self) -> Delivery:
+        """The next delivery."""
+        while not self._ready:
+            self._background.raise_given_up()
+            if self._closed:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        return self._ready.popleft()
+
+    async def __aenter__(self) -> Self:
+        """Start to consume."""
+        self._background.start(f"consume {self._queue}", self._forever)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; the broker gives unsettled deliveries to other consumers at once."""
+        self._closed = True
+        if self._subscription is not None:  # orderly: a cancelled task may not wait for the broker's answer
+            await self._end(self._subscription)
+        await self._background.stop()
+        self._ready.clear()
+        self._changed.set()
+        await tasks.cancel(*self._answers)
+
+    # The subscription
+
+    async def _forever(self) -> None:
+        backoff = Backoff(first_s=0.05, longest_s=1.0)
+        while True:
+            try:
+                if self._closed:
+                    await asyncio.Event().wait()
+                await self._consume_until_lost(backoff)
+            except ChannelNotFoundEntity:
+                self._problem = f"{self._queue}: is missing"
+                log.warning("queue is missing, it is declared again", queue=self._queue)
+                with suppress(*FAILURES):
+                    await self._link.declare_again()
+            except FAILURES as error:
+                self._problem = f"{self._queue}: {describe(error)}"
+                log.warning("queue not readable", queue=self._queue, error=describe(error))
+            await asyncio.sleep(backoff.next_s())
+
+    async def _consume_until_lost(self, backoff: Backoff) -> None:
+        channel = await (await self._link.connection()).channel(publisher_confirms=False)
+        subscription = Subscription(channel)
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX):
+                await self._subscribe(subscription)
+            self._subscription = subscription
+            self._problem = None
+            self.subscribed.set()
+            backoff.reset()
+            while subscription.is_alive():
+                await asyncio.wait([channel.closing], timeout=LOOK_S)
+            if not self._closed:
+                self._problem = f"{self._queue}: the broker ended the subscription"
+                log.warning("subscription lost", queue=self._queue, held=len(subscription.held))
+        finally:
+            # Deliveries that nobody has taken yet come again, to whichever consumer.
+            self._ready.clear()
+            self.subscribed.clear()
+            await self._end(subscription)
+
+    async def _subscribe(self, subscription: Subscription) -> None:
+        """The control queue first: from its first message on, this consumer answers."""
+        channel = subscription.channel
+        private = f"{PRIVATE_PREFIX}{subscription.id}"
+        exchange = control_exchange(self._queue)
+        await channel.queue_declare(private, exclusive=True, auto_delete=True)
+        await channel.queue_bind(private, exchange)
+        await channel.basic_consume(private, partial(self._on_control, subscription), no_ack=True)
+        await self._retries.publish_control(exchange, "", Control(Kind.JOINED, subscription.id))
+        await channel.basic_qos(prefetch_count=self._prefetch)
+        subscription.tag = new_id()
+        await channel.basic_consume(self._queue, partial(self._on_message, subscription), consumer_tag=subscription.tag)
+
+    async def _end(self, subscription: Subscription) -> None:
+        with suppress(*FAILURES):
+            async with asyncio.timeout(CLOSE_S_MAX):
+                if subscription.is_alive():  # at once for the queue; the end of a channel reaches it later
+                    await subscription.channel.basic_cancel(subscription.tag)
+                await close_channel(subscription.channel)
+
+    async def _on_message(self, subscription: Subscription, message: DeliveredMessage) -> None:
+        """No `await` before the delivery is held: what came earlier is held when a later answer arrives."""
+        delivery_tag: int = message.delivery.delivery_tag  # type: ignore[assignment, union-attr]
+        if is_marker(message.header.properties.headers):
+            await self._pass_marker(subscription, message, delivery_tag)
+            return
+        subscription.held.add(delivery_tag)
+        settlement = _Settlement(self, self._retries, subscription, delivery_tag)
+        tag = f"{subscription.id}:{delivery_tag}"
+        self._ready.append(delivery_of(message, queue=self._queue, tag=tag, settlement=settlement))
+        self._changed.set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the consumer was left: its deliveries were given back on purpose."""
+        return self._closed
+
+    # The barrier
+
+    async def _pass_marker(self, subscription: Subscription, message: DeliveredMessage, delivery_tag: int) -> None:
+        marker = Control.decode(bytes(message.body))
+        with suppress(*FAILURES):
+            if marker is not None:
+                subscription.cut(marker.barrier)
+            # First: the caller may leave as soon as it hears, and the marker would come again.
+            await subscription.channel.basic_ack(delivery_tag)
+            if marker is not None:
+                await self._retries.publish_control("", marker.sender, marker)
+
+    async def _on_control(self, subscription: Subscription, message: DeliveredMessage) -> None:
+        control = Control.decode(bytes(message.body))
+        if control is None or control.kind not in (Kind.ASK, Kind.SETTLE):
+            return
+        task = asyncio.create_task(self._answer(subscription, control), name=f"answer {self._queue}")  # ends in time
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, subscription: Subscription, control: Control) -> None:
+        with suppress(*FAILURES):
+            settled = False
+            if control.kind is Kind.SETTLE:
+                settled = await self._settles(subscription, control)
+            answer = Control(
+                Kind.ANSWER,
+                subscription.id,
+                control.barrier,
+                moved=subscription.moved,
+                held=len(subscription.held),
+                settled=settled,
+            )
+            await self._retries.publish_control("", control.sender, answer)
+
+    async def _settles(self, subscription: Subscription, control: Control) -> bool:
+        """Whether all deliveries from before the barrier's markers are settled in time."""
+        count, taken = subscription.cuts.get(control.barrier, (0, frozenset()))
+        if count < control.markers:
+            # Another consumer got a marker. All that the broker had sent before is here after two answers: the first
+            # may overtake a delivery inside of the broker's channel, the second does not.
+            await subscription.channel.queue_declare(self._queue, passive=True, timeout=ANSWER_S_MAX)
+            await subscription.channel.basic_qos(prefetch_count=self._prefetch, timeout=ANSWER_S_MAX)
+            taken = frozenset(subscription.held)
+        deadline = time.monotonic() + control.wait_ms / 1000
+        while taken & subscription.held:
+            subscription.settled.clear()
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not await tasks.wait_within(subscription.settled, left_s):
+                return not taken & subscription.held
+        return True
+
+
+class _Settlement:
+    """Settles a delivery of one subscription."""
+
+    __slots__ = ("_consumer", "_delivery_tag", "_retries", "_subscription")
+
+    def __init__(
+        self, consumer: RabbitConsumer, retries: Retries, subscription: Subscription, delivery_tag: int
+    ) -> None:
+        self._consumer = consumer
+        self._retries = retries
+        self._subscription = subscription
+        self._delivery_tag = delivery_tag
+
+    async def ack(self, delivery: Delivery) -> None:
+        """Return when it is written. AMQP confirms no acknowledgement: one that is lost brings the message again."""
+        if self._is_over(delivery):
+            return
+        try:
+            async with as_unavailable(delivery.queue):
+                await self._subscription.channel.basic_ack(self._delivery_tag)
+        finally:
+            self._subscription.forget(self._delivery_tag)
+
+    async def retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
+        """Publish to the delay queue, then acknowledge: a crash in between repeats, never loses."""
+        if self._is_over(delivery):
+            return
+        self._subscription.moved += 1
+        try:
+            await self._retries.publish_retry(delivery, delay_ms=delay_ms, failure=failure)
+            await self.ack(delivery)
+        except QueueFull:
+            raise
+        except BaseException:
+            # Confirmed or not: on an open channel the message would never come again by itself.
+            self._give_back()
+            raise
+        finally:
+            self._subscription.moved += 1
+
+    def _give_back(self) -> None:
+        if self._delivery_tag in self._subscription.held and not self._subscription.channel.is_closed:
+            # Written without waiting: the caller may be about to be cancelled.
+            frame = Basic.Nack(delivery_tag=self._delivery_tag, requeue=True)
+            channel = self._subscription.channel
+            channel.connection.write_queue.put_nowait(
+                ChannelFrame.marshall(channel_number=channel.number, frames=[frame])
+            )
+        self._subscription.forget(self._delivery_tag)
+
+    def _is_over(self, delivery: Delivery) -> bool:
+        """Whether the consumer was left or the delivery is settled. QueueUnavailable when the subscription was lost."""
+        if self._consumer.is_closed or self._delivery_tag not in self._subscription.held:
+            return True
+        if self._subscription.channel.is_closed:
+            self._subscription.forget(self._delivery_tag)
+            raise QueueUnavailable(delivery.queue, "the subscription was lost; the message comes again")
+        return False

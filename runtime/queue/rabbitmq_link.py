@@ -1,0 +1,107 @@
+"""Connections to RabbitMQ that come back, and the client's errors as the port's.
+
+Two connections for a process: an alarm of the broker (memory, disk) stops connections that publish, and must not stop
+acknowledgements, which make room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import aiormq
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import AMQPError, ChannelInvalidStateError
+
+from runtime.queue.port import QueueUnavailable
+
+CONNECT_S_MAX = 5.0
+ANSWER_S_MAX = 10.0  # of a declaration, a subscription and the like
+CLOSE_S_MAX = 2.0
+HEARTBEAT_S = 10  # a peer that is gone without a word is noticed after at most three of them
+FAILURES = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
+
+# It logs each lost connection with a traceback; the adapter logs what matters.
+logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+
+
+class Link:
+    """One connection, opened when it is first used and again after each loss. Several tasks may share it."""
+
+    def __init__(self, url: str, name: str, prepare: Callable[[AbstractConnection], Awaitable[None]]) -> None:
+        """`prepare` is called with each new connection before anyone uses it."""
+        parts = urlsplit(url)
+        query = {"heartbeat": str(HEARTBEAT_S), "name": name, **dict(parse_qsl(parts.query))}
+        self._url = urlunsplit(parts._replace(query=urlencode(query)))
+        self._prepare = prepare
+        self._lock = asyncio.Lock()
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._closed = False
+
+    async def connection(self) -> AbstractConnection:
+        """The open connection. Raises one of FAILURES."""
+        async with self._lock:
+            if self._closed:
+                raise ConnectionError("closed")
+            if self._connection is None or self._connection.is_closed:
+                async with asyncio.timeout(CONNECT_S_MAX):
+                    connection = await aiormq.connect(self._url)
+                try:
+                    async with asyncio.timeout(ANSWER_S_MAX):
+                        await self._prepare(connection)
+                except BaseException:
+                    await _close(connection)
+                    raise
+                self._connection = connection
+            return self._connection
+
+    async def channel(self) -> AbstractChannel:
+        """The shared channel of this connection, with publisher confirms and returns that raise."""
+        connection = await self.connection()
+        async with self._lock:
+            if self._channel is None or self._channel.is_closed or self._channel.connection is not connection:
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    self._channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            return self._channel
+
+    async def declare_again(self) -> None:
+        """After a queue or an exchange was missing. Raises one of FAILURES."""
+        connection = await self.connection()
+        async with self._lock, asyncio.timeout(ANSWER_S_MAX):
+            await self._prepare(connection)
+
+    async def reset(self) -> None:
+        """Give the connection up: the next use opens another one."""
+        async with self._lock:
+            connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            await _close(connection)
+
+    async def close(self) -> None:
+        """Close for good."""
+        self._closed = True
+        await self.reset()
+
+
+@asynccontextmanager
+async def as_unavailable(queue: str) -> AsyncIterator[None]:
+    """The client's errors as QueueUnavailable."""
+    try:
+        yield
+    except FAILURES as error:
+        raise QueueUnavailable(queue, describe(error)) from error
+
+
+def describe(error: BaseException) -> str:
+    """One line for logs and for readiness."""
+    return str(error) or type(error).__name__
+
+
+async def _close(connection: AbstractConnection) -> None:
+    with suppress(*FAILURES):
+        async with asyncio.timeout(CLOSE_S_MAX):
+            await connection.close()
