@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from devstack import rabbitmq
 from devstack.children import free_port, port_is_free
 from devstack.kafka import KafkaServer
+from devstack.rabbitmq import Epmd, RabbitServer
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import STATE_VARIABLE, StateFolder
 from ops.stack_file import PROJECT, Stack, StackError
@@ -25,6 +27,8 @@ PROBE_S_MAX = 2.0
 SIMULATOR = "payment-simulator"
 SERVERS = ("redis", "postgres", "kafka", "mailbox", SIMULATOR)
 EVENT_LOG_VARIABLE = "DEVSTACK_EVENT_LOG"  # in the environment of a supervisor: an EventLogKind
+RABBITMQ = ("epmd", "rabbitmq")  # servers of a stack with this queue
+QUEUE_VARIABLE = "DEVSTACK_QUEUE"  # a QueueKind
 # Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -51,6 +55,13 @@ class EventLogKind(StrEnum):
 
     REDIS = "redis"
     KAFKA = "kafka"
+
+
+class QueueKind(StrEnum):
+    """Carriers of the work queues."""
+
+    REDIS = "redis"
+    RABBITMQ = "rabbitmq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,8 @@ class Plan:
     metrics_ports: dict[str, int] = field(init=False)
     mail_port: int = field(init=False)
     payment_port: int | None = field(init=False)  # None: the caller chose another payment provider
+    epmd: Epmd = field(init=False)
+    rabbitmq: RabbitServer | None = field(init=False)  # None: the queues are Redis Streams
 
     def __post_init__(self) -> None:
         """Choose ports and check settings. Raises StackError for a port in use, SettingsError."""
@@ -116,6 +129,18 @@ class Plan:
             self.settings.payment_provider != "simulated" or "payment_url" in chosen
         )
         self.payment_port = None if theirs else free_port()
+        self.epmd = Epmd(self.folder.data / "rabbitmq")
+        self.rabbitmq = self._choose_queue()
+
+    def _choose_queue(self) -> RabbitServer | None:
+        kind = QueueKind(self.environ.get(QUEUE_VARIABLE) or QueueKind.REDIS)
+        if kind is QueueKind.REDIS:
+            return None
+        if rabbitmq.programs_folder() is None:
+            raise StackError(rabbitmq.HOW_TO_INSTALL)
+        return RabbitServer(
+            self.folder.data / "rabbitmq", epmd_port=self.epmd.port, password=self.folder.secret("rabbitmq_password")
+        )
 
     def _choose_direct_port(self) -> int:
         """The caller's choice, which may be 0 for no direct door; without one, a free port."""
@@ -196,7 +221,7 @@ class Plan:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL, Kafka, the mailbox and the payment simulator. Call the servers' `initialise` before."""
+        """Redis, PostgreSQL, the chosen carriers, the mailbox and the simulator. Call `initialise` of each before."""
         base = {STATE_VARIABLE: str(self.folder.path)}
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
@@ -206,6 +231,7 @@ class Plan:
                 cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
             ),
             *self._kafka(base),
+            *self._rabbitmq(base),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
             *self._simulator(),
         ]  # fmt: skip
@@ -214,6 +240,15 @@ class Plan:
         if self.kafka is None:
             return []
         return [Program("kafka", self.kafka.argv, {**self.kafka.env, **base}, self.folder.log("kafka"))]
+
+    def _rabbitmq(self, base: Mapping[str, str]) -> list[Program]:
+        if self.rabbitmq is None:
+            return []
+        env = {**self.rabbitmq.env, **base}
+        return [
+            Program("epmd", self.epmd.argv, env, self.folder.log("epmd")),
+            Program("rabbitmq", self.rabbitmq.argv, env, self.folder.log("rabbitmq"), stop_s_max=30.0),
+        ]
 
     def _simulator(self) -> list[Program]:
         if self.payment_url is None:
@@ -294,7 +329,7 @@ class Plan:
             catalogue_dsn=self.postgres.dsn("catalogue"),
             shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:-1]],
             analytics_dsn=self.postgres.dsn("analytics"),
-            queue_url=self.redis.url,
+            queue_url=self.redis.url if self.rabbitmq is None else self.rabbitmq.url,
             event_log_url=self.redis.url if self.kafka is None else self.kafka.url,
             payment_secret=self.folder.secret("payment_secret"),
             smtp_url=self.smtp_url,

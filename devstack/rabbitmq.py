@@ -154,7 +154,7 @@ class RabbitServer:
             "RABBITMQ_ALLOW_INPUT": "1",
             # No busy waiting: the processes of the stack need the cores.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                "-noinput +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
+                "-noinput -start_epmd false +sbwt none +sbwtdcpu none +sbwtdio none -kernel inet_dist_use_interface {127,0,0,1}"
             ),
             # Its tools take a free port each, and start no port mapper of their own.
             "RABBITMQ_CTL_ERL_ARGS": "-start_epmd false",

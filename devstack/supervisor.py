@@ -25,7 +25,7 @@ from pathlib import Path
 import redis
 
 from devstack.children import log_tail, spawn
-from devstack.plan import SERVERS, Plan, Program
+from devstack.plan import RABBITMQ, SERVERS, Plan, Program
 from devstack.servers import ServerError
 from devstack.state import StateFolder
 from domain.topology import lane_stream_key
@@ -152,6 +152,8 @@ class Supervisor:
         self.plan.postgres.initialise()
         if self.plan.kafka is not None:
             self.plan.kafka.initialise()
+        if self.plan.rabbitmq is not None:
+            self.plan.rabbitmq.initialise()
         servers = self.plan.servers()
         self._start_all(servers)
         self._wait("redis", self._redis_answers)
@@ -161,6 +163,8 @@ class Supervisor:
         if self.plan.kafka is not None:
             self._wait("kafka", self.plan.kafka.answers)
             self.plan.kafka.create_topics()
+        if self.plan.rabbitmq is not None:
+            self._wait("rabbitmq", self.plan.rabbitmq.is_ready)
         processes = self.plan.processes()
         self._start_all(processes)
         for program in (*servers, *processes):
@@ -252,8 +256,9 @@ class Supervisor:
         self._stop(["edge"])
         self._stop(["backoffice"])
         self._drain()
-        self._stop([name for name in self.children if name not in SERVERS])
-        self._stop(SERVERS)
+        servers = (*SERVERS, *RABBITMQ)
+        self._stop([name for name in self.children if name not in servers])
+        self._stop(servers)
         folder.sweep(patience_s=0)
 
     def _stop(self, names: Sequence[str]) -> None:

@@ -32,6 +32,7 @@ class Needs:
     small_disk: bool = False  # Redis keeps its data in a small file system of its own
     state_disk: bool = False  # the whole folder of the stack is in a file system of its own
     event_log: str = "redis"  # its carrier: redis or kafka
+    queue: str = "redis"  # carrier of the work queues, a `devstack.plan.QueueKind`
     own: str = ""  # a name: the fault runs on a stack of its own, because it leaves damage behind
 
     @property

@@ -24,10 +24,11 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from devstack import rabbitmq
 from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.kafka import answers
-from devstack.plan import SIMULATOR, responds
+from devstack.plan import QUEUE_VARIABLE, SIMULATOR, QueueKind, responds
 from devstack.state import StateFolder
 from faults.conditions import Door, Needs, NotFired, NotHere
 from faults.proxy import FaultProxy
@@ -55,8 +56,8 @@ _LIMITS = {
 ROUTES = {
     "edge": ("redis", "postgres", "provider"),
     "backoffice": ("redis",),
-    "relay-0": ("redis",),
-    "shard-writer-0": ("redis", "postgres"),
+    "relay-0": ("redis", "queue"),
+    "shard-writer-0": ("redis", "postgres", "queue"),
     "dispatcher-0": ("redis", "postgres", "kafka"),
     "expiry-0": ("redis", "postgres"),
     "payments-0": ("redis", "postgres", "provider"),
@@ -286,11 +287,14 @@ class Stage:
 @contextmanager
 def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) -> Iterator[Stage]:
     """A stage while the block runs. NotHere if the machine cannot provide it."""
+    if needs.queue == QueueKind.RABBITMQ and rabbitmq.programs_folder() is None:
+        raise NotHere(rabbitmq.HOW_TO_INSTALL)
     with ExitStack() as stack:
         redis_disk = stack.enter_context(small_disk(SMALL_DISK_MB, mode=0o700)) if needs.small_disk else None
         # Others may pass through its root: as root, PostgreSQL runs as another user, beside the stack's folder.
         state_disk = stack.enter_context(small_disk(STATE_DISK_MB, mode=0o711)) if needs.state_disk else None
-        ports = {server: free_port() for server in ("redis", "postgres", "mail", "provider", "edge", "kafka")}
+        servers = ("redis", "postgres", "queue", "mail", "provider", "edge", "kafka")
+        ports = {server: free_port() for server in servers}
         doors = {process: free_port() for process, servers in ROUTES.items() if "kafka" in servers}
         proxies = {
             (process, server): stack.enter_context(FaultProxy(doors[process] if server == "kafka" else ports[server]))
@@ -316,6 +320,7 @@ def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) 
                 supervisor_module="faults.variation",
                 prepare=variation.write,
                 parent=state_disk.path if state_disk else None,
+                settings={QUEUE_VARIABLE: needs.queue},
             )
         )
         users = [

@@ -32,7 +32,7 @@ class Variation:
     limits: Mapping[str, str] = field(default_factory=dict)
     launchers: Mapping[str, list[str]] = field(default_factory=dict)
     routes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    ports: Mapping[str, int] = field(default_factory=dict)  # of `redis`, `postgres`, `mail`, `provider` and `edge`
+    ports: Mapping[str, int] = field(default_factory=dict)  # of the servers in `faults.stage.ROUTES`
     event_log: str = EventLogKind.REDIS
     kafka_doors: Mapping[str, int] = field(default_factory=dict)  # process -> port that its proxy forwards to
     redis_folder: str = ""  # data folder of Redis, if not in the stack's folder
@@ -59,6 +59,8 @@ class VariedPlan(Plan):
         self.redis.port = self.variation.ports["redis"]
         self.postgres.port = self.variation.ports["postgres"]
         self.mail_port = self.variation.ports["mail"]
+        if self.rabbitmq is not None:
+            self.rabbitmq.port = self.variation.ports["queue"]
         if self.payment_port is not None:  # the caller chose another payment provider
             self.payment_port = self.variation.ports["provider"]
         self.edge_port = self.variation.ports["edge"]

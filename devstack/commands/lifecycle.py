@@ -11,7 +11,7 @@ import typer
 
 from devstack.children import alive
 from devstack.launch import start_detached, stop
-from devstack.plan import EVENT_LOG_VARIABLE, EventLogKind, responds
+from devstack.plan import EVENT_LOG_VARIABLE, QUEUE_VARIABLE, EventLogKind, QueueKind, responds
 from devstack.state import StateFolder
 from devstack.supervisor import supervise
 from ops.commands.options import AsJson, StateDir, print_json
@@ -52,6 +52,14 @@ def up(
             min=0, max=65535, envvar="FLASHSALE_BACKOFFICE_PORT", help="Port of the backoffice, 0: a free one."
         ),
     ] = 8081,
+    queue: Annotated[
+        QueueKind,
+        typer.Option(
+            envvar=QUEUE_VARIABLE,
+            help="Carrier of the work queues. rabbitmq: a server of the distribution's package. "
+            "Messages of the other carrier stay where they are: stop the stack before you change it.",
+        ),
+    ] = QueueKind.REDIS,
     state_dir: StateDir = None,
 ) -> None:
     """Start a stack on this machine: Redis, PostgreSQL and all processes, supervised.
@@ -60,8 +68,9 @@ def up(
     """
     if stack is StackKind.FULL:
         raise typer.BadParameter("only 'embedded' exists yet; start it with `flashsale up`", param_hint="--stack")
-    os.environ[EVENT_LOG_VARIABLE] = event_log  # for the supervisor, here or in a process of its own
     folder = StateFolder.at(state_dir)
+    # For the supervisor, here or in a process of its own.
+    os.environ |= {EVENT_LOG_VARIABLE: event_log, QUEUE_VARIABLE: queue}
     if folder.supervisor_pid() is not None:
         running = folder.read_stack()
         if running is None:

@@ -77,7 +77,7 @@ class Barrier:
             async with asyncio.timeout(ANSWER_S_MAX):
                 await own.subscribed.wait()
                 # What is ready may be markers of an earlier call that were left behind.
-                while (await self._look(self._spec.name))[0] and not own.held_count:
+                while (await self._look(self._spec.name))[0] and not own.held_count:  # noqa: ASYNC110
                     await asyncio.sleep(COUNT_POLL_S)
             return not own.held_count and bool(await self._round(deadline))
 
