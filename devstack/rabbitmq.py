@@ -12,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -206,13 +205,9 @@ class RabbitServer:
 
     def start(self) -> None:
         """Start the server and return when it accepts clients."""
-        self.begin()
-        self.wait_ready()
-
-    def begin(self) -> None:
-        """Start the server without waiting."""
         self.initialise()
         self.process = spawn(self.argv, env=self.env, log=self.folder / "startup.log", cwd=self.folder)
+        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Return when the server accepts clients. Raises ServerError."""
@@ -278,14 +273,6 @@ def accepts(port: int, greeting: bytes = b"") -> bool:
             return bool(connection.recv(1))
     except OSError:
         return False
-
-
-def start_all(servers: Sequence[RabbitServer]) -> None:
-    """Start several nodes side by side."""
-    for server in servers:
-        server.begin()
-    for server in servers:
-        server.wait_ready()
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -18,6 +18,7 @@ from faults import (
     provider_faults,
     publish_faults,
     queue_faults,
+    rabbit_faults,
     redis_faults,
     verdict_faults,
     worker_faults,
@@ -44,6 +45,7 @@ _SUBJECTS = (
     provider_faults.FAULTS,
     notice_faults.FAULTS,
     kafka_faults.FAULTS,
+    rabbit_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

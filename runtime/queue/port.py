@@ -1,4 +1,4 @@
-"""The queue port: the promises of a work queue, whatever carries it (Redis Streams, later RabbitMQ).
+"""The queue port: the promises of a work queue, whatever carries it (Redis Streams, RabbitMQ).
 
 Delivery is at least once and in no guaranteed order. Duplicates are allowed: a publisher repeats a publish that was not
 confirmed, a broker repeats a delivery whose acknowledgement was lost, and an adapter may publish a retry before it
@@ -9,15 +9,17 @@ Each promise on the two carriers:
     promise             Redis Streams                       RabbitMQ
     declaration         none: checks the names              queues, delay queues, policies: from the specs, in one place
     publish confirmed   the script's answer (synced AOF)    publisher confirm of a quorum queue
-    QueueFull           length bound in the script          overflow=reject-publish, basic.nack
+    QueueFull           exact bound in the script; counts   publishers count the ready messages; may be exceeded
+                        messages in hand and retries        by what several of them publish between two looks
+    settle confirmed    the script's answer                 written; one that is lost brings the message again
     prefetch            bound on entries read, not settled  basic.qos
     retry               sorted set by due time              publish to the delay queue of that delay, then ack
     attempt, failures   fields of the entry                 headers of the message
     headers             JSON in a field of the entry        headers of the message
     consumer died       XAUTOCLAIM after `claim_ms`         the broker requeues when the channel closes
     depth               XLEN, ZCARD                         passive declare: ready messages only
-    barrier             no entry left up to the stream id   a marker through the queue, acknowledged by each consumer
-                        of the call, no retry left          after all that it took before; delay queues empty
+    barrier             no entry left up to the stream id   every consumer is asked, markers go through the delay
+                        of the call, no retry left          queues; False when a consumer is silent
 
 Dead letters are a port of their own (`runtime.dead_letters`).
 """

@@ -11,8 +11,8 @@ consumers are asked, all of them: a consumer is an adapter of this module, or th
 
 Passed: all settled, and no count has changed. For a message m that was published before step 1 and is not acknowledged
 would be, at step 2, ready, in the hands of one of those consumers, waiting or on its way back. Since none of them moves
-a message until step 4, m went only forward, was delivered before the last marker, and is in the hands of a consumer that
-says that it has settled it. A consumer that dies meanwhile gives no answer, and the barrier does not pass.
+a message until step 4, m went only forward, was delivered before the last marker, and is in the hands of a consumer
+that says it has settled m. A consumer that dies meanwhile gives no answer, and the barrier does not pass.
 
 A return that the broker repeats after a fault of its own (no leader, queue deleted) may come later than a marker.
 Without a consumer the caller becomes one for a moment, and gives back what it gets.

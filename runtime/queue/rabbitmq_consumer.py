@@ -90,7 +90,6 @@ class RabbitConsumer:
         self._ready: deque[Delivery] = deque()
         self._changed = asyncio.Event()
         self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
-        self._answers: set[asyncio.Task[None]] = set()
         self._closed = False
         self._problem: str | None = None
         self.subscribed = asyncio.Event()
@@ -146,7 +145,6 @@ class RabbitConsumer:
         await self._background.stop()
         self._ready.clear()
         self._changed.set()
-        await tasks.cancel(*self._answers)
 
     # The subscription
 
@@ -241,9 +239,7 @@ class RabbitConsumer:
         control = Control.decode(bytes(message.body))
         if control is None or control.kind not in (Kind.ASK, Kind.SETTLE):
             return
-        task = asyncio.create_task(self._answer(subscription, control), name=f"answer {self._queue}")  # ends in time
-        self._answers.add(task)
-        task.add_done_callback(self._answers.discard)
+        await self._answer(subscription, control)  # the client runs a task for each message
 
     async def _answer(self, subscription: Subscription, control: Control) -> None:
         with suppress(*FAILURES):
