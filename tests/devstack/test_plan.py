@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from devstack.plan import EVENT_LOG_VARIABLE, SIMULATOR, Plan
+from devstack import rabbitmq
+from devstack.plan import EVENT_LOG_VARIABLE, QUEUE_VARIABLE, RABBITMQ, SIMULATOR, Plan
 from devstack.servers import PostgresServer
 from devstack.state import StateFolder
+from ops.stack_file import StackError
 from runtime.process.settings import SettingsError
 
 SECRETS = {
@@ -102,3 +104,27 @@ def test_the_event_log_on_kafka(folder: StateFolder) -> None:
     assert made.stack().event_log_url == made.kafka.url != made.stack().queue_url
     assert set(having(made, "FLASHSALE_EVENT_LOG_URL").values()) == {made.kafka.url}
     assert having(made, "FLASHSALE_KAFKA_USERNAME") == {}
+
+
+def test_queues_on_rabbitmq(folder: StateFolder) -> None:
+    if rabbitmq.programs_folder() is None:
+        pytest.skip(rabbitmq.HOW_TO_INSTALL)
+    made = plan(folder, **{QUEUE_VARIABLE: "rabbitmq"})
+    programs = {program.name: program for program in made.servers()}
+    assert set(RABBITMQ) < set(programs)
+    url = made.stack().queue_url
+    assert url.startswith("amqp://") and url != made.stack().redis_url
+    assert set(having(made, "FLASHSALE_QUEUE_URL").values()) == {url}
+    password = folder.secret("rabbitmq_password")
+    for name in RABBITMQ:
+        program = programs[name]
+        assert password not in " ".join([*program.argv, *program.env.values()])
+    assert not set(RABBITMQ) & {program.name for program in plan(folder).servers()}
+
+
+def test_a_missing_rabbitmq_is_named_before_anything_starts(
+    folder: StateFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RABBITMQ_HOME", str(tmp_path))
+    with pytest.raises(StackError, match="apt-get install rabbitmq-server"):
+        plan(folder, **{QUEUE_VARIABLE: "rabbitmq"})
