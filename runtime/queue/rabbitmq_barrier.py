@@ -27,6 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from domain.topology import QueueSpec
 from runtime.queue.rabbitmq_control import Control, Kind, marker_properties, new_id
@@ -59,8 +60,12 @@ class Barrier:
         """See the module and the port. Raises the client's errors."""
         deadline = time.monotonic() + wait_s
         while True:
-            if await self._try(deadline):
-                return True
+            try:
+                if await self._try(deadline):
+                    return True
+            except ChannelNotFoundEntity:
+                await self._link.declare_again()
+                raise
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))

@@ -29,6 +29,7 @@ from runtime.queue.rabbitmq_control import Control, Kind, is_marker, new_id
 from runtime.queue.rabbitmq_link import ANSWER_S_MAX, CLOSE_S_MAX, FAILURES, Link, as_unavailable, describe
 from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, close_channel, control_exchange
 
+BIND_S = 5.0  # a control exchange that was deleted and declared again has no bindings: no barrier reaches us
 LOOK_S = 1.0  # whether the broker has cancelled the subscription; asks nothing of it
 CUTS_MAX = 16  # barriers whose markers a consumer remembers
 
@@ -58,6 +59,11 @@ class Subscription:
     tag: str = ""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     cuts: OrderedDict[str, tuple[int, frozenset[int]]] = field(default_factory=OrderedDict)
+
+    @property
+    def private(self) -> str:
+        """The queue of its control messages."""
+        return f"{PRIVATE_PREFIX}{self.id}"
 
     def forget(self, delivery_tag: int) -> None:
         """A delivery was settled or given back."""
@@ -175,8 +181,12 @@ class RabbitConsumer:
             self._problem = None
             self.subscribed.set()
             backoff.reset()
+            bound_at = time.monotonic()
             while subscription.is_alive():
                 await asyncio.wait([channel.closing], timeout=LOOK_S)
+                if time.monotonic() >= bound_at + BIND_S:
+                    await self._bind(await self._link.channel(), subscription)
+                    bound_at = time.monotonic()
             if not self._closed:
                 self._problem = f"{self._queue}: the broker ended the subscription"
                 log.warning("subscription lost", queue=self._queue, held=len(subscription.held))
@@ -189,15 +199,17 @@ class RabbitConsumer:
     async def _subscribe(self, subscription: Subscription) -> None:
         """The control queue first: from its first message on, this consumer answers."""
         channel = subscription.channel
-        private = f"{PRIVATE_PREFIX}{subscription.id}"
-        exchange = control_exchange(self._queue)
-        await channel.queue_declare(private, exclusive=True, auto_delete=True)
-        await channel.queue_bind(private, exchange)
-        await channel.basic_consume(private, partial(self._on_control, subscription), no_ack=True)
-        await self._retries.publish_control(exchange, "", Control(Kind.JOINED, subscription.id))
+        await channel.queue_declare(subscription.private, exclusive=True, auto_delete=True)
+        await self._bind(channel, subscription)
+        await channel.basic_consume(subscription.private, partial(self._on_control, subscription), no_ack=True)
+        joined = Control(Kind.JOINED, subscription.id)
+        await self._retries.publish_control(control_exchange(self._queue), "", joined)
         await channel.basic_qos(prefetch_count=self._prefetch)
         subscription.tag = new_id()
         await channel.basic_consume(self._queue, partial(self._on_message, subscription), consumer_tag=subscription.tag)
+
+    async def _bind(self, channel: AbstractChannel, subscription: Subscription) -> None:
+        await channel.queue_bind(subscription.private, control_exchange(self._queue), timeout=ANSWER_S_MAX)
 
     async def _end(self, subscription: Subscription) -> None:
         with suppress(*FAILURES):

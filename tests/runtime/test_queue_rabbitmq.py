@@ -14,9 +14,9 @@ import pytest
 from devstack.rabbitmq import RabbitServer
 from domain.topology import QueueSpec
 from faults.proxy import FaultProxy, Harm, Trap
-from runtime.queue import Delivery, QueueFull, QueueUnavailable, open_queue
+from runtime.queue import Delivery, QueueFull, QueueUnavailable, open_queue, rabbitmq_consumer
 from runtime.queue.rabbitmq import RabbitQueue
-from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, delay_queue, place_of_retry
+from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, control_exchange, delay_queue, place_of_retry
 from tests.fixtures.certificates import make_certificates
 from tests.runtime.queue_brokers import (
     REFUSED,
@@ -271,3 +271,26 @@ async def test_amqps_verifies_the_brokers_certificate(
         assert urlsplit(address).scheme == "amqps"
     finally:
         server.stop()
+
+
+async def test_a_barrier_passes_again_after_the_control_exchange_was_deleted(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exchange came back without bindings: every consumer seemed to be silent."""
+    monkeypatch.setattr(rabbitmq_consumer, "BIND_S", 0.1)
+    queue = broker.open()
+    async with queue.consume("q", prefetch=1):
+        await until(lambda: queue.barrier("q", wait_s=0))
+        connection = await aiormq.connect(broker.server.url)
+        channel = await connection.channel()
+        await channel.exchange_delete(exchange=control_exchange("q"))
+        await channel.queue_delete(delay_queue("q", 200))
+        await connection.close()
+
+        async def passes() -> bool:
+            try:
+                return await queue.barrier("q", wait_s=0)
+            except QueueUnavailable:
+                return False
+
+        await until(passes)
