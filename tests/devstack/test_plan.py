@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from devstack import rabbitmq
-from devstack.plan import EVENT_LOG_VARIABLE, RABBITMQ, SIMULATOR, Plan
+from devstack.plan import EVENT_LOG_VARIABLE, QUEUE_VARIABLE, RABBITMQ, SIMULATOR, Plan
 from devstack.servers import PostgresServer
 from devstack.state import StateFolder
 from ops.stack_file import StackError
@@ -109,7 +109,7 @@ def test_the_event_log_on_kafka(folder: StateFolder) -> None:
 def test_queues_on_rabbitmq(folder: StateFolder) -> None:
     if rabbitmq.programs_folder() is None:
         pytest.skip(rabbitmq.HOW_TO_INSTALL)
-    made = plan(folder, DEVSTACK_QUEUE="rabbitmq")
+    made = plan(folder, **{QUEUE_VARIABLE: "rabbitmq"})
     programs = {program.name: program for program in made.servers()}
     assert set(RABBITMQ) < set(programs)
     url = made.stack().queue_url
@@ -127,4 +127,4 @@ def test_a_missing_rabbitmq_is_named_before_anything_starts(
 ) -> None:
     monkeypatch.setenv("RABBITMQ_HOME", str(tmp_path))
     with pytest.raises(StackError, match="apt-get install rabbitmq-server"):
-        plan(folder, DEVSTACK_QUEUE="rabbitmq")
+        plan(folder, **{QUEUE_VARIABLE: "rabbitmq"})

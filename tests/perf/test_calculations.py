@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from perf import gate, results
+from perf import broker, gate, results
 from perf.driver.histogram import count_from, percentiles_ms, sparse, summed
 from perf.driver.loop import bucket_index
 from perf.flatness import Point, Sample, summarise
@@ -97,6 +97,14 @@ def test_drivers_are_merged_by_their_histograms() -> None:
     assert merged["latency_ms"]["p50"] == 0.01 and merged["latency_ms"]["p99"] == 0.06
     assert merged["sent_a_millisecond_late"] == 2 and merged["found_none_idle"] == 4
     assert merged["generator_cpu_us_an_order"] == pytest.approx(10.0)
+
+
+def test_the_ratio_of_carriers_is_the_median_of_pairs() -> None:
+    rounds = [
+        {"redis": {"stored_per_s": redis}, "rabbitmq": {"stored_per_s": rabbitmq}}
+        for redis, rabbitmq in ((100, 90), (200, 100), (50, 40))
+    ]
+    assert broker.summary(rounds) == {"ratio": 0.8, "rabbitmq_per_s": 90, "redis_per_s": 100}
 
 
 def test_rates_are_from_the_first_sample_to_the_last() -> None:

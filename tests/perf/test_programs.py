@@ -20,7 +20,19 @@ import pytest
 import redis
 
 from devstack.servers import RedisServer
-from perf import by_clock, cached_reads, deep_look, flatness, gate, growth, login, open_loop, pipeline, writer_bench
+from perf import (
+    broker,
+    by_clock,
+    cached_reads,
+    deep_look,
+    flatness,
+    gate,
+    growth,
+    login,
+    open_loop,
+    pipeline,
+    writer_bench,
+)
 from perf.by_clock import RequestsFailed
 from perf.driver.loop import Loop
 from perf.flatness import Buyers, Point
@@ -164,6 +176,13 @@ def test_pipeline(running_stack: RunningStack) -> None:
     assert all(size >= 1 for size in result["batches"].values()) and len(result["batches"]) == 3
     assert {"edge", "redis", "postgres"} < set(result["cpu_us_an_order"])
     assert len(result["samples"]) == 3 and pipeline.as_text(result)
+
+
+def test_broker_backlog(running_stack: RunningStack) -> None:
+    with sale_on(running_stack.stack, running_stack.folder, _silent, users=5_000) as whole:
+        backlog = broker.measure_backlog(whole, orders=100, say=_silent)
+        assert backlog["orders"] == whole.depths().stored >= 100
+        assert backlog["drain_s"] > 0
 
 
 class SlowEdge:
