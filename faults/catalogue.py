@@ -20,6 +20,7 @@ from faults import (
     queue_faults,
     redis_faults,
     verdict_faults,
+    webhook_faults,
     worker_faults,
 )
 from faults.scenario import Fault
@@ -44,6 +45,7 @@ _SUBJECTS = (
     provider_faults.FAULTS,
     notice_faults.FAULTS,
     kafka_faults.FAULTS,
+    webhook_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None
