@@ -26,6 +26,7 @@ from domain.topology import PUSH_QUEUE
 from notices.composing import Composer
 from notices.samples import SAMPLE_ORDER, sample
 from runtime.dead_letters import open_dead_letters
+from runtime.outbound.addresses import is_allowed
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import load_settings
@@ -38,7 +39,7 @@ from tests.workers.test_notifications import TOPOLOGY, make_user, prefer, until
 from workers.consuming import Consuming
 from workers.notifications import push_sender as module
 from workers.notifications.push_sender import PushOffice, PushSender
-from workers.notifications.push_services import Gone, Later, PublicBackend, Pushed, PushServices, Subscription
+from workers.notifications.push_services import Gone, Later, Pushed, PushServices, Subscription
 from workers.notifications.records import COUNTED_PER_HOUR_MAX, Records
 from workers.notifications.subscriptions import Subscriptions
 from workers.shards import Shards
@@ -376,8 +377,8 @@ async def test_no_connection_is_made_to_an_address_that_is_not_public(
     ],
 )  # fmt: skip
 def test_addresses(address: str, allowed: bool) -> None:
-    assert PublicBackend(()).is_allowed(address) == allowed
-    assert PublicBackend((ip_network("127.0.0.0/8"),)).is_allowed("127.0.0.1")
+    assert is_allowed(address) == allowed
+    assert is_allowed("127.0.0.1", (ip_network("127.0.0.0/8"),))
 
 
 async def test_a_name_is_resolved_once_and_the_connection_goes_to_the_address_that_was_checked(

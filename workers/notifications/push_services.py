@@ -1,21 +1,17 @@
 """Web push (RFC 8030): hands an encrypted notice to the push service of a browser. Decides nothing about retries.
 
-Buyers name the addresses of push services, so each connection goes to a public IP address that was checked, and to no
-other: the name is resolved here, and the connection made to the address that was found. No redirect is followed, no
-proxy used, and of an answer little is read.
+Buyers name the addresses of push services, so each connection goes to a public IP address that was checked
+(`runtime.outbound`). No redirect is followed, no proxy used, and of an answer little is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -25,6 +21,8 @@ import http_ece
 import httpcore
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from runtime.outbound.addresses import AddressRefused, Network, PublicBackend
+from runtime.outbound.answers import printable, retry_after_s
 from runtime.tokens.vapid import TOKEN_S, VapidKey
 
 PUSH_S_MAX: Final = 10.0
@@ -34,14 +32,9 @@ HTTPS_PORT: Final = 443
 ORIGINS_MAX: Final = 1000  # of which something is remembered
 ANSWER_BYTES_MAX: Final = 4096
 REASON_LENGTH_MAX: Final = 200
-RETRY_AFTER_S_MAX: Final = 24 * 3600
 _LATER: Final = frozenset({408, 425, 429})
 _GONE: Final = frozenset({404, 410})
 _RENEWED_BEFORE_S: Final = 3600
-# Addresses that lead to others: 6to4, Teredo, NAT64.
-_TUNNELS: Final = tuple(ipaddress.ip_network(text) for text in ("2002::/16", "2001::/32", "64:ff9b::/96"))
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,46 +72,6 @@ class NotTaken:
     """The service never takes this push."""
 
     reason: str
-
-
-class AddressRefused(Exception):
-    """The name leads to no public address."""
-
-
-class PublicBackend(httpcore.AsyncNetworkBackend):
-    """Connects to public addresses only, and to those in `allowed`."""
-
-    def __init__(self, allowed: Sequence[Network]) -> None:
-        """`allowed` are networks of test services."""
-        self._allowed = allowed
-        self._backend = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the library's signature
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first address of the host that may be used. Raises AddressRefused."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for *_, address in found:
-            if self.is_allowed(str(address[0])):
-                return await self._backend.connect_tcp(str(address[0]), port, timeout, local_address, socket_options)
-        raise AddressRefused("the push service has no public address")
-
-    async def sleep(self, seconds: float) -> None:
-        """The library's pause."""
-        await self._backend.sleep(seconds)
-
-    def is_allowed(self, text: str) -> bool:
-        """Whether a connection to the address may be made."""
-        address = ipaddress.ip_address(text.partition("%")[0])
-        if any(address in network for network in self._allowed):
-            return True
-        is_tunnel = any(address in network for network in _TUNNELS)
-        return address.is_global and not address.is_multicast and not is_tunnel
 
 
 class PushServices:
@@ -210,13 +163,13 @@ class PushServices:
                 if len(text) >= ANSWER_BYTES_MAX:
                     break
             status = answer.status
-            reason = f"{status} {_printable(text)}".strip()
+            reason = f"{status} {printable(text, length_max=REASON_LENGTH_MAX)}".strip()
             if 200 <= status < 300:
                 return Pushed()
             if status in _GONE:
                 return Gone(reason)
             if status in _LATER or status >= 500:
-                return Later(reason, self._retry_after_s(dict(answer.headers)))
+                return Later(reason, retry_after_s(answer.headers, now_s=self._now()))
             return NotTaken(reason)
 
     def _authorization(self, origin: str) -> str:
@@ -228,16 +181,6 @@ class PushServices:
             known = (now + TOKEN_S - _RENEWED_BEFORE_S, text)
             _remember(self._authorizations, origin, known)
         return known[1]
-
-    def _retry_after_s(self, headers: dict[bytes, bytes]) -> float:
-        """Seconds of `Retry-After`, which is a number or a date (RFC 9110, section 10.2.3); 0 without one."""
-        text = next((value for name, value in headers.items() if name.lower() == b"retry-after"), b"").decode("latin-1")
-        if text.strip().isdecimal():
-            return float(min(int(text.strip()[:9]), RETRY_AFTER_S_MAX))
-        try:
-            return min(max(0.0, parsedate_to_datetime(text).timestamp() - self._now()), RETRY_AFTER_S_MAX)
-        except (ValueError, TypeError):
-            return 0.0
 
 
 def encrypted(subscription: Subscription, content: bytes) -> bytes:
@@ -258,8 +201,3 @@ def _remember(known: OrderedDict[str, Any], origin: str, value: Any) -> None:
     known.move_to_end(origin)
     while len(known) > ORIGINS_MAX:
         known.popitem(last=False)
-
-
-def _printable(text: bytes) -> str:
-    shown = "".join(character if character.isprintable() else " " for character in text.decode("utf-8", "replace"))
-    return " ".join(shown.split())[:REASON_LENGTH_MAX]
