@@ -34,6 +34,7 @@ from backoffice.users.parts import UserParts
 from backoffice.web import health, openapi
 from backoffice.web.metrics import Metrics
 from backoffice.web.routing import Dispatcher, Route
+from backoffice.webhooks.parts import WebhookParts
 from runtime.process import fingerprint
 from runtime.process.backoff import Backoff
 from runtime.process.errors import OperatorError
@@ -106,6 +107,7 @@ class Backoffice:
             *health.routes(self._health, self._metrics),
             *self._figures.routes,
             *self._dead_letters.routes,
+            *WebhookParts(settings, stores).routes,
             *self._audit.routes,
             *AnalyticsParts(stores, sales.service, days=settings.analytics_days).routes,
             *page_routes.routes(edge_url=settings.edge_public_url),

@@ -44,11 +44,13 @@ WORKERS = {
     "notifications-0": "workers.notifications",
     "payments-0": "workers.payments",
     "analytics-0": "workers.analytics",
+    "webhooks-0": "workers.webhooks",
 }
 # Only these modules speak to the payment provider, and no other process gets its secrets.
 _PAY = ("edge", "workers.payments")
 _PAYMENT_SECRETS = ("payment_api_key", "payment_webhook_secrets")
 _KAFKA_PREFIX = f"{PREFIX}KAFKA_"
+_WEBHOOK_SECRETS = {"FLASHSALE_WEBHOOK_KEY", "FLASHSALE_WEBHOOK_KEY_FILE"}  # for backoffice and webhook worker only
 _VAPID_SECRETS = {"FLASHSALE_VAPID_KEY", "FLASHSALE_VAPID_KEY_FILE"}  # for notification workers only
 
 
@@ -193,7 +195,7 @@ class Plan:
         if self.settings.vapid_public_key is None:
             ours["FLASHSALE_VAPID_PUBLIC_KEY"] = self._vapid_key().public
         callers = self._callers_settings()
-        for name in (*_payment_secrets(callers), *(set(callers) & _VAPID_SECRETS)):
+        for name in (*_payment_secrets(callers), *(set(callers) & (_VAPID_SECRETS | _WEBHOOK_SECRETS))):
             del callers[name]
         # The backoffice serves the shop page, which orders at the edge: another origin, with two names of this machine.
         origins = [f"http://{name}:{self.backoffice_port}" for name in ("127.0.0.1", "localhost")]
@@ -218,6 +220,11 @@ class Plan:
         if self.settings.notice_key is None:
             own["FLASHSALE_NOTICE_KEY"] = self.folder.secret("notice_key")
         return own
+
+    def _webhook_env(self) -> dict[str, str]:
+        """The key of webhooks' secrets: the caller's, or the folder's."""
+        own = {name: value for name, value in self.environ.items() if name in _WEBHOOK_SECRETS}
+        return own or {"FLASHSALE_WEBHOOK_KEY": self.folder.secret("webhook_key")}
 
     def _redis_database(self, number: int) -> str:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
@@ -272,6 +279,7 @@ class Plan:
         staff = {
             "FLASHSALE_STAFF_KEY_FILE": str(self.folder.staff_key),
             "FLASHSALE_ADMIN_PASSWORD": self.admin_password,
+            **self._webhook_env(),
         }
         programs = [self._program("backoffice", "backoffice", overrule(env, staff), self.backoffice_url)]
         for name, module in WORKERS.items():
@@ -279,6 +287,8 @@ class Plan:
             own = {"FLASHSALE_METRICS_PORT": str(port), **self._payment_env(module)}
             if module == "workers.notifications":
                 own |= self._notice_env()
+            if module == "workers.webhooks":
+                own |= self._webhook_env()
             programs.append(self._program(name, module, overrule(env, own), f"http://127.0.0.1:{port}"))
         programs.append(self._program("edge", "edge", overrule(env, self._payment_env("edge")), self.edge_url))
         return programs

@@ -37,6 +37,7 @@ class NoticeKind(StrEnum):
     PASSWORD_RESET = "password_reset"
     PASSWORD_CHANGED = "password_changed"
     EMAIL_CHANGED = "email_changed"
+    WEBHOOK_DISABLED = "webhook_disabled"
     ORDER_RESERVED = "order_reserved"
     ORDER_PAID = "order_paid"
     ORDER_CANCELLED = "order_cancelled"

@@ -34,6 +34,7 @@ STYLES: Final = {
     NoticeKind.PASSWORD_RESET: Style("/account/password-reset", PASSWORD_RESET_LIFE),
     NoticeKind.PASSWORD_CHANGED: Style("/account/password-reset"),
     NoticeKind.EMAIL_CHANGED: Style("/account/undo-email-change", EMAIL_UNDO_LIFE),
+    NoticeKind.WEBHOOK_DISABLED: Style("/"),
     **{kind: Style(ORDER_PAGE) for kind in ORDER_KINDS},
 }
 

@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.fixtures.fix_scripts",
     "tests.fixtures.fix_mail",
     "tests.fixtures.fix_push",
+    "tests.fixtures.fix_receiver",
     "tests.fixtures.fix_edge",
     "tests.fixtures.fix_backoffice",
     "tests.fixtures.fix_stack",

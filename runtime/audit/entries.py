@@ -53,6 +53,13 @@ class Action(StrEnum):
     DEAD_LETTER_REPLAY = "dead_letter.replay"
     DEAD_LETTER_DELETE = "dead_letter.delete"
     EVENTS_REPLAY = "events.replay"
+    WEBHOOK_CREATE = "webhook.create"
+    WEBHOOK_DELETE = "webhook.delete"
+    WEBHOOK_ENABLE = "webhook.enable"
+    WEBHOOK_DISABLE = "webhook.disable"
+    WEBHOOK_ROTATE = "webhook.rotate_secret"
+    WEBHOOK_PING = "webhook.ping"
+    WEBHOOK_REPLAY = "webhook.replay"
     KEYS_ROTATE = "keys.rotate"
     AUDIT_EXPORT = "audit.export"
 

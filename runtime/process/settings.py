@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 
 from domain.topology import Topology
+from domain.webhooks import RETRY_DELAYS_S
 from runtime.process.errors import OperatorError
 from runtime.tokens.outside_issuers import OutsideIssuer, check_issuers
 
@@ -316,6 +317,38 @@ class Settings(BaseModel):
         "services may also be reached with http://. For tests.",
     )
 
+    # Webhooks
+    webhook_key: SecretStr | None = Field(
+        None,
+        min_length=24,
+        description="Random text from which the secrets of outgoing webhooks are derived. Backoffice and webhook worker only, "
+        "the same for both; without it there are no outgoing webhooks. After a change, every receiver needs its new secret.",
+    )
+    webhook_addresses_allowed: tuple[IPvAnyNetwork, ...] = Field(
+        (),
+        description="Networks (CIDR) in which receivers of webhooks may be although they are not public, separated by commas. "
+        "With a network, http:// and any port are allowed, too.",
+    )
+    webhook_retry_delays_s: tuple[float, ...] = Field(
+        RETRY_DELAYS_S,
+        max_length=20,
+        description="Delays in seconds before each further attempt of a delivery, separated by commas.",
+    )
+    webhook_timeout_s: float = Field(10.0, ge=0.1, le=30.0, description="A receiver must answer within this time.")
+    webhook_failing_s: int = Field(
+        86_400,
+        ge=1,
+        le=30 * 86_400,
+        description="A webhook is disabled when no attempt has succeeded for this time, after at least 10 failures.",
+    )
+    webhook_backlog_max: int = Field(
+        10_000, ge=10, le=1_000_000, description="Waiting deliveries of a webhook at which further events are skipped."
+    )
+    webhook_log_rows_max: int = Field(
+        20_000, ge=10, le=1_000_000, description="Finished deliveries that the log of a webhook keeps."
+    )
+    webhook_log_days: int = Field(30, ge=1, le=365, description="Days after which deliveries leave the log.")
+
     # Payments
     payment_provider: str = Field(
         "none",
@@ -366,6 +399,8 @@ class Settings(BaseModel):
         "cors_origins",
         "trusted_proxies",
         "push_addresses_allowed",
+        "webhook_addresses_allowed",
+        "webhook_retry_delays_s",
         "payment_webhook_secrets",
         mode="before",
     )

@@ -28,6 +28,7 @@ SECTIONS = {
     "backoffice_host": ("Backoffice", "Read by `python -m backoffice`."),
     "metrics_port": ("Workers", "Read by `python -m workers.<name>`."),
     "smtp_url": ("Notices", "Read by `python -m workers.notifications`."),
+    "webhook_key": ("Webhooks", "Read by `python -m backoffice` and `python -m workers.webhooks` (docs/webhooks.md)."),
     "payment_provider": (
         "Payments",
         "Read by `python -m edge` and `python -m workers.payments`; docs/payment-providers.md has an example for each.",
@@ -51,6 +52,7 @@ LINE_LENGTH_MAX = 120
 
 _TYPE_NAMES = {
     int: "integer",
+    float: "number",
     str: "text",
     SecretStr: "text",
     Path: "path",
@@ -89,6 +91,8 @@ def _default(field: FieldInfo) -> str:
             return secret.get_secret_value()
         case StrEnum() as member:
             return member.value
+        case tuple() as values:
+            return ",".join(map(str, values))
         case value:
             return str(value)
 

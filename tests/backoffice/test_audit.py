@@ -26,6 +26,7 @@ from backoffice.notices import routes as notice_routes
 from backoffice.orders import routes as order_routes
 from backoffice.sales import routes as sale_routes
 from backoffice.users import routes as user_routes
+from backoffice.webhooks import routes as webhook_routes
 from domain import topology
 from domain.notices import NoticeKind
 from runtime.audit import Act, Action, act_as, record
@@ -264,6 +265,13 @@ def test_every_operation_that_changes_something_has_an_action(staff: Staff) -> N
         ("DELETE", "/v1/users/me/push-subscriptions"),
         ("POST", "/v1/dead-letters/{letter_id}/replay"),
         ("DELETE", "/v1/dead-letters/{letter_id}"),
+        ("POST", "/v1/webhooks"),  # tests/backoffice/test_webhooks.py
+        ("DELETE", "/v1/webhooks/{webhook_id}"),
+        ("POST", "/v1/webhooks/{webhook_id}/enable"),
+        ("POST", "/v1/webhooks/{webhook_id}/disable"),
+        ("POST", "/v1/webhooks/{webhook_id}/secret"),
+        ("POST", "/v1/webhooks/{webhook_id}/ping"),
+        ("POST", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/replay"),
     }, "a new operation: record its change, and test the entry here"
     none: Any = None
     declared = [
@@ -274,6 +282,7 @@ def test_every_operation_that_changes_something_has_an_action(staff: Staff) -> N
         *notice_routes.routes(notice_routes.NoticeRoutes(none, none, default_language="en")),
         *order_routes.routes(order_routes.OrderRoutes(none, none)),
         *letter_routes.routes(letter_routes.DeadLetterRoutes(none, none)),
+        *webhook_routes.routes(webhook_routes.WebhookRoutes(none, key=None, allowed=())),
     ]
     changing = [route for route in declared if route.method != "GET"]
     assert len(changing) == len(operations)
