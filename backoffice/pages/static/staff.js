@@ -8,6 +8,7 @@ import { Live } from "./live.js";
 import { StaffOrders } from "./staff-orders.js";
 import { CreateForm, Sales } from "./sales.js";
 import { Samples } from "./samples.js";
+import { Webhooks } from "./webhooks.js";
 
 const session = new Session("staff", (text) => show(text));
 const tell = (text, kind) => say(find("message"), text, kind);
@@ -17,6 +18,7 @@ const orders = new StaffOrders(session);
 const letters = new Letters(session, tell);
 const audit = new Audit(session, tell);
 const samples = new Samples(session, tell);
+const webhooks = new Webhooks(session, tell);
 const create = new CreateForm(session, tell, () => sales.load());
 
 function show(text = "") {
@@ -34,6 +36,7 @@ function show(text = "") {
     letters.load();
     audit.load();
     samples.load();
+    webhooks.load();
     create.load();
   } else {
     live.stop();
