@@ -21,6 +21,7 @@ from faults import (
     rabbit_faults,
     redis_faults,
     verdict_faults,
+    webhook_faults,
     worker_faults,
 )
 from faults.scenario import Fault
@@ -46,6 +47,7 @@ _SUBJECTS = (
     notice_faults.FAULTS,
     kafka_faults.FAULTS,
     rabbit_faults.FAULTS,
+    webhook_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None
