@@ -205,9 +205,13 @@ class RabbitServer:
 
     def start(self) -> None:
         """Start the server and return when it accepts clients."""
+        self.begin()
+        self.wait_ready()
+
+    def begin(self) -> None:
+        """Start the server without waiting. Call this from the main thread."""
         self.initialise()
         self.process = spawn(self.argv, env=self.env, log=self.folder / "startup.log", cwd=self.folder)
-        self.wait_ready()
 
     def wait_ready(self) -> None:
         """Return when the server accepts clients. Raises ServerError."""
@@ -226,15 +230,22 @@ class RabbitServer:
 
     def control(self, *arguments: str) -> str:
         """The output of `rabbitmqctl`. Raises ServerError."""
-        argv = [str(self._programs / "rabbitmqctl"), "--node", self.node, *arguments]
+        return self._tool("rabbitmqctl", *arguments)
+
+    def queues(self, *arguments: str) -> str:
+        """The output of `rabbitmq-queues`. Raises ServerError."""
+        return self._tool("rabbitmq-queues", *arguments)
+
+    def _tool(self, tool: str, *arguments: str) -> str:
+        argv = [str(self._programs / tool), "--node", self.node, *arguments]
         try:
             done = subprocess.run(
                 argv, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=CONTROL_S_MAX, check=False
             )
         except subprocess.TimeoutExpired:
-            raise ServerError(f"rabbitmqctl {arguments[0]}: no end within {CONTROL_S_MAX:.0f} s") from None
+            raise ServerError(f"{tool} {arguments[0]}: no end within {CONTROL_S_MAX:.0f} s") from None
         if done.returncode != 0:
-            raise ServerError(f"rabbitmqctl {arguments[0]}: {done.stdout.strip()} {done.stderr.strip()}")
+            raise ServerError(f"{tool} {arguments[0]}: {done.stdout.strip()} {done.stderr.strip()}")
         return done.stdout
 
     def add_user(self, name: str, password: str, *, configure: str, write: str, read: str) -> str:

@@ -57,6 +57,7 @@ PUSH_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 600_000)
 REFUND_RETRY_DELAYS_MS = (1_000, 5_000, 30_000, 120_000, 600_000, 1_800_000)
 OUTBOX_PARTITIONS = 16
 POISON_ENTRIES = "orders.poison"  # dead letters of the relay: entries that belong to no shard; no queue
+POISON_EVENTS = "events.poison"  # dead letters of the announcer: records of the log that are no events; no queue
 POISON_OUTBOX = "outbox.poison"  # dead letters of the dispatcher: malformed rows; no queue
 # Topics of the event log. The number is raised when records of a topic can no longer be read as before.
 TOPIC_ORDERS = "orders.v1"

@@ -18,6 +18,7 @@ from faults import (
     provider_faults,
     publish_faults,
     queue_faults,
+    rabbit_cluster,
     rabbit_faults,
     redis_faults,
     verdict_faults,
@@ -48,6 +49,7 @@ _SUBJECTS = (
     kafka_faults.FAULTS,
     rabbit_faults.FAULTS,
     webhook_faults.FAULTS,
+    rabbit_cluster.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

@@ -13,6 +13,7 @@ import time
 from functools import partial
 
 from domain.topology import OUTBOX_PARTITIONS, TOPIC_ORDERS, TOPICS
+from faults.checker import Expectations
 from faults.conditions import Needs, NotFired
 from faults.proxy import Harm, Trap
 from faults.redis_faults import sprung
@@ -211,7 +212,8 @@ FAULTS = [
     ),
     Fault(
         "kafka-poison-event", "each partition of orders gets a record that is no event",
-        "consumers pass it over and count it; the partitions move on", poison, needs=KAFKA,
+        "the announcer moves it to the dead letters and counts it; the partitions move on", poison, needs=KAFKA,
+        allowed=Expectations(dead_letters=OUTBOX_PARTITIONS),
     ),
     Fault(
         "kafka-disk-full", "the disk of the whole stack is full for 3 s, with Kafka's topics on it",

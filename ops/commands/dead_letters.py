@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
-from domain.topology import POISON_ENTRIES, POISON_OUTBOX
+from domain.topology import POISON_ENTRIES, POISON_EVENTS, POISON_OUTBOX
 from ops.commands.options import AsJson, StateDir, print_json
 from ops.target import resolve
 from runtime.audit import act_as, operator_act
@@ -55,7 +55,7 @@ def list_letters(
 
     settings = resolve(state_dir, needs=NEEDS).settings
     found = _with_letters(settings, read)
-    known = [*(spec.name for spec in settings.topology.queues), POISON_ENTRIES, POISON_OUTBOX]
+    known = [*(spec.name for spec in settings.topology.queues), POISON_ENTRIES, POISON_EVENTS, POISON_OUTBOX]
     if queue is not None and not found and queue not in known:
         raise OperatorError(f"there is no queue {queue}: use one of {', '.join(known)}")
     if as_json:

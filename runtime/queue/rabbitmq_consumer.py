@@ -8,78 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import structlog
-from aiormq.abc import AbstractChannel, ChannelFrame, DeliveredMessage
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
-from pamqp.commands import Basic
 
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
 from runtime.process.supervision import TaskSupervisor
-from runtime.queue.port import Delivery, Failure, QueueFull, QueueUnavailable
+from runtime.queue.port import Delivery
 from runtime.queue.rabbitmq_codec import delivery_of
 from runtime.queue.rabbitmq_control import Control, Kind, is_marker, new_id
-from runtime.queue.rabbitmq_link import ANSWER_S_MAX, CLOSE_S_MAX, FAILURES, Link, as_unavailable, describe
-from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, close_channel, control_exchange
+from runtime.queue.rabbitmq_link import ANSWER_S_MAX, CLOSE_S_MAX, FAILURES, Link, describe
+from runtime.queue.rabbitmq_subscription import Retries, Subscription, SubscriptionSettlement
+from runtime.queue.rabbitmq_topology import close_channel, control_exchange
 
 BIND_S = 5.0  # a control exchange that was deleted and declared again has no bindings: no barrier reaches us
 LOOK_S = 1.0  # whether the broker has cancelled the subscription; asks nothing of it
-CUTS_MAX = 16  # barriers whose markers a consumer remembers
 
 log = structlog.get_logger()
-
-
-class Retries(Protocol):
-    """Publishes retries (the queue)."""
-
-    async def publish_retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
-        """Return when it waits, durably. Raises QueueFull, QueueUnavailable."""
-        ...
-
-    async def publish_control(self, exchange: str, routing_key: str, control: Control) -> None:
-        """Return when the broker has routed it. Raises the client's errors."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Subscription:
-    """A channel that consumes. `held` has the AMQP delivery tags of unsettled deliveries."""
-
-    channel: AbstractChannel
-    id: str = field(default_factory=new_id)
-    held: set[int] = field(default_factory=set)
-    moved: int = 0
-    tag: str = ""
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    cuts: OrderedDict[str, tuple[int, frozenset[int]]] = field(default_factory=OrderedDict)
-
-    @property
-    def private(self) -> str:
-        """The queue of its control messages."""
-        return f"{PRIVATE_PREFIX}{self.id}"
-
-    def forget(self, delivery_tag: int) -> None:
-        """A delivery was settled or given back."""
-        self.held.discard(delivery_tag)
-        self.settled.set()
-
-    def cut(self, barrier: str) -> None:
-        """A marker of the barrier came: note what was taken before it."""
-        count, _ = self.cuts.get(barrier, (0, frozenset()))
-        self.cuts[barrier] = count + 1, frozenset(self.held)
-        while len(self.cuts) > CUTS_MAX:
-            self.cuts.popitem(last=False)
-
-    def is_alive(self) -> bool:
-        """Whether messages can still come: the broker may have closed the channel or cancelled the consumer."""
-        return not self.channel.is_closed and self.tag in self.channel.consumers  # type: ignore[attr-defined]
 
 
 class RabbitConsumer:
@@ -191,7 +143,7 @@ class RabbitConsumer:
                 self._problem = f"{self._queue}: the broker ended the subscription"
                 log.warning("subscription lost", queue=self._queue, held=len(subscription.held))
         finally:
-            # Deliveries that nobody has taken yet come again, to whichever consumer.
+            # Deliveries that the caller has not taken yet come again, to any consumer.
             self._ready.clear()
             self.subscribed.clear()
             await self._end(subscription)
@@ -225,13 +177,12 @@ class RabbitConsumer:
             await self._pass_marker(subscription, message, delivery_tag)
             return
         subscription.held.add(delivery_tag)
-        settlement = _Settlement(self, self._retries, subscription, delivery_tag)
+        settlement = SubscriptionSettlement(self._is_left, self._retries, subscription, delivery_tag)
         tag = f"{subscription.id}:{delivery_tag}"
         self._ready.append(delivery_of(message, queue=self._queue, tag=tag, settlement=settlement))
         self._changed.set()
 
-    @property
-    def is_closed(self) -> bool:
+    def _is_left(self) -> bool:
         """Whether the consumer was left: its deliveries were given back on purpose."""
         return self._closed
 
@@ -284,63 +235,3 @@ class RabbitConsumer:
             if left_s <= 0 or not await tasks.wait_within(subscription.settled, left_s):
                 return not taken & subscription.held
         return True
-
-
-class _Settlement:
-    """Settles a delivery of one subscription."""
-
-    __slots__ = ("_consumer", "_delivery_tag", "_retries", "_subscription")
-
-    def __init__(
-        self, consumer: RabbitConsumer, retries: Retries, subscription: Subscription, delivery_tag: int
-    ) -> None:
-        self._consumer = consumer
-        self._retries = retries
-        self._subscription = subscription
-        self._delivery_tag = delivery_tag
-
-    async def ack(self, delivery: Delivery) -> None:
-        """Return when it is written. AMQP confirms no acknowledgement: one that is lost brings the message again."""
-        if self._is_over(delivery):
-            return
-        try:
-            async with as_unavailable(delivery.queue):
-                await self._subscription.channel.basic_ack(self._delivery_tag)
-        finally:
-            self._subscription.forget(self._delivery_tag)
-
-    async def retry(self, delivery: Delivery, *, delay_ms: int, failure: Failure) -> None:
-        """Publish to the delay queue, then acknowledge: a crash in between repeats, never loses."""
-        if self._is_over(delivery):
-            return
-        self._subscription.moved += 1
-        try:
-            await self._retries.publish_retry(delivery, delay_ms=delay_ms, failure=failure)
-            await self.ack(delivery)
-        except QueueFull:
-            raise
-        except BaseException:
-            # Confirmed or not: on an open channel the message would never come again by itself.
-            self._give_back()
-            raise
-        finally:
-            self._subscription.moved += 1
-
-    def _give_back(self) -> None:
-        if self._delivery_tag in self._subscription.held and not self._subscription.channel.is_closed:
-            # Written without waiting: the caller may be about to be cancelled.
-            frame = Basic.Nack(delivery_tag=self._delivery_tag, requeue=True)
-            channel = self._subscription.channel
-            channel.connection.write_queue.put_nowait(
-                ChannelFrame.marshall(channel_number=channel.number, frames=[frame])
-            )
-        self._subscription.forget(self._delivery_tag)
-
-    def _is_over(self, delivery: Delivery) -> bool:
-        """Whether the consumer was left or the delivery is settled. QueueUnavailable when the subscription was lost."""
-        if self._consumer.is_closed or self._delivery_tag not in self._subscription.held:
-            return True
-        if self._subscription.channel.is_closed:
-            self._subscription.forget(self._delivery_tag)
-            raise QueueUnavailable(delivery.queue, "the subscription was lost; the message comes again")
-        return False

@@ -21,8 +21,17 @@ from domain.events import order_event
 from domain.notices import Channel, Notice, NoticeKind, parse_notice
 from domain.orders import OrderEntry, OrderStatus
 from domain.payments import PaymentState, RefundReason
-from domain.topology import EMAIL_QUEUE, PUSH_QUEUE, TOPIC_ORDERS, TOPIC_PAYMENTS, TOPICS, outbox_partition
+from domain.topology import (
+    EMAIL_QUEUE,
+    POISON_EVENTS,
+    PUSH_QUEUE,
+    TOPIC_ORDERS,
+    TOPIC_PAYMENTS,
+    TOPICS,
+    outbox_partition,
+)
 from payments.rows import refund_event
+from runtime.dead_letters import open_dead_letters
 from runtime.event_log import EventLog, NewRecord, open_event_log
 from runtime.event_log.redis_streams import positions_key
 from runtime.event_log.redis_streams import stream_key as log_key
@@ -55,6 +64,7 @@ class Setup:
         self.redis = new_client(url)
         self.queue: Queue = open_queue(url, TOPOLOGY.queues, length_max=LENGTH_MAX)
         self.log: EventLog = open_event_log(url, TOPICS, records_max=10_000)
+        self.letters = open_dead_letters(SecretStr(databases.catalogue_dsn))
         self.pools = [postgres_pool(SecretStr(dsn), size_max=2, autocommit=True) for dsn in databases.shard_dsns]
         self.shards = Shards(self.pools)
         self.service = Service("announcer", load_settings({}))
@@ -67,6 +77,7 @@ class Setup:
             event_log=self.log,
             queue=self.queue,
             recipients=Recipients(self.shards, TOPOLOGY, channel),
+            letters=self.letters,
             lease=lease,
             service=self.service,
             with_reserved=with_reserved,
@@ -159,6 +170,7 @@ async def setup(
     yield made
     for pool in made.pools:
         await pool.close()
+    await made.letters.close()
     await made.queue.close()
     await made.log.close()
     await made.redis.aclose()
@@ -401,6 +413,11 @@ async def test_events_of_unknown_types_schemas_and_forms_are_counted_and_passed_
         await setup.count(1)
         await setup.drained()
     assert [counted(r) - b for r, b in zip(results, before, strict=True)] == [2, 1, 9, 1]
+    poison, _ = await setup.letters.list(POISON_EVENTS)
+    assert len(poison) == 9 and {letter.replayable for letter in poison} == {False}
+    [last] = [letter for letter in poison if letter.body == b"\xff"]
+    assert last.message_id == f"{TOPIC_ORDERS}/3:{last.headers['offset']}"
+    assert last.headers["topic"] == TOPIC_ORDERS
 
 
 async def test_events_that_the_log_dropped_are_counted_and_the_rest_goes_on(setup: Setup, databases: Databases) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -36,6 +38,7 @@ from tests.fixtures.fix_databases import Databases
 from tests.fixtures.fix_receiver import WEBHOOK_KEY, Inbox, Receiver
 from tests.workers.events import record_of
 from tests.workers.making import Maker, later
+from tests.workers.test_notifications_tls import certificate as certificate
 from workers.webhooks import intake, sender, store
 from workers.webhooks.receivers import AT_ONCE_MAX, Message, Receivers
 from workers.webhooks.store import WebhookStore
@@ -406,3 +409,20 @@ async def test_no_request_goes_to_a_private_address(receiver: Receiver, host: st
         assert ending.status is None
         assert "address" in ending.text
     assert inbox.requests == []
+
+
+@pytest.mark.parametrize(("host", "ok"), [("127.0.0.1", True), ("localhost", False)])
+async def test_tls_verifies_the_name_of_the_url(
+    certificate: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch, host: str, ok: bool
+) -> None:
+    """The connection goes to an address that was checked, and the certificate is that of the name in the URL."""
+    trusted, context = certificate
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    server = Receiver(context)
+    inbox = server.inbox(host=host)
+    inbox.secrets.append(encode_secret(b"s" * 32))
+    async with Receivers(allowed=LOOPBACK) as receivers:
+        ending = await receivers.send(Message(inbox.url, "m-1", b'{"type":"a","timestamp":"b","data":{}}', [b"s" * 32]))
+    server.close()
+    assert (ending.ok, ending.status, inbox.ids) == ((True, 200, ["m-1"]) if ok else (False, None, []))
+    assert server.problems == []

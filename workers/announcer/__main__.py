@@ -7,6 +7,7 @@ from functools import partial
 
 from domain.notices import Channel
 from domain.topology import worker_fence_key, worker_lease_key
+from runtime.dead_letters import open_dead_letters
 from runtime.event_log import event_log_of
 from runtime.postgres.pool import postgres_pool
 from runtime.process import fingerprint
@@ -36,6 +37,8 @@ async def main(service: Service) -> None:
         stack.push_async_callback(queue.close)
         event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)
+        letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
+        stack.push_async_callback(letters.close)
         pools = [
             await stack.enter_async_context(postgres_pool(dsn, size_max=len(channels), autocommit=True))
             for dsn in settings.shard_dsns
@@ -51,6 +54,7 @@ async def main(service: Service) -> None:
                 event_log=event_log,
                 queue=queue,
                 recipients=Recipients(shards, settings.topology, channel),
+                letters=letters,
                 lease=lease,
                 service=service,
                 with_reserved=settings.announce_reserved,

@@ -17,10 +17,11 @@ import orjson
 import structlog
 
 from domain.notices import Channel, Notice, notice_event, notice_of_order
-from domain.topology import EMAIL_QUEUE, OUTBOX_PARTITIONS, PUSH_QUEUE, TOPIC_ORDERS, TOPIC_PAYMENTS
+from domain.topology import EMAIL_QUEUE, OUTBOX_PARTITIONS, POISON_EVENTS, PUSH_QUEUE, TOPIC_ORDERS, TOPIC_PAYMENTS
+from runtime.dead_letters import DeadLetters, NewLetter
 from runtime.event_log import EventLog, EventLogUnavailable, LogRecord, Overtaken, Reader, WentBack
 from runtime.process.service import Service
-from runtime.queue import Queue
+from runtime.queue import FailureKind, Queue
 from runtime.redis.leases import Lease
 from workers.announcer import metrics
 from workers.announcer.events import Draft, NotAnnounced, draft_of
@@ -35,6 +36,7 @@ COMMIT_S: Final = 1.0  # at least between two commits, if no notice was publishe
 SKIP_S: Final = 4.0  # between two looks at the log while no account is reached
 LOOK_S: Final = 30.0  # between two looks whether accounts are reached while some are
 MEASURE_S: Final = 15.0
+MALFORMED: Final = "malformed"
 RECORD_AGE_S_MAX: Final = 20 * 3600  # 4 h below the life of the records of sent notices
 QUEUES: Final = {Channel.EMAIL: EMAIL_QUEUE, Channel.PUSH: PUSH_QUEUE}
 _TRANSIENT: tuple[type[Exception], ...] = (EventLogUnavailable, *TRANSIENT, *NO_ROOM)
@@ -65,6 +67,7 @@ class Announcer:
         event_log: EventLog,
         queue: Queue,
         recipients: Recipients,
+        letters: DeadLetters,
         lease: Lease,
         service: Service,
         with_reserved: bool,
@@ -75,6 +78,7 @@ class Announcer:
         self._event_log = event_log
         self._queue = queue
         self._recipients = recipients
+        self._letters = letters
         self._lease = lease
         self._service = service
         self._with_reserved = with_reserved
@@ -152,14 +156,18 @@ class Announcer:
                 await self._through("event log", reader.commit)
             self._committed_at = time.monotonic()
 
-    async def _next_records(self, readers: Readers) -> list[LogRecord]:
-        """Wait for orders, and look at payments between two waits: a letter about money may come a moment later."""
+    async def _next_records(self, readers: Readers) -> list[tuple[str, LogRecord]]:
+        """Records with their topics. Wait for orders, and look at payments between two waits.
+
+        A letter about money may come a moment later.
+        """
         payments: list[LogRecord] = []
         if self._payments_at <= time.monotonic():
             payments = await self._next_batch(readers.payments, wait_s=0)
             if not payments:
                 self._payments_at = time.monotonic() + RECEIVE_S
-        return payments + await self._next_batch(readers.orders, wait_s=0 if payments else RECEIVE_S)
+        orders = await self._next_batch(readers.orders, wait_s=0 if payments else RECEIVE_S)
+        return [(TOPIC_PAYMENTS, record) for record in payments] + [(TOPIC_ORDERS, record) for record in orders]
 
     async def _next_batch(self, reader: Reader, *, wait_s: float) -> list[LogRecord]:
         """The next records, none where the log lost some."""
@@ -175,7 +183,9 @@ class Announcer:
     async def _round(self, readers: Readers) -> None:
         records = await self._next_records(readers)
         results: Counter[str] = Counter()
-        drafts = self._drafts(records, results)
+        drafts, poison = self._drafts(records, results)
+        for topic, record in poison:
+            await self._bury(topic, record)
         wanted = await self._recipients.wanted(drafts) if drafts else []
         await self._publish(wanted)
         self._count(results + Counter({"not wanted": len(drafts) - len(wanted), "announced": len(wanted)}))
@@ -185,22 +195,44 @@ class Announcer:
         if len(records) < RECORDS_MAX:
             await self._service.pause(GATHER_S)
 
-    def _drafts(self, records: Sequence[LogRecord], results: Counter[str]) -> list[Draft]:
-        """One draft for each event: the dispatcher may have appended an event twice. Counts the other records."""
+    def _drafts(
+        self, records: Sequence[tuple[str, LogRecord]], results: Counter[str]
+    ) -> tuple[list[Draft], list[tuple[str, LogRecord]]]:
+        """One draft for each event, and the records that are no events. Counts the records without a draft.
+
+        The dispatcher may have appended an event twice.
+        """
         oldest_ms = (self._now() - RECORD_AGE_S_MAX) * 1000
         drafts: dict[str, Draft] = {}
-        for record in records:
+        poison: list[tuple[str, LogRecord]] = []
+        for topic, record in records:
             try:
                 if record.problem is not None:
-                    raise NotAnnounced("malformed")
+                    raise NotAnnounced(MALFORMED)
                 draft = draft_of(record.headers, record.value, with_reserved=self._with_reserved)
                 if record.at_ms < oldest_ms:
                     raise NotAnnounced("too old")
             except NotAnnounced as reason:
                 results[reason.reason] += 1
+                if reason.reason == MALFORMED:
+                    poison.append((topic, record))
                 continue
             drafts[draft.event_id] = draft
-        return list(drafts.values())
+        return list(drafts.values()), poison
+
+    async def _bury(self, topic: str, record: LogRecord) -> None:
+        """Keep a record that no consumer understands, before the position moves past it. A second letter is none."""
+        letter = NewLetter(
+            queue=POISON_EVENTS,
+            message_id=f"{topic}/{record.partition}:{record.offset}",
+            body=record.value,
+            kind=FailureKind.MALFORMED,
+            reason=f"record of the event log: {record.problem or 'its attributes or its data are no event'}",
+            headers={"topic": topic, "partition": str(record.partition), "offset": str(record.offset)},
+            replayable=False,
+        )
+        await self._through("dead letters", lambda: self._letters.add(letter))
+        log.error("poison event", topic=topic, partition=record.partition, offset=record.offset)
 
     async def _publish(self, drafts: Sequence[Draft]) -> None:
         for first in range(0, len(drafts), PUBLISHING_MAX):

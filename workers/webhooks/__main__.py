@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from runtime.event_log import event_log_of
-from runtime.postgres.pool import postgres_pool
+from runtime.postgres.pool import POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.queue import open_queue
@@ -33,7 +33,9 @@ async def main(service: Service) -> None:
         stack.push_async_callback(queue.close)
         event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)
-        pool = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=POOL_SIZE_MAX))
+        pool = await stack.enter_async_context(
+            postgres_pool(settings.catalogue_dsn, size_max=POOL_SIZE_MAX, unchecked_s=POLL_UNCHECKED_S)
+        )
         receivers = await stack.enter_async_context(
             Receivers(allowed=settings.webhook_addresses_allowed, attempt_s_max=settings.webhook_timeout_s)
         )

@@ -16,6 +16,7 @@ from psycopg.types.json import Json, Jsonb
 from domain import ids
 from domain.webhooks import DeliveryState, DisabledReason, matches
 from runtime.audit import Action, object_name, record
+from runtime.postgres.pool import single_statements
 from runtime.postgres.sql import load_sql
 from workers.shards import Pool
 from workers.webhooks.receivers import AT_ONCE_MAX, Ending
@@ -79,7 +80,7 @@ class WebhookStore:
 
     async def subscriptions(self) -> list[Subscription]:
         """All webhooks."""
-        async with self._pool.connection() as connection:
+        async with single_statements(self._pool) as connection:
             cursor = connection.cursor(row_factory=class_row(Subscription))
             return await (await cursor.execute(SQL["subscriptions"])).fetchall()
 
@@ -114,7 +115,7 @@ class WebhookStore:
 
     async def due(self, *, taken: Collection[UUID], busy: Mapping[UUID, int]) -> list[Due]:
         """Deliveries to send now, without those that are `taken`. `busy`: attempts under way, by webhook."""
-        async with self._pool.connection() as connection:
+        async with single_statements(self._pool) as connection:
             cursor = connection.cursor(row_factory=class_row(Due))
             counts = Jsonb({str(webhook): attempts for webhook, attempts in busy.items()})
             row = {"taken": list(taken), "busy": counts, "at_once": AT_ONCE_MAX}
