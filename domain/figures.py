@@ -14,3 +14,4 @@ COUNTS: Final = (
 PAY_TIME_BOUNDS_MS: Final = tuple(round(250 * 1.25**step) for step in range(60))
 # Advisory lock of the analytics database: shared by those who use a generation, exclusive to replace the generation.
 SWITCH_LOCK: Final = 0x666C6173_66696773
+REBUILD_LOCK: Final = 0x666C6173_66696774  # of the session of a rebuild: one at a time

@@ -53,6 +53,7 @@ class Action(StrEnum):
     DEAD_LETTER_REPLAY = "dead_letter.replay"
     DEAD_LETTER_DELETE = "dead_letter.delete"
     EVENTS_REPLAY = "events.replay"
+    FIGURES_REBUILD = "figures.rebuild"
     WEBHOOK_CREATE = "webhook.create"
     WEBHOOK_DELETE = "webhook.delete"
     WEBHOOK_ENABLE = "webhook.enable"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -15,81 +13,21 @@ from uuid import uuid4
 import psycopg
 import pytest
 import redis
-from pydantic import SecretStr
 
 from devstack.servers import RedisServer
 from domain.orders import OrderStatus
-from domain.topology import REFUSED_KEY_PREFIX, SALES_KEY, TOPIC_ORDERS, TOPIC_PAYMENTS, TOPICS
-from runtime.event_log import EventLog, NewRecord, open_event_log
+from domain.topology import REFUSED_KEY_PREFIX, SALES_KEY, TOPIC_ORDERS, TOPIC_PAYMENTS
+from runtime.event_log import NewRecord
 from runtime.event_log.redis_streams import stream_key
-from runtime.postgres.pool import postgres_pool
-from runtime.process.service import Service
-from runtime.process.settings import load_settings
-from runtime.redis.client import redis_client as new_client
-from runtime.redis.leases import Lease
 from tests.fixtures.fix_databases import Databases
-from tests.workers.counting import Story, append, by_second, is_drained, stored_figures, stored_seconds, totals
+from tests.workers.analytics_setup import SEED, WAIT_S, Setup, quick_consumers
+from tests.workers.counting import append, by_second, stored_figures, stored_seconds, totals
 from workers.analytics import consumer as module
 from workers.analytics import metrics
-from workers.analytics.consumer import Consumer
 from workers.analytics.days import Days
 from workers.analytics.refusals import RefusalSampler
 from workers.analytics.store import DAY_MS, Figures, PositionsMoved, RefusalCounts
 from workers.analytics.topics import COUNTED_TOPICS
-
-WAIT_S = 20.0
-SEED = 20261128
-
-
-class Setup:
-    """Consumers of both topics, their parts, and a story of orders."""
-
-    def __init__(self, url: str, databases: Databases) -> None:
-        self.dsn = databases.analytics_dsn
-        self.redis = new_client(url)
-        self.log: EventLog = open_event_log(url, TOPICS, records_max=10_000)
-        self.pool = postgres_pool(SecretStr(self.dsn))
-        self.service = Service("analytics", load_settings({}))
-        self.now = time.time()
-        self.figures: list[Figures] = []
-        self.story = Story(random.Random(SEED), int(self.now * 1000) - 3_600_000)
-
-    @asynccontextmanager
-    async def running(self, make: Callable[[], Figures] | None = None) -> AsyncIterator[None]:
-        self.service.stopping.clear()
-        tasks, leases = [], []
-        for topic in COUNTED_TOPICS:
-            lease = Lease(self.redis, key=f"{{t-{topic.name}}}:l", fence_key=f"{{t-{topic.name}}}:f", life_ms=5000)
-            assert await lease.acquire()
-            leases.append(lease)
-            consumer = Consumer(
-                topic, event_log=self.log, figures=make() if make else Figures(self.pool, carrier="redis"), lease=lease,
-                service=self.service, days=35, now=lambda: self.now,
-            )  # fmt: skip
-            tasks.append(asyncio.create_task(consumer.run()))
-        try:
-            yield
-        finally:
-            self.service.stopping.set()
-            async with asyncio.timeout(WAIT_S):
-                ends = await asyncio.gather(*tasks, return_exceptions=True)
-            for lease in leases:
-                await lease.release()
-        for end in ends:
-            if end is not None:
-                raise end
-
-    async def counted(self) -> None:
-        """All records are counted."""
-        async with asyncio.timeout(WAIT_S):
-            while not await is_drained(self.log, self.dsn):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-
-    def row(self, statement: str, *parameters: object) -> Any:
-        with psycopg.connect(self.dsn) as connection:
-            found = connection.execute(statement, parameters).fetchone()
-        assert found is not None
-        return found
 
 
 @pytest.fixture
@@ -97,14 +35,9 @@ async def setup(
     redis_client: redis.Redis, redis_server: RedisServer, databases: Databases, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Setup]:
     assert redis_client.dbsize() == 0
-    monkeypatch.setattr(module, "RECEIVE_S", 0.05)  # consumers stop sooner
-    monkeypatch.setattr(module, "GATHER_S", 0.01)
-    made = Setup(redis_server.url, databases)
-    await made.pool.open()
-    yield made
-    await made.pool.close()
-    await made.log.close()
-    await made.redis.aclose()
+    quick_consumers(monkeypatch)
+    async with Setup(redis_server.url, databases).opened() as made:
+        yield made
 
 
 def results(topic: str, result: str) -> float:

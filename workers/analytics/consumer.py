@@ -113,7 +113,7 @@ class Consumer:
             return
         is_full = len(records) == RECORDS_MAX
         progress = await self._behind(reader, records) if is_full else Progress(asked_ms, 0)
-        changes, results = self._changes(records)
+        changes, results = countable(records, now_ms=int(self._now() * 1000), days=self._days)
         await self._database(lambda: self._figures.make_days({counted.at_ms // DAY_MS for counted in changes}))
         read = {record.partition: record.offset for record in records}
         batch = Batch(changes, {partition: known[partition] for partition in read}, read)
@@ -137,27 +137,6 @@ class Consumer:
         now_ms = int(self._now() * 1000)
         as_of_ms = min((self._taken_at.get(partition, 0) for partition in waiting), default=now_ms)
         return Progress(as_of_ms, sum(lag.records for lag in lags.values()))
-
-    def _changes(self, records: Sequence[LogRecord]) -> tuple[list[Counted], Counter[str]]:
-        """The changes of records; the others by reason."""
-        results: Counter[str] = Counter()
-        changes = []
-        now_ms = int(self._now() * 1000)
-        first_ms, last_ms = oldest_ms(now_ms, self._days), now_ms + AHEAD_MS_MAX
-        for record in records:
-            try:
-                if record.problem is not None:
-                    raise NotCounted("malformed")
-                counted = change_of(record.headers, record.value)
-                if counted.at_ms < first_ms:
-                    raise NotCounted("too old")
-                if counted.at_ms > last_ms:
-                    raise NotCounted("in the future")
-            except NotCounted as reason:
-                results[reason.reason] += 1
-                continue
-            changes.append(counted)
-        return changes, results
 
     async def _show(self, progress: Progress) -> None:
         await self._database(lambda: self._figures.show(self._topic.name, progress))
@@ -188,3 +167,24 @@ class Consumer:
 def oldest_ms(now_ms: int, days: int) -> int:
     """The start of the oldest day that is kept, today included."""
     return (now_ms // DAY_MS - days + 1) * DAY_MS
+
+
+def countable(records: Sequence[LogRecord], *, now_ms: int, days: int) -> tuple[list[Counted], Counter[str]]:
+    """The changes of records, and the number of records without one by reason."""
+    results: Counter[str] = Counter()
+    changes = []
+    first_ms, last_ms = oldest_ms(now_ms, days), now_ms + AHEAD_MS_MAX
+    for record in records:
+        try:
+            if record.problem is not None:
+                raise NotCounted("malformed")
+            counted = change_of(record.headers, record.value)
+            if counted.at_ms < first_ms:
+                raise NotCounted("too old")
+            if counted.at_ms > last_ms:
+                raise NotCounted("in the future")
+        except NotCounted as reason:
+            results[reason.reason] += 1
+            continue
+        changes.append(counted)
+    return changes, results

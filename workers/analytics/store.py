@@ -110,7 +110,6 @@ class Figures:
     @asynccontextmanager
     async def _entered(self) -> AsyncIterator[Connection]:
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             await connection.execute(SQL["enter"], {"space": self.space, "lock": SWITCH_LOCK})
             yield connection
 
@@ -229,7 +228,6 @@ class RefusalCounts:
             await make_day(self._pool, REFUSED_SPACE, day)
             self._days = {day}
         async with self._pool.connection() as connection:
-            columns.teach(connection)
             rows = await (await connection.execute(SQL["read_samples"])).fetchall()
             before = {(sale_id, code): orders for sale_id, code, orders in rows}
             gone = {sale_id for sale_id, _ in before} - {sale_id for sale_id, _ in counts}

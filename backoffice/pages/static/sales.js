@@ -34,9 +34,11 @@ const QUESTIONS = {
 };
 
 export class Sales {
-  constructor(session, tell) {
+  /** `figures(sale)` shows the charts of a sale. */
+  constructor(session, tell, figures) {
     this.session = session;
     this.tell = tell;
+    this.figures = figures;
     this.rows = new Map();
     this.keys = new Map(); // one Idempotency-Key per requested restock, until it is answered
     find("sales-refresh").addEventListener("click", () => this.load());
@@ -63,12 +65,13 @@ export class Sales {
       make("button", { type: "button", class: act === "end" || act === "delete" ? "danger" : null, "data-act": act, click: () => this.act(sale, act) },
         act[0].toUpperCase() + act.slice(1), make("span", { class: "skip" }, ` ${sale.name}`)));
     const shop = sale.state === "draft" ? null : make("a", { href: `/shop/${sale.id}` }, "Shop");
+    const figures = sale.state === "draft" ? null : make("button", { type: "button", click: () => this.figures(sale) }, "Figures", make("span", { class: "skip" }, ` ${sale.name}`));
     const row = make("tr", { "data-sale": sale.id },
       make("th", { scope: "row" }, sale.name),
       make("td", { "data-label": "State" }, make("span", { class: `badge ${STATES[sale.state]}` }, sale.state)),
       make("td", { "data-label": "Window" }, `${moment(sale.starts_at)} – ${moment(sale.ends_at)}`),
       make("td", { "data-label": "Items" }, sale.items.map((item) => `${item.sku}: ${count(item.stock)}`).join(", ")),
-      make("td", {}, make("div", { class: "row" }, ...acts, shop)));
+      make("td", {}, make("div", { class: "row" }, ...acts, figures, shop)));
     const before = this.rows.get(sale.id);
     this.rows.set(sale.id, row);
     if (before) before.replaceWith(row);

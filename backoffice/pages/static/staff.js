@@ -3,6 +3,7 @@
 import { find, say } from "./page.js";
 import { Session } from "./session.js";
 import { Audit } from "./audit.js";
+import { SaleFigures } from "./figures.js";
 import { Letters } from "./letters.js";
 import { Live } from "./live.js";
 import { StaffOrders } from "./staff-orders.js";
@@ -13,7 +14,8 @@ import { Webhooks } from "./webhooks.js";
 const session = new Session("staff", (text) => show(text));
 const tell = (text, kind) => say(find("message"), text, kind);
 const live = new Live(session);
-const sales = new Sales(session, tell);
+const figures = new SaleFigures(session, tell);
+const sales = new Sales(session, tell, (sale) => figures.open(sale));
 const orders = new StaffOrders(session);
 const letters = new Letters(session, tell);
 const audit = new Audit(session, tell);
@@ -41,6 +43,7 @@ function show(text = "") {
   } else {
     live.stop();
     orders.close();
+    figures.close();
     find("email").focus();
   }
 }
