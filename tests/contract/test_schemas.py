@@ -37,7 +37,7 @@ ENDLESS = ("get_v1_operations_live",)  # a stream that ends with its token: runs
 STREAM_TOKEN_S = 25
 # Seldom successful: their input cannot be generated (passwords, tokens, versions, signatures, dead letters, an account
 # of the caller, a paid order, a fully valid body), the payment provider is away, or another operation has ended the
-# only sale. They have tests of their own.
+# only sale or deleted the only webhook. They have tests of their own.
 SELDOM = frozenset(
     (
         *("post_v1_auth_register", "post_v1_auth_login", "post_v1_auth_refresh", "post_v1_auth_password"),
@@ -51,6 +51,9 @@ SELDOM = frozenset(
         *("post_v1_sales_sale_id_pause", "post_v1_sales_sale_id_resume", "delete_v1_sales_sale_id"),
         *("get_v1_dead_letters_letter_id", "delete_v1_dead_letters_letter_id", "post_v1_dead_letters_letter_id_replay"),
         *("post_v1_orders_order_id_cancel", "post_v1_orders_order_id_refund"),
+        *(f"post_v1_webhooks_webhook_id_{part}" for part in ("ping", "enable", "disable", "secret")),
+        "get_v1_webhooks_webhook_id_deliveries",
+        "post_v1_webhooks_webhook_id_deliveries_delivery_id_replay",
         *("get_v1_orders_order_id", "placeOrder", "startPayment", "receivePaymentEvent"),
     )
 )
@@ -129,13 +132,16 @@ def _config(known: Mapping[str, str], *, without: Iterable[str]) -> dict[str, An
         },
         "operations": [
             *({"include-operation-id": name, "enabled": False} for name in without),
-            # Rules beyond the schemas: start before end, distinct SKUs, existing products.
-            {"include-path-regex": r"^/v1/sales(/\{sale_id\}(/restock|/orders)?)?$", "checks": beyond_schemas},
+            # Rules beyond the schemas: start before end, distinct SKUs, existing products, public https addresses.
+            {
+                "include-path-regex": r"^/v1/(sales(/\{sale_id\}(/restock|/orders)?)?|analytics/sales/\{sale_id\}|webhooks)$",
+                "checks": beyond_schemas,
+            },
             # Passwords that are easy to guess.
             {"include-operation-id": "post_v1_auth_register", "checks": beyond_schemas},
             # Cursors are opaque, so valid ones cannot be generated; other tests send invalid ones.
             {
-                "include-operation-id-regex": "^(get_v1_[a-z]+|get_v1_dead_letters|listOrders)$",
+                "include-operation-id-regex": "^(get_v1_[a-z]+|get_v1_dead_letters|get_v1_webhooks_.+_deliveries|listOrders)$",
                 "checks": beyond_schemas,
             },
         ],

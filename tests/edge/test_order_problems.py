@@ -435,11 +435,22 @@ def test_the_rate_limit(client: httpx.Client, buyers: Buyers, publisher: Publish
     assert client.post(path(sale), headers=buyers.headers(), json=ONE).status_code == 202, "others are not limited"
 
 
+def wait_for_all_workers(edge: EdgeProcess, buyers: Buyers) -> None:
+    """The edge is ready with its first worker; the others refuse orders until they are."""
+    good = 0
+    deadline = time.monotonic() + 20
+    while good < 20 and time.monotonic() < deadline:
+        answer = httpx.post(f"{edge.url}/v1/sales/{uuid4()}/orders", headers=buyers.headers(uuid4()), json=ONE)
+        good = 0 if answer.status_code == 503 else good + 1
+    assert good == 20
+
+
 def test_refused_requests_and_other_sales_count_for_the_rate(
     own_edge: Callable[..., EdgeProcess], edge_redis: RedisServer, buyers: Buyers, publisher: Publisher
 ) -> None:
     """Ten order requests a second and user, says the contract: only accepted ones of one sale counted."""
     edge = own_edge(redis_url=edge_redis.url, user_rate="1", user_burst="5", edge_workers="2")
+    wait_for_all_workers(edge, buyers)
     sales = [publisher.publish(stock=10), publisher.publish(stock=0), publisher.publish(starts_in_s=3600)]
     user, other = uuid4(), uuid4()
     statuses: list[int] = []

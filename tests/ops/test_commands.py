@@ -51,7 +51,7 @@ def test_keys_rotate_under_a_running_stack(running_stack: RunningStack) -> None:
 
 def test_migrate_finds_a_running_stack_up_to_date(running_stack: RunningStack) -> None:
     applied = json.loads(running_stack.flashsale("migrate", "--json").stdout)
-    assert applied == {name: [] for name in ("catalogue", "shard_0", "shard_1", "shard_2", "shard_3")}
+    assert applied == {name: [] for name in ("catalogue", "shard_0", "shard_1", "shard_2", "shard_3", "analytics")}
 
 
 def test_reconcile_judges_the_stack(running_stack: RunningStack) -> None:

@@ -226,6 +226,7 @@ async def test_every_kind_of_letter(setup: Setup, databases: Databases, mail_ser
         "Reset your password",
         "Your password was changed",
         "Your e-mail address was changed",
+        "A webhook was disabled",
     }
     assert "24 hours" in text_of(letters["Confirm your e-mail address"])
     assert "30 minutes" in text_of(letters["Reset your password"])

@@ -271,7 +271,7 @@ async def test_headers_reach_the_outbox_and_malformed_ones_cost_no_order(bench: 
         await bench.drained()
     assert len(statuses(bench.databases)) == 4
     events = [event for (row,) in rows(bench.databases.shard_dsns[0], "SELECT events FROM outbox") for event in row]
-    with_headers = [(event["key"], event["headers"]) for event in events if "headers" in event]
+    with_headers = [(event["data"]["order_id"], event["headers"]) for event in events if "headers" in event]
     assert len(events) == 4
     assert with_headers == [(str(decode_entry(entries[0].entry).order_id), {"traceparent": "00-ab"})]
 

@@ -24,6 +24,7 @@ from tests.workers.test_announcer_process import leave
 from tests.workers.worker_process import get, stop, until, worker_process
 
 RESTING_S = 4
+LOOKS_MAX = 3  # the first ones may see the end of the start
 COMMANDS_PER_S_MAX = 2
 
 
@@ -101,9 +102,11 @@ def test_a_worker_without_work_is_ready_and_rests(
         if key:
             until(lambda: redis_client.hexists(positions_key("sales.v1", 15), "webhooks"))
         assert redis_client.xlen("log:{orders.v1.0}:records") == 0
-        before = int(redis_client.info("stats")["total_commands_processed"])
-        with pytest.raises(subprocess.TimeoutExpired):
-            worker.wait(RESTING_S)
-        spent = int(redis_client.info("stats")["total_commands_processed"]) - before
-        assert spent <= COMMANDS_PER_S_MAX * RESTING_S, spent
+        spent = []
+        while not spent or (spent[-1] > COMMANDS_PER_S_MAX * RESTING_S and len(spent) < LOOKS_MAX):
+            before = int(redis_client.info("stats")["total_commands_processed"])
+            with pytest.raises(subprocess.TimeoutExpired):
+                worker.wait(RESTING_S)
+            spent.append(int(redis_client.info("stats")["total_commands_processed"]) - before)
+        assert spent[-1] <= COMMANDS_PER_S_MAX * RESTING_S, spent
         assert stop(worker) == 0

@@ -60,7 +60,7 @@ RETURNING id;
 SELECT id FROM webhooks WHERE id = %(webhook)s FOR NO KEY UPDATE;
 
 -- name: history
--- Primary key. Reads only.
+-- Earlier attempts of a delivery that waits, locked until its end. Index: webhook_deliveries_pkey.
 SELECT history FROM webhook_deliveries WHERE id = %(delivery)s AND attempts = %(attempts)s AND state = 'waiting'
 FOR UPDATE;
 
