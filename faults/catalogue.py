@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, zip_longest
 
 from faults import (
+    analytics_faults,
     backoffice_faults,
     clock_faults,
     disk_faults,
@@ -49,6 +50,7 @@ _SUBJECTS = (
     kafka_faults.FAULTS,
     rabbit_faults.FAULTS,
     webhook_faults.FAULTS,
+    analytics_faults.FAULTS,
     rabbit_cluster.FAULTS,
 )
 FAULTS: dict[str, Fault] = {

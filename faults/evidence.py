@@ -18,6 +18,7 @@ from domain import topology
 from domain.events import read_event
 from domain.orders import OrderEntry, decode_value, unpack_key
 from domain.sales import SaleDefinition, Stock
+from faults.figures_read import read_figures
 from faults.money import (
     Money,
     money_event,
@@ -124,6 +125,7 @@ class Evidence:
     outbox: list[str] = field(default_factory=list)  # rows that are not dispatched, at most 100 of a shard
     dead_letters: int = 0
     money: Money = field(default_factory=Money)
+    figures: dict[str, int] | None = None  # sums of analytics by name, without zeros; None: not looked at
 
 
 async def gather(
@@ -148,6 +150,7 @@ async def gather(
         await _read_poison(stack, evidence)
         await _read_catalogue(stack.catalogue_dsn, evidence, sale_id)
         await _read_events(log, evidence, sale_id)
+        evidence.figures = await read_figures(stack, log, sale_id)
     finally:
         await log.close()
         await redis.aclose()

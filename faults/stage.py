@@ -63,6 +63,7 @@ ROUTES = {
     "payments-0": ("redis", "postgres", "provider"),
     "notifications-0": ("mail",),
     "announcer-0": ("kafka",),
+    "analytics-0": ("postgres",),
     SIMULATOR: ("edge",),
 }
 

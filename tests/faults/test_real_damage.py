@@ -254,6 +254,13 @@ async def lose_an_event_of_money(sold: Sold) -> str:
     return "D"
 
 
+async def count_an_order_twice(sold: Sold) -> str:
+    assert sold.stack.analytics_dsn
+    more = "UPDATE figures.minutes SET orders = orders + 1 WHERE sale_id = %s"
+    sold.sql(sold.stack.analytics_dsn, more, sold.history.sale_id)
+    return "D"
+
+
 async def hide_a_loss_by_a_duplicate(sold: Sold) -> str:
     """Runs last: its lane lacks a place from now on. The place before it is there twice."""
     order_id, dsn = sold.order
@@ -277,7 +284,7 @@ async def repeat_a_version_at_another_place(sold: Sold) -> str:
     "damage", [delete_a_row, double_a_row, oversell_a_unit, reuse_a_key, lose_an_event, give_a_unit_back_twice,
      change_a_total, forget_purchases, forget_a_record, repeat_a_version_at_another_place, lose_a_payment,
      store_a_cent_more, keep_a_refunded_payment, refund_behind_the_ledger, forget_a_mark, lose_an_event_of_money,
-     hide_a_loss_by_a_duplicate],
+     count_an_order_twice, hide_a_loss_by_a_duplicate],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip
 async def test_damage_in_real_servers_turns_the_checker_red(
