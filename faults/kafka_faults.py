@@ -192,7 +192,7 @@ FAULTS = [
     Fault(
         "kafka-dispatcher-killed-before-delete", "dispatcher killed between acknowledgement and delete",
         "the events are appended again, with the same ids",
-        killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.BEFORE, server="postgres"), needs=KAFKA, fast=True,
+        killed_at("dispatcher-0", (b"DELETE FROM outbox",), Harm.BEFORE, server="postgres"), needs=KAFKA,
     ),
     Fault(
         "kafka-consumer-killed-before-commit", "announcer killed with notices queued and its position not stored",
