@@ -16,19 +16,17 @@ import socket
 import struct
 import subprocess
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from devstack.children import free_port, log_tail, spawn
+from devstack.children import free_port, spawn
 from devstack.kafka_jars import java, kafka_jars
-from devstack.servers import ServerError
+from devstack.server_process import ServerError, ServerProcess
 from domain.topology import TOPICS
 from runtime.event_log import KafkaAccess
 
 READY_S_MAX = 60.0
-STOP_S_MAX = 20.0
 PROBE_S_MAX = 2.0
 HEAP_MB = 256
 _LOGGING = Path(__file__).with_name("kafka_log4j2.xml")
@@ -55,7 +53,7 @@ class Listener:
 
 
 @dataclass(slots=True)
-class KafkaServer:
+class KafkaServer(ServerProcess):
     """One Kafka node with its data under `folder`; loopback only, no encryption, no password.
 
     `properties` are further lines of the server's configuration, `doors` further listeners. `quick_start` compiles
@@ -164,14 +162,7 @@ class KafkaServer:
 
     def wait_ready(self) -> None:
         """Return when the server answers. ServerError when it has ended or takes too long."""
-        deadline = time.monotonic() + READY_S_MAX
-        while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                break
-            if self.answers():
-                return
-            time.sleep(0.05)
-        raise ServerError(f"Kafka on port {self.port}: {log_tail(self.log)}")
+        self.await_ready(self.answers, name=f"Kafka on port {self.port}", logs=(self.log,), s_max=READY_S_MAX)
 
     def answers(self) -> bool:
         """Whether the broker answers a client's first request: it has joined its cluster then."""
@@ -194,25 +185,6 @@ class KafkaServer:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=READY_S_MAX, env=self.env, check=False)
         if done.returncode != 0:
             raise ServerError(f"the user was not created: {(done.stdout + done.stderr).strip()[-500:]}")
-
-    def kill(self) -> None:
-        """End the server with SIGKILL, like a crash."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-
-    def stop(self) -> None:
-        """Send SIGTERM and wait."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_S_MAX)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
 
     def destroy(self) -> None:
         """Stop the server and remove its data."""

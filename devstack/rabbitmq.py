@@ -11,13 +11,12 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from devstack.children import free_port, log_tail, spawn
-from devstack.servers import READY_S_MAX, ServerError
+from devstack.children import free_port, spawn
+from devstack.server_process import READY_S_MAX, ServerError, ServerProcess
 
 HOST = "localhost"  # of the node's name: needs no other name of this machine
 USER = "flashsale"
@@ -30,7 +29,6 @@ RETURN_CONFIRM_MS = 5_000
 WAL_BYTES_MAX = 64 * 1024 * 1024
 MEMORY_MB_MAX = 1024
 DISK_FREE_MB_MIN = 100
-STOP_S_MAX = 20.0
 CONTROL_S_MAX = 60.0
 _PLACES = (Path("/usr/lib/rabbitmq/bin"), Path("/opt/rabbitmq/sbin"), Path("/usr/local/lib/rabbitmq/sbin"))
 HOW_TO_INSTALL = (
@@ -50,7 +48,7 @@ def programs_folder() -> Path | None:
 
 
 @dataclass(slots=True)
-class Epmd:
+class Epmd(ServerProcess):
     """Erlang's port mapper in the foreground, for the nodes of one folder."""
 
     folder: Path
@@ -70,22 +68,12 @@ class Epmd:
         self.folder.mkdir(parents=True, exist_ok=True)
         env = {"PATH": os.environ.get("PATH", "")}
         self.process = spawn(self.argv, env=env, log=self.folder / "epmd.log")
-        deadline = time.monotonic() + READY_S_MAX
-        while not accepts(self.port):
-            if time.monotonic() > deadline or self.process.poll() is not None:
-                raise ServerError(f"epmd on port {self.port}: {log_tail(self.folder / 'epmd.log')}")
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        """End it."""
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait()
-            self.process = None
+        log = self.folder / "epmd.log"
+        self.await_ready(lambda: accepts(self.port), name=f"epmd on port {self.port}", logs=(log,))
 
 
 @dataclass(slots=True)
-class RabbitServer:
+class RabbitServer(ServerProcess):
     """A RabbitMQ node with its data under `folder`; AMQP on loopback, user `flashsale`, virtual host `flashsale`.
 
     `certificates` (CA, certificate, key) add a TLS listener on `tls_port`.
@@ -215,14 +203,8 @@ class RabbitServer:
 
     def wait_ready(self) -> None:
         """Return when the server accepts clients. Raises ServerError."""
-        deadline = time.monotonic() + 2 * READY_S_MAX
-        while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                break
-            if self.is_ready():
-                return
-            time.sleep(0.05)
-        raise ServerError(f"rabbitmq on port {self.port}: {log_tail(self.folder / 'startup.log')}{log_tail(self.log)}")
+        logs = (self.folder / "startup.log", self.log)
+        self.await_ready(self.is_ready, name=f"rabbitmq on port {self.port}", logs=logs, s_max=2 * READY_S_MAX)
 
     def is_ready(self) -> bool:
         """Whether the server greets clients: it listens as the last step of its start."""
@@ -253,25 +235,6 @@ class RabbitServer:
         self.control("add_user", name, password)
         self.control("set_permissions", "--vhost", VHOST, name, configure, write, read)
         return f"amqp://{name}:{quote(password, safe='')}@127.0.0.1:{self.port}/{VHOST}"
-
-    def kill(self) -> None:
-        """End the server with SIGKILL, like a crash."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-
-    def stop(self) -> None:
-        """Send SIGTERM and wait."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(STOP_S_MAX)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
 
 
 def accepts(port: int, greeting: bytes = b"") -> bool:

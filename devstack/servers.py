@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,20 +20,15 @@ import psycopg
 import redis
 
 from devstack.children import free_port, log_tail, spawn
-from runtime.process.errors import OperatorError
+from devstack.server_process import ServerError, ServerProcess
 
-READY_S_MAX = 30.0
 INITDB_S_MAX = 120.0
 _OWNER = "owner"  # file in such a folder: names the server folder that it belongs to
 _SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders with a checked owner
 
 
-class ServerError(OperatorError):
-    """A server did not start or did not stop; the message ends with the tail of its log."""
-
-
 @dataclass(slots=True)
-class RedisServer:
+class RedisServer(ServerProcess):
     """A `redis-server` with its data under `folder`. `durable`: the append-only file is synced before each answer."""
 
     folder: Path
@@ -97,41 +91,19 @@ class RedisServer:
 
     def wait_ready(self) -> None:
         """Return when the server has loaded its data and answers PING. Raises ServerError."""
-        deadline = time.monotonic() + READY_S_MAX
-        while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                break
-            try:
-                self.ping()
-            except redis.RedisError:
-                time.sleep(0.02)
-            else:
-                return
-        raise ServerError(f"redis-server on port {self.port}: {log_tail(self.log)}")
+        self.await_ready(self._answers, name=f"redis-server on port {self.port}", logs=(self.log,))
+
+    def _answers(self) -> bool:
+        try:
+            self.ping()
+        except redis.RedisError:
+            return False
+        return True
 
     def ping(self) -> None:
         """Return when the server answers. RedisError while it is down or loads its data."""
         with redis.Redis(port=self.port, password=self.password, socket_timeout=2) as client:
             client.ping()
-
-    def kill(self) -> None:
-        """End the server with SIGKILL, like a crash."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-
-    def stop(self) -> None:
-        """Send SIGTERM and wait."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
 
     def destroy(self) -> None:
         """Stop the server and remove its data."""
@@ -160,7 +132,7 @@ def _reachable_by_others(path: Path) -> bool:
 
 
 @dataclass(slots=True)
-class PostgresServer:
+class PostgresServer(ServerProcess):
     """A PostgreSQL cluster under `folder`; user `flashsale` with a random password, loopback only, scram-sha-256.
 
     As root it runs as another user. If that user cannot enter `folder`, its data is in `outside`, or, without one that
@@ -293,14 +265,7 @@ class PostgresServer:
 
     def wait_ready(self) -> None:
         """Return when a connection succeeds. ServerError when the server has ended or takes too long."""
-        deadline = time.monotonic() + READY_S_MAX
-        while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                break
-            if self.accepts_connections():
-                return
-            time.sleep(0.05)
-        raise ServerError(f"postgres on port {self.port}: {log_tail(self.log)}")
+        self.await_ready(self.accepts_connections, name=f"postgres on port {self.port}", logs=(self.log,))
 
     def accepts_connections(self) -> bool:
         """Whether a client can log in now."""
@@ -317,24 +282,9 @@ class PostgresServer:
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.dsn(name)
 
-    def kill(self) -> None:
-        """End the server with SIGKILL, like a crash; its children notice and end."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-        self.process = None
-
     def stop(self) -> None:
-        """Request a fast shutdown (SIGINT) and wait."""
-        if self.process is None:
-            return
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGQUIT)
-            self.process.wait(10)
-        self.process = None
+        """Request a fast shutdown (SIGINT) and wait; an immediate one (SIGQUIT) when that takes too long."""
+        self.end(signal.SIGINT, then=signal.SIGQUIT, s_max=30.0)
 
     def destroy(self) -> None:
         """Stop the server and remove its data, also outside of `folder`."""

@@ -26,7 +26,7 @@ import redis
 
 from devstack.children import log_tail, spawn
 from devstack.plan import KAFKA, SERVERS, Plan, Program
-from devstack.servers import ServerError
+from devstack.server_process import ServerError
 from devstack.state import StateFolder
 from domain.topology import lane_stream_key
 from migrations.runner import migrate
