@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from aiokafka.errors import KafkaError
 from aiokafka.record.memory_records import MemoryRecords
 
+from runtime.event_log.group_reader import GroupReader
 from runtime.event_log.kafka_client import REQUEST_S_MAX, RETRY_S, Electing, Fetched, KafkaClient, words
-from runtime.event_log.port import READ_RECORDS_MAX, EventLogUnavailable, Lag, LogRecord, Overtaken, WentBack
+from runtime.event_log.port import EventLogUnavailable, LogRecord, Overtaken, WentBack
 
 FETCH_WAIT_S_MAX = 4.0  # one fetch at a broker; a longer wait of the caller is several
 
 
-class KafkaReader:
+class KafkaReader(GroupReader):
     """See the module. `offsets` and `fetches` are two connections: a fetch that waits would delay other requests."""
 
     def __init__(
@@ -38,85 +38,29 @@ class KafkaReader:
         begin_at_end: bool,
     ) -> None:
         """Uses `offsets`, owns `fetches`."""
-        assert group is not None or not begin_at_end, "without a group, no position is remembered"
+        super().__init__(group=group, topic=topic, partitions=partitions, begin_at_end=begin_at_end)
         self._offsets = offsets
         self._fetches = fetches
-        self._group = group
-        self._begin_at_end = begin_at_end
-        self._topic = topic
-        self._read = dict.fromkeys(partitions, 0)  # last offset that was read, 0: none
-        self._handed_out: dict[int, int] = {}
-        self._committed: dict[int, int] = {}
-        self._ready: deque[LogRecord] = deque()
-        self._losses: deque[Overtaken | WentBack] = deque()
         self._under_way: dict[int, asyncio.Task[list[Fetched]]] = {}  # by broker
-
-    async def __aenter__(self) -> Self:
-        """Load the group's positions."""
-        if self._group is not None:
-            found = await self._offsets.positions(self._group, self._topic, self._read)
-            new = [partition for partition in self._read if partition not in found] if self._begin_at_end else []
-            ends = await self._offsets.ends(self._topic, new)
-            self._read |= found | ends
-            self._committed = {partition: offset for partition, offset in self._read.items() if partition not in new}
-        self._handed_out = dict(self._read)
-        if self._committed != self._handed_out:
-            await self.commit()
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the fetches, drop the records that were not handed out."""
-        await self._end_fetches()
+        """End the fetches and close their connection, drop the records that were not handed out."""
+        await super().__aexit__(kind, error, trace)
         await self._fetches.close()
-        self._ready.clear()
 
-    async def next_batch(self, *, count_max: int, wait_s: float) -> list[LogRecord]:
-        """Hand out fetched records; fetch when there are none."""
-        assert 1 <= count_max <= READ_RECORDS_MAX
-        if not self._ready and not self._losses:
-            await self._fill(wait_s)
-        if self._losses:
-            raise self._losses.popleft()
-        batch = [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
-        for record in batch:
-            self._handed_out[record.partition] = record.offset
-        return batch
+    async def _load(self, group: str) -> dict[int, int]:
+        return await self._offsets.positions(group, self._topic, self._read)
 
-    async def commit(self) -> None:
-        """Store the offsets of the last records handed out, those that changed, in one request."""
-        if self._group is None:
-            return
-        handed_out = dict(self._handed_out)
-        changed = {
-            partition: offset for partition, offset in handed_out.items() if self._committed.get(partition) != offset
-        }
-        if changed:
-            await self._offsets.commit(self._group, self._topic, changed)
-        self._committed = handed_out
+    async def _store(self, group: str, positions: Mapping[int, int]) -> None:
+        await self._offsets.commit(group, self._topic, positions)
 
-    async def skip(self, to: Mapping[int, int]) -> None:
-        """Read on behind these offsets."""
-        await self._end_fetches()
-        self._ready = deque(record for record in self._ready if record.offset > to.get(record.partition, 0))
-        for partition, offset in to.items():
-            self._read[partition] = max(self._read[partition], offset)
-            self._handed_out[partition] = max(self._handed_out[partition], offset)
+    async def _ends(self, partitions: Iterable[int]) -> dict[int, int]:
+        """The log end offsets, which outlive retention."""
+        return await self._offsets.ends(self._topic, partitions)
 
-    async def rewind(self, to: Mapping[int, int]) -> None:
-        """Read again behind these offsets."""
-        await self._end_fetches()
-        self._ready = deque(record for record in self._ready if record.partition not in to)
-        for partition, offset in to.items():
-            self._read[partition] = self._handed_out[partition] = min(self._handed_out[partition], offset)
-
-    async def lag(self) -> Mapping[int, Lag]:
-        """Ends by the log end offsets, which outlive retention."""
-        ends = await self._offsets.ends(self._topic, self._handed_out)
-        return {partition: Lag(position, ends[partition]) for partition, position in self._handed_out.items()}
-
-    async def _fill(self, wait_s: float) -> None:
+    async def _fill(self, count_max: int, wait_s: float) -> None:  # noqa: ARG002 - a fetch is bounded in bytes
         """Fetch until there is a record or a loss, or the time is over; longer while leaders are being elected."""
         began = time.monotonic()
         moved = True
@@ -142,10 +86,10 @@ class KafkaReader:
             self._under_way = {node: task for node, task in self._under_way.items() if task not in done}
             return [fetched for task in done for fetched in task.result()]
         except EventLogUnavailable:
-            await self._end_fetches()
+            await self._end_reads()
             raise
 
-    async def _end_fetches(self) -> None:
+    async def _end_reads(self) -> None:
         """Positions change, or a broker failed: results of fetches under way must not arrive later."""
         ending, self._under_way = list(self._under_way.values()), {}
         for task in ending:

@@ -7,20 +7,17 @@ A partition is the stream `log:{topic.partition}:records`, with entry ids `0-<of
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from domain.topology import TopicSpec
+from runtime.event_log.group_reader import GroupReader
 from runtime.event_log.port import (
-    READ_RECORDS_MAX,
     EventLogUnavailable,
-    Lag,
     LogRecord,
     NewRecord,
     Overtaken,
@@ -85,95 +82,39 @@ class RedisStreamsEventLog:
         return declared(self._specs, topic, partitions)
 
 
-class StreamReader:
+class StreamReader(GroupReader):
     """See `runtime.event_log.port.Reader`. One XREAD covers all partitions, so they must be on one Redis server."""
 
     def __init__(
         self, redis: Redis, *, group: str | None, topic: str, partitions: Sequence[int], begin_at_end: bool
     ) -> None:
         """Uses the client, does not own it."""
-        assert group is not None or not begin_at_end, "without a group, no position is remembered"
+        super().__init__(group=group, topic=topic, partitions=partitions, begin_at_end=begin_at_end)
         self._redis = redis
-        self._group = group
-        self._begin_at_end = begin_at_end
-        self._topic = topic
         self._partition_of = {stream_key(topic, partition).encode(): partition for partition in partitions}
-        self._read = dict.fromkeys(partitions, 0)  # last offset that was read, 0: none
-        self._handed_out: dict[int, int] = {}
-        self._committed: dict[int, int] = {}
-        self._ready: deque[LogRecord] = deque()
-        self._losses: deque[Overtaken | WentBack] = deque()
         self._ends_checked_at = time.monotonic()
 
-    async def __aenter__(self) -> Self:
-        """Load the group's positions."""
-        if self._group is not None:
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for partition in self._read:
-                    pipeline.hget(positions_key(self._topic, partition), self._group)
-                found = await _answer(self._topic, None, pipeline.execute())
-            offsets = dict(zip(self._read, found, strict=True))
-            new = [partition for partition, offset in offsets.items() if offset is None] if self._begin_at_end else []
-            offsets |= await self._ends(new)
-            self._read = {partition: int(offset or 0) for partition, offset in offsets.items()}
-            self._committed = {partition: offset for partition, offset in self._read.items() if partition not in new}
-        self._handed_out = dict(self._read)
-        if self._committed != self._handed_out:
-            await self.commit()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Drop the records that were read and not handed out."""
-        self._ready.clear()
-
-    async def next_batch(self, *, count_max: int, wait_s: float) -> list[LogRecord]:
-        """Read at most `count_max` of each partition at once; hand out at most so many in all."""
-        assert 1 <= count_max <= READ_RECORDS_MAX
-        if not self._ready and not self._losses:
-            await self._fill(count_max, wait_s)
-        if self._losses:
-            raise self._losses.popleft()
-        batch = [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
-        for record in batch:
-            self._handed_out[record.partition] = record.offset
-        return batch
-
-    async def commit(self) -> None:
-        """Store the offsets of the last records handed out, those that changed: one synced write for all."""
-        if self._group is None:
-            return
-        handed_out = dict(self._handed_out)
+    async def _load(self, group: str) -> dict[int, int]:
         async with self._redis.pipeline(transaction=False) as pipeline:
-            for partition, offset in handed_out.items():
-                if self._committed.get(partition) != offset:
-                    pipeline.hset(positions_key(self._topic, partition), self._group, offset)
+            for partition in self._read:
+                pipeline.hget(positions_key(self._topic, partition), group)
+            found = await _answer(self._topic, None, pipeline.execute())
+        return {
+            partition: int(offset) for partition, offset in zip(self._read, found, strict=True) if offset is not None
+        }
+
+    async def _store(self, group: str, positions: Mapping[int, int]) -> None:
+        """One synced write for all."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for partition, offset in positions.items():
+                pipeline.hset(positions_key(self._topic, partition), group, offset)
             await _answer(self._topic, None, pipeline.execute())
-        self._committed = handed_out
 
-    async def skip(self, to: Mapping[int, int]) -> None:
-        """Read on behind these offsets."""
-        self._ready = deque(record for record in self._ready if record.offset > to.get(record.partition, 0))
-        for partition, offset in to.items():
-            self._read[partition] = max(self._read[partition], offset)
-            self._handed_out[partition] = max(self._handed_out[partition], offset)
-
-    async def rewind(self, to: Mapping[int, int]) -> None:
-        """Read again behind these offsets."""
-        self._ready = deque(record for record in self._ready if record.partition not in to)
-        for partition, offset in to.items():
-            self._read[partition] = self._handed_out[partition] = min(self._handed_out[partition], offset)
-
-    async def lag(self) -> Mapping[int, Lag]:
-        """Ends by the streams' last ids, which outlive retention."""
-        ends = await self._ends(self._handed_out)
-        return {partition: Lag(position, ends[partition]) for partition, position in self._handed_out.items()}
-
-    async def _fill(self, count: int, wait_s: float) -> None:
+    async def _fill(self, count_max: int, wait_s: float) -> None:
+        """Read at most `count_max` of each partition at once."""
         streams: Any = {stream_key(self._topic, partition): f"0-{offset}" for partition, offset in self._read.items()}
         block = min(int(wait_s * 1000), BLOCK_MS_MAX) or None  # BLOCK 0 would wait without a bound
-        reply = await _answer(self._topic, None, self._redis.xread(streams, count=count, block=block))
+        reply = await _answer(self._topic, None, self._redis.xread(streams, count=count_max, block=block))
         for stream, entries in reply or []:
             self._take(self._partition_of[stream], entries)
         if not reply or time.monotonic() >= self._ends_checked_at + ENDS_CHECKED_S:
@@ -197,7 +138,7 @@ class StreamReader:
                 self._read[partition] = self._handed_out[partition] = 0
 
     async def _ends(self, partitions: Iterable[int]) -> dict[int, int]:
-        """The last offsets, 0 for a partition that never had a record."""
+        """The streams' last ids, which outlive retention."""
         asked = list(partitions)
         if not asked:
             return {}
