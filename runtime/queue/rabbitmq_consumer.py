@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
@@ -20,8 +19,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
-from runtime.process.supervision import TaskSupervisor
-from runtime.queue.port import Delivery
+from runtime.queue.handing_out import HandingOut
 from runtime.queue.rabbitmq_codec import delivery_of
 from runtime.queue.rabbitmq_control import Control, Kind, is_marker, new_id
 from runtime.queue.rabbitmq_link import ANSWER_S_MAX, CLOSE_S_MAX, FAILURES, Link, describe
@@ -34,21 +32,18 @@ LOOK_S = 1.0  # whether the broker has cancelled the subscription; asks nothing 
 log = structlog.get_logger()
 
 
-class RabbitConsumer:
+class RabbitConsumer(HandingOut):
     """See `runtime.queue.port.Consumer`. The broker keeps the prefetch."""
 
     def __init__(self, link: Link, retries: Retries, *, queue: str, prefetch: int) -> None:
         """`link` is the process's connection for consumers."""
         assert prefetch >= 1
+        super().__init__()
         self._link = link
         self._retries = retries
         self._queue = queue
         self._prefetch = prefetch
         self._subscription: Subscription | None = None
-        self._ready: deque[Delivery] = deque()
-        self._changed = asyncio.Event()
-        self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
-        self._closed = False
         self._problem: str | None = None
         self.subscribed = asyncio.Event()
 
@@ -62,31 +57,6 @@ class RabbitConsumer:
     def held_count(self) -> int:
         """Unsettled deliveries, at most `prefetch`."""
         return len(self._subscription.held) if self._subscription is not None else 0
-
-    async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
-        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any.
-
-        Raises TasksGivenUp when the consumer cannot go on: the caller leaves it and opens another one.
-        """
-        self._background.raise_given_up()
-        if not self._ready and not self._closed:
-            self._changed.clear()
-            await tasks.wait_within(self._changed, wait_s)
-        return [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
-
-    def __aiter__(self) -> Self:
-        """The consumer itself."""
-        return self
-
-    async def __anext__(self) -> Delivery:
-        """The next delivery."""
-        while not self._ready:
-            self._background.raise_given_up()
-            if self._closed:
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        return self._ready.popleft()
 
     async def __aenter__(self) -> Self:
         """Start to consume."""

@@ -11,7 +11,6 @@ import math
 import os
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
@@ -23,7 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from runtime.process import tasks
 from runtime.process.backoff import Backoff
-from runtime.process.supervision import TaskSupervisor
+from runtime.queue.handing_out import HandingOut
 from runtime.queue.port import Delivery
 from runtime.redis.scripts import load_script, run
 
@@ -58,7 +57,7 @@ class DeliverySource(Protocol):
         ...
 
 
-class StreamConsumer:
+class StreamConsumer(HandingOut):
     """See `runtime.queue.port.Consumer`. `prefetch` bounds the unsettled deliveries, both read ahead and handed out."""
 
     def __init__(
@@ -77,6 +76,7 @@ class StreamConsumer:
     ) -> None:
         """`stream`, `retries`, `waiting`, `returned` are the queue's keys."""
         assert prefetch >= 1
+        super().__init__()
         self._redis = redis
         self._source = source
         self._queue = queue
@@ -89,12 +89,8 @@ class StreamConsumer:
         self._returned = returned
         self._name = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._held: set[str] = set()
-        self._ready: deque[Delivery] = deque()
-        self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._upkeep = asyncio.Event()
-        self._background = TaskSupervisor(give_up=lambda _: self._changed.set())
-        self._closed = False
         self._problems: dict[str, str] = {}  # by task: one that works does not hide the other's trouble
         self._none_pending_at = -math.inf  # when no consumer held a delivery
         self._delivered_at = time.monotonic()
@@ -112,31 +108,6 @@ class StreamConsumer:
     def held_count(self) -> int:
         """Unsettled deliveries, at most `prefetch`."""
         return len(self._held)
-
-    async def next_batch(self, *, count_max: int, wait_s: float) -> list[Delivery]:
-        """At most `count_max` deliveries, as soon as there is one; empty after `wait_s` without any.
-
-        Raises TasksGivenUp when the consumer cannot go on: the caller leaves it and opens another one.
-        """
-        self._background.raise_given_up()
-        if not self._ready and not self._closed:
-            self._changed.clear()
-            await tasks.wait_within(self._changed, wait_s)
-        return [self._ready.popleft() for _ in range(min(count_max, len(self._ready)))]
-
-    def __aiter__(self) -> Self:
-        """The consumer itself."""
-        return self
-
-    async def __anext__(self) -> Delivery:
-        """The next delivery."""
-        while not self._ready:
-            self._background.raise_given_up()
-            if self._closed:
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        return self._ready.popleft()
 
     async def __aenter__(self) -> Self:
         """Start to read."""
@@ -291,6 +262,7 @@ class StreamConsumer:
             self._tidies_next_at = now + TIDY_S
         keys = (self._stream, self._retries, self._waiting, self._returned)
         asked_at = time.monotonic()
+        self._upkeep.clear()  # before the look: a retry or a delivery of meanwhile ends the pause after it
         next_due_ms, now_us, pending = await run(self._redis, _DUE, keys, (DUE_MOVED_MAX, DELAY_MS_MAX, self._group))
         if not pending:
             self._none_pending_at = asked_at
@@ -300,7 +272,6 @@ class StreamConsumer:
         longest_ms = self._claim_ms * REST_SHARE if self._resting else min(UPKEEP_MS, self._claim_ms / CLAIM_LOOKS)
         longest_s = tasks.until_tick(longest_ms / 1000)
         pause_s = longest_s if next_due_ms < 0 else min(next_due_ms / 1000, longest_s)
-        self._upkeep.clear()
         await tasks.wait_within(self._upkeep, pause_s)
 
     async def _remove_stale_consumers(self) -> None:
