@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -21,10 +23,13 @@ from runtime.queue.port import QueueUnavailable
 CONNECT_S_MAX = 5.0
 ANSWER_S_MAX = 10.0  # of a declaration, a subscription and the like
 CLOSE_S_MAX = 2.0
+# Of a queue that was deleted and declared again at once, 3.10 does not tell the consumers: they stayed subscribed and
+# got no message until their connections ended.
+DECLARE_AGAIN_S = 1.0
 HEARTBEAT_S = 10  # a peer that is gone without a word is noticed after at most three of them
 FAILURES = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, RuntimeError)
 
-# It logs each lost connection with a traceback; the adapter logs what matters.
+# It logs each lost connection with a traceback; the adapter logs one line.
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
@@ -41,6 +46,7 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._closed = False
+        self._declared_at = -math.inf
 
     async def connection(self) -> AbstractConnection:
         """The open connection. Raises one of FAILURES."""
@@ -69,10 +75,16 @@ class Link:
             return self._channel
 
     async def declare_again(self) -> None:
-        """After a queue or an exchange was missing. Raises one of FAILURES."""
+        """After a queue or an exchange was missing. Calls at the same time declare once. Raises one of FAILURES."""
+        called_at = time.monotonic()
         connection = await self.connection()
-        async with self._lock, asyncio.timeout(ANSWER_S_MAX):
-            await self._prepare(connection)
+        async with self._lock:
+            if self._declared_at > called_at:
+                return
+            await asyncio.sleep(DECLARE_AGAIN_S)
+            async with asyncio.timeout(ANSWER_S_MAX):
+                await self._prepare(connection)
+            self._declared_at = time.monotonic()
 
     async def reset(self) -> None:
         """Give the connection up: the next use opens another one."""
