@@ -40,7 +40,7 @@ from tests.workers.events import record_of
 from tests.workers.making import Maker, later
 from tests.workers.test_notifications_tls import certificate as certificate
 from workers.webhooks import intake, sender, store
-from workers.webhooks.receivers import AT_ONCE_MAX, Message, Receivers
+from workers.webhooks.receivers import AT_ONCE_MAX, Ending, Message, Receivers
 from workers.webhooks.store import WebhookStore
 from workers.webhooks.work import Webhooks
 
@@ -235,6 +235,26 @@ async def test_no_answer_and_no_server_are_failures(setup: Setup, receiver: Rece
         assert setup.deliveries(second)[0]["status"] is None
         silent.silent.clear()
         await until(lambda: setup.deliveries(first)[0]["state"] in ("delivered", "waiting"))
+
+
+async def test_a_fault_of_ours_with_one_delivery_holds_up_no_other(
+    setup: Setup, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison, good = receiver.inbox("poison"), receiver.inbox("good")
+    first, _ = setup.webhook(poison), setup.webhook(good)
+    send = Receivers.send
+
+    async def broken(self: Receivers, message: Message) -> Ending:
+        if message.url == poison.url:
+            raise ZeroDivisionError
+        return await send(self, message)
+
+    monkeypatch.setattr(Receivers, "send", broken)
+    async with setup.running():
+        events = await setup.append(setup.orders(3))
+        await until(lambda: sorted(good.ids) == sorted(events))
+        await until(lambda: setup.of(first)["failures"] >= 2)
+        assert setup.deliveries(first)[0]["history"][0]["answer"] == "not sent: ZeroDivisionError"
 
 
 async def test_huge_and_endless_answers_are_cut_off(setup: Setup, receiver: Receiver) -> None:

@@ -1,4 +1,4 @@
-"""Sends what is due, some deliveries of each webhook at once, and settles each by the receiver's answer.
+"""Sends the deliveries that are due, some of each webhook at once, and settles each by the receiver's answer.
 
     2xx                          delivered
     410                          the webhook is disabled at once
@@ -32,7 +32,7 @@ from runtime.redis.leases import Lease
 from workers.consuming import NO_ROOM, TRANSIENT, Patience, Stopping
 from workers.webhooks import metrics
 from workers.webhooks.intake import LOOK_S, Wanted
-from workers.webhooks.receivers import Message, Receivers
+from workers.webhooks.receivers import Ending, Message, Receivers
 from workers.webhooks.store import Due, Subscription, WebhookStore
 
 PRUNE_S: Final = 600.0
@@ -113,7 +113,7 @@ class Sender:
             try:
                 salts = [due.salt] if due.previous_salt is None else [due.salt, due.previous_salt]
                 secrets = [secret_of(self._key, due.webhook_id, bytes(salt)) for salt in salts]
-                ending = await self._receivers.send(Message(due.url, due.event_id, bytes(due.body), secrets))
+                ending = await self._send(Message(due.url, due.event_id, bytes(due.body), secrets))
                 metrics.ATTEMPT_SECONDS.observe(time.monotonic() - began)
                 metrics.ATTEMPTS.labels("ok" if ending.ok else str(ending.status or "no answer")).inc()
                 delay_s = retry_delay_s(
@@ -132,6 +132,14 @@ class Sender:
                 self._taken.discard(due.id)
                 self._busy[due.webhook_id] -= 1
                 self.wake()
+
+    async def _send(self, message: Message) -> Ending:
+        """One attempt. A fault of ours with one delivery must not end those of all other webhooks: it counts as one."""
+        try:
+            return await self._receivers.send(message)
+        except Exception as error:
+            log.exception("attempt failed unexpectedly", event_id=message.event_id)
+            return Ending(ok=False, status=None, text=f"not sent: {type(error).__name__}")
 
     async def _tell(self, subscription: Subscription) -> None:
         """The notice of a disabled webhook: published, then noted. Its id is stable, so a repetition is dropped."""
