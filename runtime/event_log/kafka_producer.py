@@ -111,6 +111,7 @@ def _fail_waiting(producer: AIOKafkaProducer) -> None:
     for batch in (*waiting, *accumulator._pending_batches):
         if not batch.future.done():
             batch.future.set_exception(errors.KafkaConnectionError("the producer was replaced"))
+            batch.future.exception()  # its waiter may have given up: no warning that nothing took it
 
 
 def _fill(batch: Any, records: Sequence[NewRecord]) -> int:
