@@ -1,4 +1,4 @@
-"""Compares two versions of a schema of events: what a reader of one cannot read in events of the other."""
+"""Compares two versions of a schema of events: the differences that a reader of one cannot read."""
 
 from __future__ import annotations
 

@@ -63,5 +63,5 @@ def test_tutorial_works_from_top_to_bottom(tmp_path: Path) -> None:
     assert "purchase_limit_exceeded" in text
     assert re.search(r"^shard [0-3]: \('MUG-\d+', 2, 'reserved'\)$", text, re.MULTILINE)
     assert "cancelled\n10\n" in text  # the order's state, and the available units afterwards
-    assert "paid captured\n" in text
-    assert "refund_due\nrefunded\n" in text
+    assert "paid captured\n" in text, text
+    assert re.search(r"^(refund_due|refunded)\nrefunded$", text, re.MULTILINE), text  # the refund may be the faster one

@@ -62,7 +62,7 @@ def test_figures_of_a_sale(visit: Visit, own: BackofficeProcess, databases: Data
     value = chart.locator("output")
     box = chart.locator("svg").bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + box["width"] - 12, box["y"] + 20)
+    chart.locator("svg").hover(position={"x": box["width"] - 12, "y": 20})  # waits until it stands still
     expect(value).to_contain_text(": 0")
     page.mouse.move(0, 0)
     expect(value).to_have_text("")

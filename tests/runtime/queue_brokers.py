@@ -52,7 +52,7 @@ class Broker(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close what was opened."""
+        """Close everything that was opened."""
         ...
 
 

@@ -191,7 +191,7 @@ async def test_a_foreign_message_is_handed_out_as_a_problem(broker: RabbitBroker
 
 
 async def test_a_barrier_does_not_pass_while_a_consumer_is_silent(broker: RabbitBroker) -> None:
-    """A consumer of another kind, or a process that hangs: it may hold messages, and nobody can know."""
+    """A consumer of another kind, or a process that hangs: it may hold messages, unseen."""
     queue = broker.open()
     await queue.publish("q", b"x", message_id="1")
     connection = await aiormq.connect(broker.server.url)
