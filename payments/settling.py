@@ -84,7 +84,7 @@ class Settling:
         # An order that was lost for good leaves the row of its payment: a repeated event has its answer there.
         homeless = {event.event_id: event for event in events if event.order_id not in known}
         stored = await self._ledger.known(shard, list(homeless)) if homeless else {}
-        # Money that came must not vanish, although nobody knows its order: the provider does not repeat for ever.
+        # Money that came must not vanish, although its order is unknown: the provider does not repeat for ever.
         if homeless.keys() - stored.keys() and await self._ledger.has_room_for_unknown(shard):
             arrivals |= {name: _arrival(event, None) for name, event in homeless.items() if name not in stored}
         if not arrivals:

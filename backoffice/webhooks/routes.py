@@ -93,13 +93,13 @@ class WebhookRoutes:
         return Answer(body=WebhookView(**webhook_members(webhook)))
 
     async def delete(self, call: Call) -> Answer:
-        """Delete it with its deliveries; what waits is not sent."""
+        """Delete it with its deliveries; those that wait are not sent."""
         if not await self._store.delete(_webhook_id(call)):
             raise Refused(Problem.NOT_FOUND, _MISSING)
         return Answer(204)
 
     async def enable(self, call: Call) -> Answer:
-        """Deliver events from now on, and what waited when it was disabled. Repeating it changes nothing."""
+        """Deliver events from now on, and those that waited when it was disabled. Repeating it changes nothing."""
         return await self._switch(call, enabled=True)
 
     async def disable(self, call: Call) -> Answer:

@@ -1,4 +1,4 @@
-"""How the adapters write failures into messages, and what they accept as such. Performs no I/O."""
+"""How the adapters write failures into messages, and the failures that they accept. Performs no I/O."""
 
 from __future__ import annotations
 

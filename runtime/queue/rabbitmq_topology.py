@@ -84,7 +84,7 @@ def delay_arguments(queue: str, delay_ms: int, *, length_max: int) -> dict[str, 
 
 
 async def declare(connection: AbstractConnection, specs: Iterable[QueueSpec], *, retrying_length_max: int) -> None:
-    """Declare everything; what exists stays.
+    """Declare everything; existing queues and exchanges stay.
 
     A queue with other arguments is used as it is, with a warning. Without the right to declare, the queue must exist:
     ChannelNotFoundEntity.
