@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import httpcore
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+KEPT_S: Final = 30.0
 # Addresses that lead to others: IPv4-compatible ones, 6to4, Teredo, NAT64. And the old private addresses of IPv6.
 _TUNNELS: Final = tuple(
     ipaddress.ip_network(text)
@@ -64,3 +66,16 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """The library's pause."""
         await self._backend.sleep(seconds)
+
+
+def public_pool(
+    *, connections_max: int, kept_max: int, allowed: Sequence[Network] = ()
+) -> httpcore.AsyncConnectionPool:
+    """A pool of connections to public addresses, of which `kept_max` stay open for 30 s without a request."""
+    return httpcore.AsyncConnectionPool(
+        ssl_context=ssl.create_default_context(),
+        max_connections=connections_max,
+        max_keepalive_connections=kept_max,
+        keepalive_expiry=KEPT_S,
+        network_backend=PublicBackend(allowed),
+    )

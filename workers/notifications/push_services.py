@@ -21,7 +21,7 @@ import http_ece
 import httpcore
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
-from runtime.outbound.addresses import AddressRefused, Network, PublicBackend
+from runtime.outbound.addresses import AddressRefused, Network, public_pool
 from runtime.outbound.answers import printable, retry_after_s
 from runtime.tokens.vapid import TOKEN_S, VapidKey
 
@@ -94,13 +94,7 @@ class PushServices:
         self._push_s_max = push_s_max
         self._slow_until: OrderedDict[str, float] = OrderedDict()
         self._authorizations: OrderedDict[str, tuple[float, str]] = OrderedDict()
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context(),
-            max_connections=CONNECTIONS_MAX,
-            max_keepalive_connections=CONNECTIONS_MAX,
-            keepalive_expiry=30.0,
-            network_backend=PublicBackend(allowed),
-        )
+        self._pool = public_pool(connections_max=CONNECTIONS_MAX, kept_max=CONNECTIONS_MAX, allowed=allowed)
 
     async def __aenter__(self) -> Self:
         """Connects to nothing yet."""

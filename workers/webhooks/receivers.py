@@ -7,7 +7,6 @@ setting allows others. No redirect is followed, no proxy used. Of an answer litt
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 import httpcore
 
 from domain.webhooks import PORTS, WEBHOOKS_MAX, signature
-from runtime.outbound.addresses import AddressRefused, Network, PublicBackend
+from runtime.outbound.addresses import AddressRefused, Network, public_pool
 from runtime.outbound.answers import printable, retry_after_s
 
 AT_ONCE_MAX: Final = 4  # attempts for one webhook
@@ -61,13 +60,7 @@ class Receivers:
         self._allowed = allowed
         self._attempt_s_max = attempt_s_max
         self._now = now
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl.create_default_context(),
-            max_connections=CONNECTIONS_MAX,
-            max_keepalive_connections=WEBHOOKS_MAX,
-            keepalive_expiry=30.0,
-            network_backend=PublicBackend(allowed),
-        )
+        self._pool = public_pool(connections_max=CONNECTIONS_MAX, kept_max=WEBHOOKS_MAX, allowed=allowed)
 
     async def __aenter__(self) -> Self:
         """Connects to nothing yet."""
