@@ -51,12 +51,16 @@ class TooFewProcessors(Exception):
     """The servers and the load generator need a processor each."""
 
 
+class NothingAccepted(Exception):
+    """A run without an accepted order shows nothing."""
+
+
 def main() -> int:
     options = _options()
     try:
         with progress() as say:
             result = measure(options.seconds, options.rounds, say)
-    except TooFewProcessors as error:
+    except (TooFewProcessors, NothingAccepted) as error:
         print(error, file=sys.stderr)
         return 2
     targets = [Target("accepted per processor second, overload / peak", result["share"], "of 1", least=SHARE_MIN)]
@@ -64,7 +68,10 @@ def main() -> int:
 
 
 def measure(seconds: float, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """All runs, and the results computed from them. Raises TooFewProcessors when they would share a processor."""
+    """All runs, and the results computed from them.
+
+    Raises TooFewProcessors when servers and load would share a processor, NothingAccepted.
+    """
     processors = sorted(os.sched_getaffinity(0))
     if len(processors) < 2:
         raise TooFewProcessors("two processors are needed: one for the servers, one for the load generator")
@@ -115,11 +122,13 @@ def _run(stage: Stage, load: Load) -> dict[str, Any]:
         time.sleep(load.seconds - SETTLE_S)
         after, cpu_after, took_s = dict(load.counted), stage.cpu_us(), time.monotonic() - began
     accepted = after["accepted"] - before["accepted"]
+    if accepted == 0:
+        raise NothingAccepted(f"run {load.key_prefix}: no order was accepted; other work takes this machine's processors")
     cpu_us = {name: cpu_after[name] - cpu_before[name] for name in cpu_after}
     refused = after["refused"] + after["retries"] - before["refused"] - before["retries"]
     return {
         "accepted_per_s": accepted / took_s,
-        "us_an_accepted": sum(cpu_us.values()) / max(1, accepted),
+        "us_an_accepted": sum(cpu_us.values()) / accepted,
         "cpu_us_a_s": {name: spent / took_s for name, spent in cpu_us.items()},
         "refused_per_s": refused / took_s,
     }
