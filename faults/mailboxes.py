@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections import Counter
@@ -26,8 +27,10 @@ from domain.orders import OrderStatus
 from domain.topology import Topology, bucket_of_user
 from faults.proxy import FaultProxy
 from faults.stage import Stage
+from runtime.process import tasks
 
 _TOLD: Final = (OrderStatus.PAID, OrderStatus.CANCELLED)  # notices of these are always sent
+LOOK_S: Final = 1.0
 _ACCOUNT = """
     INSERT INTO users (id, bucket, email, email_folded, name, password_hash, role)
     VALUES (%s, %s, %s, %s, 'Drill', 'none', 'buyer')
@@ -66,6 +69,7 @@ class Mailboxes:
     push_proxy: FaultProxy
     users: Sequence[UUID]
     pushes: Counter[str] = field(default_factory=Counter)
+    _letters: dict[str, str] = field(default_factory=dict)  # by file
 
     @property
     def mail_proxy(self) -> FaultProxy:
@@ -73,13 +77,26 @@ class Mailboxes:
         return self.stage.proxy("notifications-0", "mail")
 
     def letters(self) -> Counter[str]:
-        """Letters in the stack's mailbox by the notices that their Message-IDs begin with."""
-        found: Counter[str] = Counter()
+        """Letters in the stack's mailbox by the notices that their Message-IDs begin with.
+
+        The mailbox keeps its newest letters only, so those of earlier looks count as well.
+        """
         for path in Path(self.stage.stack.mail_folder).glob("*.eml"):
-            with path.open("rb") as file:
-                letter = BytesHeaderParser().parse(file)
-            found[str(letter["Message-ID"]).strip().lstrip("<").partition(".")[0]] += 1
-        return found
+            if path.name in self._letters:
+                continue
+            try:
+                with path.open("rb") as file:
+                    letter = BytesHeaderParser().parse(file)
+            except FileNotFoundError:  # the mailbox has just removed it
+                continue
+            self._letters[path.name] = str(letter["Message-ID"]).strip().lstrip("<").partition(".")[0]
+        return Counter(self._letters.values())
+
+    async def watch(self) -> None:
+        """Look for letters before the mailbox removes them. Cancel to stop."""
+        while True:
+            self.letters()
+            await asyncio.sleep(LOOK_S)
 
     async def news(self, sale_id: UUID, since: datetime, until: datetime) -> list[News]:
         """The stored orders of the accounts that became paid or cancelled in a span of time."""
@@ -107,12 +124,16 @@ async def opened(stage: Stage, users: Sequence[UUID], cluster: Topology) -> Asyn
         application.router.add_post("/push/{browser}", take)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
+        watch = asyncio.create_task(mailboxes.watch(), name="watch mailbox")
         try:
             await web.TCPSite(runner, "127.0.0.1", port).start()
             for user_id in users:
                 await _register(stage, user_id, cluster, f"http://127.0.0.1:{proxy.port}/push/{user_id}")
             yield mailboxes
+            if watch.done():
+                watch.result()  # raises why it ended
         finally:
+            await tasks.cancel(watch)
             await runner.cleanup()
 
 
