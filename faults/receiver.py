@@ -55,8 +55,12 @@ class Receiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver._take(self, body)
+                length = int(self.headers["Content-Length"])
+                body = self.rfile.read(length)
+                if len(body) < length:  # the sender was killed meanwhile: this is no message
+                    self.close_connection = True
+                else:
+                    receiver._take(self, body)
 
             def log_message(self, *_: object) -> None:
                 """Write no log."""
