@@ -123,7 +123,9 @@ def _run(stage: Stage, load: Load) -> dict[str, Any]:
         after, cpu_after, took_s = dict(load.counted), stage.cpu_us(), time.monotonic() - began
     accepted = after["accepted"] - before["accepted"]
     if accepted == 0:
-        raise NothingAccepted(f"run {load.key_prefix}: no order was accepted; other work takes this machine's processors")
+        raise NothingAccepted(
+            f"run {load.key_prefix}: no order was accepted; other work takes this machine's processors"
+        )
     cpu_us = {name: cpu_after[name] - cpu_before[name] for name in cpu_after}
     refused = after["refused"] + after["retries"] - before["refused"] - before["retries"]
     return {
