@@ -206,6 +206,7 @@ class PostgresServer(ServerProcess):
             "max_wal_size=4GB",
             "checkpoint_timeout=15min",
             "wal_compression=lz4",
+            "summarize_wal=on",  # so that a backup can be the difference from an earlier one
             "log_min_messages=warning",
             "password_encryption=scram-sha-256",
         )

@@ -274,6 +274,14 @@ def dispatcher_fence_key(database: str) -> str:
     return f"flashsale:{{dispatcher:{database}}}:fence"
 
 
+WORKER_LEASES = "flashsale:{*}:lease"  # glob pattern of the keys of workers' and dispatchers' leases
+
+
+def fence_key_of(lease_key: str) -> str:
+    """Counter from which the fencing tokens of a lease of any kind are drawn."""
+    return lease_key.removesuffix(":lease") + ":fence"
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
     """Cluster settings: the same everywhere, or processes refuse to run."""

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ops.commands import analytics, checks, dead_letters, events, imports, keys, payments, rebuild, samples
+from ops.commands import analytics, backup, checks, dead_letters, events, imports, keys, payments, rebuild, samples
 from ops.extensions import Commands
 from runtime.process.errors import OperatorError
 
@@ -21,6 +21,7 @@ app.command()(checks.migrate)
 app.command()(checks.reconcile)
 app.command()(rebuild.rebuild)
 app.add_typer(analytics.app, name="analytics")
+app.add_typer(backup.app, name="backup")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(events.app, name="events")
 app.add_typer(payments.app, name="payments")

@@ -54,6 +54,7 @@ class Action(StrEnum):
     DEAD_LETTER_DELETE = "dead_letter.delete"
     EVENTS_REPLAY = "events.replay"
     FIGURES_REBUILD = "figures.rebuild"
+    BACKUP_CREATE = "backup.create"
     WEBHOOK_CREATE = "webhook.create"
     WEBHOOK_DELETE = "webhook.delete"
     WEBHOOK_ENABLE = "webhook.enable"

@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from runtime.redis.renewals import renewals_of
-from runtime.redis.scripts import load_script, run
+from runtime.redis.scripts import Script, load_script, run
 
 log = structlog.get_logger()
 
 _ACQUIRE = load_script("runtime.redis", "lease_acquire-2")
 _RELEASE = load_script("runtime.redis", "lease_release-1")
+_SEIZE = load_script("runtime.redis", "lease_seize-2")
 
 
 class LeaseLost(Exception):
@@ -54,10 +55,21 @@ class Lease:
 
     async def acquire(self) -> bool:
         """Try once to take the lease; from then on it is renewed. Raises RedisError when Redis does not answer."""
+        return await self._take(_ACQUIRE)
+
+    async def seize(self) -> None:
+        """Take the lease, also from another holder, who learns it with its next renewal.
+
+        The other holder may work until its lease would have ended: `life_ms` of its own. Raises RedisError.
+        """
+        taken = await self._take(_SEIZE)
+        assert taken, "this script always answers a token"
+
+    async def _take(self, script: Script) -> bool:
         assert not self.held, "a held lease is not acquired again"
         await self._renewals.remove(self)
         asked_at = time.monotonic()
-        token = int(await run(self.redis, _ACQUIRE, (self.key, self._fence_key), (self.life_ms,)))
+        token = int(await run(self.redis, script, (self.key, self._fence_key), (self.life_ms,)))
         if token == 0:
             return False
         self.token = token
