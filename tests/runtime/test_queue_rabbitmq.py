@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
 import aiormq
@@ -140,6 +141,36 @@ async def _refused(delivery: Delivery) -> bool:
     except QueueFull:
         return True
     return False
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_many_retries_that_fail_at_once_come_all_again(broker: RabbitBroker, *, is_cancelled: bool) -> None:
+    """The connection's buffer has room for ten frames: the eleventh raised QueueFull of asyncio, and stayed in hand."""
+    queue = broker.open()
+    names = [str(number) for number in range(30)]
+    for name in names:
+        await queue.publish("q", b"x", message_id=name)
+    async with queue.consume("q", prefetch=len(names)) as consumer:
+        held = await receive(consumer, len(names))
+        queue._publish_s_max = 0.3
+        queue._publishing.channel = _never  # type: ignore[method-assign]
+        retries = [asyncio.create_task(delivery.retry(20, REFUSED, "again")) for delivery in held]
+        if is_cancelled:
+            await asyncio.sleep(0.05)
+            for task in retries:
+                task.cancel()
+        ends = await asyncio.gather(*retries, return_exceptions=True)
+        assert {type(end) for end in ends} == {asyncio.CancelledError if is_cancelled else QueueUnavailable}
+        again = await receive(consumer, len(names))
+        assert sorted(delivery.message_id for delivery in again) == sorted(names)
+        for delivery in again:
+            await delivery.ack()
+        assert await is_empty(queue)
+
+
+async def _never() -> NoReturn:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
 
 
 async def test_a_full_queue_takes_all_that_waits_for_a_retry(broker: RabbitBroker) -> None:
