@@ -68,11 +68,13 @@ class RabbitConsumer(HandingOut):
     ) -> None:
         """Stop; the broker gives unsettled deliveries to other consumers at once."""
         self._closed = True
-        if self._subscription is not None:  # orderly: a cancelled task may not wait for the broker's answer
-            await self._end(self._subscription)
-        await self._background.stop()
-        self._ready.clear()
-        self._changed.set()
+        try:
+            if self._subscription is not None:  # orderly: a cancelled task may not wait for the broker's answer
+                await self._end(self._subscription)
+        finally:  # also when the caller is cancelled: a subscription without a reader would keep its messages
+            await self._background.stop()
+            self._ready.clear()
+            self._changed.set()
 
     # The subscription
 

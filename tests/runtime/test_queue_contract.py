@@ -245,6 +245,26 @@ async def test_leaving_gives_back_at_once(broker: Broker) -> None:
         assert sorted(d.message_id for d in again) == sorted({"0", "1", "2", "3"} - {held[0].message_id})
 
 
+async def test_leaving_that_is_cancelled_gives_back_as_well(broker: Broker) -> None:
+    """On RabbitMQ the subscription stayed, without a reader, and kept its messages."""
+    queue = broker.open()
+    await queue.publish("q", b"x", message_id="x")
+    for turns in range(1, 9):  # of the event loop until the cancellation: each is another place in the code
+        consumer = queue.consume("q", prefetch=1)
+        await consumer.__aenter__()
+        [delivery] = await receive(consumer, 1)
+        assert delivery.attempt == 1
+        leaving = asyncio.create_task(consumer.__aexit__(None, None, None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    async with queue.consume("q", prefetch=1) as consumer:
+        [delivery] = await receive(consumer, 1)
+        await delivery.ack()
+    assert await is_empty(queue)
+
+
 async def test_settling_late_is_harmless(broker: Broker) -> None:
     queue = broker.open()
     await queue.publish("q", b"x", message_id="x")
