@@ -22,6 +22,7 @@ from runtime.queue import (
     QueueUnavailable,
     UnknownQueue,
     UnknownQueueScheme,
+    UnusableQueueUrl,
     open_queue,
 )
 from runtime.queue.port import BODY_BYTES_MAX, MessageTooLarge
@@ -456,3 +457,21 @@ def test_schemes_without_an_adapter_are_named() -> None:
         open_queue("nats://localhost/", Topology().queues)
     with pytest.raises(UnknownQueueScheme, match="without a scheme"):
         open_queue("localhost", Topology().queues)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("amqp://user:secret/word@localhost/v", "percent-encode"),
+        ("amqp://user:secret@localhost:secret/v", "not an address"),
+        ("redis://user:secret@localhost:99999/0", "not an address"),
+        ("amqp://user:secret@[localhost/v", "not an address"),
+        ("amqp:///v", "no host"),
+        ("amqps://user:secret@localhost/v?cafile=/no/such.pem", "cafile: there is no file /no/such.pem"),
+    ],
+)
+def test_an_unusable_url_is_refused_at_once_and_without_its_password(url: str, reason: str) -> None:
+    """The client raised ValueError at the first use, and a worker's consumer was restarted until it was given up."""
+    with pytest.raises(UnusableQueueUrl, match=reason) as caught:
+        open_queue(url, Topology().queues)
+    assert "secret" not in str(caught.value)
