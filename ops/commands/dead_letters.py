@@ -20,6 +20,7 @@ from runtime.dead_letters import (
     DeadLetter,
     DeadLetters,
     NotReplayable,
+    QueueIsGone,
     Replay,
     open_dead_letters,
 )
@@ -97,7 +98,7 @@ def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = N
     settings = resolve(state_dir, needs=NEEDS).settings
     try:
         result = _with_letters(settings, lambda letters, queue: replay_letter(letters, queue, letter_id))
-    except (NotReplayable, BeingReplayed, QueueFull) as error:
+    except (NotReplayable, QueueIsGone, BeingReplayed, QueueFull) as error:
         raise OperatorError(str(error)) from error
     if result is Replay.DONE_BEFORE:
         raise OperatorError(f"there is no dead letter {letter_id} any more: it was replayed")

@@ -102,6 +102,16 @@ def test_bytes_that_were_never_a_message_are_not_replayed(running_stack: Running
     run(running_stack, "delete", row["id"])
 
 
+def test_a_letter_of_a_queue_that_is_gone_is_not_replayed(running_stack: RunningStack) -> None:
+    """Such as one of a shard that was removed: the command ended with a traceback."""
+    plant(running_stack, letter(1, body=b"body"))
+    (row,) = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--json"))
+    for _ in range(2):  # the first try has given its claim back
+        with pytest.raises(OperatorError, match=f"this installation has no queue {OF_NONE}"):
+            run(running_stack, "replay", row["id"])
+    run(running_stack, "delete", row["id"])
+
+
 def test_many_dead_letters_are_listed_over_pages_up_to_the_limit(running_stack: RunningStack) -> None:
     plant(running_stack, *(letter(number) for number in range(205)))
     for limit, expected in (("1000", 205), ("204", 204), ("3", 3)):
