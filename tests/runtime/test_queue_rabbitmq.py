@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import struct
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -11,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import aiormq
 import pytest
+from aiormq.abc import ChannelFrame
 
 from devstack.rabbitmq import RabbitServer
 from domain.topology import QueueSpec
@@ -50,6 +52,22 @@ def proxy(rabbit_session: RabbitServer) -> Iterator[FaultProxy]:
 def through(proxy: FaultProxy, broker: RabbitBroker) -> str:
     """The broker's address by way of the proxy."""
     return broker.server.url.replace(f":{broker.server.port}/", f":{proxy.port}/")
+
+
+def _nested(depth: int) -> bytes:
+    """Fields of a header table with this many tables in each other."""
+    fields = b"\x01kV"
+    for _ in range(depth):
+        fields = b"\x01kF" + struct.pack(">I", len(fields)) + fields
+    return fields
+
+
+def _raw_publish(channel: int, queue: str, fields: bytes, body: bytes) -> bytes:
+    """Frames of basic.publish with a header table of these bytes (AMQP 0-9-1, 4.2.3): no client would write them."""
+    method = struct.pack(">HHHBB", 60, 40, 0, 0, len(queue)) + queue.encode() + b"\x00"
+    header = struct.pack(">HHQHI", 60, 0, len(body), 1 << 13, len(fields)) + fields
+    frames = enumerate((method, header, body), start=1)  # types 1, 2, 3
+    return b"".join(struct.pack(">BHI", kind, channel, len(part)) + part + b"\xce" for kind, part in frames)
 
 
 async def test_a_publish_whose_confirm_is_lost_is_unavailable_and_its_repeat_makes_no_loss(
@@ -219,6 +237,36 @@ async def test_a_foreign_message_is_handed_out_as_a_problem(broker: RabbitBroker
         for delivery in seen:
             await delivery.ack()
         assert consumer.problem is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(b"\x01\xffS\x00\x00\x00\x01x", id="a name that is not UTF-8"),
+        pytest.param(b"\x01tT\x40" + bytes(7), id="a time after the year 9999"),
+        pytest.param(_nested(3000), id="too many tables in tables"),
+    ],
+)
+async def test_a_message_whose_headers_the_client_cannot_decode_stops_nothing(
+    broker: RabbitBroker, fields: bytes
+) -> None:
+    """The client ended the connection at each delivery of it: no consumer of the process got another message."""
+    queue = broker.open()
+    await queue.publish("q", b"good", message_id="good")
+    async with aiormq.connect(broker.server.url) as connection:
+        channel = await connection.channel()
+        await connection.write_queue.put(
+            ChannelFrame(_raw_publish(channel.number, "q", fields, b"raw"), should_close=False)
+        )
+        await channel.queue_declare("q", passive=True)  # an answer to this comes after the publish
+    async with queue.consume("q", prefetch=10) as consumer:
+        seen = {delivery.problem is None: delivery for delivery in await receive(consumer, 2)}
+        assert (seen[True].message_id, seen[True].body) == ("good", b"good")
+        assert b"raw".hex().encode() in seen[False].body and fields[:40].hex().encode() in seen[False].body
+        for delivery in seen.values():
+            await delivery.ack()
+        assert consumer.problem is None
+    assert await is_empty(queue)
 
 
 async def test_a_barrier_does_not_pass_while_a_consumer_is_silent(broker: RabbitBroker) -> None:
