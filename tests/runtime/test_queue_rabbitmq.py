@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import struct
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import NoReturn
-from urllib.parse import quote, urlsplit
 
 import aiormq
 import pytest
@@ -17,10 +14,9 @@ from aiormq.abc import ChannelFrame
 from devstack.rabbitmq import RabbitServer
 from domain.topology import QueueSpec
 from faults.proxy import FaultProxy, Harm, Trap
-from runtime.queue import Delivery, QueueFull, QueueUnavailable, open_queue, rabbitmq_consumer
+from runtime.queue import Delivery, QueueFull, QueueUnavailable, rabbitmq_consumer
 from runtime.queue.rabbitmq import RabbitQueue
-from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, control_exchange, delay_queue, place_of_retry
-from tests.fixtures.certificates import make_certificates
+from runtime.queue.rabbitmq_topology import control_exchange, delay_queue, place_of_retry
 from tests.runtime.queue_brokers import (
     REFUSED,
     SPECS,
@@ -290,66 +286,6 @@ def test_a_retry_waits_in_the_next_longer_step() -> None:
     spec = QueueSpec("q", (400, 0, 200))
     places = [place_of_retry(spec, delay_ms) for delay_ms in (0, 1, 200, 201, 400, 9_999)]
     assert places == ["q", *(delay_queue("q", step) for step in (200, 200, 400, 400, 400))]
-
-
-# Rights and TLS
-
-
-async def test_a_user_with_least_rights_uses_queues_that_exist_and_declares_none(broker: RabbitBroker) -> None:
-    await broker.open().publish("q", b"x", message_id="1")  # the deployment's user declares
-    names = r"(q|other)(\.delay\.\d+|\.control)?"
-    private = PRIVATE_PREFIX.replace(".", r"\.") + ".*"
-    url = await asyncio.to_thread(
-        broker.server.add_user,
-        "worker",
-        "pass/word",
-        configure=f"^{private}$",
-        write=f"^(amq\\.default|{names}|{private})$",
-        read=f"^({names}|{private})$",
-    )
-    try:
-        broker.url = url
-        queue = broker.open()
-        async with queue.consume("q", prefetch=1) as consumer:
-            [delivery] = await receive(consumer, 1)
-            await delivery.retry(20, REFUSED, "again")
-            [delivery] = await receive(consumer, 1)
-            await delivery.ack()
-            assert await is_empty(queue)
-        stranger = broker.open(specs=(*SPECS, QueueSpec("new", (20,))))
-        with pytest.raises(QueueUnavailable, match="new"):
-            await stranger.publish("q", b"x", message_id="2")
-    finally:
-        await asyncio.to_thread(broker.server.control, "delete_user", "worker")
-
-
-async def test_amqps_verifies_the_brokers_certificate(
-    rabbit_session: RabbitServer, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder: Path = tmp_path_factory.mktemp("tls")
-    certificates = make_certificates(folder)
-    server = RabbitServer(
-        folder / "node",
-        epmd_port=rabbit_session.epmd_port,
-        password="secret",
-        certificates=certificates,
-        name="tls",
-    )
-    server.start()
-    try:
-        address = f"amqps://flashsale:secret@127.0.0.1:{server.tls_port}/flashsale"
-        queue = open_queue(f"{address}?cafile={quote(str(certificates[0]))}", SPECS)
-        await queue.publish("q", b"x", message_id="1")
-        assert (await queue.depth("q")).messages == 1
-        await queue.close()
-        stranger = open_queue(address, SPECS)
-        with pytest.raises(QueueUnavailable) as caught:
-            await stranger.publish("q", b"x", message_id="2")
-        assert isinstance(caught.value.__cause__, ssl.SSLError | ConnectionError | OSError)
-        await stranger.close()
-        assert urlsplit(address).scheme == "amqps"
-    finally:
-        server.stop()
 
 
 async def test_a_barrier_passes_again_after_the_control_exchange_was_deleted(
