@@ -127,8 +127,9 @@ class Barrier:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=False)
         self._private = f"{PRIVATE_PREFIX}{new_id()}"
         await channel.queue_declare(self._private, exclusive=True, auto_delete=True)
-        await channel.queue_bind(self._private, control_exchange(self._spec.name))
+        # Before the binding, which may fail: a queue that never had a consumer stays until the connection ends.
         await channel.basic_consume(self._private, self._hear, no_ack=True)
+        await channel.queue_bind(self._private, control_exchange(self._spec.name))
         self._channel = channel
 
     async def _hear(self, message: DeliveredMessage) -> None:

@@ -69,6 +69,31 @@ async def test_queues_have_the_arguments_that_lose_no_message(broker: RabbitBrok
     assert delay_queue("q", 0) not in queues
 
 
+async def test_a_missing_control_exchange_leaves_no_queues_behind(
+    broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a user that may not declare: each attempt to subscribe left a private queue on the broker."""
+    queue = broker.open()
+    await queue.publish("q", b"x", message_id="1")
+    async with aiormq.connect(broker.server.url) as connection:
+        channel = await connection.channel()
+        await channel.exchange_delete(exchange=control_exchange("q"))
+    attempts = 0
+
+    async def refused() -> None:
+        nonlocal attempts
+        attempts += 1
+        raise ConnectionError("no right to declare")
+
+    monkeypatch.setattr(queue._consuming, "declare_again", refused)
+    async with queue.consume("q", prefetch=1):
+        await until(lambda: attempts >= 3)
+        with pytest.raises(QueueUnavailable):
+            await queue.barrier("q", wait_s=0)
+        names = await asyncio.to_thread(broker.server.control, "-q", "list_queues", "--vhost", VHOST, "name")
+        assert names.count(PRIVATE_PREFIX) <= 2  # one of the consumer's present attempt, one of the barrier's
+
+
 def _arguments(row: dict[str, Any]) -> dict[str, Any]:
     return (
         {name: value for name, _, value in row["arguments"]} if isinstance(row["arguments"], list) else row["arguments"]
