@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import aiormq
 import pytest
-from aiormq.abc import ChannelFrame
+from aiormq.abc import ChannelFrame, DeliveredMessage
 
 from devstack.rabbitmq import RabbitServer
 from domain.topology import QueueSpec
@@ -309,3 +309,26 @@ async def test_a_barrier_passes_again_after_the_control_exchange_was_deleted(
                 return False
 
         await until(passes)
+
+
+async def test_a_barrier_keeps_nothing_of_what_it_hears_between_calls(broker: RabbitBroker) -> None:
+    """It kept a message of each consumer that subscribed, as long as no other call came."""
+    queue = broker.open()
+    async with queue.consume("q", prefetch=1):
+        await until(lambda: queue.barrier("q", wait_s=0))
+    [barrier] = queue._barriers["q"]
+    heard = 0
+    true_hear = barrier._hear
+
+    async def hear(message: DeliveredMessage) -> None:
+        nonlocal heard
+        await true_hear(message)
+        heard += 1
+
+    assert barrier._channel is not None
+    barrier._channel.consumers.update(dict.fromkeys(barrier._channel.consumers, hear))  # type: ignore[attr-defined]
+    for _ in range(3):
+        async with queue.consume("q", prefetch=1) as consumer:
+            await until(consumer.subscribed.is_set)
+    await until(lambda: heard >= 3)
+    assert barrier._heard == []
