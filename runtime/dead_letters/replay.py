@@ -11,9 +11,10 @@ import asyncio
 from enum import Enum
 
 from runtime.dead_letters.port import DeadLetters
-from runtime.queue.port import Queue, UnknownQueue
+from runtime.queue.port import Queue, QueueUnavailable, UnknownQueue
 
-LEASE_MS = 30_000  # longer than any publish takes
+LEASE_MS = 30_000
+PUBLISH_S_MAX = 20.0  # within the lease: no other caller publishes meanwhile
 WAIT_S = 3.0  # for the replay of another caller
 POLL_S = 0.05
 
@@ -76,18 +77,21 @@ async def replay(letters: DeadLetters, queue: Queue, letter_id: str, *, wait_s: 
         await asyncio.sleep(POLL_S)
     letter = claim.letter
     try:
-        await queue.publish(
-            letter.queue,
-            letter.body,
-            message_id=letter.message_id,
-            headers=letter.headers,
-            first_seen_ms=letter.first_seen_ms,
-            history=letter.history,
-        )
+        async with asyncio.timeout(PUBLISH_S_MAX):
+            await queue.publish(
+                letter.queue,
+                letter.body,
+                message_id=letter.message_id,
+                headers=letter.headers,
+                first_seen_ms=letter.first_seen_ms,
+                history=letter.history,
+            )
     except Exception as error:
         await letters.release(claim)
         if isinstance(error, UnknownQueue):
             raise QueueIsGone(letter_id, letter.queue) from error
+        if isinstance(error, TimeoutError):
+            raise QueueUnavailable(letter.queue, f"no confirm within {PUBLISH_S_MAX:g} s") from error
         raise
     await letters.finish(claim)
     return Replay.DONE
