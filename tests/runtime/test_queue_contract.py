@@ -180,6 +180,21 @@ async def test_publishing_to_a_full_queue_is_refused_until_there_is_room(broker:
         await until(lambda: _publishes(queue))
 
 
+async def test_publishes_in_flight_count_towards_the_bound(broker: Broker) -> None:
+    """On RabbitMQ each look at the queue made room for as many again: a burst of one process had no bound."""
+    queue = broker.open(length_max=10)
+    burst = (queue.publish("q", b"x", message_id=str(number)) for number in range(200))
+    ends = await asyncio.gather(*burst, return_exceptions=True)
+    taken = ends.count(None)
+    assert {type(end) for end in ends if end is not None} == {QueueFull}
+    assert 1 <= taken <= 10
+    await until(lambda: _has_messages(queue, taken))
+
+
+async def _has_messages(queue: Queue, count: int) -> bool:
+    return (await queue.depth("q")).messages == count
+
+
 async def _publishes(queue: Queue) -> bool:
     try:
         await queue.publish("q", b"", message_id="3")
