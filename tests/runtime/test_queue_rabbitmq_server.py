@@ -152,6 +152,24 @@ async def test_an_alarm_blocks_publishes_and_retries_within_their_deadline_and_n
                     break
 
 
+async def test_a_blocked_connection_is_closed_in_time(broker: RabbitBroker) -> None:
+    """The client waited until the broker had read the rest, which ends with the alarm: the process did not stop."""
+    queue = RabbitQueue(broker.server.url, SPECS, length_max=1000, publish_s_max=0.5)
+    await publish(queue, b"x", message_id="1")
+    await asyncio.to_thread(broker.server.control, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        large = (queue.publish("other", bytes(200_000), message_id="x") for _ in range(30))
+        ends = await asyncio.gather(*large, return_exceptions=True)
+        assert any(isinstance(end, QueueUnavailable) for end in ends)
+        closing = asyncio.create_task(queue.close())
+        _, late = await asyncio.wait([closing], timeout=WAIT_S)
+        assert not late
+    finally:
+        limit = f"{MEMORY_MB_MAX}MB"
+        await asyncio.to_thread(broker.server.control, "set_vm_memory_high_watermark", "absolute", limit)
+        await queue.close()
+
+
 async def _publish_until_blocked(queue: RabbitQueue) -> None:
     while True:  # the broker blocks a connection soon after the alarm
         await queue.publish("other", b"x", message_id="blocked")
