@@ -58,8 +58,9 @@ class BeingReplayed(Exception):
 async def replay(letters: DeadLetters, queue: Queue, letter_id: str, *, wait_s: float = WAIT_S) -> Replay:
     """Publish the letter's message as a first attempt that keeps its history, then remove the letter.
 
-    Raises NotReplayable, QueueIsGone, BeingReplayed, and the errors of the ports: after QueueFull nothing has happened, after
-    QueueUnavailable or DeadLettersUnavailable the message may be in its queue, and the letter is still there.
+    Raises NotReplayable, QueueIsGone, BeingReplayed, and the errors of the ports: after QueueFull nothing has
+    happened, after QueueUnavailable or DeadLettersUnavailable the message may be in its queue, and the letter is still
+    there.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
