@@ -22,6 +22,7 @@ from runtime.dead_letters import (
     DeadLetters,
     DeadLettersUnavailable,
     NotReplayable,
+    QueueIsGone,
     Replay,
     replay,
 )
@@ -80,6 +81,9 @@ def _refusals() -> Iterator[None]:
         yield
     except NotReplayable as error:
         raise invalid("/letter_id", "was never a queue message. Fix its source, then delete the letter") from error
+    except QueueIsGone as error:
+        detail = "belongs to a queue that this installation does not have. Declare the queue again or delete the letter"
+        raise invalid("/letter_id", detail) from error
     except QueueFull as error:
         raise Refused(Problem.OVERLOADED, "The queue is full. Try again", retry_after_s=1) from error
     except BeingReplayed as error:

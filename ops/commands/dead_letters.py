@@ -20,6 +20,7 @@ from runtime.dead_letters import (
     DeadLetter,
     DeadLetters,
     NotReplayable,
+    QueueIsGone,
     Replay,
     open_dead_letters,
 )
@@ -62,7 +63,7 @@ def list_letters(
         print_json([_summary(letter) for letter in found])
         return
     for letter in found:
-        print(f"{letter.id}  {_time(letter.died_ms)}  {letter.queue}  {letter.kind}: {letter.reason}")
+        print(f"{letter.id}  {_time(letter.died_ms)}  {letter.queue}  {letter.kind}: {_shown(letter.reason)}")
     if not found:
         print("There are no dead letters.")
 
@@ -86,9 +87,9 @@ def show(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = Non
         print_json(document)
         return
     for failure in document.pop("history"):
-        print(f"{failure['at']}  {failure['kind']}: {failure['reason']}")
+        print(f"{failure['at']}  {failure['kind']}: {_shown(failure['reason'])}")
     for name, value in document.items():
-        print(f"{name:<12} {value}")
+        print(f"{name:<12} {_shown(str(value))}")
 
 
 @app.command()
@@ -97,7 +98,7 @@ def replay(letter_id: LetterId, as_json: AsJson = False, state_dir: StateDir = N
     settings = resolve(state_dir, needs=NEEDS).settings
     try:
         result = _with_letters(settings, lambda letters, queue: replay_letter(letters, queue, letter_id))
-    except (NotReplayable, BeingReplayed, QueueFull) as error:
+    except (NotReplayable, QueueIsGone, BeingReplayed, QueueFull) as error:
         raise OperatorError(str(error)) from error
     if result is Replay.DONE_BEFORE:
         raise OperatorError(f"there is no dead letter {letter_id} any more: it was replayed")
@@ -154,6 +155,11 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "first_seen": _time(letter.first_seen_ms),
         "died": _time(letter.died_ms),
     }
+
+
+def _shown(text: str) -> str:
+    """The text on one line; control characters, which a message of another program may contain, are escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _time(unix_ms: int) -> str:

@@ -18,7 +18,7 @@ from runtime.dead_letters.port import (
     identity_of,
 )
 from runtime.dead_letters.postgres import PostgresDeadLetters
-from runtime.dead_letters.replay import BeingReplayed, NotReplayable, Replay, replay
+from runtime.dead_letters.replay import BeingReplayed, NotReplayable, QueueIsGone, Replay, replay
 from runtime.postgres.pool import postgres_pool
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "NewLetter",
     "NotReplayable",
     "PostgresDeadLetters",
+    "QueueIsGone",
     "Replay",
     "identity_of",
     "open_dead_letters",

@@ -11,9 +11,10 @@ import asyncio
 from enum import Enum
 
 from runtime.dead_letters.port import DeadLetters
-from runtime.queue.port import Queue
+from runtime.queue.port import Queue, QueueUnavailable, UnknownQueue
 
-LEASE_MS = 30_000  # longer than any publish takes
+LEASE_MS = 30_000
+PUBLISH_S_MAX = 20.0  # within the lease: no other caller publishes meanwhile
 WAIT_S = 3.0  # for the replay of another caller
 POLL_S = 0.05
 
@@ -35,6 +36,16 @@ class NotReplayable(Exception):
         self.letter_id = letter_id
 
 
+class QueueIsGone(Exception):
+    """The letter's queue is not one of this installation, such as that of a shard which was removed."""
+
+    def __init__(self, letter_id: str, queue: str) -> None:
+        """`letter_id` is the letter's id, `queue` the name of its queue."""
+        super().__init__(f"{letter_id}: this installation has no queue {queue}; declare it again or delete the letter")
+        self.letter_id = letter_id
+        self.queue = queue
+
+
 class BeingReplayed(Exception):
     """Another caller is replaying the letter and has not finished in time; repeat to learn the result."""
 
@@ -47,8 +58,9 @@ class BeingReplayed(Exception):
 async def replay(letters: DeadLetters, queue: Queue, letter_id: str, *, wait_s: float = WAIT_S) -> Replay:
     """Publish the letter's message as a first attempt that keeps its history, then remove the letter.
 
-    Raises NotReplayable, BeingReplayed, and the errors of the ports: after QueueFull nothing has happened, after
-    QueueUnavailable or DeadLettersUnavailable the message may be in its queue, and the letter is still there.
+    Raises NotReplayable, QueueIsGone, BeingReplayed, and the errors of the ports: after QueueFull nothing has
+    happened, after QueueUnavailable or DeadLettersUnavailable the message may be in its queue, and the letter is still
+    there.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_s
@@ -66,16 +78,21 @@ async def replay(letters: DeadLetters, queue: Queue, letter_id: str, *, wait_s: 
         await asyncio.sleep(POLL_S)
     letter = claim.letter
     try:
-        await queue.publish(
-            letter.queue,
-            letter.body,
-            message_id=letter.message_id,
-            headers=letter.headers,
-            first_seen_ms=letter.first_seen_ms,
-            history=letter.history,
-        )
-    except Exception:
+        async with asyncio.timeout(PUBLISH_S_MAX):
+            await queue.publish(
+                letter.queue,
+                letter.body,
+                message_id=letter.message_id,
+                headers=letter.headers,
+                first_seen_ms=letter.first_seen_ms,
+                history=letter.history,
+            )
+    except Exception as error:
         await letters.release(claim)
+        if isinstance(error, UnknownQueue):
+            raise QueueIsGone(letter_id, letter.queue) from error
+        if isinstance(error, TimeoutError):
+            raise QueueUnavailable(letter.queue, f"no confirm within {PUBLISH_S_MAX:g} s") from error
         raise
     await letters.finish(claim)
     return Replay.DONE

@@ -74,11 +74,16 @@ class RabbitQueue:
         async with as_unavailable(queue):
             if not await room.take():
                 raise QueueFull(queue)
-        properties = properties_of(
-            message_id=message_id, headers=headers or {}, first_seen_ms=first_seen_ms, history=tuple(history)
-        )
-        # A work queue has no bound of the broker's: a refusal means that no leader was there to take the message.
-        await self._publish(queue, queue, body, properties, refusal=QueueUnavailable(queue, "refused by the broker"))
+        try:
+            properties = properties_of(
+                message_id=message_id, headers=headers or {}, first_seen_ms=first_seen_ms, history=tuple(history)
+            )
+            # A work queue has no bound of the broker's: a refusal means that no leader was there to take the message.
+            await self._publish(
+                queue, queue, body, properties, refusal=QueueUnavailable(queue, "refused by the broker")
+            )
+        finally:
+            room.settle()
 
     def consume(self, queue: str, *, prefetch: int) -> RabbitConsumer:
         """A consumer that holds at most `prefetch` unsettled deliveries."""

@@ -53,6 +53,7 @@ class Barrier:
         self._open_consumer = open_consumer
         self._channel: AbstractChannel | None = None
         self._private = ""
+        self._barrier = ""  # of the present round; between rounds nothing is kept
         self._heard: list[Control] = []
         self._news = asyncio.Event()
 
@@ -88,8 +89,15 @@ class Barrier:
 
     async def _round(self, deadline: float) -> bool | None:
         """The four steps. None: the last consumer has just left, and a marker would wait for another one."""
-        barrier = new_id()
+        self._barrier = new_id()
         self._heard.clear()
+        try:
+            return await self._steps(self._barrier, deadline)
+        finally:
+            self._barrier = ""
+            self._heard.clear()
+
+    async def _steps(self, barrier: str, deadline: float) -> bool | None:
         await self._tell(Control(Kind.ASK, self._private, barrier))
         before = await self._answers(barrier, Kind.ANSWER, limit=time.monotonic() + ANSWER_S_MAX)
         ready, consumers = await self._look(self._spec.name)
@@ -127,13 +135,18 @@ class Barrier:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=False)
         self._private = f"{PRIVATE_PREFIX}{new_id()}"
         await channel.queue_declare(self._private, exclusive=True, auto_delete=True)
-        await channel.queue_bind(self._private, control_exchange(self._spec.name))
+        # Before the binding, which may fail: a queue that never had a consumer stays until the connection ends.
         await channel.basic_consume(self._private, self._hear, no_ack=True)
+        await channel.queue_bind(self._private, control_exchange(self._spec.name))
         self._channel = channel
 
     async def _hear(self, message: DeliveredMessage) -> None:
         control = Control.decode(bytes(message.body))
-        if control is not None and control.kind not in (Kind.ASK, Kind.SETTLE):
+        if control is None or not self._barrier:
+            return
+        if control.kind is Kind.JOINED or (
+            control.barrier == self._barrier and control.kind in (Kind.ANSWER, Kind.ARRIVED)
+        ):
             self._heard.append(control)
             self._news.set()
 

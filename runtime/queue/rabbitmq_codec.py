@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from runtime.queue.encoding import (
     COUNT_MAX,
@@ -29,6 +30,8 @@ from runtime.queue.encoding import (
 from runtime.queue.port import Delivery, Failure, Settlement
 
 PERSISTENT = 2
+UNREADABLE_HEADER = "unreadable"  # the bytes, in hex, of properties that the client cannot decode
+_SIZE_END = 12  # class, weight and body size of a content header (AMQP 0-9-1, 4.2.6.1); the properties follow
 
 
 def properties_of(
@@ -96,3 +99,21 @@ def delivery_of(message: DeliveredMessage, *, queue: str, tag: str, settlement: 
             settlement=settlement,
             problem=f"undecodable message of the queue: {type(error).__name__}: {error}",
         )
+
+
+_unmarshal = ContentHeader.unmarshal
+
+
+def _unmarshal_any(header: ContentHeader, data: bytes) -> None:
+    """Read a message's size and properties; properties that cannot be decoded become the one header UNREADABLE_HEADER.
+
+    The client itself ends the connection at such a message, for example with a header's name that is not UTF-8. The
+    broker delivers it again at once, so that no consumer of the process would get another message.
+    """
+    try:
+        _unmarshal(header, data)
+    except (ValueError, OverflowError, OSError, RecursionError):
+        header.properties = Basic.Properties(headers={UNREADABLE_HEADER: data[_SIZE_END:].hex()})
+
+
+ContentHeader.unmarshal = _unmarshal_any  # type: ignore[assignment,method-assign]

@@ -68,11 +68,13 @@ class RabbitConsumer(HandingOut):
     ) -> None:
         """Stop; the broker gives unsettled deliveries to other consumers at once."""
         self._closed = True
-        if self._subscription is not None:  # orderly: a cancelled task may not wait for the broker's answer
-            await self._end(self._subscription)
-        await self._background.stop()
-        self._ready.clear()
-        self._changed.set()
+        try:
+            if self._subscription is not None:  # orderly: a cancelled task may not wait for the broker's answer
+                await self._end(self._subscription)
+        finally:  # also when the caller is cancelled: a subscription without a reader would keep its messages
+            await self._background.stop()
+            self._ready.clear()
+            self._changed.set()
 
     # The subscription
 
@@ -122,8 +124,9 @@ class RabbitConsumer(HandingOut):
         """The control queue first: from its first message on, this consumer answers."""
         channel = subscription.channel
         await channel.queue_declare(subscription.private, exclusive=True, auto_delete=True)
-        await self._bind(channel, subscription)
+        # Before the binding, which may fail: a queue that never had a consumer stays until the connection ends.
         await channel.basic_consume(subscription.private, partial(self._on_control, subscription), no_ack=True)
+        await self._bind(channel, subscription)
         joined = Control(Kind.JOINED, subscription.id)
         await self._retries.publish_control(control_exchange(self._queue), "", joined)
         await channel.basic_qos(prefetch_count=self._prefetch)

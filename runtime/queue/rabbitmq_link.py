@@ -12,10 +12,12 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import AMQPError, ChannelInvalidStateError
 
 from runtime.queue.port import QueueUnavailable
@@ -44,6 +46,7 @@ class Link:
         self._prepare = prepare
         self._lock = asyncio.Lock()
         self._connection: AbstractConnection | None = None
+        self._transport: _Transport | None = None
         self._channel: AbstractChannel | None = None
         self._closed = False
         self._declared_at = -math.inf
@@ -54,15 +57,16 @@ class Link:
             if self._closed:
                 raise ConnectionError("closed")
             if self._connection is None or self._connection.is_closed:
+                transport = _Transport(is_tls=self._url.startswith("amqps:"))
                 async with asyncio.timeout(CONNECT_S_MAX):
-                    connection = await aiormq.connect(self._url)
+                    connection = await aiormq.connect(self._url, transport_factory=transport)
                 try:
                     async with asyncio.timeout(ANSWER_S_MAX):
                         await self._prepare(connection)
                 except BaseException:
-                    await _close(connection)
+                    await _close(connection, transport)
                     raise
-                self._connection = connection
+                self._connection, self._transport = connection, transport
             return self._connection
 
     async def channel(self) -> AbstractChannel:
@@ -90,8 +94,8 @@ class Link:
         """Give the connection up: the next use opens another one."""
         async with self._lock:
             connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None:
-            await _close(connection)
+        if connection is not None and self._transport is not None:
+            await _close(connection, self._transport)
 
     async def close(self) -> None:
         """Close for good."""
@@ -113,7 +117,31 @@ def describe(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _close(connection: AbstractConnection) -> None:
-    with suppress(*FAILURES):
-        async with asyncio.timeout(CLOSE_S_MAX):
+class _Transport(TransportFactory):
+    """Opens the transport of one connection, and can cut it."""
+
+    def __init__(self, *, is_tls: bool) -> None:
+        self._factory = TLSTransportFactory() if is_tls else TCPTransportFactory()
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, self._writer = await self._factory.create(url, **options)
+        return reader, self._writer
+
+    def cut(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+async def _close(connection: AbstractConnection, transport: _Transport) -> None:
+    # A broker with an alarm reads nothing, and the client waits until it has read all that is written: for hours, and
+    # in spite of a cancellation.
+    timer = asyncio.get_running_loop().call_later(CLOSE_S_MAX, transport.cut)
+    try:
+        with suppress(*FAILURES):
             await connection.close()
+    except asyncio.CancelledError:
+        transport.cut()
+        raise
+    finally:
+        timer.cancel()

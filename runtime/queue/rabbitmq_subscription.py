@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aiormq.abc import AbstractChannel, ChannelFrame
-from pamqp.commands import Basic
+from aiormq.abc import AbstractChannel
 
 from runtime.queue.port import Delivery, Failure, QueueFull, QueueUnavailable
 from runtime.queue.rabbitmq_control import Control, new_id
-from runtime.queue.rabbitmq_link import as_unavailable
+from runtime.queue.rabbitmq_link import FAILURES, as_unavailable
 from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX
 
 CUTS_MAX = 16  # barriers whose markers a consumer remembers
@@ -68,7 +68,7 @@ class Subscription:
 class SubscriptionSettlement:
     """Settles a delivery of one subscription."""
 
-    __slots__ = ("_delivery_tag", "_is_left", "_retries", "_subscription")
+    __slots__ = ("_delivery_tag", "_is_given_back", "_is_left", "_retries", "_subscription")
 
     def __init__(
         self, is_left: Callable[[], bool], retries: Retries, subscription: Subscription, delivery_tag: int
@@ -77,6 +77,7 @@ class SubscriptionSettlement:
         self._retries = retries
         self._subscription = subscription
         self._delivery_tag = delivery_tag
+        self._is_given_back = False
 
     async def ack(self, delivery: Delivery) -> None:
         """Return when it is written. AMQP confirms no acknowledgement: one that is lost brings the message again."""
@@ -106,18 +107,28 @@ class SubscriptionSettlement:
             self._subscription.moved += 1
 
     def _give_back(self) -> None:
-        if self._delivery_tag in self._subscription.held and not self._subscription.channel.is_closed:
-            # Written without waiting: the caller may be about to be cancelled.
-            frame = Basic.Nack(delivery_tag=self._delivery_tag, requeue=True)
-            channel = self._subscription.channel
-            channel.connection.write_queue.put_nowait(
-                ChannelFrame.marshall(channel_number=channel.number, frames=[frame])
-            )
-        self._subscription.forget(self._delivery_tag)
+        subscription = self._subscription
+        if self._delivery_tag not in subscription.held or subscription.channel.is_closed:
+            subscription.forget(self._delivery_tag)
+            return
+        self._is_given_back = True
+        # Not awaited: the caller may be about to be cancelled, and many retries that fail at once find no room in the
+        # connection's buffer of a few frames. The task ends with its channel, which gives the message back as well.
+        subscription.channel.create_task(self._nack())
+
+    async def _nack(self) -> None:
+        """The delivery counts as held until this is written: no barrier passes over it."""
+        subscription = self._subscription
+        try:
+            with suppress(*FAILURES):
+                await subscription.channel.basic_nack(self._delivery_tag, requeue=True, wait=False)
+        finally:
+            subscription.moved += 1
+            subscription.forget(self._delivery_tag)
 
     def _is_over(self, delivery: Delivery) -> bool:
         """Whether the consumer was left or the delivery is settled. QueueUnavailable when the subscription was lost."""
-        if self._is_left() or self._delivery_tag not in self._subscription.held:
+        if self._is_left() or self._is_given_back or self._delivery_tag not in self._subscription.held:
             return True
         if self._subscription.channel.is_closed:
             self._subscription.forget(self._delivery_tag)

@@ -149,6 +149,14 @@ async def test_delete(staff: Staff, queues: Queues) -> None:
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+async def test_a_letter_of_a_queue_that_is_gone_cannot_be_replayed(staff: Staff, queues: Queues) -> None:
+    letter_id = await queues.kill(b"body", queue="orders.shard.99")
+    problem = staff.http.post(f"/v1/dead-letters/{letter_id}/replay").json()
+    assert (problem["code"], problem["errors"][0]["pointer"]) == ("validation_failed", "/letter_id")
+    assert "does not have" in problem["errors"][0]["detail"]
+    assert staff.http.delete(f"/v1/dead-letters/{letter_id}").status_code == 204
+
+
 async def test_bytes_that_were_never_a_message_cannot_be_replayed(staff: Staff, queues: Queues) -> None:
     await queues.letters.add(
         NewLetter(

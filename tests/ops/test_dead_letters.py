@@ -102,6 +102,32 @@ def test_bytes_that_were_never_a_message_are_not_replayed(running_stack: Running
     run(running_stack, "delete", row["id"])
 
 
+def test_control_characters_of_a_letter_do_not_reach_the_terminal(running_stack: RunningStack) -> None:
+    attack = "\x1b]0;owned\x07\r\n\u202e"
+    history = (Failure(1_700_000_000_000, FailureKind.MALFORMED, attack),)
+    planted = NewLetter(
+        queue=OF_NONE, message_id=attack, body=b"", kind=FailureKind.MALFORMED, reason=attack, history=history
+    )
+    plant(running_stack, planted)
+    (row,) = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--json"))
+    assert row["message_id"] == row["reason"] == attack
+    escaped = r"\x1b]0;owned\x07\r\n\u202e"
+    listed, shown = run(running_stack, "list", "--queue", OF_NONE), run(running_stack, "show", row["id"])
+    assert (listed.count(escaped), shown.count(escaped)) == (1, 3)
+    assert (listed + shown).replace("\n", "").isprintable()
+    run(running_stack, "delete", row["id"])
+
+
+def test_a_letter_of_a_queue_that_is_gone_is_not_replayed(running_stack: RunningStack) -> None:
+    """Such as one of a shard that was removed: the command ended with a traceback."""
+    plant(running_stack, letter(1, body=b"body"))
+    (row,) = json.loads(run(running_stack, "list", "--queue", OF_NONE, "--json"))
+    for _ in range(2):  # the first try has given its claim back
+        with pytest.raises(OperatorError, match=f"this installation has no queue {OF_NONE}"):
+            run(running_stack, "replay", row["id"])
+    run(running_stack, "delete", row["id"])
+
+
 def test_many_dead_letters_are_listed_over_pages_up_to_the_limit(running_stack: RunningStack) -> None:
     plant(running_stack, *(letter(number) for number in range(205)))
     for limit, expected in (("1000", 205), ("204", 204), ("3", 3)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -302,6 +303,23 @@ async def test_a_publish_that_is_not_confirmed_leaves_the_letter(store: Store, e
     with pytest.raises(type(error)):
         await replay(letters, queue, letter_id)
     assert await letters.get(letter_id) is not None
+    assert await replay(letters, queue, letter_id) is Replay.DONE, "the claim was given back"
+
+
+async def test_a_publish_without_an_end_is_given_up_before_its_claim_ends(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publish may wait for a connection, a look at the queue and its confirm: together longer than the lease."""
+    replaying = importlib.import_module("runtime.dead_letters.replay")  # the package has a function of this name
+    assert replaying.PUBLISH_S_MAX * 1000 < replaying.LEASE_MS
+    monkeypatch.setattr(replaying, "PUBLISH_S_MAX", 0.05)
+    letters, queue = store.open(), RecordingQueue(gate=asyncio.Event())
+    letter_id = await letters.add(letter())
+    async with asyncio.timeout(10):
+        with pytest.raises(QueueUnavailable, match="no confirm within"):
+            await replay(letters, queue, letter_id)
+    assert queue.gate is not None
+    queue.gate.set()
     assert await replay(letters, queue, letter_id) is Replay.DONE, "the claim was given back"
 
 

@@ -22,6 +22,7 @@ from runtime.queue import (
     QueueUnavailable,
     UnknownQueue,
     UnknownQueueScheme,
+    UnusableQueueUrl,
     open_queue,
 )
 from runtime.queue.port import BODY_BYTES_MAX, MessageTooLarge
@@ -179,6 +180,21 @@ async def test_publishing_to_a_full_queue_is_refused_until_there_is_room(broker:
         await until(lambda: _publishes(queue))
 
 
+async def test_publishes_in_flight_count_towards_the_bound(broker: Broker) -> None:
+    """On RabbitMQ each look at the queue made room for as many again: a burst of one process had no bound."""
+    queue = broker.open(length_max=10)
+    burst = (queue.publish("q", b"x", message_id=str(number)) for number in range(200))
+    ends = await asyncio.gather(*burst, return_exceptions=True)
+    taken = ends.count(None)
+    assert {type(end) for end in ends if end is not None} == {QueueFull}
+    assert 1 <= taken <= 10
+    await until(lambda: _has_messages(queue, taken))
+
+
+async def _has_messages(queue: Queue, count: int) -> bool:
+    return (await queue.depth("q")).messages == count
+
+
 async def _publishes(queue: Queue) -> bool:
     try:
         await queue.publish("q", b"", message_id="3")
@@ -243,6 +259,26 @@ async def test_leaving_gives_back_at_once(broker: Broker) -> None:
     async with queue.consume("q", prefetch=4) as consumer:
         again = await receive(consumer, 3)
         assert sorted(d.message_id for d in again) == sorted({"0", "1", "2", "3"} - {held[0].message_id})
+
+
+async def test_leaving_that_is_cancelled_gives_back_as_well(broker: Broker) -> None:
+    """On RabbitMQ the subscription stayed, without a reader, and kept its messages."""
+    queue = broker.open()
+    await queue.publish("q", b"x", message_id="x")
+    for turns in range(1, 9):  # of the event loop until the cancellation: each is another place in the code
+        consumer = queue.consume("q", prefetch=1)
+        await consumer.__aenter__()
+        [delivery] = await receive(consumer, 1)
+        assert delivery.attempt == 1
+        leaving = asyncio.create_task(consumer.__aexit__(None, None, None))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+    async with queue.consume("q", prefetch=1) as consumer:
+        [delivery] = await receive(consumer, 1)
+        await delivery.ack()
+    assert await is_empty(queue)
 
 
 async def test_settling_late_is_harmless(broker: Broker) -> None:
@@ -436,3 +472,21 @@ def test_schemes_without_an_adapter_are_named() -> None:
         open_queue("nats://localhost/", Topology().queues)
     with pytest.raises(UnknownQueueScheme, match="without a scheme"):
         open_queue("localhost", Topology().queues)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("amqp://user:secret/word@localhost/v", "percent-encode"),
+        ("amqp://user:secret@localhost:secret/v", "not an address"),
+        ("redis://user:secret@localhost:99999/0", "not an address"),
+        ("amqp://user:secret@[localhost/v", "not an address"),
+        ("amqp:///v", "no host"),
+        ("amqps://user:secret@localhost/v?cafile=/no/such.pem", "cafile: there is no file /no/such.pem"),
+    ],
+)
+def test_an_unusable_url_is_refused_at_once_and_without_its_password(url: str, reason: str) -> None:
+    """The client raised ValueError at the first use, and a worker's consumer was restarted until it was given up."""
+    with pytest.raises(UnusableQueueUrl, match=reason) as caught:
+        open_queue(url, Topology().queues)
+    assert "secret" not in str(caught.value)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
+import struct
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from urllib.parse import quote, urlsplit
+from typing import NoReturn
 
 import aiormq
 import pytest
+from aiormq.abc import ChannelFrame, DeliveredMessage
 
 from devstack.rabbitmq import RabbitServer
 from domain.topology import QueueSpec
 from faults.proxy import FaultProxy, Harm, Trap
-from runtime.queue import Delivery, QueueFull, QueueUnavailable, open_queue, rabbitmq_consumer
+from runtime.queue import Delivery, QueueFull, QueueUnavailable, rabbitmq_consumer
 from runtime.queue.rabbitmq import RabbitQueue
-from runtime.queue.rabbitmq_topology import PRIVATE_PREFIX, control_exchange, delay_queue, place_of_retry
-from tests.fixtures.certificates import make_certificates
+from runtime.queue.rabbitmq_topology import control_exchange, delay_queue, place_of_retry
 from tests.runtime.queue_brokers import (
     REFUSED,
     SPECS,
@@ -49,6 +48,22 @@ def proxy(rabbit_session: RabbitServer) -> Iterator[FaultProxy]:
 def through(proxy: FaultProxy, broker: RabbitBroker) -> str:
     """The broker's address by way of the proxy."""
     return broker.server.url.replace(f":{broker.server.port}/", f":{proxy.port}/")
+
+
+def _nested(depth: int) -> bytes:
+    """Fields of a header table with this many tables in each other."""
+    fields = b"\x01kV"
+    for _ in range(depth):
+        fields = b"\x01kF" + struct.pack(">I", len(fields)) + fields
+    return fields
+
+
+def _raw_publish(channel: int, queue: str, fields: bytes, body: bytes) -> bytes:
+    """Frames of basic.publish with a header table of these bytes (AMQP 0-9-1, 4.2.3): no client would write them."""
+    method = struct.pack(">HHHBB", 60, 40, 0, 0, len(queue)) + queue.encode() + b"\x00"
+    header = struct.pack(">HHQHI", 60, 0, len(body), 1 << 13, len(fields)) + fields
+    frames = enumerate((method, header, body), start=1)  # types 1, 2, 3
+    return b"".join(struct.pack(">BHI", kind, channel, len(part)) + part + b"\xce" for kind, part in frames)
 
 
 async def test_a_publish_whose_confirm_is_lost_is_unavailable_and_its_repeat_makes_no_loss(
@@ -142,6 +157,36 @@ async def _refused(delivery: Delivery) -> bool:
     return False
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_many_retries_that_fail_at_once_come_all_again(broker: RabbitBroker, *, is_cancelled: bool) -> None:
+    """The connection's buffer has room for ten frames: the eleventh raised QueueFull of asyncio, and stayed in hand."""
+    queue = broker.open()
+    names = [str(number) for number in range(30)]
+    for name in names:
+        await queue.publish("q", b"x", message_id=name)
+    async with queue.consume("q", prefetch=len(names)) as consumer:
+        held = await receive(consumer, len(names))
+        queue._publish_s_max = 0.3
+        queue._publishing.channel = _never  # type: ignore[method-assign]
+        retries = [asyncio.create_task(delivery.retry(20, REFUSED, "again")) for delivery in held]
+        if is_cancelled:
+            await asyncio.sleep(0.05)
+            for task in retries:
+                task.cancel()
+        ends = await asyncio.gather(*retries, return_exceptions=True)
+        assert {type(end) for end in ends} == {asyncio.CancelledError if is_cancelled else QueueUnavailable}
+        again = await receive(consumer, len(names))
+        assert sorted(delivery.message_id for delivery in again) == sorted(names)
+        for delivery in again:
+            await delivery.ack()
+        assert await is_empty(queue)
+
+
+async def _never() -> NoReturn:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
 async def test_a_full_queue_takes_all_that_waits_for_a_retry(broker: RabbitBroker) -> None:
     """With a bound of the broker's, returns were refused, and nothing showed them for minutes."""
     queue = broker.open(length_max=3)
@@ -190,6 +235,36 @@ async def test_a_foreign_message_is_handed_out_as_a_problem(broker: RabbitBroker
         assert consumer.problem is None
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(b"\x01\xffS\x00\x00\x00\x01x", id="a name that is not UTF-8"),
+        pytest.param(b"\x01tT\x40" + bytes(7), id="a time after the year 9999"),
+        pytest.param(_nested(3000), id="too many tables in tables"),
+    ],
+)
+async def test_a_message_whose_headers_the_client_cannot_decode_stops_nothing(
+    broker: RabbitBroker, fields: bytes
+) -> None:
+    """The client ended the connection at each delivery of it: no consumer of the process got another message."""
+    queue = broker.open()
+    await queue.publish("q", b"good", message_id="good")
+    async with aiormq.connect(broker.server.url) as connection:
+        channel = await connection.channel()
+        await connection.write_queue.put(
+            ChannelFrame(_raw_publish(channel.number, "q", fields, b"raw"), should_close=False)
+        )
+        await channel.queue_declare("q", passive=True)  # an answer to this comes after the publish
+    async with queue.consume("q", prefetch=10) as consumer:
+        seen = {delivery.problem is None: delivery for delivery in await receive(consumer, 2)}
+        assert (seen[True].message_id, seen[True].body) == ("good", b"good")
+        assert b"raw".hex().encode() in seen[False].body and fields[:40].hex().encode() in seen[False].body
+        for delivery in seen.values():
+            await delivery.ack()
+        assert consumer.problem is None
+    assert await is_empty(queue)
+
+
 async def test_a_barrier_does_not_pass_while_a_consumer_is_silent(broker: RabbitBroker) -> None:
     """A consumer of another kind, or a process that hangs: it may hold messages, unseen."""
     queue = broker.open()
@@ -213,66 +288,6 @@ def test_a_retry_waits_in_the_next_longer_step() -> None:
     assert places == ["q", *(delay_queue("q", step) for step in (200, 200, 400, 400, 400))]
 
 
-# Rights and TLS
-
-
-async def test_a_user_with_least_rights_uses_queues_that_exist_and_declares_none(broker: RabbitBroker) -> None:
-    await broker.open().publish("q", b"x", message_id="1")  # the deployment's user declares
-    names = r"(q|other)(\.delay\.\d+|\.control)?"
-    private = PRIVATE_PREFIX.replace(".", r"\.") + ".*"
-    url = await asyncio.to_thread(
-        broker.server.add_user,
-        "worker",
-        "pass/word",
-        configure=f"^{private}$",
-        write=f"^(amq\\.default|{names}|{private})$",
-        read=f"^({names}|{private})$",
-    )
-    try:
-        broker.url = url
-        queue = broker.open()
-        async with queue.consume("q", prefetch=1) as consumer:
-            [delivery] = await receive(consumer, 1)
-            await delivery.retry(20, REFUSED, "again")
-            [delivery] = await receive(consumer, 1)
-            await delivery.ack()
-            assert await is_empty(queue)
-        stranger = broker.open(specs=(*SPECS, QueueSpec("new", (20,))))
-        with pytest.raises(QueueUnavailable, match="new"):
-            await stranger.publish("q", b"x", message_id="2")
-    finally:
-        await asyncio.to_thread(broker.server.control, "delete_user", "worker")
-
-
-async def test_amqps_verifies_the_brokers_certificate(
-    rabbit_session: RabbitServer, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder: Path = tmp_path_factory.mktemp("tls")
-    certificates = make_certificates(folder)
-    server = RabbitServer(
-        folder / "node",
-        epmd_port=rabbit_session.epmd_port,
-        password="secret",
-        certificates=certificates,
-        name="tls",
-    )
-    server.start()
-    try:
-        address = f"amqps://flashsale:secret@127.0.0.1:{server.tls_port}/flashsale"
-        queue = open_queue(f"{address}?cafile={quote(str(certificates[0]))}", SPECS)
-        await queue.publish("q", b"x", message_id="1")
-        assert (await queue.depth("q")).messages == 1
-        await queue.close()
-        stranger = open_queue(address, SPECS)
-        with pytest.raises(QueueUnavailable) as caught:
-            await stranger.publish("q", b"x", message_id="2")
-        assert isinstance(caught.value.__cause__, ssl.SSLError | ConnectionError | OSError)
-        await stranger.close()
-        assert urlsplit(address).scheme == "amqps"
-    finally:
-        server.stop()
-
-
 async def test_a_barrier_passes_again_after_the_control_exchange_was_deleted(
     broker: RabbitBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,3 +309,26 @@ async def test_a_barrier_passes_again_after_the_control_exchange_was_deleted(
                 return False
 
         await until(passes)
+
+
+async def test_a_barrier_keeps_nothing_of_what_it_hears_between_calls(broker: RabbitBroker) -> None:
+    """It kept a message of each consumer that subscribed, as long as no other call came."""
+    queue = broker.open()
+    async with queue.consume("q", prefetch=1):
+        await until(lambda: queue.barrier("q", wait_s=0))
+    [barrier] = queue._barriers["q"]
+    heard = 0
+    true_hear = barrier._hear
+
+    async def hear(message: DeliveredMessage) -> None:
+        nonlocal heard
+        await true_hear(message)
+        heard += 1
+
+    assert barrier._channel is not None
+    barrier._channel.consumers.update(dict.fromkeys(barrier._channel.consumers, hear))  # type: ignore[attr-defined]
+    for _ in range(3):
+        async with queue.consume("q", prefetch=1) as consumer:
+            await until(consumer.subscribed.is_set)
+    await until(lambda: heard >= 3)
+    assert barrier._heard == []
