@@ -20,6 +20,7 @@ from psycopg.rows import dict_row
 from devstack.children import free_port, spawn
 from devstack.places import place_of, unprivileged_uid, write_private
 from devstack.server_process import ServerError, ServerProcess
+from runtime.postgres.connection import connect_command
 
 PROGRAM_VARIABLE: Final = "PGBOUNCER"  # path of the program
 PACKAGE: Final = "pgbouncer"
@@ -35,7 +36,7 @@ POOL_SIZE: Final = 20  # connections to PostgreSQL for each database
 CLIENTS_MAX: Final = 2000
 # A client that gets no connection to PostgreSQL within this time is disconnected with an error.
 QUERY_WAIT_S_MAX: Final = 2
-CALL_S_MAX: Final = 5
+CALL_S_MAX: Final = 5.0
 
 
 def program() -> str | None:
@@ -145,10 +146,8 @@ class PgBouncer(ServerProcess):
 
     def command(self, command: str) -> list[dict[str, Any]]:
         """The rows of a command of the console, such as PAUSE or RELOAD. Raises psycopg.Error."""
-        with psycopg.connect(
-            self.dsn(ADMIN), autocommit=True, connect_timeout=CALL_S_MAX, row_factory=dict_row
-        ) as connection:
-            cursor = connection.execute(command.encode())
+        with connect_command(self.dsn(ADMIN), call_s_max=CALL_S_MAX) as connection:
+            cursor = connection.cursor(row_factory=dict_row).execute(command.encode())
             return cursor.fetchall() if cursor.description else []
 
     def reload(self) -> None:

@@ -28,9 +28,10 @@ from devstack.children import log_tail, spawn
 from devstack.places import write_private
 from devstack.server_process import ServerError
 from devstack.servers import PostgresServer
+from runtime.postgres.connection import connect_command
 
 CLONE_S_MAX: Final = 300.0
-CALL_S_MAX: Final = 10
+CALL_S_MAX: Final = 10.0
 SLOW_STATEMENT_MS: Final = 500  # a statement that takes longer is logged, without its parameters
 # WAL that a primary keeps for a standby that is away. Beyond it the standby must be cloned again: the disk is safer.
 SLOT_WAL_MB_MAX: Final = 1024
@@ -145,8 +146,7 @@ class PostgresNode(PostgresServer):
 
     def ask(self, statement: str, **parameters: Any) -> list[tuple[Any, ...]]:
         """Rows of one statement on the maintenance database, in bounded time."""
-        options = f"-c statement_timeout={CALL_S_MAX}s"
-        with psycopg.connect(self.dsn(), autocommit=True, connect_timeout=CALL_S_MAX, options=options) as connection:
+        with connect_command(self.dsn(), call_s_max=CALL_S_MAX) as connection:
             cursor = connection.execute(statement.encode(), parameters or None)
             return cursor.fetchall() if cursor.description else []
 

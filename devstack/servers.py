@@ -22,6 +22,7 @@ import redis
 from devstack.children import free_port, log_tail, spawn
 from devstack.places import place_of, reachable_by_others, unprivileged_uid, write_private
 from devstack.server_process import ServerError, ServerProcess
+from runtime.postgres.connection import connect_command
 
 INITDB_S_MAX = 120.0
 
@@ -250,7 +251,7 @@ class PostgresServer(ServerProcess):
 
     def create_database(self, name: str) -> str:
         """Create a database, unless it exists. Returns its dsn."""
-        with psycopg.connect(self.dsn(), autocommit=True, connect_timeout=10) as connection:
+        with connect_command(self.dsn()) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.dsn(name)
