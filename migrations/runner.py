@@ -19,6 +19,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from runtime.postgres.connection import BoundedCommand, DatabaseSilent, connect_command
 from runtime.process.errors import OperatorError
 from runtime.process.settings import Settings
 
@@ -31,6 +32,8 @@ LOCK_ID = 0x666C6173_68736C65  # "flashsle"
 LOCK_WAIT_S_MAX = 60
 # A migration that waits for a table lock makes every later query of that table wait behind it.
 TABLE_LOCK_WAIT_S_MAX = 5
+CALL_S_MAX = LOCK_WAIT_S_MAX + 10.0  # more than the lock's own bound, whose error says more
+FILE_S_MAX = 3600.0  # for a file that rewrites a table or builds an index
 _FILE_NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _CREATE_RECORD = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -92,11 +95,11 @@ def migrate(catalogue_dsn: str, shard_dsns: Sequence[str], *, analytics_dsn: str
 
 
 def migrate_all(settings: Settings) -> dict[str, list[str]]:
-    """`migrate` for the databases of the settings."""
+    """`migrate` for the databases of the settings, at their direct addresses: it needs sessions."""
     analytics = settings.analytics_dsn
     return migrate(
-        settings.catalogue_dsn.get_secret_value(),
-        [dsn.get_secret_value() for dsn in settings.shard_dsns],
+        settings.catalogue_session_dsn.get_secret_value(),
+        [dsn.get_secret_value() for dsn in settings.shard_session_dsns],
         analytics_dsn=None if analytics is None else analytics.get_secret_value(),
     )
 
@@ -122,11 +125,11 @@ def apply(dsn: str, migrations: Iterable[Migration], *, database: str) -> list[s
                 _apply_one(connection, migration, database)
                 applied.append(migration.name)
     except psycopg.Error as error:
-        raise MigrationError(f"{database}: {error.diag.message_primary or type(error).__name__}") from error
+        raise MigrationError(f"{database}: {_reason(error)}") from error
     return applied
 
 
-def _connect(dsn: str, database: str) -> psycopg.Connection[Any]:
+def _connect(dsn: str, database: str) -> BoundedCommand[Any]:
     """MigrationError with the client's reason. The reason never contains a part of the password."""
     try:
         parts = conninfo_to_dict(dsn)
@@ -139,7 +142,7 @@ def _connect(dsn: str, database: str) -> psycopg.Connection[Any]:
             "and write special characters of the password as %XX"
         )
     try:
-        return psycopg.connect(dsn, autocommit=True, connect_timeout=10)
+        return connect_command(dsn, call_s_max=CALL_S_MAX)
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
         password = parts.get("password")
@@ -148,26 +151,32 @@ def _connect(dsn: str, database: str) -> psycopg.Connection[Any]:
         raise MigrationError(f"{database}: {reason}") from error
 
 
-def _lock(connection: psycopg.Connection[Any]) -> None:
+def _lock(connection: BoundedCommand[Any]) -> None:
     """Held until the connection closes, also when this process is killed."""
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{LOCK_WAIT_S_MAX}s")))
     connection.execute("SELECT pg_advisory_lock(%s)", (LOCK_ID,))
     connection.execute(sql.SQL("SET lock_timeout = {}").format(sql.Literal(f"{TABLE_LOCK_WAIT_S_MAX}s")))
 
 
-def _done(connection: psycopg.Connection[Any]) -> Mapping[int, tuple[str, str]]:
+def _done(connection: BoundedCommand[Any]) -> Mapping[int, tuple[str, str]]:
     rows = connection.execute("SELECT number, name, checksum FROM schema_migrations").fetchall()
     return {number: (name, checksum) for number, name, checksum in rows}
 
 
-def _apply_one(connection: psycopg.Connection[Any], migration: Migration, database: str) -> None:
+def _apply_one(connection: BoundedCommand[Any], migration: Migration, database: str) -> None:
     try:
         with connection.transaction():
+            connection.call_s_max = FILE_S_MAX
             connection.execute(migration.text)
+            connection.call_s_max = CALL_S_MAX
             connection.execute(
                 "INSERT INTO schema_migrations (number, name, checksum) VALUES (%s, %s, %s)",
                 (migration.number, migration.name, migration.checksum),
             )
     except psycopg.Error as error:
-        reason = error.diag.message_primary or type(error).__name__
-        raise MigrationError(f"{database}: {migration.name}: {reason}") from error
+        raise MigrationError(f"{database}: {migration.name}: {_reason(error)}") from error
+
+
+def _reason(error: psycopg.Error) -> str:
+    """The server's words, or ours when the server said nothing; psycopg's own could quote an address."""
+    return str(error) if isinstance(error, DatabaseSilent) else error.diag.message_primary or type(error).__name__

@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.fix_postgres",
     "tests.fixtures.fix_databases",
     "tests.fixtures.fix_replica",
+    "tests.fixtures.fix_pair",
     "tests.fixtures.fix_till",
     "tests.fixtures.fix_writers",
     "tests.fixtures.fix_scripts",

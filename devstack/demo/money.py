@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
-import psycopg
-
 from ops.stack_file import Stack
 from payments.providers.port import ProviderEntry
 from payments.providers.simulated import SimulatedProvider
+from runtime.postgres.connection import connect_command
 
 SETTLE_S_MAX: Final = 30.0
+READ_S_MAX: Final = 60.0  # for all payments of a sale
 _EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PAYMENTS = """
     SELECT p.event_id, p.order_id, p.amount_minor, p.currency, p.due_minor, p.refunded_minor, o.status = 1, o.total_minor
@@ -100,7 +100,7 @@ def _recount(entries: Sequence[ProviderEntry], shard_dsns: Sequence[str], sale_i
     paid: set[UUID] = set()
     done: set[tuple[str, int]] = set()
     for dsn in shard_dsns:
-        with psycopg.connect(dsn, connect_timeout=5) as connection:
+        with connect_command(dsn, autocommit=False, call_s_max=READ_S_MAX) as connection:
             for event_id, order_id, amount, currency, due, refunded, is_paid, total in connection.execute(
                 _PAYMENTS, (sale_id,)
             ):

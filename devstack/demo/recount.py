@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-import psycopg
-
 from domain.topology import Topology
+from runtime.postgres.connection import connect_command
 
+READ_S_MAX = 60.0  # for all orders of a sale
 _STORED = "SELECT count(*) FROM orders WHERE sale_id = %s"
 _AUDIT = "SELECT order_id, user_id, sku, quantity, status FROM audit_orders WHERE sale_id = %s"
 _HOLDING = ("reserved", "paid")
@@ -62,7 +62,7 @@ def stored_orders(shard_dsns: Sequence[str], sale_id: UUID) -> int:
     """Number of a sale's orders in all shards."""
     count = 0
     for dsn in shard_dsns:
-        with psycopg.connect(dsn, connect_timeout=5) as connection:
+        with connect_command(dsn, autocommit=False, call_s_max=READ_S_MAX) as connection:
             row = connection.execute(_STORED, (sale_id,)).fetchone()
             count += row[0] if row else 0
     return count
@@ -77,7 +77,7 @@ def recount(
     held: Counter[str] = Counter()
     seen: set[UUID] = set()
     for shard, dsn in enumerate(shard_dsns):
-        with psycopg.connect(dsn, connect_timeout=5) as connection:
+        with connect_command(dsn, autocommit=False, call_s_max=READ_S_MAX) as connection:
             for order_id, user_id, sku, quantity, status in connection.execute(_AUDIT, (sale_id,)):
                 result.stored += 1
                 result.repeated += order_id in seen

@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import psycopg
-
 from ops.backup import chain, manifest
 from ops.backup.errors import BackupError
 from ops.backup.freeze import frozen
@@ -22,6 +20,7 @@ from ops.backup.manifest import Manifest
 from ops.backup.postgres_copy import PostgresCopy, servers_of
 from ops.backup.postgres_tools import Tools
 from ops.backup.redis_copy import RedisCopy, server_of
+from runtime.postgres.connection import connect_command
 from runtime.process.settings import Settings
 from runtime.queue import open_queue
 from runtime.redis.client import redis_client
@@ -125,8 +124,7 @@ class Creation:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One backup at a time. The lock ends with its connection, also when this process is killed."""
-        dsn = self._settings.catalogue_dsn.get_secret_value()
-        with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+        with connect_command(self._settings.catalogue_session_dsn.get_secret_value()) as connection:
             row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_ID,)).fetchone()
             if row is None or not row[0]:
                 raise BackupError("another backup of this deployment is being taken")
@@ -165,8 +163,8 @@ def _part(parent: Path | None, copy: PostgresCopy) -> Path | None:
 
 
 def _databases(settings: Settings) -> list[tuple[str, str]]:
-    named = [("catalogue", settings.catalogue_dsn)]
-    named += [(f"shard_{shard}", dsn) for shard, dsn in enumerate(settings.shard_dsns)]
+    named = [("catalogue", settings.catalogue_session_dsn)]
+    named += [(f"shard_{shard}", dsn) for shard, dsn in enumerate(settings.shard_session_dsns)]
     if settings.analytics_dsn is not None:
         named.append(("analytics", settings.analytics_dsn))
     return [(name, dsn.get_secret_value()) for name, dsn in named]

@@ -15,8 +15,9 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ops.backup.errors import BackupError
 from ops.backup.postgres_tools import Tools, connection_environ
+from runtime.postgres.connection import connect_command
 
-CALL_S_MAX: Final = 30
+CALL_S_MAX: Final = 30.0
 LOG_S_MAX: Final = 600.0
 _INCREMENTAL_FROM: Final = 170_000
 FILES: Final = "files"  # of the server, as pg_basebackup writes them
@@ -79,9 +80,7 @@ class PostgresCopy:
 
     def _connect(self) -> psycopg.Connection[Any]:
         try:
-            return psycopg.connect(
-                self.server.dsn, autocommit=True, connect_timeout=10, options=f"-c statement_timeout={CALL_S_MAX}s"
-            )
+            return connect_command(self.server.dsn, call_s_max=CALL_S_MAX)
         except psycopg.OperationalError as error:
             raise BackupError(f"{self.server.name}: {' '.join(str(error).split())[:300]}") from error
 

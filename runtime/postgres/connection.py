@@ -1,4 +1,4 @@
-"""A PostgreSQL connection whose every call has a deadline on the client's side.
+"""PostgreSQL connections whose every call has a deadline on the client's side.
 
 A statement timeout is the server's, so it says nothing about a server that is silent: stopped, cut off, or waiting
 for a standby in COMMIT. At the deadline the socket is shut down, and the call fails with `DatabaseSilent`. Nothing
@@ -12,17 +12,19 @@ import math
 import os
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 from psycopg.abc import PQGen
-from psycopg.rows import Row
+from psycopg.rows import Row, TupleRow
 
 CALL_S_MAX: Final = 12.0  # more than the server's own limits, whose errors say more
+COMMAND_CONNECT_S_MAX: Final = 10
 CANCEL_S_MAX: Final = 0.5  # for a request to cancel, and again for the end of the cancelled call
 
 RV = TypeVar("RV")
@@ -56,9 +58,7 @@ class BoundedConnection(AsyncConnection[Row]):
         except psycopg.Error as error:
             if not self._is_cut:
                 raise
-            raise DatabaseSilent(
-                f"no answer within {self.call_s_max:g} s, the connection is closed; a COMMIT may have happened or not"
-            ) from error
+            raise DatabaseSilent(_silent(self.call_s_max)) from error
         finally:
             self._set_deadline(None)
 
@@ -111,7 +111,50 @@ class BoundedConnection(AsyncConnection[Row]):
             self._deadline = asyncio.get_running_loop().call_later(seconds, self._cut)
 
     def _cut(self) -> None:
-        """Shut the socket down: psycopg sees the end of the stream. A copy, because libpq owns the descriptor."""
         self._is_cut = True
-        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.pgconn.socket)) as copy:
-            copy.shutdown(socket.SHUT_RDWR)
+        _shut_down(self)
+
+
+class BoundedCommand(Connection[Row]):
+    """For programs without an event loop: a command, a migration. As `BoundedConnection`, with a thread for each call.
+
+    Their few calls may pay for the thread.
+    """
+
+    call_s_max: float = CALL_S_MAX
+    _is_cut: bool = False
+
+    def wait(self, gen: PQGen[RV], *arguments: Any, **named: Any) -> RV:
+        """Run one call of psycopg. Raises DatabaseSilent at the deadline."""
+        deadline = threading.Timer(self.call_s_max, self._cut)
+        deadline.daemon = True
+        deadline.start()
+        try:
+            return super().wait(gen, *arguments, **named)
+        except psycopg.Error as error:
+            if not self._is_cut:
+                raise
+            raise DatabaseSilent(_silent(self.call_s_max)) from error
+        finally:
+            deadline.cancel()
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        _shut_down(self)
+
+
+def connect_command(dsn: str, *, autocommit: bool = True, call_s_max: float = CALL_S_MAX) -> BoundedCommand[TupleRow]:
+    """A connection of a program without an event loop."""
+    connection = BoundedCommand.connect(dsn, autocommit=autocommit, connect_timeout=COMMAND_CONNECT_S_MAX)
+    connection.call_s_max = call_s_max
+    return connection
+
+
+def _silent(seconds: float) -> str:
+    return f"no answer within {seconds:g} s, the connection is closed; a COMMIT may have happened or not"
+
+
+def _shut_down(connection: AsyncConnection[Any] | Connection[Any]) -> None:
+    """Shut the socket down: psycopg sees the end of the stream. A copy, because libpq owns the descriptor."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as copy:
+        copy.shutdown(socket.SHUT_RDWR)

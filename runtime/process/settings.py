@@ -75,7 +75,16 @@ class Settings(BaseModel):
     shard_dsns: tuple[SecretStr, ...] = Field(
         (), description="PostgreSQL shard databases in shard order, separated by commas."
     )
-
+    catalogue_direct_dsn: SecretStr | None = Field(
+        None,
+        description="The catalogue's address without a pooler, where FLASHSALE_CATALOGUE_DSN is that of a PgBouncer: for "
+        "migrations and locks that need a session. Without it, FLASHSALE_CATALOGUE_DSN is used.",
+    )
+    shard_direct_dsns: tuple[SecretStr, ...] = Field(
+        (),
+        description="The shards' addresses without a pooler, in shard order, separated by commas; without them, "
+        "FLASHSALE_SHARD_DSNS are used.",
+    )
     catalogue_replica_dsn: SecretStr | None = Field(
         None, description="Streaming replica of the catalogue. Without it, reads go to the primary."
     )
@@ -84,8 +93,8 @@ class Settings(BaseModel):
     )
     analytics_dsn: SecretStr | None = Field(
         None,
-        description="PostgreSQL database of the figures of sales, with its own address. Without it there are no figures, "
-        "and the analytics worker does not start.",
+        description="PostgreSQL database of the figures of sales, with its own address: a direct one, not a pooler's. "
+        "Without it there are no figures, and the analytics worker does not start.",
     )
 
     replica_lag_ms_max: int = Field(
@@ -395,6 +404,7 @@ class Settings(BaseModel):
 
     @field_validator(
         "shard_dsns",
+        "shard_direct_dsns",
         "shard_replica_dsns",
         "cors_origins",
         "trusted_proxies",
@@ -433,6 +443,21 @@ class Settings(BaseModel):
             raise SettingsError(
                 f"{PREFIX}SHARD_DSNS: has {len(self.shard_dsns)} entries, {PREFIX}SHARDS is {self.shards}"
             )
+
+        if len(self.shard_direct_dsns) not in (0, self.shards):
+            raise SettingsError(
+                f"{PREFIX}SHARD_DIRECT_DSNS: has {len(self.shard_direct_dsns)} entries, {PREFIX}SHARDS is {self.shards}"
+            )
+
+    @property
+    def catalogue_session_dsn(self) -> SecretStr:
+        """The catalogue, for callers whose locks and settings must last longer than a transaction."""
+        return self.catalogue_direct_dsn or self.catalogue_dsn
+
+    @property
+    def shard_session_dsns(self) -> tuple[SecretStr, ...]:
+        """The shards, for callers whose locks and settings must last longer than a transaction."""
+        return self.shard_direct_dsns or self.shard_dsns
 
     def require(self, names: Sequence[str]) -> None:
         """SettingsError for settings of these names that are not given."""

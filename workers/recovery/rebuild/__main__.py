@@ -76,7 +76,7 @@ async def rebuild(settings: Settings, sale_id: UUID, *, force: bool, wait_s: flo
         ]
         # A connection of its own: the lock must live as long as the run and end when the run dies.
         guard = await BoundedConnection.connect(
-            settings.catalogue_dsn.get_secret_value(), autocommit=True, connect_timeout=POSTGRES_CONNECT_S
+            settings.catalogue_session_dsn.get_secret_value(), autocommit=True, connect_timeout=POSTGRES_CONNECT_S
         )
         stack.push_async_callback(guard.close)
         catalogue = CatalogueSide(pool, sale_id)
