@@ -9,7 +9,8 @@ beside it, which a running server reads again on SIGHUP. A start writes them ane
     pair.initialise()        then start `pair.primary`
     pair.prepare_standby()   then start `pair.standby`
 
-Does not supervise, and promotes nothing.
+A server with a fence was a primary and has a successor (`postgres_failover`): it never starts as a primary again.
+Does not supervise.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +33,8 @@ from devstack.servers import PostgresServer
 from runtime.postgres.connection import connect_command
 
 CLONE_S_MAX: Final = 300.0
-CALL_S_MAX: Final = 10.0
+CALL_S_MAX: Final = 40.0
+PROMOTE_S_MAX: Final = 30
 SLOW_STATEMENT_MS: Final = 500  # a statement that takes longer is logged, without its parameters
 # WAL that a primary keeps for a standby that is away. Beyond it the standby must be cloned again: the disk is safer.
 SLOT_WAL_MB_MAX: Final = 1024
@@ -80,6 +83,14 @@ class Following:
     replay_s: float
 
 
+class Fence(StrEnum):
+    """Stages of a primary that was replaced."""
+
+    FENCED = "fenced"  # it has what its successor may lack
+    REWINDING = "rewinding"  # its data cannot be trusted: clone
+    FOLLOWING = "following"  # it is a standby of its successor, and must not be rewound: it would write WAL of its own
+
+
 @dataclass(slots=True)
 class PostgresNode(PostgresServer):
     """One server of a pair. `name` is its replication slot and its application name: `[a-z0-9_]`."""
@@ -90,6 +101,21 @@ class PostgresNode(PostgresServer):
     def is_standby(self) -> bool:
         """Whether the data folder is that of a standby."""
         return (self.data / "standby.signal").exists()
+
+    @property
+    def fence(self) -> Path:
+        """File with a word of `Fence`. Not in the data folder, which `pg_rewind` makes like the successor's."""
+        return self.folder / "fence"
+
+    @property
+    def fenced(self) -> Fence | None:
+        """How far this server is on its way from a primary to the standby of its successor; None: not on it."""
+        return Fence(self.fence.read_text(encoding="utf-8").strip()) if self.fence.exists() else None
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether this server has a successor and is not known to be in step with it."""
+        return self.fenced is not None
 
     @property
     def exists(self) -> bool:
@@ -120,6 +146,20 @@ class PostgresNode(PostgresServer):
         passfile = self.data.with_name("pgpass")
         write_private(passfile, f"*:*:*:flashsale:{other.password}\n", user=self.user)
         return f"host=127.0.0.1 port={other.port} user=flashsale passfile={passfile}"
+
+    def promote(self) -> None:
+        """Take writes, unless it does already. Only for the successor of a fenced primary. Raises ServerError."""
+        ((recovering,),) = self.ask("SELECT pg_is_in_recovery()")
+        if recovering and self.ask(f"SELECT pg_promote(true, {PROMOTE_S_MAX})") != [(True,)]:
+            raise ServerError(f"{self.name} was not promoted within {PROMOTE_S_MAX} s")
+
+    def make_slot(self, name: str) -> None:
+        """Keep WAL for the standby of this name."""
+        self.ask(_SLOT, name=name)
+
+    def drop_lost_slot(self, name: str) -> bool:
+        """Whether WAL that the standby of this name needs was removed; its slot is dropped then."""
+        return bool(self.ask(_LOST_SLOT, name=name))
 
     def reload(self) -> None:
         """Read `role.conf` again."""
@@ -162,7 +202,10 @@ class PostgresPair:
     @property
     def primary(self) -> PostgresNode:
         """The server that takes writes."""
-        return self.second if self.first.exists and self.first.is_standby else self.first
+        if self.second.is_fenced:
+            return self.first
+        has_successor = self.first.is_fenced or (self.first.exists and self.first.is_standby)
+        return self.second if has_successor else self.first
 
     @property
     def standby(self) -> PostgresNode:
@@ -177,13 +220,16 @@ class PostgresPair:
     def prepare_standby(self) -> None:
         """Prepare the standby to be started; the primary runs. Clones it unless it can go on from its own data.
 
-        It cannot when it was never cloned completely, or when the primary has removed WAL that it needs.
+        It cannot when it was never cloned completely, when the primary has removed WAL that it needs, or when it was
+        the primary itself. A failover that was interrupted before the promotion takes effect.
         """
         primary, standby = self.primary, self.standby
-        lost = primary.ask(_LOST_SLOT, name=standby.name)
-        primary.ask(_SLOT, name=standby.name)
-        if lost or not standby.exists:
+        primary.promote()
+        lost = primary.drop_lost_slot(standby.name)
+        primary.make_slot(standby.name)
+        if lost or standby.fenced in (Fence.FENCED, Fence.REWINDING) or not standby.exists:
             standby.clone(primary)
+        standby.fence.unlink(missing_ok=True)
         standby.write_role(follows=primary, awaits=None)
 
     def following(self) -> Following | None:

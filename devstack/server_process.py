@@ -34,13 +34,15 @@ class ServerProcess:
     ) -> None:
         """Return when it answers. ServerError, with the ends of its logs, when it has ended or takes too long."""
         deadline = time.monotonic() + s_max
+        problem = f"not ready within {s_max:.0f} s"
         while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
+            if self.process is not None and (status := self.process.poll()) is not None:
+                problem = f"ended with status {status}"
                 break
             if answers():
                 return
             time.sleep(_LOOK_S)
-        raise ServerError(f"{name}: {''.join(map(log_tail, logs))}")
+        raise ServerError(f"{name}: {problem}: {''.join(map(log_tail, logs))}")
 
     def kill(self) -> None:
         """End the server with SIGKILL, like a crash."""
