@@ -24,7 +24,7 @@ prove: .venv/.built ## Everything, also what takes longer: all tests, then all f
 	@$(BIN)/python -m tests --slow
 	@$(BIN)/flashsale faults
 
-up: .venv/.built ## The stack in the background until `make down` (STACK=embedded, the only one yet)
+up: .venv/.built ## The stack in the background until `make down` (STACK=full: as in production)
 	@$(BIN)/flashsale up --detach --stack $(STACK)
 
 down: .venv/.built ## Stop what `make up` started

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from devstack.children import alive, free_port, log_tail, port_is_free, spawn
-from devstack.plan import Program
+from devstack.program import Program
 from devstack.supervisor import Child
 
 _PARENT = """
