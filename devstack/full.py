@@ -124,6 +124,9 @@ class FullPlan(Plan):
             "catalogue_replica_dsn": replicas[0],
             "shard_replica_dsns": replicas[1:],
             "analytics_dsn": next(iter(self.pairs.values())).primary.dsn("analytics"),
+            "postgres_servers": {
+                node.folder.name: node.dsn() for pair in self.pairs.values() for node in (pair.first, pair.second)
+            },
             "poolers": {_pooler_name(name): pooler.dsn(pgbouncer.ADMIN) for name, pooler in self.poolers.items()},
         }
 

@@ -34,7 +34,8 @@ class Stack:
     `mail_folder`: the mails that were sent, a file each.
     `edge_direct_url`: the edge's direct door; None while it is off.
     `catalogue_dsn`, `shard_dsns`: the addresses for processes, a pooler's in a full stack. Only a full stack has
-    `..._direct_...` (the primaries), `..._replica_...`, `redis_replica_url`, and `poolers` (process -> its console).
+    `..._direct_...` (the primaries), `..._replica_...`, `redis_replica_url`, and by the names of processes
+    `postgres_servers` (maintenance databases) and `poolers` (consoles).
     `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
     """
 
@@ -63,6 +64,7 @@ class Stack:
     catalogue_replica_dsn: str | None = field(default=None, repr=False)
     shard_replica_dsns: list[str] = field(default_factory=list, repr=False)
     redis_replica_url: str | None = field(default=None, repr=False)
+    postgres_servers: dict[str, str] = field(default_factory=dict, repr=False)
     poolers: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from devstack.children import alive
+from devstack.data_tier import data_tier, in_words
 from devstack.full import STACK_VARIABLE, StackKind
 from devstack.launch import start_detached, stop
 from devstack.packages import install_missing, needed
@@ -111,7 +112,7 @@ def down(
 
 
 def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Show the stack's processes and whether they are ready.
+    """Show the stack's processes and whether they are ready; of a full stack also roles, lags and connections.
 
     Exit status 0: all are ready; 1: one is not ready; 3: no stack is up.
     """
@@ -124,6 +125,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
             print(f"No stack is up in {folder.path}.")
         raise typer.Exit(NOT_UP)
     ready = _readiness(stack)
+    tier = data_tier(stack)
     if as_json:
         print_json(
             {
@@ -138,6 +140,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
                         "ready": ready[name],
                         "restarting": stack.restarting.get(name),
                         "metrics_url": _metrics_url(stack, name),
+                        **({"data": tier[name]} if name in tier else {}),
                     }
                     for name, pid in stack.processes.items()
                 },
@@ -145,8 +148,11 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
         )
     else:
         print_addresses(stack, folder)
+        width = max(map(len, stack.processes))
         for name, pid in stack.processes.items():
-            print(f"  {name:<17} {pid:>8}  {'ready' if ready[name] else _why_not_ready(stack, name)}")
+            state = "ready" if ready[name] else _why_not_ready(stack, name)
+            figures = f"  {tier[name].get('role', ''):<8} {in_words(tier[name])}" if name in tier else ""
+            print(f"  {name:<{width}} {pid:>8}  {state}{figures}")
     if not all(ready.values()):
         raise typer.Exit(1)
 
