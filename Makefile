@@ -24,7 +24,7 @@ prove: .venv/.built ## Everything, also what takes longer: all tests, then all f
 	@$(BIN)/python -m tests --slow
 	@$(BIN)/flashsale faults
 
-up: .venv/.built ## The stack in the background until `make down` (STACK=embedded, the only one yet)
+up: .venv/.built ## The stack in the background until `make down` (STACK=full: as in production)
 	@$(BIN)/flashsale up --detach --stack $(STACK)
 
 down: .venv/.built ## Stop what `make up` started
@@ -43,7 +43,7 @@ bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is
 perf-gate: .venv/.built ## Throughput of both doors and of peers as ratios of one run, with wrk (about 8 minutes)
 	@$(BIN)/python -m perf.gate
 
-FIGURES := bench script_bench gate writer_bench pipeline broker flatness growth login cached_reads search cache_hits letters overload "open_loop --whole-stack --rate 4000" open_loop webhooks idle event_log analytics
+FIGURES := bench script_bench gate writer_bench pipeline broker flatness growth login cached_reads search cache_hits letters overload "open_loop --whole-stack --rate 4000" open_loop webhooks idle event_log analytics pooled
 
 figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 40 minutes)
 	@# A missed target or a failed measurement does not stop the others.

@@ -33,6 +33,7 @@ from backoffice.users.model import USER_CODEC
 from backoffice.users.parts import UserParts
 from backoffice.web import health, openapi
 from backoffice.web.metrics import Metrics
+from backoffice.web.replica_metrics import ReplicaMetrics
 from backoffice.web.routing import Dispatcher, Route
 from backoffice.webhooks.parts import WebhookParts
 from runtime.process import fingerprint
@@ -61,6 +62,7 @@ class Backoffice:
         """Does not connect yet; ValueError for settings that contradict one another."""
         self._stores = stores = Stores.from_settings(settings)
         self._metrics = Metrics()
+        ReplicaMetrics((stores.catalogue, *stores.shards), self._metrics.registry)
         self._tokens = tokens = TokenParts(
             settings, stores, buyer_keys=buyer_keys, staff_keys=staff_keys, registry=self._metrics.registry
         )

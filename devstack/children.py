@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from runtime.process.errors import OperatorError
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PORT_LOW = 15_000
+# A full stack chooses some 50 ports before it listens on the first: by chance alone, two would often be the same.
+_given: deque[int] = deque(maxlen=256)
 PORTS_VARIABLE = "DEVSTACK_PORTS"  # "15000-19999": the range to choose free ports from
 
 
@@ -65,9 +68,10 @@ def free_port() -> int:
     connect to itself, and block the port. Another process may take the port before the caller does.
     """
     ports = ports_to_choose_from()
-    for _ in range(200):
+    for attempt in range(200):
         port = random.choice(ports)  # noqa: S311 - no secret
-        if port_is_free(port):
+        if port_is_free(port) and (port not in _given or attempt >= 100):
+            _given.append(port)
             return port
     raise Unsupported(f"no free port between {ports.start} and {ports.stop - 1}")
 

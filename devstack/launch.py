@@ -15,7 +15,7 @@ from devstack.children import alive, log_tail
 from devstack.state import StateFolder
 from ops.stack_file import PROJECT, Stack, StackError
 
-UP_S_MAX = 180.0
+UP_S_MAX = 600.0  # a full stack on a busy machine, when it is made
 DOWN_S_MAX = 120.0
 
 

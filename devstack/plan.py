@@ -5,29 +5,28 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from devstack import rabbitmq
 from devstack.children import free_port, port_is_free
 from devstack.kafka import KafkaServer
+from devstack.program import Program
 from devstack.rabbitmq import Epmd, RabbitServer
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import STATE_VARIABLE, StateFolder
-from ops.stack_file import PROJECT, Stack, StackError
+from migrations.runner import migrate
+from ops.stack_file import Stack, StackError
 from runtime.process.settings import PREFIX, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
 from runtime.tokens.vapid import VapidKey, create_vapid_key, load_vapid_key
 
-PROBE_S_MAX = 2.0
 SIMULATOR = "payment-simulator"
 RABBITMQ = ("epmd", "rabbitmq")  # of a stack with this queue
 KAFKA = "kafka"  # of a stack with this event log
-SERVERS = ("redis", "postgres", *RABBITMQ, KAFKA, "mailbox", SIMULATOR)
 # In the environment of a supervisor.
 QUEUE_VARIABLE = "DEVSTACK_QUEUE"  # a QueueKind
 EVENT_LOG_VARIABLE = "DEVSTACK_EVENT_LOG"  # an EventLogKind
@@ -68,34 +67,6 @@ class EventLogKind(StrEnum):
     KAFKA = "kafka"
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """A process to keep running. `ready_url` answers 200 when it is ready; None: it is ready as soon as it runs."""
-
-    name: str
-    argv: list[str]
-    env: Mapping[str, str] = field(repr=False)
-    log: Path
-    cwd: Path = PROJECT
-    user: int | None = None
-    ready_url: str | None = None
-    stop_signal: signal.Signals = signal.SIGTERM
-    stop_s_max: float = 20.0
-
-    def is_ready(self) -> bool:
-        """Whether the process answers that it is ready."""
-        return self.ready_url is None or responds(self.ready_url)
-
-
-def responds(url: str) -> bool:
-    """Whether a GET gets a 2xx in time."""
-    try:
-        with urllib.request.urlopen(url, timeout=PROBE_S_MAX) as answer:  # noqa: S310 - our own loopback address
-            return 200 <= int(answer.status) < 300
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 @dataclass(slots=True)
 class Plan:
     """An embedded stack in a folder. Each run chooses new ports for the servers and for /metrics."""
@@ -120,11 +91,11 @@ class Plan:
         self.edge_port = _listening_port(self.edge_port, "edge")
         self.backoffice_port = _listening_port(self.backoffice_port, "backoffice")
         self.redis = RedisServer(self.folder.data / "redis", password=self.folder.secret("redis_password"))
-        self.postgres = replace(self.folder.postgres, port=free_port())
         kind = EventLogKind(self.environ.get(EVENT_LOG_VARIABLE, EventLogKind.REDIS))
         self.kafka = KafkaServer(self.folder.data / "kafka") if kind is EventLogKind.KAFKA else None
         # Reports all problems of the caller's settings before anything starts.
         self.settings = load_settings(self._callers_settings())
+        self._choose_databases()
         self.edge_direct_port = self._choose_direct_port()
         self.metrics_ports = {name: free_port() for name in WORKERS}
         self.mail_port = free_port()
@@ -135,6 +106,9 @@ class Plan:
         self.payment_port = None if theirs else free_port()
         self.epmd = Epmd(self.folder.data / "rabbitmq")
         self.rabbitmq = self._choose_queue()
+
+    def _choose_databases(self) -> None:
+        self.postgres = replace(self.folder.postgres, port=free_port())
 
     def _choose_queue(self) -> RabbitServer | None:
         kind = QueueKind(self.environ.get(QUEUE_VARIABLE) or QueueKind.REDIS)
@@ -229,35 +203,84 @@ class Plan:
     def _redis_database(self, number: int) -> str:
         return self.redis.url.rpartition("/")[0] + f"/{number}"
 
+    def initialise(self) -> None:
+        """Make secrets, data folders and configurations, unless they exist."""
+        self.make_secrets()
+        self.redis.initialise()
+        self._initialise_databases()
+        if self.kafka is not None:
+            self.kafka.initialise()
+        if self.rabbitmq is not None:
+            self.rabbitmq.initialise()
+
+    def _initialise_databases(self) -> None:
+        self.postgres.initialise()
+
+    def server_groups(self) -> list[list[Program]]:
+        """The servers in the order of their start: a group starts when the one before is ready."""
+        return [self.servers()]
+
     def servers(self) -> list[Program]:
-        """Redis, PostgreSQL, the chosen carriers, the mailbox and the simulator. Call `initialise` of each before."""
-        base = {STATE_VARIABLE: str(self.folder.path)}
+        """Redis, PostgreSQL, the chosen carriers, the mailbox and the simulator. Call `initialise` before."""
+        return [self._redis("redis", self.redis), self._postgres("postgres", self.postgres), *self._other_servers()]
+
+    def _redis(self, name: str, server: RedisServer) -> Program:
+        return Program(
+            name, server.argv, {**server.env, **self._member()}, self.folder.log(name),
+            answers=server.answers, server_log=server.log,
+        )  # fmt: skip
+
+    def _postgres(self, name: str, server: PostgresServer) -> Program:
+        return Program(
+            name, server.argv, {**server.env, **self._member()}, self.folder.log(name),
+            cwd=Path("/"), user=server.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
+            answers=server.accepts_connections,
+        )  # fmt: skip
+
+    def _member(self) -> dict[str, str]:
+        """The mark by which the processes of this folder are found."""
+        return {STATE_VARIABLE: str(self.folder.path)}
+
+    def _other_servers(self) -> list[Program]:
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
-            Program("redis", self.redis.argv, {**self.redis.env, **base}, self.folder.log("redis")),
-            Program(
-                "postgres", self.postgres.argv, {**self.postgres.env, **base}, self.folder.log("postgres"),
-                cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
-            ),
-            *self._kafka(base),
-            *self._rabbitmq(base),
+            *self._kafka(),
+            *self._rabbitmq(),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
             *self._simulator(),
-        ]  # fmt: skip
-
-    def _rabbitmq(self, base: Mapping[str, str]) -> list[Program]:
-        if self.rabbitmq is None:
-            return []
-        env = {**self.rabbitmq.env, **base}
-        return [
-            Program("epmd", self.epmd.argv, env, self.folder.log("epmd")),
-            Program("rabbitmq", self.rabbitmq.argv, env, self.folder.log("rabbitmq"), stop_s_max=30.0),
         ]
 
-    def _kafka(self, base: Mapping[str, str]) -> list[Program]:
+    def _rabbitmq(self) -> list[Program]:
+        if self.rabbitmq is None:
+            return []
+        env = {**self.rabbitmq.env, **self._member()}
+        return [
+            Program("epmd", self.epmd.argv, env, self.folder.log("epmd")),
+            Program(
+                "rabbitmq", self.rabbitmq.argv, env, self.folder.log("rabbitmq"), stop_s_max=30.0,
+                answers=self.rabbitmq.is_ready, is_needed_first=False, server_log=self.rabbitmq.log,
+            ),
+        ]  # fmt: skip
+
+    def _kafka(self) -> list[Program]:
         if self.kafka is None:
             return []
-        return [Program(KAFKA, self.kafka.argv, {**self.kafka.env, **base}, self.folder.log(KAFKA))]
+        return [
+            Program(
+                KAFKA, self.kafka.argv, {**self.kafka.env, **self._member()}, self.folder.log(KAFKA),
+                answers=self.kafka.answers, is_needed_first=False,
+            )
+        ]  # fmt: skip
+
+    def prepare_databases(self) -> None:
+        """Create the databases, and bring them to the newest schema. The servers run."""
+        catalogue, *shards, analytics = map(self.postgres.create_database, self.database_names)
+        migrate(catalogue, shards, analytics_dsn=analytics)
+
+    def prepare_carriers(self) -> None:
+        """Create the topics. The carriers run."""
+        if self.kafka is not None:
+            self.kafka.create_topics()
 
     def _simulator(self) -> list[Program]:
         if self.payment_url is None:
@@ -329,6 +352,15 @@ class Plan:
         chosen = self.settings.admin_password
         return chosen.get_secret_value() if chosen else self.folder.secret("admin_password")
 
+    def addresses(self) -> dict[str, Any]:
+        """The fields of `Stack` that name the cache and the databases."""
+        return {
+            "cache_url": self._redis_database(1),
+            "catalogue_dsn": self.postgres.dsn("catalogue"),
+            "shard_dsns": [self.postgres.dsn(name) for name in self.database_names[1:-1]],
+            "analytics_dsn": self.postgres.dsn("analytics"),
+        }
+
     def stack(self) -> Stack:
         """The content of `stack.json`, without pids."""
         return Stack(
@@ -337,10 +369,7 @@ class Plan:
             backoffice_url=self.backoffice_url,
             admin={"email": self.settings.admin_email, "password": self.admin_password},
             redis_url=self.redis.url,
-            cache_url=self._redis_database(1),
-            catalogue_dsn=self.postgres.dsn("catalogue"),
-            shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:-1]],
-            analytics_dsn=self.postgres.dsn("analytics"),
+            **self.addresses(),
             queue_url=self.redis.url if self.rabbitmq is None else self.rabbitmq.url,
             event_log_url=self.redis.url if self.kafka is None else self.kafka.url,
             payment_secret=self.folder.secret("payment_secret"),

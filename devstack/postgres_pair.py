@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -269,13 +270,15 @@ def install_statistics(node: PostgresNode) -> None:
     node.ask("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
 
 
-def pair_at(folder: Path, name: str, *, outside: Path | None = None, extra: tuple[str, ...] = ()) -> PostgresPair:
-    """A pair with its data in `folder`/postgres-NAME and -replica, or in `outside` (see `places`)."""
+def pair_at(
+    folder: Path, name: str, *, place: Callable[[str], Path] | None = None, extra: tuple[str, ...] = ()
+) -> PostgresPair:
+    """A pair with its data in `folder`/postgres-NAME and -replica, or in the `place` of these names (see `places`)."""
     first, second = (
         PostgresNode(
             folder / server,
             settings=(*SETTINGS, *extra),
-            outside=None if outside is None else outside / server,
+            outside=None if place is None else place(server),
             checksums=True,
             name=server.removeprefix("postgres-").replace("-", "_"),
         )

@@ -4,7 +4,7 @@ lock          held (flock) by the running supervisor; contains its pid
 stack.json    addresses, logins and pids of a stack that is up; mode 0600, replaced atomically
 secrets.json  passwords, mode 0600; created once
 keys/         token keys, mode 0600; created once
-data/         data of Redis and PostgreSQL; as root, PostgreSQL's are beside the folder (`postgres_place`)
+data/         data of Redis and PostgreSQL; as root, those of PostgreSQL and PgBouncer are beside the folder (`place`)
 logs/         one file per process
 mail/         mails that were sent, a file per mail and recipient
 
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from devstack.children import alive
-from devstack.servers import PostgresServer, RedisServer
+from devstack.pgbouncer import PgBouncer
+from devstack.servers import PostgresServer
 from ops.stack_file import Stack, StackError, StackFolder
 
 STATE_VARIABLE = "DEVSTACK_STATE"  # in the environment of every process of a stack: the stack's folder
@@ -56,7 +57,11 @@ class StateFolder(StackFolder):
     @property
     def postgres_place(self) -> Path:
         """Beside the folder: the data of PostgreSQL when it runs as another user (as root)."""
-        return self.path.with_name(f"{self.path.name}-postgres")
+        return self.place("postgres")
+
+    def place(self, server: str) -> Path:
+        """Beside the folder: the files of a server that runs as another user (as root)."""
+        return self.path.with_name(f"{self.path.name}-{server}")
 
     @property
     def mail(self) -> Path:
@@ -159,8 +164,10 @@ class StateFolder(StackFolder):
         """Remove the folder, and the servers' data outside of it. No stack may be running."""
         assert self.supervisor_pid() is None
         if self.path.exists():
-            self.postgres.destroy()
-            RedisServer(self.data / "redis", port=0).destroy()
+            for data in self.data.glob("postgres*"):
+                PostgresServer(data, port=0, outside=self.place(data.name)).destroy()
+            for data in self.data.glob("pgbouncer*"):
+                PgBouncer(data, 0, "", port=0, outside=self.place(data.name)).destroy()
             shutil.rmtree(self.path)
 
 

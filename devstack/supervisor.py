@@ -25,11 +25,12 @@ from pathlib import Path
 import redis
 
 from devstack.children import log_tail, spawn
-from devstack.plan import KAFKA, SERVERS, Plan, Program
+from devstack.full import plan_of
+from devstack.plan import Plan
+from devstack.program import Program
 from devstack.server_process import ServerError
 from devstack.state import StateFolder
 from domain.topology import lane_stream_key
-from migrations.runner import migrate
 from ops.stack_file import Stack
 from runtime.process.errors import OperatorError
 
@@ -117,6 +118,7 @@ class Supervisor:
         self.plan = plan
         self._on_ready = on_ready
         self.children: dict[str, Child] = {}
+        self._servers: list[str] = []
         self.stack: Stack | None = None
         self._stop_asked = False
         self._wakeup_read, self._wakeup_write = os.pipe()
@@ -147,28 +149,21 @@ class Supervisor:
         folder.remove_stack_file()
         if left := folder.sweep(patience_s=ORPHAN_S_MAX):
             _say(f"killed processes of an earlier supervisor: {left}")
-        self.plan.make_secrets()
-        self.plan.redis.initialise()
-        self.plan.postgres.initialise()
-        if self.plan.kafka is not None:
-            self.plan.kafka.initialise()
-        if self.plan.rabbitmq is not None:
-            self.plan.rabbitmq.initialise()
-        servers = self.plan.servers()
-        self._start_all(servers)
-        self._wait("redis", self._redis_answers)
-        self._wait("postgres", self._postgres_answers)
-        catalogue, *shards, analytics = map(self.plan.postgres.create_database, self.plan.database_names)
-        migrate(catalogue, shards, analytics_dsn=analytics)
-        if self.plan.kafka is not None:
-            self._wait(KAFKA, self.plan.kafka.answers)
-            self.plan.kafka.create_topics()
-        if self.plan.rabbitmq is not None:
-            self._wait("rabbitmq", self.plan.rabbitmq.is_ready)
+        self.plan.initialise()
+        servers: list[Program] = []
+        for group in self.plan.server_groups():
+            for program in group:
+                program.prepare()
+            self._servers += [program.name for program in group]
+            self._start_all(group)
+            self._wait_for([program for program in group if program.is_needed_first])
+            servers += group
+        self.plan.prepare_databases()
+        self._wait_for([program for program in servers if not program.is_needed_first])
+        self.plan.prepare_carriers()
         processes = self.plan.processes()
         self._start_all(processes)
-        for program in (*servers, *processes):
-            self._wait(program.name, program.is_ready)
+        self._wait_for((*servers, *processes))
         self.stack = self.plan.stack()
         self._publish()
         self._on_ready(self.stack)
@@ -178,27 +173,21 @@ class Supervisor:
             child = self.children[program.name] = Child(program)
             child.start()
 
-    def _redis_answers(self) -> bool:
-        try:
-            self.plan.redis.ping()
-        except redis.RedisError:
-            return False
-        return True
+    def _wait_for(self, programs: Sequence[Program]) -> None:
+        for program in programs:
+            self._wait(program)
 
-    def _postgres_answers(self) -> bool:
-        return self.plan.postgres.accepts_connections()
-
-    def _wait(self, name: str, is_ready: Callable[[], bool]) -> None:
+    def _wait(self, program: Program) -> None:
         """Return when the child is ready. ServerError with the tail of its log if it keeps ending or takes too long."""
-        child = self.children[name]
+        child = self.children[program.name]
         began = time.monotonic()
-        while not is_ready():
+        while not program.is_ready():
             self._sleep(0.05)
             self._tend()
             keeps_dying = child.restarts_in_a_row >= FAILED_STARTS_MAX
             if time.monotonic() - began > (FAILING_S_MAX if keeps_dying else READY_S_MAX):
-                own_log = self.plan.redis.log if name == "redis" else child.program.log
-                raise ServerError(f"{name} does not become ready; its log ends with:\n{log_tail(own_log)}")
+                tail = log_tail(program.server_log or program.log)
+                raise ServerError(f"{program.name} does not become ready; its log ends with:\n{tail}")
 
     def _tend(self) -> None:
         """Restart ended processes whose restart is due."""
@@ -256,8 +245,8 @@ class Supervisor:
         self._stop(["edge"])
         self._stop(["backoffice"])
         self._drain()
-        self._stop([name for name in self.children if name not in SERVERS])
-        self._stop(SERVERS)
+        self._stop([name for name in self.children if name not in self._servers])
+        self._stop(self._servers)
         folder.sweep(patience_s=0)
 
     def _stop(self, names: Sequence[str]) -> None:
@@ -306,7 +295,7 @@ def supervise(
     edge_port: int,
     backoffice_port: int,
     on_ready: Callable[[Stack], None] | None = None,
-    make_plan: Callable[[StateFolder, int, int, Mapping[str, str]], Plan] = Plan,
+    make_plan: Callable[[StateFolder, int, int, Mapping[str, str]], Plan] = plan_of,
 ) -> int:
     """Run a stack in this process until a signal ends it. Returns the exit status. `make_plan` may vary its parts."""
     os.umask(PRIVATE_UMASK)  # inherited by every process of the stack

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from devstack.plan import responds
+from devstack.program import responds
 from devstack.servers import RedisServer
 from faults.checker import Expectations
 from faults.conditions import Needs, NotFired

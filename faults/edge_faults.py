@@ -15,7 +15,7 @@ from uuid import UUID
 
 from devstack.children import alive, free_port, spawn
 from devstack.launch import wait_until_up
-from devstack.plan import responds
+from devstack.program import responds
 from faults.checker import Expectations
 from faults.clock import clock_shim
 from faults.conditions import Needs, NotFired

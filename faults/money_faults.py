@@ -11,7 +11,8 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from devstack.plan import SIMULATOR, responds
+from devstack.plan import SIMULATOR
+from devstack.program import responds
 from domain.payments import UNKNOWN_ID
 from faults.checker import Expectations
 from faults.conditions import Needs, NotFired

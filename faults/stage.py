@@ -28,7 +28,8 @@ from devstack import rabbitmq
 from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.kafka import answers
-from devstack.plan import QUEUE_VARIABLE, SIMULATOR, QueueKind, responds
+from devstack.plan import QUEUE_VARIABLE, SIMULATOR, QueueKind
+from devstack.program import responds
 from devstack.state import StateFolder
 from faults.conditions import Door, Needs, NotFired, NotHere
 from faults.proxy import FaultProxy

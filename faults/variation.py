@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from devstack.kafka import Listener
-from devstack.plan import EVENT_LOG_VARIABLE, EventLogKind, Plan, Program
+from devstack.plan import EVENT_LOG_VARIABLE, EventLogKind, Plan
+from devstack.program import Program
 from devstack.state import StateFolder
 from devstack.supervisor import supervise
 from runtime.process.settings import overrule

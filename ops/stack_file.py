@@ -33,6 +33,9 @@ class Stack:
     `payment_url`, `payment_api_key`: the simulator's address, and the key for its API; None with another provider.
     `mail_folder`: the mails that were sent, a file each.
     `edge_direct_url`: the edge's direct door; None while it is off.
+    `catalogue_dsn`, `shard_dsns`: the addresses for processes, a pooler's in a full stack. Only a full stack has
+    `..._direct_...` (the primaries), `..._replica_...`, `redis_replica_url`, and by the names of processes
+    `postgres_servers` (maintenance databases) and `poolers` (consoles).
     `restarting`: processes that ended and wait for their restart -> `restarts_in_a_row`, `at` (RFC 3339).
     """
 
@@ -56,6 +59,13 @@ class Stack:
     payment_url: str | None = None
     payment_api_key: str | None = field(default=None, repr=False)
     analytics_dsn: str | None = field(default=None, repr=False)
+    catalogue_direct_dsn: str | None = field(default=None, repr=False)
+    shard_direct_dsns: list[str] = field(default_factory=list, repr=False)
+    catalogue_replica_dsn: str | None = field(default=None, repr=False)
+    shard_replica_dsns: list[str] = field(default_factory=list, repr=False)
+    redis_replica_url: str | None = field(default=None, repr=False)
+    postgres_servers: dict[str, str] = field(default_factory=dict, repr=False)
+    poolers: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def order_url(self) -> str:
@@ -145,8 +155,19 @@ class StackFolder:
             "FLASHSALE_EVENT_LOG_URL": stack.event_log_url,
             "FLASHSALE_CATALOGUE_DSN": stack.catalogue_dsn,
             "FLASHSALE_SHARD_DSNS": ",".join(stack.shard_dsns),
+            # Always set: those of another deployment in the caller's environment would send migrations there.
+            "FLASHSALE_CATALOGUE_DIRECT_DSN": stack.catalogue_direct_dsn or stack.catalogue_dsn,
+            "FLASHSALE_SHARD_DIRECT_DSNS": ",".join(stack.shard_direct_dsns or stack.shard_dsns),
+            **({} if stack.catalogue_replica_dsn is None else self._replica_env(stack)),
             **({} if stack.analytics_dsn is None else {"FLASHSALE_ANALYTICS_DSN": stack.analytics_dsn}),
             "FLASHSALE_TOKEN_KEYS_FILE": str(self.token_keys),
+        }
+
+    def _replica_env(self, stack: Stack) -> dict[str, str]:
+        assert stack.catalogue_replica_dsn is not None
+        return {
+            "FLASHSALE_CATALOGUE_REPLICA_DSN": stack.catalogue_replica_dsn,
+            "FLASHSALE_SHARD_REPLICA_DSNS": ",".join(stack.shard_replica_dsns),
         }
 
     def payment_env(self, stack: Stack) -> dict[str, str]:

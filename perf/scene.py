@@ -14,7 +14,7 @@ from subprocess import Popen
 from typing import Final
 
 from devstack.children import free_port, log_tail, spawn
-from devstack.plan import responds
+from devstack.program import responds
 from perf.peers.building import LANGUAGES
 from perf.peers.running import Peer, running_peer
 from perf.processes import cpu_us, end, halted, tree

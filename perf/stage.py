@@ -22,7 +22,7 @@ import redis
 
 from devstack.children import free_port, log_tail, spawn
 from devstack.demo.rehearsal import sigterm_as_interrupt
-from devstack.plan import responds
+from devstack.program import responds
 from devstack.servers import RedisServer
 from domain import ids, topology
 from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock

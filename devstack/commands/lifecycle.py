@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from devstack.children import alive
+from devstack.data_tier import data_tier, in_words
+from devstack.full import STACK_VARIABLE, StackKind
 from devstack.launch import start_detached, stop
-from devstack.plan import EVENT_LOG_VARIABLE, QUEUE_VARIABLE, EventLogKind, QueueKind, responds
+from devstack.packages import install_missing, needed
+from devstack.plan import EVENT_LOG_VARIABLE, QUEUE_VARIABLE, EventLogKind, QueueKind
+from devstack.program import responds
 from devstack.state import StateFolder
 from devstack.supervisor import supervise
 from ops.commands.options import AsJson, StateDir, print_json
@@ -20,26 +23,21 @@ from ops.stack_file import Stack, StackError
 NOT_UP = 3
 
 
-class StackKind(StrEnum):
-    """Kinds of a stack, by its servers."""
-
-    EMBEDDED = "embedded"
-    FULL = "full"
-
-
 def up(
     stack: Annotated[
         StackKind,
         typer.Option(
-            help="embedded: Redis and PostgreSQL from wheels. full: reserved, does not exist yet; exit status 2."
+            help="embedded: one Redis and one PostgreSQL. full: a primary with a standby and a PgBouncer for the catalogue "
+            "and each shard, a Redis with a replica, a separate cache, RabbitMQ, Kafka; installs missing Debian packages."
         ),
     ] = StackKind.EMBEDDED,
     event_log: Annotated[
-        EventLogKind,
+        EventLogKind | None,
         typer.Option(
-            help="Carrier of the event log. kafka: a real broker; needs Java 17, and Maven for its first start."
+            help="Carrier of the event log; kafka for a full stack, otherwise redis. kafka: a real broker; needs Java 17, "
+            "and Maven for its first start."
         ),
-    ] = EventLogKind.REDIS,
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when all processes are ready; stop with `flashsale down`.")
     ] = False,
@@ -53,26 +51,35 @@ def up(
         ),
     ] = 8081,
     queue: Annotated[
-        QueueKind,
+        QueueKind | None,
         typer.Option(
             envvar=QUEUE_VARIABLE,
-            help="Carrier of the work queues. rabbitmq: a server of the distribution's package. "
+            help="Carrier of the work queues; rabbitmq for a full stack, otherwise redis. "
+            "rabbitmq: a server of the distribution's package. "
             "Messages of the other carrier stay where they are: stop the stack before you change it.",
         ),
-    ] = QueueKind.REDIS,
+    ] = None,
     state_dir: StateDir = None,
 ) -> None:
-    """Start a stack on this machine: Redis, PostgreSQL and all processes, supervised.
+    """Start a stack on this machine: its servers and all processes, supervised. Data stays between runs.
 
     Processes get the FLASHSALE_* settings of the environment, except addresses.
     """
-    if stack is StackKind.FULL:
-        raise typer.BadParameter("only 'embedded' exists yet; start it with `flashsale up`", param_hint="--stack")
+    is_full = stack is StackKind.FULL
+    queue = queue or (QueueKind.RABBITMQ if is_full else QueueKind.REDIS)
+    event_log = event_log or (EventLogKind.KAFKA if is_full else EventLogKind.REDIS)
     folder = StateFolder.at(state_dir)
     # The supervisor reads them, in this process or in its own.
+    os.environ[STACK_VARIABLE] = stack
     os.environ[QUEUE_VARIABLE] = queue
     os.environ[EVENT_LOG_VARIABLE] = event_log
-    if folder.supervisor_pid() is not None:
+    is_up = folder.supervisor_pid() is not None
+    if is_full and not is_up:
+        install_missing(
+            needed(queue_is_rabbitmq=queue is QueueKind.RABBITMQ, event_log_is_kafka=event_log is EventLogKind.KAFKA),
+            lambda line: print(line, flush=True),
+        )
+    if is_up:
         running = folder.read_stack()
         if running is None:
             raise StackError(f"a stack is starting or stopping in {folder.path}: try again in a few seconds")
@@ -105,7 +112,7 @@ def down(
 
 
 def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
-    """Show the stack's processes and whether they are ready.
+    """Show the stack's processes and whether they are ready; of a full stack also roles, lags and connections.
 
     Exit status 0: all are ready; 1: one is not ready; 3: no stack is up.
     """
@@ -118,6 +125,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
             print(f"No stack is up in {folder.path}.")
         raise typer.Exit(NOT_UP)
     ready = _readiness(stack)
+    tier = data_tier(stack)
     if as_json:
         print_json(
             {
@@ -132,6 +140,7 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
                         "ready": ready[name],
                         "restarting": stack.restarting.get(name),
                         "metrics_url": _metrics_url(stack, name),
+                        **({"data": tier[name]} if name in tier else {}),
                     }
                     for name, pid in stack.processes.items()
                 },
@@ -139,8 +148,11 @@ def status(as_json: AsJson = False, state_dir: StateDir = None) -> None:
         )
     else:
         print_addresses(stack, folder)
+        width = max(map(len, stack.processes))
         for name, pid in stack.processes.items():
-            print(f"  {name:<17} {pid:>8}  {'ready' if ready[name] else _why_not_ready(stack, name)}")
+            state = "ready" if ready[name] else _why_not_ready(stack, name)
+            figures = f"  {tier[name].get('role', ''):<8} {in_words(tier[name])}" if name in tier else ""
+            print(f"  {name:<{width}} {pid:>8}  {state}{figures}")
     if not all(ready.values()):
         raise typer.Exit(1)
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import redis
 
 from devstack.children import free_port, log_tail, spawn
-from devstack.plan import responds
+from devstack.program import responds
 from devstack.servers import RedisServer
 from perf.peers.building import LANGUAGES, SCRIPT
 from perf.processes import end

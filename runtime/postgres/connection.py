@@ -143,9 +143,15 @@ class BoundedCommand(Connection[Row]):
         _shut_down(self)
 
 
-def connect_command(dsn: str, *, autocommit: bool = True, call_s_max: float = CALL_S_MAX) -> BoundedCommand[TupleRow]:
+def connect_command(
+    dsn: str,
+    *,
+    autocommit: bool = True,
+    call_s_max: float = CALL_S_MAX,
+    connect_s_max: int = COMMAND_CONNECT_S_MAX,
+) -> BoundedCommand[TupleRow]:
     """A connection of a program without an event loop."""
-    connection = BoundedCommand.connect(dsn, autocommit=autocommit, connect_timeout=COMMAND_CONNECT_S_MAX)
+    connection = BoundedCommand.connect(dsn, autocommit=autocommit, connect_timeout=connect_s_max)
     connection.call_s_max = call_s_max
     return connection
 

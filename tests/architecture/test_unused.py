@@ -20,7 +20,6 @@ _SOURCES = {".py", ".pyx", ".pxd", ".toml", ".ini"}
 _NAME = re.compile(r"\b[A-Za-z_]\w*\b")
 # Compiled functions that only compiled code calls, each with a way for its differential test to reach it.
 DOORS_FOR_TESTS = {
-    "devstack/postgres_pair.py": ("install_statistics", "pair_at"),  # the full stack comes next
     "hotpath/ids.pyi": {"short_id", "uuid_text", "rfc3339_ms"},
     "hotpath/resp.pyi": {"Reply"},
     "hotpath/validation.pyi": {"parse_order", "parse_idempotency_key"},

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from devstack.children import alive, free_port, log_tail, port_is_free, spawn
-from devstack.plan import Program
+import pytest
+
+from devstack.children import PORTS_VARIABLE, alive, free_port, log_tail, port_is_free, spawn
+from devstack.program import Program
 from devstack.supervisor import Child
 
 _PARENT = """
@@ -78,3 +80,10 @@ def test_a_process_that_the_machine_cannot_start_now_is_started_later(tmp_path: 
     child.start_or_later()
     assert child.process is not None
     child.kill_group()
+
+
+def test_ports_of_one_plan_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server on them yet: chosen at random from 120, two of 60 would be the same."""
+    monkeypatch.setenv(PORTS_VARIABLE, "21000-21119")
+    chosen = [free_port() for _ in range(60)]
+    assert len(set(chosen)) == len(chosen)

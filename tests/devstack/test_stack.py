@@ -18,13 +18,13 @@ import pytest
 import redis
 
 from devstack.children import alive
-from devstack.plan import KAFKA, RABBITMQ, SERVERS, WORKERS, responds
+from devstack.plan import SIMULATOR, WORKERS
+from devstack.program import responds
 from devstack.state import StateFolder
 from devstack.supervisor import FAILED_STARTS_MAX
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually, flashsale
 
-OF_OTHER_CARRIERS = {*RABBITMQ, KAFKA}
-NAMES = [*(name for name in SERVERS if name not in OF_OTHER_CARRIERS), "backoffice", *WORKERS, "edge"]
+NAMES = ["redis", "postgres", "mailbox", SIMULATOR, "backoffice", *WORKERS, "edge"]
 
 
 def test_stack_file_names_everything_that_runs(running_stack: RunningStack) -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
+from backoffice.web.replica_metrics import ReplicaMetrics
+from devstack.servers import RedisServer
 from faults.proxy import FaultProxy
 from migrations import runner
 from migrations.runner import MigrationError, migrate_all
 from runtime.postgres import pool as pools
 from runtime.postgres.connection import DatabaseSilent, connect_command
+from runtime.postgres.databases import Database, Replica
 from runtime.postgres.pool import postgres_pool
+from runtime.postgres.positions import Positions
 from runtime.process.settings import Settings, SettingsError, load_settings
-from tests.fixtures.fix_pair import Tier
+from runtime.redis.client import redis_client
+from tests.fixtures.fix_pair import Tier, until
 
 CLIENTS = 12  # more than the pooler's 4 connections
 NOWHERE = "postgresql://flashsale@127.0.0.1:1/nowhere"
@@ -107,3 +114,42 @@ def test_direct_addresses_are_those_of_all_shards() -> None:
     one = Settings(shards=2, shard_dsns=(SecretStr("a"), SecretStr("b")), shard_direct_dsns=(SecretStr("c"),))
     with pytest.raises(SettingsError, match="FLASHSALE_SHARD_DIRECT_DSNS: has 1 entries"):
         one.require_all_shards()
+
+
+async def test_a_replica_behind_a_pooled_primary_is_left_out_while_it_lags_or_is_paused_and_comes_back(
+    tier: Tier, own_redis: RedisServer
+) -> None:
+    registry = CollectorRegistry()
+    client = redis_client(own_redis.url)
+    replica = Replica(postgres_pool(SecretStr(tier.pair.standby.dsn()), call_s_max=1.0), lag_ms_max=1000)
+    primary = postgres_pool(SecretStr(tier.pooler.dsn("postgres")))
+    database = Database("shard_0", primary, replica=replica, positions=Positions(client))
+    ReplicaMetrics([database], registry)
+
+    def readable() -> float | None:
+        return registry.get_sample_value("flashsale_replica_readable", {"database": "shard_0"})
+
+    def lag_s() -> float | None:
+        return registry.get_sample_value("flashsale_replica_lag_seconds", {"database": "shard_0"})
+
+    assert (readable(), lag_s()) == (0.0, math.inf)
+    await database.open()
+    watch = asyncio.create_task(database.watch())
+    try:
+        await asyncio.to_thread(until, lambda: readable() == 1.0)
+        with tier.replay_paused():
+            await asyncio.to_thread(tier.pair.primary.ask, "SELECT pg_logical_emit_message(false, 'test', 'more')")
+            await asyncio.to_thread(until, lambda: readable() == 0.0)
+        await asyncio.to_thread(until, lambda: readable() == 1.0)
+        tier.pair.standby.kill()
+        try:
+            await asyncio.to_thread(until, lambda: readable() == 0.0)
+        finally:
+            tier.pair.standby.start()
+        await asyncio.to_thread(until, lambda: readable() == 1.0)
+        measured = lag_s()
+        assert measured is not None and measured < 1.0
+    finally:
+        watch.cancel()
+        await database.close()
+        await client.aclose()
