@@ -16,10 +16,11 @@ from devstack import rabbitmq
 from devstack.children import free_port, port_is_free
 from devstack.kafka import KafkaServer
 from devstack.rabbitmq import Epmd, RabbitServer
+from devstack.redis_cluster import RedisCluster
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import STATE_VARIABLE, StateFolder
 from ops.stack_file import PROJECT, Stack, StackError
-from runtime.process.settings import PREFIX, Settings, load_settings, overrule
+from runtime.process.settings import PREFIX, Durability, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
 from runtime.tokens.vapid import VapidKey, create_vapid_key, load_vapid_key
 
@@ -27,10 +28,12 @@ PROBE_S_MAX = 2.0
 SIMULATOR = "payment-simulator"
 RABBITMQ = ("epmd", "rabbitmq")  # of a stack with this queue
 KAFKA = "kafka"  # of a stack with this event log
-SERVERS = ("redis", "postgres", *RABBITMQ, KAFKA, "mailbox", SIMULATOR)
+CLUSTER_NODES = tuple(f"redis-node-{number}" for number in range(6))  # of a stack with a Redis Cluster
+SERVERS = ("redis", *CLUSTER_NODES, "postgres", *RABBITMQ, KAFKA, "mailbox", SIMULATOR)
 # In the environment of a supervisor.
 QUEUE_VARIABLE = "DEVSTACK_QUEUE"  # a QueueKind
 EVENT_LOG_VARIABLE = "DEVSTACK_EVENT_LOG"  # an EventLogKind
+RESERVATION_VARIABLE = "DEVSTACK_RESERVATION"  # a ReservationKind
 # Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -59,6 +62,13 @@ class QueueKind(StrEnum):
 
     REDIS = "redis"
     RABBITMQ = "rabbitmq"
+
+
+class ReservationKind(StrEnum):
+    """Where the lanes are. Cache, embedded queue and event log are in one Redis of their own beside a cluster."""
+
+    REDIS = "redis"
+    CLUSTER = "cluster"
 
 
 class EventLogKind(StrEnum):
@@ -105,6 +115,7 @@ class Plan:
     backoffice_port: int
     environ: Mapping[str, str] = field(repr=False)
     redis: RedisServer = field(init=False)
+    redis_cluster: RedisCluster | None = field(init=False)  # None: the lanes are in `redis`
     postgres: PostgresServer = field(init=False)
     kafka: KafkaServer | None = field(init=False)  # None: the event log is on Redis Streams
     settings: Settings = field(init=False)
@@ -133,8 +144,20 @@ class Plan:
             self.settings.payment_provider != "simulated" or "payment_url" in chosen
         )
         self.payment_port = None if theirs else free_port()
+        self.redis_cluster = self._choose_reservation()
         self.epmd = Epmd(self.folder.data / "rabbitmq")
         self.rabbitmq = self._choose_queue()
+
+    def _choose_reservation(self) -> RedisCluster | None:
+        if ReservationKind(self.environ.get(RESERVATION_VARIABLE) or ReservationKind.REDIS) is ReservationKind.REDIS:
+            return None
+        replicated = self.settings.durability is Durability.REPLICATED
+        return RedisCluster(
+            self.folder.data / "redis-cluster",
+            extra=("--min-replicas-to-write", "1") if replicated else (),
+            password=self.folder.secret("redis_password"),
+            supervised=True,
+        )
 
     def _choose_queue(self) -> RabbitServer | None:
         kind = QueueKind(self.environ.get(QUEUE_VARIABLE) or QueueKind.REDIS)
@@ -239,11 +262,20 @@ class Plan:
                 "postgres", self.postgres.argv, {**self.postgres.env, **base}, self.folder.log("postgres"),
                 cwd=Path("/"), user=self.postgres.user, stop_signal=signal.SIGINT, stop_s_max=30.0,
             ),
+            *self._cluster_nodes(base),
             *self._kafka(base),
             *self._rabbitmq(base),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
             *self._simulator(),
         ]  # fmt: skip
+
+    def _cluster_nodes(self, base: Mapping[str, str]) -> list[Program]:
+        if self.redis_cluster is None:
+            return []
+        return [
+            Program(name, node.argv, {**node.env, **base}, self.folder.log(name))
+            for name, node in zip(CLUSTER_NODES, self.redis_cluster.nodes, strict=True)
+        ]
 
     def _rabbitmq(self, base: Mapping[str, str]) -> list[Program]:
         if self.rabbitmq is None:
@@ -336,7 +368,7 @@ class Plan:
             edge_direct_url=f"http://127.0.0.1:{self.edge_direct_port}" if self.edge_direct_port else None,
             backoffice_url=self.backoffice_url,
             admin={"email": self.settings.admin_email, "password": self.admin_password},
-            redis_url=self.redis.url,
+            redis_url=self.redis.url if self.redis_cluster is None else self.redis_cluster.url,
             cache_url=self._redis_database(1),
             catalogue_dsn=self.postgres.dsn("catalogue"),
             shard_dsns=[self.postgres.dsn(name) for name in self.database_names[1:-1]],

@@ -17,6 +17,7 @@ import redis
 from devstack.children import free_port
 from devstack.server_process import ServerError
 from devstack.servers import RedisServer
+from runtime.redis.addresses import ClusterAddress
 
 SLOTS: Final = 16384
 FORM_S_MAX: Final = 60.0
@@ -43,8 +44,9 @@ class SlotMove:
         """Move some keys; their number, 0 when none is left."""
         keys: Any = _run(self.source, "CLUSTER", "GETKEYSINSLOT", self.slot, keys_max)
         if keys:
-            port = self.target.get_connection_kwargs()["port"]
-            _run(self.source, "MIGRATE", "127.0.0.1", port, "", 0, MIGRATE_MS_MAX, "KEYS", *keys)
+            target = self.target.get_connection_kwargs()
+            login = ("AUTH", target["password"]) if target.get("password") else ()
+            _run(self.source, "MIGRATE", "127.0.0.1", target["port"], "", 0, MIGRATE_MS_MAX, *login, "KEYS", *keys)
         return len(keys)
 
     def finish(self) -> None:
@@ -65,15 +67,20 @@ class RedisCluster:
     durable: bool = True
     node_timeout_ms: int = 2000
     extra: tuple[str, ...] = ()
+    password: str | None = field(default=None, repr=False)
+    supervised: bool = False  # another process starts the nodes, and starts them again
     nodes: list[RedisServer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Choose the ports of the nodes."""
+        """Choose the ports of the nodes, unless there are any."""
+        if self.nodes:
+            return
         for number in range(2 * self.primaries):
             self.nodes.append(
                 RedisServer(
                     self.folder / f"node-{number}",
                     durable=self.durable,
+                    password=self.password,
                     extra=(
                         *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
                         *("--cluster-port", str(free_port()), "--cluster-node-timeout", str(self.node_timeout_ms)),
@@ -85,17 +92,32 @@ class RedisCluster:
                 )
             )
 
+    @classmethod
+    def at(cls, url: str, folder: Path) -> RedisCluster:
+        """A cluster that a supervisor runs, by the address of all its nodes."""
+        address = ClusterAddress.parse(url)
+        nodes = [
+            RedisServer(folder / f"node-{number}", port=port, password=address.password or None)
+            for number, (_, port) in enumerate(address.seeds)
+        ]
+        return cls(folder, primaries=len(nodes) // 2, password=address.password or None, supervised=True, nodes=nodes)
+
     @property
     def url(self) -> str:
-        """The `redis+cluster://` address with every node."""
-        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+        """The `redis+cluster://` address with every node. Contains the password: never log it."""
+        login = f":{self.password}@" if self.password else ""
+        return f"redis+cluster://{login}" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
 
     def start(self) -> None:
         """Start all nodes and form the cluster, unless their folders have one. Raises ServerError."""
         for node in self.nodes:
-            node.initialise()
             node.start()
         self.form()
+
+    def initialise(self) -> None:
+        """Create the data folders, for a supervisor that starts the nodes."""
+        for node in self.nodes:
+            node.initialise()
 
     def stop(self) -> None:
         """Stop every node that runs."""
@@ -108,14 +130,19 @@ class RedisCluster:
             node.destroy()
 
     def form(self) -> None:
-        """Make a cluster of the running nodes, if they are none yet, and wait until it serves every slot."""
+        """Make a cluster of the running nodes, if they are none yet, and wait until it serves every slot.
+
+        Nodes that are one already, and have other ports than in the run before, find one another again.
+        """
         clients = [self.client(node) for node in self.nodes]
-        if not _run(clients[0], "CLUSTER", "SLOTS"):
+        is_new = _known(clients[0]) == 1
+        if is_new:
             for number, client in enumerate(clients):
                 _run(client, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            for node in self.nodes[1:]:
-                bus = node.extra[node.extra.index("--cluster-port") + 1]
-                _run(clients[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        for node in self.nodes[1:]:
+            bus = node.extra[node.extra.index("--cluster-port") + 1]
+            _run(clients[0], "CLUSTER", "MEET", "127.0.0.1", node.port, bus)
+        if is_new:
             for number in range(self.primaries):
                 first, last = number * SLOTS // self.primaries, (number + 1) * SLOTS // self.primaries - 1
                 _run(clients[number], "CLUSTER", "ADDSLOTSRANGE", first, last)
@@ -142,7 +169,7 @@ class RedisCluster:
 
     def _is_healthy(self) -> bool:
         for node in self.nodes:
-            if node.process is None:
+            if not self._runs(node):
                 continue
             with self.client(node) as client:
                 try:
@@ -157,12 +184,12 @@ class RedisCluster:
 
     def client(self, node: RedisServer) -> redis.Redis:
         """A plain client of one node."""
-        return redis.Redis(port=node.port, socket_timeout=5)
+        return redis.Redis(port=node.port, password=self.password, socket_timeout=5)
 
     def owner_of(self, slot: int) -> RedisServer:
         """The running node that serves a slot as a primary. LookupError if there is none."""
         for node in self.nodes:
-            if node.process is None:
+            if not self._runs(node):
                 continue
             with self.client(node) as client:
                 try:
@@ -177,23 +204,16 @@ class RedisCluster:
 
     def current_primaries(self) -> list[RedisServer]:
         """The running nodes that are primaries now."""
-        return [node for node in self.nodes if node.process is not None and self._role(node) == "master"]
+        return [node for node in self.nodes if self._runs(node) and self._role(node) == "master"]
+
+    def _runs(self, node: RedisServer) -> bool:
+        """Whether the node is expected to answer: a supervisor's nodes always are."""
+        return node.process is not None or self.supervised
 
     def _role(self, node: RedisServer) -> str:
         with self.client(node) as client:
             state: Any = client.info("replication")
         return str(state["role"])
-
-    def replica_of(self, primary: RedisServer) -> RedisServer:
-        """A running replica of a node. LookupError if there is none."""
-        for node in self.nodes:
-            if node is primary or node.process is None:
-                continue
-            with self.client(node) as client:
-                state: Any = client.info("replication")
-            if state["role"] == "slave" and int(state["master_port"]) == primary.port:
-                return node
-        raise LookupError("the node has no running replica")
 
     def move(self, slot: int, *, to: RedisServer) -> SlotMove:
         """A move of the slot, not begun."""

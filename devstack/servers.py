@@ -96,9 +96,10 @@ class RedisServer(ServerProcess):
 
     def wait_ready(self) -> None:
         """Return when the server has loaded its data and answers PING. Raises ServerError."""
-        self.await_ready(self._answers, name=f"redis-server on port {self.port}", logs=(self.log,))
+        self.await_ready(self.answers, name=f"redis-server on port {self.port}", logs=(self.log,))
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether the server answers PING."""
         try:
             self.ping()
         except redis.RedisError:

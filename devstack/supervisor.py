@@ -25,7 +25,7 @@ from pathlib import Path
 import redis
 
 from devstack.children import log_tail, spawn
-from devstack.plan import KAFKA, SERVERS, Plan, Program
+from devstack.plan import CLUSTER_NODES, KAFKA, SERVERS, Plan, Program
 from devstack.server_process import ServerError
 from devstack.state import StateFolder
 from domain.topology import lane_stream_key
@@ -149,6 +149,8 @@ class Supervisor:
             _say(f"killed processes of an earlier supervisor: {left}")
         self.plan.make_secrets()
         self.plan.redis.initialise()
+        if self.plan.redis_cluster is not None:
+            self.plan.redis_cluster.initialise()
         self.plan.postgres.initialise()
         if self.plan.kafka is not None:
             self.plan.kafka.initialise()
@@ -156,7 +158,11 @@ class Supervisor:
             self.plan.rabbitmq.initialise()
         servers = self.plan.servers()
         self._start_all(servers)
-        self._wait("redis", self._redis_answers)
+        self._wait("redis", self.plan.redis.answers)
+        if self.plan.redis_cluster is not None:
+            for name, node in zip(CLUSTER_NODES, self.plan.redis_cluster.nodes, strict=True):
+                self._wait(name, node.answers)
+            self.plan.redis_cluster.form()
         self._wait("postgres", self._postgres_answers)
         catalogue, *shards, analytics = map(self.plan.postgres.create_database, self.plan.database_names)
         migrate(catalogue, shards, analytics_dsn=analytics)
@@ -177,13 +183,6 @@ class Supervisor:
         for program in programs:
             child = self.children[program.name] = Child(program)
             child.start()
-
-    def _redis_answers(self) -> bool:
-        try:
-            self.plan.redis.ping()
-        except redis.RedisError:
-            return False
-        return True
 
     def _postgres_answers(self) -> bool:
         return self.plan.postgres.accepts_connections()
@@ -286,11 +285,17 @@ class Supervisor:
         streams = [lane_stream_key(lane) for lane in range(self.plan.settings.lanes)]
         deadline = time.monotonic() + DRAIN_S_MAX
         try:
-            with redis.Redis.from_url(self.plan.redis.url, socket_timeout=2) as client:
+            with self._reservation() as client:
                 while any(client.xlen(stream) for stream in streams) and time.monotonic() < deadline:
                     time.sleep(0.05)
-        except redis.RedisError as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
             _say(f"not drained: {error}")
+
+    def _reservation(self) -> redis.Redis | redis.RedisCluster:
+        cluster = self.plan.redis_cluster
+        if cluster is None:
+            return redis.Redis.from_url(self.plan.redis.url, socket_timeout=2)
+        return redis.RedisCluster(port=cluster.nodes[0].port, password=cluster.password, socket_timeout=2)
 
 
 def _say(text: str) -> None:

@@ -18,12 +18,12 @@ import pytest
 import redis
 
 from devstack.children import alive
-from devstack.plan import KAFKA, RABBITMQ, SERVERS, WORKERS, responds
+from devstack.plan import CLUSTER_NODES, KAFKA, RABBITMQ, SERVERS, WORKERS, responds
 from devstack.state import StateFolder
 from devstack.supervisor import FAILED_STARTS_MAX
 from tests.fixtures.fix_stack import ROOT, RunningStack, eventually, flashsale
 
-OF_OTHER_CARRIERS = {*RABBITMQ, KAFKA}
+OF_OTHER_CARRIERS = {*RABBITMQ, KAFKA, *CLUSTER_NODES}
 NAMES = [*(name for name in SERVERS if name not in OF_OTHER_CARRIERS), "backoffice", *WORKERS, "edge"]
 
 
