@@ -1,7 +1,7 @@
 """A Redis Cluster of real servers on loopback: primaries with a replica each. Starts, forms, moves slots.
 
-Does not supervise. The first `primaries` nodes begin as primaries, the others as their replicas in the same order; after
-a failover the roles are those that the nodes report.
+Does not supervise. The first `primaries` nodes begin as primaries, the others as their replicas in the same order;
+after a failover the roles are those that the nodes report.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class SlotMove:
 
 @dataclass(slots=True)
 class RedisCluster:
-    """`primaries` primaries, and a replica of each one, under `folder`. `node_timeout_ms`: silence before a failover."""
+    """`primaries` primaries, and a replica of each, under `folder`. `node_timeout_ms`: silence before a failover."""
 
     folder: Path
     primaries: int = 3

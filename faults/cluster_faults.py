@@ -16,7 +16,7 @@ from domain.topology import lane_state_key
 from faults.conditions import Needs
 from faults.scenario import Drill, Fault
 from faults.stage import Stage
-from runtime.redis.slots import slot_of
+from runtime.redis.hash_slots import slot_of
 
 TAKE_OVER_S_MAX = 60.0
 KEYS_PER_STEP = 100
@@ -24,7 +24,7 @@ STEP_PAUSE_S = 0.01
 
 
 async def node_killed(drill: Drill) -> str:
-    """Stop the primary of the sale's lane until its replica has taken over, then kill it; it comes back as a replica."""
+    """Stop the primary of the sale's lane until its replica has taken over, then kill it: it returns as a replica."""
     cluster, slot = _cluster(drill.stage), slot_of(lane_state_key(drill.lanes[0]))
     owner = await asyncio.to_thread(cluster.owner_of, slot)
     name = CLUSTER_NODES[cluster.nodes.index(owner)]

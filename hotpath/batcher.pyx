@@ -9,8 +9,8 @@ their waiters directly from the caller's stack.
     submit -> queue of the lane -> output -> in flight -> receive -> settle
                  ^ lost connection, NOSCRIPT, LOADING, HAS_STOCK |
 
-With `replicas`, each reserve batch is followed by a write and one WAIT; accepted and repeated orders end with its reply.
-The write is necessary: WAIT after reads only returns at once, even when no replica has the order.
+With `replicas`, each reserve batch is followed by a write and one WAIT; accepted and repeated orders end with its
+reply. The write is necessary: WAIT after reads only returns at once, even when no replica has the order.
 
 In a Redis Cluster each node has a batcher, and `hotpath.lane_router` has them all. When a lane's slot moves, its orders
 wait in its queue, and other lanes of the connection go on.
@@ -214,7 +214,7 @@ cdef class Batcher(OrderTaker):
         return self.enqueue(ticket, True)
 
     def release_lane(self, int lane):
-        """Remove and return the waiting orders of a lane, in their order. Those in flight come back with their reply."""
+        """Remove and return the waiting orders of a lane, in order. Those in flight come back with their reply."""
         cdef LaneQueue queue = <LaneQueue>self.lanes.get(lane)
         if queue is None:
             return []
@@ -548,7 +548,7 @@ cdef class Batcher(OrderTaker):
         if ticket.ended:
             return 0
         if self.replicas and ticket.by_lookup:
-            ticket.by_reserve = True  # the lookup writes nothing, so WAIT would not tell whether a replica has the order
+            ticket.by_reserve = True  # the lookup writes nothing: WAIT would not tell whether a replica has the order
             self.requeue(ticket)
             return 0
         for i in range(count):
@@ -592,7 +592,7 @@ cdef class Batcher(OrderTaker):
         return 0
 
     cdef int redirect(self, Batch batch, str text) except -1:
-        """The lane's slot moves, or has moved. The lane waits; the owner is told, and may give it to another batcher."""
+        """The lane's slot moves, or has moved. The lane waits; the owner may give it to another batcher."""
         self.redirected += 1
         batch.lane.hold_until_ns = monotonic_ns() + HOLD_MS * NS_PER_MS
         self.lanes_held_until_ns = batch.lane.hold_until_ns

@@ -21,7 +21,7 @@ from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError,
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from runtime.redis.addresses import ClusterAddress, Node
-from runtime.redis.slots import SlotMap, slot_of, slot_of_command
+from runtime.redis.hash_slots import SlotMap, slot_of, slot_of_command
 
 REDIRECTS_MAX: Final = 32  # of one command; with the pauses below about a second and a half
 PAUSE_S: Final = 0.05  # after TRYAGAIN and CLUSTERDOWN: the slot moves, or a replica is about to take over

@@ -32,7 +32,7 @@ from reservation.reading import read_sale, read_sequences
 from reservation.scripts import LOOKUP, RESERVE
 from runtime.redis.addresses import ClusterAddress
 from runtime.redis.cluster import ClusterRedis
-from runtime.redis.slots import slot_of
+from runtime.redis.hash_slots import slot_of
 
 LANES = 6
 WAIT_S_MAX = 60.0
@@ -90,7 +90,7 @@ async def publish(client: ClusterRedis, lanes: tuple[int, ...]) -> SaleDefinitio
 
 
 @dataclass
-class Crowd:
+class Buyers:
     """Buyers that order without a pause, one order at a time each, with the verdict of every order."""
 
     link: ClusterLink
@@ -124,8 +124,8 @@ class Crowd:
 
 
 @contextlib.asynccontextmanager
-async def buying(crowd: Crowd, buyers: int = 12) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(crowd.buy_for_ever()) for _ in range(buyers)]
+async def buying(buyers: Buyers, number: int = 12) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(buyers.buy_for_ever()) for _ in range(number)]
     try:
         yield
     finally:
@@ -156,11 +156,11 @@ async def test_orders_in_every_lane(redis_cluster: RedisCluster, cluster_client:
     sale = await publish(cluster_client, lanes)
     link = make_link(redis_cluster, cluster_client, deadline_ms=20_000)
     async with running(link):
-        crowd = Crowd(link, make_view(sale))
-        await asyncio.gather(*(crowd.buy(os.urandom(16)) for _ in range(300)))
-    assert crowd.verdicts == {"ACCEPTED": 300}
+        buyers = Buyers(link, make_view(sale))
+        await asyncio.gather(*(buyers.buy(os.urandom(16)) for _ in range(300)))
+    assert buyers.verdicts == {"ACCEPTED": 300}
     assert all((await read_sequences(cluster_client, lanes)).values())
-    assert sorted(await in_streams(cluster_client, lanes)) == sorted(crowd.accepted)
+    assert sorted(await in_streams(cluster_client, lanes)) == sorted(buyers.accepted)
     assert len({redis_cluster.owner_of(slot_of(topology.lane_state_key(lane))).port for lane in lanes}) > 1
     await check_stock(cluster_client, sale, 300)
 
@@ -180,19 +180,19 @@ async def test_a_slot_moves_under_load_without_a_lost_or_doubled_order(
     assert others, "no second lane at the node: choose other lanes"
     sale, other_sale = await publish(cluster_client, (moving,)), await publish(cluster_client, others)
     link = make_link(redis_cluster, cluster_client, deadline_ms=30_000)
-    crowd, other_crowd = Crowd(link, make_view(sale)), Crowd(link, make_view(other_sale))
-    async with running(link), buying(crowd), buying(other_crowd):
-        await crowd.until_accepted(200)
+    buyers, other_buyers = Buyers(link, make_view(sale)), Buyers(link, make_view(other_sale))
+    async with running(link), buying(buyers), buying(other_buyers):
+        await buyers.until_accepted(200)
         move = redis_cluster.move(slot, to=target)
         await asyncio.to_thread(move.begin)
         await asyncio.to_thread(move.move_keys, 50)
-        await other_crowd.until_accepted(100)  # while the lane's orders wait
+        await other_buyers.until_accepted(100)  # while the lane's orders wait
         await asyncio.to_thread(move.finish)
-        await crowd.until_accepted(200)
-        await other_crowd.until_accepted(50)
+        await buyers.until_accepted(200)
+        await other_buyers.until_accepted(50)
     assert redis_cluster.owner_of(slot) is target
     assert link.batcher.stats()["redirected"] > 0
-    for one, lanes in ((crowd, (moving,)), (other_crowd, others)):
+    for one, lanes in ((buyers, (moving,)), (other_buyers, others)):
         assert set(one.verdicts) == {"ACCEPTED"}
         stored = await in_streams(cluster_client, lanes)
         assert len(stored) == len(set(stored))
@@ -215,30 +215,30 @@ async def test_a_killed_primary_is_replaced_by_its_replica(
     )  # fmt: skip
     sale, other_sale = await publish(cluster_client, (lane,)), await publish(cluster_client, (other,))
     link = make_link(redis_cluster, cluster_client, deadline_ms=3000, replicas=replicas)
-    crowd, other_crowd = Crowd(link, make_view(sale)), Crowd(link, make_view(other_sale))
+    buyers, other_buyers = Buyers(link, make_view(sale)), Buyers(link, make_view(other_sale))
     try:
-        async with running(link), buying(crowd), buying(other_crowd):
-            await crowd.until_accepted(200)
+        async with running(link), buying(buyers), buying(other_buyers):
+            await buyers.until_accepted(200)
             lost.kill()
-            await other_crowd.until_accepted(100)
+            await other_buyers.until_accepted(100)
             successor = await _successor(redis_cluster, slot, lost)
             if replicas:
-                # Without a replica every order is UNKNOWN. In this thread: the node ends with the thread that starts it.
+                # Without a replica every order is UNKNOWN. In this thread: a node ends with the thread that started it.
                 lost.start()
-            await crowd.until_accepted(100)
-            await other_crowd.until_accepted(50)
+            await buyers.until_accepted(100)
+            await other_buyers.until_accepted(50)
     finally:
         if lost.process is None:
             lost.start()
     assert successor is not lost
-    assert set(crowd.verdicts) <= {"ACCEPTED", "UNKNOWN", "UNAVAILABLE", "OVERLOADED", "STALE"}
-    assert set(other_crowd.verdicts) <= {"ACCEPTED", "UNKNOWN", "UNAVAILABLE", "OVERLOADED"}
+    assert set(buyers.verdicts) <= {"ACCEPTED", "UNKNOWN", "UNAVAILABLE", "OVERLOADED", "STALE"}
+    assert set(other_buyers.verdicts) <= {"ACCEPTED", "UNKNOWN", "UNAVAILABLE", "OVERLOADED"}
     stored = set(await in_streams(cluster_client, (lane,)))
     if replicas:
-        assert crowd.accepted <= stored
+        assert buyers.accepted <= stored
     else:
-        assert len(crowd.accepted - stored) < 200  # the last moments before the kill; the watch closes such a sale
-    assert other_crowd.accepted <= set(await in_streams(cluster_client, (other,)))
+        assert len(buyers.accepted - stored) < 200  # the last moments before the kill; the watch closes such a sale
+    assert other_buyers.accepted <= set(await in_streams(cluster_client, (other,)))
 
 
 async def _successor(redis_cluster: RedisCluster, slot: int, lost: RedisServer) -> RedisServer:

@@ -12,9 +12,9 @@ from devstack.redis_cluster import RedisCluster
 from runtime.redis.addresses import ClusterAddress
 from runtime.redis.client import redis_client
 from runtime.redis.cluster import ClusterRedis, primaries_of, run_ids
+from runtime.redis.hash_slots import slot_of
 from runtime.redis.leases import Lease
 from runtime.redis.scripts import load_script, run, run_many
-from runtime.redis.slots import slot_of
 
 ACQUIRE = load_script("runtime.redis", "lease_acquire-2")
 

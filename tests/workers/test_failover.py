@@ -82,6 +82,7 @@ async def test_a_living_primary_is_fenced_and_follows(pair: Pair, settings: Sett
     assert pair.at_replica.info("replication")["role"] == "master"
     assert sell_at_replica(pair, market) is Outcome.ACCEPTED
     assert pair.client.info("replication")["role"] == "slave"
+    assert pair.client.config_get("min-replicas-to-write") == {"min-replicas-to-write": "0"}
     with pytest.raises(redis.ReadOnlyError):
         pair.client.set("late", "")
 

@@ -1,9 +1,10 @@
-"""`python -m workers.recovery.failover --replica URL [--replica URL] [--accept-loss] [--json]`: promote a Redis replica.
+"""`python -m workers.recovery.failover --replica URL [--accept-loss] [--json]`: promote a replica of Redis.
 
-Fences the primary of FLASHSALE_REDIS_URL if it lives, waits until the replica has its data, and compares the sequences of
-all lanes with the records of PostgreSQL before it promotes. A replica that is behind is promoted only with
-`--accept-loss`; then the sales of its lanes are closed, and `flashsale rebuild` raises their epoch. Does not change the
-address that the processes use. Exit status: 0 promoted; 1 not promoted, the message says why; 2 wrong arguments.
+Fences the primary of FLASHSALE_REDIS_URL if it lives, waits until the replica has its data, and compares the sequences
+of all lanes with the records of PostgreSQL before it promotes. `--replica` may be repeated: the one with most is taken.
+A replica that is behind is promoted only with `--accept-loss`; then the sales of its lanes are closed, and `flashsale
+rebuild` raises their epoch. Does not change the address that the processes use. Exit status: 0 promoted; 1 not
+promoted, the message says why; 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from urllib.parse import urlsplit
 
 import orjson
@@ -47,7 +48,7 @@ class FailoverRefused(OperatorError):
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """The new primary, the lanes in which it had less than PostgreSQL (sequence, recorded sequence), and closed sales."""
+    """The new primary, its lanes with less than PostgreSQL has recorded (sequence, recorded), and closed sales."""
 
     host: str
     port: int
@@ -101,7 +102,7 @@ async def promote(settings: Settings, replicas: Sequence[str], *, accept_loss: b
         parts = urlsplit(url)
         host, port = parts.hostname or "127.0.0.1", parts.port or 6379
         if fence.is_alive:
-            await _follow(primary, host, port)
+            await _follow(primary, host, port, fence.before)
         return Promotion(host, port, behind, sum(lane.sales for lane in closed.values()), fence.is_alive)
 
 
@@ -109,6 +110,7 @@ async def promote(settings: Settings, replicas: Sequence[str], *, accept_loss: b
 class _Fence:
     is_alive: bool
     is_kept: bool = False
+    before: int = 0  # replicas that the primary needed for a write
 
     def keep(self) -> None:
         self.is_kept = True
@@ -118,12 +120,12 @@ class _Fence:
 async def _fenced(primary: Redis) -> AsyncIterator[_Fence]:
     """Let the primary take no write, if it answers. Ended without `keep`, it takes writes again."""
     try:
-        before = (await primary.config_get("min-replicas-to-write"))["min-replicas-to-write"]
+        before = int((await primary.config_get("min-replicas-to-write"))["min-replicas-to-write"] or 0)
         await primary.config_set("min-replicas-to-write", FENCE)
     except (RedisError, OSError, TimeoutError):
         yield _Fence(is_alive=False)
         return
-    fence = _Fence(is_alive=True)
+    fence = _Fence(is_alive=True, before=before)
     try:
         yield fence
     finally:
@@ -143,10 +145,11 @@ async def _catch_up(primary: Redis, replica: Redis) -> None:
         await asyncio.sleep(CATCH_UP_LOOK_S)
 
 
-async def _follow(primary: Redis, host: str, port: int) -> None:
-    """Make the old primary a replica. If that fails it stays fenced until its next start."""
+async def _follow(primary: Redis, host: str, port: int, needed: int) -> None:
+    """Make the old primary a replica, then end its fence. If that fails it stays fenced until its next start."""
     try:
         await _run(primary, "REPLICAOF", host, port)
+        await primary.config_set("min-replicas-to-write", needed)
     except (RedisError, OSError, TimeoutError) as error:
         sys.stderr.write(f"{NAME}: the old primary does not follow the new one: {error}\n")
 
@@ -179,12 +182,10 @@ def main() -> None:
     configure_logging(NAME, settings.log_level)
     try:
         promotion = asyncio.run(promote(settings, options.replica, accept_loss=options.accept_loss))
-    except (OperatorError, *TRANSIENT) as error:
-        problem = str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
-        if options.json:
-            sys.stdout.write(orjson.dumps({"error": problem}).decode() + "\n")
-        sys.stderr.write(f"{NAME}: {problem}\n")
-        raise SystemExit(1) from None
+    except OperatorError as error:
+        _fail(str(error), options.json)
+    except TRANSIENT as error:
+        _fail(f"{type(error).__name__}: {error}", options.json)
     document = promotion.as_document()
     if options.json:
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -196,6 +197,13 @@ def main() -> None:
         sys.stdout.write(f"  {promotion.closed_sales} sales are closed: run `flashsale rebuild --sale ID` for each\n")
     if not promotion.primary_answered:
         sys.stdout.write("  the old primary did not answer: do not start it again except as a replica\n")
+
+
+def _fail(problem: str, as_json: bool) -> NoReturn:
+    if as_json:
+        sys.stdout.write(orjson.dumps({"error": problem}).decode() + "\n")
+    sys.stderr.write(f"{NAME}: {problem}\n")
+    raise SystemExit(1)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
