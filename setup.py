@@ -22,6 +22,7 @@ EXTENSIONS = [
     "hotpath.tickets",  # one order on its way
     "hotpath.calls",  # script calls of a batch
     "hotpath.batcher",  # micro-batches
+    "hotpath.lane_router",  # the node of a Redis Cluster for each order
     "hotpath.order_request",  # one POST of an order, whichever server read it
     "hotpath.exchange",  # one POST of an order in Granian
     "hotpath.answer_queue",  # the direct door: answers of a connection

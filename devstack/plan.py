@@ -16,20 +16,23 @@ from devstack.children import free_port, port_is_free
 from devstack.kafka import KafkaServer
 from devstack.program import Program
 from devstack.rabbitmq import Epmd, RabbitServer
+from devstack.redis_cluster import RedisCluster
 from devstack.servers import PostgresServer, RedisServer
 from devstack.state import STATE_VARIABLE, StateFolder
 from migrations.runner import migrate
 from ops.stack_file import Stack, StackError
-from runtime.process.settings import PREFIX, Settings, load_settings, overrule
+from runtime.process.settings import PREFIX, Durability, Settings, load_settings, overrule
 from runtime.tokens.keys import create_staff_key, create_token_keys
 from runtime.tokens.vapid import VapidKey, create_vapid_key, load_vapid_key
 
 SIMULATOR = "payment-simulator"
 RABBITMQ = ("epmd", "rabbitmq")  # of a stack with this queue
 KAFKA = "kafka"  # of a stack with this event log
+CLUSTER_NODES = tuple(f"redis-node-{number}" for number in range(6))  # of a stack with a Redis Cluster
 # In the environment of a supervisor.
 QUEUE_VARIABLE = "DEVSTACK_QUEUE"  # a QueueKind
 EVENT_LOG_VARIABLE = "DEVSTACK_EVENT_LOG"  # an EventLogKind
+RESERVATION_VARIABLE = "DEVSTACK_RESERVATION"  # a ReservationKind
 # Worker processes by their name in `stack.json`, in the order in which an order passes them.
 WORKERS = {
     "relay-0": "workers.relay",
@@ -60,6 +63,13 @@ class QueueKind(StrEnum):
     RABBITMQ = "rabbitmq"
 
 
+class ReservationKind(StrEnum):
+    """Where the lanes are. Cache, embedded queue and event log are in one Redis of their own beside a cluster."""
+
+    REDIS = "redis"
+    CLUSTER = "cluster"
+
+
 class EventLogKind(StrEnum):
     """Carriers of the event log in an embedded stack."""
 
@@ -76,6 +86,7 @@ class Plan:
     backoffice_port: int
     environ: Mapping[str, str] = field(repr=False)
     redis: RedisServer = field(init=False)
+    redis_cluster: RedisCluster | None = field(init=False)  # None: the lanes are in `redis`
     postgres: PostgresServer = field(init=False)
     kafka: KafkaServer | None = field(init=False)  # None: the event log is on Redis Streams
     settings: Settings = field(init=False)
@@ -104,11 +115,23 @@ class Plan:
             self.settings.payment_provider != "simulated" or "payment_url" in chosen
         )
         self.payment_port = None if theirs else free_port()
+        self.redis_cluster = self._choose_reservation()
         self.epmd = Epmd(self.folder.data / "rabbitmq")
         self.rabbitmq = self._choose_queue()
 
     def _choose_databases(self) -> None:
         self.postgres = replace(self.folder.postgres, port=free_port())
+
+    def _choose_reservation(self) -> RedisCluster | None:
+        if ReservationKind(self.environ.get(RESERVATION_VARIABLE) or ReservationKind.REDIS) is ReservationKind.REDIS:
+            return None
+        replicated = self.settings.durability is Durability.REPLICATED
+        return RedisCluster(
+            self.folder.data / "redis-cluster",
+            extra=("--min-replicas-to-write", "1") if replicated else (),
+            password=self.folder.secret("redis_password"),
+            supervised=True,
+        )
 
     def _choose_queue(self) -> RabbitServer | None:
         kind = QueueKind(self.environ.get(QUEUE_VARIABLE) or QueueKind.REDIS)
@@ -207,6 +230,8 @@ class Plan:
         """Make secrets, data folders and configurations, unless they exist."""
         self.make_secrets()
         self.redis.initialise()
+        if self.redis_cluster is not None:
+            self.redis_cluster.initialise()
         self._initialise_databases()
         if self.kafka is not None:
             self.kafka.initialise()
@@ -244,10 +269,18 @@ class Plan:
     def _other_servers(self) -> list[Program]:
         mailbox = [sys.executable, "-m", "devstack.mailbox", str(self.folder.mail), str(self.mail_port)]
         return [
+            *self._cluster_nodes(),
             *self._kafka(),
             *self._rabbitmq(),
             Program("mailbox", mailbox, self._base_env(), self.folder.log("mailbox")),
             *self._simulator(),
+        ]
+
+    def _cluster_nodes(self) -> list[Program]:
+        if self.redis_cluster is None:
+            return []
+        return [
+            self._redis(name, node) for name, node in zip(CLUSTER_NODES, self.redis_cluster.nodes, strict=True)
         ]
 
     def _rabbitmq(self) -> list[Program]:
@@ -278,7 +311,9 @@ class Plan:
         migrate(catalogue, shards, analytics_dsn=analytics)
 
     def prepare_carriers(self) -> None:
-        """Create the topics. The carriers run."""
+        """Form the cluster, and create the topics. The carriers run."""
+        if self.redis_cluster is not None:
+            self.redis_cluster.form()
         if self.kafka is not None:
             self.kafka.create_topics()
 
@@ -368,7 +403,7 @@ class Plan:
             edge_direct_url=f"http://127.0.0.1:{self.edge_direct_port}" if self.edge_direct_port else None,
             backoffice_url=self.backoffice_url,
             admin={"email": self.settings.admin_email, "password": self.admin_password},
-            redis_url=self.redis.url,
+            redis_url=self.redis.url if self.redis_cluster is None else self.redis_cluster.url,
             **self.addresses(),
             queue_url=self.redis.url if self.rabbitmq is None else self.rabbitmq.url,
             event_log_url=self.redis.url if self.kafka is None else self.kafka.url,

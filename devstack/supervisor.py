@@ -275,11 +275,17 @@ class Supervisor:
         streams = [lane_stream_key(lane) for lane in range(self.plan.settings.lanes)]
         deadline = time.monotonic() + DRAIN_S_MAX
         try:
-            with redis.Redis.from_url(self.plan.redis.url, socket_timeout=2) as client:
+            with self._reservation() as client:
                 while any(client.xlen(stream) for stream in streams) and time.monotonic() < deadline:
                     time.sleep(0.05)
-        except redis.RedisError as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
             _say(f"not drained: {error}")
+
+    def _reservation(self) -> redis.Redis | redis.RedisCluster:
+        cluster = self.plan.redis_cluster
+        if cluster is None:
+            return redis.Redis.from_url(self.plan.redis.url, socket_timeout=2)
+        return redis.RedisCluster(port=cluster.nodes[0].port, password=cluster.password, socket_timeout=2)
 
 
 def _say(text: str) -> None:

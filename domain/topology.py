@@ -162,6 +162,11 @@ def lane_stream_key(lane: int) -> str:
     return f"{lane_tag(lane)}:stream"
 
 
+def lane_beat_key(lane: int) -> str:
+    """Empty string, written after a batch of orders with durability `replicated`: WAIT waits for writes only."""
+    return f"{lane_tag(lane)}:beat"
+
+
 def lane_relayed_key(lane: int) -> str:
     """Hash: `<destination>/<shards>` -> lane_seq up to which the destination has confirmed its entries."""
     return f"{lane_tag(lane)}:relayed"

@@ -12,7 +12,7 @@ import structlog
 from edge.metrics import snapshots
 from edge.server import EdgeServer, PortUnavailable, claim_port
 from edge.worker import Ports
-from runtime.process.settings import Durability, Settings, SettingsError, load_settings
+from runtime.process.settings import Settings, SettingsError, load_settings
 from runtime.process.telemetry import configure_logging
 from runtime.tokens.keys import TokenKeysError, load_token_keys
 
@@ -57,8 +57,6 @@ def raise_open_files(connections_max: int) -> None:
 def _check(settings: Settings) -> None:
     """Report, in one message, settings with which every worker would fail."""
     problems = []
-    if settings.durability is Durability.REPLICATED:
-        problems.append("FLASHSALE_DURABILITY: replicated is not available yet; use fsync")
     if settings.token_keys_file is None:
         problems.append("FLASHSALE_TOKEN_KEYS_FILE: not set; the edge needs the keys that verify buyers' tokens")
     else:

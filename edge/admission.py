@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from runtime.process import fingerprint
 from runtime.process.settings import Durability
 from runtime.process.supervision import Beat, no_beat
 from runtime.process.tasks import until_tick
+from runtime.redis.cluster import primaries_of
 
 _log = structlog.get_logger("edge.admission")
 
@@ -30,7 +31,7 @@ PERIOD_S = 0.25
 FAULTY_PERIOD_S = 0.1  # short, so that the edge is ready soon after the server is back
 ANSWER_S_MAX = 2.0
 RECHECK_S = 30.0  # of the fingerprint
-_CONFIGURATION = ("appendonly", "appendfsync", "maxmemory-policy")
+_CONFIGURATION = ("appendonly", "appendfsync", "maxmemory-policy", "min-replicas-to-write")
 
 
 @dataclass(slots=True)
@@ -42,6 +43,46 @@ class Observed:
     memory_high: bool = False
     run_id: str = ""
     restarts_seen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """What a server told about itself at one moment. `configuration` may be the error that it answered."""
+
+    info: Mapping[str, Any]
+    configuration: object
+    time_s: int
+    time_us: int
+    asked_at: float
+    answered_at: float
+
+    @property
+    def run_id(self) -> str:
+        return str(self.info["run_id"])
+
+    @property
+    def memory_percent(self) -> float:
+        # A Redis without a limit may use all memory of the machine.
+        limit = self.info["maxmemory"] or self.info.get("total_system_memory", 0)
+        return 100 * self.info["used_memory"] / limit if limit else 0.0
+
+    def measure(self, clock: RedisClock) -> None:
+        clock.measured(redis_s=self.time_s, redis_us=self.time_us, asked_at=self.asked_at, answered_at=self.answered_at)
+
+
+async def _ask_server(redis: Redis) -> _Server:
+    asked_at = time.time()
+    async with redis.pipeline(transaction=False) as pipeline:
+        pipeline.time()
+        pipeline.info("memory", "server")
+        pipeline.config_get(*_CONFIGURATION)
+        answers = await pipeline.execute(raise_on_error=False)
+    *facts, configuration = answers
+    for fact in facts:
+        if isinstance(fact, Exception):
+            raise fact
+    (time_s, time_us), info = facts
+    return _Server(info, configuration, time_s, time_us, asked_at, time.time())
 
 
 class Admission:
@@ -86,15 +127,18 @@ class Admission:
         faults = dict(self.observed.faults)
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
-                info, configuration = await self._ask()
+                servers = await self._ask()
                 faults.pop("redis", None)
-                faults |= {"durability": "", "eviction": "", **self._broken_promises(configuration)}
-                if info["run_id"] != self.observed.run_id or time.monotonic() - self._checked_at > RECHECK_S:
+                faults |= {"durability": "", "eviction": ""}
+                for server in servers:
+                    faults |= self._broken_promises(server.configuration)
+                run_id = ",".join(sorted(server.run_id for server in servers))
+                if run_id != self.observed.run_id or time.monotonic() - self._checked_at > RECHECK_S:
                     faults["cluster_settings"] = await self._other_cluster()
                     self._checked_at = time.monotonic()
-                    if self.observed.run_id not in ("", info["run_id"]):
+                    if self.observed.run_id not in ("", run_id):
                         self.observed.restarts_seen += 1
-                    self.observed.run_id = info["run_id"]
+                    self.observed.run_id = run_id
         except (RedisError, OSError, TimeoutError) as error:
             faults["redis"] = f"does not answer ({type(error).__name__})"
         self._take({name: detail for name, detail in faults.items() if detail})
@@ -107,30 +151,32 @@ class Admission:
         self.observed.faults = faults
         self._closed = not self.observed.run_id or bool(faults.keys() - {"redis"})
 
-    async def _ask(self) -> tuple[dict[str, Any], object]:
-        """The server's `INFO`, and its configuration or the error that it answers."""
-        asked_at = time.time()
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.time()
-            pipeline.info("memory", "server")
-            pipeline.config_get(*_CONFIGURATION)
-            answers = await pipeline.execute(raise_on_error=False)
-        *facts, configuration = answers
-        for fact in facts:
-            if isinstance(fact, Exception):
-                raise fact
-        (redis_s, redis_us), info = facts
-        self._clock.measured(redis_s=redis_s, redis_us=redis_us, asked_at=asked_at, answered_at=time.time())
+    async def _ask(self) -> list[_Server]:
+        """What each server tells. Nodes of a cluster that do not answer are left out, unless none answers.
+
+        The orders of such a node are refused one by one; the other nodes' orders go on.
+        """
+        nodes = await primaries_of(self._redis)
+        told = await asyncio.gather(*(_ask_server(node) for node in nodes), return_exceptions=True)
+        servers = [one for one in told if isinstance(one, _Server)]
+        errors = [one for one in told if isinstance(one, BaseException)]
+        for error in errors:
+            if not servers or not isinstance(error, (RedisError, OSError)):
+                raise error
+        for error in errors:
+            _log.warning("node_does_not_answer", error=str(error) or type(error).__name__)
+        servers[0].measure(self._clock)
         self._on_clock(self._clock.offset_ms)
-        # A Redis without a limit may use all memory of the machine.
-        limit = info["maxmemory"] or info.get("total_system_memory", 0)
-        self.observed.memory_percent = 100 * info["used_memory"] / limit if limit else 0.0
-        high = self.observed.memory_percent >= self._memory_percent_max
+        self._look_at_memory(max(server.memory_percent for server in servers))
+        return servers
+
+    def _look_at_memory(self, percent: float) -> None:
+        self.observed.memory_percent = percent
+        high = percent >= self._memory_percent_max
         if high != self.observed.memory_high:
             self.observed.memory_high = high
-            _log.warning("memory_high" if high else "memory_normal", percent=round(self.observed.memory_percent, 1))
+            _log.warning("memory_high" if high else "memory_normal", percent=round(percent, 1))
             self._on_memory(high)
-        return info, configuration
 
     async def _other_cluster(self) -> str:
         """A sentence when Redis belongs to a cluster with other settings, else empty."""
@@ -154,6 +200,9 @@ class Admission:
                 f"{self._durability.value} needs appendonly yes and appendfsync always, "
                 f"Redis has appendonly {seen.get('appendonly')} and appendfsync {seen.get('appendfsync')}"
             )
+        if self._durability is Durability.REPLICATED and not int(seen.get("min-replicas-to-write") or 0):
+            # Without it a Redis that lost its replica takes orders that end as outcome_unknown, one by one.
+            faults["durability"] = "replicated needs min-replicas-to-write 1 or more, Redis has 0"
         if seen.get("maxmemory-policy") != "noeviction":
             faults["eviction"] = f"Redis may evict orders: maxmemory-policy is {seen.get('maxmemory-policy')}"
         return faults

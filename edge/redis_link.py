@@ -3,6 +3,8 @@
 Reconnects with jitter until it is cancelled; the batcher resubmits the orders in flight. A peer that owes replies and
 stays silent counts as lost, because a cut cable sends no end of stream. A Redis that comes back with less data gets no
 order until its lanes are closed for recovery; the watch of `workers.recovery` does this within half a second.
+
+In a Redis Cluster each node has a link with its own batcher, and `edge.cluster_link` gives it its lanes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, cast
@@ -35,6 +37,7 @@ LOOK_EVERY_SWEEPS: Final = 4  # between looks at the lanes' sequences, while ord
 HELD_S_MAX: Final = 2.0  # longest wait after Redis lost data; then no watch is running, and orders continue
 HELD_LOOK_S: Final = 0.05
 _PORT: Final = 6379
+_ELSEWHERE: Final = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")  # errors of a cluster's node about a key
 
 
 class LinkRefused(Exception):
@@ -99,8 +102,13 @@ class RedisLink(asyncio.Protocol):
         silence_s_max: float,
         on_sweep: Callable[[int], object],
         marks: LaneMarks,
+        lanes: Sequence[int] | None = None,
     ) -> None:
-        """`make_batcher` gets a function that requests a write; `on_sweep` gets the time (CLOCK_MONOTONIC, ns)."""
+        """`make_batcher` gets a function that requests a write; `on_sweep` gets the time (CLOCK_MONOTONIC, ns).
+
+        `lanes`: those of this server, which may be replaced at any time; all lanes by default.
+        """
+        self.lanes: Sequence[int] = marks.lanes if lanes is None else lanes
         self._address = address
         self._silence_s_max = silence_s_max
         self._on_sweep = on_sweep
@@ -114,6 +122,7 @@ class RedisLink(asyncio.Protocol):
         self._greeted: asyncio.Future[None] | None = None
         self._greeting_replies: list[object] = []
         self._greeting_replies_due = 0
+        self._greeting_errors_left = 0
         self._decoder = ReplyDecoder()
         self._heard_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -171,8 +180,11 @@ class RedisLink(asyncio.Protocol):
         self.batcher.connected()
         return lost
 
-    async def _ask(self, commands: list[list[bytes]]) -> list[object]:
-        """Replies to commands of the handshake. Raises LinkRefused for an error reply, TimeoutError without a reply."""
+    async def _ask(self, commands: list[list[bytes]], *, errors_max: int = 0) -> list[object]:
+        """Replies to commands of the handshake. Raises LinkRefused for an error reply, TimeoutError without a reply.
+
+        Up to `errors_max` errors of a cluster's node, which does not have the key, are replies.
+        """
         if not commands:
             return []
         if self._transport is None:
@@ -180,6 +192,7 @@ class RedisLink(asyncio.Protocol):
         self._greeted = greeted = asyncio.get_running_loop().create_future()
         self._greeting_replies = []
         self._greeting_replies_due = len(commands)
+        self._greeting_errors_left = errors_max
         async with asyncio.timeout(self._silence_s_max):
             self._transport.write(b"".join(encode_command(command) for command in commands))
             await greeted
@@ -190,19 +203,25 @@ class RedisLink(asyncio.Protocol):
 
         Orders wait meanwhile, and end as `dependency_unavailable` at their deadline.
         """
-        first: list[object] | None = None
+        first: Mapping[int, object] | None = None
         deadline = time.monotonic() + HELD_S_MAX
-        while behind := self._marks.behind(found := await self._ask(self._marks.commands)):
+        while behind := self._marks.behind(found := await self._read_sequences()):
             if first is None:
                 first = found
                 _log.error("redis_went_back", lanes=behind)
-            if all(found[lane] != first[lane] for lane in behind):
+            if all(found[lane] != first.get(lane) for lane in behind):
                 break
             if time.monotonic() > deadline:
                 _log.error("redis_went_back_not_closed", lanes=behind)
                 break
             await asyncio.sleep(HELD_LOOK_S)
         self._marks.start_from(found)
+
+    async def _read_sequences(self) -> dict[int, object]:
+        """Reply for each lane of this server."""
+        lanes = tuple(self.lanes)
+        replies = await self._ask([self._marks.command(lane) for lane in lanes], errors_max=len(lanes))
+        return dict(zip(lanes, replies, strict=True))
 
     def _drop(self) -> None:
         if self._transport is not None:
@@ -251,7 +270,9 @@ class RedisLink(asyncio.Protocol):
         for reply in replies:
             self._greeting_replies.append(reply)
             self._greeting_replies_due -= 1
-            if isinstance(reply, ReplyError):
+            if isinstance(reply, ReplyError) and self._greeting_errors_left and reply.text.startswith(_ELSEWHERE):
+                self._greeting_errors_left -= 1
+            elif isinstance(reply, ReplyError):
                 self._end_greeting(LinkRefused(reply.text))
         if self._greeting_replies_due == 0:
             self._end_greeting(None)
@@ -303,12 +324,17 @@ class RedisLink(asyncio.Protocol):
         if not self.batcher.is_connected or self._looks_open or sent == self._sent_at_last_look:
             return
         self._sent_at_last_look = sent
-        for lane, command in enumerate(self._marks.commands):
+        for lane in self.lanes:
             self._looks_open += 1
-            self.batcher.call(command, partial(self._looked, lane))
+            self.batcher.call(self._marks.command(lane), partial(self._looked, lane))
 
     def _looked(self, lane: int, reply: object) -> None:
         self._looks_open -= 1
+        if self._marks.is_behind(lane, reply):
+            # Another node took the lane over and is behind. The handshake holds the orders back.
+            _log.error("redis_went_back_while_connected", lane=lane)
+            self._drop()
+            return
         self._marks.saw(lane, reply)
 
     async def _sweep(self, beat: Beat) -> None:

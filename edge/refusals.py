@@ -66,10 +66,15 @@ class Refusals:
             return
         flushing, self._unflushed = self._unflushed, Counter()
         try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
+            async with self._redis.pipeline(transaction=False) as pipeline:
                 for (key, field), count in flushing.items():
                     pipeline.hincrby(key, field, count)
-                await pipeline.execute()
+                answers = await pipeline.execute(raise_on_error=False)
         except (TimeoutError, RedisError, OSError) as error:
-            self._unflushed += flushing
-            _log.warning("tallies_not_flushed", error=str(error), counts=len(flushing))
+            answers = [error] * len(flushing)
+        failed = [error for error in answers if isinstance(error, Exception)]
+        if failed:
+            for (counted, count), answer in zip(flushing.items(), answers, strict=True):
+                if isinstance(answer, Exception):
+                    self._unflushed[counted] += count
+            _log.warning("tallies_not_flushed", error=str(failed[0]), counts=len(failed))

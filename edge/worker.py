@@ -95,8 +95,9 @@ class Worker:
         # With None the order path skips the check.
         outside = OutsideBuyers(self._outside) if settings.outside_issuers else None
         self._order_path = OrderPath(
-            settings, ring=ring, directory=self._directory, outside=outside, rates=shared_rates(folder)
-        )
+            settings, redis=self._redis, ring=ring, directory=self._directory, outside=outside,
+            rates=shared_rates(folder),
+        )  # fmt: skip
         self._admission = Admission(
             self._admission_redis,
             cluster=settings.topology,

@@ -8,6 +8,7 @@ from faults import (
     analytics_faults,
     backoffice_faults,
     clock_faults,
+    cluster_faults,
     disk_faults,
     edge_faults,
     hostile_faults,
@@ -52,6 +53,7 @@ _SUBJECTS = (
     webhook_faults.FAULTS,
     analytics_faults.FAULTS,
     rabbit_cluster.FAULTS,
+    cluster_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

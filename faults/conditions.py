@@ -33,6 +33,7 @@ class Needs:
     state_disk: bool = False  # the whole folder of the stack is in a file system of its own
     event_log: str = "redis"  # its carrier: redis or kafka
     queue: str = "redis"  # carrier of the work queues, a `devstack.plan.QueueKind`
+    reservation: str = "redis"  # where the lanes are, a `devstack.plan.ReservationKind`
     own: str = ""  # a name: the fault runs on a stack of its own, because it leaves damage behind
 
     @property

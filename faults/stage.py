@@ -28,7 +28,7 @@ from devstack import rabbitmq
 from devstack.children import alive, free_port, spawn
 from devstack.demo.rehearsal import own_stack
 from devstack.kafka import answers
-from devstack.plan import QUEUE_VARIABLE, SIMULATOR, QueueKind
+from devstack.plan import QUEUE_VARIABLE, RESERVATION_VARIABLE, SIMULATOR, QueueKind
 from devstack.program import responds
 from devstack.state import StateFolder
 from faults.conditions import Door, Needs, NotFired, NotHere
@@ -321,7 +321,7 @@ def staged(needs: Needs, say: Callable[[str], None], *, door: Door = Door.BOTH) 
                 supervisor_module="faults.variation",
                 prepare=variation.write,
                 parent=state_disk.path if state_disk else None,
-                settings={QUEUE_VARIABLE: needs.queue},
+                settings={QUEUE_VARIABLE: needs.queue, RESERVATION_VARIABLE: needs.reservation},
             )
         )
         users = [

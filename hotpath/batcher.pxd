@@ -14,8 +14,16 @@ cdef enum:
 cdef int64_t monotonic_ns() noexcept nogil
 cdef int64_t unix_ms() noexcept nogil
 
+cdef class OrderTaker:
+    cdef public int64_t clock_offset_ms  # Redis' clock minus the local one
+
+    cdef bint take(self, Ticket ticket) except -1
+    cdef int put_front(self, Ticket ticket) except -1
+
 cdef class LaneQueue:
     cdef readonly int lane
+    cdef bytes beat  # RESP: a write that WAIT can wait for
+    cdef int64_t hold_until_ns  # 0, or the pause after the node said that the lane's slot moves
     cdef bytes keys  # RESP: the two keys of the lane
     cdef object reserve  # deque of Ticket
     cdef object lookup
@@ -25,8 +33,18 @@ cdef class Batch:
     cdef LaneQueue lane
     cdef list tickets
     cdef object on_reply
+    cdef Batch confirm  # of a reserve batch that waits for replicas: the batch of its WAIT
+    cdef list verdicts  # of a batch of WAIT: the verdict of each of its tickets
+    cdef bint is_beaten  # of a batch of WAIT: the write before it was answered
+    cdef bint is_written  # and the write succeeded
 
-cdef class Batcher:
+cdef class Batcher(OrderTaker):
+    cdef OrderTaker router  # takes orders that must be sent again; None: this batcher
+    cdef object on_redirect
+    cdef int replicas  # that must have an order before its buyer is told
+    cdef bytes wait_command
+    cdef Batch confirming  # of the batch whose reply is being processed
+    cdef int64_t lanes_held_until_ns
     cdef bytes reserve_source
     cdef bytes lookup_source
     cdef CallEncoder encoder
@@ -55,7 +73,6 @@ cdef class Batcher:
     cdef bint scripts_missing
     cdef bint refusing
     cdef int64_t hold_until_ns
-    cdef public int64_t clock_offset_ms
     cdef uint64_t served[2]  # orders that Redis answered
     cdef uint64_t served_before[2]
     cdef int64_t measured_ns[2]
@@ -66,11 +83,12 @@ cdef class Batcher:
     cdef uint64_t sent_lookups
     cdef uint64_t resubmitted
     cdef uint64_t noscript
+    cdef uint64_t redirected
+    cdef uint64_t unconfirmed
     cdef uint64_t error_replies
     cdef uint64_t expired
     cdef str last_error
 
-    cdef bint take(self, Ticket ticket) except -1
     cdef int choose_script(self, Ticket ticket) noexcept
     cdef int enqueue(self, Ticket ticket, bint front) except -1
     cdef int requeue(self, Ticket ticket) except -1
@@ -80,9 +98,13 @@ cdef class Batcher:
     cdef int next_lane(self, bint lookup, int last, Py_ssize_t least, Py_ssize_t most) except -2
     cdef int bound_queue(self, bint lookup, int64_t now_ns) except -1
     cdef int put_batch(self, LaneQueue lane, object source, bint lookup) except -1
+    cdef int put_confirm(self, Batch batch) except -1
     cdef int digest(self, Batch batch, const char* at) except -1
     cdef int decide(self, Ticket ticket, int64_t value) except -1
     cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1
     cdef int refuse_batch(self, Batch batch, str text) except -1
+    cdef int redirect(self, Batch batch, str text) except -1
+    cdef int promise(self, Ticket ticket, int verdict) except -1
+    cdef int digest_confirm(self, Batch batch, const char* at) except -1
     cdef int put_back(self, Batch batch, bint may_have_run) except -1
     cdef int end_ticket(self, Ticket ticket, int verdict) except -1

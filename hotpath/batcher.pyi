@@ -8,11 +8,32 @@ from collections.abc import Callable, Sequence
 from hotpath.resp import Reply
 from hotpath.tickets import Ticket
 
-class Batcher:
-    """Queues and batches of one connection. Times are CLOCK_MONOTONIC nanoseconds unless their name says otherwise."""
+class OrderTaker:
+    """Takes orders: the batcher of the only connection, or `hotpath.lane_router.LaneRouter`."""
 
     clock_offset_ms: int
-    """Redis' clock minus the local one. The owner may set it; each batch measures it again."""
+    """Redis' clock minus the local one. The owner may set it; each batch of a batcher measures it again."""
+
+    def submit(self, ticket: Ticket) -> bool:
+        """Queue the order. False when it was refused at once; its verdict gives the reason."""
+
+    def refuse(self, refusing: bool) -> None:
+        """While true, new orders are OVERLOADED (Redis memory use is high)."""
+
+    @property
+    def queued(self) -> int:
+        """Orders that wait for a batch."""
+
+    @property
+    def in_flight(self) -> int:
+        """Batches without a reply yet."""
+
+    def stats(self) -> dict[str, int]:
+        """Counts since the start: batches, orders_sent, lookups_sent, resubmitted, noscript, redirected, unconfirmed,
+        error_replies, expired."""
+
+class Batcher(OrderTaker):
+    """Queues and batches of one connection. Times are CLOCK_MONOTONIC nanoseconds unless their name says otherwise."""
 
     def __init__(
         self,
@@ -28,14 +49,19 @@ class Batcher:
         deadline_ms: int,
         wake: Callable[[], object],
         batch_size_early: int = 0,
+        replicas: int = 0,
+        replica_wait_ms: int = 0,
+        on_redirect: Callable[[int, str], object] | None = None,
     ) -> None:
         """`reserve`, `lookup`: (SHA-1 in hex, source). Calls `wake` once when there is something to write.
 
         A lone batch leaves at any size; another one when at least `batch_size_early` orders wait (0: a full batch).
+        With `replicas`, an order ends when so many replicas have it; after `replica_wait_ms` it is UNKNOWN.
+        `on_redirect` gets the lane and the error of a cluster's node (MOVED, ASK, TRYAGAIN, CLUSTERDOWN).
         """
 
-    def submit(self, ticket: Ticket) -> bool:
-        """Queue the order. False when it was refused at once; its verdict gives the reason."""
+    def release_lane(self, lane: int) -> list[Ticket]:
+        """Remove and return the waiting orders of a lane. For `LaneRouter`."""
 
     def connected(self) -> None:
         """Allow batches to leave from now on."""
@@ -58,23 +84,9 @@ class Batcher:
     def sweep(self, now_ns: int) -> int:
         """End the orders past their deadline; returns their number."""
 
-    def refuse(self, refusing: bool) -> None:
-        """While true, new orders are OVERLOADED (Redis memory use is high)."""
-
     @property
     def is_connected(self) -> bool:
         """Whether batches may leave."""
 
-    @property
-    def queued(self) -> int:
-        """Orders that wait for a batch."""
-
-    @property
-    def in_flight(self) -> int:
-        """Batches without a reply yet."""
-
     def take_error(self) -> str | None:
         """The latest error reply to a batch since the last call, or None. For the log."""
-
-    def stats(self) -> dict[str, int]:
-        """Counts since the start: batches, orders_sent, lookups_sent, resubmitted, noscript, error_replies, expired."""

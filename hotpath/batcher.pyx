@@ -8,6 +8,12 @@ their waiters directly from the caller's stack.
 
     submit -> queue of the lane -> output -> in flight -> receive -> settle
                  ^ lost connection, NOSCRIPT, LOADING, HAS_STOCK |
+
+With `replicas`, each reserve batch is followed by a write and one WAIT; accepted and repeated orders end with its
+reply. The write is necessary: WAIT after reads only returns at once, even when no replica has the order.
+
+In a Redis Cluster each node has a batcher, and `hotpath.lane_router` has them all. When a lane's slot moves, its orders
+wait in its queue, and other lanes of the connection go on.
 """
 
 import asyncio
@@ -36,6 +42,7 @@ cdef enum Kind:
     RESERVE
     LOOKUP
     COMMAND
+    CONFIRM  # a write, then WAIT: twice in flight, once for each reply
 
 cdef enum:
     OUTCOME_BITS = 4
@@ -49,7 +56,10 @@ cdef enum:
 
 cdef int64_t RECORD_SINCE_MS = 1577836800000  # as in `domain.orders`
 # Errors after which the script did not run and may soon run.
-_RETRY = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+_RETRY = ("LOADING", "BUSY", "MASTERDOWN")
+# The same, for one lane of a Redis Cluster. ASK needs no ASKING: each order has a new key, so the node that takes over
+# the slot would answer TRYAGAIN until it has the whole slot; then the node of before answers MOVED.
+_REDIRECTS = ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
 
 
 # Number of the newest batch of any batcher. Several batchers may share a sale's view, which notes its latest batch.
@@ -68,12 +78,23 @@ cdef int64_t unix_ms() noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
 
 
+cdef class OrderTaker:
+    """Takes orders: the batcher of the only connection, or a router to those of the nodes of a cluster."""
+
+    cdef bint take(self, Ticket ticket) except -1:
+        raise NotImplementedError
+
+    cdef int put_front(self, Ticket ticket) except -1:
+        raise NotImplementedError
+
+
 cdef class LaneQueue:
     """The orders that wait for one lane."""
 
     def __cinit__(self, LaneNames names not None):
         self.lane = names.lane
         self.keys = lane_keys(names)
+        self.beat = encode_command([b"SET", names.beat_key, b""])
         self.reserve = deque()
         self.lookup = deque()
 
@@ -82,7 +103,7 @@ cdef class Batch:
     """One command on the wire, and its orders."""
 
 
-cdef class Batcher:
+cdef class Batcher(OrderTaker):
     """Queues and batches of one connection. One event loop owns it."""
 
     def __init__(
@@ -99,7 +120,11 @@ cdef class Batcher:
         int deadline_ms,
         wake,
         int batch_size_early=0,
+        int replicas=0,
+        int replica_wait_ms=0,
+        on_redirect=None,
     ):
+        assert replicas == 0 or replica_wait_ms > 0  # WAIT 0 has no end
         assert 1 <= batch_size_max <= 64 and batches_in_flight_max >= 1 and queue_length_max >= 1
         self.reserve_source = reserve[1]
         self.lookup_source = lookup[1]
@@ -116,6 +141,9 @@ cdef class Batcher:
             self.was_empty[lookup] = True
         self.deadline_ns = <int64_t>deadline_ms * NS_PER_MS
         self.wake = wake
+        self.replicas = replicas
+        self.wait_command = encode_command([b"WAIT", b"%d" % replicas, b"%d" % replica_wait_ms])
+        self.on_redirect = on_redirect
         self.ids = OrderIds()
         self.writer = Writer()
         self.lanes = {}
@@ -148,6 +176,9 @@ cdef class Batcher:
     cdef int choose_script(self, Ticket ticket) noexcept:
         """The lookup for an order with a SKU last seen sold out, or above the user's rate; else reserve."""
         cdef int i
+        if ticket.by_reserve:
+            ticket.by_lookup = False
+            return 0
         ticket.by_lookup = ticket.over_rate_ms > 0
         for i in range(ticket.line_count):
             if ticket.sale.sold_out[ticket.sku_index[i]]:
@@ -172,9 +203,28 @@ cdef class Batcher:
         return len(source)
 
     cdef int requeue(self, Ticket ticket) except -1:
-        """Queue the order again, in front. No bound applies: it was admitted once."""
+        """Queue the order again, in front, at the node that owns its lane now."""
+        if self.router is not None:
+            return self.router.put_front(ticket)
+        return self.put_front(ticket)
+
+    cdef int put_front(self, Ticket ticket) except -1:
+        """Queue the order in front. No bound applies: it was admitted once."""
         self.choose_script(ticket)
         return self.enqueue(ticket, True)
+
+    def release_lane(self, int lane):
+        """Remove and return the waiting orders of a lane, in order. Those in flight come back with their reply."""
+        cdef LaneQueue queue = <LaneQueue>self.lanes.get(lane)
+        if queue is None:
+            return []
+        released = [*queue.reserve, *queue.lookup]
+        self.waiting[0] -= len(queue.reserve)
+        self.waiting[1] -= len(queue.lookup)
+        queue.reserve.clear()
+        queue.lookup.clear()
+        queue.hold_until_ns = 0
+        return released
 
     cdef bint has_room(self, int in_flight, int waiting) noexcept:
         """A lone batch leaves at any size; another one only when its lane has enough orders for the round trip."""
@@ -275,7 +325,7 @@ cdef class Batcher:
             place = (last + step) % lanes
             lane = <LaneQueue>self.lane_list[place]
             waiting = len(lane.lookup if lookup else lane.reserve)
-            if least <= waiting <= most:
+            if least <= waiting <= most and (lane.hold_until_ns == 0 or lane.hold_until_ns <= monotonic_ns()):
                 return place
         return -1
 
@@ -328,6 +378,8 @@ cdef class Batcher:
         batch.lane = lane
         batch.tickets = tickets
         self.flight.append(batch)
+        if self.replicas and not lookup:
+            self.put_confirm(batch)
         self.sent_batches += 1
         if lookup:
             self.lookup_flight += 1
@@ -336,6 +388,19 @@ cdef class Batcher:
             self.reserve_flight += 1
             self.sent_orders += n
         return n
+
+    cdef int put_confirm(self, Batch batch) except -1:
+        cdef Batch confirm = Batch.__new__(Batch)
+        confirm.kind = CONFIRM
+        confirm.lane = batch.lane
+        confirm.tickets = []
+        confirm.verdicts = []
+        batch.confirm = confirm
+        self.writer.put(batch.lane.beat)
+        self.writer.put(self.wait_command)
+        self.flight.append(confirm)
+        self.flight.append(confirm)
+        return 0
 
     # ---- back --------------------------------------------------------------------------------------------------
 
@@ -381,10 +446,13 @@ cdef class Batcher:
         if batch.kind == COMMAND:
             batch.on_reply(build(at, &after))
             return 0
-        if batch.kind == RESERVE:
-            self.reserve_flight -= 1
-        else:
+        if batch.kind == CONFIRM:
+            return self.digest_confirm(batch, at)
+        if batch.kind == LOOKUP:
             self.lookup_flight -= 1
+        elif batch.confirm is None:
+            self.reserve_flight -= 1
+        self.confirming = batch.confirm
         if at[0] == c"-":
             self.refuse_batch(batch, (<object>build(at, &after)).text)
             return 0
@@ -393,6 +461,7 @@ cdef class Batcher:
         now_ms = read_number(after, &after)
         at = after
         self.served[batch.kind] += len(batch.tickets)
+        batch.lane.hold_until_ns = 0
         self.clock_offset_ms = now_ms - unix_ms()
         for ticket in batch.tickets:
             ticket.reserved_at_ms = now_ms
@@ -427,7 +496,44 @@ cdef class Batcher:
             self.requeue(ticket)
             return 0
         ticket.argument = value >> OUTCOME_BITS
+        if outcome == V_ACCEPTED:
+            return self.promise(ticket, outcome)
         return self.end_ticket(ticket, outcome)
+
+    cdef int promise(self, Ticket ticket, int verdict) except -1:
+        """End an order that Redis has: at once, or when enough replicas have it."""
+        cdef Batch confirm = self.confirming
+        if confirm is None:
+            return self.end_ticket(ticket, verdict)
+        ticket.in_flight = True
+        confirm.tickets.append(ticket)
+        confirm.verdicts.append(verdict)
+        return 0
+
+    cdef int digest_confirm(self, Batch batch, const char* at) except -1:
+        """Process the reply to the write, then the one to WAIT: the number of replicas that have the write."""
+        cdef const char* after = NULL
+        cdef Ticket ticket
+        if not batch.is_beaten:
+            batch.is_beaten = True
+            batch.is_written = at[0] != c"-"
+            return 0
+        self.reserve_flight -= 1
+        if not batch.is_written or at[0] != c":":
+            # The slot has moved in between, or the node takes no writes any more: the order is replayed elsewhere.
+            return self.put_back(batch, True)
+        if read_number(at, &after) >= self.replicas:
+            for ticket, verdict in zip(batch.tickets, batch.verdicts):
+                ticket.in_flight = False
+                if not ticket.ended:
+                    self.end_ticket(ticket, verdict)
+            return 0
+        self.unconfirmed += len(batch.tickets)
+        for ticket in batch.tickets:
+            ticket.in_flight = False
+            if not ticket.ended:
+                self.end_ticket(ticket, V_UNKNOWN)
+        return 0
 
     cdef int replay(self, Ticket ticket, const uint8_t* record, Py_ssize_t length) except -1:
         """Process an apply-once record: 16 order id, 5 reserved_at_ms, 2 per line in the order of the first request."""
@@ -441,17 +547,21 @@ cdef class Batcher:
         ticket.in_flight = False
         if ticket.ended:
             return 0
+        if self.replicas and ticket.by_lookup:
+            ticket.by_reserve = True  # the lookup writes nothing: WAIT would not tell whether a replica has the order
+            self.requeue(ticket)
+            return 0
         for i in range(count):
             ticket.sku_index[i] = record[RECORD_HEAD + 2 * i]
             ticket.quantity[i] = record[RECORD_HEAD + 2 * i + 1]
         # Same id: our own attempt ran and its reply was lost. For the client, this is the first answer.
-        ticket.replayed = memcmp(ticket.id, record, 16) != 0
+        ticket.replayed = ticket.replayed or memcmp(ticket.id, record, 16) != 0
         memcpy(ticket.id, record, 16)
         ticket.reserved_at_ms = 0
         for i in range(5):
             ticket.reserved_at_ms = ticket.reserved_at_ms << 8 | record[16 + i]
         ticket.reserved_at_ms += RECORD_SINCE_MS
-        return self.end_ticket(ticket, V_REPLAYED if ticket.replayed else V_ACCEPTED)
+        return self.promise(ticket, V_REPLAYED if ticket.replayed else V_ACCEPTED)
 
     cdef int refuse_batch(self, Batch batch, str text) except -1:
         """Process an error reply. The script changed nothing: it checks first and writes afterwards."""
@@ -462,6 +572,8 @@ cdef class Batcher:
             self.noscript += 1
             self.scripts_missing = True
             return self.put_back(batch, False)
+        if word in _REDIRECTS:
+            return self.redirect(batch, text)
         self.error_replies += 1
         self.last_error = text
         if word in _RETRY:
@@ -478,6 +590,15 @@ cdef class Batcher:
             if not ticket.ended:
                 self.end_ticket(ticket, V_UNKNOWN if ticket.may_have_run else verdict)
         return 0
+
+    cdef int redirect(self, Batch batch, str text) except -1:
+        """The lane's slot moves, or has moved. The lane waits; the owner may give it to another batcher."""
+        self.redirected += 1
+        batch.lane.hold_until_ns = monotonic_ns() + HOLD_MS * NS_PER_MS
+        self.lanes_held_until_ns = batch.lane.hold_until_ns
+        if self.on_redirect is not None:
+            self.on_redirect(batch.lane.lane, text)
+        return self.put_back(batch, False)
 
     def lost(self):
         """Put the orders in flight back to the front of their queues; the connection is lost."""
@@ -563,7 +684,7 @@ cdef class Batcher:
                     if ticket.may_have_run:
                         self.end_ticket(ticket, V_UNKNOWN)
                     else:
-                        self.end_ticket(ticket, V_OVERLOADED if self.is_up else V_UNAVAILABLE)
+                        self.end_ticket(ticket, V_OVERLOADED if self.is_up and not lane.hold_until_ns else V_UNAVAILABLE)
                 ended += len(late)
         for batch in self.flight:
             if batch.kind != COMMAND:
@@ -574,7 +695,11 @@ cdef class Batcher:
         self.expired += ended
         self.bound_queue(False, now_ns)
         self.bound_queue(True, now_ns)
-        if self.is_up and not self.is_woken and self.queued and self.hold_until_ns and now_ns >= self.hold_until_ns:
+        if self.is_up and not self.is_woken and self.queued and (
+            (self.hold_until_ns and now_ns >= self.hold_until_ns)
+            or (self.lanes_held_until_ns and now_ns >= self.lanes_held_until_ns)
+        ):
+            self.lanes_held_until_ns = 0
             self.call_wake()
         self.settle()
         return ended
@@ -607,6 +732,8 @@ cdef class Batcher:
             "lookups_sent": self.sent_lookups,
             "resubmitted": self.resubmitted,
             "noscript": self.noscript,
+            "redirected": self.redirected,
+            "unconfirmed": self.unconfirmed,
             "error_replies": self.error_replies,
             "expired": self.expired,
         }

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint64_t
 
-from hotpath.batcher cimport Batcher
+from hotpath.batcher cimport OrderTaker
 from hotpath.counters cimport VERDICTS_MAX, Counters
 from hotpath.rates cimport UserRates
 from hotpath.sales cimport SaleView
@@ -11,7 +11,7 @@ from hotpath.tokens cimport Claims, KeyRing
 
 cdef class OrderCore:
     cdef KeyRing ring
-    cdef Batcher batcher
+    cdef OrderTaker batcher
     cdef Counters counters
     cdef list fixed_answers  # verdict -> answer or None
     cdef object answer_with_argument

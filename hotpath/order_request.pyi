@@ -3,7 +3,7 @@
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
-from hotpath.batcher import Batcher
+from hotpath.batcher import OrderTaker
 from hotpath.counters import Counters
 from hotpath.rates import UserRates
 from hotpath.sales import SaleView
@@ -24,7 +24,7 @@ class OrderCore:
         self,
         *,
         ring: KeyRing,
-        batcher: Batcher,
+        batcher: OrderTaker,
         counters: Counters,
         fixed_answers: dict[int, Answer],
         answer_with_argument: Callable[[int, int], Answer],

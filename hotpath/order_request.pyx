@@ -40,7 +40,7 @@ cdef class OrderCore:
         self,
         *,
         KeyRing ring not None,
-        Batcher batcher not None,
+        OrderTaker batcher not None,
         Counters counters not None,
         dict fixed_answers not None,
         answer_with_argument,

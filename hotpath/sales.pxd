@@ -12,6 +12,7 @@ cdef class LaneNames:
     cdef readonly int lane
     cdef bytes state_key
     cdef bytes stream_key
+    cdef bytes beat_key
     cdef bytes user_key_head  # RESP: `$<length of the whole key>\r\n<prefix>`; the 16 bytes of the id follow
     cdef bytes order_key_head
 

@@ -6,7 +6,14 @@ class LaneNames:
     """Names of one lane's keys for one sale. The 16 bytes of an id follow each prefix."""
 
     def __init__(
-        self, *, lane: int, state_key: str, stream_key: str, user_key_prefix: bytes, order_key_prefix: bytes
+        self,
+        *,
+        lane: int,
+        state_key: str,
+        stream_key: str,
+        beat_key: str,
+        user_key_prefix: bytes,
+        order_key_prefix: bytes,
     ) -> None: ...
 
 class Tally:

@@ -9,12 +9,13 @@ cdef class LaneNames:
     """Names of one lane's keys for one sale."""
 
     def __init__(
-        self, *, int lane, str state_key, str stream_key, bytes user_key_prefix, bytes order_key_prefix
+        self, *, int lane, str state_key, str stream_key, str beat_key, bytes user_key_prefix, bytes order_key_prefix
     ):
         assert 0 <= lane < 4096
         self.lane = lane
         self.state_key = state_key.encode("ascii")
         self.stream_key = stream_key.encode("ascii")
+        self.beat_key = beat_key.encode("ascii")
         self.user_key_head = _key_head(user_key_prefix)
         self.order_key_head = _key_head(order_key_prefix)
 

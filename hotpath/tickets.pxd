@@ -23,6 +23,7 @@ cdef class Ticket:
     cdef bint by_lookup  # waits for the read-only script
     cdef bint in_flight
     cdef bint may_have_run  # an attempt was lost after it was sent
+    cdef bint by_reserve  # a repeated request that only the script that writes can confirm on a replica
     cdef bint alone  # needs a batch of its own
     cdef int place  # index of its sale in the batch that is being built
     # the end

@@ -7,7 +7,19 @@ import sys
 
 import typer
 
-from ops.commands import analytics, backup, checks, dead_letters, events, imports, keys, payments, rebuild, samples
+from ops.commands import (
+    analytics,
+    backup,
+    checks,
+    dead_letters,
+    events,
+    failover,
+    imports,
+    keys,
+    payments,
+    rebuild,
+    samples,
+)
 from ops.extensions import Commands
 from runtime.process.errors import OperatorError
 
@@ -20,6 +32,7 @@ app = typer.Typer(
 app.command()(checks.migrate)
 app.command()(checks.reconcile)
 app.command()(rebuild.rebuild)
+app.command()(failover.failover)
 app.add_typer(analytics.app, name="analytics")
 app.add_typer(backup.app, name="backup")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from domain import topology
 from domain.sales import LaneDefinition, LaneSaleState, SaleDefinition, Stock
 from reservation.lane import LaneForgot
+from runtime.redis.cluster import run_ids
 
 SEQUENCE_FIELD = "seq"
 
@@ -125,15 +126,11 @@ async def read_intact_sequences(redis: Redis, lanes: Collection[int]) -> dict[in
 
 
 async def read_run(redis: Redis, lanes: Collection[int]) -> tuple[str, dict[int, int]]:
-    """The run id of the server, then `read_intact_sequences`, in one round trip."""
-    pipeline = redis.pipeline(transaction=False)
-    pipeline.info("server")
-    for lane in lanes:
-        pipeline.hget(topology.lane_state_key(lane), SEQUENCE_FIELD)
-    server, *answers = await pipeline.execute(raise_on_error=False)
-    if isinstance(server, Exception):
-        raise server
-    return str(server["run_id"]), _intact(lanes, answers)
+    """The run ids of the servers that take writes, then `read_intact_sequences`.
+
+    The run ids are read first: a server that is replaced in between is found by the next read.
+    """
+    return await run_ids(redis), await read_intact_sequences(redis, lanes)
 
 
 def _intact(lanes: Collection[int], answers: Sequence[Any]) -> dict[int, int]:

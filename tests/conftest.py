@@ -9,6 +9,7 @@ settings.load_profile("suite")
 pytest_plugins = [
     "tests.fixtures.fix_http",
     "tests.fixtures.fix_redis",
+    "tests.fixtures.fix_cluster",
     "tests.fixtures.fix_kafka",
     "tests.fixtures.fix_rabbitmq",
     "tests.fixtures.fix_postgres",

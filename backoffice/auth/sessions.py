@@ -31,6 +31,7 @@ from runtime.audit import Action, object_name, record
 from runtime.postgres.sql import load_sql
 from runtime.process.supervision import TaskSupervisor
 from runtime.process.tasks import until_tick
+from runtime.redis.cluster import run_ids
 from runtime.tokens import session_ends
 from runtime.tokens.session_ends import KEPT_S, NOTES_MAX, SessionEnds
 
@@ -109,9 +110,9 @@ class Sessions:
 
     async def step(self) -> int:
         """One round: publish recent ends, or all when Redis is not the server of the last round; their number."""
-        info = await self._stores.redis.info("server")
+        servers = await run_ids(self._stores.redis)
         now = int(time.time())
-        is_other_server = info["run_id"] != self._run_id
+        is_other_server = servers != self._run_id
         # One end more than Redis keeps, so that Redis merges the oldest.
         parameters = {"since": now - (KEPT_S if is_other_server else RECENT_S), "limit": NOTES_MAX + 1}
         forget = time.monotonic() - self._forgotten_at > FORGET_EVERY_S or not self._forgotten_at
@@ -124,7 +125,7 @@ class Sessions:
             # Oldest first, in the order in which they were noted: at the bound, Redis merges the oldest.
             await session_ends.publish(self._stores.redis, [(row[0], row[1]) for row in reversed(rows)])
             published += len(rows)
-        self._run_id = info["run_id"]
+        self._run_id = servers
         if forget:
             self._forgotten_at = time.monotonic()
         return published

@@ -18,17 +18,19 @@ from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, Val
 from domain.topology import Topology
 from domain.webhooks import RETRY_DELAYS_S
 from runtime.process.errors import OperatorError
+from runtime.redis.addresses import ClusterAddress, is_cluster
 from runtime.tokens.outside_issuers import OutsideIssuer, check_issuers
 
 PREFIX = "FLASHSALE_"
 _REDIS_URL = "^(redis|rediss|unix)://"
+_RESERVATION_URL = "^(redis|rediss|unix|redis\\+cluster|rediss\\+cluster)://"
 
 
 class Durability(StrEnum):
     """The guarantee that an order has when it is answered 202."""
 
     FSYNC = "fsync"  # the write is synced to the reservation Redis's disk (appendfsync always)
-    REPLICATED = "replicated"  # also on a replica; comes with the data tier, rejected until then
+    REPLICATED = "replicated"  # synced there, and also in the memory of a replica (WAIT)
     MEMORY = "memory"  # for comparisons only: lost when the Redis process ends
 
 
@@ -58,7 +60,10 @@ class Settings(BaseModel):
 
     # Servers
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", pattern=_REDIS_URL, description="Reservation Redis (AOF, noeviction)."
+        "redis://127.0.0.1:6379/0",
+        pattern=_RESERVATION_URL,
+        description="Reservation Redis (AOF, noeviction): redis://host:port/database, or a Redis Cluster by some of its "
+        "nodes: redis+cluster://[user:password@]host:port[,host:port].",
     )
     cache_url: str = Field(
         "redis://127.0.0.1:6379/1", pattern=_REDIS_URL, description="Cache Redis; may lose all data at any time."
@@ -431,6 +436,13 @@ class Settings(BaseModel):
     @classmethod
     def _check_issuers(cls, value: tuple[OutsideIssuer, ...]) -> tuple[OutsideIssuer, ...]:
         return check_issuers(value)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_nodes(cls, value: str) -> str:
+        if is_cluster(value):
+            ClusterAddress.parse(value)
+        return value
 
     @field_validator("link_url")
     @classmethod

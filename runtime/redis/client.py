@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection
@@ -15,6 +16,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from runtime.redis.addresses import ClusterAddress, Node, is_cluster
+from runtime.redis.cluster import ClusterRedis
 
 
 class _CancellableSend(AbstractConnection):
@@ -84,12 +88,27 @@ _CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
 
 
 def redis_client(url: str, *, connections_max: int = 16, timeout_s: float = 5.0) -> Redis:
-    """A client of `redis://` or `rediss://`; its answers are bytes.
+    """A client of one server (`redis://`, `rediss://`, `unix://`) or of a cluster (`redis+cluster://host:port,...`).
 
-    Commands wait at most `timeout_s` for a free connection, and as long again for the answer. Blocking commands must
-    block for less than `timeout_s`. A failed command may have been executed, so it is never repeated here; a connection
-    that died while idle is detected before anything is sent on it.
+    Its answers are bytes. `connections_max` bounds the connections to one server. Commands wait at most `timeout_s` for
+    a free connection, and as long again for the answer. Blocking commands must block for less than `timeout_s`. A
+    failed command may have been executed, so it is never repeated here; a connection that died while idle is detected
+    before anything is sent on it.
     """
+    if not is_cluster(url):
+        return _client_of_server(url, connections_max, timeout_s)
+    address = ClusterAddress.parse(url)
+    scheme = "rediss" if address.tls else "redis"
+    login = f"{quote(address.username, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
+
+    def open_node(node: Node) -> Redis:
+        host = f"[{node[0]}]" if ":" in node[0] else node[0]
+        return _client_of_server(f"{scheme}://{login}{host}:{node[1]}/0", connections_max, timeout_s)
+
+    return ClusterRedis(address, open_node)
+
+
+def _client_of_server(url: str, connections_max: int, timeout_s: float) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=connections_max,

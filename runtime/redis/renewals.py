@@ -83,7 +83,7 @@ class Renewals:
         try:
             # A renewal confirmed after the lease's end is useless, so the wait ends there.
             async with asyncio.timeout(max(0.001, self._first_end() - asked_at)):
-                answers = await run_many(leases[0].redis, _RENEW, calls)
+                answers = await run_many(leases[0].redis, _RENEW, calls, lost_in_place=True)
         except (RedisError, OSError, TimeoutError) as error:
             for lease in leases:
                 log.warning("lease not renewed", lease=lease.key, error=str(error) or type(error).__name__)

@@ -79,11 +79,12 @@ async def run(redis: RedisCommands, script: Script, keys: Sequence[bytes | str],
     return await redis.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
 
 
-async def run_many(redis: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+async def run_many(redis: Redis, script: Script, calls: Sequence[Call], *, lost_in_place: bool = False) -> list[Any]:
     """Run a script for many calls in one round trip; an error reply (`ResponseError`) stands in its call's place.
 
     Calls that the server answered with NOSCRIPT are sent again after the source was loaded. Raises RedisError when the
-    answers did not arrive: any of the calls may have been executed.
+    answers did not arrive: any of the calls may have been executed. With `lost_in_place` the error of a lost node of a
+    cluster stands in its calls' places instead, so that the answers of the other nodes count.
     """
     answers = await _send_many(redis, script, calls)
     missed = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
@@ -93,7 +94,7 @@ async def run_many(redis: Redis, script: Script, calls: Sequence[Call]) -> list[
         for place, answer in zip(missed, again, strict=True):
             answers[place] = answer
     for answer in answers:
-        if isinstance(answer, Exception) and not isinstance(answer, ResponseError):
+        if isinstance(answer, Exception) and not isinstance(answer, ResponseError) and not lost_in_place:
             raise answer
     return answers
 

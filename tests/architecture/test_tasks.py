@@ -23,6 +23,7 @@ ALLOWED = {
     "backoffice/web/admission/connection.py": (2, "`_write_stream` waits for both and raises what ended the writing"),
     "backoffice/caching/cache.py": (1, "readers wait for the read; its exception is theirs"),
     "backoffice/figures/service.py": (1, "the sampler catches everything, and runs only while there are viewers"),
+    "edge/cluster_link.py": (1, "`run` raises what ended a link, at each round"),
     "edge/app.py": (1, "the drain: the main process kills a worker that does not end in time"),
     "edge/direct_door.py": (1, "one request: the application and `_finish` answer and log every exception"),
     "edge/settlements.py": (1, "events wait for their batch; `_work` answers each of them, also when it ends"),

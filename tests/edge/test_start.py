@@ -38,9 +38,10 @@ def refused_start(edge: EdgeProcess) -> str:
 def test_bad_settings_are_named(own_edge: StartEdge, tmp_path: Path) -> None:
     text = refused_start(own_edge(wait=False, edge_workers="many", durability="perhaps", no_such="1"))
     assert all(f"FLASHSALE_{name}" in text for name in ("EDGE_WORKERS", "DURABILITY", "NO_SUCH"))
-    text = refused_start(own_edge(wait=False, durability="replicated", shard_dsns="postgresql://secret@x/y"))
-    assert "FLASHSALE_DURABILITY: replicated is not available yet" in text
+    text = refused_start(own_edge(wait=False, shard_dsns="postgresql://secret@x/y"))
     assert "FLASHSALE_SHARD_DSNS: has 1 entries" in text and "secret" not in text
+    text = refused_start(own_edge(wait=False, redis_url="redis+cluster://u:secret@host:0"))
+    assert "FLASHSALE_REDIS_URL: " in text and "not a node of a Redis Cluster" in text and "secret" not in text
     text = refused_start(own_edge(wait=False, token_keys_file=str(tmp_path / "none.json")))
     assert "none.json" in text
     broken = tmp_path / "broken.json"

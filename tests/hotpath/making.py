@@ -39,6 +39,7 @@ def make_sale(
                 lane=lane,
                 state_key=topology.lane_state_key(lane),
                 stream_key=topology.lane_stream_key(lane),
+                beat_key=topology.lane_beat_key(lane),
                 user_key_prefix=topology.user_key_prefix(lane, sale_id),
                 order_key_prefix=topology.order_key_prefix(lane),
             )

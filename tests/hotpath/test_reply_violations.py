@@ -32,7 +32,7 @@ def _batcher() -> Batcher:
 
 
 def _ticket() -> Ticket:
-    lane = LaneNames(lane=0, state_key="s", stream_key="t", user_key_prefix=b"u", order_key_prefix=b"o")
+    lane = LaneNames(lane=0, state_key="s", stream_key="t", beat_key="b", user_key_prefix=b"u", order_key_prefix=b"o")
     sale = SaleView(
         sale_id=os.urandom(16), epoch=1, version=1, hold_ms=1000, currency="EUR", lanes=[lane], items=[("A", 1)]
     )

@@ -77,9 +77,9 @@ async def test_leases_of_one_client_are_renewed_in_one_round_trip(
 ) -> None:
     asked: list[int] = []
 
-    async def counted(redis: Redis, script: Script, calls: Sequence[Call]) -> list[Any]:
+    async def counted(redis: Redis, script: Script, calls: Sequence[Call], *, lost_in_place: bool) -> list[Any]:
         asked.append(len(calls))
-        return await run_many(redis, script, calls)
+        return await run_many(redis, script, calls, lost_in_place=lost_in_place)
 
     monkeypatch.setattr(renewals, "run_many", counted)
     several = [Lease(client, key=f"{{{n}}}:lease", fence_key=f"{{{n}}}:fence", life_ms=600) for n in range(5)]
@@ -98,7 +98,7 @@ async def test_leases_of_one_client_are_renewed_in_one_round_trip(
 
 
 async def test_an_error_of_the_renewals_loses_every_lease(client: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> list[Any]:
+    async def broken(*_: object, **__: object) -> list[Any]:
         raise AssertionError("told to")
 
     monkeypatch.setattr(renewals, "run_many", broken)
