@@ -21,8 +21,8 @@ def _at(step: Script, harm: Harm) -> Act:
     return killed_at(PROCESS, (step.sha.encode(),), harm)
 
 
-def _fault(name: str, about: str, expected: str, act: Act, *, fast: bool = False) -> Fault:
-    return Fault(name, about, expected, act, sale=_MANY_LANES, fast=fast)
+def _fault(name: str, about: str, expected: str, act: Act) -> Fault:
+    return Fault(name, about, expected, act, sale=_MANY_LANES)
 
 
 _CREDITED_ONCE = "the next owner credits the units from the record of the lending lane, once"
@@ -41,7 +41,7 @@ FAULTS = [
     ),
     _fault(
         "transfer-interrupted-after-credit", "rebalancer killed with units credited and the transfer not cleared",
-        "repeated without effect, then cleared", _at(scripts.CREDIT, Harm.AFTER), fast=True,
+        "repeated without effect, then cleared", _at(scripts.CREDIT, Harm.AFTER),
     ),
     _fault(
         "transfer-interrupted-before-clear", "rebalancer killed before the lending lane clears the transfer",
