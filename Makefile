@@ -43,7 +43,7 @@ bench: .venv/.built ## Benchmarks of the hot path; fails if a compiled kernel is
 perf-gate: .venv/.built ## Throughput of both doors and of peers as ratios of one run, with wrk (about 8 minutes)
 	@$(BIN)/python -m perf.gate
 
-FIGURES := bench script_bench gate writer_bench pipeline broker flatness growth login cached_reads search cache_hits letters overload "open_loop --whole-stack --rate 4000" open_loop webhooks idle event_log analytics pooled
+FIGURES := bench script_bench lanes gate writer_bench pipeline broker flatness growth login cached_reads search cache_hits letters overload "open_loop --whole-stack --rate 4000" open_loop webhooks idle event_log analytics pooled
 
 figures: .venv/.built ## Measure every figure on a quiet machine, save them in perf/results/ (about 40 minutes)
 	@# A missed target or a failed measurement does not stop the others.

@@ -25,6 +25,7 @@ class Outcome(IntEnum):
     SOLD_OUT = 8
     HAS_STOCK = 9  # lookup only: there is stock again, ask reserve
     STREAM_FULL = 10  # the lane's stream is at its bound
+    UNITS_ELSEWHERE = 11  # of a sale of many lanes: other lanes may have the units; try again
 
 
 class Transition(IntEnum):
@@ -75,3 +76,35 @@ class RebuildAnswer(IntEnum):
 
     SUPERSEDED = -1  # the sale is not under this rebuild any more
     DONE = 1
+
+
+class LendAnswer(IntEnum):
+    """Answer of `lend`, which is the number of lent units for LENT."""
+
+    STALE = -1  # the lane does not know the sale, has another epoch, or has closed the sale for recovery
+    NOT_LENT = 0  # no unit is available, or the transfer is not the next one of its kind
+    LENT = 1  # 1 or more
+
+
+class CreditAnswer(IntEnum):
+    """Answer of `credit`."""
+
+    STALE = -1
+    REPEATED = 0  # credited before
+    CREDITED = 1
+
+
+class ClearAnswer(IntEnum):
+    """Answer of `clear`."""
+
+    STALE = -1
+    REPEATED = 0  # cleared before
+    CLEARED = 1
+
+
+class LeftAnswer(IntEnum):
+    """Answer of `left`."""
+
+    STALE = -1
+    CHANGED = 0  # units came back since the lane was read
+    NOTED = 1

@@ -6,8 +6,9 @@ Performs no I/O. The Lua scripts in `reservation/lua/` read the packed layouts a
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
@@ -224,6 +225,22 @@ class LaneDefinition:
 
 
 _STOCK = struct.Struct(">7I")
+_ELSEWHERE = struct.Struct(">3B")
+LEFT_UNKNOWN = 255  # so many units may be left, or more
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What a lane of a sale of many lanes knows of the others, for one SKU. Three bytes, behind the counters.
+
+    `left`: units that are available in all lanes or in transit, at most; LEFT_UNKNOWN: no bound is known. `wanted`: the
+    largest quantity that the lane refused because the units may be in other lanes; 0: none since units last came.
+    `returns`: counts cancelled, expired and added units of the lane, modulo 256, so that an old `left` is not written.
+    """
+
+    left: int = LEFT_UNKNOWN
+    wanted: int = 0
+    returns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +248,7 @@ class Stock:
     """Counters of one SKU of one sale in one lane, the value of the lane's `s:<sale>:<index>` field.
 
     Seven 4-byte big-endian unsigned integers in this order. Invariant A:
-    allotted + borrowed - lent = available + reserved + paid + rejected.
+    allotted + borrowed - lent = available + reserved + paid + rejected. In a sale of many lanes `elsewhere` follows.
     """
 
     available: int
@@ -241,6 +258,15 @@ class Stock:
     allotted: int
     borrowed: int
     lent: int
+    elsewhere: Elsewhere | None = None
+
+    @property
+    def unsold(self) -> int:
+        """The lane's part of the units that are available in all lanes or in transit. No transfer changes it.
+
+        Negative in a lane that sold units of other lanes.
+        """
+        return self.available + self.lent - self.borrowed
 
     @property
     def is_balanced(self) -> bool:
@@ -248,23 +274,39 @@ class Stock:
         return self.allotted + self.borrowed - self.lent == self.available + self.reserved + self.paid + self.rejected
 
     def pack(self) -> bytes:
-        """The 28 bytes of the field."""
-        return _STOCK.pack(
+        """The 28 bytes of the field, 31 in a sale of many lanes."""
+        counters = _STOCK.pack(
             self.available, self.reserved, self.paid, self.rejected, self.allotted, self.borrowed, self.lent
         )
+        there = self.elsewhere
+        return counters if there is None else counters + _ELSEWHERE.pack(there.left, there.wanted, there.returns)
 
     @classmethod
     def unpack(cls, data: bytes) -> Stock:
         """Inverse of `pack`; struct.error for another length."""
-        return cls(*_STOCK.unpack(data))
+        counters, more = data[: _STOCK.size], data[_STOCK.size :]
+        stock = cls(*_STOCK.unpack(counters))
+        return replace(stock, elsewhere=Elsewhere(*_ELSEWHERE.unpack(more))) if more else stock
 
     @classmethod
-    def fresh(cls, units: int) -> Stock:
-        """Stock of a lane that was just given `units`."""
-        return cls(units, 0, 0, 0, units, 0, 0)
+    def fresh(cls, units: int, *, lanes: int = 1) -> Stock:
+        """Stock of a lane that was just given `units`, in a sale of so many lanes."""
+        return cls(units, 0, 0, 0, units, 0, 0, None if lanes == 1 else Elsewhere())
 
     @classmethod
     def total(cls, stocks: Iterable[Stock]) -> Stock:
         """Sum of each counter, as over the lanes of a sale."""
         listed = list(stocks)
-        return cls(*(sum(getattr(stock, counter.name) for stock in listed) for counter in fields(cls)))
+        counters = [counter.name for counter in fields(cls) if counter.name != "elsewhere"]
+        return cls(*(sum(getattr(stock, name) for stock in listed) for name in counters))
+
+
+def spread(units: int, *, lanes: int, first: int = 0) -> list[int]:
+    """Units of each lane: equal shares, the remainder one by one from the lane at place `first` on."""
+    share, rest = divmod(units, lanes)
+    return [share + ((place - first) % lanes < rest) for place in range(lanes)]
+
+
+def restock_shares(key: str, units: int, *, lanes: int) -> list[int]:
+    """Units of each lane in a restock, the same at each repeat. The key decides which lanes get one unit more."""
+    return spread(units, lanes=lanes, first=zlib.crc32(key.encode()) % lanes)

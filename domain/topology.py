@@ -249,6 +249,15 @@ def restock_key(lane: int, sale_id: UUID) -> str:
     return f"{lane_tag(lane)}:r:{ids.short(sale_id)}"
 
 
+def transfers_key(lane: int, sale_id: UUID) -> str:
+    """Hash of a lane's transfers with the other lanes of a sale (`reservation.transfers`).
+
+    `o:<index>:<lane>` -> `<number>:<units>` of the newest transfer to that lane, with 0 units once it is cleared;
+    `i:<index>:<lane>` -> number of the newest transfer that was credited from that lane.
+    """
+    return f"{lane_tag(lane)}:t:{ids.short(sale_id)}"
+
+
 def sale_key(sale_id: UUID) -> str:
     """String: the sale's definition as JSON (`SaleDefinition.as_document`)."""
     return f"flashsale:sale:{sale_id}"

@@ -51,6 +51,9 @@ CEILING_BYTES: Final = 2**18  # 16,384 users of one worker
 BATCH_SIZE_EARLY: Final = 8
 REPLICA_WAIT_SHARE: Final = 0.5  # of the request deadline, for which a batch waits for a replica
 SILENCE_FACTOR: Final = 2.0  # request deadlines for which Redis may owe replies
+UNITS_ELSEWHERE_DETAIL: Final = (
+    "The last units are on their way to your part of the sale. Repeat the request in a second"
+)
 
 _PROBLEMS: Final[dict[int, Problem]] = {
     **PROBLEM_OF_VERDICT,
@@ -286,6 +289,7 @@ def fixed_answers() -> dict[int, Answer]:
         int(Verdict.KEY_MALFORMED): refuse(
             Problem.MALFORMED_REQUEST, "The Idempotency-Key must be 1 to 64 visible ASCII characters"
         ),
+        int(Verdict.UNITS_ELSEWHERE): refuse(Problem.OVERLOADED, UNITS_ELSEWHERE_DETAIL),
         int(Verdict.BODY_TRUNCATED): refuse(Problem.MALFORMED_REQUEST, "The body ended early"),
         int(Verdict.HEADER_REPEATED): refuse(Problem.MALFORMED_REQUEST, HEADER_REPEATED_DETAIL),
         int(Verdict.TOKEN_ENDED): refuse(Problem.TOKEN_INVALID, TOKEN_ENDED_DETAIL),

@@ -53,10 +53,13 @@ def order_document(entry: OrderEntry, *, now_ms: int, shown: Shown | None = None
 
 
 def availability(stocks: Sequence[Stock]) -> str:
-    """`available`, `low` or `sold_out` for one SKU, from its counters in every lane of the sale."""
-    available = sum(stock.available for stock in stocks)
-    allotted = sum(stock.allotted + stock.borrowed - stock.lent for stock in stocks)
-    if available == 0:
+    """`available`, `low` or `sold_out` for one SKU, from its counters in every lane of the sale.
+
+    Units in transit between lanes can be bought in a moment: they count as available.
+    """
+    available = sum(stock.unsold for stock in stocks)  # with the units in transit
+    allotted = sum(stock.allotted for stock in stocks)
+    if available <= 0:
         return "sold_out"
     if available * 100 < allotted * LOW_PERCENT or available <= min(LOW_UNITS, allotted - 1):
         return "low"

@@ -32,6 +32,7 @@ PROBLEM_OF_VERDICT: Final[dict[int, Problem]] = {
     Verdict.PURCHASE_LIMIT: Problem.PURCHASE_LIMIT_EXCEEDED,
     Verdict.SOLD_OUT: Problem.SOLD_OUT,
     Verdict.STREAM_FULL: Problem.OVERLOADED,
+    Verdict.UNITS_ELSEWHERE: Problem.OVERLOADED,
     Verdict.OVERLOADED: Problem.OVERLOADED,
     Verdict.UNAVAILABLE: Problem.DEPENDENCY_UNAVAILABLE,
     Verdict.UNKNOWN: Problem.OUTCOME_UNKNOWN,

@@ -21,7 +21,7 @@ from edge.read_limits import Places, PlacesTaken
 from edge.routing import Request
 from edge.sale_directory import DirectoryUnavailable, SaleDirectory
 from reservation.lane import LaneForgot
-from reservation.reading import read_sale
+from reservation.reading import read_sale_lanes
 
 _log = structlog.get_logger("edge.sales")
 
@@ -107,7 +107,7 @@ class SaleReads:
 
     async def _read(self, sale_id: str, definition: SaleDefinition) -> _Shown:
         async with self._places.place():
-            lanes = [await read_sale(self._redis, lane, definition) for lane in definition.lanes]
+            lanes = await read_sale_lanes(self._redis, definition)
         if self._directory.is_forgotten(sale_id, self._clock.now_ms()):
             availabilities = ["sold_out"] * len(definition.items)
         else:

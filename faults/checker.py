@@ -98,6 +98,7 @@ class _Check:
     def counters(self) -> Iterator[str]:
         """Lanes balance, and their sum equals the ledger."""
         totals: Counter[str] = Counter()
+        moving: Counter[str] = Counter()
         for lane, stocks in self.evidence.lanes.items():
             if stocks is None:
                 yield f"lane {lane} does not have the sale"
@@ -106,9 +107,12 @@ class _Check:
                 if not stock.is_balanced:
                     yield f"lane {lane}, {sku}: {stock} does not balance"
                 totals[sku] += stock.available + stock.reserved + stock.paid + stock.rejected
+                moving[sku] += stock.lent - stock.borrowed
         for sku, (units, _) in self.evidence.ledger.items():
             if totals[sku] != units:
                 yield f"{sku}: the lanes account for {totals[sku]} units, the ledger has {units}"
+            if moving[sku]:
+                yield f"{sku}: the lanes lent {moving[sku]} units more than they borrowed: a transfer did not end"
 
     def units(self) -> Iterator[str]:
         """Redis and the shards count the same held units, at most the stock."""

@@ -116,6 +116,7 @@ async def _drill(fault: Fault, stage: Stage, result: Result, say: Callable[[str]
     habits = Habits(cancel=fault.sale.cancel)
     buyers = SimulatedBuyers(stage.edge_urls, History(sale_id), dict(stage.users), skus, rng, habits)
     drill = Drill(stage, buyers, rng, sale_id, skus, cluster, say, rng.choice(stage.edge_urls))
+    drill.lane_count = fault.sale.lanes
     buyers.start()
     try:
         say(f"{fault.name}: buying")
@@ -170,7 +171,7 @@ def _open_sale(fault: Fault, stage: Stage) -> tuple[UUID, list[str]]:
     stock = {skus[0]: fault.sale.scarce, skus[1]: fault.sale.plenty, skus[2]: fault.sale.plenty}
     sale = shop.create_open_sale(
         name=fault.name, stock=stock, price_minor=1999, hold_s=fault.sale.hold_s,
-        per_user_limit=fault.sale.per_user_limit,
+        per_user_limit=fault.sale.per_user_limit, lanes=fault.sale.lanes,
     )  # fmt: skip
     return UUID(sale["id"]), skus
 

@@ -29,6 +29,7 @@ class Sale:
     per_user_limit: int = 0
     hold_s: int = 7200  # longer than a whole run: a hold that ends meanwhile would change the compared counters
     cancel: float = 0.06
+    lanes: int = 1
 
 
 LONG: Final = Sale(plenty=300_000)  # for drills of minutes
@@ -46,6 +47,7 @@ class Drill:
     cluster: Topology
     say: Callable[[str], None]
     door_url: str  # of the edge, for a fault that attacks one
+    lane_count: int = 1
     findings: list[Finding] = field(default_factory=list)
 
     def fail(self, invariant: str, text: str) -> None:
@@ -66,7 +68,7 @@ class Drill:
     @property
     def lanes(self) -> tuple[int, ...]:
         """Lanes of the sale."""
-        return self.cluster.lanes_of_sale(self.sale_id, count=1)
+        return self.cluster.lanes_of_sale(self.sale_id, count=self.lane_count)
 
     def silence(self, since: float) -> None:
         """Note that the edge was stopped or gone from `since` until now and could not answer."""

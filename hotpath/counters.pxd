@@ -14,6 +14,7 @@ cdef enum VerdictCode:
     V_SOLD_OUT = 8
     V_HAS_STOCK = 9
     V_STREAM_FULL = 10
+    V_UNITS_ELSEWHERE = 11
     V_OVERLOADED = 16
     V_UNAVAILABLE = 17
     V_UNKNOWN = 18

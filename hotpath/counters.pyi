@@ -4,7 +4,7 @@ from enum import IntEnum
 from typing import TypedDict
 
 class Verdict(IntEnum):
-    """Outcome of one order request. 0..10 are the outcomes of the reservation scripts (`domain.outcomes.Outcome`)."""
+    """Outcome of one order request. 0..11 are the outcomes of the reservation scripts (`domain.outcomes.Outcome`)."""
 
     ACCEPTED = 0
     REPLAYED = 1
@@ -17,6 +17,7 @@ class Verdict(IntEnum):
     SOLD_OUT = 8
     HAS_STOCK = 9
     STREAM_FULL = 10
+    UNITS_ELSEWHERE = 11
     OVERLOADED = 16  # no byte was sent: queue full, memory use high, or the deadline passed in the queue
     UNAVAILABLE = 17  # no byte was sent, or Redis reported that it did nothing and cannot
     UNKNOWN = 18  # a byte was sent and no reply came in time

@@ -45,6 +45,7 @@ class Shop:
         hours: float = 2,
         hold_s: int = 600,
         per_user_limit: int = 0,
+        lanes: int = 1,
     ) -> dict[str, Any]:
         """Create a sale that opens as soon as it is published; returns it.
 
@@ -59,6 +60,7 @@ class Shop:
                 "starts_at": (now - timedelta(minutes=1)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
                 "ends_at": (now + timedelta(hours=hours)).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
                 "hold_seconds": hold_s,
+                "lanes": lanes,
                 "items": [
                     {"sku": sku, "stock": units, "price_minor": price_minor, "per_user_limit": per_user_limit}
                     for sku, units in stock.items()
@@ -79,11 +81,13 @@ class Shop:
         hours: float = 2,
         hold_s: int = 600,
         per_user_limit: int = 0,
+        lanes: int = 1,
     ) -> dict[str, Any]:
         """Create and publish a sale that is open now; arguments as of `create_draft_sale`."""
         draft = self.create_draft_sale(
-            name=name, stock=stock, price_minor=price_minor, hours=hours, hold_s=hold_s, per_user_limit=per_user_limit
-        )
+            name=name, stock=stock, price_minor=price_minor, hours=hours, hold_s=hold_s, per_user_limit=per_user_limit,
+            lanes=lanes,
+        )  # fmt: skip
         return self.publish(draft["id"])
 
     def report(self, sale_id: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from devstack.demo.rehearsal import sigterm_as_interrupt
 from devstack.program import responds
 from devstack.servers import RedisServer
 from domain import ids, topology
-from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock
+from domain.sales import LaneSaleState, SaleDefinition, SaleItem, Stock, spread
 from domain.topology import Topology
 from perf.processes import cpu_us, end, tree
 from reservation.scripts import LOAD
@@ -68,32 +68,35 @@ class Stage:
         pids = [pid for pid in tree(self.edge.pid) if pid != self.edge.pid]
         return max(pids, key=lambda pid: cpu_us([pid]))
 
-    def publish(self, stock: Mapping[str, int]) -> UUID:
-        """Publish a sale that is open for a day, on one lane, without a purchase limit; `stock` maps SKU to units."""
-        return self.publish_many(stock, 1)[0]
+    def publish(self, stock: Mapping[str, int], *, lanes: int = 1) -> UUID:
+        """Publish a sale that is open for a day, without a purchase limit; `stock` maps SKU to units."""
+        return self.publish_many(stock, 1, lanes=lanes)[0]
 
-    def publish_many(self, stock: Mapping[str, int], count: int) -> list[UUID]:
+    def publish_many(self, stock: Mapping[str, int], count: int, *, lanes: int = 1) -> list[UUID]:
         """Publish `count` equal sales, many per round trip, because each waits for the disk."""
-        sales = [self._definition(stock) for _ in range(count)]
-        packed = [Stock.fresh(units).pack() for units in stock.values()]
+        sales = [self._definition(stock, lanes) for _ in range(count)]
+        shares = [spread(units, lanes=lanes) for units in stock.values()]
         source = LOAD.source
         for start in range(0, count, PUBLISHED_AT_ONCE):
             pipeline = self.redis.pipeline(transaction=False)
             for sale in sales[start : start + PUBLISHED_AT_ONCE]:
-                key = topology.lane_state_key(sale.lanes[0])
-                pipeline.eval(source, 1, key, ids.short(sale.sale_id), sale.pack_for_lane(), *packed)
+                for place, lane in enumerate(sale.lanes):
+                    key = topology.lane_state_key(lane)
+                    packed = [Stock.fresh(share[place], lanes=lanes).pack() for share in shares]
+                    pipeline.eval(source, 1, key, ids.short(sale.sale_id), sale.pack_for_lane(), *packed)
                 pipeline.set(topology.sale_key(sale.sale_id), json.dumps(sale.as_document()))
                 pipeline.sadd(topology.SALES_KEY, str(sale.sale_id))
                 pipeline.publish(topology.SALES_CHANNEL, str(sale.sale_id))
             pipeline.execute()
         return [sale.sale_id for sale in sales]
 
-    def _definition(self, stock: Mapping[str, int]) -> SaleDefinition:
+    def _definition(self, stock: Mapping[str, int], lanes: int) -> SaleDefinition:
         now_ms = int(time.time() * 1000)
         sale_id = ids.new_uuid7()
         return SaleDefinition(
             sale_id, "perf", 1, 1, LaneSaleState.RUNNING, now_ms - 1000, now_ms + 86_400_000, 600_000, "EUR",
-            Topology().lanes_of_sale(sale_id, count=1), tuple(SaleItem(sku, 1999, 0) for sku in stock),
+            Topology(lanes=max(lanes, Topology().lanes)).lanes_of_sale(sale_id, count=lanes),
+            tuple(SaleItem(sku, 1999, 0) for sku in stock),
         )  # fmt: skip
 
     def cpu_us(self) -> dict[str, float]:

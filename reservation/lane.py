@@ -130,7 +130,7 @@ class Lanes:
         return answer
 
     async def restock(self, lane: int, sale_id: UUID, *, sku_index: int, quantity: int, key: str) -> RestockAnswer:
-        """Add units once per key: APPLIED, REPEATED or KEY_REUSED; LaneForgot."""
+        """Add units once per key: APPLIED, REPEATED or KEY_REUSED; LaneForgot. 0 units only in a sale of many lanes."""
         keys = (topology.lane_state_key(lane), topology.restock_key(lane, sale_id))
         args = (ids.short(sale_id), sku_index, quantity, key)
         answer = RestockAnswer(await run(self._redis, scripts.RESTOCK, keys, args))
@@ -201,9 +201,17 @@ class Lanes:
         mark: str,
         restocks: Iterable[AppliedRestock] = (),
     ) -> None:
-        """End a rebuild in the lane: set stock by SKU, restocks, sequence, definition at once; RebuildSuperseded."""
+        """End a rebuild in the lane: set stock by SKU, restocks, sequence, definition at once; RebuildSuperseded.
+
+        Transfers of the older epoch are removed: `stock` includes their units.
+        """
         sale_id = definition.sale_id
-        keys = (topology.lane_state_key(lane), topology.lane_stream_key(lane), topology.restock_key(lane, sale_id))
+        keys = (
+            topology.lane_state_key(lane),
+            topology.lane_stream_key(lane),
+            topology.restock_key(lane, sale_id),
+            topology.transfers_key(lane, sale_id),
+        )
         args: list[Argument] = [ids.short(sale_id), mark, floor, definition.pack_for_lane()]
         args += [counters.pack() for counters in stock]
         for restock in restocks:

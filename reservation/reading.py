@@ -70,11 +70,20 @@ async def read_lane(redis: Redis, lane: int, sku_counts: Mapping[UUID, int]) -> 
 
     `sku_counts`: for each sale the number of its SKUs, to read their stock; 0 reads the definition alone.
     """
+    answer = await redis.hmget(topology.lane_state_key(lane), _fields(sku_counts))
+    return _lane_state(lane, sku_counts, cast(list[bytes | None], answer))
+
+
+def _fields(sku_counts: Mapping[UUID, int]) -> list[str]:
     fields = [SEQUENCE_FIELD]
     for sale_id, count in sku_counts.items():
         fields.append(topology.definition_field(sale_id))
         fields += [topology.stock_field(sale_id, index) for index in range(count)]
-    values = iter(cast(list[bytes | None], await redis.hmget(topology.lane_state_key(lane), fields)))
+    return fields
+
+
+def _lane_state(lane: int, sku_counts: Mapping[UUID, int], answer: Sequence[bytes | None]) -> LaneState:
+    values = iter(answer)
     seq = int(next(values) or 0)
     sales = {}
     for sale_id, count in sku_counts.items():
@@ -98,13 +107,24 @@ async def read_sale(redis: Redis, lane: int, definition: SaleDefinition) -> Lane
     return (await read_lane(redis, lane, {sale_id: len(definition.items)})).sales[sale_id]
 
 
+async def read_sale_lanes(redis: Redis, definition: SaleDefinition) -> list[LaneSale]:
+    """One sale in each of its lanes, in one round trip. Each lane is of one moment, the lanes are not of the same."""
+    counts = {definition.sale_id: len(definition.items)}
+    pipeline = redis.pipeline(transaction=False)
+    for lane in definition.lanes:
+        pipeline.hmget(topology.lane_state_key(lane), _fields(counts))
+    answers = await pipeline.execute()
+    states = [_lane_state(lane, counts, answer) for lane, answer in zip(definition.lanes, answers, strict=True)]
+    return [state.sales[definition.sale_id] for state in states]
+
+
 async def read_stock(redis: Redis, definition: SaleDefinition) -> list[Stock]:
     """Counters of a sale by SKU index, summed over its lanes; LaneForgot."""
     lanes = []
-    for lane in definition.lanes:
-        stock = (await read_sale(redis, lane, definition)).full_stock
+    for there in await read_sale_lanes(redis, definition):
+        stock = there.full_stock
         if stock is None:
-            raise LaneForgot(sale_id=definition.sale_id, lane=lane)
+            raise LaneForgot(sale_id=definition.sale_id, lane=there.lane)
         lanes.append(stock)
     return [Stock.total(counters) for counters in zip(*lanes, strict=True)]
 

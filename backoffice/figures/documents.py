@@ -81,7 +81,7 @@ def _sale_document(sale: SaleFigures, growth: dict[str, float | None]) -> dict[s
     for item, stock in zip(items, sale.stock or (), strict=False):
         item |= {
             "allotted": stock.allotted,
-            "available": stock.available + stock.lent - stock.borrowed,
+            "available": max(0, stock.unsold),
             "reserved": stock.reserved,
             "paid": stock.paid,
             "rejected": stock.rejected,

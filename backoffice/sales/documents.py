@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import hashlib
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from backoffice.sales.model import EPOCH, Item, NewSale, Sale, SaleChanges, SaleReport
+from backoffice.sales.model import EPOCH, LANES_MAX, Item, LaneChoice, NewSale, Sale, SaleChanges, SaleReport
 from backoffice.web.fields import Change, Model, Moment, Name, PriceMinor, Resource, Sku, Time
 from domain import ids
 from domain.sales import PER_USER_LIMIT_MAX, SKUS_MAX, STOCK_MAX, SaleState
 
 HOLD_S_MAX = 86_400
-LANES_MAX = 1  # more once lanes can lend stock to one another
+BUYERS_MAX = 1_000_000_000
 
 HoldSeconds = Annotated[int, Field(ge=1, le=HOLD_S_MAX)]
-Lanes = Annotated[int, Field(ge=1, le=LANES_MAX)]
+Buyers = Annotated[
+    int, Field(ge=1, le=BUYERS_MAX, description="Buyers expected in the first seconds; `lanes: auto` uses the number")
+]
+
+
+def _lanes(value: Any) -> LaneChoice:
+    if value == "auto" or (type(value) is int and 1 <= value <= LANES_MAX):
+        choice: LaneChoice = value
+        return choice
+    raise ValueError(f"must be an integer from 1 to {LANES_MAX}, or auto")
+
+
+Lanes = Annotated[
+    LaneChoice,
+    PlainValidator(_lanes),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 1, "maximum": LANES_MAX}, {"const": "auto"}],
+            "description": "Lanes over which the stock is spread; auto: from the expected buyers, or the stock",
+        }
+    ),
+]
 
 
 class ItemInput(Model):
@@ -46,6 +67,7 @@ class SaleInput(Model):
     ends_at: Moment
     hold_seconds: HoldSeconds
     lanes: Lanes = 1
+    expected_buyers: Buyers | None = None
     items: Items
 
     @model_validator(mode="after")
@@ -62,6 +84,7 @@ class SaleChange(Change):
     ends_at: Moment | None = None
     hold_seconds: HoldSeconds | None = None
     lanes: Lanes | None = None
+    expected_buyers: Buyers | None = None
     items: Items | None = None
 
     @model_validator(mode="after")
@@ -87,7 +110,7 @@ class ItemView(Resource):
 
 
 class SaleView(Resource):
-    """A sale."""
+    """A sale. `lanes`: over so many lanes its stock is spread, also when `lanes_auto` chose the number."""
 
     id: UUID
     name: str
@@ -97,6 +120,8 @@ class SaleView(Resource):
     hold_seconds: int
     currency: str
     lanes: int
+    lanes_auto: bool
+    expected_buyers: int | None
     items: list[ItemView]
 
 
@@ -148,12 +173,18 @@ def new_sale(body: SaleInput, *, created_by: UUID, idempotency_key: str | None) 
         starts_at=body.starts_at,
         ends_at=body.ends_at,
         hold_seconds=body.hold_seconds,
-        lane_count=body.lanes,
+        lanes=body.lanes,
+        expected_buyers=body.expected_buyers,
         items=_items(body.items),
         created_by=created_by,
         idempotency_key=idempotency_key,
-        fingerprint=None if idempotency_key is None else hashlib.sha256(body.model_dump_json().encode()).digest(),
+        fingerprint=None if idempotency_key is None else _fingerprint(body),
     )
+
+
+def _fingerprint(body: SaleInput) -> bytes:
+    """Digest of a request, without the members that it leaves out: the same in releases that do not know them."""
+    return hashlib.sha256(body.model_dump_json(exclude_none=True).encode()).digest()
 
 
 def sale_changes(body: SaleChange) -> SaleChanges:
@@ -164,6 +195,7 @@ def sale_changes(body: SaleChange) -> SaleChanges:
         ends_at=body.ends_at,
         hold_seconds=body.hold_seconds,
         lanes=body.lanes,
+        expected_buyers=body.expected_buyers,
         items=None if body.items is None else _items(body.items),
     )
 
@@ -179,6 +211,8 @@ def sale_view(sale: Sale, now_ms: int) -> SaleView:
         hold_seconds=sale.hold_seconds,
         currency=sale.currency,
         lanes=sale.lane_count,
+        lanes_auto=sale.lanes_auto,
+        expected_buyers=sale.expected_buyers,
         items=[ItemView.model_validate(item, from_attributes=True) for item in sale.items],
     )
 
@@ -190,7 +224,7 @@ def report_view(report: SaleReport, now_ms: int) -> Report:
             sku=item.sku,
             initial=item.stock,
             restocked=report.restocked.get(index, 0),
-            available=stock.available + stock.lent - stock.borrowed,
+            available=max(0, stock.unsold),  # the lanes are not read at one moment
             reserved=stock.reserved,
             paid=stock.paid,
             rejected=stock.rejected,

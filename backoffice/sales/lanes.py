@@ -12,7 +12,7 @@ from backoffice.sales.store import Restock
 from backoffice.web.idempotency import KeyReused
 from domain import topology
 from domain.outcomes import RestockAnswer
-from domain.sales import SaleDefinition, Stock
+from domain.sales import SaleDefinition, Stock, restock_shares, spread
 from reservation.documents import SaleDocuments
 from reservation.lane import Lanes
 from reservation.reading import read_stock
@@ -29,9 +29,11 @@ class SaleLanes:
         self._documents = SaleDocuments(redis)
 
     async def load(self, definition: SaleDefinition, units: Sequence[int]) -> None:
-        """Give each lane the sale, the first one all stock (`units` by SKU index). A lane that knows it keeps it."""
+        """Give each lane the sale and its share of the stock (`units` by SKU index). A lane that knows it keeps it."""
+        lanes = len(definition.lanes)
+        shares = [spread(count, lanes=lanes) for count in units]
         for place, lane in enumerate(definition.lanes):
-            stock = [Stock.fresh(count if place == 0 else 0) for count in units]
+            stock = [Stock.fresh(share[place], lanes=lanes) for share in shares]
             await self._lanes.load(lane, definition, stock)
 
     async def define(self, definition: SaleDefinition) -> None:
@@ -40,16 +42,21 @@ class SaleLanes:
             await self._lanes.define(lane, definition)
 
     async def restock(self, definition: SaleDefinition, restock: Restock) -> None:
-        """Add units to the first lane, once per key; LaneForgot, KeyReused."""
-        answer = await self._lanes.restock(
-            definition.lanes[0],
-            restock.sale_id,
-            sku_index=restock.sku_index,
-            quantity=restock.quantity,
-            key=restock.idempotency_key,
-        )
-        if answer is RestockAnswer.KEY_REUSED:
-            raise KeyReused
+        """Add units, once per key, to each lane its share; LaneForgot, KeyReused.
+
+        A lane without a share is told as well: it must not say sold out any more.
+        """
+        shares = restock_shares(restock.idempotency_key, restock.quantity, lanes=len(definition.lanes))
+        for lane, share in zip(definition.lanes, shares, strict=True):
+            answer = await self._lanes.restock(
+                lane,
+                restock.sale_id,
+                sku_index=restock.sku_index,
+                quantity=share,
+                key=restock.idempotency_key,
+            )
+            if answer is RestockAnswer.KEY_REUSED:
+                raise KeyReused
 
     async def announce(self, definition: SaleDefinition) -> None:
         """Put the document unless there is a newer one, list the sale, and tell edges to read it."""

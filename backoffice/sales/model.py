@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from domain.problems import FieldError
@@ -18,6 +18,13 @@ from domain.sales import LaneSaleState, SaleDefinition, SaleItem, SaleState, Sto
 from reservation.verdicts import Judged
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LANES_MAX = 100  # of a sale; the cluster may have fewer
+# `auto`: so many buyers a lane. They come within seconds, and a lane takes more than 20,000 orders a second.
+BUYERS_PER_LANE = 100_000
+# `auto`: at least so many units of each SKU a lane. With fewer, most of the sale is the gathering of the last units.
+UNITS_PER_LANE_MIN = 100
+
+LaneChoice = int | Literal["auto"]
 
 
 class Stage(StrEnum):
@@ -30,6 +37,15 @@ class Stage(StrEnum):
 
 class SaleStateConflict(Exception):
     """The state of the sale does not allow the change; the message is shown to the client."""
+
+
+class LanesTooMany(Exception):
+    """The cluster has fewer lanes than the sale asks for."""
+
+    def __init__(self, lanes_max: int) -> None:
+        """`lanes_max`: the lanes of the cluster."""
+        super().__init__(f"the cluster has {lanes_max} lanes")
+        self.lanes_max = lanes_max
 
 
 class WindowInvalid(Exception):
@@ -60,7 +76,8 @@ class NewSale:
     starts_at: datetime
     ends_at: datetime
     hold_seconds: int
-    lane_count: int
+    lanes: LaneChoice
+    expected_buyers: int | None
     items: tuple[Item, ...]
     created_by: UUID
     idempotency_key: str | None = None
@@ -75,7 +92,8 @@ class SaleChanges:
     starts_at: datetime | None = None
     ends_at: datetime | None = None
     hold_seconds: int | None = None
-    lanes: int | None = None
+    lanes: LaneChoice | None = None
+    expected_buyers: int | None = None
     items: tuple[Item, ...] | None = None
 
     @property
@@ -98,6 +116,8 @@ class Sale:
     hold_seconds: int
     currency: str
     lane_count: int
+    lanes_auto: bool
+    expected_buyers: int | None
     lanes: tuple[int, ...]
     epoch: int
     version: int
@@ -117,6 +137,8 @@ class Sale:
             hold_seconds=row["hold_seconds"],
             currency=row["currency"],
             lane_count=row["lane_count"],
+            lanes_auto=row["lanes_auto"],
+            expected_buyers=row["expected_buyers"],
             lanes=tuple(row["lanes"] or ()),
             epoch=row["epoch"],
             version=row["version"],
@@ -209,7 +231,7 @@ def ended(sale: Sale, now_ms: int) -> Sale:
 def changed(sale: Sale, now_ms: int, *, changes: SaleChanges) -> Sale:
     """A published sale with another name or window; also raises WindowInvalid."""
     state = _alive(sale, now_ms, "changed")
-    fixed = sorted({"hold_seconds", "lanes", "items"}.intersection(changes.names))
+    fixed = sorted({"hold_seconds", "lanes", "expected_buyers", "items"}.intersection(changes.names))
     if fixed:
         raise SaleStateConflict(f"The sale is published: {', '.join(fixed)} cannot change any more")
     starts_at = changes.starts_at or sale.starts_at
@@ -221,16 +243,39 @@ def changed(sale: Sale, now_ms: int, *, changes: SaleChanges) -> Sale:
     return result
 
 
-def changed_draft(sale: Sale, now_ms: int, *, changes: SaleChanges) -> Sale:
-    """A draft with any member changed; raises WindowInvalid."""
+def count_of_lanes(choice: LaneChoice, items: Sequence[Item], *, expected_buyers: int | None, lanes_max: int) -> int:
+    """The number of lanes of a sale; LanesTooMany.
+
+    `auto`: a lane for each BUYERS_PER_LANE expected buyers (as many as units if no number is given), as long as each
+    lane gets UNITS_PER_LANE_MIN units of every SKU that has stock.
+    """
+    if choice != "auto":
+        if choice > lanes_max:
+            raise LanesTooMany(lanes_max)
+        return choice
+    stocks = [item.stock for item in items if item.stock]
+    if not stocks:
+        return 1
+    buyers = expected_buyers or sum(stocks)
+    wanted = -(-buyers // BUYERS_PER_LANE)
+    return max(1, min(wanted, min(stocks) // UNITS_PER_LANE_MIN, lanes_max, LANES_MAX))
+
+
+def changed_draft(sale: Sale, now_ms: int, *, changes: SaleChanges, lanes_max: int) -> Sale:
+    """A draft with any member changed; raises WindowInvalid, LanesTooMany."""
+    choice: LaneChoice = changes.lanes or ("auto" if sale.lanes_auto else sale.lane_count)
+    items = sale.items if changes.items is None else changes.items
+    buyers = changes.expected_buyers or sale.expected_buyers
     result = replace(
         sale,
         name=changes.name or sale.name,
         starts_at=changes.starts_at or sale.starts_at,
         ends_at=changes.ends_at or sale.ends_at,
         hold_seconds=changes.hold_seconds or sale.hold_seconds,
-        lane_count=changes.lanes or sale.lane_count,
-        items=sale.items if changes.items is None else changes.items,
+        lane_count=count_of_lanes(choice, items, expected_buyers=buyers, lanes_max=lanes_max),
+        lanes_auto=choice == "auto",
+        expected_buyers=buyers,
+        items=items,
     )
     check_window(result.starts_at, result.ends_at, now_ms, named=changes.names)
     return result

@@ -19,7 +19,7 @@ from backoffice.sales.documents import (
     sale_changes,
     sale_view,
 )
-from backoffice.sales.model import Sale, SaleStateConflict, WindowInvalid
+from backoffice.sales.model import LanesTooMany, Sale, SaleStateConflict, WindowInvalid
 from backoffice.sales.service import SaleMissing, SaleService, SkuMissing
 from backoffice.sales.store import ItemsNotSellable, StockTooHigh
 from backoffice.web.fields import Page, decode_cursor, encode_cursor
@@ -129,6 +129,8 @@ def _refusals() -> Iterator[None]:
         raise Refused(Problem.SALE_STATE_CONFLICT, str(error)) from error
     except WindowInvalid as error:
         raise Refused(Problem.VALIDATION_FAILED, errors=error.errors) from error
+    except LanesTooMany as error:
+        raise invalid("/lanes", f"{error}: choose from 1 to {error.lanes_max}, or auto") from error
     except StockTooHigh as error:
         raise invalid("/quantity", f"the stock would exceed {STOCK_MAX} units") from error
     except ItemsNotSellable as error:

@@ -4,9 +4,10 @@ SELECT sku, currency, active FROM products WHERE sku = ANY(%(skus)s) FOR SHARE;
 
 -- name: insert_sale
 -- Unique index on caller and idempotency key. No row: the key has created a sale before.
-INSERT INTO sales (id, name, starts_at, ends_at, hold_seconds, currency, lane_count, idempotency_key, fingerprint, created_by)
+INSERT INTO sales (id, name, starts_at, ends_at, hold_seconds, currency, lane_count, lanes_auto,
+                   expected_buyers, idempotency_key, fingerprint, created_by)
 VALUES (%(id)s, %(name)s, %(starts_at)s, %(ends_at)s, %(hold_seconds)s, %(currency)s, %(lane_count)s,
-        %(idempotency_key)s, %(fingerprint)s, %(created_by)s)
+        %(lanes_auto)s, %(expected_buyers)s, %(idempotency_key)s, %(fingerprint)s, %(created_by)s)
 ON CONFLICT (created_by, idempotency_key) DO NOTHING
 RETURNING id;
 
@@ -27,7 +28,8 @@ DELETE FROM sale_items WHERE sale_id = %(sale_id)s;
 
 -- name: get
 -- Primary keys of both tables.
-SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count, lanes, epoch, version,
+SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count,
+       lanes_auto, expected_buyers, lanes, epoch, version,
        (SELECT json_agg(json_build_object('sku', sku, 'stock', stock, 'price_minor', price_minor,
                                           'per_user_limit', per_user_limit) ORDER BY sku_index)
         FROM sale_items WHERE sale_id = sales.id) AS items
@@ -39,7 +41,8 @@ SELECT 1 FROM sales WHERE id = %(id)s FOR UPDATE;
 
 -- name: page
 -- Primary keys of both tables, newest first.
-SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count, lanes, epoch, version,
+SELECT sales.id, name, stage, paused, ended, starts_at, ends_at, hold_seconds, currency, lane_count,
+       lanes_auto, expected_buyers, lanes, epoch, version,
        (SELECT json_agg(json_build_object('sku', sku, 'stock', stock, 'price_minor', price_minor,
                                           'per_user_limit', per_user_limit) ORDER BY sku_index)
         FROM sale_items WHERE sale_id = sales.id) AS items
@@ -57,7 +60,8 @@ ORDER BY ends_at LIMIT %(limit)s;
 -- name: change_draft
 -- Primary key, compare-and-set on the version.
 UPDATE sales SET name = %(name)s, starts_at = %(starts_at)s, ends_at = %(ends_at)s, hold_seconds = %(hold_seconds)s,
-                 currency = %(currency)s, lane_count = %(lane_count)s, version = version + 1, changed_at = now()
+                 currency = %(currency)s, lane_count = %(lane_count)s, lanes_auto = %(lanes_auto)s,
+                 expected_buyers = %(expected_buyers)s, version = version + 1, changed_at = now()
 WHERE id = %(id)s AND stage = 'draft' AND version = %(version)s
 RETURNING id;
 

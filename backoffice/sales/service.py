@@ -76,25 +76,29 @@ class SaleService:
     async def create(self, new: NewSale) -> tuple[Sale, bool]:
         """Create a draft; the sale, and whether its idempotency key had created it before.
 
-        WindowInvalid, ItemsNotSellable, KeyReused.
+        WindowInvalid, LanesTooMany, ItemsNotSellable, KeyReused.
         """
         # A repeated request succeeds even if its window is over by now.
         if new.idempotency_key is None or not await self._sales.was_created(new):
             model.check_window(new.starts_at, new.ends_at, await self.now_ms(), named=("starts_at", "ends_at"))
-        sale_id, replayed = await self._sales.create(new)
+        lanes_max = self._stores.topology.lanes
+        count = model.count_of_lanes(new.lanes, new.items, expected_buyers=new.expected_buyers, lanes_max=lanes_max)
+        sale_id, replayed = await self._sales.create(new, lane_count=count)
         return await self.get(sale_id), replayed
 
     async def update(self, sale_id: UUID, changes: SaleChanges) -> Sale:
         """Change any member of a draft, or name and window of a published sale.
 
-        SaleMissing, SaleStateConflict, WindowInvalid, ItemsNotSellable, LaneForgot.
+        SaleMissing, SaleStateConflict, WindowInvalid, LanesTooMany, ItemsNotSellable, LaneForgot.
         """
+        lanes_max = self._stores.topology.lanes
         for _ in range(2):  # a draft may be published meanwhile; then the rules of published sales apply
             sale = await self.get(sale_id)
             if sale.stage is not Stage.DRAFT:
                 rule = partial(model.changed, changes=changes)
                 return await self.change(sale_id, rule, Action.SALE_CHANGE)
-            if await self._sales.change_draft(model.changed_draft(sale, await self.now_ms(), changes=changes)):
+            changed = model.changed_draft(sale, await self.now_ms(), changes=changes, lanes_max=lanes_max)
+            if await self._sales.change_draft(changed):
                 return await self.get(sale_id)
         raise SaleStateConflict(_CONTENDED)
 

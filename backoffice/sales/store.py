@@ -73,7 +73,7 @@ class Sales:
         self._catalogue = stores.catalogue
         self._shards = stores.shards
 
-    async def create(self, new: NewSale) -> tuple[UUID, bool]:
+    async def create(self, new: NewSale, *, lane_count: int) -> tuple[UUID, bool]:
         """The id of the sale, and whether this key had created it before. ItemsNotSellable, KeyReused."""
         async with self._catalogue.connection() as connection:
             if new.idempotency_key is not None:
@@ -87,7 +87,9 @@ class Sales:
                 "starts_at": new.starts_at,
                 "ends_at": new.ends_at,
                 "hold_seconds": new.hold_seconds,
-                "lane_count": new.lane_count,
+                "lane_count": lane_count,
+                "lanes_auto": new.lanes == "auto",
+                "expected_buyers": new.expected_buyers,
                 "currency": currency,
                 "idempotency_key": new.idempotency_key,
                 "fingerprint": new.fingerprint,
@@ -99,7 +101,7 @@ class Sales:
                 assert found is not None
                 return found, True
             await _insert_items(connection, new.id, new.items)
-            facts = audit_facts(new) | {"currency": currency}
+            facts = audit_facts(new) | {"lane_count": lane_count, "currency": currency}
             await record(connection, Action.SALE_CREATE, object_name("sale", new.id), after=facts)
         return new.id, False
 
@@ -143,6 +145,8 @@ class Sales:
                 "ends_at": sale.ends_at,
                 "hold_seconds": sale.hold_seconds,
                 "lane_count": sale.lane_count,
+                "lanes_auto": sale.lanes_auto,
+                "expected_buyers": sale.expected_buyers,
                 "currency": currency,
             }
             if await (await connection.execute(SQL["change_draft"], row)).fetchone() is None:
@@ -274,9 +278,9 @@ class Sales:
 
 def audit_facts(sale: Sale | NewSale) -> dict[str, Any]:
     """The members of an entry in the audit log."""
-    facts = {name: getattr(sale, name) for name in ("name", "starts_at", "ends_at", "hold_seconds", "lane_count")}
+    facts = {name: getattr(sale, name) for name in ("name", "starts_at", "ends_at", "hold_seconds", "expected_buyers")}
     if isinstance(sale, Sale):
-        facts |= {"paused": sale.paused, "ended": sale.ended}
+        facts |= {"lane_count": sale.lane_count, "paused": sale.paused, "ended": sale.ended}
     return facts | {"items": [asdict(item) for item in sale.items]}
 
 

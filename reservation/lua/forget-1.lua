@@ -14,6 +14,7 @@
 
 --- @include names
 --- @include errors
+--- @include elsewhere
 
 local definition = call('HGET', KEYS[1], 'd:' .. ARGV[1])
 if not definition then
@@ -35,7 +36,7 @@ end
 local known = call('HMGET', KEYS[1], unpack(fields))
 for place = 2, #fields do
   local stock = known[place]
-  if not stock or #stock ~= 28 then
+  if not is_stock(stock) then
     corrupt('stock')
   end
   if decode('>I4', stock, 5) > 0 then

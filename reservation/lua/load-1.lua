@@ -14,6 +14,7 @@
 
 --- @include names
 --- @include errors
+--- @include elsewhere
 
 local sale, definition = ARGV[1], ARGV[2]
 if #sale ~= 22 or #definition < 30 or #definition ~= 30 + 2 * byte(definition, 30) then
@@ -26,7 +27,7 @@ end
 local names, values = { 'd:' .. sale }, { 'd:' .. sale, definition }
 for index = 0, skus - 1 do
   local stock = ARGV[3 + index]
-  if #stock ~= 28 then
+  if not is_stock(stock) then
     malformed('stock')
   end
   local available, reserved, paid, rejected, allotted, borrowed, lent = decode('>I4I4I4I4I4I4I4', stock)

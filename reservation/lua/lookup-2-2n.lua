@@ -19,7 +19,7 @@
 --   6 RATE_LIMITED argument: milliseconds to wait
 --   7 PURCHASE_LIMIT
 --   8 SOLD_OUT
---   9 HAS_STOCK `reserve` would accept the request: ask there
+--   9 HAS_STOCK `reserve` would accept the request, or note that units of other lanes are wanted: ask there
 --   10 STREAM_FULL
 
 --- @include names
@@ -33,7 +33,7 @@
 local reply = { now_ms }
 for i = 0, requests - 1 do
   local answer, next_state = decide(i)
-  if next_state then
+  if next_state or answer == UNITS_ELSEWHERE then
     answer = HAS_STOCK
   end
   reply[i + 2] = answer

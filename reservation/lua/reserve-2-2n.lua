@@ -32,6 +32,7 @@
 --   7 PURCHASE_LIMIT
 --   8 SOLD_OUT
 --   10 STREAM_FULL
+--   11 UNITS_ELSEWHERE other lanes of the sale may have the units; the lane notes that they are wanted here
 
 --- @include names
 --- @include errors
@@ -77,7 +78,7 @@ for i = 0, requests - 1 do
     end
   end
 end
-if accepted == 0 then
+if accepted == 0 and not is_wanted then
   return reply
 end
 
@@ -89,13 +90,24 @@ for j = 1, accepted do
   append(stream, entries[j])
   call('HSET', KEYS[3 + 2 * i], STATE, next_states[j], ARGV[first + 3 * i], records[j])
 end
-call('MSET', unpack(orders))
+if accepted > 0 then
+  call('MSET', unpack(orders))
+end
 local changes, count = { 'seq', seq }, 2
 for slot = 1, slots do
   if sold[slot] then
     local place = 1 + sale_count + slot
     changes[count + 1] = fields[place]
     changes[count + 2] = pack('>I4I4', available[slot], reserved[slot]) .. sub(lane[place], 9)
+    count = count + 2
+  end
+end
+if is_wanted then
+  for slot, units in pairs(wanted) do
+    local place = 1 + sale_count + slot
+    local counters = sold[slot] and pack('>I4I4', available[slot], reserved[slot]) .. sub(lane[place], 9) or lane[place]
+    changes[count + 1] = fields[place] -- the later value of a field counts
+    changes[count + 2] = sub(counters, 1, 29) .. char(units) .. sub(counters, 31)
     count = count + 2
   end
 end

@@ -36,6 +36,7 @@ _MEMBERS = [
     "ends_at",
     "hold_seconds",
     "lanes",
+    "expected_buyers",
     "items",
     "stock",
     "per_user_limit",

@@ -29,8 +29,9 @@ from backoffice.stores import Stores
 from backoffice.web.idempotency import KeyReused
 from devstack.servers import RedisServer
 from domain import ids, topology
-from domain.sales import LaneSaleState, SaleDefinition, Stock
-from reservation.lane import LaneForgot
+from domain.sales import LaneSaleState, SaleDefinition, Stock, restock_shares
+from reservation.lane import LaneForgot, Lanes
+from reservation.reading import read_sale_lanes
 from runtime.audit import Action
 from runtime.process.settings import load_settings
 from runtime.process.supervision import TaskSupervisor
@@ -51,7 +52,7 @@ class Parts:
     synchroniser: Synchroniser
     repaired: list[int]
 
-    async def draft(self, *, stock: int = 10) -> Sale:
+    async def draft(self, *, stock: int = 10, lanes: int = 1) -> Sale:
         sku = f"SKU-{ids.short(ids.new_uuid7())}"
         fields: dict[str, Any] = {"name": "x", "description": "", "price_minor": 5, "currency": "EUR"}
         await Products(self.stores).create({**fields, "sku": sku, "attributes": {}, "active": True})
@@ -61,11 +62,12 @@ class Parts:
             starts_at=datetime(2020, 1, 1, tzinfo=UTC),
             ends_at=datetime(2099, 1, 1, tzinfo=UTC),
             hold_seconds=600,
-            lane_count=1,
+            lanes=lanes,
+            expected_buyers=None,
             items=(Item(sku, stock, 500, 2),),
             created_by=STAFF_ID,
         )
-        await self.sales.create(new)
+        await self.sales.create(new, lane_count=lanes)
         return await self.service.get(new.id)
 
     async def step(self) -> int:
@@ -271,6 +273,27 @@ async def test_a_restock_cut_off(parts: Parts, databases: Databases, lane_has_it
     else:
         assert await parts.step() == 1
     assert (await parts.stock(sale)).available == ledger(databases, sale) == 15
+    assert await parts.step() == 0
+
+
+@pytest.mark.parametrize("reached", range(4))
+async def test_a_restock_over_many_lanes_cut_off(parts: Parts, databases: Databases, reached: int) -> None:
+    """Some lanes have their share; the synchroniser gives the others theirs, and no lane a second one."""
+    sale = await parts.draft(lanes=3)
+    sale = await parts.service.publish(sale.id)
+    loaded = await read_sale_lanes(parts.stores.redis, sale.definition)
+    assert [stock.available for lane in loaded for stock in lane.full_stock or ()] == [4, 3, 3]
+    restock = Restock(sale.id, "r-1", 0, 5)
+    await parts.sales.add_restock(restock, sku=sale.items[0].sku, created_by=STAFF_ID)
+    first_lanes = replace(sale.definition, lanes=sale.lanes[:reached])
+    shares = restock_shares("r-1", 5, lanes=3)
+    for lane, share in zip(first_lanes.lanes, shares, strict=False):
+        await Lanes(parts.stores.redis).restock(lane, sale.id, sku_index=0, quantity=share, key="r-1")
+    assert await parts.step() == 1
+    there = await read_sale_lanes(parts.stores.redis, sale.definition)
+    units = [stock.available for lane in there for stock in lane.full_stock or ()]
+    assert units == [had + share for had, share in zip([4, 3, 3], shares, strict=True)]
+    assert sum(units) == ledger(databases, sale) == 15
     assert await parts.step() == 0
 
 

@@ -42,7 +42,12 @@ def _item(**members: Any) -> dict[str, Any]:
         ({"hold_seconds": 86_401}, "/hold_seconds"),
         ({"hold_seconds": 1.5}, "/hold_seconds"),
         ({"lanes": 0}, "/lanes"),
-        ({"lanes": 2}, "/lanes"),
+        ({"lanes": 5}, "/lanes"),  # the cluster has 4
+        ({"lanes": 101}, "/lanes"),
+        ({"lanes": "2"}, "/lanes"),
+        ({"lanes": True}, "/lanes"),
+        ({"lanes": None}, "/lanes"),
+        ({"expected_buyers": 0}, "/expected_buyers"),
         ({"items": []}, "/items"),
         ({"items": [GOOD["items"][0]] * 2}, ""),
         ({"items": [{**GOOD["items"][0], "sku": f"S{n}"} for n in range(201)]}, "/items"),

@@ -18,6 +18,7 @@ def test_numbers_fit_and_are_fixed() -> None:
         "SOLD_OUT",
         "HAS_STOCK",
         "STREAM_FULL",
+        "UNITS_ELSEWHERE",
     ]
     assert [int(outcome) for outcome in Outcome] == list(range(len(Outcome)))
     assert len(Outcome) <= 1 << OUTCOME_BITS

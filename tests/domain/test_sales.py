@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.sales import LaneDefinition, LaneSaleState, SaleDefinition, SaleItem, SaleState, Stock, state_at
+from domain.sales import (
+    Elsewhere,
+    LaneDefinition,
+    LaneSaleState,
+    SaleDefinition,
+    SaleItem,
+    SaleState,
+    Stock,
+    state_at,
+)
 from tests.domain.strategies import definitions, u32
 
 DRAFT, SCHEDULED, OPEN, PAUSED, ENDED = SaleState
@@ -151,6 +160,9 @@ def test_stock_round_trip(stock: Stock) -> None:
 
 def test_stock_is_packed_in_documented_order() -> None:
     assert Stock(1, 2, 3, 4, 5, 6, 7).pack() == struct.pack(">7I", 1, 2, 3, 4, 5, 6, 7)
+    of_many_lanes = Stock(1, 2, 3, 4, 5, 6, 7, Elsewhere(8, 9, 10))
+    assert of_many_lanes.pack() == struct.pack(">7I3B", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    assert Stock.unpack(of_many_lanes.pack()) == of_many_lanes
 
 
 @pytest.mark.parametrize("length", [0, 27, 29])

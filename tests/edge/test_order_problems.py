@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import jwt
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devstack.servers import RedisServer
 from domain import topology
-from domain.sales import LaneSaleState, SaleDefinition
+from domain.sales import LaneSaleState, SaleDefinition, Stock
 from tests.edge import wire
 from tests.fixtures.fix_edge import ISSUER, Buyers, EdgeProcess, Publisher
 
@@ -418,6 +418,39 @@ def test_sold_out_and_purchase_limits(client: httpx.Client, buyers: Buyers, publ
     for _ in range(3):
         assert_problem(client.post(path(sale), headers=buyers.headers(), json=ONE), 409, "sold_out")
     assert (publisher.stock(sale).available, publisher.stock(sale).reserved) == (0, 3)
+
+
+def test_units_in_other_lanes(client: httpx.Client, buyers: Buyers, publisher: Publisher) -> None:
+    """Buyers of an empty lane are told to try again; sold out only when the lane knows that no unit is left."""
+    sale = publisher.publish(stock=3, lanes=2)
+    lucky, other = (buyer_of(sale, lane) for lane in sale.lanes)
+    two = {"items": [{"sku": "SKU-1", "quantity": 2}]}
+    assert client.post(path(sale), headers=buyers.headers(lucky), json=two).status_code == 202
+    lane = topology.lane_state_key(sale.lanes[1])
+    for left, sold_out in ((255, False), (1, False), (0, True), (1, False)):
+        answer = publisher.tell_left(sale, sale.lanes[1], left)
+        assert answer == 1
+        for _ in range(2):
+            answer = client.post(path(sale), headers=buyers.headers(other), json=ONE)
+            if sold_out:
+                assert_problem(answer, 409, "sold_out")
+                continue
+            told = assert_problem(answer, 503, "overloaded")
+            assert answer.headers["retry-after"] == "1" and "on their way" in told["detail"]
+            stock = Stock.unpack(publisher.redis.hget(lane, topology.stock_field(sale.sale_id, 0)) or b"")
+            assert stock.elsewhere is not None and stock.elsewhere.wanted == 1
+        if left == 1:
+            # A bound of one: an order of two is sold out, in any lane.
+            for buyer in (lucky, other):
+                publisher.tell_left(sale, sale.lanes[0], left)
+                answer = client.post(path(sale), headers=buyers.headers(buyer), json=two)
+                assert_problem(answer, 409, "sold_out")
+    assert client.post(path(sale), headers=buyers.headers(lucky), json=ONE).status_code == 202
+
+
+def buyer_of(sale: SaleDefinition, lane: int) -> UUID:
+    """A buyer whose orders are taken in this lane."""
+    return next(user for user in iter(uuid4, None) if topology.home_lane(user, sale.lanes) == lane)
 
 
 def test_the_rate_limit(client: httpx.Client, buyers: Buyers, publisher: Publisher) -> None:

@@ -120,6 +120,19 @@ def conjure_up_stock(_: History, evidence: Evidence) -> None:
     evidence.lanes[LANE + 1] = [Stock.fresh(1), Stock.fresh(0)]
 
 
+def lend_a_unit_to_no_lane(_: History, evidence: Evidence) -> None:
+    stocks = evidence.lanes[LANE]
+    assert stocks is not None
+    stocks[0] = replace(stocks[0], available=stocks[0].available - 1, lent=stocks[0].lent + 1)
+
+
+def credit_a_transfer_twice(_: History, evidence: Evidence) -> None:
+    stocks = evidence.lanes[LANE]
+    assert stocks is not None
+    stocks[0] = replace(stocks[0], available=stocks[0].available - 2, lent=stocks[0].lent + 2)
+    evidence.lanes[LANE + 1] = [Stock(4, 0, 0, 0, 0, 4, 0), Stock.fresh(0)]
+
+
 def forget_the_sale_in_a_lane(_: History, evidence: Evidence) -> None:
     evidence.lanes[LANE] = None
 
@@ -441,7 +454,8 @@ DAMAGES: list[tuple[Callable[[History, Evidence], None], str]] = [
     (misplace_an_event, "D"), (key_an_event_by_another_user, "D"), (tell_an_older_version_as_the_newest, "D"),
     (leave_an_outbox_row, "D"), (store_what_was_refused, "B"), (store_what_nobody_asked_for, "B"),
     (leave_an_outcome_unknown, "B"), (lose_a_version, "B"), (take_a_place_twice, "B"), (forget_an_order_in_redis, "B"),
-    (unbalance_a_lane, "A"), (conjure_up_stock, "A"), (forget_the_sale_in_a_lane, "A"), (break_the_guard, "A"),
+    (unbalance_a_lane, "A"), (conjure_up_stock, "A"), (lend_a_unit_to_no_lane, "A"), (credit_a_transfer_twice, "A"),
+    (forget_the_sale_in_a_lane, "A"), (break_the_guard, "A"),
     (lose_a_grant, "A"), (undo_a_cancellation, "C"), (cancel_unasked, "C"), (answer_in_other_words, "C"),
     (answer_as_new_twice, "C"), (answer_untyped, "E"), (break_a_connection, "E"), (answer_late, "E"),
     (bury_an_order, "B"),

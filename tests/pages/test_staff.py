@@ -127,10 +127,11 @@ def test_a_sale_is_changed(visit: Visit, own: BackofficeProcess) -> None:
     change(Name="")
     answer(page, "Cancel")  # possible with an invalid field
     expect(dialog).to_be_hidden()
-    change(Name="Kettles", Hold="60")
+    change(Name="Kettles", Hold="60", Lanes="2")
     answer(page, "Change")
     expect(row.get_by_role("rowheader")).to_have_text("Kettles")
-    assert now() == {**sale, "name": "Kettles", "hold_seconds": 60}  # the start keeps its milliseconds
+    expect(row).to_contain_text("over 2 lanes")
+    assert now() == {**sale, "name": "Kettles", "hold_seconds": 60, "lanes": 2}  # the start keeps its milliseconds
     assert staff.act(sale, "publish").json()["state"] == "scheduled"
     page.locator("#sales-refresh").click()
     expect(row.locator(".badge")).to_have_text("scheduled")

@@ -28,6 +28,7 @@ from perf import (
     flatness,
     gate,
     growth,
+    lanes,
     login,
     open_loop,
     pipeline,
@@ -265,3 +266,11 @@ def test_cached_reads(running_stack: RunningStack) -> None:
     assert share == pytest.approx(1 / sum(1 / rank for rank in range(1, len(products) + 1)), rel=0.1)
     course = by_clock.run(stack.backoffice_url, reads, rate=40, seconds=0.5, clients=4)
     assert len(course.latency_ms) == 20 and course.failures == []
+
+
+def test_lanes() -> None:
+    with edge_on_redis(lanes.RATES) as stage, lanes.rebalancer(stage):
+        one, many = lanes.measure_costs(stage, seconds=0.2, say=_silent)
+        assert one > 0 and many > 0
+        last = lanes.sell_all(stage, units=3_000, say=_silent)
+    assert last["sold"] == 3_000 and 0 <= last["last_s"] <= last["took_s"]

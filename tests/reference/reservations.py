@@ -11,7 +11,7 @@ from uuid import UUID
 
 from domain.orders import OrderEntry, OrderStatus
 from domain.outcomes import Outcome, Transition
-from domain.sales import LaneSaleState, SaleDefinition, Stock
+from domain.sales import LEFT_UNKNOWN, Elsewhere, LaneSaleState, SaleDefinition, Stock
 
 PURCHASES_MAX = 65_535
 
@@ -72,12 +72,16 @@ class Lane:
     stream: dict[int, OrderEntry] = field(default_factory=dict)
     restocks: dict[tuple[UUID, str], tuple[int, int]] = field(default_factory=dict)
     lease: str | None = None
+    lent: dict[tuple[UUID, int, int], tuple[int, int]] = field(default_factory=dict)  # number, units in transit
+    credited: dict[tuple[UUID, int, int], int] = field(default_factory=dict)
 
     def reserve(self, requests: Sequence[Request], *, now_us: int, rate: Rate, stream_length_max: int) -> list[Answer]:
         """Decide and apply, one request after another."""
         answers = []
         for request in requests:
             answer = self._decide(request, now_us, rate, stream_length_max)
+            if answer.outcome is Outcome.UNITS_ELSEWHERE:
+                self._want(request.order)
             if answer.outcome is Outcome.ACCEPTED:
                 self._accept(request.order, now_us, rate)
             answers.append(answer)
@@ -86,7 +90,8 @@ class Lane:
     def lookup(self, requests: Sequence[Request], *, now_us: int, rate: Rate, stream_length_max: int) -> list[Answer]:
         """Decide on each request alone, without effect."""
         answers = [self._decide(request, now_us, rate, stream_length_max) for request in requests]
-        return [Answer(Outcome.HAS_STOCK) if a.outcome is Outcome.ACCEPTED else a for a in answers]
+        asks_reserve = (Outcome.ACCEPTED, Outcome.UNITS_ELSEWHERE)
+        return [Answer(Outcome.HAS_STOCK) if a.outcome in asks_reserve else a for a in answers]
 
     def _decide(self, request: Request, now_us: int, rate: Rate, stream_length_max: int) -> Answer:
         order, now_ms = request.order, now_us // 1000
@@ -116,12 +121,36 @@ class Lane:
             limit = sale.items[index].per_user_limit or PURCHASES_MAX
             if user.purchases.get(index, 0) + quantity > limit:
                 return Answer(Outcome.PURCHASE_LIMIT)
-        for index, quantity in lines:
-            if self.stock[order.sale_id, index].available < quantity:
+        short = [(index, quantity) for index, quantity in lines if self._available(order.sale_id, index) < quantity]
+        for index, quantity in short:
+            there = self.stock[order.sale_id, index].elsewhere
+            if there is None or there.left < quantity:
                 return Answer(Outcome.SOLD_OUT)
+        if short:
+            return Answer(Outcome.UNITS_ELSEWHERE)
         if len(self.stream) >= stream_length_max:
             return Answer(Outcome.STREAM_FULL)
         return Answer(Outcome.ACCEPTED)
+
+    def _available(self, sale_id: UUID, index: int) -> int:
+        return self.stock[sale_id, index].available
+
+    def _want(self, order: OrderEntry) -> None:
+        for line in order.lines:
+            place = (order.sale_id, line.sku_index)
+            stock = self.stock[place]
+            if stock.available < line.quantity:
+                assert stock.elsewhere is not None
+                wanted = max(stock.elsewhere.wanted, line.quantity)
+                self.stock[place] = replace(stock, elsewhere=replace(stock.elsewhere, wanted=wanted))
+
+    def _came(self, sale_id: UUID, index: int, units: int) -> None:
+        """Units came back, or were added: more may be left."""
+        stock = self.stock[sale_id, index]
+        if stock.elsewhere is not None:
+            left, returns = min(LEFT_UNKNOWN, stock.elsewhere.left + units), (stock.elsewhere.returns + 1) % 256
+            elsewhere = replace(stock.elsewhere, left=left, returns=returns)
+            self.stock[sale_id, index] = replace(stock, elsewhere=elsewhere)
 
     def _accept(self, order: OrderEntry, now_us: int, rate: Rate) -> None:
         sale, now_ms = self.definitions[order.sale_id], now_us // 1000
@@ -209,6 +238,8 @@ class Lane:
                 continue
             place = "rejected" if wanted is OrderStatus.REJECTED else "available"
             self._move(order.sale_id, line.sku_index, reserved=-line.quantity, **{place: line.quantity})
+            if place == "available":
+                self._came(order.sale_id, line.sku_index, line.quantity)
             if user is not None:
                 user.purchases[line.sku_index] -= line.quantity
         changed = order.becoming(wanted, at_ms=now_ms)
@@ -274,6 +305,66 @@ class Lane:
         self.stock[sale_id, index] = replace(
             stock, available=stock.available + quantity, allotted=stock.allotted + quantity
         )
+        self._came(sale_id, index, LEFT_UNKNOWN)
+        return 1
+
+    def _sells(self, sale: SaleDefinition) -> bool:
+        known = self.definitions.get(sale.sale_id)
+        return known is not None and known.epoch == sale.epoch and known.state is not LaneSaleState.CLOSED
+
+    def lend(self, sale: SaleDefinition, index: int, destination: int, number: int, units: int) -> int:
+        """Take units out of the lane; the number lent."""
+        if not self._sells(sale):
+            return -1
+        place = (sale.sale_id, index, destination)
+        last, in_transit = self.lent.get(place, (0, 0))
+        stock = self.stock[sale.sale_id, index]
+        units = min(units, stock.available)
+        if in_transit or number != last + 1 or not units:
+            return 0
+        self.lent[place] = (number, units)
+        self.stock[sale.sale_id, index] = replace(stock, available=stock.available - units, lent=stock.lent + units)
+        return units
+
+    def credit(self, sale: SaleDefinition, index: int, source: int, number: int, units: int) -> int:
+        """Add the units of a transfer, once."""
+        if not self._sells(sale):
+            return -1
+        place = (sale.sale_id, index, source)
+        if number <= self.credited.get(place, 0):
+            return 0
+        self.credited[place] = number
+        stock = self.stock[sale.sale_id, index]
+        assert stock.elsewhere is not None
+        self.stock[sale.sale_id, index] = replace(
+            stock,
+            available=stock.available + units,
+            borrowed=stock.borrowed + units,
+            elsewhere=replace(stock.elsewhere, wanted=0),
+        )
+        return 1
+
+    def clear(self, sale: SaleDefinition, index: int, destination: int, number: int) -> int:
+        """Record that a transfer has arrived."""
+        if not self._sells(sale):
+            return -1
+        place = (sale.sale_id, index, destination)
+        last, in_transit = self.lent.get(place, (0, 0))
+        if last != number or not in_transit:
+            return 0
+        self.lent[place] = (number, 0)
+        return 1
+
+    def left(self, sale: SaleDefinition, index: int, returns: int, left: int) -> int:
+        """Take a bound of the units left, unless units came back since."""
+        if not self._sells(sale):
+            return -1
+        stock = self.stock[sale.sale_id, index]
+        assert stock.elsewhere is not None
+        if stock.elsewhere.returns != returns:
+            return 0
+        wanted = stock.elsewhere.wanted if stock.elsewhere.wanted <= left else 0
+        self.stock[sale.sale_id, index] = replace(stock, elsewhere=Elsewhere(left, wanted, returns))
         return 1
 
     def forget(self, sale_id: UUID, *, now_ms: int) -> int:

@@ -52,11 +52,12 @@ def make_sale(
     ends_at_ms: int = FAR_AWAY_MS,
     hold_ms: int = HOUR_MS,
     sale_id: UUID | None = None,
+    lanes: tuple[int, ...] = (LANE,),
 ) -> SaleDefinition:
     """An open sale with a SKU per purchase limit."""
     items = tuple(SaleItem(f"SKU-{index}", 100 + index, limit) for index, limit in enumerate(limits))
     return SaleDefinition(
-        sale_id or ids.new_uuid7(), "sale", epoch, version, state, starts_at_ms, ends_at_ms, hold_ms, "EUR", (LANE,),
+        sale_id or ids.new_uuid7(), "sale", epoch, version, state, starts_at_ms, ends_at_ms, hold_ms, "EUR", lanes,
         items,
     )  # fmt: skip
 
@@ -70,11 +71,12 @@ def make_request(
     epoch: int | None = None,
     version: int | None = None,
     order_id: UUID | None = None,
+    lane: int = LANE,
 ) -> Request:
     """A request for `lines` of (SKU index, quantity), believing the sale's own epoch and version if none are given."""
     order = OrderEntry(
         order_id=order_id
-        or ids.order_id(unix_ms=1, lane=LANE, bucket=topology.bucket_of_user(user_id), random=secrets.randbits(52)),
+        or ids.order_id(unix_ms=1, lane=lane, bucket=topology.bucket_of_user(user_id), random=secrets.randbits(52)),
         user_id=user_id,
         sale_id=sale.sale_id,
         idempotency_key=key,
@@ -94,17 +96,21 @@ def make_request(
 
 
 def batch_call(
-    requests: Sequence[Request], *, rate: Rate = FREE_RATE, stream_length_max: int = STREAM_LENGTH_MAX
+    requests: Sequence[Request],
+    *,
+    rate: Rate = FREE_RATE,
+    stream_length_max: int = STREAM_LENGTH_MAX,
+    lane: int = LANE,
 ) -> tuple[list[bytes | str], list[bytes | str | int]]:
     """KEYS and ARGV of `reserve` and `lookup`. Requests of one sale must believe the same epoch and version."""
     sales: dict[UUID, tuple[int, int, int]] = {}
-    keys: list[bytes | str] = [topology.lane_state_key(LANE), topology.lane_stream_key(LANE)]
+    keys: list[bytes | str] = [topology.lane_state_key(lane), topology.lane_stream_key(lane)]
     tail: list[bytes | str | int] = []
     for request in requests:
         order = request.order
         place, epoch, version = sales.setdefault(order.sale_id, (len(sales), request.epoch, request.version))
         assert (epoch, version) == (request.epoch, request.version)
-        keys += [topology.user_key(LANE, order.sale_id, order.user_id), topology.order_key(order.order_id)]
+        keys += [topology.user_key(lane, order.sale_id, order.user_id), topology.order_key(order.order_id)]
         lines = bytes([place]) + b"".join(bytes([line.sku_index, line.quantity]) for line in order.lines)
         tail += [pack_key(order.idempotency_key), lines, encode_body(order)]
     args: list[bytes | str | int] = [len(requests), len(sales), rate.interval_us, rate.burst, stream_length_max]
@@ -132,6 +138,7 @@ class LaneClient:
     """Runs scripts on one lane of a real Redis, each on its own, with their sources sent along."""
 
     redis: Any  # redis.Redis; its types do not tell that answers are bytes
+    number: int = LANE
 
     def run(self, name: str, keys: Sequence[bytes | str], args: Sequence[bytes | str | int]) -> Any:
         script = load_script(PACKAGE, name)
@@ -155,7 +162,9 @@ class LaneClient:
     def _batch(
         self, name: str, requests: Sequence[Request], rate: Rate, stream_length_max: int
     ) -> tuple[int, list[Answer]]:
-        now_ms, *members = self.run(name, *batch_call(requests, rate=rate, stream_length_max=stream_length_max))
+        now_ms, *members = self.run(
+            name, *batch_call(requests, rate=rate, stream_length_max=stream_length_max, lane=self.number)
+        )
         assert len(members) == len(requests)
         return now_ms, [decode_answer(member) for member in members]
 
@@ -181,30 +190,30 @@ class LaneClient:
         """Answer of `load-1`."""
         packed = [counters.pack() for counters in stock]
         answer: int = self.run(
-            "load-1", [topology.lane_state_key(LANE)], [ids.short(sale.sale_id), sale.pack_for_lane(), *packed]
+            "load-1", [topology.lane_state_key(self.number)], [ids.short(sale.sale_id), sale.pack_for_lane(), *packed]
         )
         return answer
 
     def define(self, sale: SaleDefinition) -> int:
         """Answer of `define-1`."""
         args: list[bytes | str | int] = [ids.short(sale.sale_id), sale.pack_for_lane()]
-        answer: int = self.run("define-1", [topology.lane_state_key(LANE)], args)
+        answer: int = self.run("define-1", [topology.lane_state_key(self.number)], args)
         return answer
 
     def restock(self, sale_id: UUID, index: int, quantity: int, key: str) -> int:
         """Answer of `restock-2`."""
-        keys = [topology.lane_state_key(LANE), topology.restock_key(LANE, sale_id)]
+        keys = [topology.lane_state_key(self.number), topology.restock_key(self.number, sale_id)]
         answer: int = self.run("restock-2", keys, [ids.short(sale_id), index, quantity, key])
         return answer
 
     def forget(self, sale_id: UUID) -> int:
         """Answer of `forget-1`."""
-        answer: int = self.run("forget-1", [topology.lane_state_key(LANE)], [ids.short(sale_id)])
+        answer: int = self.run("forget-1", [topology.lane_state_key(self.number)], [ids.short(sale_id)])
         return answer
 
     def close(self, floor: int, sale: SaleDefinition | None = None, *, mark: str = "") -> tuple[int, int, int]:
         """Answer of `close-2` for a sale of the epoch before the next one, or for the whole lane."""
-        keys = [topology.lane_state_key(LANE), topology.lane_stream_key(LANE)]
+        keys = [topology.lane_state_key(self.number), topology.lane_stream_key(self.number)]
         named: list[bytes | str | int] = ["", 0] if sale is None else [ids.short(sale.sale_id), sale.epoch + 1]
         closed, before, seq = self.run("close-2", keys, [floor, *named, mark])
         return closed, before, seq
@@ -213,8 +222,8 @@ class LaneClient:
         self, sale: SaleDefinition, orders: Sequence[OrderEntry], *, mark: str, state: bytes, ttl_s: int = 0
     ) -> int:
         """Answer of `restore-2-1n` for all orders of one user; `state` is the user's."""
-        user_key = topology.user_key(LANE, sale.sale_id, orders[0].user_id)
-        keys: list[bytes | str] = [topology.lane_state_key(LANE), user_key]
+        user_key = topology.user_key(self.number, sale.sale_id, orders[0].user_id)
+        keys: list[bytes | str] = [topology.lane_state_key(self.number), user_key]
         args: list[bytes | str | int] = [ids.short(sale.sale_id), mark, 1, state]
         for order in orders:
             keys.append(topology.order_key(order.order_id))
@@ -231,34 +240,64 @@ class LaneClient:
         mark: str,
         restocks: Sequence[tuple[str, str]] = (),
     ) -> int:
-        """Answer of `reopen-3`."""
-        lane = topology.lane_state_key(LANE), topology.lane_stream_key(LANE), topology.restock_key(LANE, sale.sale_id)
+        """Answer of `reopen-4`."""
+        lane = (
+            topology.lane_state_key(self.number),
+            topology.lane_stream_key(self.number),
+            topology.restock_key(self.number, sale.sale_id),
+            topology.transfers_key(self.number, sale.sale_id),
+        )
         args: list[bytes | str | int] = [ids.short(sale.sale_id), mark, floor, sale.pack_for_lane()]
         args += [counters.pack() for counters in stock]
         args += [text for restock in restocks for text in restock]
-        answer: int = self.run("reopen-3", lane, args)
+        answer: int = self.run("reopen-4", lane, args)
+        return answer
+
+    def lend(self, sale: SaleDefinition, index: int, destination: int, number: int, units: int) -> int:
+        """Answer of `lend-2`."""
+        answer: int = self._step("lend-2", sale, index, destination, number, units)
+        return answer
+
+    def credit(self, sale: SaleDefinition, index: int, source: int, number: int, units: int) -> int:
+        """Answer of `credit-2`."""
+        answer: int = self._step("credit-2", sale, index, source, number, units)
+        return answer
+
+    def clear(self, sale: SaleDefinition, index: int, destination: int, number: int) -> int:
+        """Answer of `clear-2`."""
+        answer: int = self._step("clear-2", sale, index, destination, number)
+        return answer
+
+    def _step(self, name: str, sale: SaleDefinition, *numbers: int) -> Any:
+        keys = [topology.lane_state_key(self.number), topology.transfers_key(self.number, sale.sale_id)]
+        return self.run(name, keys, [ids.short(sale.sale_id), sale.epoch, *numbers])
+
+    def left(self, sale: SaleDefinition, index: int, returns: int, left: int) -> int:
+        """Answer of `left-1`."""
+        args: list[bytes | str | int] = [ids.short(sale.sale_id), sale.epoch, index, returns, left]
+        answer: int = self.run("left-1", [topology.lane_state_key(self.number)], args)
         return answer
 
     def trim(self, token: str, confirmed_seq: int) -> int:
         """Answer of `trim-2`."""
-        keys = [topology.lane_stream_key(LANE), topology.lane_lease_key(LANE)]
+        keys = [topology.lane_stream_key(self.number), topology.lane_lease_key(self.number)]
         answer: int = self.run("trim-2", keys, [token, confirmed_seq])
         return answer
 
     def state(self) -> dict[bytes, bytes]:
         """The lane's state hash."""
-        return dict(self.redis.hgetall(topology.lane_state_key(LANE)))
+        return dict(self.redis.hgetall(topology.lane_state_key(self.number)))
 
     def stock(self, sale: SaleDefinition, index: int = 0) -> Stock:
         """Counters of one SKU."""
-        value = self.redis.hget(topology.lane_state_key(LANE), topology.stock_field(sale.sale_id, index))
+        value = self.redis.hget(topology.lane_state_key(self.number), topology.stock_field(sale.sale_id, index))
         assert value is not None
         return Stock.unpack(value)
 
     def stream(self) -> dict[int, OrderEntry]:
         """The lane's stream by sequence number, every entry decoded."""
         entries = {}
-        for entry_id, fields in self.redis.xrange(topology.lane_stream_key(LANE)):
+        for entry_id, fields in self.redis.xrange(topology.lane_stream_key(self.number)):
             seq, _, second = entry_id.partition(b"-")
             assert second == b"0" and list(fields) == [b"e"]
             entries[int(seq)] = decode_entry(fields[b"e"])
@@ -270,14 +309,14 @@ class LaneClient:
         if not value:
             return None
         order = decode_value(order_id, value)
-        fields = self.redis.hgetall(topology.user_key(LANE, order.sale_id, order.user_id))
+        fields = self.redis.hgetall(topology.user_key(self.number, order.sale_id, order.user_id))
         keys = [unpack_key(key) for key, record in fields.items() if key and record[:16] == order_id.bytes]
         assert len(keys) <= 1
         return replace(order, idempotency_key="".join(keys))
 
     def user(self, sale_id: UUID, user_id: UUID) -> User | None:
         """The user's hash; purchase counters of zero are left out."""
-        fields = dict(self.redis.hgetall(topology.user_key(LANE, sale_id, user_id)))
+        fields = dict(self.redis.hgetall(topology.user_key(self.number, sale_id, user_id)))
         if not fields:
             return None
         state = fields.pop(topology.USER_STATE_FIELD)

@@ -11,8 +11,12 @@ import pytest
 
 from domain.orders import OrderStatus
 from domain.outcomes import (
+    ClearAnswer,
+    CreditAnswer,
     DefineAnswer,
     ForgetAnswer,
+    LeftAnswer,
+    LendAnswer,
     LoadAnswer,
     Outcome,
     RebuildAnswer,
@@ -89,7 +93,7 @@ def assert_outputs_are(header: Header, kind: type[IntEnum], missing: set[IntEnum
 
 def test_batch_outputs_are_the_outcomes() -> None:
     assert_outputs_are(read_header("reserve-2-2n"), Outcome, {Outcome.HAS_STOCK})
-    assert_outputs_are(read_header("lookup-2-2n"), Outcome, {Outcome.ACCEPTED})
+    assert_outputs_are(read_header("lookup-2-2n"), Outcome, {Outcome.ACCEPTED, Outcome.UNITS_ELSEWHERE})
 
 
 def test_change_outputs_are_the_transitions() -> None:
@@ -103,7 +107,8 @@ def test_change_outputs_are_the_transitions() -> None:
     ("name", "answer"),
     [
         ("load-1", LoadAnswer), ("define-1", DefineAnswer), ("restock-2", RestockAnswer), ("forget-1", ForgetAnswer),
-        ("restore-2-1n", RebuildAnswer), ("reopen-3", RebuildAnswer),
+        ("restore-2-1n", RebuildAnswer), ("reopen-4", RebuildAnswer),
+        ("lend-2", LendAnswer), ("credit-2", CreditAnswer), ("clear-2", ClearAnswer), ("left-1", LeftAnswer),
     ],
 )  # fmt: skip
 def test_outputs_of_other_scripts_are_their_answers(name: str, answer: type[IntEnum]) -> None:
@@ -125,7 +130,7 @@ def test_constants_are_those_of_the_domain() -> None:
 def test_flags_say_what_may_run_with_full_memory() -> None:
     flags = {name: read_header(name).flags for name in sorted(SCRIPTS)}
     assert flags["lookup-2-2n"] == ("no-writes",)
-    for name in (*CHANGES, "define-1", "forget-1", "trim-2", "close-2"):
+    for name in (*CHANGES, "define-1", "forget-1", "trim-2", "close-2", "credit-2", "clear-2", "left-1"):
         assert flags[name] == ("allow-oom",), name
-    for name in ("reserve-2-2n", "load-1", "restock-2", "restore-2-1n", "reopen-3"):
+    for name in ("reserve-2-2n", "load-1", "restock-2", "restore-2-1n", "reopen-4", "lend-2"):
         assert flags[name] == ("",), name

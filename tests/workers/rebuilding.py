@@ -34,9 +34,17 @@ from workers.recovery.watch import Watch
 from workers.relay.lanes import own_lane
 
 
-def open_sale(bench: Bench, client: redis.Redis, rng: random.Random, *, units: int, hold_ms: int = 3_600_000) -> Market:
-    """A sale on lane `LANE` as publishing makes it, its rows in the catalogue included."""
-    market = open_market(bench, Maker(rng, UUID(int=0), lane=LANE), client, units=units, hold_ms=hold_ms)
+def open_sale(
+    bench: Bench,
+    client: redis.Redis,
+    rng: random.Random,
+    *,
+    units: int,
+    hold_ms: int = 3_600_000,
+    lanes: tuple[int, ...] = (LANE,),
+) -> Market:
+    """A sale as publishing makes it, its rows in the catalogue included; orders are in lane `LANE`."""
+    market = open_market(bench, Maker(rng, UUID(int=0), lane=LANE), client, units=units, hold_ms=hold_ms, lanes=lanes)
     write_catalogue(bench.databases.catalogue_dsn, market.sale, units)
     return market
 

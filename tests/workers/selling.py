@@ -13,7 +13,7 @@ from domain import topology
 from domain.messages import SequencedEntry
 from domain.orders import OrderEntry, encode_entry
 from domain.outcomes import Outcome, Transition
-from domain.sales import SaleDefinition, Stock
+from domain.sales import SaleDefinition, Stock, spread
 from tests.reservation.lane import LANE, LaneClient, make_request, make_sale
 from tests.workers.making import TOPOLOGY, Maker, stock
 from tests.workers.writing import Bench, incoming
@@ -39,7 +39,10 @@ class Market:
     def publish(self, units: int) -> None:
         """Ledger, lane and document, as publishing makes them."""
         stock(self.bench.databases, self.sale.sale_id, {item.sku: units for item in self.sale.items})
-        self.lane.load(self.sale, [Stock.fresh(units) for _ in self.sale.items])
+        count = len(self.sale.lanes)
+        for lane, share in zip(self.sale.lanes, spread(units, lanes=count), strict=True):
+            client = LaneClient(self.redis, lane)
+            client.load(self.sale, [Stock.fresh(share, lanes=count) for _ in self.sale.items])
         self.redis.set(topology.sale_key(self.sale.sale_id), orjson.dumps(self.sale.as_document()))
         self.redis.sadd(topology.SALES_KEY, str(self.sale.sale_id))
 
@@ -86,9 +89,10 @@ def open_market(
     units: int,
     hold_ms: int = 3_600_000,
     ends_at_ms: int | None = None,
+    lanes: tuple[int, ...] = (LANE,),
 ) -> Market:
-    """Publish a sale of one SKU."""
-    sale = make_sale(hold_ms=hold_ms, sale_id=UUID(int=maker.rng.getrandbits(128), version=4))
+    """Publish a sale of one SKU; orders of a sale over many lanes are in the first one."""
+    sale = make_sale(hold_ms=hold_ms, sale_id=UUID(int=maker.rng.getrandbits(128), version=4), lanes=lanes)
     if ends_at_ms is not None:
         sale = replace(sale, ends_at_ms=ends_at_ms)
     market = Market(bench, maker, LaneClient(client), sale)

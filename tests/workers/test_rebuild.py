@@ -17,7 +17,7 @@ from domain import ids, topology
 from domain.messages import SequencedEntry, encode_orders
 from domain.orders import OrderStatus, encode_entry
 from domain.outcomes import Outcome, Transition
-from domain.sales import LaneSaleState, Stock
+from domain.sales import Elsewhere, LaneSaleState, Stock
 from domain.topology import order_queue
 from payments.ledger import PaymentLedger
 from payments.providers.port import Captured
@@ -25,7 +25,7 @@ from payments.settling import Settled, Settling
 from runtime.dead_letters import NewLetter
 from runtime.process.settings import Settings
 from runtime.queue import FailureKind
-from tests.reservation.lane import LANE, make_request
+from tests.reservation.lane import LANE, LaneClient, make_request
 from tests.workers.rebuilding import (
     all_stored,
     another_market,
@@ -349,6 +349,30 @@ async def all_stored_but(bench: Bench, lost: int) -> None:
         return sum(counts) + lost >= seq
 
     await eventually(stored)
+
+
+async def test_a_sale_over_many_lanes_comes_back_in_equal_shares(
+    bench: Bench, seed: int, settings: Settings, redis_client: redis.Redis
+) -> None:
+    """With two units in transit, one lane loses the sale. All lanes are rebuilt, and the old transfer is void."""
+    lanes = (LANE, 0, 1)
+    market = open_sale(bench, redis_client, random.Random(seed), units=40, lanes=lanes)
+    async with pipeline(bench, settings):
+        market.buy(6)
+        await all_stored(bench)
+        old = market.sale
+        assert market.lane.lend(old, 0, 1, 1, 2) == 2
+        redis_client.delete(topology.lane_state_key(0))
+        await rebuilt(market, settings, force=True)
+    assert market.sale.epoch == 2
+    clients = [LaneClient(redis_client, lane) for lane in lanes]
+    stocks = [client.stock(market.sale) for client in clients]
+    assert [stock.available for stock in stocks] == [12, 11, 11]
+    assert Stock.total(stocks) == Stock(34, 6, 0, 0, 40, 0, 0)
+    assert [stock.elsewhere for stock in stocks] == [Elsewhere()] * 3
+    assert clients[2].credit(old, 0, LANE, 1, 2) == -1
+    assert not redis_client.exists(topology.transfers_key(LANE, market.sale.sale_id))
+    assert (await verdict_of(bench, market)).a is True
 
 
 async def test_a_straggler_behind_the_gate_is_rejected(

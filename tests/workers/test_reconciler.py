@@ -24,7 +24,7 @@ from reservation.documents import SaleDocuments
 from reservation.lane import Lanes
 from runtime.dead_letters import NewLetter
 from runtime.queue import FailureKind
-from tests.reservation.lane import LANE, make_sale
+from tests.reservation.lane import LANE, LaneClient, make_sale
 from tests.workers.making import TOPOLOGY, Maker, stock
 from tests.workers.selling import Market, open_market
 from tests.workers.worker_process import ROOT, get, stop, worker_process
@@ -239,6 +239,58 @@ async def test_planted_damage_turns_it_red(
     # A reconciler that starts after the damage sees it, too.
     later = await settled(looking_at(bench))
     assert {"A": later.a, "B": later.b} == {name: name not in invariants for name in "AB"}
+
+
+MANY = (LANE, LANE + 1, LANE + 2)
+
+
+@pytest.fixture
+async def wide_market(bench: Bench, maker: Maker, redis_client: redis.Redis) -> Market:
+    """A sale over three lanes that holds 8 of 30 units; a transfer of 4 units ended, and one of 2 is in transit."""
+    market = open_market(bench, maker, redis_client, units=30, lanes=MANY)
+    market.buy(8)
+    await market.store()
+    lender, borrower = LaneClient(redis_client, MANY[1]), market.lane
+    assert lender.lend(market.sale, 0, LANE, 1, 4) == 4
+    assert borrower.credit(market.sale, 0, MANY[1], 1, 4) == lender.clear(market.sale, 0, LANE, 1) == 1
+    assert lender.lend(market.sale, 0, LANE, 2, 2) == 2
+    return market
+
+
+def _lost_record(market: Market) -> None:
+    market.redis.delete(topology.transfers_key(MANY[1], market.sale.sale_id))
+
+
+def _credit_without_a_record(market: Market) -> None:
+    for number in (5, 6):
+        assert market.lane.credit(market.sale, 0, MANY[2], number, 1) == 1
+
+
+def _credit_after_the_memory_was_lost(market: Market) -> None:
+    """The transfer that ended is credited again."""
+    market.redis.delete(topology.transfers_key(LANE, market.sale.sale_id))
+    assert market.lane.credit(market.sale, 0, MANY[1], 1, 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(_lost_record, "their records have 0"), (_credit_without_a_record, "their records have 2"),
+     (_credit_after_the_memory_was_lost, "lanes borrowed 8 units, lent 6")],
+)  # fmt: skip
+async def test_units_that_a_transfer_makes_or_loses_turn_it_red(
+    bench: Bench, wide_market: Market, damage: Callable[[Market], None], words: str
+) -> None:
+    assert (await settled(looking_at(bench))).is_proved, "units in transit are accounted for"
+    damage(wide_market)
+    verdict = await settled(looking_at(bench))
+    assert (verdict.a, verdict.b) == (False, True)
+    assert any(words in line for line in verdict.detail), verdict.detail
+
+
+async def test_malformed_records_of_transfers_need_a_rebuild(bench: Bench, wide_market: Market) -> None:
+    wide_market.redis.hset(topology.transfers_key(LANE, wide_market.sale.sale_id), "o:0", "x")
+    verdict = await settled(looking_at(bench))
+    assert verdict.a is None and "records of transfers cannot be read" in verdict.detail[0]
 
 
 async def test_more_stored_than_there_is_is_an_oversell(bench: Bench, market: Market) -> None:

@@ -1,4 +1,4 @@
-"""`python -m workers.expiry`: a collector per shard, the backstop and the janitor, each under its own lease."""
+"""`python -m workers.expiry`: a collector per shard, the backstop, the janitor and the rebalancer, each by lease."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
 from runtime.redis.client import redis_client
 from workers.expiry import backstop, collector, janitor
+from workers.rebalancer.director import Director
 from workers.rounds import Round, run_rounds
 
 NAME = "expiry"
@@ -41,6 +42,7 @@ async def main(service: Service) -> None:
                 role,
                 partial(run_rounds, service, redis, role=role, every_s=every_s, work=work, life_ms=settings.lease_ms),
             )
+        Director(redis, lease_ms=settings.lease_ms).start(service)
         await service.background.finished()
 
 

@@ -109,7 +109,7 @@ class Janitor:
             return False
         if not await self._clear_users(lease, sale, lane):
             return False
-        await self._redis.unlink(topology.restock_key(lane, sale.sale_id))
+        await self._redis.unlink(topology.restock_key(lane, sale.sale_id), topology.transfers_key(lane, sale.sale_id))
         forgotten = await self._lanes.forget(lane, sale.sale_id)
         if forgotten.answer in (ForgetAnswer.NOT_OVER, ForgetAnswer.RESERVED):
             log.warning("sale is not cleared", sale_id=str(sale.sale_id), lane=lane, answer=forgotten.answer.name)

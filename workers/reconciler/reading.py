@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from domain import topology
 from domain.sales import SaleDefinition
 from reservation.documents import SaleDocuments
 from reservation.reading import read_lane
+from reservation.transfers import read_records
 from runtime.dead_letters import PAGE_LETTERS_MAX, DeadLetters, identity_of
 from runtime.postgres.databases import Pool
 from runtime.postgres.sql import load_sql
@@ -117,13 +118,30 @@ class Reading:
         wanted = sorted(sale_id for sale_id in listed if only is None or sale_id == only)
         return [sale for sale in await self._documents.read(wanted) if sale is not None]
 
-    async def lanes(self, sales: Iterable[SaleDefinition]) -> dict[int, LaneLook]:
+    async def lanes(self, sales: Sequence[SaleDefinition]) -> dict[int, LaneLook]:
         """Every lane of the sales, each read by one command: its sequence and its counters are of one moment."""
         by_lane: dict[int, list[SaleDefinition]] = {}
         for sale in sales:
             for lane in sale.lanes:
                 by_lane.setdefault(lane, []).append(sale)
-        return {lane: await self._lane(lane, listed) for lane, listed in sorted(by_lane.items())}
+        looks = {lane: await self._lane(lane, listed) for lane, listed in sorted(by_lane.items())}
+        for sale in sales:
+            if len(sale.lanes) > 1:
+                await self._add_records(sale, looks)
+        return looks
+
+    async def _add_records(self, sale: SaleDefinition, looks: dict[int, LaneLook]) -> None:
+        try:
+            records = await read_records(self._redis, sale)
+        except (ValueError, ResponseError) as error:
+            if isinstance(error, ResponseError) and not str(error).startswith("WRONGTYPE"):
+                raise
+            first = looks[sale.lanes[0]]  # only a rebuild replaces the records
+            problem = f"records of transfers cannot be read: {type(error).__name__}: {error}"
+            looks[sale.lanes[0]] = replace(first, closed={**first.closed, sale.sale_id: problem})
+            return
+        for lane, known in records.items():
+            looks[lane] = replace(looks[lane], records={**looks[lane].records, sale.sale_id: known})
 
     async def _lane(self, lane: int, sales: Sequence[SaleDefinition]) -> LaneLook:
         try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from domain.sales import SaleDefinition, Stock
+from reservation.transfers import Records, uncredited
 from workers.reconciler.verdict import Finding
 
 
@@ -16,6 +17,7 @@ class LaneLook:
 
     `closed`: for sales that cannot be sold in the lane until they are rebuilt, the reason. `malformed`: for sales with
     malformed counters, the indices of those SKUs. `problem`: why the hash as a whole cannot be read; empty if it can.
+    `records`: the lane's records of transfers, for sales over many lanes.
     """
 
     seq: int
@@ -23,6 +25,7 @@ class LaneLook:
     closed: Mapping[UUID, str] = field(default_factory=dict)
     malformed: Mapping[UUID, tuple[int, ...]] = field(default_factory=dict)
     problem: str = ""
+    records: Mapping[UUID, Records] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,10 @@ def lanes_against_ledger(
         for item, stock in zip(sale.items, stocks, strict=True):
             if not stock.is_balanced:
                 yield Finding(f"{item.sku}: lane {lane} is not balanced: {stock}")
+    moving: dict[int, int] = {}
+    records = {lane: lanes[lane].records[sale.sale_id] for lane in sale.lanes if sale.sale_id in lanes[lane].records}
+    for transfer in uncredited(records):
+        moving[transfer.sku_index] = moving.get(transfer.sku_index, 0) + transfer.units
     for index, item in enumerate(sale.items):
         total = Stock.total(stocks[index] for stocks in known)
         row = ledger.get(item.sku)
@@ -93,6 +100,13 @@ def lanes_against_ledger(
             continue
         if total.borrowed > total.lent:
             yield Finding(f"{item.sku}: lanes borrowed {total.borrowed} units, lent {total.lent}", certain=False)
+        elif total.lent - total.borrowed != moving.get(index, 0):
+            # Lanes are not read at one moment. The same totals at two looks: no transfer was under way in between.
+            yield Finding(
+                f"{item.sku}: lanes lent {total.lent} units and borrowed {total.borrowed}, "
+                f"their records have {moving.get(index, 0)} in transit",
+                certain=False,
+            )
         if total.allotted != row.stock:
             # A restock raises the ledger first: for a moment the ledger has more than the lanes.
             yield Finding(f"{item.sku}: ledger has {row.stock} units, lanes were given {total.allotted}", certain=False)

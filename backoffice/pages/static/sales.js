@@ -14,7 +14,7 @@ const ACTS = {
 };
 // Fields of the change dialog by state: a past start cannot move, and the hold time is fixed by publishing.
 const CHANGES = {
-  draft: ["name", "starts_at", "ends_at", "hold_seconds"],
+  draft: ["name", "starts_at", "ends_at", "hold_seconds", "lanes"],
   scheduled: ["name", "starts_at", "ends_at"],
   open: ["name", "ends_at"],
   paused: ["name", "ends_at"],
@@ -25,9 +25,10 @@ const MEMBERS = {
   starts_at: { label: "Starts (local time)", ...time },
   ends_at: { label: "Ends (local time)", ...time },
   hold_seconds: { label: "Hold in seconds", type: "number", min: 1, max: 86400, inputmode: "numeric", shown: String, read: Number },
+  lanes: { label: "Lanes (a number, or auto)", pattern: "auto|[1-9][0-9]?|100", shown: String, read: (text) => (text === "auto" ? text : Number(text)) },
 };
 const QUESTIONS = {
-  publish: (sale) => [`Publish “${sale.name}”? Items, prices and hold time cannot be changed afterwards.`, false],
+  publish: (sale) => [`Publish “${sale.name}”? Items, prices, hold time and lanes cannot be changed afterwards.`, false],
   pause: (sale) => [`Pause “${sale.name}”? Orders are refused until it is resumed.`, true],
   delete: (sale) => [`Delete the draft “${sale.name}”? This cannot be undone.`, true],
   end: (sale) => [`End “${sale.name}”? This cannot be undone.`, true],
@@ -70,7 +71,7 @@ export class Sales {
       make("th", { scope: "row" }, sale.name),
       make("td", { "data-label": "State" }, make("span", { class: `badge ${STATES[sale.state]}` }, sale.state)),
       make("td", { "data-label": "Window" }, `${moment(sale.starts_at)} – ${moment(sale.ends_at)}`),
-      make("td", { "data-label": "Items" }, sale.items.map((item) => `${item.sku}: ${count(item.stock)}`).join(", ")),
+      make("td", { "data-label": "Items" }, sale.items.map((item) => `${item.sku}: ${count(item.stock)}`).join(", ") + (sale.lanes > 1 ? ` over ${sale.lanes} lanes` : "")),
       make("td", {}, make("div", { class: "row" }, ...acts, figures, shop)));
     const before = this.rows.get(sale.id);
     this.rows.set(sale.id, row);

@@ -150,7 +150,7 @@ for kind = 1, kinds do
       fits = fits and lines.units[line] <= limit
       if not available[slot] then
         local stock = lane[1 + sale_count + slot]
-        if not stock or #stock ~= 28 then
+        if not stock or (#stock ~= 28 and #stock ~= 31) then
           corrupt('stock')
         end
         available[slot], reserved[slot] = decode('>I4I4', stock)

@@ -91,6 +91,7 @@ local function return_purchases(skus, units)
 end
 
 --- @include append
+--- @include elsewhere
 
 -- Writes the next version of a reserved order and moves its units; returns the answer. All checks precede the first
 -- write. NOT_FOUND for an order of an older epoch than the sale's: the rebuild in between did not restore the order
@@ -122,7 +123,7 @@ local function change_order(entry, status)
   local changes = { 'seq', seq + 1 }
   for line = 1, #skus do
     local stock = known[line + 2]
-    if not stock or #stock ~= 28 then
+    if not is_stock(stock) then
       corrupt('stock')
     end
     local available, reserved, paid, rejected = decode('>I4I4I4I4', stock)
@@ -133,6 +134,7 @@ local function change_order(entry, status)
       rejected = rejected + units[line]
     else
       available = available + units[line]
+      stock = with_returned(stock, units[line])
     end
     if reserved < 0 or max(available, paid, rejected) > 4294967295 then
       corrupt('stock counter out of bounds')

@@ -46,6 +46,27 @@ local function add_purchases(purchases, kind)
   return purchases
 end
 
+-- The answer where the lane has too few units. In a sale of many lanes other lanes may have them: then the wanted
+-- quantities are noted in `wanted` by slot, unless the lane has noted as many before.
+local wanted, is_wanted = {}, false
+local function shortage(kind)
+  local base, units = base_of[kind], lines_of[kind].units
+  for line = 1, #units do
+    local slot = slot_at[base + line]
+    local left = byte(lane[1 + sale_count + slot], 29)
+    if available[slot] < units[line] and (not left or left < units[line]) then
+      return SOLD_OUT
+    end
+  end
+  for line = 1, #units do
+    local slot = slot_at[base + line]
+    if available[slot] < units[line] and (wanted[slot] or byte(lane[1 + sale_count + slot], 30)) < units[line] then
+      wanted[slot], is_wanted = units[line], true
+    end
+  end
+  return UNITS_ELSEWHERE
+end
+
 -- The answer to request `i` (from 0); for ACCEPTED also the user's new state and the order's kind.
 local function decide(i)
   local at = first + 3 * i
@@ -114,7 +135,7 @@ local function decide(i)
   local base, units = base_of[kind], lines_of[kind].units
   for line = 1, #units do
     if available[slot_at[base + line]] < units[line] then
-      return SOLD_OUT
+      return shortage(kind)
     end
   end
   if length + accepted >= length_max then

@@ -9,3 +9,4 @@ local PURCHASE_LIMIT = 7
 local SOLD_OUT = 8
 local HAS_STOCK = 9
 local STREAM_FULL = 10
+local UNITS_ELSEWHERE = 11

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from uuid import UUID
 
 from redis.asyncio import Redis
 
 from domain.orders import OrderEntry
-from domain.sales import SaleDefinition, Stock
+from domain.sales import SaleDefinition, Stock, restock_shares
 from reservation.documents import DocumentContended, SaleDocuments
 from reservation.lane import AppliedRestock, LaneForgot, Lanes, RebuildSuperseded, RestoredUser
 from reservation.payment_marks import mark_payments
@@ -65,16 +66,14 @@ class LanesSide:
         floors: Mapping[int, int],
         restocks: Sequence[AppliedRestock],
     ) -> None:
-        """Give every lane its counters and the definition, the first lane (which has the stock) last; Superseded."""
+        """Give every lane its counters, its shares of the restocks, the definition, the first lane last; Superseded."""
+        count = len(sale.lanes)
+        shares = [restock_shares(restock.key, restock.quantity, lanes=count) for restock in restocks]
         for place, lane in reversed(list(enumerate(sale.lanes))):
+            applied = [replace(restock, quantity=share[place]) for restock, share in zip(restocks, shares, strict=True)]
             with _superseded():
                 await self._lanes.reopen(
-                    lane,
-                    sale,
-                    stocks[lane],
-                    floor=floors[lane],
-                    mark=self._mark,
-                    restocks=restocks if place == 0 else (),
+                    lane, sale, stocks[lane], floor=floors[lane], mark=self._mark, restocks=applied
                 )
 
     async def define(self, sale: SaleDefinition) -> None:

@@ -6,7 +6,7 @@ The layouts are those of `docs/redis-layout.md`, as the scripts write them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -14,7 +14,7 @@ from uuid import UUID
 
 from domain import ids
 from domain.orders import OrderEntry, OrderLine, OrderStatus
-from domain.sales import SaleDefinition, Stock
+from domain.sales import SaleDefinition, Stock, spread
 
 FINAL_TTL_S = 24 * 3600
 _NO_ARRIVAL = bytes(7)  # the rate limit starts anew
@@ -107,7 +107,7 @@ def fits(order: OrderEntry, stock: Sequence[int], tally: Tally) -> bool:
 
 
 def lane_stocks(sale: SaleDefinition, stock: Sequence[int], tally: Tally) -> dict[int, list[Stock]]:
-    """Counters by lane and SKU index: held units in the lanes of their orders, the rest in the sale's first lane.
+    """Counters by lane and SKU index: held units in the lanes of their orders, the rest in equal shares.
 
     Together the lanes are allotted exactly the ledger's stock. Rejected orders hold nothing in PostgreSQL, so no unit
     of the ledger is written off for them.
@@ -116,11 +116,12 @@ def lane_stocks(sale: SaleDefinition, stock: Sequence[int], tally: Tally) -> dic
     for index in range(len(sale.items)):
         left = stock[index] - tally.held(index)
         assert left >= 0, "the guard never stores more units than the ledger has"
-        for place, lane in enumerate(sale.lanes):
+        count = len(sale.lanes)
+        for lane, share in zip(sale.lanes, spread(left, lanes=count), strict=True):
             units = tally.units.get((lane, index), Units())
-            available = left if place == 0 else 0
-            allotted = available + units.reserved + units.paid
-            lanes[lane].append(Stock(available, units.reserved, units.paid, 0, allotted, 0, 0))
+            fresh = Stock.fresh(share, lanes=count)
+            allotted = share + units.reserved + units.paid
+            lanes[lane].append(replace(fresh, reserved=units.reserved, paid=units.paid, allotted=allotted))
     return lanes
 
 

@@ -1,10 +1,12 @@
 #!lua
--- Ends a sale's rebuild in a lane: stock, applied restocks, sequence and the definition of the new epoch, at once.
+-- Ends a sale's rebuild in a lane: stock, applied restocks, sequence and the definition of the new epoch, at once. The
+-- transfers of the older epoch are void.
 --
 -- KEYS
 --   1 state of the lane
 --   2 stream of the lane
 --   3 restocks of the sale
+--   4 transfers of the sale in this lane
 -- ARGV
 --   1 short sale id
 --   2 mark of the rebuild
@@ -18,6 +20,7 @@
 
 --- @include names
 --- @include errors
+--- @include elsewhere
 --- @include sequence
 --- @include floor
 
@@ -30,7 +33,7 @@ if skus == 0 or #ARGV < 4 + skus or (#ARGV - 4 - skus) % 2 ~= 0 then
   malformed('number of SKUs')
 end
 for place = 5, 4 + skus do
-  if #ARGV[place] ~= 28 then
+  if not is_stock(ARGV[place]) then
     malformed('stock')
   end
   local available, reserved, paid, rejected, allotted, borrowed, lent = decode('>I4I4I4I4I4I4I4', ARGV[place])
@@ -42,7 +45,7 @@ if call('HGET', KEYS[1], 'b:' .. sale) ~= ARGV[2] then
   return -1
 end
 local _, seq = read_floor(ARGV[3])
-call('DEL', KEYS[3])
+call('DEL', KEYS[3], KEYS[4])
 for place = 5 + skus, #ARGV, 2 do
   call('HSET', KEYS[3], ARGV[place], ARGV[place + 1])
 end

@@ -1,0 +1,1 @@
+"""Moves units between the lanes of sales over many lanes, so that every unit finds a buyer."""
