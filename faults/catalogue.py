@@ -22,6 +22,7 @@ from faults import (
     rabbit_cluster,
     rabbit_faults,
     redis_faults,
+    reshard_faults,
     verdict_faults,
     webhook_faults,
     worker_faults,
@@ -52,6 +53,7 @@ _SUBJECTS = (
     webhook_faults.FAULTS,
     analytics_faults.FAULTS,
     rabbit_cluster.FAULTS,
+    reshard_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None
