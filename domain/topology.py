@@ -298,6 +298,7 @@ class BucketMap:
         self.version = 0
 
     def __eq__(self, other: object) -> bool:
+        """Whether both know the same owners at the same version."""
         return isinstance(other, BucketMap) and (self.version, self._owners) == (other.version, other._owners)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
