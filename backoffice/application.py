@@ -36,6 +36,7 @@ from backoffice.web.metrics import Metrics
 from backoffice.web.replica_metrics import ReplicaMetrics
 from backoffice.web.routing import Dispatcher, Route
 from backoffice.webhooks.parts import WebhookParts
+from runtime.buckets.following import Follower
 from runtime.process import fingerprint
 from runtime.process.backoff import Backoff
 from runtime.process.errors import OperatorError
@@ -131,6 +132,7 @@ class Backoffice:
                 "synchroniser": partial(self._synchroniser.run, background),
                 "sweeper": partial(self._sweeper.run, background),
                 "restocker": partial(self._restocker.run, background),
+                "buckets": Follower(self._stores.redis, self._stores.topology, name="backoffice").follow,
                 **self._tokens.work(background),
                 **self._audit.work(background),
             }

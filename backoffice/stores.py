@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import psycopg
@@ -17,7 +17,9 @@ import redis.exceptions
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from domain.topology import Topology
+from domain import ids
+from domain.topology import Topology, bucket_of_address, bucket_of_user
+from runtime.buckets.gate import BucketDatabase
 from runtime.postgres import positions
 from runtime.postgres.databases import Commits, Database, Replica
 from runtime.postgres.pool import postgres_pool
@@ -44,6 +46,7 @@ class Stores:
     positions: Redis
     topology: Topology
     analytics: Database | None = None
+    moved: dict[int, tuple[int, float]] = field(default_factory=dict)  # of `BucketDatabase`
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Stores:
@@ -97,13 +100,20 @@ class Stores:
             for client in (self.redis, self.cache, self.positions):
                 await client.aclose()
 
-    def shard_of_user(self, user_id: UUID) -> Database:
+    def shard_of_user(self, user_id: UUID) -> BucketDatabase:
         """The shard that holds the rows of a user."""
-        return self.shards[self.topology.shard_of_user(user_id)]
+        return self._shard_of(bucket_of_user(user_id))
 
-    def shard_of_address(self, email_folded: str) -> Database:
+    def shard_of_address(self, email_folded: str) -> BucketDatabase:
         """The shard that holds the entry of an address in the login index."""
-        return self.shards[self.topology.shard_of_address(email_folded)]
+        return self._shard_of(bucket_of_address(email_folded))
+
+    def shard_of_order(self, order_id: UUID) -> BucketDatabase:
+        """The shard that holds the rows of an order."""
+        return self._shard_of(ids.bucket_of(order_id))
+
+    def _shard_of(self, bucket: int) -> BucketDatabase:
+        return BucketDatabase(bucket, self.shards, self.topology, self.moved)
 
     async def now_ms(self) -> int:
         """The time of the reservation Redis, the only clock for sales."""

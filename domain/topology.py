@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from domain import ids
@@ -23,6 +24,9 @@ _GLOB_CHARACTER = re.compile(rb"[*?\[\\]")  # of `stringmatchlen` in Redis; an i
 
 # Names that belong to no lane.
 FINGERPRINT_KEY = "flashsale:fingerprint"
+BUCKETS_KEY = "flashsale:buckets"  # string: JSON of the map of moved buckets (`BucketMap.as_document`)
+BUCKETS_CHANNEL = "flashsale:buckets:changed"  # pub/sub, payload: the map's version
+BUCKETS_KNOWN_KEY = "flashsale:buckets:known"  # hash: process -> JSON of the map's version and the shards that it knows
 SALES_KEY = "flashsale:sales"  # set of published sale ids
 SALES_CHANNEL = "flashsale:sales:changed"  # pub/sub, payload: the sale id, after SALE_GONE when it leaves Redis
 SALE_GONE = "-"  # a document that is missing without this word was lost, and its sale is unavailable, not unknown
@@ -296,16 +300,60 @@ def fence_key_of(lease_key: str) -> str:
     return lease_key.removesuffix(":lease") + ":fence"
 
 
+class BucketMap:
+    """The owners of buckets that left their first shard, as this process knows them. An old map is safe, only slower:
+    each shard refuses writes to buckets that it does not own (docs/adr/0041)."""
+
+    __slots__ = ("_owners", "version")
+
+    def __init__(self) -> None:
+        """No bucket has moved."""
+        self._owners: dict[int, int] = {}
+        self.version = 0
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both know the same owners at the same version."""
+        return isinstance(other, BucketMap) and (self.version, self._owners) == (other.version, other._owners)
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def owner(self, bucket: int) -> int | None:
+        """The shard of a bucket that has moved; None for one that never did."""
+        return self._owners.get(bucket)
+
+    def adopt(self, version: int, owners: Mapping[int, int]) -> bool:
+        """Take over a map that is newer than this one; whether it is."""
+        if version <= self.version:
+            return False
+        self._owners, self.version = dict(owners), version
+        return True
+
+    def learn(self, bucket: int, shard: int) -> None:
+        """Take over one owner, which the bucket's former shard named."""
+        self._owners[bucket] = shard
+
+
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """Cluster settings: the same everywhere, or processes refuse to run."""
+    """Cluster settings: the same everywhere, or processes refuse to run.
+
+    `shards` counts the databases. `first_shards` of them (0: all) had the buckets at first; those that were added later
+    own only buckets that were moved there, so they are not part of the fingerprint.
+    """
 
     lanes: int = 4
     shards: int = 4
+    first_shards: int = 0
+    buckets: BucketMap = field(default_factory=BucketMap, compare=False, repr=False)
+
+    def first_shard_of_bucket(self, bucket: int) -> int:
+        """The first bucket map: equal ranges."""
+        return bucket * (self.first_shards or self.shards) // BUCKETS
 
     def shard_of_bucket(self, bucket: int) -> int:
-        """The first bucket map: equal ranges. Moving a bucket later changes the map, never the bucket."""
-        return bucket * self.shards // BUCKETS
+        """The shard that owns a bucket now, as far as this process knows."""
+        moved = self.buckets.owner(bucket)
+        return self.first_shard_of_bucket(bucket) if moved is None else moved
 
     def shard_of_user(self, user_id: UUID) -> int:
         """Shard of a user's rows."""
@@ -339,7 +387,7 @@ class Topology:
     @property
     def fingerprint(self) -> str:
         """Short digest of the settings that must agree between processes."""
-        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.shards} hash=fnv1a64"
+        text = f"v1 lanes={self.lanes} buckets={BUCKETS} shards={self.first_shards or self.shards} hash=fnv1a64"
         text += f" entry={ENTRY_FORMAT} layout={LAYOUT}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -19,12 +19,15 @@ from domain.orders import MalformedEntry
 from payments.ledger import PaymentLedger
 from payments.providers.port import Captured
 from payments.settling import BATCH_MAX, Settled, Settling
+from runtime.buckets.gate import is_closed
 
 WAITING_MAX: Final = 1024  # events of one shard in this worker
 BATCH_S_MAX: Final = 4.0
 # Between two batches of a shard that are not full: a batch costs about as much as ten events.
 GATHER_S: Final = 0.015
 GATHERED: Final = BATCH_MAX // 2
+MOVING_S: Final = 0.05  # between tries to settle payments of a bucket that moves
+MOVING_TRIES_MAX: Final = 20  # then the provider repeats the event
 _AWAY = (RedisError, psycopg.Error, PoolTimeout, TooManyRequests, OSError, TimeoutError)
 
 _log = structlog.get_logger("edge.settlements")
@@ -85,19 +88,33 @@ class Settlements:
                 _fail(result, "interrupted")
             waiting.clear()
 
-    async def _settle(self, shard: int, batch: list[tuple[Captured, asyncio.Future[Settled]]]) -> None:
+    async def _settle_elsewhere(self, batch: list[tuple[Captured, asyncio.Future[Settled]]], *, tries: int) -> None:
+        """A bucket of the batch moves: settle its events in the shards where they are then."""
+        await asyncio.sleep(MOVING_S)
+        by_shard: dict[int, list[tuple[Captured, asyncio.Future[Settled]]]] = {}
+        for one in batch:
+            by_shard.setdefault(self._ledger.shard_of(one[0].order_id), []).append(one)
+        for shard, part in by_shard.items():
+            await self._settle(shard, [one for one in part if not one[1].done()], tries=tries)
+
+    async def _settle(
+        self, shard: int, batch: list[tuple[Captured, asyncio.Future[Settled]]], *, tries: int = 0
+    ) -> None:
         try:
             async with asyncio.timeout(BATCH_S_MAX):
                 results = await self._settling.settle(shard, [event for event, _ in batch])
         except (psycopg.DataError, psycopg.IntegrityError, MalformedEntry) as error:
             if len(batch) > 1:  # one event's data must not hold up the others
                 for one in batch:
-                    await self._settle(shard, [one])
+                    await self._settle(shard, [one], tries=tries)
                 return
             event, result = batch[0]
             _log.error("payment_refused", event_id=event.event_id, order_id=str(event.order_id), error=str(error))
             _fail(result, type(error).__name__)
         except _AWAY as error:
+            if is_closed(error) and tries < MOVING_TRIES_MAX:
+                await self._settle_elsewhere(batch, tries=tries + 1)
+                return
             _log.warning("payments_not_settled", shard=shard, events=len(batch), error=type(error).__name__)
             for _, result in batch:
                 _fail(result, type(error).__name__)

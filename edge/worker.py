@@ -36,6 +36,7 @@ from edge.sale_directory import SaleDirectory
 from edge.sale_reads import SaleReads
 from edge.user_rates import shared_rates
 from hotpath.tokens import KeyRing
+from runtime.buckets.following import Follower
 from runtime.postgres.pool import postgres_pool
 from runtime.process.settings import Settings
 from runtime.process.supervision import Beat, TaskSupervisor
@@ -76,6 +77,7 @@ class Worker:
         assert settings.token_keys_file is not None, "the main process checks it"
         self._number = number
         self._durability = settings.durability
+        self._topology = settings.topology
         timeout_s = settings.request_deadline_ms / 1000
         self._redis, self._read_redis, self._admission_redis = (
             redis_client(settings.redis_url, connections_max=connections_max, timeout_s=timeout_s)
@@ -100,7 +102,7 @@ class Worker:
         )  # fmt: skip
         self._admission = Admission(
             self._admission_redis,
-            cluster=settings.topology,
+            cluster=self._topology,
             clock=clock,
             durability=settings.durability,
             memory_percent_max=settings.redis_memory_percent_max,
@@ -129,7 +131,7 @@ class Worker:
         self._metrics = Metrics(SnapshotFolder(folder, number), number, self._snapshot)
         orders = Orders(
             redis=self._read_redis,
-            store=OrderStore(self._read_redis, self._pools, settings.topology),
+            store=OrderStore(self._read_redis, self._pools, self._topology),
             directory=self._directory,
             authentication=Authentication(ring, clock, outside),
             clock=clock,
@@ -183,6 +185,7 @@ class Worker:
             ("token-keys", self._token_keys.run),
             ("outside-issuers", self._outside.run),
             ("refusals", self._refusals.run),
+            ("buckets", Follower(self._redis, self._topology, name=f"edge-{self._number}").follow),
             ("snapshots", self._leave_snapshots),
         ):
             self._background.start(name, work, loop=loop)

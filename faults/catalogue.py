@@ -23,6 +23,7 @@ from faults import (
     rabbit_cluster,
     rabbit_faults,
     redis_faults,
+    reshard_faults,
     transfer_faults,
     verdict_faults,
     webhook_faults,
@@ -56,6 +57,7 @@ _SUBJECTS = (
     rabbit_cluster.FAULTS,
     cluster_faults.FAULTS,
     transfer_faults.FAULTS,
+    reshard_faults.FAULTS,
 )
 FAULTS: dict[str, Fault] = {
     fault.name: fault for fault in chain.from_iterable(zip_longest(*_SUBJECTS)) if fault is not None

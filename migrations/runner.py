@@ -94,6 +94,11 @@ def migrate(catalogue_dsn: str, shard_dsns: Sequence[str], *, analytics_dsn: str
     return applied
 
 
+def migrate_shard(dsn: str, number: int) -> list[str]:
+    """Bring the database of one shard to the newest schema; the names of the migrations applied now."""
+    return apply(dsn, read_migrations(SHARD), database=f"shard_{number}")
+
+
 def migrate_all(settings: Settings) -> dict[str, list[str]]:
     """`migrate` for the databases of the settings, at their direct addresses: it needs sessions."""
     analytics = settings.analytics_dsn

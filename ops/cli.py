@@ -19,6 +19,7 @@ from ops.commands import (
     payments,
     rebuild,
     samples,
+    shards,
 )
 from ops.extensions import Commands
 from runtime.process.errors import OperatorError
@@ -38,6 +39,7 @@ app.add_typer(backup.app, name="backup")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(events.app, name="events")
 app.add_typer(payments.app, name="payments")
+app.add_typer(shards.app, name="shards")
 app.command("rotate-keys")(keys.rotate_keys)
 app.command("vapid-key")(keys.vapid_key)
 app.add_typer(imports.app, name="import")

@@ -13,6 +13,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from runtime.buckets.gate import is_closed
 from workers.consuming import REFUSED
 
 AWAY_S: Final = 5.0
@@ -55,6 +56,8 @@ class Shards:
         except (psycopg.Error, OSError, TimeoutError) as error:
             if isinstance(error, REFUSED):
                 raise
+            if is_closed(error):  # the shard is well: the bucket of this message moves
+                raise ShardAway(f"a bucket moves from shard {shard}") from error
             self._away_until[shard] = self._now() + AWAY_S
             self._away[shard] = type(error).__name__
             log.warning("shard away", shard=shard, error=f"{type(error).__name__}: {error}")

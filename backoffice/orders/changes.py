@@ -41,7 +41,7 @@ from reservation.lane import LaneForgot, Lanes
 from reservation.payment_marks import mark_payments
 from runtime.audit.entries import BEGUN, DONE, Action, object_name
 from runtime.audit.recording import record
-from runtime.postgres.databases import Database
+from runtime.buckets.gate import BucketDatabase
 from runtime.process.supervision import TaskSupervisor
 
 PERIOD_S: Final = 5.0
@@ -242,8 +242,8 @@ class OrderChanges:
             raise OrderMissing
         return found[0]
 
-    def _shard(self, order_id: UUID) -> Database:
-        return self._stores.shards[self._stores.topology.shard_of_order(order_id)]
+    def _shard(self, order_id: UUID) -> BucketDatabase:
+        return self._stores.shard_of_order(order_id)
 
 
 class Restocker:

@@ -16,6 +16,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 
 from backoffice.stores import Stores
+from domain.topology import bucket_of_address
 from runtime.postgres.sql import load_sql
 
 SQL = load_sql(__package__, "addresses.sql")
@@ -77,9 +78,8 @@ class Addresses:
         shard = self._stores.shard_of_address(folded)
         for _ in range(_ATTEMPTS_MAX):
             async with shard.connection() as connection:
-                row = await (
-                    await connection.execute(SQL["claim_address"], {"email_folded": folded, "user_id": user_id})
-                ).fetchone()
+                claim = {"email_folded": folded, "user_id": user_id, "bucket": bucket_of_address(folded)}
+                row = await (await connection.execute(SQL["claim_address"], claim)).fetchone()
             if row is not None:
                 return _time(row[0])
             entry = await self._entry(folded)

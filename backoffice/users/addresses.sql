@@ -1,6 +1,6 @@
 -- name: claim_address
 -- Primary key of login_index. Repeating renews the claim of the same user. No row: the entry is another user's.
-INSERT INTO login_index (email_folded, user_id) VALUES (%(email_folded)s, %(user_id)s)
+INSERT INTO login_index (email_folded, user_id, bucket) VALUES (%(email_folded)s, %(user_id)s, %(bucket)s)
 ON CONFLICT (email_folded) DO UPDATE SET confirmed = false, claimed_at = now()
 WHERE login_index.user_id = excluded.user_id
 RETURNING claimed_at;

@@ -13,9 +13,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
-from domain.topology import Topology
+from domain.topology import BucketMap, Topology
 from domain.webhooks import RETRY_DELAYS_S
 from runtime.process.errors import OperatorError
 from runtime.redis.addresses import ClusterAddress, is_cluster
@@ -53,10 +62,14 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _buckets: BucketMap = PrivateAttr(default_factory=BucketMap)  # one for all topologies of the process
 
     # Cluster: compared in Redis at start; a process with another fingerprint refuses to run.
     lanes: int = Field(4, ge=1, le=100, description="Cluster: number of lanes for all sales.")
-    shards: int = Field(4, ge=1, le=64, description="Cluster: number of PostgreSQL shards.")
+    shards: int = Field(4, ge=1, le=64, description="Number of PostgreSQL shards, those added later included.")
+    first_shards: int = Field(
+        0, ge=0, le=64, description="Cluster: number of shards that the installation began with; 0: all (`shards`)."
+    )
 
     # Servers
     redis_url: str = Field(
@@ -478,8 +491,8 @@ class Settings(BaseModel):
 
     @property
     def topology(self) -> Topology:
-        """The cluster settings."""
-        return Topology(lanes=self.lanes, shards=self.shards)
+        """The cluster settings, with the process's one map of moved buckets."""
+        return Topology(self.lanes, self.shards, self.first_shards, self._buckets)
 
 
 def file_variable(name: str) -> str | None:

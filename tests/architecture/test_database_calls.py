@@ -15,6 +15,7 @@ SESSION_LOCK = re.compile(r"pg_(?:try_)?advisory_lock(?:_shared)?\(")
 LOCKS = {
     "ops/backup/create.py": ("ops/backup/create.py", "catalogue_session_dsn"),
     "migrations/runner.py": ("migrations/runner.py", "catalogue_session_dsn"),
+    "ops/resharding/resharding.sql": ("ops/resharding/opening.py", "catalogue_session_dsn"),
     "workers/recovery/rebuild/rebuild.sql": ("workers/recovery/rebuild/__main__.py", "catalogue_session_dsn"),
     "workers/analytics/rebuild/generations.sql": ("workers/analytics/rebuild/__main__.py", "analytics_dsn"),
 }

@@ -31,7 +31,7 @@ ALLOWED = {
     "edge/sale_directory.py": (1, "callers wait for each read; its exception is theirs (`_read_pending`)"),
     "runtime/event_log/kafka_reader.py": (1, "`_fetched` takes each fetch's result, `_end_fetches` ends the others"),
     "runtime/queue/rabbitmq_subscription.py": (1, "one frame; ends with its channel, whose end has the same effect"),
-    "workers/relay/session.py": (5, "`run` waits for all, and raises what ended one"),
+    "workers/relay/session.py": (4, "`run` waits for all, and raises what ended one"),
     "workers/notifications/push_sender.py": (2, "a task group: `run` ends with the first that fails"),
     "workers/webhooks/work.py": (3, "a task group: the tenure ends with the first that fails"),
     "workers/rebalancer/director.py": (2, "waits for events, which the sleep ends"),

@@ -32,7 +32,7 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)

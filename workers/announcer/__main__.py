@@ -31,7 +31,7 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
         stack.push_async_callback(queue.close)

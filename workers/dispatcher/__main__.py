@@ -49,7 +49,7 @@ async def main(process: service.Service) -> None:
         stack.push_async_callback(letters.close)
         event_log = event_log_of(settings)
         stack.push_async_callback(event_log.close)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
+        if not await fingerprint.join(redis, process):
             return
 
         def topics(names: Sequence[str]) -> tuple[Destination, ...]:

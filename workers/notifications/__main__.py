@@ -39,7 +39,7 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         cache = redis_client(settings.cache_url)
         stack.push_async_callback(cache.aclose)

@@ -35,7 +35,7 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         pools = [
             await stack.enter_async_context(postgres_pool(dsn, size_max=REFUNDERS + 2)) for dsn in settings.shard_dsns

@@ -73,7 +73,7 @@ async def serve(service: Service) -> None:
     """Look until the service stops; one process at a time looks."""
     settings = service.settings
     async with open_clients(settings) as (redis, reading, apart, accounting):
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         looking = looking_of(reading, apart, kept_s=settings.sale_kept_s)
         leading = Leading()

@@ -27,7 +27,7 @@ from domain.sales import SaleDefinition
 from workers.reconciler.notes import Notes
 from workers.reconciler.parts import Comparison, Part, Parts
 from workers.reconciler.progress import LaneProgress, Recount
-from workers.reconciler.reading import Away, Reading
+from workers.reconciler.reading import CATALOGUE, Away, Reading
 from workers.reconciler.scanning import REFUSED_MAX, Contradiction, ShardPart, ShardScan
 from workers.reconciler.stock import (
     LaneLook,
@@ -99,7 +99,7 @@ class DeepLooks:
         self.slices += sum(scan.part.slices for scan in scans)
         # Shards are read at once, lanes one after the other. Time without an answer does not count: the shard is asked
         # again soon, and its part proves nothing after the same age as ever.
-        busy_s = max(self._busy_s[f"shard {shard}"] for shard in range(len(scans)))
+        busy_s = max(self._busy_s[f"shard {shard}"] for shard in range(len(self._notes)))
         busy_s += sum(self._busy_s[f"lane {lane}"] for lane in lanes)
         now = time.monotonic()
         self._affordable_at = now + busy_s / self._share_max
@@ -113,6 +113,13 @@ class DeepLooks:
         verified = {lane: progress.verified for lane, progress in self._progress.items()}
         at_ms = await self._reading.now_ms()
         sale_ids = [sale.sale_id for sale in sales]
+        began: list[int] = []
+
+        async def begin() -> None:
+            began.append(await self._reading.settled_switches())
+
+        if not await self._try("catalogue", begin):
+            return []
         scans = [ShardScan(shard, sale_ids, at_ms=at_ms) for shard in self._reading.shards]
         try:
             opened = await asyncio.gather(*(self._try(f"shard {shard}", scan.open) for shard, scan in enumerate(scans)))
@@ -120,9 +127,10 @@ class DeepLooks:
             ledgers: list[dict[UUID, dict[str, LedgerLook]]] = []
 
             async def read_ledger() -> None:
-                ledgers.append(
-                    await self._reading.ledger(sale_ids)
-                )  # after the shards: the catalogue's grants grow first
+                # After the shards: the catalogue's grants grow first.
+                ledgers.append(await self._reading.ledger(sale_ids))
+                if await self._reading.switches() != began[0]:
+                    raise Away(CATALOGUE, "buckets moved meanwhile: the snapshots do not fit together")
 
             if not await self._try("catalogue", read_ledger):
                 return scans  # a part without the grants would be half a part

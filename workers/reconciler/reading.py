@@ -7,6 +7,7 @@ reads of it raise at once, so that one database delays a look by its own bound o
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -32,6 +33,9 @@ from workers.reconciler.stock import GivenUp, LaneLook, LedgerLook, LostRange, U
 STATEMENT_S_MAX = 5
 CALL_S_MAX = 6.0  # the client's bound, above the server's
 POISON_PAGES_MAX = 50
+MOVING_S_MAX = 10.0  # a look waits so long for a group of buckets
+MOVING_LOOK_S = 0.02
+MOVING_TRIES_MAX = 5
 CATALOGUE = "catalogue"
 
 SQL = load_sql("workers.reconciler", "reconciler.sql")
@@ -175,8 +179,33 @@ class Reading:
                 look.grants[shard] = (total, seq)
         return ledger
 
+    async def switches(self) -> int:
+        """Counts the times in which rows of buckets may be in two shards: odd during one. Raises Away."""
+        rows = await self.catalogue.rows("read_switches", {})
+        return int(rows[0][0]) if rows else 0
+
+    async def settled_switches(self) -> int:
+        """As `switches`, at a time at which no row is in two shards. Raises Away if buckets move for long."""
+        end = time.monotonic() + MOVING_S_MAX
+        while (switches := await self.switches()) % 2:
+            if time.monotonic() > end:
+                raise Away(CATALOGUE, "a group of buckets moves: run `flashsale shards status`")
+            await asyncio.sleep(MOVING_LOOK_S)
+        return switches
+
     async def places(self, lane: int, *, after: int, upto: int) -> Coverage:
-        """The places of a lane in (after, upto], compared with all shards and the catalogue. Raises Away."""
+        """The places of a lane in (after, upto], compared with all shards and the catalogue. Raises Away.
+
+        Read again when rows moved between shards meanwhile: places would be missing or doubled.
+        """
+        for _ in range(MOVING_TRIES_MAX):
+            switches = await self.settled_switches()
+            coverage = await self._places(lane, after=after, upto=upto)
+            if await self.switches() == switches:
+                return coverage
+        raise Away(CATALOGUE, "buckets moved at each of several looks")
+
+    async def _places(self, lane: int, *, after: int, upto: int) -> Coverage:
         values = {"lane": lane, "after": after, "upto": upto}
         answers = await _all(shard.rows("read_places", values, binary=True) for shard in self.shards)
         stored, noted = [], []

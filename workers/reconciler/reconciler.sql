@@ -198,3 +198,7 @@ INSERT INTO lane_watermark AS w (lane, verified_seq)
 VALUES (%(lane)s, %(verified_seq)s)
 ON CONFLICT (lane) DO UPDATE SET verified_seq = excluded.verified_seq, verified_at = now()
 WHERE excluded.verified_seq > w.verified_seq;
+
+-- name: read_switches
+-- Odd while rows of buckets may be in two shards; no row before the first move. Changes nothing. One row.
+SELECT switches FROM bucket_map;

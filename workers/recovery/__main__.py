@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from functools import partial
 
+from runtime.buckets.restoring import MapKeeper
 from runtime.postgres.pool import POLL_CALL_S_MAX, POLL_UNCHECKED_S, postgres_pool
 from runtime.process import fingerprint
 from runtime.process.service import Service, run, settings_or_exit
@@ -25,7 +26,7 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         # Each call is one statement, and repeating it changes nothing.
         catalogue = await stack.enter_async_context(
@@ -45,6 +46,7 @@ async def main(service: Service) -> None:
             kept_s=settings.sale_kept_s,
         )
         service.background.start("watch", partial(watch.run, service))
+        service.background.start("map of buckets", partial(MapKeeper(redis, catalogue).run, service))
         await service.background.finished()
 
 

@@ -21,7 +21,7 @@ async def main(service: Service) -> None:
     async with AsyncExitStack() as stack:
         redis = redis_client(settings.redis_url)
         stack.push_async_callback(redis.aclose)
-        if not await fingerprint.check_when_reachable(redis, settings.topology, service.pause):
+        if not await fingerprint.join(redis, service):
             return
         # Two for the catalogue: a rejection holds one while it reads the ledger through the other.
         catalogue = await stack.enter_async_context(postgres_pool(settings.catalogue_dsn, size_max=2))

@@ -221,6 +221,11 @@ class Rejecting:
         ]
         return {sku: Supply(stock.get(sku, 0), tuple(shard.get(sku, 0) for shard in sold)) for sku in wanted}
 
+    async def _switches(self) -> int:
+        """Odd while rows of buckets may be in two shards."""
+        rows = await _fetch(self._catalogue, "read_switches", {})
+        return int(rows[0][0]) if rows else 0
+
     async def _reject(self, sale_id: UUID, orders: Sequence[OrderEntry]) -> None:
         """Decide under the ledger's lock, then change Redis; the stream brings the rejected version to the shard."""
         async with self._catalogue.connection() as connection, connection.transaction():
@@ -228,7 +233,10 @@ class Rejecting:
                 await connection.execute(bound)
             await connection.execute(_SQL["lock_stock"], {"sale_id": sale_id})
             # No grant and no restock from here on. One that came just before lets the orders wait for another round.
+            switches = await self._switches()
             supplies = await self._supplies(orders)
+            if switches % 2 or await self._switches() != switches:
+                return  # orders of a bucket that moves may have been counted in two shards
             for order in orders:
                 if any(supplies[sale_id, line.sku].free < line.quantity for line in order.lines):
                     await self._reject_in_redis(order)

@@ -65,3 +65,7 @@ SELECT sale_id, sku, stock FROM stock_ledger WHERE sale_id = ANY(%(sale_ids)s);
 -- Locks the ledger rows of a sale against new grants and restocks, always in the order of SKUs. Changes nothing.
 -- Index: stock_ledger_pkey.
 SELECT 1 FROM stock_ledger WHERE sale_id = %(sale_id)s ORDER BY sku FOR UPDATE;
+
+-- name: read_switches
+-- Odd while rows of buckets may be in two shards; no row before the first move. Changes nothing. One row.
+SELECT switches FROM bucket_map;

@@ -19,7 +19,7 @@ async def main(process: service.Service) -> None:
     queue = open_queue(settings.queue_url, settings.topology.queues, length_max=settings.queue_length_max)
     letters = open_dead_letters(settings.catalogue_dsn, letters_max=settings.dead_letters_max)
     try:
-        if not await fingerprint.check_when_reachable(redis, settings.topology, process.pause):
+        if not await fingerprint.join(redis, process):
             return
         process.background.start("lag", partial(measure_lanes, service=process, redis=redis))
         for lane in range(settings.lanes):

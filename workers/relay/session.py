@@ -39,6 +39,7 @@ ROOM_WAIT_S = 0.25  # longest time that a shard delays the others before its ent
 TRIM_PAUSE_S = 0.02
 NOTE_S = 1.0  # between notes of progress: a crash repeats what was published since the last one
 DRAIN_S = 5.0
+MAP_LOOK_S = 0.25
 
 log = structlog.get_logger()
 
@@ -75,6 +76,8 @@ class LaneSession:
         self._letters = letters
         self._lease = lease
         self._stream = lane_stream_key(lane)
+        self._buckets = topology.buckets
+        self._map_version = topology.buckets.version
         self._shard_by_bucket = shard_table(topology)
         self._destinations = [
             Destination(str(shard), Backlog(BACKLOG_ENTRIES_MAX), batch_max, self._publisher_to(shard))
@@ -92,9 +95,9 @@ class LaneSession:
         self._draining = False
 
     async def run(self, stopping: asyncio.Event, beat: Beat = no_beat) -> None:
-        """Relay until the process is to stop (then publishes in flight are awaited) or the lease is lost.
+        """Relay until the process is to stop, the lease is lost, or buckets move: the next session has the new map.
 
-        Calls `beat` before each page.
+        Publishes in flight are awaited while the lease is held. Calls `beat` before each page.
 
         Raises RedisError or OSError when the lane's Redis fails, LeaseLost when the trim script refuses.
         """
@@ -105,7 +108,7 @@ class LaneSession:
             for _ in range(PUBLISHES_IN_FLIGHT)
         ]
         work = [asyncio.create_task(self._read(beat)), asyncio.create_task(self._trim()), *publishers]
-        ends = [asyncio.create_task(stopping.wait()), asyncio.create_task(self._lease.lost.wait())]
+        ends = [asyncio.create_task(end) for end in (stopping.wait(), self._lease.lost.wait(), self._newer_map())]
         try:
             done, _ = await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
             for task in done.intersection(work):
@@ -114,6 +117,11 @@ class LaneSession:
                 await self._drain(work[0], publishers)
         finally:
             await tasks.cancel(*work, *ends)
+
+    async def _newer_map(self) -> None:
+        """Return when the map of buckets has changed."""
+        while self._buckets.version == self._map_version:  # noqa: ASYNC110 - a field, which anything may change
+            await asyncio.sleep(MAP_LOOK_S)
 
     async def _drain(self, reader: asyncio.Task[None], publishers: Sequence[asyncio.Task[None]]) -> None:
         """Stop reading; wait for the confirms of publishes in flight, then trim the confirmed prefix."""
@@ -284,13 +292,18 @@ class LaneSession:
 
     @property
     def _fields(self) -> list[str]:
-        """The fields of the hash: with another number of shards, entries have other destinations."""
+        """The fields of the hash: with another number of shards or another map, entries have other destinations."""
         shards = len(self._destinations) - 1
-        return [f"{destination.name}/{shards}" for destination in self._destinations]
+        version = f".{self._map_version}" if self._map_version else ""
+        return [f"{destination.name}/{shards}{version}" for destination in self._destinations]
 
     async def _read_relayed(self) -> None:
         values: Any = await self._redis.hmget(self._relayed_key, self._fields)
         self._relayed = [int(value) if value is not None and value.isdigit() else 0 for value in values]
+        if self._map_version:
+            noted: Any = await self._redis.hkeys(self._relayed_key)
+            if old := [field for field in noted if field.decode() not in self._fields]:
+                await self._redis.hdel(self._relayed_key, *old)
 
     async def _note_relayed(self, confirmed: Sequence[int], trimmed: int) -> None:
         """Note the destinations that are ahead of the trimmed prefix.

@@ -14,6 +14,7 @@ POISON_RETRIED = Counter(
     "flashsale_writer_poison_retried", "Attempts of poison orders that will be tried again.", ["shard"]
 )
 DEAD_LETTERED = Counter("flashsale_writer_dead_lettered", "Messages given up to the dead letters.", ["shard"])
+FORWARDED = Counter("flashsale_writer_forwarded", "Messages sent on to the shards that buckets moved to.", ["shard"])
 PAUSES = Counter("flashsale_writer_pauses", "Pauses of consumption, by what was waited for.", ["shard", "waits_for"])
 TTL_MISSED = Counter("flashsale_writer_ttl_missed", "Final orders whose value in Redis got no TTL.", ["shard"])
 GRANTS_SWEPT = Counter("flashsale_writer_grants_swept", "Grants that the sweep corrected.", ["shard"])

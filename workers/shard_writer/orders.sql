@@ -1,4 +1,10 @@
--- The shard writer's transaction. Order: lock_quotas, read_stored; then the writes that follow from their answers.
+-- The shard writer's transaction. Order: enter_buckets, lock_quotas, read_stored; then the writes that follow from
+-- their answers.
+
+-- name: enter_buckets
+-- Enters the buckets of the batch until the end of the transaction; those of them that are closed. Changes nothing.
+-- Index: closed_buckets_pkey.
+SELECT bucket, state, shard FROM enter_buckets(%(buckets)s);
 
 -- name: make_quotas
 -- Makes a quota row, without a grant, for SKUs that the shard meets for the first time. Repeating it changes

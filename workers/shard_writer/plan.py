@@ -4,7 +4,8 @@
 answer of those that read. `workers.shard_writer.store` executes them in one transaction and decides nothing. The
 effects of a batch, in their order:
 
-    ReadShard          lock the quotas of its SKUs, read what is stored of its orders, and the epochs of rebuilt sales
+    ReadShard          enter the buckets of its orders, lock the quotas of its SKUs, read what is stored of its orders,
+                       and the epochs of rebuilt sales
     ReadDeadLettered   only for orders that come after a rebuild of their sale: did it count their place?
     RaiseGrants        only when more is needed than is granted: ask the catalogue
     AdoptGrants        take over newer grants
@@ -142,23 +143,29 @@ class Plan:
 class ShardState:
     """The shard's rows for a batch, under lock.
 
-    `epochs`: by sale as an integer, before which nothing new is charged.
+    `epochs`: by sale as an integer, before which nothing new is charged. `closed`: buckets of the batch that this shard
+    must not write now, each with the shard to ask, or None if it is to be asked again itself.
     """
 
     quotas: dict[SkuKey, Quota]
     stored: dict[int, Stored]
     epochs: dict[int, int]
+    closed: Mapping[int, int | None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class StoreResult:
-    """Result of a batch. `final` are orders of the batch that are stored in a final state."""
+    """Result of a batch. `final` are orders of the batch that are stored in a final state.
+
+    `elsewhere` are orders of closed buckets, each with the shard to ask (`ShardState.closed`). They were not written.
+    """
 
     stored_count: int = 0
     repeated_count: int = 0
     event_count: int = 0
     waiting: list[Incoming] = field(default_factory=list)
     poison: list[tuple[Incoming, str]] = field(default_factory=list)
+    elsewhere: list[tuple[Incoming, int | None]] = field(default_factory=list)
     final: list[UUID] = field(default_factory=list)
     given_up: dict[SkuKey, Grant] = field(default_factory=dict)
 
@@ -169,13 +176,14 @@ class StoreResult:
         self.event_count += other.event_count
         self.waiting += other.waiting
         self.poison += other.poison
+        self.elsewhere += other.elsewhere
         self.final += other.final
         self.given_up |= other.given_up
 
 
 @dataclass(frozen=True, slots=True)
 class ReadShard:
-    """Lock the quotas of these SKUs, in this order, and read. Answer: ShardState."""
+    """Enter the buckets of these orders, lock the quotas of these SKUs, in this order, and read. Answer: ShardState."""
 
     skus: Sequence[SkuKey]
     orders: Sequence[UUID]
@@ -221,6 +229,10 @@ def storing(orders: Sequence[Incoming], *, bisect: bool) -> Effects:
     """The effects that store a batch, and its result. `bisect`: the database refused the batch as a whole before."""
     state: ShardState = yield ReadShard(sku_keys(orders), [order.order_id for order in orders])
     quotas, stored = state.quotas, state.stored
+    result = StoreResult()
+    if state.closed:
+        result.elsewhere = [(o, state.closed[b]) for o in orders if (b := ids.bucket_of(o.order_id)) in state.closed]
+        orders = [order for order in orders if ids.bucket_of(order.order_id) not in state.closed]
     late = _late(orders, state)
     if late:
         counted: Collection[tuple[int, int]] = yield ReadDeadLettered(
@@ -240,7 +252,6 @@ def storing(orders: Sequence[Incoming], *, bisect: bool) -> Effects:
             yield AdoptGrants(newer)
             for key, grant in newer.items():
                 quotas[key].granted, quotas[key].seq = grant.total, grant.seq
-    result = StoreResult()
     reduced: set[SkuKey] = set()
     if bisect:
         yield from _by_halves(orders, state, result, reduced)
@@ -327,8 +338,10 @@ def read_entry(source: SequencedEntry, *, shard: int, topology: Topology) -> Ver
         entry = decode_entry(source.entry)
     except MalformedEntry as error:
         raise PoisonEntry(FailureKind.MALFORMED, f"malformed entry: {error}") from error
-    if topology.shard_of_order(entry.order_id) != shard:
-        raise PoisonEntry(FailureKind.UNROUTABLE, f"order of shard {topology.shard_of_order(entry.order_id)}")
+    # Of a bucket that has moved, only the database knows whether it is here.
+    bucket = ids.bucket_of(entry.order_id)
+    if topology.buckets.owner(bucket) is None and topology.first_shard_of_bucket(bucket) != shard:
+        raise PoisonEntry(FailureKind.UNROUTABLE, f"order of shard {topology.first_shard_of_bucket(bucket)}")
     if ids.lane_of(entry.order_id) != source.lane:
         raise PoisonEntry(FailureKind.UNROUTABLE, f"order of lane {ids.lane_of(entry.order_id)} in lane {source.lane}")
     # PostgreSQL's text has no NUL, and a statement that fails before any order is looked at could not be bisected.

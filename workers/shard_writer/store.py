@@ -128,11 +128,18 @@ class ShardStore:
             )
 
     async def note_waiting(self, orders: Sequence[Incoming]) -> None:
-        """Note orders that have waited long for a grant: the rejecter finds out whether they wait in vain."""
-        versions = sorted(
-            (version for order in orders for version in order.versions), key=lambda version: version.source.lane_seq
-        )
+        """Note orders that have waited long for a grant: the rejecter finds out whether they wait in vain.
+
+        Those of closed buckets are left out: a note that stays behind would never be taken back.
+        """
         async with self._pool.connection() as connection:
+            buckets = {"buckets": _buckets([order.order_id for order in orders])}
+            entered = await connection.execute(_SQL["enter_buckets"], buckets)
+            closed = {bucket for bucket, _, _ in await entered.fetchall()}
+            versions = sorted(
+                (v for order in orders if ids.bucket_of(order.order_id) not in closed for v in order.versions),
+                key=lambda version: version.source.lane_seq,
+            )
             await connection.execute(
                 _SQL["note_waiting"],
                 {
@@ -190,6 +197,7 @@ async def _read_shard(connection: Connection, effect: ReadShard) -> ShardState:
     async with connection.pipeline():  # network op: one round trip
         for bound in _BOUNDS:
             await connection.execute(bound)
+        entered = await connection.execute(_SQL["enter_buckets"], {"buckets": _buckets(effect.orders)})
         await connection.execute(_SQL["make_quotas"], skus)
         locked = await connection.execute(_SQL["lock_quotas"], skus)
         found = await connection.execute(_SQL["read_stored"], {"ids": columns.uuids(effect.orders)})
@@ -201,7 +209,12 @@ async def _read_shard(connection: Connection, effect: ReadShard) -> ShardState:
         order_id.int: Stored(version, charged, frozenset(versions or ()))
         for order_id, version, charged, versions in await found.fetchall()
     }
-    return ShardState(quotas, stored, {sale_id.int: epoch for sale_id, epoch in await gates.fetchall()})
+    closed = {bucket: shard if state == "elsewhere" else None for bucket, state, shard in await entered.fetchall()}
+    return ShardState(quotas, stored, {sale_id.int: epoch for sale_id, epoch in await gates.fetchall()}, closed)
+
+
+def _buckets(order_ids: Sequence[UUID]) -> columns.Column:
+    return columns.smallints(sorted({ids.bucket_of(order_id) for order_id in order_ids}))
 
 
 async def _read_dead_lettered(connection: Connection, effect: ReadDeadLettered) -> set[tuple[int, int]]:

@@ -4,6 +4,8 @@
     all without a grant              retry later; costs no attempt, however often; after a while noted for the rejecter,
                                      which finds out whether they wait in vain
     one order alone, and poison      retry by the policy, at last the dead letters
+    all of buckets that move now     retry soon; costs no attempt
+    some of buckets that have moved  publish those to their shards' queues, then as a mixture
     a mixture                        the waiting ones and each poison order again as messages of their own, then ack;
                                      without room for them, retry the whole later
 
@@ -27,6 +29,7 @@ from redis.exceptions import RedisError
 from domain import topology
 from domain.messages import FENCE_HEADER, MalformedMessage, SequencedEntry, decode_orders, encode_sequenced
 from domain.topology import ORDER_RETRY_DELAYS_MS, Topology
+from runtime.buckets import following
 from runtime.dead_letters import DeadLetters
 from runtime.process.service import Service
 from runtime.process.tasks import until_tick
@@ -45,6 +48,7 @@ GATHER_S = 0.2
 _EXPIRE_BATCH = 1000
 # An order without a grant: releases and sweeps come by the second, so longer delays have no use.
 _WAITING_DELAYS_MS = ORDER_RETRY_DELAYS_MS[:4]
+_MOVING_DELAY_MS = ORDER_RETRY_DELAYS_MS[0]  # writers wait for a bucket some tenths of a second
 # Three seconds of waiting: from then on the rejecter is told.
 _NOTED_AFTER = len(_WAITING_DELAYS_MS)
 
@@ -56,6 +60,7 @@ class Parcel:
     """A delivery taken apart. `units` are its orders by id; entries that could not be decoded are there by their place.
 
     A place is below 1000, and an order's id is not. `poison` has the kind and the reason of each refused unit.
+    `elsewhere` has the shard of each order whose bucket has moved; `moving` are orders of buckets on their way.
     """
 
     delivery: Delivery
@@ -63,6 +68,8 @@ class Parcel:
     units: dict[int, list[SequencedEntry]] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
     poison: dict[int, tuple[FailureKind, str]] = field(default_factory=dict)
+    elsewhere: dict[int, int] = field(default_factory=dict)
+    moving: set[int] = field(default_factory=set)
 
 
 class ShardWriter:
@@ -177,10 +184,15 @@ class ShardWriter:
             await self._give_up_grants(result)
             waiting = {order.order_id.int for order in result.waiting}
             refused = {order.order_id.int: (FailureKind.REFUSED_BY_DATABASE, reason) for order, reason in result.poison}
-            if waiting or refused:
+            # A shard that this process does not know is waited for: its settings are older than the map.
+            known = {o.order_id.int: s for o, s in result.elsewhere if s is not None and s < self._cluster.shards}
+            moving = {order.order_id.int for order, _ in result.elsewhere} - known.keys()
+            if waiting or refused or result.elsewhere:
                 for parcel in parcels:
                     parcel.waiting.update(waiting & parcel.units.keys())
                     parcel.poison.update({unit: refused[unit] for unit in refused.keys() & parcel.units.keys()})
+                    parcel.elsewhere.update({unit: known[unit] for unit in known.keys() & parcel.units.keys()})
+                    parcel.moving.update(moving & parcel.units.keys())
         # Each of them ends before an error is raised: none goes on in the background.
         ends = await asyncio.gather(*(self._settle(parcel) for parcel in parcels), return_exceptions=True)
         for end in ends:
@@ -211,9 +223,11 @@ class ShardWriter:
         delivery = parcel.delivery
         if len(parcel.waiting) == len(parcel.units):
             await self._settle_waiting(parcel)
+        elif len(parcel.moving) == len(parcel.units):
+            await self._consuming.retry(delivery, _MOVING_DELAY_MS, FailureKind.SHARD_AWAY, "waiting: bucket moves")
         elif len(parcel.poison) == len(parcel.units) == 1:
             await self._settle_poison(parcel)
-        elif parcel.waiting or parcel.poison:
+        elif parcel.waiting or parcel.poison or parcel.elsewhere or parcel.moving:
             await self._settle_mixture(parcel)
         else:
             await self._consuming.ack(delivery)
@@ -229,6 +243,9 @@ class ShardWriter:
     async def _settle_poison(self, parcel: Parcel) -> None:
         delivery = parcel.delivery
         ((unit, (kind, reason)),) = parcel.poison.items()
+        if kind is FailureKind.UNROUTABLE and await self._has_newer_map():
+            await self._consuming.retry(delivery, _MOVING_DELAY_MS, FailureKind.SHARD_AWAY, "waiting: bucket moved")
+            return
         # Waiting for a grant costs no attempt: only the order's own failures count.
         decision = self._policy.decide(failures_of_its_own(delivery) + 1)
         if decision.retry_in_ms is not None:
@@ -250,32 +267,39 @@ class ShardWriter:
             )
         await self._consuming.give_up(delivery, kind, reason)
 
+    async def _has_newer_map(self) -> bool:
+        """Whether buckets have moved that this process did not know of."""
+        return await self._consuming.through_faults("redis", lambda: following.refresh(self._redis, self._cluster))
+
     async def _settle_mixture(self, parcel: Parcel) -> None:
         """Publish before ack: a crash in between repeats, never loses."""
-        together = sorted((entry for unit in parcel.waiting for entry in parcel.units[unit]), key=_lane_seq)
+        groups = [(self._name, parcel.waiting), (self._name, parcel.moving)]
+        groups += [(self._name, {unit}) for unit in parcel.poison]
+        for shard in set(parcel.elsewhere.values()):
+            metrics.FORWARDED.labels(self._shard).inc()
+            groups.append((topology.order_queue(shard), {u for u, s in parcel.elsewhere.items() if s == shard}))
         try:
-            for entries in (together, *(parcel.units[unit] for unit in parcel.poison)):
-                if entries:
-                    await self._publish(entries)
+            for queue, units in groups:
+                if units:
+                    entries = sorted((entry for unit in units for entry in parcel.units[unit]), key=_lane_seq)
+                    await self._publish(queue, entries)
         except QueueFull:
-            # Only its own writers make room in this queue, so waiting for room could last for ever: the whole message
-            # comes again.
+            # Only writers make room in these queues, so waiting for room could last for ever: the whole message comes
+            # again.
             await self._consuming.retry(
                 parcel.delivery, _WAITING_DELAYS_MS[-1], FailureKind.QUEUE_FULL, "waiting: queue full"
             )
             return
         await self._consuming.ack(parcel.delivery)
 
-    async def _publish(self, entries: Sequence[SequencedEntry]) -> None:
+    async def _publish(self, queue: str, entries: Sequence[SequencedEntry]) -> None:
         """Publish the entries as a message of their own, so that they no longer hold up the others.
 
         Raises QueueFull.
         """
         body = encode_sequenced(entries)
         message_id = f"{entries[0].lane}-{entries[0].lane_seq}-apart"
-        await self._consuming.through_faults(
-            "queue", partial(self._queue.publish, self._name, body, message_id=message_id)
-        )
+        await self._consuming.through_faults("queue", partial(self._queue.publish, queue, body, message_id=message_id))
 
     async def _give_final_orders_their_ttl(self, result: StoreResult) -> None:
         """Best effort: a value without its TTL stays in memory until the backstop of expiry finds it."""

@@ -77,6 +77,11 @@ class CatalogueSide:
         )
         return SaleLook(definition, tuple(item[3] for item in items), tuple(AppliedRestock(*row) for row in restocks))
 
+    async def refuse_moves(self) -> None:
+        """Busy while rows of a group of buckets may be in two shards: they would be counted twice."""
+        if (await self._rows("moving_buckets", {}))[0][0]:
+            raise Busy("a group of buckets moves between shards: finish `flashsale shards move`, then run this again")
+
     async def stage(self, epoch: int) -> str | None:
         """Stage that the rebuild of an epoch reached; None when no rebuild raised the epoch."""
         rows = await self._rows("read_stage", {"sale_id": self._sale_id, "epoch": epoch})

@@ -16,7 +16,7 @@ class NotPublished(RebuildError):
 
 
 class Busy(RebuildError):
-    """Another rebuild of the sale is running."""
+    """Another rebuild of the sale is running, or buckets move between shards."""
 
 
 class Stuck(RebuildError):

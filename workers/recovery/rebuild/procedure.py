@@ -70,10 +70,13 @@ class Rebuild:
     async def run(self, *, force: bool) -> Report:
         """Rebuild, or finish an earlier run. Raises RebuildError and the errors of the servers' clients."""
         began = time.monotonic()
+        await self._catalogue.refuse_moves()
         look = await self._catalogue.sale()
         await self._close_lost_lanes(look)
         if not await self._is_reopened(look, force=force):
             look = await self._raise_epoch(look)
+            # Again: from here on, a mover that announces a group sees this rebuild.
+            await self._catalogue.refuse_moves()
             newest = await self._close(look.definition)
             await self._drain(newest)
             await self._close_gate(look.definition)

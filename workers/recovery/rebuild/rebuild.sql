@@ -22,6 +22,10 @@ WHERE s.id = %(sale_id)s;
 -- One rebuild of a sale at a time; the lock ends with the session.
 SELECT pg_try_advisory_lock(hashtextextended('rebuild ' || %(sale_id)s::uuid, 0));
 
+-- name: moving_buckets
+-- Whether a group of buckets is on its way between shards. Changes nothing. At most one row.
+SELECT EXISTS (SELECT FROM bucket_group);
+
 -- name: read_stage
 -- The stage that the rebuild of an epoch reached. Changes nothing. Index: rebuilds_pkey.
 SELECT stage FROM rebuilds WHERE sale_id = %(sale_id)s AND epoch = %(epoch)s;
