@@ -279,9 +279,7 @@ class Plan:
     def _cluster_nodes(self) -> list[Program]:
         if self.redis_cluster is None:
             return []
-        return [
-            self._redis(name, node) for name, node in zip(CLUSTER_NODES, self.redis_cluster.nodes, strict=True)
-        ]
+        return [self._redis(name, node) for name, node in zip(CLUSTER_NODES, self.redis_cluster.nodes, strict=True)]
 
     def _rabbitmq(self) -> list[Program]:
         if self.rabbitmq is None:
