@@ -65,10 +65,10 @@ class FullPlan(Plan):
             pair.initialise()
             pair.standby.folder.mkdir(parents=True, exist_ok=True)
             pooler = self.poolers[name] = PgBouncer(
-                self.folder.data / _pooler_name(name),
+                self.folder.data / pooler_name(name),
                 pair.primary.port,
                 pair.primary.password,
-                outside=self.folder.place(_pooler_name(name)),
+                outside=self.folder.place(pooler_name(name)),
             )
             pooler.initialise()
 
@@ -83,7 +83,7 @@ class FullPlan(Plan):
         second = [
             self._redis("redis-replica", self.redis_replica),
             *(self._standby(pair) for pair in self.pairs.values()),
-            *(self._pooler(_pooler_name(name), pooler) for name, pooler in self.poolers.items()),
+            *(self._pooler(pooler_name(name), pooler) for name, pooler in self.poolers.items()),
         ]
         return [first, second]
 
@@ -127,11 +127,11 @@ class FullPlan(Plan):
             "postgres_servers": {
                 node.folder.name: node.dsn() for pair in self.pairs.values() for node in (pair.first, pair.second)
             },
-            "poolers": {_pooler_name(name): pooler.dsn(pgbouncer.ADMIN) for name, pooler in self.poolers.items()},
+            "poolers": {pooler_name(name): pooler.dsn(pgbouncer.ADMIN) for name, pooler in self.poolers.items()},
         }
 
 
-def _pooler_name(pair: str) -> str:
+def pooler_name(pair: str) -> str:
     """`pgbouncer-catalogue`, `pgbouncer-0`."""
     return f"pgbouncer-{pair.removeprefix('shard-')}"
 

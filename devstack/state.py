@@ -64,6 +64,11 @@ class StateFolder(StackFolder):
         return self.path.with_name(f"{self.path.name}-{server}")
 
     @property
+    def held(self) -> Path:
+        """Folder of marks, a file each: the supervisor does not start a server with a mark (failover)."""
+        return self.path / "held"
+
+    @property
     def mail(self) -> Path:
         """Folder of the mails that were sent."""
         return self.path / "mail"

@@ -42,6 +42,7 @@ RESTART_S_FIRST = 0.1  # before the second restart in a row; the first one has n
 RESTART_S_MAX = 10.0
 KILLED_RESTART_S_MAX = 0.5  # for a process that was killed: it did not fail by itself
 PRIVATE_UMASK = 0o077
+HELD_LOOK_S = 0.2  # between looks whether a held server may start
 STEADY_S_MIN = 10.0  # a process that ran for this long is restarted without delay
 FAILED_STARTS_MAX = 5
 
@@ -195,6 +196,9 @@ class Supervisor:
         for child in self.children.values():
             changed |= child.buried()
             if child.process is None and time.monotonic() >= child.restart_at:
+                if (self.plan.folder.held / child.program.name).exists():
+                    child.restart_at = time.monotonic() + HELD_LOOK_S
+                    continue
                 child.start_or_later()
                 changed = True
         if changed and self.stack is not None:
@@ -204,6 +208,8 @@ class Supervisor:
         """Write the current pids to `stack.json`; a process that waits for its restart keeps its last pid there."""
         assert self.stack is not None
         now = time.monotonic()
+        for name, value in self.plan.addresses().items():
+            setattr(self.stack, name, value)  # the servers of a pair may have changed roles
         for name, child in self.children.items():
             if child.process is not None:
                 self.stack.processes[name] = child.process.pid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ops.target import Target
 
@@ -17,6 +17,11 @@ def run_module(module: str, arguments: Sequence[str], target: Target) -> int:
     environ = dict(target.environ)
     if not sys.stderr.isatty():
         environ.setdefault("FLASHSALE_LOG_LEVEL", "WARNING")
+    return run_program(module, arguments, environ)
+
+
+def run_program(module: str, arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """`python -m MODULE ARGUMENTS`, with our standard streams and working directory; its exit status."""
     # -P: a folder of the same name in the working directory must not be taken for our package.
     argv = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(argv, env=environ, check=False).returncode
+    return subprocess.run(argv, env=dict(environ), check=False).returncode

@@ -49,6 +49,11 @@ def stored(dsns: list[str]) -> int:
     return count
 
 
+def shard_of(stack: RunningStack) -> int:
+    """A shard with orders."""
+    return next(shard for shard, dsn in enumerate(stack.stack.shard_dsns) if stored([dsn]))
+
+
 def order(stack: RunningStack) -> None:
     """One accepted order in a sale of its own."""
     sample = json.loads(stack.flashsale("sample-sale", "--json").stdout)
@@ -71,6 +76,15 @@ def test_orders_reach_both_servers_of_a_pair_through_kills_and_a_restart(stack: 
     assert shown["postgres-shard-0"]["data"]["sync_state"] == "sync"
     assert shown["postgres-shard-0-replica"]["data"]["role"] == "standby"
     assert shown["pgbouncer-0"]["data"]["clients"] > 0
+    shard = shard_of(stack)
+    primary = stack.stack.shard_direct_dsns[shard]
+    done = json.loads(stack.flashsale("failover", "--shard", str(shard), "--json").stdout)
+    assert done["rejoined"] == "rewind"
+    eventually(lambda: bool(stack.stack.shard_direct_dsns[shard] != primary))
+    eventually(lambda: stack.flashsale("status", check=False).returncode == 0, patience_s=120)
+    assert stored(stack.stack.shard_dsns) == 2
+    order(stack)
+    eventually(lambda: stored(stack.stack.shard_replica_dsns) == 3, patience_s=60)
     stack.flashsale("down")
     flashsale(stack.folder, *UP)
-    assert stored(stack.stack.shard_dsns) == stored(stack.stack.shard_replica_dsns) == 2
+    assert stored(stack.stack.shard_dsns) == stored(stack.stack.shard_replica_dsns) == 3
