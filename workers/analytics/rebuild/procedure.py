@@ -64,8 +64,9 @@ class Rebuild:
 
     async def look(self) -> Report:
         """What a run would do. Changes nothing."""
-        topics = await retained(self._event_log)
-        oldest = oldest_ms(int(self._now() * 1000), self._days) // DAY_MS
+        now_ms = int(self._now() * 1000)
+        topics = await retained(self._event_log, now_ms=now_ms)
+        oldest = oldest_ms(now_ms, self._days) // DAY_MS
         day = first_day(topics, oldest_counted_day=oldest)
         if day is None:
             return Report(done=False, topics=topics, first_day=None, kept_days=0)
@@ -144,7 +145,8 @@ class Rebuild:
         while any(known[partition] < end for partition, end in ends.items() if end):
             records = await reader.next_batch(count_max=RECORDS_MAX, wait_s=WAIT_S)
             if not records:
-                return  # retention has removed the others
+                await self._pass_removed(topic, reader)
+                return
             changes, _ = countable(records, now_ms=int(self._now() * 1000), days=self._days)
             await self._figures.make_days({counted.at_ms // DAY_MS for counted in changes})
             read = {record.partition: record.offset for record in records}
@@ -155,3 +157,11 @@ class Rebuild:
                 said_at = time.monotonic()
                 left = sum(lag.records for lag in (await reader.lag()).values())
                 self._say(f"{topic.name}: {self._counted} events are counted, {left} records are left")
+
+    async def _pass_removed(self, topic: TopicSpec, reader: Reader) -> None:
+        """Move the positions of partitions that retention emptied: there is nothing to count."""
+        known = self._known[topic.name]
+        passed = {p: lag.position for p, lag in (await reader.lag()).items() if lag.position > max(0, known[p])}
+        if passed:
+            await self._figures.apply(topic.name, Batch([], {p: known[p] for p in passed}, passed), None)
+            known.update(passed)
