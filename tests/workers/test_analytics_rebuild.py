@@ -183,6 +183,71 @@ async def test_an_interrupted_rebuild_starts_anew(setup: Setup, monkeypatch: pyt
     assert spaces(setup.dsn) == {"figures"}
 
 
+async def test_a_database_that_fails_after_the_switch_does_not_hide_it(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old generation stays until the next rebuild."""
+    setup.story.random_lives(20)
+    async with setup.running():
+        await append(setup.log, setup.story.events)
+        await setup.counted()
+    before = stored_figures(setup.dsn)
+    damage(setup.dsn)
+
+    async def fail(_: Generations) -> None:
+        raise psycopg.OperationalError("the connection is lost")
+
+    lines: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Generations, "remove_old", fail)
+        report = await rebuild(setup, lines).run()
+    assert report.done
+    assert "the old figures were not removed (the connection is lost): the next rebuild removes them" in lines
+    assert stored_figures(setup.dsn) == before
+    assert spaces(setup.dsn) == {"figures", "figures_old"}
+    await rebuild(setup).run()
+    assert spaces(setup.dsn) == {"figures"}
+    assert stored_figures(setup.dsn) == before
+
+
+async def test_a_rebuild_that_finds_another_one_ends(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.story.random_lives(20)
+    async with setup.running():
+        await append(setup.log, setup.story.events[:-5])
+        await setup.counted()
+        missing = Generations.missing
+
+        async def overtaken(generations: Generations, since: int) -> list[tuple[date, int]] | None:
+            found = await missing(generations, since)
+            await generations.begin(since)
+            await append(setup.log, setup.story.events[-5:])
+            await setup.counted()
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Generations, "missing", overtaken)
+            with pytest.raises(RebuildError, match="another rebuild of the figures has begun"):
+                await rebuild(setup).run()
+    assert stored_seconds(setup.dsn) == by_second(setup.story.events)
+
+
+async def test_two_rebuilds_at_once_change_no_figure(setup: Setup) -> None:
+    """As after the loss of the lock's connection: one may fail, and the figures stay those of the events."""
+    setup.story.random_lives(60)
+    async with setup.running():
+        await append(setup.log, setup.story.events)
+        await setup.counted()
+        before = stored_figures(setup.dsn)
+        ends = await asyncio.gather(*(rebuild(setup).run() for _ in range(2)), return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            assert isinstance(end, (RebuildError, psycopg.Error)), end
+    assert stored_figures(setup.dsn) == before
+    await rebuild(setup).run()
+    assert stored_figures(setup.dsn) == before
+    assert spaces(setup.dsn) == {"figures"}
+
+
 async def test_one_rebuild_at_a_time_and_none_of_an_empty_log(setup: Setup) -> None:
     with pytest.raises(RebuildError, match="no records"):
         await rebuild(setup).run()

@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, Final
 
+import psycopg
+from psycopg_pool import PoolTimeout
+
 from domain.topology import TopicSpec
 from runtime.event_log import EventLog, Overtaken, Reader, WentBack
 from workers.analytics.consumer import RECORDS_MAX, countable, oldest_ms
 from workers.analytics.rebuild.errors import RebuildError
 from workers.analytics.rebuild.generations import Generations
 from workers.analytics.rebuild.retained import WAIT_S, Retained, first_day, retained
-from workers.analytics.store import DAY_MS, Batch, Figures, date_of
+from workers.analytics.store import DAY_MS, Batch, Figures, PositionsMoved, date_of
 from workers.analytics.topics import COUNTED_TOPICS
 
 TRIES_MAX: Final = 100  # to overtake the worker that counts the served generation
@@ -99,7 +102,10 @@ class Rebuild:
             else:
                 raise RebuildError("the worker counts faster than the rebuild: the figures are as before; run it later")
         self._say("the new figures are served")
-        await self._generations.remove_old()
+        try:
+            await self._generations.remove_old()
+        except (psycopg.Error, PoolTimeout) as error:
+            self._say(f"the old figures were not removed ({error}): the next rebuild removes them")
         return replace(plan, done=True, counted=self._counted, missing=missing)
 
     async def _find_beyond(self) -> None:
@@ -133,6 +139,10 @@ class Rebuild:
         for topic in COUNTED_TOPICS:
             try:
                 await self._read(topic, self._readers[topic.name])
+            except PositionsMoved as moved:
+                raise RebuildError(
+                    "another rebuild of the figures has begun, because this one lost its lock: wait for its end"
+                ) from moved
             except (Overtaken, WentBack) as loss:
                 raise RebuildError(
                     f"the event log lost records during the rebuild: {loss}. The figures are as before; run it again"
