@@ -47,7 +47,8 @@ WHERE sale_id = %(sale_id)s
 GROUP BY currency ORDER BY currency;
 
 -- name: read_all_refusals
--- The refused orders of a sale by code, with their first and last second. Changes nothing. Index: refusals_pkey of each day.
+-- The refused orders of a sale by code, with their first and last second. Changes nothing.
+-- Index: refusals_pkey of each day.
 SELECT code, sum(orders)::bigint, min(at), max(at)
 FROM refused.refusals
 WHERE sale_id = %(sale_id)s

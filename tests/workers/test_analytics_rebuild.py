@@ -123,7 +123,7 @@ async def test_days_that_retention_removed_keep_their_figures(setup: Setup) -> N
 
 
 async def test_a_partition_that_retention_emptied_does_not_stop_a_rebuild(setup: Setup) -> None:
-    """So on Kafka, whose retention by time leaves no record of a quiet partition."""
+    """Retention by age on Kafka leaves no record of a quiet partition."""
     setup.story.random_lives(40)
     async with setup.running():
         await append(setup.log, setup.story.events)
