@@ -47,8 +47,12 @@ WHERE sale_id = %(sale_id)s
 GROUP BY currency ORDER BY currency;
 
 -- name: read_all_refusals
--- The refused orders of a sale by code. Changes nothing. Index: refusals_pkey of each day.
-SELECT code, sum(orders)::bigint FROM refused.refusals WHERE sale_id = %(sale_id)s GROUP BY code ORDER BY code;
+-- The refused orders of a sale by code, with their first and last second. Changes nothing.
+-- Index: refusals_pkey of each day.
+SELECT code, sum(orders)::bigint, min(at), max(at)
+FROM refused.refusals
+WHERE sale_id = %(sale_id)s
+GROUP BY code ORDER BY code;
 
 -- name: read_pay_times
 -- The histogram of times to pay. Changes nothing. Index: pay_times_pkey of each day.

@@ -96,7 +96,13 @@ class FigureStore:
             sale = {"sale_id": sale_id}
             as_of, lag, _ = await _one(connection, "read_progress")
             first, last = await _one(connection, "read_extent", **sale)
-            since, until = await self._window(connection, sale_id, step, since, until, points_max, (first, last), now)
+            all_refused = await _all(connection, "read_all_refusals", **sale)
+            extent = (
+                min([at for at in (first, *(row[2] for row in all_refused)) if at], default=None),
+                last,
+                max([row[3] for row in all_refused], default=None),
+            )
+            since, until = await self._window(connection, sale_id, step, since, until, points_max, extent, now)
             window = {**sale, "since": since, "until": until}
             is_seconds = step < timedelta(minutes=1)
             rows = await _all(connection, "read_seconds" if is_seconds else "read_minutes", **window)
@@ -118,7 +124,7 @@ class FigureStore:
                 totals=[
                     (currency, _counts(counts)) for currency, *counts in await _all(connection, "read_totals", **sale)
                 ],
-                all_refused=dict(await _all(connection, "read_all_refusals", **sale)),
+                all_refused={code: orders for code, orders, _, _ in all_refused},
                 pay_times=[(place, orders) for place, orders in await _all(connection, "read_pay_times", **sale)],
                 skus=[SkuUnits(*row) for row in await _all(connection, "read_skus", **sale, recent=recent)],
                 sell_outs=[
@@ -136,20 +142,22 @@ class FigureStore:
         since: datetime | None,
         until: datetime | None,
         points_max: int,
-        extent: tuple[datetime | None, datetime | None],
+        extent: tuple[datetime | None, datetime | None, datetime | None],
         now: datetime,
     ) -> tuple[datetime, datetime]:
+        """`extent`: the first minute or refused order, the last minute, the last refused order."""
         longest = points_max * step
-        first, last = extent
+        first, last, last_refused = extent
         if until is None and since is not None:
             until = since + longest
         if until is None:
             if last is not None and step < timedelta(minutes=1):
                 (second,) = await _one(connection, "read_last_second", sale_id=sale_id, since=last)
                 last = second or last
-            until = floor(now, step) if last is None else last + step
+            lasts = [at for at in (last, last_refused) if at is not None]
+            until = floor(max(lasts), step) + step if lasts else floor(now, step)
         if since is None:
-            since = until - longest if first is None else min(max(first, until - longest), until)
+            since = until - longest if first is None else min(max(floor(first, step), until - longest), until)
         return since, until
 
 

@@ -128,6 +128,7 @@ class KafkaReader(GroupReader):
         elif position > 0:
             self._losses.append(Overtaken(self._topic, partition, first_lost=position + 1, last_lost=oldest))
         else:  # the position of a group that never read: it loses nothing
+            self._handed_out[partition] = oldest
             return False
         return True
 

@@ -77,6 +77,12 @@ async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec], settings: 
     found = [spec for spec in specs if spec.name in existing]
     _check(await admin.describe_topics([spec.name for spec in found]) if found else [], found, settings)
     created = []
+    if missing and settings.replication_factor < settings.min_insync_replicas:
+        raise TopicsDiffer(
+            f"topics with {settings.replication_factor} replicas were not created: "
+            f"FLASHSALE_KAFKA_MIN_INSYNC_REPLICAS ({settings.min_insync_replicas}) is more, so no event could be "
+            "appended. Set FLASHSALE_KAFKA_REPLICATION_FACTOR to at least this number"
+        )
     if missing:
         new = [
             NewTopic(
@@ -91,9 +97,12 @@ async def _create(admin: AIOKafkaAdminClient, specs: list[TopicSpec], settings: 
             elif code != errors.TopicAlreadyExistsError.errno:  # another `migrate` at the same time is no error
                 raise TopicsDiffer(f"topic {name} was not created: {_message(code, rest)}")
     if found:
-        await admin.alter_configs(
+        answers = await admin.alter_configs(
             [ConfigResource(ConfigResourceType.TOPIC, spec.name, settings.configuration(spec)) for spec in found]
         )
+        for code, message, _, name in (resource for answer in answers for resource in answer.resources):
+            if code:
+                raise TopicsDiffer(f"topic {name} was not configured: {_message(code, [message])}")
     return created
 
 

@@ -130,15 +130,24 @@ class StreamReader(GroupReader):
         self._read[partition] = _offset(entries[-1][0])
 
     async def _check_ends(self, busy: Collection[int]) -> None:
-        """A stream that ends before the position would look empty: its server lost data. `busy` ones have records."""
-        quiet = [partition for partition, position in self._read.items() if partition not in busy and position]
-        for partition, end in (await self._ends(quiet)).items():
-            if end < (position := self._read[partition]):
+        """A stream that ends before the position would look empty: its server lost data. `busy` ones have records.
+
+        A reader that never read passes over the records of a stream that was emptied, and loses nothing.
+        """
+        for partition, (length, end) in (await self._extents(self._read.keys() - busy)).items():
+            position = self._read[partition]
+            if not position and not length:
+                self._read[partition] = self._handed_out[partition] = end
+            elif end < position:
                 self._losses.append(WentBack(self._topic, partition, position=position, end=end))
                 self._read[partition] = self._handed_out[partition] = 0
 
     async def _ends(self, partitions: Iterable[int]) -> dict[int, int]:
         """The streams' last ids, which outlive retention."""
+        return {partition: end for partition, (_, end) in (await self._extents(partitions)).items()}
+
+    async def _extents(self, partitions: Iterable[int]) -> dict[int, tuple[int, int]]:
+        """The number of entries and the last id of each stream."""
         asked = list(partitions)
         if not asked:
             return {}
@@ -146,15 +155,15 @@ class StreamReader(GroupReader):
             for partition in asked:
                 pipeline.xinfo_stream(stream_key(self._topic, partition))
             found = await _answer(self._topic, None, pipeline.execute(raise_on_error=False))
-        ends = {}
+        extents = {}
         for partition, info in zip(asked, found, strict=True):
             if isinstance(info, ResponseError) and "no such key" in str(info):
-                ends[partition] = 0
+                extents[partition] = (0, 0)
             elif isinstance(info, Exception):
                 raise EventLogUnavailable(self._topic, partition, str(info)) from info
             else:
-                ends[partition] = _offset(info["last-generated-id"])
-        return ends
+                extents[partition] = (info["length"], _offset(info["last-generated-id"]))
+        return extents
 
 
 def _record(partition: int, offset: int, fields: Mapping[bytes, bytes]) -> LogRecord:

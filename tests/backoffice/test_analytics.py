@@ -179,6 +179,41 @@ def test_a_range_selects_whole_points_and_is_bounded(staff: Staff, story: Story)
     assert staff.http.get(path(story, **{"from": "2026-01-01T00:00:00Z"})).json()["points"] == []
 
 
+def test_refusals_after_the_last_order_are_in_the_points(staff: Staff, story: Story, databases: Databases) -> None:
+    """After the sell-out, orders are only refused."""
+    at = story.start_ms + 400_000
+    refuse(databases.analytics_dsn, story.sale_id, {"sold_out": 905, "rate_limited": 1}, at)
+    for resolution, at_ms, end_ms in (("second", at, at + 1_000), ("minute", at // 60_000 * 60_000, at + 20_000)):
+        document = staff.http.get(path(story, resolution=resolution)).json()
+        last = document["points"][-1]
+        assert (last["at"], last["orders"], last["refused"]) == (iso(at_ms), 0, {"sold_out": 900})
+        assert document["to"] == iso(end_ms)
+        assert sum(sum(point["refused"].values()) for point in document["points"]) == 906
+
+
+def test_refusals_before_the_first_order_are_in_the_points(staff: Staff, databases: Databases) -> None:
+    sale_id, at = UUID(staff.open_sale(stock=10)["id"]), int(time.time()) // 60 * 60_000 - 7_200_000
+    refuse(databases.analytics_dsn, sale_id, {"rate_limited": 3}, at)
+    document = staff.http.get(f"/v1/analytics/sales/{sale_id}").json()
+    assert [(point["at"], point["refused"]) for point in document["points"]] == [(iso(at), {"rate_limited": 3})]
+    assert document["summary"]["held"] == 0
+
+
+def test_ends_of_ranges_that_are_no_times_are_refused(staff: Staff, story: Story) -> None:
+    for text in ("0001-01-01T00:00:00%2B05:00", "9999-12-31T23:59:59-05:00", "1e308", "2026-02-30T00:00:00Z", "NaN",
+                 "2026-01-01", "2026-01-01T00:00:00", "-1", "", "9" * 400):  # fmt: skip
+        for name in ("from", "to"):
+            answer = staff.http.get(path(story, **{name: text}))
+            assert answer.status_code == 422, (name, text, answer.status_code, answer.text)
+            assert answer.json()["errors"][0]["pointer"] in ("/from", "/to")
+    for text in ("0001-01-01T00:00:00Z", "9999-12-31T00:00:00Z", "2026-01-01T00:00:00-23:59"):
+        assert staff.http.get(path(story, **{"from": text})).json()["points"] is not None
+    far = staff.http.get(path(story, to="9999-12-31T00:00:00Z", resolution="minute"))
+    assert far.status_code == 200
+    zoned = staff.http.get(path(story, **{"from": "2026-01-01T02:00:00%2B02:00"})).json()
+    assert zoned["from"] == "2026-01-01T00:00:00.000Z"
+
+
 def test_a_sale_without_figures_and_no_sale(staff: Staff) -> None:
     draft = staff.draft()
     document = staff.http.get(f"/v1/analytics/sales/{draft['id']}").json()

@@ -61,6 +61,10 @@ class Carrier(Protocol):
         """Let retention remove the oldest records of a partition that has 2,000 or more; some hundred stay at most."""
         ...
 
+    async def empty(self, topic: str, partition: int) -> None:
+        """Remove all records of a partition, as retention by age does."""
+        ...
+
     async def lose_data(self) -> None:
         """Remove all records and offsets, as a server that lost its disk."""
         ...
@@ -87,6 +91,9 @@ class RedisCarrier:
     async def retain(self, topic: str, partition: int) -> None:
         """Each append did."""
 
+    async def empty(self, topic: str, partition: int) -> None:
+        self._client.xtrim(stream_key(topic, partition), maxlen=0, approximate=False)
+
     async def lose_data(self) -> None:
         self._client.flushall()
 
@@ -111,9 +118,15 @@ class KafkaCarrier:
         self.log: EventLog = open_event_log(server.url, SPECS)
 
     async def retain(self, topic: str, partition: int) -> None:
+        await self._keep(topic, partition, self.KEPT)
+
+    async def empty(self, topic: str, partition: int) -> None:
+        await self._keep(topic, partition, 0)
+
+    async def _keep(self, topic: str, partition: int, number: int) -> None:
         async with self.log.reader(None, topic, (partition,)) as reader:
             end = (await reader.lag())[partition].end
-        await delete_before(self._url, topic, partition, end - self.KEPT)
+        await delete_before(self._url, topic, partition, end - number)
 
     async def lose_data(self) -> None:
         await make_empty(self._url, SPECS)
@@ -337,6 +350,16 @@ async def test_a_new_group_begins_at_the_oldest_record_and_was_not_overtaken(car
         await event_log.append("small", 0, numbered(range(page * 500, page * 500 + 500)))
     await carrier.retain("small", 0)
     assert (await read_all(event_log, "small", 0, group="new"))[0].offset > 1
+
+
+async def test_a_new_reader_passes_over_a_partition_that_retention_emptied(carrier: Carrier) -> None:
+    await carrier.log.append("orders", 0, numbered(range(5)))
+    await carrier.empty("orders", 0)
+    async with carrier.log.reader(None, "orders", (0, 1)) as reader:
+        assert await reader.next_batch(count_max=10, wait_s=0) == []
+        assert [(lag.position, lag.records) for lag in (await reader.lag()).values()] == [(5, 0), (0, 0)]
+        await carrier.log.append("orders", 0, numbered([5]))
+        assert [(r.offset, r.value) for r in await reader.next_batch(count_max=10, wait_s=5)] == [(6, b"5")]
 
 
 async def test_a_log_that_lost_its_data_is_read_from_its_beginning(carrier: Carrier) -> None:

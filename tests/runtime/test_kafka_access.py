@@ -123,6 +123,22 @@ async def configuration(url: str, topic: str) -> dict[str, str]:
     return {name: value for name, value, *_ in answer.resources[0][4]}
 
 
+async def test_a_configuration_that_the_broker_refuses_is_an_error(kafka_server: KafkaServer) -> None:
+    await make_empty(kafka_server.url, SPECS)
+    impossible = [replace(SPECS[0], retention_s=-5)]
+    with pytest.raises(TopicsDiffer, match=r"access\.v1 was not configured: .*retention\.ms"):
+        await create_topics(kafka_server.url, impossible, KafkaAccess(), TopicSettings())
+
+
+async def test_more_replicas_in_sync_than_replicas_create_no_topic(kafka_server: KafkaServer) -> None:
+    missing = [TopicSpec("access.never", 1)]
+    for _ in range(2):
+        with pytest.raises(TopicsDiffer, match="FLASHSALE_KAFKA_MIN_INSYNC_REPLICAS"):
+            await create_topics(kafka_server.url, missing, KafkaAccess(), TopicSettings(min_insync_replicas=2))
+    created = await create_topics(kafka_server.url, missing, KafkaAccess(), TopicSettings())
+    assert created == ["access.never"]
+
+
 async def test_a_topic_that_was_not_created_says_what_to_run(kafka_server: KafkaServer) -> None:
     log = open_event_log(kafka_server.url, (TopicSpec("missing.v1", 1),))
     with pytest.raises(EventLogUnavailable, match="run flashsale migrate"):

@@ -182,6 +182,26 @@ async def test_partitions_are_made_ahead_and_dropped_after_their_days(setup: Set
     assert await days.keep() == []
 
 
+async def test_a_clock_that_stepped_ahead_and_back_stops_no_counting(setup: Setup) -> None:
+    """Partitions that were dropped meanwhile are made again."""
+    days = Days(setup.pool, days=2, minutes_days=2, now=lambda: setup.now)
+    sale, counts = uuid4(), RefusalCounts(setup.pool)
+    at_ms = int(setup.now * 1000)
+    async with setup.running():
+        setup.story.order(at_ms)
+        await append(setup.log, setup.story.events)
+        await setup.counted()
+        await counts.add({(sale, "sold_out"): 1}, at_ms)
+        setup.now += 10 * 86_400
+        assert _name("seconds", at_ms / 1000) in await days.keep()
+        setup.now -= 10 * 86_400
+        setup.story.order(at_ms)
+        await append(setup.log, setup.story.events[-1:])
+        await setup.counted()
+        assert await counts.add({(sale, "sold_out"): 3}, at_ms) == 2
+    assert stored_seconds(setup.dsn) == by_second(setup.story.events[-1:])
+
+
 def _name(table: str, at: float) -> str:
     return f"{table}_{datetime.fromtimestamp(at, UTC):%Y%m%d}"
 

@@ -122,6 +122,28 @@ async def test_days_that_retention_removed_keep_their_figures(setup: Setup) -> N
     assert stored_figures(setup.dsn) == before
 
 
+async def test_a_partition_that_retention_emptied_does_not_stop_a_rebuild(setup: Setup) -> None:
+    """Retention by age on Kafka leaves no record of a quiet partition."""
+    setup.story.random_lives(40)
+    async with setup.running():
+        await append(setup.log, setup.story.events)
+        await setup.counted()
+    before = stored_figures(setup.dsn)
+    lengths = [await setup.redis.xlen(stream_key(TOPIC_ORDERS, partition)) for partition in range(16)]
+    emptied = next(partition for partition, length in enumerate(lengths) if length)
+    await setup.redis.xtrim(stream_key(TOPIC_ORDERS, emptied), maxlen=0, approximate=False)
+    setup.now += 8 * DAY_MS / 1000  # a day more than the retention by age
+    report = await rebuild(setup).run()
+    assert (report.done, report.missing, report.kept_days) == (True, 0, 1)
+    assert stored_figures(setup.dsn) == before
+    assert spaces(setup.dsn) == {"figures"}
+    async with setup.running():  # the worker goes on behind the removed records
+        setup.story.order(int(setup.now * 1000))
+        await append(setup.log, setup.story.events[-1:])
+        await setup.counted()
+    assert stored_seconds(setup.dsn) == by_second(setup.story.events)
+
+
 async def test_a_log_that_lacks_counted_events_changes_nothing_unless_forced(setup: Setup) -> None:
     setup.story.random_lives(30)
     async with setup.running():
@@ -155,6 +177,71 @@ async def test_an_interrupted_rebuild_starts_anew(setup: Setup, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt):
             await rebuild(setup).run()
     assert spaces(setup.dsn) == {"figures", "figures_next"}
+    assert stored_figures(setup.dsn) == before
+    await rebuild(setup).run()
+    assert stored_figures(setup.dsn) == before
+    assert spaces(setup.dsn) == {"figures"}
+
+
+async def test_a_database_that_fails_after_the_switch_does_not_hide_it(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old generation stays until the next rebuild."""
+    setup.story.random_lives(20)
+    async with setup.running():
+        await append(setup.log, setup.story.events)
+        await setup.counted()
+    before = stored_figures(setup.dsn)
+    damage(setup.dsn)
+
+    async def fail(_: Generations) -> None:
+        raise psycopg.OperationalError("the connection is lost")
+
+    lines: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Generations, "remove_old", fail)
+        report = await rebuild(setup, lines).run()
+    assert report.done
+    assert "the old figures were not removed (the connection is lost): the next rebuild removes them" in lines
+    assert stored_figures(setup.dsn) == before
+    assert spaces(setup.dsn) == {"figures", "figures_old"}
+    await rebuild(setup).run()
+    assert spaces(setup.dsn) == {"figures"}
+    assert stored_figures(setup.dsn) == before
+
+
+async def test_a_rebuild_that_finds_another_one_ends(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.story.random_lives(20)
+    async with setup.running():
+        await append(setup.log, setup.story.events[:-5])
+        await setup.counted()
+        missing = Generations.missing
+
+        async def overtaken(generations: Generations, since: int) -> list[tuple[date, int]] | None:
+            found = await missing(generations, since)
+            await generations.begin(since)
+            await append(setup.log, setup.story.events[-5:])
+            await setup.counted()
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Generations, "missing", overtaken)
+            with pytest.raises(RebuildError, match="another rebuild of the figures has begun"):
+                await rebuild(setup).run()
+    assert stored_seconds(setup.dsn) == by_second(setup.story.events)
+
+
+async def test_two_rebuilds_at_once_change_no_figure(setup: Setup) -> None:
+    """As after the loss of the lock's connection: one may fail, and the figures stay those of the events."""
+    setup.story.random_lives(60)
+    async with setup.running():
+        await append(setup.log, setup.story.events)
+        await setup.counted()
+        before = stored_figures(setup.dsn)
+        ends = await asyncio.gather(*(rebuild(setup).run() for _ in range(2)), return_exceptions=True)
+    for end in ends:
+        if isinstance(end, BaseException):
+            assert isinstance(end, (RebuildError, psycopg.Error)), end
     assert stored_figures(setup.dsn) == before
     await rebuild(setup).run()
     assert stored_figures(setup.dsn) == before

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection, errors, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
@@ -76,6 +76,14 @@ class Figures:
 
     async def apply(self, topic: str, batch: Batch, progress: Progress | None) -> int:
         """Count a batch; the number of changes that were not counted before. Raises PositionsMoved."""
+        try:
+            return await self._apply(topic, batch, progress)
+        except errors.CheckViolation:  # a clock that stepped: partitions were dropped after this process made them
+            self._days.clear()
+            await self.make_days({counted.at_ms // DAY_MS for counted in batch.changes})
+            return await self._apply(topic, batch, progress)
+
+    async def _apply(self, topic: str, batch: Batch, progress: Progress | None) -> int:
         async with self._entered() as connection:
             moved = await connection.execute(
                 SQL["move_positions"],
@@ -223,10 +231,20 @@ class RefusalCounts:
 
         A count below that of the last sample began again at 0: Redis lost it. Sales without counts are forgotten.
         """
-        day = at_ms // DAY_MS
+        await self._make_day(at_ms // DAY_MS)
+        try:
+            return await self._add(counts, at_ms)
+        except errors.CheckViolation:  # as in Figures.apply
+            self._days.clear()
+            await self._make_day(at_ms // DAY_MS)
+            return await self._add(counts, at_ms)
+
+    async def _make_day(self, day: int) -> None:
         if day not in self._days:
             await make_day(self._pool, REFUSED_SPACE, day)
             self._days = {day}
+
+    async def _add(self, counts: Mapping[tuple[UUID, str], int], at_ms: int) -> int:
         async with self._pool.connection() as connection:
             rows = await (await connection.execute(SQL["read_samples"])).fetchall()
             before = {(sale_id, code): orders for sale_id, code, orders in rows}

@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, Final
 
+import psycopg
+from psycopg_pool import PoolTimeout
+
 from domain.topology import TopicSpec
 from runtime.event_log import EventLog, Overtaken, Reader, WentBack
 from workers.analytics.consumer import RECORDS_MAX, countable, oldest_ms
 from workers.analytics.rebuild.errors import RebuildError
 from workers.analytics.rebuild.generations import Generations
 from workers.analytics.rebuild.retained import WAIT_S, Retained, first_day, retained
-from workers.analytics.store import DAY_MS, Batch, Figures, date_of
+from workers.analytics.store import DAY_MS, Batch, Figures, PositionsMoved, date_of
 from workers.analytics.topics import COUNTED_TOPICS
 
 TRIES_MAX: Final = 100  # to overtake the worker that counts the served generation
@@ -64,8 +67,9 @@ class Rebuild:
 
     async def look(self) -> Report:
         """What a run would do. Changes nothing."""
-        topics = await retained(self._event_log)
-        oldest = oldest_ms(int(self._now() * 1000), self._days) // DAY_MS
+        now_ms = int(self._now() * 1000)
+        topics = await retained(self._event_log, now_ms=now_ms)
+        oldest = oldest_ms(now_ms, self._days) // DAY_MS
         day = first_day(topics, oldest_counted_day=oldest)
         if day is None:
             return Report(done=False, topics=topics, first_day=None, kept_days=0)
@@ -98,7 +102,10 @@ class Rebuild:
             else:
                 raise RebuildError("the worker counts faster than the rebuild: the figures are as before; run it later")
         self._say("the new figures are served")
-        await self._generations.remove_old()
+        try:
+            await self._generations.remove_old()
+        except (psycopg.Error, PoolTimeout) as error:
+            self._say(f"the old figures were not removed ({error}): the next rebuild removes them")
         return replace(plan, done=True, counted=self._counted, missing=missing)
 
     async def _find_beyond(self) -> None:
@@ -132,6 +139,10 @@ class Rebuild:
         for topic in COUNTED_TOPICS:
             try:
                 await self._read(topic, self._readers[topic.name])
+            except PositionsMoved as moved:
+                raise RebuildError(
+                    "another rebuild of the figures has begun, because this one lost its lock: wait for its end"
+                ) from moved
             except (Overtaken, WentBack) as loss:
                 raise RebuildError(
                     f"the event log lost records during the rebuild: {loss}. The figures are as before; run it again"
@@ -144,7 +155,8 @@ class Rebuild:
         while any(known[partition] < end for partition, end in ends.items() if end):
             records = await reader.next_batch(count_max=RECORDS_MAX, wait_s=WAIT_S)
             if not records:
-                return  # retention has removed the others
+                await self._pass_removed(topic, reader)
+                return
             changes, _ = countable(records, now_ms=int(self._now() * 1000), days=self._days)
             await self._figures.make_days({counted.at_ms // DAY_MS for counted in changes})
             read = {record.partition: record.offset for record in records}
@@ -155,3 +167,11 @@ class Rebuild:
                 said_at = time.monotonic()
                 left = sum(lag.records for lag in (await reader.lag()).values())
                 self._say(f"{topic.name}: {self._counted} events are counted, {left} records are left")
+
+    async def _pass_removed(self, topic: TopicSpec, reader: Reader) -> None:
+        """Move the positions of partitions that retention emptied: there is nothing to count."""
+        known = self._known[topic.name]
+        passed = {p: lag.position for p, lag in (await reader.lag()).items() if lag.position > max(0, known[p])}
+        if passed:
+            await self._figures.apply(topic.name, Batch([], {p: known[p] for p in passed}, passed), None)
+            known.update(passed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from domain.topology import TopicSpec
 from runtime.event_log import EventLog, LogRecord, Overtaken, Reader, WentBack
 from workers.analytics.store import DAY_MS
 from workers.analytics.topics import COUNTED_TOPICS
@@ -24,13 +25,13 @@ class Retained:
     complete_ms: int  # records that the log took from then on are all there
 
 
-async def retained(log: EventLog) -> list[Retained]:
+async def retained(log: EventLog, *, now_ms: int) -> list[Retained]:
     """Look at each topic that is counted. Changes nothing."""
     found = []
     for topic in COUNTED_TOPICS:
         async with log.reader(None, topic.name, range(topic.partitions)) as reader:
             ends = {partition: lag.end for partition, lag in (await reader.lag()).items()}
-            found.append(_summary(topic.name, await _firsts(reader, ends), ends))
+            found.append(_summary(topic, await _firsts(reader, ends), ends, now_ms=now_ms))
     return found
 
 
@@ -64,11 +65,14 @@ async def _firsts(reader: Reader, ends: Mapping[int, int]) -> dict[int, LogRecor
     return firsts
 
 
-def _summary(topic: str, firsts: Mapping[int, LogRecord], ends: Mapping[int, int]) -> Retained:
+def _summary(topic: TopicSpec, firsts: Mapping[int, LogRecord], ends: Mapping[int, int], *, now_ms: int) -> Retained:
     records = sum(max(0, ends[partition] - first.offset + 1) for partition, first in firsts.items())
     times = [first.at_ms for first in firsts.values() if first.problem is None]
     gaps = [first.at_ms for first in firsts.values() if first.offset > 1]
+    if any(end for partition, end in ends.items() if partition not in firsts):
+        # Only retention by age empties a partition.
+        gaps.append(now_ms - topic.retention_s * 1000)
     return Retained(
-        topic, records, removed=sum(ends.values()) - records, oldest_ms=min(times, default=None),
+        topic.name, records, removed=sum(ends.values()) - records, oldest_ms=min(times, default=None),
         complete_ms=max(gaps, default=0),
     )  # fmt: skip
