@@ -21,12 +21,12 @@ from pydantic import SecretStr
 
 from devstack.servers import RedisServer
 from domain import ids
-from domain.events import order_event
+from domain.events import event_headers, order_event
 from domain.notices import NoticeKind, parse_notice
 from domain.orders import OrderEntry, OrderStatus
 from domain.topology import EMAIL_QUEUE, TOPIC_ORDERS, TOPICS, Topology, outbox_partition
 from domain.webhooks import encode_secret, secret_of
-from runtime.event_log import open_event_log
+from runtime.event_log import NewRecord, open_event_log
 from runtime.event_log.redis_streams import positions_key
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
@@ -361,6 +361,10 @@ async def test_malformed_events_are_passed_over(setup: Setup, receiver: Receiver
     async with setup.running():
         await setup.append(setup.orders(1), ce_specversion="2.0")
         await setup.append(setup.orders(1), ce_type="order.\0paid")
+        await setup.append(setup.orders(1), ce_time="9999-12-31T23:59:59-14:00")
+        for value in (b'{"a": "\\ud800"}', b'{"a": 1e999}'):
+            headers = event_headers(order_event(setup.orders(1)[0]))
+            await setup.log.append(TOPIC_ORDERS, 3, [NewRecord("key", value, headers)])
         (event,) = await setup.append(setup.orders(1))
         await until(lambda: inbox.ids == [event])
 
