@@ -75,7 +75,7 @@ class Receivers:
     async def send(self, message: Message) -> Ending:
         """One attempt. Its timestamp is the present time, so a receiver may refuse old ones."""
         parts = urlsplit(message.url)
-        if not self._allowed and (parts.scheme != "https" or (parts.port or 443) not in PORTS):
+        if not self._allowed and (parts.scheme != "https" or parts.port not in (None, *PORTS)):
             return _unanswered(f"not an https:// address with one of the ports {PORTS}")
         at_s = int(self._now())
         headers: dict[bytes | str, bytes | str] = {
