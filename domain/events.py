@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from math import isfinite
 from typing import Any, Final, Never
 from uuid import UUID
 
@@ -87,6 +88,9 @@ def read_event(headers: Mapping[str, str], value: bytes) -> Event:
         schema = _schema(headers["ce_dataschema"], family_of(type_))
         version, time_ms = _number(headers["ce_version"]), _ms(headers["ce_time"])
         data = _DECODER.decode(value.decode())
+        id_.encode()
+        if b"\\u" in value:  # half of a surrogate pair, which no consumer can write as UTF-8
+            json.dumps(data, ensure_ascii=False).encode()
     except KeyError as error:
         raise EventMalformed(f"no header {error}") from error
     except (ValueError, OverflowError, RecursionError) as error:
@@ -211,11 +215,18 @@ def _ms(text: str) -> int:
     at = datetime.fromisoformat(text)
     if at.tzinfo is None:
         raise ValueError(f"{text[:40]!r} has no time zone")
-    return (at - _EPOCH) // _MILLISECOND
+    return (at.astimezone(UTC) - _EPOCH) // _MILLISECOND
 
 
 def _refuse(constant: str) -> Never:
     raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse)
+def _float(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text[:40]} is too large")
+    return number
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse, parse_float=_float)

@@ -135,7 +135,7 @@ def check_url(url: str, allowed: Sequence[Network]) -> None:
         raise invalid("/url", "must not have a fragment")
     if not allowed and parts.scheme != "https":
         raise invalid("/url", "must begin with https://")
-    if not allowed and (port or 443) not in PORTS:
+    if not allowed and port is not None and port not in PORTS:
         raise invalid("/url", f"must have one of the ports {', '.join(map(str, PORTS))}")
     try:
         ipaddress.ip_address(host)

@@ -11,6 +11,8 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import httpcore
@@ -18,10 +20,13 @@ import httpcore
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 KEPT_S: Final = 30.0
-# Addresses that lead to others: IPv4-compatible ones, 6to4, Teredo, NAT64. And the old private addresses of IPv6.
-_TUNNELS: Final = tuple(
+# The assigned unicast addresses. Outside are IPv4-compatible, IPv4-translated, NAT64 and the old private addresses.
+_UNICAST_V6: Final = ipaddress.IPv6Network("2000::/3")
+# Addresses that `is_global` lets pass although they lead elsewhere: 6to4, Teredo, documentation; protocol assignments,
+# in which a cloud has its metadata service; the relay of 6to4; services of a cloud for its guests.
+_SPECIAL: Final = tuple(
     ipaddress.ip_network(text)
-    for text in ("::/96", "2002::/16", "2001::/32", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")
+    for text in ("2002::/16", "2001::/32", "3fff::/20", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
 
 
@@ -36,16 +41,19 @@ def is_allowed(text: str, allowed: Sequence[Network] = ()) -> bool:
         address = address.ipv4_mapped
     if any(address in network for network in allowed):
         return True
-    is_tunnel = any(address in network for network in _TUNNELS)
-    return address.is_global and not address.is_multicast and not is_tunnel
+    if isinstance(address, ipaddress.IPv6Address) and address not in _UNICAST_V6:
+        return False
+    is_special = any(address in network for network in _SPECIAL)
+    return address.is_global and not address.is_multicast and not is_special
 
 
 class PublicBackend(httpcore.AsyncNetworkBackend):
     """Connects to public addresses only, and to those in `allowed`."""
 
-    def __init__(self, allowed: Sequence[Network]) -> None:
-        """`allowed` are networks of test services."""
+    def __init__(self, allowed: Sequence[Network], *, connections_max: int) -> None:
+        """`allowed` are networks of test services. Names have threads of their own, one for each connection."""
         self._allowed = allowed
+        self._threads = ThreadPoolExecutor(connections_max, thread_name_prefix="outbound name")
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -56,12 +64,18 @@ class PublicBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first address of the host that may be used. Raises AddressRefused."""
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for *_, address in found:
-            if is_allowed(str(address[0]), self._allowed):
-                return await self._backend.connect_tcp(str(address[0]), port, timeout, local_address, socket_options)
-        raise AddressRefused("the host has no public address")
+        """A connection to the first address of the host that may be used and accepts it. Raises AddressRefused."""
+        lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
+        fault: Exception = AddressRefused("the host has no public address")
+        for address in dict.fromkeys(str(address[0]) for *_, address in found):
+            if not is_allowed(address, self._allowed):
+                continue
+            try:
+                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+            except httpcore.ConnectError as error:
+                fault = error
+        raise fault
 
     async def sleep(self, seconds: float) -> None:
         """The library's pause."""
@@ -77,5 +91,5 @@ def public_pool(
         max_connections=connections_max,
         max_keepalive_connections=kept_max,
         keepalive_expiry=KEPT_S,
-        network_backend=PublicBackend(allowed),
+        network_backend=PublicBackend(allowed, connections_max=connections_max),
     )

@@ -16,7 +16,7 @@ def retry_after_s(headers: Sequence[tuple[bytes, bytes]], *, now_s: float) -> fl
         return float(min(int(text.strip()[:9]), RETRY_AFTER_S_MAX))
     try:
         return min(max(0.0, parsedate_to_datetime(text).timestamp() - now_s), RETRY_AFTER_S_MAX)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 

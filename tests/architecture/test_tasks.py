@@ -35,7 +35,7 @@ ALLOWED = {
     "workers/notifications/push_sender.py": (2, "a task group: `run` ends with the first that fails"),
     "workers/webhooks/work.py": (3, "a task group: the tenure ends with the first that fails"),
     "workers/rebalancer/director.py": (2, "waits for events, which the sleep ends"),
-    "workers/webhooks/sender.py": (3, "a task group: `run` ends with the first that fails"),
+    "workers/webhooks/sender.py": (4, "a task group: `run` ends with the first that fails"),
     "workers/dispatcher/group.py": (1, "`_settle` takes each delivery's result"),
     "faults/proxy.py": (4, "a task group, which ends its connection; a call whose result the caller takes"),
     "faults/buyers.py": (2, "the end of the drill takes each buyer's result"),

@@ -81,6 +81,7 @@ def test_the_secret_is_shown_once(staff: Staff, backoffice: BackofficeProcess, c
         ({"url": "http://shop.example/"}, "/url"), ({"url": "ftp://shop.example/"}, "/url"), ({"url": "https://"}, "/url"),
         ({"url": "https://ann:pw@shop.example/"}, "/url"), ({"url": "https://ann@shop.example/"}, "/url"),
         ({"url": "https://shop.example/#a"}, "/url"), ({"url": "https://shop.example:22/"}, "/url"),
+        ({"url": "https://shop.example:0/"}, "/url"), ({"url": "https://192.0.0.192/"}, "/url"),
         ({"url": "https://shop.example:99999/"}, "/url"), ({"url": "https://127.0.0.1/"}, "/url"),
         ({"url": "https://169.254.169.254/latest"}, "/url"), ({"url": "https://[::1]/"}, "/url"),
         ({"url": "https://[::ffff:10.0.0.1]/"}, "/url"), ({"url": "https://shop.example/a b"}, "/url"),

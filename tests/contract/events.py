@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from domain.schemas import FAMILIES, Family
 from domain.topology import TOPICS
+from tests.contract.compatibility import breaks
 
 FOLDER: Final = Path(__file__).resolve().parents[2] / "docs" / "events"
 SCHEMAS: Final = FOLDER / "schemas"
@@ -105,10 +106,25 @@ def _text(document: Any) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
+def release(folder: Path = RELEASED) -> list[str]:
+    """Copy the formats that readers may rely on from now on; the breaks of released ones, which stay then."""
+    found = {folder / name_of(family): family.document for family in FAMILIES.values()}
+    problems = [
+        f"{path.name}: {problem}"
+        for path, document in found.items()
+        if path.exists()
+        for problem in breaks(json.loads(path.read_text(encoding="utf-8")), document)
+    ]
+    if not problems:
+        folder.mkdir(exist_ok=True)
+        for path, document in found.items():
+            path.write_text(_text(document), encoding="utf-8")
+    return problems
+
+
 if __name__ == "__main__":
     SCHEMAS.mkdir(parents=True, exist_ok=True)
-    RELEASED.mkdir(exist_ok=True)
     for path, text in files().items():
         path.write_text(text, encoding="utf-8")
-        if "--release" in sys.argv and path.parent == SCHEMAS:
-            (RELEASED / path.name).write_text(text, encoding="utf-8")
+    if "--release" in sys.argv and (problems := release()):
+        raise SystemExit("Not released: raise the version of the format.\n" + "\n".join(problems))

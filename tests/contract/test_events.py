@@ -103,6 +103,17 @@ def test_planted_breaks_are_found(name: str) -> None:
     assert len(breaks(released, current)) >= 1
 
 
+def test_a_release_replaces_no_format_that_readers_rely_on(tmp_path: Path) -> None:
+    assert events.release(tmp_path) == []
+    assert {path.name: read(path) for path in tmp_path.iterdir()} == {path.name: read(path) for path in RELEASED}
+    document = read(tmp_path / "order-1.json")
+    document["properties"]["gone"] = {"type": "string"}
+    (tmp_path / "order-1.json").write_text(json.dumps(document))
+    (tmp_path / "user-1.json").unlink()
+    assert events.release(tmp_path) == ["order-1.json: data.gone is gone"]
+    assert "gone" in read(tmp_path / "order-1.json")["properties"] and not (tmp_path / "user-1.json").exists()
+
+
 def test_what_readers_ignore_may_change() -> None:
     released = FAMILIES["order"].document
     current = copy.deepcopy(released)

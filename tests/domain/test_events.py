@@ -78,6 +78,7 @@ def test_what_is_written_is_read(entry: OrderEntry, time_ms: int) -> None:
         ("ce_type", "user.changed"), ("ce_source", None), ("ce_dataschema", "urn:flashsale:schema:order:x"),
         ("ce_dataschema", "https://example.org/order:1"), ("ce_version", "-1"), ("ce_version", "9" * 20),
         ("ce_version", "\u0661"), ("ce_time", "yesterday"), ("ce_time", "2026-01-01T00:00:00"), ("ce_time", None),
+        ("ce_time", "0001-01-01T00:00:00+14:00"), ("ce_time", "9999-12-31T23:59:59-14:00"),
     ],
 )  # fmt: skip
 def test_records_with_other_attributes_are_malformed(header: str, value: str | None) -> None:
@@ -87,10 +88,21 @@ def test_records_with_other_attributes_are_malformed(header: str, value: str | N
         read_event(changed, body)
 
 
-@pytest.mark.parametrize("value", [b"", b"[]", b"\xff", b"{", b'{"a": NaN}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"", b"[]", b"\xff", b"{", b'{"a": NaN}', b"[" * 100_000, b'{"a": 1e999}', b'{"a": -1e999}',
+        b'{"a": "\\ud800"}', b'{"a": [{"\\uDFFF": 1}]}',
+    ],
+)  # fmt: skip
 def test_records_with_other_values_are_malformed(value: bytes) -> None:
     with pytest.raises(EventMalformed):
         read_event(event_headers(order_event(ENTRY)), value)
+
+
+@pytest.mark.parametrize("value", [b'{"a": "\\ud83d\\ude00 \\u00e9"}', b'{"a": 1.5e300}'])
+def test_escaped_characters_and_large_numbers_are_read(value: bytes) -> None:
+    assert read_event(event_headers(order_event(ENTRY)), value).data == json.loads(value)
 
 
 def test_a_record_without_a_type_has_none() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -387,11 +388,11 @@ async def test_a_name_is_resolved_once_and_the_connection_goes_to_the_address_th
     """A name whose address changes between check and connection finds no gap."""
     asked: list[str] = []
 
-    async def resolving(host: str, port: int, **_: object) -> list[Any]:
+    def resolving(host: str, port: int, *_: object, **__: object) -> list[Any]:
         asked.append(host)
         return [(2, 1, 6, "", ("10.0.0.1", port)), (2, 1, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolving)
+    monkeypatch.setattr(socket, "getaddrinfo", resolving)
     browser = push_service.browser()
     path = browser.endpoint.removeprefix(push_service.url)
     push_service.server.server_name = "push.example"

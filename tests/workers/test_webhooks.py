@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ipaddress
 import random
 import ssl
@@ -21,17 +22,18 @@ from pydantic import SecretStr
 
 from devstack.servers import RedisServer
 from domain import ids
-from domain.events import order_event
+from domain.events import event_headers, order_event
 from domain.notices import NoticeKind, parse_notice
 from domain.orders import OrderEntry, OrderStatus
 from domain.topology import EMAIL_QUEUE, TOPIC_ORDERS, TOPICS, Topology, outbox_partition
 from domain.webhooks import encode_secret, secret_of
-from runtime.event_log import open_event_log
+from runtime.event_log import NewRecord, open_event_log
 from runtime.event_log.redis_streams import positions_key
 from runtime.postgres.pool import postgres_pool
 from runtime.process.service import Service
 from runtime.process.settings import load_settings
-from runtime.queue import open_queue
+from runtime.queue import QueueUnavailable, open_queue
+from runtime.queue.redis_streams import RedisStreamsQueue
 from runtime.queue.redis_streams import stream_key as queue_key
 from runtime.redis.client import redis_client as new_client
 from tests.fixtures.fix_databases import Databases
@@ -268,6 +270,64 @@ async def test_huge_and_endless_answers_are_cut_off(setup: Setup, receiver: Rece
         assert len(setup.deliveries(webhooks[0])[0]["history"][0]["answer"]) == 500
 
 
+async def test_a_status_counts_although_the_body_outlasts_the_attempt(receiver: Receiver) -> None:
+    endless = receiver.inbox("endless")
+    endless.endless = True
+    endless.secrets.append(encode_secret(b"s" * 32))
+    body = b'{"type":"a","timestamp":"b","data":{}}'
+    async with Receivers(allowed=LOOPBACK, attempt_s_max=0.5) as receivers:
+        ending = await receivers.send(Message(endless.url, "m-1", body, [b"s" * 32]))
+    assert (ending.ok, ending.status) == (True, 200)
+
+
+async def test_redirects_proxies_and_compressed_answers_have_no_effect(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, elsewhere, proxy = receiver.inbox("asked"), receiver.inbox("elsewhere"), receiver.inbox("proxy")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url.removesuffix("/proxy").replace("127.0.0.1", "127.0.0.9"))
+    asked.secrets.append(encode_secret(b"s" * 32))
+    packed = gzip.compress(b"y" * 3_000_000)
+    asked.body = packed
+    body = b'{"type":"a","timestamp":"b","data":{}}'
+    async with Receivers(allowed=LOOPBACK) as receivers:
+        for status in (301, 302, 303, 307, 308):
+            asked.answers.append((status, {"Location": elsewhere.url}))
+            ending = await receivers.send(Message(asked.url, "m-1", body, [b"s" * 32]))
+            assert (ending.ok, ending.status) == (False, status)
+        asked.answers.append((200, {"Content-Encoding": "gzip"}))
+        ending = await receivers.send(Message(asked.url, "m-1", body, [b"s" * 32]))
+    assert ending.ok and "yyyyyyyy" not in ending.text
+    assert elsewhere.requests == proxy.requests == []
+
+
+async def test_a_queue_that_is_away_holds_up_the_notice_only(
+    setup: Setup, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, good = receiver.inbox("gone"), receiver.inbox("good")
+    gone.always = 410
+    webhook, _ = setup.webhook(gone), setup.webhook(good)
+    publish, away, refused = RedisStreamsQueue.publish, [True], []
+
+    async def refusing(self: RedisStreamsQueue, queue: str, *rest: Any, **named: Any) -> Any:
+        if away:
+            refused.append(queue)
+            raise QueueUnavailable("queue", "away")
+        return await publish(self, queue, *rest, **named)
+
+    monkeypatch.setattr(RedisStreamsQueue, "publish", refusing)
+    async with setup.running() as service:
+        await setup.append(setup.orders(1))
+        await until(lambda: refused)
+        assert not service.is_ready
+        events = await setup.append(setup.orders(3))
+        await until(lambda: set(events) <= set(good.ids))
+        assert setup.of(webhook)["notice_id"] is not None
+        away.clear()
+        await until(lambda: setup.of(webhook)["notice_id"] is None)
+    assert await setup.redis.xlen(queue_key(EMAIL_QUEUE)) >= 1
+
+
 async def test_gone_disables_at_once_with_a_notice_and_an_audit_entry(setup: Setup, receiver: Receiver) -> None:
     inbox = receiver.inbox()
     inbox.always = 410
@@ -361,6 +421,10 @@ async def test_malformed_events_are_passed_over(setup: Setup, receiver: Receiver
     async with setup.running():
         await setup.append(setup.orders(1), ce_specversion="2.0")
         await setup.append(setup.orders(1), ce_type="order.\0paid")
+        await setup.append(setup.orders(1), ce_time="9999-12-31T23:59:59-14:00")
+        for value in (b'{"a": "\\ud800"}', b'{"a": 1e999}'):
+            headers = event_headers(order_event(setup.orders(1)[0]))
+            await setup.log.append(TOPIC_ORDERS, 3, [NewRecord("key", value, headers)])
         (event,) = await setup.append(setup.orders(1))
         await until(lambda: inbox.ids == [event])
 

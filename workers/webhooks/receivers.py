@@ -75,7 +75,7 @@ class Receivers:
     async def send(self, message: Message) -> Ending:
         """One attempt. Its timestamp is the present time, so a receiver may refuse old ones."""
         parts = urlsplit(message.url)
-        if not self._allowed and (parts.scheme != "https" or (parts.port or 443) not in PORTS):
+        if not self._allowed and (parts.scheme != "https" or parts.port not in (None, *PORTS)):
             return _unanswered(f"not an https:// address with one of the ports {PORTS}")
         at_s = int(self._now())
         headers: dict[bytes | str, bytes | str] = {
@@ -86,8 +86,8 @@ class Receivers:
             "webhook-signature": signature(message.event_id, at_s, message.body, message.secrets),
         }
         try:
-            async with asyncio.timeout(self._attempt_s_max):
-                return await self._post(message.url, headers, message.body)
+            async with asyncio.timeout(self._attempt_s_max) as limit:
+                return await self._post(message.url, headers, message.body, limit)
         except AddressRefused as error:
             return _unanswered(str(error))
         except TimeoutError:
@@ -97,8 +97,12 @@ class Receivers:
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
             return _unanswered(f"no connection: {type(error).__name__}")
 
-    async def _post(self, url: str, headers: dict[bytes | str, bytes | str], body: bytes) -> Ending:
+    async def _post(
+        self, url: str, headers: dict[bytes | str, bytes | str], body: bytes, limit: asyncio.Timeout
+    ) -> Ending:
         async with self._pool.stream("POST", url, headers=headers, content=body) as answer:
+            # The status has arrived in time, and decides; the body has its own limit, and closing as much again.
+            limit.reschedule(asyncio.get_running_loop().time() + 2 * ANSWER_S_MAX)
             text = printable(await _beginning(answer), length_max=ANSWER_LENGTH_MAX)
             status = answer.status
             wait_s = retry_after_s(answer.headers, now_s=self._now()) if status in _WAITS else 0.0

@@ -66,6 +66,7 @@ class Sender:
         self._service = service
         self._woken = asyncio.Event()
         self._taken: set[UUID] = set()
+        self._telling: set[UUID] = set()  # ids of notices
         self._busy: Counter[UUID] = Counter()
         self._pruned_at = 0.0
         self._patience = Patience(
@@ -93,8 +94,9 @@ class Sender:
         self._wanted.see(subscriptions)
         metrics.ENABLED.set(sum(each.enabled for each in subscriptions))
         for subscription in subscriptions:
-            if subscription.notice_id is not None:
-                await self._tell(subscription)
+            if subscription.notice_id is not None and subscription.notice_id not in self._telling:
+                self._telling.add(subscription.notice_id)
+                group.create_task(self._tell(subscription, subscription.notice_id))
         if any(each.is_due for each in subscriptions):
             for due in await self._due():
                 self._taken.add(due.id)
@@ -141,13 +143,20 @@ class Sender:
             log.exception("attempt failed unexpectedly", event_id=message.event_id)
             return Ending(ok=False, status=None, text=f"not sent: {type(error).__name__}")
 
-    async def _tell(self, subscription: Subscription) -> None:
-        """The notice of a disabled webhook: published, then noted. Its id is stable, so a repetition is dropped."""
-        assert subscription.notice_id is not None
-        notice = Notice(subscription.notice_id, NoticeKind.WEBHOOK_DISABLED, user_id=subscription.notify)
-        body = orjson.dumps(notice_event(notice))
-        await self._through("queue", lambda: self._queue.publish(EMAIL_QUEUE, body, message_id=str(notice.id)))
-        await self._through("catalogue", lambda: self._store.noticed(subscription))
+    async def _tell(self, subscription: Subscription, notice_id: UUID) -> None:
+        """The notice of a disabled webhook: published, then noted. Its id is stable, so a repetition is dropped.
+
+        A task of its own: deliveries do not wait for the queue.
+        """
+        try:
+            notice = Notice(notice_id, NoticeKind.WEBHOOK_DISABLED, user_id=subscription.notify)
+            body = orjson.dumps(notice_event(notice))
+            await self._through("queue", lambda: self._queue.publish(EMAIL_QUEUE, body, message_id=str(notice.id)))
+            await self._through("catalogue", lambda: self._store.noticed(subscription))
+        except Stopping:
+            log.info("stopped before a notice was noted: it is repeated", webhook=str(subscription.id))
+        finally:
+            self._telling.discard(notice_id)
 
     async def _prune(self, subscriptions: Sequence[Subscription]) -> None:
         if not subscriptions or time.monotonic() < self._pruned_at + PRUNE_S:
