@@ -61,7 +61,8 @@ def test_the_file_is_a_compose_file(document: Document) -> None:
 
 
 def test_the_file_and_the_stack_are_the_same(document: Document, plan: Plan) -> None:
-    assert differences(document, plan) == []
+    found = differences(document, plan)
+    assert not found, "\n".join(found)
 
 
 def _remove(*path: str) -> Callable[[Document], None]:
