@@ -52,7 +52,7 @@ def load() -> dict[str, Any]:
 
 
 def interpolated(text: str) -> str:
-    """The text with the default of each variable in place, as for a caller who sets none."""
+    """The text with each variable replaced by its default."""
     while (replaced := re.sub(r"\$\{\w+:?-([^${}]*)\}", r"\1", text)) != text:
         text = replaced
     return text
