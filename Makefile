@@ -7,10 +7,10 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXTENSION_SOURCES := $(shell find hotpath perf -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test prove up down lint bench perf-gate figures clean
+.PHONY: help venv demo test prove up down compose-secrets image-locks lint bench perf-gate figures clean
 
 help: ## Print the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: .venv/.built ## Create .venv, install everything, build the compiled modules
 
@@ -29,6 +29,18 @@ up: .venv/.built ## The stack in the background until `make down` (STACK=full: a
 
 down: .venv/.built ## Stop what `make up` started
 	@$(BIN)/flashsale down
+
+compose-secrets: .venv/.built ## Create the secrets of docker-compose.yml in .flashsale-compose/; existing ones stay
+	@$(BIN)/flashsale compose-secrets
+
+LOCKS := devstack/compose/locks
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --no-header --no-annotate
+
+image-locks: .venv/.built ## Pin the newest Python packages of the image by version and hash
+	@# psycopg's C implementation is compiled in the image, so the image needs no binary one.
+	@echo 'psycopg[c,pool]' | $(LOCK) --no-emit-package psycopg-binary pyproject.toml - --output-file $(LOCKS)/runtime.txt
+	@printf 'cython\nsetuptools\nwheel\n' | $(LOCK) - --output-file $(LOCKS)/build.txt
+	@echo 'aiosmtpd' | $(LOCK) --constraint $(LOCKS)/runtime.txt - --output-file $(LOCKS)/demo.txt
 
 lint: .venv/.built ## ruff, mypy, cython-lint, import rules, formatting
 	@$(BIN)/ruff check .

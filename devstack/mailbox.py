@@ -1,7 +1,8 @@
-"""The mailbox of an embedded stack: a mail server on the loopback address that stores each mail as a file.
+"""The mailbox of a stack: a mail server that stores each mail as a file.
 
-    python -m devstack.mailbox FOLDER PORT
+    python -m devstack.mailbox FOLDER PORT [HOST]
 
+It listens on the loopback address; in a container, on HOST.
 A mail is FOLDER/<UTC time>-<number>-<recipient>.eml and is written atomically. The newest `KEPT_MAX` mails are kept.
 Does not forward mails, checks no password. Mails contain tokens, so only their owner can read the files.
 """
@@ -65,7 +66,7 @@ class Mailbox:
             self._kept.pop(0).unlink(missing_ok=True)
 
 
-async def serve(folder: Path, port: int) -> None:
+async def serve(folder: Path, port: int, host: str = "127.0.0.1") -> None:
     """Receive mails until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -74,7 +75,7 @@ async def serve(folder: Path, port: int) -> None:
     mailbox = Mailbox(folder)
     server = await loop.create_server(
         lambda: SMTP(mailbox, data_size_limit=MAIL_BYTES_MAX, hostname="mailbox.localhost", ident="mailbox", loop=loop),
-        "127.0.0.1",
+        host,
         port,
     )
     async with server:
@@ -82,4 +83,4 @@ async def serve(folder: Path, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))
