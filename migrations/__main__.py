@@ -1,17 +1,25 @@
-"""Brings every database of the settings to the newest schema: `python -m migrations`. Exit status 1 if one fails."""
+"""Migrates every database of the settings: `python -m migrations [--post]`. Exit status 1 if one fails.
+
+As `flashsale migrate`: without `--post`, the code of the last release still works afterwards.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 
-from migrations.runner import MigrationError, migrate_all
+from migrations.files import MigrationError, Phase
+from migrations.runner import migrate_all
 from runtime.process.settings import SettingsError, load_settings
 
 
 def main() -> int:
     """Migrate and print a line per database."""
+    parser = argparse.ArgumentParser(prog="python -m migrations")
+    parser.add_argument("--post", action="store_true", help="also the files that contract the schema")
+    until = Phase.POST if parser.parse_args().post else Phase.PRE
     try:
-        applied = migrate_all(load_settings())
+        applied = migrate_all(load_settings(), until=until)
     except (MigrationError, SettingsError) as error:
         print(error, file=sys.stderr)  # noqa: T201 - the command's answer
         return 1

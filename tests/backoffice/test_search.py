@@ -17,7 +17,8 @@ from backoffice.catalogue.gate import RUNNING_MAX, WAITING_MAX
 from backoffice.catalogue.search import SQL, Place, Search
 from backoffice.stores import Stores
 from devstack.servers import PostgresServer
-from migrations.runner import CATALOGUE, apply, read_migrations
+from migrations.files import CATALOGUE, read_migrations
+from migrations.runner import apply
 from perf import shop
 from runtime.postgres.pool import POSTGRES_WAITING_MAX
 from runtime.process.settings import Settings
