@@ -100,7 +100,8 @@ def read_migrations(folder: Path) -> list[Migration]:
 def select(missing: Sequence[Migration], until: Phase, *, database: str) -> list[Migration]:
     """The missing migrations to apply now, in order of their numbers.
 
-    PRE ends before the first file of POST. MigrationError if a file of PRE follows it: an earlier release is unfinished.
+    PRE ends before the first file of POST. MigrationError if a file of PRE follows it, because an earlier release is
+    unfinished.
     """
     if until is Phase.POST:
         return list(missing)

@@ -15,7 +15,8 @@ from backoffice.web.replica_metrics import ReplicaMetrics
 from devstack.servers import RedisServer
 from faults.proxy import FaultProxy
 from migrations import runner
-from migrations.runner import MigrationError, migrate_all
+from migrations.files import MigrationError
+from migrations.runner import migrate_all
 from runtime.postgres import pool as pools
 from runtime.postgres.connection import DatabaseSilent, connect_command
 from runtime.postgres.databases import Database, Replica
@@ -92,9 +93,9 @@ def test_a_migration_of_a_silent_database_ends_and_says_so(
     dsn = tier.pair.primary.dsn().replace(f":{tier.pair.primary.port}/", f":{proxy.port}/")
     real = runner._lock
 
-    def stalled(connection: object) -> None:
+    def stalled(connection: object, database: str) -> None:
         proxy.stall(stalled=True)
-        real(connection)  # type: ignore[arg-type]
+        real(connection, database)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "_lock", stalled)
     with pytest.raises(MigrationError, match=r"^catalogue: no answer within 0\.3 s"):
