@@ -231,7 +231,7 @@ def test_other_cluster_settings_are_an_answer_without_a_traceback(
     sale = ("--sale", "0198c0de-0000-7000-8000-000000000000")
     done = deployed(tmp_path, databases.environ | urls, command, *sale, "--wait-s", "1", "--json")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "FLASHSALE_LANES and FLASHSALE_SHARDS" in done.stdout
+    assert "FLASHSALE_LANES and FLASHSALE_FIRST_SHARDS" in done.stdout
 
 
 def test_tokens_are_minted_from_a_key_file(tmp_path: Path) -> None:
