@@ -129,10 +129,10 @@ def test_status_without_a_stack(tmp_path: Path) -> None:
     assert not folder.path.exists()
 
 
-def test_full_stack_is_refused_with_a_reason(tmp_path: Path) -> None:
-    done = flashsale(StateFolder(tmp_path / "none"), "up", "--stack", "full", check=False)
+def test_an_unknown_kind_of_stack_is_wrong_usage(tmp_path: Path) -> None:
+    done = flashsale(StateFolder(tmp_path / "none"), "up", "--stack", "half", check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--stack" in done.stderr and "only 'embedded' exists yet" in done.stderr
+    assert "--stack" in done.stderr and "full" in done.stderr
 
 
 def test_port_in_use_is_said_before_anything_starts(running_stack: RunningStack, tmp_path: Path) -> None:
