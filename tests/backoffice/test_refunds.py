@@ -151,7 +151,7 @@ def test_only_paid_orders_are_refunded(staff: Staff, databases: Databases, statu
 
 
 def test_a_payment_that_goes_back_as_a_whole_or_an_order_that_is_not_stored_is_not_refunded_by_staff(
-    staff: Staff, databases: Databases, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    staff: Staff, databases: Databases, redis_client: redis.Redis
 ) -> None:
     sale = staff.open_sale()
     back = sold(databases, sale)
@@ -163,13 +163,12 @@ def test_a_payment_that_goes_back_as_a_whole_or_an_order_that_is_not_stored_is_n
     early = sold(databases, sale)
     with psycopg.connect(shard_of(databases, early)) as connection:
         connection.execute("UPDATE orders SET status = 0, version = 1 WHERE id = %s", (early,))
-    monkeypatch.setattr("tests.reservation.lane.LANE", lane_of(sale))
     definition: SaleDefinition = document(redis_client, sale)
     with psycopg.connect(shard_of(databases, early)) as connection:
         (user,) = connection.execute("SELECT user_id FROM orders WHERE id = %s", (early,)).fetchone() or (None,)
     assert user is not None
-    request = make_request(definition, user, "key", order_id=UUID(early))
-    lane = LaneClient(redis_client)
+    request = make_request(definition, user, "key", order_id=UUID(early), lane=lane_of(sale))
+    lane = LaneClient(redis_client, lane_of(sale))
     assert lane.outcome(request) is Outcome.ACCEPTED
     held = lane.order(UUID(early))
     assert held is not None
@@ -265,14 +264,11 @@ async def test_refunds_that_cannot_be_restocked_hold_up_no_younger_one(
     assert looked_at == [*orders, *orders] and rounds == [0, 1, 0, 1]
 
 
-def test_staff_cancel_a_reserved_order(
-    staff: Staff, databases: Databases, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_staff_cancel_a_reserved_order(staff: Staff, databases: Databases, redis_client: redis.Redis) -> None:
     sale = staff.open_sale(stock=10)
-    monkeypatch.setattr("tests.reservation.lane.LANE", lane_of(sale))
     definition: SaleDefinition = document(redis_client, sale)
-    request = make_request(definition, uuid4(), "key")
-    assert LaneClient(redis_client).outcome(request) is Outcome.ACCEPTED
+    request = make_request(definition, uuid4(), "key", lane=lane_of(sale))
+    assert LaneClient(redis_client, lane_of(sale)).outcome(request) is Outcome.ACCEPTED
     assert stock(redis_client, sale).available == 9
     path = f"/v1/orders/{request.order.order_id}/cancel"
     assert code(staff.http.post(path)) == (400, "idempotency_key_missing")
@@ -300,7 +296,7 @@ async def test_a_cancel_that_redis_made_is_in_the_audit_log_also_after_a_crash(
     monkeypatch.setattr("backoffice.orders.changes.Lanes", MagicMock(return_value=lanes))
     order = MagicMock(id=UUID(order_id), status=int(OrderStatus.RESERVED), sale_id=UUID(sale["id"]))
     async with postgres_pool(SecretStr(shard_of(databases, order_id)), size_max=1) as pool:
-        stores = MagicMock(shards=[pool], topology=MagicMock(shard_of_order=MagicMock(return_value=0)))
+        stores = MagicMock(shards=[pool], shard_of_order=MagicMock(return_value=pool))
         changes = OrderChanges(stores, AsyncMock(get=AsyncMock(return_value=(order, []))), AsyncMock())
         with pytest.raises(Killed):
             await changes.cancel(UUID(order_id))
