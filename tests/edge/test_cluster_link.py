@@ -201,6 +201,7 @@ async def test_a_slot_moves_under_load_without_a_lost_or_doubled_order(
     await check_stock(cluster_client, sale, len(await in_streams(cluster_client, (moving,))))
 
 
+@pytest.mark.slow  # beside other tests the nodes of the cluster get too little time for their election
 @pytest.mark.parametrize("replicas", [1, 0])
 async def test_a_killed_primary_is_replaced_by_its_replica(
     redis_cluster: RedisCluster, cluster_client: ClusterRedis, replicas: int

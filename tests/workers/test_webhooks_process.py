@@ -25,8 +25,8 @@ from tests.workers.test_announcer_process import leave
 from tests.workers.worker_process import get, stop, until, worker_process
 
 RESTING_S = 4
-LOOKS_MAX = 3  # the first ones may see the end of the start
-COMMANDS_PER_S_MAX = 2
+LOOKS_MAX = 8
+COMMANDS_PER_S_MAX = 4  # the map of buckets is looked at, too
 
 
 def test_every_event_arrives_with_the_worker_killed_between_answer_and_note(

@@ -33,7 +33,7 @@ from workers.shard_writer.sweep import Sweep
 from workers.shard_writer.worker import ShardWriter
 
 Pool = AsyncConnectionPool[AsyncConnection[TupleRow]]
-DRAINED_S_MAX = 20.0
+DRAINED_S_MAX = 90.0
 FAST_POLICY = RetryPolicy(delays_ms=(10, 20))
 
 
