@@ -100,9 +100,11 @@ class Buyers:
     keys: Iterator[int] = field(default_factory=itertools.count)
 
     async def buy_for_ever(self) -> None:
-        user = os.urandom(16)
+        """As one user after another: a sale takes 1,000 orders of a user."""
         while True:
-            await self.buy(user)
+            user = os.urandom(16)
+            for _ in range(500):
+                await self.buy(user)
 
     async def buy(self, user: bytes) -> Ticket:
         ticket = Ticket(self.view, user, str(next(self.keys)), [(0, 1)])
@@ -201,7 +203,6 @@ async def test_a_slot_moves_under_load_without_a_lost_or_doubled_order(
     await check_stock(cluster_client, sale, len(await in_streams(cluster_client, (moving,))))
 
 
-@pytest.mark.slow  # beside other tests the nodes of the cluster get too little time for their election
 @pytest.mark.parametrize("replicas", [1, 0])
 async def test_a_killed_primary_is_replaced_by_its_replica(
     redis_cluster: RedisCluster, cluster_client: ClusterRedis, replicas: int
