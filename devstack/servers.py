@@ -10,7 +10,9 @@ import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +23,11 @@ import redis
 
 from devstack.children import free_port, log_tail, spawn
 from devstack.places import place_of, reachable_by_others, unprivileged_uid, write_private
-from devstack.server_process import ServerError, ServerProcess
+from devstack.server_process import STOP_S_MAX, ServerError, ServerProcess
 from runtime.postgres.connection import connect_command
 
 INITDB_S_MAX = 120.0
+ASKED_AGAIN_S = 1.0
 
 
 @dataclass(slots=True)
@@ -110,6 +113,20 @@ class RedisServer(ServerProcess):
         """Return when the server answers. RedisError while it is down or loads its data."""
         with redis.Redis(port=self.port, password=self.password, socket_timeout=2) as client:
             client.ping()
+
+    def stop(self) -> None:
+        """Send SIGTERM until it ends; SIGKILL when that takes too long.
+
+        While it writes its first append-only file, Redis refuses to end and forgets the signal.
+        """
+        deadline = time.monotonic() + STOP_S_MAX
+        while self.process is not None and time.monotonic() < deadline:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(ASKED_AGAIN_S)
+                self.process = None
+        if self.process is not None:
+            self.kill()
 
     def destroy(self) -> None:
         """Stop the server and remove its data."""
