@@ -20,9 +20,11 @@ from ops.backup.manifest import Manifest
 from ops.backup.postgres_copy import PostgresCopy, servers_of
 from ops.backup.postgres_tools import Tools
 from ops.backup.redis_copy import RedisCopy, server_of
+from ops.resharding.catalogue import LOCK_ID as MOVE_LOCK_ID
 from runtime.postgres.connection import connect_command
 from runtime.process.settings import Settings
 from runtime.queue import open_queue
+from runtime.redis.addresses import is_cluster
 from runtime.redis.client import redis_client
 
 LOCK_ID: Final = 0x666C6173_6862636B  # "flashbck"
@@ -59,19 +61,20 @@ class Creation:
 
         A run that fails leaves no backup: its folder is removed, or ends in `.partial` when this process was killed.
         """
+        servers = _redis_servers(self._settings)
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = self._root / f"{self.id}{PARTIAL}"
         folder.mkdir(mode=0o700)
         try:
             with self._alone():
-                document = await self._copy(folder)
+                document = await self._copy(folder, servers)
             document.write(folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         return folder.rename(self._root / self.id)
 
-    async def _copy(self, folder: Path) -> Manifest:
+    async def _copy(self, folder: Path, servers: Sequence[tuple[str, str]]) -> Manifest:
         (folder / POSTGRES).mkdir(mode=0o700)
         (folder / REDIS).mkdir(mode=0o700)
         with ExitStack() as stack:
@@ -84,7 +87,7 @@ class Creation:
             parent = self._parent(copies)
             self._say("copying the databases" if parent is None else f"copying the changes since {parent.name}")
             each(lambda copy: copy.files(since=_part(parent, copy)), copies)
-            reservations = {name: stack.enter_context(RedisCopy(url)) for name, url in _redis_servers(self._settings)}
+            reservations = {name: stack.enter_context(RedisCopy(url)) for name, url in servers}
             self._say("holding the workers still; orders are accepted")
             async with self._frozen():
                 # In threads: the leases are renewed meanwhile.
@@ -128,6 +131,15 @@ class Creation:
             row = connection.execute("SELECT pg_try_advisory_lock(%s)", (LOCK_ID,)).fetchone()
             if row is None or not row[0]:
                 raise BackupError("another backup of this deployment is being taken")
+            # Rows on their way between two shards would be in both copies, or in none.
+            moving = connection.execute(
+                "SELECT NOT pg_try_advisory_lock(%s) OR EXISTS (SELECT FROM bucket_group)", (MOVE_LOCK_ID,)
+            ).fetchone()
+            if moving is None or moving[0]:
+                raise BackupError(
+                    "buckets move between shards: wait for the end of `flashsale shards move`, or run it again if it was "
+                    "interrupted"
+                )
             yield
 
     def _parent(self, copies: Sequence[PostgresCopy]) -> Path | None:
@@ -175,6 +187,8 @@ def _redis_servers(settings: Settings) -> list[tuple[str, str]]:
     named = [("reservations", settings.redis_url), ("queue", settings.queue_url), ("events", settings.event_log_url)]
     found: dict[tuple[str, int], tuple[str, str]] = {}
     for name, url in named:
+        if is_cluster(url):
+            raise BackupError("a Redis Cluster cannot be backed up yet: its nodes have no common point in time")
         if url.startswith(("redis://", "rediss://")):
             found.setdefault(server_of(url), (name, url))
     return list(found.values())

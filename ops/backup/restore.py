@@ -21,7 +21,7 @@ from ops.backup.verify import problems
 
 Say = Callable[[str], None]
 STACK_SECRETS: Final = "secrets.json"  # among the keys of a stack
-STACK_PASSWORD: Final = "postgres-password"
+STACK_PASSWORD: Final = "postgres-password"  # of the one server of an embedded stack
 _POSTGRES_UID: Final = 65534  # as root PostgreSQL runs as `nobody`
 _WAL_FOLDER: Final = "flashsale_wal"
 _CONFIGURATION: Final = "postgresql.auto.conf"
@@ -42,9 +42,7 @@ def restore(root: Path, folder: Path, into: Path, *, tools: Tools, say: Say) -> 
         raise BackupError(f"the backup is damaged: {'; '.join(found[:5])}")
     chain = chain_of(root, folder)
     document = chain[-1][1]
-    is_stack = (folder / KEYS / STACK_SECRETS).exists()
-    if is_stack and (len(document.postgres) != 1 or len(document.redis) != 1):
-        raise BackupError("a stack with one PostgreSQL and one Redis was expected")
+    is_stack = (folder / KEYS / STACK_PASSWORD).exists()  # with one PostgreSQL and one Redis
     staging = into.with_name(f".{into.name}.restoring")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(mode=0o700, parents=True)
@@ -56,8 +54,8 @@ def restore(root: Path, folder: Path, into: Path, *, tools: Tools, say: Say) -> 
         for name, facts in document.redis.items():
             place = staging / "data/redis" if is_stack else staging / "redis" / name
             lay_redis(folder / facts["file"], place)
-        if is_stack:
-            _lay_keys(folder / KEYS, staging)
+        if (folder / KEYS).exists():
+            _lay_keys(folder / KEYS, staging if is_stack else staging / KEYS)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

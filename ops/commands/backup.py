@@ -119,5 +119,9 @@ def _stack_keys(state_dir: Path | None) -> dict[str, Path]:
     stack = StackFolder.at(state_dir)
     found = {f"keys/{path.name}": path for path in (stack.path / "keys").iterdir() if path.is_file()}
     found[STACK_SECRETS] = stack.path / "secrets.json"
-    found[STACK_PASSWORD] = stack.path / "data" / "postgres" / "password"
+    password = stack.path / "data" / "postgres" / "password"
+    if password.exists():  # a full stack has many servers, each with its own
+        found[STACK_PASSWORD] = password
+    else:
+        found |= {f"{path.parent.name}-password": path for path in stack.path.glob("data/*/password")}
     return found

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -16,7 +17,7 @@ from devstack.servers import PostgresServer, RedisServer
 from domain.topology import Topology, lane_fence_key, lane_lease_key, worker_fence_key, worker_lease_key
 from ops.backup import freeze, manifest
 from ops.backup.chain import chain_of, find
-from ops.backup.create import POSTGRES
+from ops.backup.create import POSTGRES, Creation
 from ops.backup.errors import BackupError
 from ops.backup.freeze import Frozen
 from ops.backup.manifest import Manifest
@@ -24,8 +25,11 @@ from ops.backup.postgres_copy import PostgresCopy, Server, servers_of
 from ops.backup.postgres_tools import Tools
 from ops.backup.redis_copy import RedisCopy
 from ops.backup.restore import lay_postgres, lay_redis, restore
+from ops.resharding.catalogue import LOCK_ID as MOVE_LOCK_ID
+from runtime.process.settings import load_settings
 from runtime.redis.client import redis_client
 from runtime.redis.leases import Lease
+from tests.fixtures.fix_databases import Databases
 
 
 def test_redis_is_copied_as_it_was_when_it_forked(own_redis: RedisServer, tmp_path: Path) -> None:
@@ -203,6 +207,29 @@ def test_a_folder_without_a_backup_is_named(tmp_path: Path) -> None:
     (tmp_path / manifest.FILE).write_text("{}")
     with pytest.raises(BackupError, match="made by another version"):
         Manifest.read(tmp_path)
+
+
+def test_what_has_no_one_point_is_refused(databases: Databases, tmp_path: Path) -> None:
+    """The nodes of a cluster, and shards between which buckets move. Nothing is left behind."""
+
+    def refused(**environ: str) -> str:
+        settings = load_settings(databases.environ | environ)
+        creation = Creation(settings, tmp_path, tools=Tools.find(None), say=lambda _: None, full=True, keys={})
+        with pytest.raises(BackupError) as error:
+            asyncio.run(creation.run())
+        return str(error.value)
+
+    assert "Redis Cluster" in refused(FLASHSALE_REDIS_URL="redis+cluster://127.0.0.1:1,127.0.0.1:2")
+    group = "INSERT INTO bucket_group (buckets, source, target, step, token) VALUES ('{1}', 0, 1, 'copying', %s)"
+    with psycopg.connect(databases.catalogue_dsn, autocommit=True) as catalogue:
+        catalogue.execute(group, (uuid4(),))
+        try:
+            assert "buckets move" in refused(FLASHSALE_REDIS_URL="redis://127.0.0.1:1")
+        finally:
+            catalogue.execute("DELETE FROM bucket_group")
+        catalogue.execute("SELECT pg_advisory_lock(%s)", (MOVE_LOCK_ID,))
+        assert "buckets move" in refused(FLASHSALE_REDIS_URL="redis://127.0.0.1:1")
+    assert not any(tmp_path.iterdir())
 
 
 def test_nothing_is_restored_over_data(tmp_path: Path) -> None:
