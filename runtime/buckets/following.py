@@ -1,6 +1,6 @@
 """Keeps a process's map of moved buckets up to date, and tells the mover which map the process has.
 
-The truth is in the catalogue (`bucket_owner`); its copy in the reservation Redis is pushed, and read again every few
+The truth is in the catalogue (`bucket_owner`); its copy in the reservation Redis is pushed, and read again every ten
 seconds. A process with an old map loses nothing: each shard refuses writes to buckets that it does not own.
 """
 
@@ -23,8 +23,8 @@ from domain.topology import BUCKETS_CHANNEL, BUCKETS_KEY, BUCKETS_KNOWN_KEY, Top
 from runtime.process.supervision import TaskEnded, together
 from runtime.redis.channel import Channel
 
-TELL_S: Final = 5.0
-SILENT_S_MAX: Final = 20.0  # a process that told nothing for so long has ended
+TELL_S: Final = 10.0
+SILENT_S_MAX: Final = 40.0  # a process that told nothing for so long has ended
 
 log = structlog.get_logger(__name__)
 

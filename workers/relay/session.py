@@ -39,7 +39,6 @@ ROOM_WAIT_S = 0.25  # longest time that a shard delays the others before its ent
 TRIM_PAUSE_S = 0.02
 NOTE_S = 1.0  # between notes of progress: a crash repeats what was published since the last one
 DRAIN_S = 5.0
-MAP_LOOK_S = 0.25
 
 log = structlog.get_logger()
 
@@ -92,6 +91,7 @@ class LaneSession:
         self._note_at = 0.0
         self._some_ahead = False  # a destination of the trimmed prefix: its note may be due without further progress
         self._progress = asyncio.Event()
+        self._outdated = asyncio.Event()  # the map of buckets has changed
         self._draining = False
 
     async def run(self, stopping: asyncio.Event, beat: Beat = no_beat) -> None:
@@ -108,7 +108,7 @@ class LaneSession:
             for _ in range(PUBLISHES_IN_FLIGHT)
         ]
         work = [asyncio.create_task(self._read(beat)), asyncio.create_task(self._trim()), *publishers]
-        ends = [asyncio.create_task(end) for end in (stopping.wait(), self._lease.lost.wait(), self._newer_map())]
+        ends = [asyncio.create_task(end) for end in (stopping.wait(), self._lease.lost.wait(), self._outdated.wait())]
         try:
             done, _ = await asyncio.wait([*work, *ends], return_when=asyncio.FIRST_COMPLETED)
             for task in done.intersection(work):
@@ -117,11 +117,6 @@ class LaneSession:
                 await self._drain(work[0], publishers)
         finally:
             await tasks.cancel(*work, *ends)
-
-    async def _newer_map(self) -> None:
-        """Return when the map of buckets has changed."""
-        while self._buckets.version == self._map_version:  # noqa: ASYNC110 - a field, which anything may change
-            await asyncio.sleep(MAP_LOOK_S)
 
     async def _drain(self, reader: asyncio.Task[None], publishers: Sequence[asyncio.Task[None]]) -> None:
         """Stop reading; wait for the confirms of publishes in flight, then trim the confirmed prefix."""
@@ -138,6 +133,8 @@ class LaneSession:
     async def _read(self, beat: Beat) -> None:
         while True:
             beat()
+            if self._buckets.version != self._map_version:
+                self._outdated.set()
             progressed = await self._read_page()
             for number, destination in enumerate(self._destinations):
                 progressed |= await self._read_again(number, destination.backlog)
